@@ -1,0 +1,87 @@
+"""What FLUX is, as tables: its variants, and the sizes the API offers. Facts only, no branches, no settings.
+
+Sources: the model cards of FLUX.1 [dev] and [schnell]; the size table of the API that we answer in.
+"""
+
+from dataclasses import dataclass
+from typing import Literal
+
+VariantName = Literal["dev", "schnell"]
+
+
+@dataclass(frozen=True, slots=True)
+class Variant:
+    """A trained kind of FLUX, as its authors published it."""
+
+    repository: str
+    revision: str
+    licence: str
+    guided: bool
+    """Has a guidance embedding, so `guidance_scale` means something."""
+    enough_steps: int
+    """Steps after which more no longer pay."""
+
+
+VARIANTS: dict[VariantName, Variant] = {
+    "dev": Variant(
+        repository="black-forest-labs/FLUX.1-dev",
+        revision="3de623fc3c33e44ffbe2bad470d0f45bccf2eb21",
+        licence="FLUX.1 [dev] Non-Commercial License",
+        guided=True,
+        enough_steps=28,
+    ),
+    "schnell": Variant(
+        repository="black-forest-labs/FLUX.1-schnell",
+        revision="741f7c3ce8b383c54771c7003378a50191e9efe9",
+        licence="Apache-2.0",
+        guided=False,
+        enough_steps=4,
+    ),
+}
+
+Size = tuple[int, int]
+"""Width and height in pixels."""
+
+SIZES: dict[str, dict[str, Size]] = {
+    "1": {
+        "1:1": (1024, 1024),
+        "16:9": (1344, 768),
+        "21:9": (1536, 640),
+        "3:2": (1216, 832),
+        "2:3": (832, 1216),
+        "4:5": (896, 1088),
+        "5:4": (1088, 896),
+        "3:4": (896, 1152),
+        "4:3": (1152, 896),
+        "9:16": (768, 1344),
+        "9:21": (640, 1536),
+    },
+    "0.25": {
+        "1:1": (512, 512),
+        "16:9": (672, 384),
+        "21:9": (768, 320),
+        "3:2": (608, 416),
+        "2:3": (416, 608),
+        "4:5": (448, 544),
+        "5:4": (544, 448),
+        "3:4": (448, 576),
+        "4:3": (576, 448),
+        "9:16": (384, 672),
+        "9:21": (320, 768),
+    },
+}
+"""megapixels -> aspect_ratio -> size. The pixel count is what the model was trained on; the ratio is the nearest."""
+
+SIZE_MULTIPLE = 16
+"""The API rounds custom sizes and input pictures to multiples of this. What a checkpoint needs is its pixel stride."""
+
+CUSTOM_SIDE_MIN = 256
+CUSTOM_SIDE_MAX = 1440
+PICTURE_SIDE_MIN = 64
+PICTURE_SIDE_MAX = 1440
+PICTURE_RATIO_MAX = 8.0
+
+
+def nearest_multiple(side: float, multiple: int = SIZE_MULTIPLE) -> int:
+    """The multiple nearest to `side`, half up, never 0."""
+    return max(multiple, int((side + multiple / 2) // multiple) * multiple)

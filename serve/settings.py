@@ -1,0 +1,242 @@
+"""Everything that can be set: one frozen tree in which an unknown key is a fault. Knows neither Ray nor torch.
+
+The defaults are the embedded service: tiny models, a CPU, loopback. `serve_config.yaml` is the production tree.
+This is the only module that reads the environment, and only for secrets: they never stand in a file or a plan.
+"""
+
+import os
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Annotated, Any, Literal, Self
+
+import yaml
+from pydantic import BaseModel, ConfigDict, Field, SecretStr, model_validator
+
+from serve.catalog import Size, VariantName
+
+Precision = Literal["bf16", "fp8", "float32"]
+Dtype = Literal["bfloat16", "float16", "float32"]
+Device = Literal["cpu", "cuda"]
+Positive = Annotated[int, Field(ge=1)]
+Seconds = Annotated[float, Field(gt=0)]
+
+EMBEDDED = "embedded"
+"""As a model's `source`: the tiny checkpoints that this project brings along."""
+
+
+class Strict(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+class ModelSettings(Strict):
+    """A checkpoint, and the facts about it that are checked when it is loaded."""
+
+    variant: VariantName
+    source: str = EMBEDDED
+    """`embedded`, a local folder in diffusers' layout, or a repository of the Hugging Face hub."""
+    revision: str | None = None
+    """Commit of the hub repository."""
+    pixel_stride: Positive = 16
+    """Pixels a side of one transformer token: the VAE's factor times the 2x2 packing of latents."""
+    text_tokens: Positive
+    """Length to which T5 pads and cuts every prompt."""
+
+
+class Dtypes(Strict):
+    transformer: Dtype
+    text: Dtype
+    vae: Dtype
+
+
+class Scaling(Strict):
+    """How many replicas a pool has. Ray Serve's own words; the delays are short because requests take seconds."""
+
+    min_replicas: Annotated[int, Field(ge=0)] = 1
+    initial_replicas: Annotated[int, Field(ge=0)] | None = None
+    max_replicas: Positive = 1
+    target_ongoing_requests: Annotated[float, Field(gt=0)] = 4
+    metrics_interval_s: Seconds = 1
+    look_back_period_s: Seconds = 5
+    upscale_delay_s: Annotated[float, Field(ge=0)] = 3
+    downscale_delay_s: Annotated[float, Field(ge=0)] = 60
+    downscale_to_zero_delay_s: Annotated[float, Field(ge=0)] | None = None
+
+    @model_validator(mode="after")
+    def _bounds_in_order(self) -> Self:
+        if self.min_replicas > self.max_replicas:
+            raise ValueError("min_replicas is larger than max_replicas")
+        return self
+
+
+class PoolSettings(Strict):
+    """One row: a pool of replicas that all serve one model at one precision."""
+
+    model: str
+    """Name of a row in `models`."""
+    precision: Precision = "bf16"
+    device: Device = "cpu"
+    dtypes: dict[Device, Dtypes] = Field(
+        default={
+            # bf16 convolutions on a CPU are 30 to 60 times slower than float32 ones.
+            "cpu": Dtypes(transformer="bfloat16", text="bfloat16", vae="float32"),
+            "cuda": Dtypes(transformer="bfloat16", text="bfloat16", vae="bfloat16"),
+        }
+    )
+    quantize_text: bool = False
+    """Keep T5's linears in float8 too: half its memory."""
+    max_batch: Positive = 8
+    """Images that share one transformer pass."""
+    batch_alone: bool = False
+    """Run each image by itself: on a GPU the batch size may change rounding, this rules it out."""
+    warm_sizes: tuple[Size, ...] = ((512, 512), (1024, 1024))
+    """Drawn once before a replica says that it is ready."""
+    max_megapixels: Annotated[float, Field(gt=0)] = 2.1
+    """Larger pictures are refused."""
+    threads: Positive = 1
+    """CPU threads of torch. Two busy processes of two threads each on two cores are 35 times slower than with one."""
+    prompt_cache_entries: Annotated[int, Field(ge=0)] = 64
+    max_in_flight: Positive = 64
+    """Predictions accepted for this pool and not ended, over all replicas; the next one is answered 429."""
+    max_ongoing_requests: Positive = 16
+    """Predictions that one replica works on at once."""
+    graceful_shutdown_timeout_s: Annotated[float, Field(ge=120)] = 120
+    """A replica that is taken away may finish what it has begun for this long."""
+    health_check_period_s: Seconds = 10
+    health_check_timeout_s: Seconds = 30
+    num_cpus: Annotated[float, Field(ge=0)] = 0.4
+    num_gpus: Annotated[float, Field(ge=0)] = 0
+    scaling: Scaling = Scaling()
+
+
+class ServedModel(Strict):
+    """A model as callers name it: `owner/name`, the version ids it answers to, and inputs it has by default."""
+
+    owner: Annotated[str, Field(pattern=r"^[a-z0-9][a-z0-9._-]*$")]
+    name: Annotated[str, Field(pattern=r"^[a-z0-9][a-z0-9._-]*$")]
+    versions: Annotated[tuple[str, ...], Field(min_length=1)]
+    default_inputs: dict[str, Any] = {}
+
+    @property
+    def full_name(self) -> str:
+        return f"{self.owner}/{self.name}"
+
+
+class FetchSettings(Strict):
+    """Bounds on what is fetched from URLs in requests."""
+
+    max_bytes: Positive = 64 * 2**20
+    connect_timeout_s: Seconds = 5
+    stall_timeout_s: Seconds = 15
+    total_timeout_s: Seconds = 60
+    max_redirects: Annotated[int, Field(ge=0)] = 5
+    max_concurrent: Positive = 16
+    allowed_hosts: tuple[str, ...] = ()
+    """Host names or addresses (with `:port` to narrow) that may be fetched although they are not public."""
+
+
+class OutputSettings(Strict):
+    """Where finished pictures lie, and how answers name them."""
+
+    folder: Path | None = None
+    """Local folder; None keeps them in a temporary one. With several nodes it must be shared by them."""
+    public_url: str = "http://127.0.0.1:8000"
+    """Base of every URL in an answer. Never taken from the Host header, which a client chooses."""
+    delivery: Literal["auto", "data", "url"] = "auto"
+    """`auto`: `data:` URIs while `public_url` is plain http, since official clients wrap only https: and data:."""
+    max_age_s: Seconds = 3600
+    max_bytes: Positive = 2 * 2**30
+
+    @property
+    def as_data(self) -> bool:
+        return self.delivery == "data" or (self.delivery == "auto" and not self.public_url.startswith("https:"))
+
+
+class SafetySettings(Strict):
+    checker: Literal["opennsfw", "flux", "off"] = "opennsfw"
+    """`opennsfw` ships its weights in its package; `flux` is the reference's two stages, which need hub models."""
+    threshold: Annotated[float, Field(ge=0, le=1)] = 0.8
+    """Score from which `opennsfw` flags."""
+    concept_model: str = "CompVis/stable-diffusion-safety-checker"
+    classifier_model: str = "Falconsai/nsfw_image_detection"
+    device: Device = "cpu"
+    may_be_disabled: bool = True
+    """Whether `disable_safety_checker` is obeyed."""
+
+
+class Settings(Strict):
+    models: Annotated[dict[str, ModelSettings], Field(min_length=1)] = {
+        "dev": ModelSettings(variant="dev", text_tokens=128),
+        "schnell": ModelSettings(variant="schnell", text_tokens=128),
+    }
+    pools: Annotated[dict[str, PoolSettings], Field(min_length=1)] = {
+        "dev-bf16": PoolSettings(model="dev"),
+        "dev-fp8": PoolSettings(model="dev", precision="fp8"),
+        "schnell": PoolSettings(model="schnell"),
+    }
+    served_models: Annotated[tuple[ServedModel, ...], Field(min_length=1)] = (
+        ServedModel(owner="black-forest-labs", name="flux-dev-lora", versions=("embedded",)),
+        ServedModel(owner="fofr", name="flux-handwriting-and-sketch", versions=("d592f697",)),
+    )
+    custom_sizes_in_fp8: bool = False
+    """The API documents that custom sizes run in bf16 whatever `go_fast` says; True lifts that."""
+    max_body_bytes: Positive = 32 * 2**20
+    max_prompt_chars: Positive = 10_000
+    max_picture_megapixels: Annotated[float, Field(gt=0)] = 50
+    """Input pictures that say to be larger are refused before they are decoded."""
+    record_max_age_s: Seconds = 3600
+    max_records: Positive = 10_000
+    wait_default_s: Seconds = 60
+    """`Prefer: wait` without a number, and its upper bound."""
+    ingress_replicas: Literal[1] = 1
+    """Records live in the ingress' memory: a second replica would not know those of the first."""
+    ingress_num_cpus: Annotated[float, Field(ge=0)] = 0.4
+    cache_folder: Path | None = None
+    """Where embedded checkpoints are built once; None is the user's cache folder."""
+    fetch: FetchSettings = FetchSettings()
+    outputs: OutputSettings = OutputSettings()
+    safety: SafetySettings = SafetySettings()
+
+    @model_validator(mode="after")
+    def _rows_agree(self) -> Self:
+        for name, pool in self.pools.items():
+            if pool.model not in self.models:
+                raise ValueError(f"pools.{name}.model: there is no row {pool.model!r} in models")
+            if pool.device not in pool.dtypes:
+                raise ValueError(f"pools.{name}.dtypes: no entry for the device {pool.device!r}")
+        names = [model.full_name for model in self.served_models]
+        versions = [version for model in self.served_models for version in model.versions]
+        if len(set(names)) < len(names) or len(set(versions)) < len(versions):
+            raise ValueError("served_models: names and version ids must be unique")
+        return self
+
+    def variant_of(self, pool: str) -> VariantName:
+        return self.models[self.pools[pool].model].variant
+
+
+class Secrets(Strict):
+    """What must not stand in a file: read from the environment of the process that needs it."""
+
+    api_token: SecretStr | None = None
+    hf_token: SecretStr | None = None
+
+
+def read_secrets(environment: Mapping[str, str] = os.environ) -> Secrets:
+    """FLUX_SERVE_TOKEN guards every face; HF_TOKEN opens gated repositories."""
+    named = {"api_token": environment.get("FLUX_SERVE_TOKEN"), "hf_token": environment.get("HF_TOKEN")}
+    return Secrets.model_validate({key: value for key, value in named.items() if value})
+
+
+def cache_folder(settings: Settings, environment: Mapping[str, str] = os.environ) -> Path:
+    """The folder for what can be made again: `cache_folder`, else the user's cache by the XDG convention."""
+    if settings.cache_folder is not None:
+        return settings.cache_folder
+    base = environment.get("XDG_CACHE_HOME") or Path(environment.get("HOME", "/tmp")) / ".cache"
+    return Path(base) / "flux-serve"
+
+
+def override(tree: Mapping[str, Any], dotted: str, value: str) -> dict[str, Any]:
+    """`tree` with the entry at a dotted name replaced; the value is read as YAML, so `4` and `true` are typed."""
+    head, _, rest = dotted.partition(".")
+    below = tree.get(head)
+    new = override(below if isinstance(below, Mapping) else {}, rest, value) if rest else yaml.safe_load(value)
+    return {**tree, head: new}
