@@ -152,7 +152,7 @@ class OutputSettings(Strict):
 
 
 class SafetySettings(Strict):
-    checker: Literal["opennsfw", "flux", "off"] = "opennsfw"
+    checker: Literal["opennsfw", "flux", "none"] = "opennsfw"
     """`opennsfw` ships its weights in its package; `flux` is the reference's two stages, which need hub models."""
     threshold: Annotated[float, Field(ge=0, le=1)] = 0.8
     """Score from which `opennsfw` flags."""
