@@ -21,8 +21,8 @@ from ray import serve
 from ray.serve.context import _get_global_client
 from ray.serve.schema import ApplicationStatus, ServeDeploySchema
 
-from serve.config_file import ConfigFault, check, embedded_config, read_config, with_settings
 from serve.api.door import refuse_open_door
+from serve.config_file import ConfigFault, check, embedded_config, read_config, with_settings
 from serve.settings import Settings, read_secrets
 
 OBJECT_STORE_BYTES = 256 * 2**20
@@ -34,7 +34,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     try:
         schema, settings = check(_configuration(options))
         _check_door(schema, settings)
-        return _serve_until_stopped(schema)
+        return _serve_until_stopped(schema, options)
     except (ConfigFault, ServiceUnusable) as fault:
         print(f"serve: {fault}", file=sys.stderr)
         return 1
@@ -52,6 +52,8 @@ def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument(
         "--set", action="append", default=[], metavar="KEY=VALUE", help="any setting by its dotted name, as YAML"
     )
+    parser.add_argument("--num-cpus", type=int, help="CPUs that Ray hands out (as many as there are)")
+    parser.add_argument("--num-gpus", type=int, help="GPUs that Ray hands out (as many as there are)")
     return parser.parse_args(arguments)
 
 
@@ -88,27 +90,29 @@ def _check_door(schema: ServeDeploySchema, settings: Settings) -> None:
         raise ServiceUnusable(f"cannot listen on {host}:{port}: {error.strerror}; try another --port") from None
 
 
-def _serve_until_stopped(schema: ServeDeploySchema) -> int:
+def _serve_until_stopped(schema: ServeDeploySchema, options: argparse.Namespace) -> int:
     stop = threading.Event()
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, lambda *_: stop.set())
-    with _own_ray():
+    with _own_ray(options) as address:
         _deploy(schema, stop)
         if not stop.is_set():
             http = schema.http_options
-            print(f"ready: http://{http.host}:{http.port} (Ctrl-C stops)", flush=True)
+            print(f"ready: http://{http.host}:{http.port} (Ray at {address}; Ctrl-C stops)", flush=True)
         stop.wait()
         print("stopping", flush=True)
     return 0
 
 
 @contextlib.contextmanager
-def _own_ray() -> Iterator[None]:
-    """A Ray of our own for as long as the block lasts; its sockets need a short path."""
+def _own_ray(options: argparse.Namespace) -> Iterator[str]:
+    """A Ray of our own for as long as the block lasts: its address. Its sockets need a short path."""
     print("starting Ray", flush=True)
     with tempfile.TemporaryDirectory(prefix="flux-", ignore_cleanup_errors=True) as folder:
-        ray.init(
+        context = ray.init(
             address="local",
+            num_cpus=options.num_cpus,
+            num_gpus=options.num_gpus,
             include_dashboard=False,
             logging_level=logging.ERROR,
             log_to_driver=False,
@@ -117,7 +121,7 @@ def _own_ray() -> Iterator[None]:
             _node_ip_address="127.0.0.1",
         )
         try:
-            yield
+            yield context.address_info["gcs_address"]
         finally:
             serve.shutdown()
             ray.shutdown()
@@ -141,3 +145,13 @@ def _deploy(schema: ServeDeploySchema, stop: threading.Event) -> None:
             if application.status == ApplicationStatus.DEPLOY_FAILED:
                 raise ServiceUnusable(f"start-up failed: {_reason(application.message)}")
         time.sleep(POLL_S)
+
+
+def _reason(message: str) -> str:
+    """The last line of what Serve tells of a failed start: above it stands a traceback."""
+    lines = [line.strip() for line in message.splitlines() if line.strip()]
+    return lines[-1] if lines else "no reason was given"
+
+
+if __name__ == "__main__":
+    sys.exit(main())
