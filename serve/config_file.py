@@ -5,7 +5,7 @@ Knows Serve's schema and our settings, and starts nothing.
 
 from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import Any, get_args
+from typing import Any, cast, get_args
 
 import yaml
 from pydantic import BaseModel, ValidationError
@@ -107,7 +107,7 @@ def _unknown_keys(tree: object, model: type[BaseModel], where: str) -> Iterator[
 def _model_in(model: type[BaseModel], field: str) -> type[BaseModel] | None:
     """The model that a field's type holds: itself, in a list, or beside None."""
     if (model, field) == (DeploymentSchema, "autoscaling_config"):
-        return AutoscalingConfig
+        return cast(type[BaseModel], AutoscalingConfig)
     pending = [model.model_fields[field].annotation]
     while pending:
         annotation = pending.pop()

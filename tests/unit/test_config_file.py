@@ -93,5 +93,5 @@ def test_what_is_no_yaml_mapping_is_refused_with_its_name(tmp_path: Path, text: 
 
 
 def test_a_missing_file_is_one_line() -> None:
-    with pytest.raises(ConfigFault, match="nowhere.yaml: No such file"):
+    with pytest.raises(ConfigFault, match=r"nowhere\.yaml: No such file"):
         read_config(Path("nowhere.yaml"))
