@@ -4,23 +4,24 @@ Composes what one ingress process needs; Ray hands it the pools' handles. Decide
 """
 
 import asyncio
-import logging
-from collections.abc import AsyncGenerator, Mapping
+from collections.abc import AsyncGenerator, Mapping, Sequence
 from contextlib import asynccontextmanager
 from typing import Any
 
 from ray import serve
 from ray.serve.context import _get_global_client
 from ray.serve.handle import DeploymentHandle
-from ray.serve.schema import ApplicationStatus
+from ray.serve.schema import DeploymentStatus
 from starlette.applications import Starlette
+from starlette.exceptions import HTTPException
+from starlette.middleware import Middleware
 
 from serve.api import cog, files, replicate
 from serve.api.door import Door, refuse_open_door
 from serve.api.problem import unrouted
 from serve.api.replicate import prediction_body
 from serve.media.fetch import Fetcher
-from serve.media.outputs import Outputs
+from serve.media.outputs import OutputStore
 from serve.pool import HandlePool
 from serve.predictions.desk import Desk
 from serve.predictions.pictures import Pictures
@@ -29,8 +30,6 @@ from serve.predictions.runner import Runner
 from serve.predictions.store import MemoryStore
 from serve.predictions.versions import served_version
 from serve.settings import Settings, read_secrets
-
-log = logging.getLogger("ray.serve")
 
 READY_POLL_S = 0.5
 CLOSE_GRACE_S = 60.0
@@ -43,17 +42,22 @@ class Ingress:
         self._settings = settings
         self._token = read_secrets().api_token
         refuse_open_door(_get_global_client().http_config.host, self._token is not None, settings.open_without_token)
-        self._outputs = Outputs(settings.outputs)
+        self._outputs = OutputStore(settings.outputs)
         self._fetcher = Fetcher(settings.fetch)
-        pictures = Pictures(self._fetcher, settings)
+        pictures = Pictures(settings, self._fetcher)
         store = MemoryStore(settings.max_records, settings.record_max_age_s)
         pools = {name: HandlePool(name, handle) for name, handle in handles.items()}
         self._desk = Desk(settings, store, Runner(store, pools, pictures, self._outputs), pictures)
-        self._opening = asyncio.get_running_loop().create_task(self._open_when_pools_are_ready())
+        self._pools = tuple(handles)
 
     def __serve_build_asgi_app__(self) -> Starlette:
-        routes = [face for room in (replicate, cog, files) for face in room.routes(self._desk, self._settings)]
-        return Starlette(routes=routes)
+        shared = (self._desk, self._outputs, self._settings)
+        return Starlette(
+            routes=[*replicate.routes(*shared), *cog.routes(*shared), *files.routes(self._outputs)],
+            middleware=[Middleware(Door, token=self._token)],
+            exception_handlers={HTTPException: unrouted},
+            lifespan=self._open_and_close,
+        )
 
     async def predict(self, inputs: Mapping[str, Any], version: str | None = None) -> dict[str, Any]:
         """The prediction for `inputs` at its end, as `/v1` shows it; a caller who leaves cancels it.
@@ -70,3 +74,27 @@ class Ingress:
         async with self._desk.attached(inputs, served_version(self._settings, version)) as prediction:
             async for state in self._desk.watch(prediction.id):
                 yield await self._body(state)
+
+    async def _body(self, prediction: Prediction) -> dict[str, Any]:
+        return await prediction_body(prediction, self._outputs, self._settings)
+
+    @asynccontextmanager
+    async def _open_and_close(self, app: Starlette) -> AsyncGenerator[None, None]:
+        opening = asyncio.create_task(self._open_when_pools_are_healthy())
+        yield
+        opening.cancel()
+        await self._desk.close(CLOSE_GRACE_S)
+        await self._fetcher.aclose()
+
+    async def _open_when_pools_are_healthy(self) -> None:
+        application = serve.get_replica_context().app_name
+        while not await asyncio.to_thread(_are_healthy, application, self._pools):
+            await asyncio.sleep(READY_POLL_S)
+        self._desk.open()
+
+
+def _are_healthy(application: str, pools: Sequence[str]) -> bool:
+    """Whether every pool has the replicas that it is meant to have; none, where none is enough."""
+    status = serve.status().applications.get(application)
+    deployments = status.deployments if status else {}
+    return all(name in deployments and deployments[name].status == DeploymentStatus.HEALTHY for name in pools)
