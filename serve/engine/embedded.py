@@ -9,20 +9,33 @@ import json
 import logging
 import shutil
 import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import asdict
 from pathlib import Path
 
 import diffusers
 import torch
 import transformers
-from diffusers import FlowMatchEulerDiscreteScheduler, FluxPipeline
+from diffusers import FlowMatchEulerDiscreteScheduler
 
 from serve.catalog import VARIANTS, VariantName
-from serve.engine import embedded_models, embedded_tokenizers
+from serve.engine import embedded_models as models
+from serve.engine import embedded_tokenizers as tokenizers
 from serve.engine.embedded_models import Geometry
 
-_DISK_DTYPE = torch.bfloat16
 _TRANSFORMER_SHARD = "2MB"
+_MODEL_INDEX = {
+    "_class_name": "FluxPipeline",
+    "_diffusers_version": diffusers.__version__,
+    "scheduler": ["diffusers", "FlowMatchEulerDiscreteScheduler"],
+    "text_encoder": ["transformers", "CLIPTextModel"],
+    "text_encoder_2": ["transformers", "T5EncoderModel"],
+    "tokenizer": ["transformers", "CLIPTokenizer"],
+    "tokenizer_2": ["transformers", "T5TokenizerFast"],
+    "transformer": ["diffusers", "FluxTransformer2DModel"],
+    "vae": ["diffusers", "AutoencoderKL"],
+}
 _log = logging.getLogger(__name__)
 
 
@@ -48,22 +61,21 @@ def ensure(variant: VariantName, cache_folder: Path, geometry: Geometry | None =
 def build(variant: VariantName, geometry: Geometry, folder: Path) -> None:
     """Writes the checkpoint to `folder`. The same weights for the same arguments, whatever was drawn before."""
     guided = VARIANTS[variant].guided
-    clip_tokenizer = embedded_tokenizers.clip_tokenizer()
-    t5_tokenizer = embedded_tokenizers.t5_tokenizer(geometry.text_tokens)
-    pipeline = FluxPipeline(
-        scheduler=FlowMatchEulerDiscreteScheduler.from_config(_scheduler_config(dynamic=guided)),
-        vae=embedded_models.vae(geometry).to(_DISK_DTYPE),
-        text_encoder=embedded_models.clip(geometry, len(clip_tokenizer)).to(_DISK_DTYPE),
-        tokenizer=clip_tokenizer,
-        text_encoder_2=embedded_models.t5(geometry, len(t5_tokenizer)).to(_DISK_DTYPE),
-        tokenizer_2=t5_tokenizer,
-        transformer=embedded_models.transformer(geometry, guided).to(_DISK_DTYPE),
-    )
-    pipeline.save_pretrained(folder, max_shard_size=_TRANSFORMER_SHARD)
-    embedded_tokenizers.save_clip_tokenizer(folder / "tokenizer")
+    tokenizer = tokenizers.t5_tokenizer(geometry.text_tokens)
+    with _no_progress_bars():
+        tokenizers.save_clip_tokenizer(folder / "tokenizer")
+        tokenizer.save_pretrained(folder / "tokenizer_2")
+        models.clip(geometry, len(tokenizers.clip_tokenizer())).bfloat16().save_pretrained(folder / "text_encoder")
+        models.t5(geometry, len(tokenizer)).bfloat16().save_pretrained(folder / "text_encoder_2")
+        models.vae(geometry).bfloat16().save_pretrained(folder / "vae")
+        models.transformer(geometry, guided).bfloat16().save_pretrained(
+            folder / "transformer", max_shard_size=_TRANSFORMER_SHARD
+        )
+    FlowMatchEulerDiscreteScheduler(**_schedule(dynamic=guided)).save_pretrained(folder / "scheduler")
+    (folder / "model_index.json").write_text(json.dumps(_MODEL_INDEX, indent=2) + "\n", encoding="utf-8")
 
 
-def _scheduler_config(dynamic: bool) -> dict[str, object]:
+def _schedule(dynamic: bool) -> dict[str, object]:
     """The schedules that FLUX was published with: [dev] shifts with the picture's size, [schnell] does not."""
     return {
         "num_train_timesteps": 1000,
@@ -78,7 +90,7 @@ def _scheduler_config(dynamic: bool) -> dict[str, object]:
 
 def _recipe_key(variant: VariantName, geometry: Geometry) -> str:
     """Changes with everything that the weights depend on: this code, the geometry, the libraries that write them."""
-    sources = [Path(str(module.__file__)) for module in (embedded_models, embedded_tokenizers)] + [Path(__file__)]
+    sources = [Path(str(module.__file__)) for module in (models, tokenizers)] + [Path(__file__)]
     recipe = {
         "variant": variant,
         "geometry": asdict(geometry),
@@ -95,3 +107,15 @@ def _move(built: Path, folder: Path) -> None:
         if not folder.is_dir():
             raise
         shutil.rmtree(built)  # Another process was first, with the same bytes.
+
+
+@contextmanager
+def _no_progress_bars() -> Iterator[None]:
+    """The libraries draw a bar for each file they write, however small."""
+    shown = transformers.logging.is_progress_bar_enabled()
+    transformers.logging.disable_progress_bar()
+    try:
+        yield
+    finally:
+        if shown:
+            transformers.logging.enable_progress_bar()
