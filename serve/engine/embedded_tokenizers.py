@@ -11,8 +11,8 @@ from pathlib import Path
 from transformers import CLIPTokenizer, T5Tokenizer
 from transformers.convert_slow_tokenizer import bytes_to_unicode
 
-WORDS = tuple(
-    """a an and at by for from in into is it of on or over the to under with without
+_TEXT = """
+    a an and at by for from in into is it of on or over the to under with without
     animal bear bird boat bridge car castle cat city cloud coast dog dragon face field fire fish flower forest garden
     girl hand hill horse house island kitchen lake leaf light lighthouse man moon mountain ocean person portrait
     rain river robot room sailboat sea sign sky snow star street sun sunset table train tree village wall water window
@@ -20,8 +20,9 @@ WORDS = tuple(
     big black blue bright brown dark gold green grey large old orange pink purple red round silver small soft white
     yellow young
     art cinematic detailed drawing film handwriting illustration ink oil painting paper pencil photo photograph
-    picture sketch style text watercolour writing""".split()
-)
+    picture sketch style text watercolour writing
+"""
+WORDS = tuple(_TEXT.split())
 BEGIN, END = "<|startoftext|>", "<|endoftext|>"
 CLIP_TOKENS = 77
 _END_OF_WORD = "</w>"
@@ -45,7 +46,7 @@ def t5_tokenizer(text_tokens: int) -> T5Tokenizer:
 
 
 def save_clip_tokenizer(folder: Path) -> None:
-    """Writes the files that CLIP's tokenizer has in FLUX repositories: no `tokenizer.json`, but vocabulary and merges."""
+    """Writes the files that it has in FLUX repositories: no `tokenizer.json`, but a vocabulary and its merges."""
     tokenizer = clip_tokenizer()
     tokenizer.save_pretrained(folder)
     (folder / "tokenizer.json").unlink()
