@@ -110,3 +110,13 @@ def now() -> datetime:
 def rfc3339(moment: datetime) -> str:
     """`2026-01-31T12:00:00.000Z`, as the clients of the API expect it."""
     return moment.astimezone(UTC).isoformat(timespec="milliseconds").replace("+00:00", "Z")
+
+
+def moments(prediction: Prediction) -> dict[str, str | None]:
+    """When the prediction was made, begun and ended, as answers tell it."""
+    times = {
+        "created_at": prediction.created_at,
+        "started_at": prediction.started_at,
+        "completed_at": prediction.completed_at,
+    }
+    return {name: rfc3339(at) if at else None for name, at in times.items()}
