@@ -14,7 +14,6 @@ from starlette.types import Receive
 
 from serve.api.body import check_keys, read_object
 from serve.api.prefer import read_preference
-from serve.api.problem import answering, detail
 from serve.api.schema import COG_VERSION, openapi
 from serve.api.timing import server_timing
 from serve.errors import NotFound
@@ -40,7 +39,7 @@ def routes(desk: Desk, settings: Settings) -> list[Route]:
         ("/predictions", "POST", face.predict),
         ("/predictions/{prediction_id}/cancel", "POST", face.cancel),
     )
-    return [Route(path, answering(endpoint, detail), methods=[method]) for path, method, endpoint in table]
+    return [Route(path, endpoint, methods=[method]) for path, method, endpoint in table]
 
 
 class _Face:

@@ -6,21 +6,46 @@ the id of the request, under which the log has the cause.
 
 import logging
 import math
-from collections.abc import Awaitable, Callable
+from collections.abc import Callable
 from typing import Any
 
 from starlette.exceptions import HTTPException
 from starlette.requests import ClientDisconnect, Request
 from starlette.responses import JSONResponse, Response
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from serve.api.body import InvalidBody
-from serve.errors import InvalidInput, NotFound, ServiceError
+from serve.errors import InvalidInput, ServiceError, Unauthenticated
 from serve.predictions.failure import told
 
 log = logging.getLogger(__name__)
 
-Endpoint = Callable[[Request], Awaitable[Response]]
+CLIENT_LEFT = 499
+"""For logs only: nobody reads the answer."""
+
 Style = Callable[[ServiceError], dict[str, Any]]
+
+
+class ErrorTable:
+    """ASGI middleware around the faces, and around what guards them: every error that leaves them becomes an answer."""
+
+    def __init__(self, app: ASGIApp) -> None:
+        self._app = app
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        begun = False
+
+        async def noting(message: Message) -> None:
+            nonlocal begun
+            begun = True
+            await send(message)
+
+        try:
+            await self._app(scope, receive, noting)
+        except Exception as error:
+            if begun or scope["type"] != "http":
+                raise
+            await _answer(error, scope)(scope, receive, send)
 
 
 def problem(error: ServiceError) -> dict[str, Any]:
@@ -43,45 +68,42 @@ def detail(error: ServiceError) -> dict[str, Any]:
         return {"detail": str(error)}
     within = ("body",) if isinstance(error, InvalidBody) else ("body", "input")
     return {
-        "detail": [
-            {"loc": [*within, fault.field], "msg": fault.message, "type": fault.kind} for fault in error.faults
-        ]
+        "detail": [{"loc": [*within, fault.field], "msg": fault.message, "type": fault.kind} for fault in error.faults]
     }
 
 
 MEDIA_TYPES: dict[Style, str] = {problem: "application/problem+json", detail: "application/json"}
 
 
-def answer(error: ServiceError, style: Style) -> Response:
-    headers = {} if error.retry_after_s is None else {"Retry-After": str(math.ceil(error.retry_after_s))}
-    return JSONResponse(style(error), error.status, headers, MEDIA_TYPES[style])
-
-
-def answering(endpoint: Endpoint, style: Style) -> Endpoint:
-    """`endpoint`, with every error that leaves it turned into an answer."""
-
-    async def guarded(request: Request) -> Response:
-        try:
-            return await endpoint(request)
-        except ClientDisconnect:
-            return Response(status_code=499)  # nobody reads it
-        except Exception as error:
-            return answer(told(error) or _unexpected(request), style)
-
-    return guarded
-
-
 async def unrouted(request: Request, error: Exception) -> Response:
-    """For Starlette's `HTTPException`, which its router raises for unknown paths and methods."""
-    if not isinstance(error, HTTPException):
-        raise error
-    style = problem if request.scope["path"].startswith("/v1/") else detail
-    known = NotFound("there is nothing at this path") if error.status_code == 404 else ServiceError(error.detail)
-    body = style(known) | ({"title": error.detail, "status": error.status_code} if style is problem else {})
-    return JSONResponse(body, error.status_code, error.headers, MEDIA_TYPES[style])
+    """Starlette's handler for the `HTTPException` that its router raises for unknown paths and methods."""
+    assert isinstance(error, HTTPException)
+    known = ServiceError(error.detail)
+    known.status, known.title = error.status_code, error.detail
+    response = _styled(known, request.scope)
+    response.headers.update(error.headers or {})
+    return response
 
 
-def _unexpected(request: Request) -> ServiceError:
-    request_id = getattr(request.state, "request_id", "-")
-    log.exception("request %s: %s %s failed", request_id, request.method, request.scope["path"])
-    return ServiceError(f"the service could not answer; the operator's log has the cause under request {request_id}")
+def _answer(error: Exception, scope: Scope) -> Response:
+    request_id = scope.get("state", {}).get("request_id")
+    if isinstance(error, ClientDisconnect):
+        return Response(status_code=CLIENT_LEFT)
+    known = told(error)
+    if known is None:
+        log.error("request %s: %s %s failed", request_id, scope["method"], scope["path"], exc_info=error)
+        known = ServiceError(f"the service could not answer; the operator's log has the cause of request {request_id}")
+    response = _styled(known, scope)
+    if request_id is not None:
+        response.headers["X-Request-ID"] = request_id
+    return response
+
+
+def _styled(error: ServiceError, scope: Scope) -> Response:
+    style = problem if scope["path"].startswith("/v1/") else detail
+    response = JSONResponse(style(error), error.status, media_type=MEDIA_TYPES[style])
+    if error.retry_after_s is not None:
+        response.headers["Retry-After"] = str(math.ceil(error.retry_after_s))
+    if isinstance(error, Unauthenticated):
+        response.headers["WWW-Authenticate"] = "Bearer"
+    return response

@@ -11,7 +11,6 @@ from starlette.routing import Route
 
 from serve.api.body import check_keys, read_object
 from serve.api.prefer import read_preference
-from serve.api.problem import answering, problem
 from serve.api.schema import COG_VERSION, openapi
 from serve.api.timing import server_timing
 from serve.errors import NotFound
@@ -35,7 +34,7 @@ def routes(desk: Desk, settings: Settings) -> list[Route]:
         ("/v1/models/{owner}/{name}/predictions", "POST", face.create_for_model),
         ("/v1/models/{owner}/{name}/versions/{version}", "GET", face.version),
     )
-    return [Route(path, answering(endpoint, problem), methods=[method]) for path, method, endpoint in table]
+    return [Route(path, endpoint, methods=[method]) for path, method, endpoint in table]
 
 
 class _Face:
