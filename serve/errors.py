@@ -25,10 +25,11 @@ from typing import NamedTuple
 
 
 class Fault(NamedTuple):
-    """One faulty input: which field, and what is wrong with it."""
+    """One faulty input: which field, what is wrong with it, and the kind of fault as a short word for programs."""
 
     field: str
     message: str
+    kind: str = "value_error"
 
 
 class ServiceError(Exception):
