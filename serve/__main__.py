@@ -91,9 +91,7 @@ def _check_door(schema: ServeDeploySchema, settings: Settings) -> None:
 
 
 def _serve_until_stopped(schema: ServeDeploySchema, options: argparse.Namespace) -> int:
-    stop = threading.Event()
-    for number in (signal.SIGINT, signal.SIGTERM):
-        signal.signal(number, lambda *_: stop.set())
+    stop = _stop_on_signals()
     with _own_ray(options) as address:
         _deploy(schema, stop)
         if not stop.is_set():
@@ -102,6 +100,21 @@ def _serve_until_stopped(schema: ServeDeploySchema, options: argparse.Namespace)
         stop.wait()
         print("stopping", flush=True)
     return 0
+
+
+def _stop_on_signals() -> threading.Event:
+    """Set by the first Ctrl-C or SIGTERM: what runs may end. A second one does not wait for it."""
+    stop = threading.Event()
+    numbers = (signal.SIGINT, signal.SIGTERM)
+
+    def ask(*_: object) -> None:
+        stop.set()
+        for number in numbers:
+            signal.signal(number, signal.default_int_handler)
+
+    for number in numbers:
+        signal.signal(number, ask)
+    return stop
 
 
 @contextlib.contextmanager

@@ -5,6 +5,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+import ray
 
 from serve.local_service import ROOT, LocalService, local_service
 
@@ -34,3 +35,13 @@ def service(environment: dict[str, str]) -> Iterator[LocalService]:
     """The embedded service as a newcomer starts it."""
     with local_service(environment=environment) as running:
         yield running
+
+
+@pytest.fixture(scope="module")
+def joined(service: LocalService) -> Iterator[LocalService]:
+    """The service, and this process in its cluster: for handles, engine counters and replica counts."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("RAY_AUTH_MODE", "disabled")
+        ray.init(address=service.ray_address, logging_level="ERROR", log_to_driver=False)
+        yield service
+        ray.shutdown()
