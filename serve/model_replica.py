@@ -12,9 +12,10 @@ from contextlib import suppress
 from dataclasses import asdict
 
 from serve.engine.checkpoint import load
-from serve.engine.engine import Engine, Ticket
+from serve.engine.engine import Engine
 from serve.engine.job import Canceled, Done, EngineEvent, Failed, Job, Mask, Picture, Pixels
 from serve.engine.safety import SafetyChecker, build_checker
+from serve.engine.task import Ticket
 from serve.events import Drawn, Event, Finished, Flagged, Started, Stepped
 from serve.media.encode import encode
 from serve.plan import Plan
@@ -28,9 +29,11 @@ class ModelReplica:
 
     def __init__(self, settings: Settings, pool: str) -> None:
         row = settings.pools[pool]
-        self._checker: SafetyChecker = build_checker(settings.safety, read_secrets().hf_token)
+        token = read_secrets().hf_token
+        hf_token = token.get_secret_value() if token else None
+        self._checker: SafetyChecker = build_checker(settings.safety, hf_token)
         self._finishers = ThreadPoolExecutor(FINISHING_THREADS, thread_name_prefix="finish")
-        checkpoint = load(settings.models[row.model], row, cache_folder(settings), read_secrets().hf_token)
+        checkpoint = load(settings.models[row.model], row, cache_folder(settings), hf_token)
         self._engine = Engine(checkpoint, row)
         self._engine.start()
         self._engine.warm(row.warm_sizes)
