@@ -4,6 +4,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
+import httpx
 from starlette.applications import Starlette
 from starlette.exceptions import HTTPException
 from starlette.middleware import Middleware
@@ -26,6 +27,13 @@ class House:
     desk: Desk
     served: ServedVersion
     app: Starlette
+    made: list[str]
+    """The ids of all predictions that were accepted."""
+
+    @property
+    def http(self) -> httpx.AsyncClient:
+        """A client of the faces, without a network between."""
+        return httpx.AsyncClient(transport=httpx.ASGITransport(self.app), base_url="http://service")
 
     async def create(self, inputs: Mapping[str, Any]) -> Prediction:
         return await self.desk.create(inputs, self.served)
@@ -35,8 +43,15 @@ def house(
     pool: Pool, settings: Settings | None = None, fetcher: FakeFetcher | None = None, opened: bool = True
 ) -> House:
     """One pool stands for all rows of the settings."""
+    made: list[str] = []
+
+    class NotingStore(MemoryStore):
+        async def create(self, prediction: Prediction) -> None:
+            await super().create(prediction)
+            made.append(prediction.id)
+
     settings = settings or Settings()
-    store = MemoryStore(settings.max_records, settings.record_max_age_s)
+    store = NotingStore(settings.max_records, settings.record_max_age_s)
     pictures = Pictures(settings, fetcher or FakeFetcher({}))
     outputs = OutputStore(settings.outputs)
     desk = Desk(settings, store, Runner(store, dict.fromkeys(settings.pools, pool), pictures, outputs), pictures)
@@ -48,4 +63,4 @@ def house(
         *files.routes(outputs, settings),
     ]
     app = Starlette(routes=routes, middleware=[Middleware(ErrorTable)], exception_handlers={HTTPException: unrouted})
-    return House(desk, served_version(settings, None), app)
+    return House(desk, served_version(settings, None), app, made)
