@@ -1,10 +1,14 @@
 """The rooms behind the faces put together as the service does it, with pools and an internet that a test chooses."""
 
-from collections.abc import Mapping
+import asyncio
+import socket
+from collections.abc import AsyncGenerator, Mapping
+from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from typing import Any
 
 import httpx
+import uvicorn
 from starlette.applications import Starlette
 from starlette.exceptions import HTTPException
 from starlette.middleware import Middleware
@@ -34,6 +38,18 @@ class House:
     def http(self) -> httpx.AsyncClient:
         """A client of the faces, without a network between."""
         return httpx.AsyncClient(transport=httpx.ASGITransport(self.app), base_url="http://service")
+
+    @asynccontextmanager
+    async def listening(self) -> AsyncGenerator[str, None]:
+        """The faces on a port of loopback; the base URL."""
+        with socket.create_server(("127.0.0.1", 0)) as listener:
+            server = uvicorn.Server(uvicorn.Config(self.app, log_level="warning", lifespan="off"))
+            serving = asyncio.create_task(server.serve([listener]))
+            while not server.started:
+                await asyncio.sleep(0.01)
+            yield f"http://127.0.0.1:{listener.getsockname()[1]}"
+            server.should_exit = True
+            await serving
 
     async def create(self, inputs: Mapping[str, Any]) -> Prediction:
         return await self.desk.create(inputs, self.served)

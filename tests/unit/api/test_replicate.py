@@ -300,6 +300,12 @@ async def test_a_service_that_is_not_ready_answers_503() -> None:
 
 async def test_no_bad_request_takes_a_place_in_the_pool() -> None:
     home = house(FakePool(ONE_IMAGE), Settings(pools={"dev-bf16": PoolSettings(model="dev", max_in_flight=1)}))
-    for body in ({"input": {}}, {"input": CAT | {"image": "data:,x"}}, {"input": CAT, "version": "x"}, {}):
+    bad: list[dict[str, Any]] = [
+        {"input": {}},
+        {"input": CAT | {"image": "data:,x"}},
+        {"input": CAT, "version": "x"},
+        {},
+    ]
+    for body in bad:
         assert (await post(home, body)).status_code == 422
     assert (await post(home, {"input": CAT}, WAIT)).json()["status"] == "succeeded"
