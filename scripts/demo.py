@@ -1,6 +1,6 @@
 """One prompt to its pictures, over HTTP as any client goes: start the service, ask, save, tell, stop.
 
-Knows the service by its HTTP interface only; --url takes one that runs already.
+Knows the service's command line and its HTTP interface, nothing of what it does; --url takes one that runs already.
 """
 
 import argparse
@@ -20,7 +20,7 @@ from urllib.parse import unquote_to_bytes
 
 import httpx
 
-from scripts.service import Service, ServiceFailed, free_port
+from serve.local_service import ServiceDidNotStart, local_service
 
 Prediction = dict[str, Any]
 
@@ -46,11 +46,11 @@ def main(arguments: list[str] | None = None) -> int:
             paths = save(client, prediction, options.out)
         print("\n".join(report(paths, prediction, stages)))
         return 0
-    except (DemoFailed, ServiceFailed) as failure:
-        print(f"demo: {failure}", file=sys.stderr)
+    except DemoFailed as failure:
+        tell(str(failure))
         return 1
     except KeyboardInterrupt:
-        print("demo: interrupted", file=sys.stderr)
+        tell("interrupted")
         return 130
 
 
@@ -105,25 +105,41 @@ def data_uri(path: Path) -> str:
 @contextmanager
 def running_service(options: argparse.Namespace) -> Iterator[httpx.Client]:
     """A client of the service at --url, or of one that lives as long as the block."""
-    token = os.environ.get("FLUX_SERVE_TOKEN")
-    headers = {"Authorization": f"Bearer {token}"} if token else {}
     if options.url:
-        with httpx.Client(base_url=options.url, headers=headers, timeout=READ_TIMEOUT_S) as client:
+        with open_client(options.url, trust_env=True) as client:
             yield client
         return
-    port = options.port or free_port()
-    # A proxy of the environment has no way to our loopback.
-    with (
-        Service(port) as service,
-        httpx.Client(base_url=service.url, headers=headers, timeout=READ_TIMEOUT_S, trust_env=False) as client,
-    ):
-        service.wait_until_ready(client)
-        yield client
+    port = ("--port", str(options.port)) if options.port else ()
+    try:
+        # What the environment says of proxies is for other machines than ours.
+        with local_service(*port, on_line=tell) as service, open_client(service.url, trust_env=False) as client:
+            wait_until_open(client)
+            yield client
+    except ServiceDidNotStart as failure:
+        last = str(failure).splitlines()[-1].removeprefix("serve: ")
+        raise DemoFailed(f"the service did not start: {last}") from None
+
+
+def open_client(url: str, trust_env: bool) -> httpx.Client:
+    token = os.environ.get("FLUX_SERVE_TOKEN")
+    headers = {"Authorization": f"Bearer {token}"} if token else {}
+    return httpx.Client(base_url=url, headers=headers, timeout=READ_TIMEOUT_S, trust_env=trust_env)
+
+
+def wait_until_open(client: httpx.Client) -> None:
+    """Returns when the health check says that predictions are taken."""
+    while send(client, "GET", "/health-check").json()["status"] == "STARTING":
+        time.sleep(POLL_S)
+
+
+def tell(line: str) -> None:
+    """Progress: for the person at the terminal, not for what reads our output."""
+    print(f"demo: {line}", file=sys.stderr, flush=True)
 
 
 def predict(client: httpx.Client, inputs: Mapping[str, Any]) -> tuple[Prediction, dict[str, float]]:
     """The prediction after it succeeded, and what its stages took in milliseconds. Raises `DemoFailed`."""
-    print("demo: drawing", file=sys.stderr)
+    tell("drawing")
     answer = send(client, "POST", "/v1/predictions", json={"input": inputs}, headers={"Prefer": "wait"})
     while (prediction := answer.json())["status"] in ("starting", "processing"):
         time.sleep(POLL_S)

@@ -1,9 +1,9 @@
-"""A fake service in a folder of its own, and the demo pointed at it."""
+"""A fake `serve` in a folder of its own, taken for the real one."""
 
 import fcntl
 import json
+import shutil
 import signal
-import sys
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 
 from scripts import demo
-from scripts.service import Service
+from serve import local_service
 
 FAKE = Path(__file__).with_name("fake_service.py")
 SUCCEEDED = {
@@ -26,15 +26,16 @@ SUCCEEDED = {
 
 
 class FakeService:
+    """What `python -m serve` is in `folder`."""
+
     def __init__(self, folder: Path) -> None:
         self.folder = folder
+        (folder / "serve").mkdir(parents=True)
+        shutil.copy(FAKE, folder / "serve" / "__main__.py")
         self.behave()
 
     def behave(self, **behaviour: Any) -> None:
         (self.folder / "behaviour.json").write_text(json.dumps({"prediction": SUCCEEDED, **behaviour}))
-
-    def start(self, port: int) -> Service:
-        return Service(port, (sys.executable, "-S", str(FAKE), str(self.folder)))
 
     @property
     def asked(self) -> dict[str, Any]:
@@ -61,10 +62,10 @@ class FakeService:
 
 
 @pytest.fixture
-def fake(tmp_path: Path) -> FakeService:
-    folder = tmp_path / "service"
-    folder.mkdir()
-    return FakeService(folder)
+def fake(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> FakeService:
+    service = FakeService(tmp_path / "service")
+    monkeypatch.setattr(local_service, "ROOT", service.folder)
+    return service
 
 
 @pytest.fixture
@@ -72,7 +73,6 @@ def run_demo(fake: FakeService, tmp_path: Path, monkeypatch: pytest.MonkeyPatch)
     """Runs the demo in an empty folder, with the fake in the service's place."""
     (tmp_path / "here").mkdir()
     monkeypatch.chdir(tmp_path / "here")
-    monkeypatch.setattr(demo, "Service", fake.start)
     monkeypatch.delenv("FLUX_SERVE_TOKEN", raising=False)
     handlers = {number: signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGHUP)}
     yield lambda *arguments: demo.main(list(arguments))

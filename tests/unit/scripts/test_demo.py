@@ -9,7 +9,7 @@ import httpx
 import pytest
 
 from scripts import demo
-from scripts.service import free_port
+from serve.local_service import free_port, local_service
 from tests.unit.scripts.conftest import SUCCEEDED, FakeService
 
 Demo = Callable[..., int]
@@ -103,11 +103,29 @@ def test_the_seed_is_read_from_the_log_where_the_metrics_have_none() -> None:
 
 
 def test_a_service_that_runs_already_is_used_and_left_alone(run_demo: Demo, fake: FakeService) -> None:
-    port = free_port()
-    with fake.start(port) as service, httpx.Client(trust_env=False) as client:
-        service.wait_until_ready(client)
+    with local_service() as service, httpx.Client(trust_env=False) as client:
         assert run_demo("a cat", "--url", service.url) == 0
         assert client.get(f"{service.url}/health-check").is_success
+
+
+def test_nothing_is_asked_before_the_service_is_open(
+    run_demo: Demo, fake: FakeService, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(demo, "POLL_S", 0.01)
+    fake.behave(statuses=["STARTING", "STARTING", "READY"])
+    assert run_demo("a cat") == 0
+    assert fake.asked["health_checks"] == 3
+
+
+def test_the_service_starts_on_the_port_that_was_named(run_demo: Demo, fake: FakeService) -> None:
+    port = free_port()
+    run_demo("a cat", "--port", str(port))
+    assert fake.asked["headers"]["host"] == f"127.0.0.1:{port}"
+
+
+def test_progress_goes_to_standard_error(run_demo: Demo, capsys: Captured) -> None:
+    run_demo("a cat")
+    assert capsys.readouterr().err.splitlines() == ["demo: loading the models", "demo: drawing"]
 
 
 FAILURES = [
@@ -118,7 +136,7 @@ FAILURES = [
         "demo: the service answered 422: - width: is needed",
     ),
     ({"prediction": "full", "code": 429}, "demo: the service answered 429: Too Many Requests"),
-    ({"exits": 1}, "demo: the service ended with code 1 before it was ready"),
+    ({"fault": "port 8000 is taken"}, "demo: the service did not start: port 8000 is taken"),
 ]
 
 
