@@ -26,6 +26,8 @@ from serve.config_file import ConfigFault, check, embedded_config, read_config, 
 from serve.settings import Settings, read_secrets
 
 OBJECT_STORE_BYTES = 256 * 2**20
+RAY_ADDRESS = "127.0.0.2"
+"""Loopback: Ray's ports are for this machine only. It would replace 127.0.0.1 by an address that others reach."""
 POLL_S = 0.5
 
 
@@ -131,7 +133,7 @@ def _own_ray(options: argparse.Namespace) -> Iterator[str]:
             log_to_driver=False,
             object_store_memory=OBJECT_STORE_BYTES,
             _temp_dir=folder,
-            _node_ip_address="127.0.0.1",
+            _node_ip_address=RAY_ADDRESS,
         )
         try:
             yield context.address_info["gcs_address"]

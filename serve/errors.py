@@ -12,6 +12,7 @@ ServiceError
 └── PredictionFailed   500  an accepted prediction ended without pictures
     ├── FetchFailed         a URL of the request could not be had
     ├── PictureRefused      what was fetched is no picture we take
+    ├── StorageFailed       the pictures were drawn and could not be kept
     ├── AllFlagged          every picture was flagged by the safety checker
     └── EngineFailed        our fault: the cause is in the log, not in the message
 
@@ -149,6 +150,14 @@ class PictureRefused(PredictionFailed):
 
     def __str__(self) -> str:
         return f"{self.field}: {self.why}"
+
+
+class StorageFailed(PredictionFailed):
+    def __init__(self) -> None:
+        super().__init__()
+
+    def __str__(self) -> str:
+        return "the picture could not be stored; the operator's log has the cause"
 
 
 class AllFlagged(PredictionFailed):

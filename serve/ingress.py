@@ -18,7 +18,8 @@ from starlette.middleware import Middleware
 
 from serve.api import cog, files, replicate
 from serve.api.door import Door, refuse_open_door
-from serve.api.problem import unrouted
+from serve.api.output import shown_outputs
+from serve.api.problem import ErrorTable, unrouted
 from serve.api.replicate import prediction_body
 from serve.media.fetch import Fetcher
 from serve.media.outputs import OutputStore
@@ -33,6 +34,7 @@ from serve.settings import Settings, read_secrets
 
 READY_POLL_S = 0.5
 CLOSE_GRACE_S = 60.0
+SWEEP_EVERY_S = 60.0
 
 
 class Ingress:
@@ -53,8 +55,8 @@ class Ingress:
     def __serve_build_asgi_app__(self) -> Starlette:
         shared = (self._desk, self._outputs, self._settings)
         return Starlette(
-            routes=[*replicate.routes(*shared), *cog.routes(*shared), *files.routes(self._outputs)],
-            middleware=[Middleware(Door, token=self._token)],
+            routes=[*replicate.routes(*shared), *cog.routes(*shared), *files.routes(self._outputs, self._settings)],
+            middleware=[Middleware(ErrorTable), Middleware(Door, token=self._token)],
             exception_handlers={HTTPException: unrouted},
             lifespan=self._open_and_close,
         )
@@ -76,21 +78,29 @@ class Ingress:
                 yield await self._body(state)
 
     async def _body(self, prediction: Prediction) -> dict[str, Any]:
-        return await prediction_body(prediction, self._outputs, self._settings)
+        outputs = await shown_outputs(prediction, self._outputs)
+        return prediction_body(prediction, outputs, self._settings.outputs.public_url)
 
     @asynccontextmanager
     async def _open_and_close(self, app: Starlette) -> AsyncGenerator[None, None]:
-        opening = asyncio.create_task(self._open_when_pools_are_healthy())
+        keeping = [asyncio.create_task(work) for work in (self._open_when_pools_are_healthy(), self._sweep())]
         yield
-        opening.cancel()
+        for task in keeping:
+            task.cancel()
         await self._desk.close(CLOSE_GRACE_S)
         await self._fetcher.aclose()
+        await self._outputs.aclose()
 
     async def _open_when_pools_are_healthy(self) -> None:
         application = serve.get_replica_context().app_name
         while not await asyncio.to_thread(_are_healthy, application, self._pools):
             await asyncio.sleep(READY_POLL_S)
         self._desk.open()
+
+    async def _sweep(self) -> None:
+        while True:
+            await asyncio.sleep(SWEEP_EVERY_S)
+            await self._outputs.sweep()
 
 
 def _are_healthy(application: str, pools: Sequence[str]) -> bool:

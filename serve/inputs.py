@@ -123,5 +123,9 @@ def _fault(location: tuple[int | str, ...], message: str, kind: str) -> Fault:
 
 def _prompt_faults(prompt: object, max_chars: int) -> list[Fault]:
     if isinstance(prompt, str) and len(prompt) > max_chars:
-        return [Fault("prompt", f"Input should have at most {max_chars} characters, it has {len(prompt)}", "string_too_long")]
+        return [
+            Fault(
+                "prompt", f"Input should have at most {max_chars} characters, it has {len(prompt)}", "string_too_long"
+            )
+        ]
     return []

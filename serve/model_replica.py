@@ -9,12 +9,13 @@ import time
 from collections.abc import AsyncGenerator, AsyncIterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
-from typing import Any
+from dataclasses import asdict
 
 from serve.engine.checkpoint import load
-from serve.engine.engine import Engine, Ticket
+from serve.engine.engine import Engine
 from serve.engine.job import Canceled, Done, EngineEvent, Failed, Job, Mask, Picture, Pixels
 from serve.engine.safety import SafetyChecker, build_checker
+from serve.engine.task import Ticket
 from serve.events import Drawn, Event, Finished, Flagged, Started, Stepped
 from serve.media.encode import encode
 from serve.plan import Plan
@@ -28,10 +29,11 @@ class ModelReplica:
 
     def __init__(self, settings: Settings, pool: str) -> None:
         row = settings.pools[pool]
-        self._checker: SafetyChecker = build_checker(settings.safety, read_secrets().hf_token)
+        token = read_secrets().hf_token
+        hf_token = token.get_secret_value() if token else None
+        self._checker: SafetyChecker = build_checker(settings.safety, hf_token)
         self._finishers = ThreadPoolExecutor(FINISHING_THREADS, thread_name_prefix="finish")
-        self._latest = ""
-        checkpoint = load(settings.models[row.model], row, cache_folder(settings), read_secrets().hf_token)
+        checkpoint = load(settings.models[row.model], row, cache_folder(settings), hf_token)
         self._engine = Engine(checkpoint, row)
         self._engine.start()
         self._engine.warm(row.warm_sizes)
@@ -85,13 +87,16 @@ class ModelReplica:
         took_ms["encode"] = 1000 * (time.perf_counter() - checked)
         return Drawn(pixels.image, content, media_type), took_ms
 
-    def stats(self) -> dict[str, Any]:
+    def stats(self) -> dict[str, float]:
         """The engine's counters since it started."""
-        return self._engine.counters()
+        counters = self._engine.counters
+        return {**asdict(counters), "mean_batch": counters.mean_batch}
 
     def check_health(self) -> None:
-        """Raises when the engine's thread is stuck in one piece of work for far longer than any took in warm-up."""
-        self._engine.check()
+        """Raises when the engine's thread has died, or hangs in one piece of work."""
+        pulse = self._engine.pulse
+        if not pulse.healthy:
+            raise RuntimeError(f"the engine is stuck: {pulse}")
 
 
 class _Course:

@@ -10,7 +10,7 @@ from ray.exceptions import RayActorError, RayTaskError
 from ray.serve.exceptions import BackPressureError, DeploymentUnavailableError
 from ray.serve.handle import DeploymentHandle
 
-from serve.engine.job import Pixels8
+from serve.engine.job import Mask, Picture
 from serve.errors import EngineFailed, PoolFull, ServiceError
 from serve.events import Drawn, Event, Flagged
 from serve.plan import Plan
@@ -29,7 +29,7 @@ class HandlePool:
         self._handle = handle.options(method_name="generate", stream=True)
 
     async def generate(
-        self, plan: Plan, picture: Pixels8 | None = None, mask: Pixels8 | None = None
+        self, plan: Plan, picture: Picture | None = None, mask: Mask | None = None
     ) -> AsyncGenerator[Event, None]:
         """The events of one prediction, up to `Finished`.
 
@@ -51,7 +51,7 @@ class HandlePool:
                 if last_try:
                     raise EngineFailed("the replica that drew this was lost, twice; try again") from None
 
-    async def _call(self, plan: Plan, picture: Pixels8 | None, mask: Pixels8 | None) -> AsyncGenerator[Event, None]:
+    async def _call(self, plan: Plan, picture: Picture | None, mask: Mask | None) -> AsyncGenerator[Event, None]:
         stream = self._handle.remote(plan, picture, mask)
         ended = False
         try:

@@ -1,12 +1,13 @@
 """Stand-ins for what a unit test does not run: a pool, a clock, and the values that they are asked with."""
 
 import asyncio
-from collections.abc import AsyncGenerator, Sequence
+from collections.abc import AsyncGenerator, Mapping, Sequence
 from datetime import UTC, datetime, timedelta
 
 from numpy import uint8
 from numpy.typing import NDArray
 
+from serve.errors import FetchFailed
 from serve.events import Event
 from serve.plan import Plan
 from serve.predictions.record import Prediction
@@ -15,15 +16,21 @@ NOON = datetime(2026, 1, 1, 12, tzinfo=UTC)
 
 
 class FakePool:
-    """A pool that tells a script of events. It stands still before the first, until `going` is set."""
+    """A pool that tells a script of events, and raises the errors in it.
 
-    def __init__(self, events: Sequence[Event | Exception], going: bool = True) -> None:
+    It stands still before the first until `going` is set, and when it is closed until `let_go` is.
+    """
+
+    def __init__(self, events: Sequence[Event | BaseException], going: bool = True, slow_to_stop: bool = False) -> None:
         self.events = events
         self.going = asyncio.Event()
         self.calls: list[tuple[Plan, NDArray[uint8] | None, NDArray[uint8] | None]] = []
         self.stopped = 0
+        self.let_go = asyncio.Event()
         if going:
             self.going.set()
+        if not slow_to_stop:
+            self.let_go.set()
 
     async def generate(
         self, plan: Plan, picture: NDArray[uint8] | None, mask: NDArray[uint8] | None
@@ -32,11 +39,28 @@ class FakePool:
         try:
             await self.going.wait()
             for event in self.events:
-                if isinstance(event, Exception):
+                if isinstance(event, BaseException):
                     raise event
                 yield event
         finally:
+            await self.let_go.wait()
             self.stopped += 1
+
+
+class FakeFetcher:
+    """An internet of a few files. With `together` nothing arrives before so many were asked for."""
+
+    def __init__(self, files: Mapping[str, bytes], together: int = 1) -> None:
+        self._files = files
+        self._barrier = asyncio.Barrier(together)
+        self.fetched: list[str] = []
+
+    async def fetch(self, text: str) -> bytes:
+        self.fetched.append(text)
+        await self._barrier.wait()
+        if text not in self._files:
+            raise FetchFailed(text, "its server answered 404 Not Found")
+        return self._files[text]
 
 
 class FakeClock:

@@ -13,11 +13,13 @@ from starlette.routing import Route
 from starlette.types import Receive
 
 from serve.api.body import check_keys, read_object
+from serve.api.output import shown_outputs
 from serve.api.prefer import read_preference
 from serve.api.schema import COG_VERSION, openapi
 from serve.api.timing import server_timing
 from serve.errors import NotFound
 from serve.inputs import Inputs
+from serve.media.outputs import OutputStore
 from serve.predictions.desk import Desk, State
 from serve.predictions.record import Prediction, moments, rfc3339
 from serve.predictions.versions import ServedVersion, served_version
@@ -30,8 +32,8 @@ NOT_SERVED = frozenset(
 HEALTH: dict[State, str] = {"starting": "STARTING", "ready": "READY", "full": "BUSY", "closing": "DEFUNCT"}
 
 
-def routes(desk: Desk, settings: Settings) -> list[Route]:
-    face = _Face(desk, settings)
+def routes(desk: Desk, outputs: OutputStore, settings: Settings) -> list[Route]:
+    face = _Face(desk, outputs, settings)
     table = (
         ("/", "GET", face.index),
         ("/health-check", "GET", face.health),
@@ -43,8 +45,9 @@ def routes(desk: Desk, settings: Settings) -> list[Route]:
 
 
 class _Face:
-    def __init__(self, desk: Desk, settings: Settings) -> None:
+    def __init__(self, desk: Desk, outputs: OutputStore, settings: Settings) -> None:
         self._desk = desk
+        self._outputs = outputs
         self._settings = settings
         self._served = served_version(settings, None)
 
@@ -92,7 +95,7 @@ class _Face:
             return await self._desk.wait(prediction.id)
 
     async def _answer(self, prediction: Prediction, status: int = 200) -> Response:
-        outputs = await self._outputs.uris(prediction) if prediction.status == "succeeded" else None
+        outputs = await shown_outputs(prediction, self._outputs)
         return JSONResponse(envelope(prediction, outputs, self._served), status, server_timing(prediction))
 
 

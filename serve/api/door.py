@@ -6,8 +6,8 @@ import re
 import uuid
 
 from pydantic import SecretStr
-from starlette.datastructures import Headers, MutableHeaders
-from starlette.types import ASGIApp, Message, Receive, Scope, Send
+from starlette.datastructures import Headers
+from starlette.types import ASGIApp, Receive, Scope, Send
 
 from serve.errors import Unauthenticated
 
@@ -29,17 +29,11 @@ class Door:
             await self._app(scope, receive, send)
             return
         headers = Headers(scope=scope)
-        request_id = _request_id(headers.get(REQUEST_ID))
-        scope.setdefault("state", {})["request_id"] = request_id
-
-        async def send_with_id(message: Message) -> None:
-            if message["type"] == "http.response.start":
-                MutableHeaders(scope=message)[REQUEST_ID] = request_id
-            await send(message)
-
+        # Serve's proxy gives every request an id, and puts it on the answer.
+        scope.setdefault("state", {})["request_id"] = _request_id(headers.get(REQUEST_ID))
         if self._token is not None and not _knows(self._token, headers.get("authorization")):
             raise Unauthenticated
-        await self._app(scope, receive, send_with_id)
+        await self._app(scope, receive, send)
 
 
 def refuse_open_door(host: str, guarded: bool, forced: bool) -> None:

@@ -10,10 +10,12 @@ from starlette.responses import JSONResponse, Response
 from starlette.routing import Route
 
 from serve.api.body import check_keys, read_object
+from serve.api.output import shown_outputs
 from serve.api.prefer import read_preference
 from serve.api.schema import COG_VERSION, openapi
 from serve.api.timing import server_timing
 from serve.errors import NotFound
+from serve.media.outputs import OutputStore
 from serve.predictions.desk import Desk
 from serve.predictions.record import Prediction, moments, rfc3339
 from serve.predictions.versions import ServedVersion, served_model, served_version
@@ -25,8 +27,8 @@ MODEL_KEYS: dict[str, type] = {"input": dict, "stream": bool}
 NOT_SERVED = frozenset({"webhook", "webhook_completed", "webhook_events_filter"})
 
 
-def routes(desk: Desk, settings: Settings) -> list[Route]:
-    face = _Face(desk, settings)
+def routes(desk: Desk, outputs: OutputStore, settings: Settings) -> list[Route]:
+    face = _Face(desk, outputs, settings)
     table = (
         ("/v1/predictions", "POST", face.create),
         ("/v1/predictions/{prediction_id}", "GET", face.get),
@@ -38,8 +40,9 @@ def routes(desk: Desk, settings: Settings) -> list[Route]:
 
 
 class _Face:
-    def __init__(self, desk: Desk, settings: Settings) -> None:
+    def __init__(self, desk: Desk, outputs: OutputStore, settings: Settings) -> None:
         self._desk = desk
+        self._outputs = outputs
         self._settings = settings
 
     async def create(self, request: Request) -> Response:
@@ -84,7 +87,7 @@ class _Face:
         return response
 
     async def _answer(self, prediction: Prediction, status: int = 200) -> Response:
-        outputs = await self._desk.output_uris(prediction) if prediction.status == "succeeded" else None
+        outputs = await shown_outputs(prediction, self._outputs)
         body = prediction_body(prediction, outputs, self._settings.outputs.public_url)
         return JSONResponse(body, status, server_timing(prediction))
 

@@ -45,7 +45,12 @@ def _components(defaults: Mapping[str, Any]) -> dict[str, Schema]:
             for name, each in properties.items()
             if "enum" in each
         },
-        "Status": {"title": "Status", "type": "string", "enum": list(get_args(Status)), "description": "An enumeration."},
+        "Status": {
+            "title": "Status",
+            "type": "string",
+            "enum": list(get_args(Status)),
+            "description": "An enumeration.",
+        },
         "PredictionRequest": {
             "title": "PredictionRequest",
             "type": "object",

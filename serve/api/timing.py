@@ -9,7 +9,5 @@ STAGES = (
 
 def server_timing(prediction: Prediction) -> dict[str, str]:
     """The header, with the stages that the prediction has gone through in their order; milliseconds."""
-    stages = [
-        f"{stage};dur={prediction.stages_ms[stage]:.1f}" for stage in STAGES if stage in prediction.stages_ms
-    ]
+    stages = [f"{stage};dur={prediction.stages_ms[stage]:.1f}" for stage in STAGES if stage in prediction.stages_ms]
     return {"Server-Timing": ", ".join(stages)} if stages else {}

@@ -74,15 +74,15 @@ class Desk:
         permit = self._admission.admit(order.plan.pool)
         try:
             planned_ms = {"plan": ms_since(since_s)}
-            plan, sources = await self._pictures.open(order.inputs, order.plan)
+            pictures = await self._pictures.open(order.inputs, order.plan)
             opened_ms = {"fetch": ms_since(since_s) - planned_ms["plan"]} if order.inputs.image else {}
             self._check_ready()
-            prediction = order.record(plan, self._clock()).timed(planned_ms | opened_ms)
+            prediction = order.record(pictures.plan, self._clock()).timed(planned_ms | opened_ms)
             await self._store.create(prediction)
         except BaseException:
             permit.release()
             raise
-        self._start(Job(prediction.id, plan, sources), permit)
+        self._start(Job(prediction.id, pictures), permit)
         return prediction
 
     async def get(self, prediction_id: str) -> Prediction:
@@ -152,7 +152,7 @@ class Desk:
         task.add_done_callback(done)
 
     async def _stop(self, prediction_id: str, ending: Change) -> None:
-        """Ends the record first, so that the cancelled runner finds it ended; its place is free when the pool let go."""
+        """Ends the record first, so that the cancelled runner finds it ended. The pool lets go of its place later."""
         task = self._tasks.get(prediction_id)
         if await self._store.finish(prediction_id, ending) and task is not None:
             task.cancel()

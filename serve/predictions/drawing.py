@@ -4,21 +4,16 @@ import logging
 import time
 from collections.abc import Callable
 from datetime import datetime
-from typing import Protocol
 
 from serve.errors import AllFlagged, EngineFailed
 from serve.events import Drawn, Event, Finished, Flagged, Stepped
+from serve.media.outputs import OutputStore
 from serve.plan import Plan
 from serve.predictions.progress import Progress
 from serve.predictions.record import Output
 from serve.predictions.store import Change, PredictionStore
 
 log = logging.getLogger(__name__)
-
-
-class OutputStore(Protocol):
-    async def save(self, prediction_id: str, index: int, content: bytes, extension: str) -> str:
-        """Keeps a finished picture, and returns the name of its file."""
 
 
 class Drawing:

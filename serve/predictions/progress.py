@@ -1,4 +1,4 @@
-"""The progress of a prediction as the lines of its log that official clients read: tqdm's bar. Pure but for the clock."""
+"""The progress of a prediction as lines of its log, in the form of tqdm that official clients read."""
 
 import time
 from collections.abc import Callable

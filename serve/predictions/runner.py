@@ -15,11 +15,13 @@ from typing import Protocol
 
 from serve.errors import EngineFailed
 from serve.events import Event
+from serve.media.fit import Pixels
+from serve.media.outputs import OutputStore
 from serve.plan import Plan
-from serve.predictions.drawing import Drawing, OutputStore, ms_since
+from serve.predictions.drawing import Drawing, ms_since
 from serve.predictions.failure import told
-from serve.predictions.pictures import Pictures, Pixels, Sources
-from serve.predictions.record import Prediction, now
+from serve.predictions.pictures import Awaited, Pictures, Prepared
+from serve.predictions.record import now
 from serve.predictions.store import PredictionStore
 
 log = logging.getLogger(__name__)
@@ -34,11 +36,10 @@ class Pool(Protocol):
 
 @dataclass(frozen=True, slots=True)
 class Job:
-    """An accepted prediction as it waits for the runner. The plan has no size yet when the picture is a URL."""
+    """An accepted prediction as it waits for the runner."""
 
     prediction_id: str
-    plan: Plan
-    sources: Sources
+    pictures: Prepared | Awaited
 
 
 class Runner:
@@ -60,7 +61,7 @@ class Runner:
         """Raises nothing but `CancelledError`; who cancels this has ended the record before."""
         try:
             if await self._store.claim(job.prediction_id) is not None:
-                await self._draw(job.prediction_id, *await self._prepared(job))
+                await self._draw(job.prediction_id, await self._prepare(job))
         except asyncio.CancelledError:
             # Also what comes out of a pool whose work somebody else cancelled: then the record still has to end.
             await self._fail(job.prediction_id, EngineFailed("the image engine was stopped before it had finished"))
@@ -68,21 +69,22 @@ class Runner:
         except Exception as error:
             await self._fail(job.prediction_id, error)
 
-    async def _prepared(self, job: Job) -> tuple[Plan, Pixels | None, Pixels | None]:
-        """The completed plan with its picture and mask. A slow server elsewhere is waited for here, in no pool."""
+    async def _prepare(self, job: Job) -> Prepared:
+        """The plan with its pictures. A slow server elsewhere is waited for here, in no pool."""
         since_s = time.perf_counter()
-        plan, picture, mask = await self._pictures.prepare(job.plan, job.sources)
-        fetched_ms = {} if picture is None else {"fetch": ms_since(since_s)}
+        prepared = await self._pictures.prepare(job.pictures)
+        fetched_ms = {"fetch": ms_since(since_s)} if isinstance(job.pictures, Awaited) else {}
+        plan = prepared.plan
+        await self._store.update(
+            job.prediction_id, lambda record: record.planned(plan).timed(fetched_ms).noted(_summary(plan))
+        )
+        return prepared
 
-        def prepared(record: Prediction) -> Prediction:
-            return record.planned(plan).timed(fetched_ms).noted(_summary(plan))
-
-        await self._store.update(job.prediction_id, prepared)
-        return plan, picture, mask
-
-    async def _draw(self, prediction_id: str, plan: Plan, picture: Pixels | None, mask: Pixels | None) -> None:
+    async def _draw(self, prediction_id: str, prepared: Prepared) -> None:
+        plan = prepared.plan
         drawing = Drawing(prediction_id, plan, self._store, self._outputs, self._clock)
-        async with aclosing(self._pools[plan.pool].generate(plan, picture, mask)) as events:
+        pool = self._pools[plan.pool]
+        async with aclosing(pool.generate(plan, prepared.picture, prepared.mask)) as events:
             async for event in events:
                 await drawing.take(event)
         await drawing.finish()

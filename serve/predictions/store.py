@@ -1,4 +1,4 @@
-"""Where records are kept. `PredictionStore` is what the rest of the service knows; `MemoryStore` is one process' memory.
+"""Where records are kept: `PredictionStore` is what the service knows, `MemoryStore` the memory of one process.
 
 A change is given as a function from record to record, so that a store shared by several processes can apply it again
 when another change came first. Old records leave by themselves: how is each store's own affair.

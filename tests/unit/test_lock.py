@@ -1,6 +1,8 @@
 """The locks: exact versions for every machine, and no more than that."""
 
+import ast
 import re
+import sys
 import tomllib
 from pathlib import Path
 from typing import Any
@@ -53,3 +55,22 @@ def test_the_lock_has_every_dependency_of_the_project_as_the_project_wants_it(
 
 def test_the_two_locks_do_not_overlap() -> None:
     assert not pins("requirements.lock").keys() & pins("requirements-dev.lock").keys()
+
+
+PACKAGES = {"PIL": "pillow", "yaml": "pyyaml", "optimum": "optimum-quanto"}
+"""Libraries that are imported by another name than they are installed by."""
+
+
+@pytest.mark.parametrize("folder", ["serve", "benchmarks", "scripts", "examples"])
+def test_what_the_product_imports_is_a_dependency_of_its_own(folder: str) -> None:
+    """A library that comes only because another one needs it may go with that one's next release."""
+    wanted = {normal(re.split(r"[\[=]", dependency)[0]) for dependency in PROJECT["project"]["dependencies"]}
+    for path in (ROOT / folder).rglob("*.py"):
+        for library in imported(path) - sys.stdlib_module_names - {"serve", "benchmarks", "scripts"}:
+            assert normal(PACKAGES.get(library, library)) in wanted, f"{path.relative_to(ROOT)} imports {library}"
+
+
+def imported(path: Path) -> set[str]:
+    nodes = list(ast.walk(ast.parse(path.read_text())))
+    plain = {name.name for node in nodes if isinstance(node, ast.Import) for name in node.names}
+    return {name.partition(".")[0] for name in plain | {n.module or "" for n in nodes if isinstance(n, ast.ImportFrom)}}
