@@ -12,7 +12,7 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -105,12 +105,13 @@ def _read(child: "subprocess.Popen[str]", printed: "queue.SimpleQueue[str | None
 
 
 def _stop(child: "subprocess.Popen[str]") -> None:
-    """Asks as Ctrl-C does, and insists when nobody answers."""
-    if child.poll() is not None:
-        return
-    child.send_signal(signal.SIGINT)
+    """Asks as Ctrl-C does, insists when nobody answers, and leaves nothing of the child's group behind."""
     try:
-        child.wait(STOP_TIMEOUT_S)
-    except subprocess.TimeoutExpired:
-        os.killpg(child.pid, signal.SIGKILL)
+        if child.poll() is None:
+            child.send_signal(signal.SIGINT)
+            with suppress(subprocess.TimeoutExpired):
+                child.wait(STOP_TIMEOUT_S)
+    finally:
+        with suppress(ProcessLookupError):
+            os.killpg(child.pid, signal.SIGKILL)
         child.wait()
