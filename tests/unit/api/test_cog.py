@@ -53,6 +53,13 @@ async def test_the_envelope_shows_every_input_with_its_default() -> None:
     assert shown["seed"] is None
 
 
+async def test_a_large_picture_is_not_sent_back() -> None:
+    uri = data_uri(png(200, 100) + bytes(100_000))
+    answer = await post(house(FakePool(ONE_IMAGE)), {"input": CAT | {"image": uri}})
+    assert answer.status_code == 200
+    assert answer.json()["input"]["image"] == f"{uri[:64]}... ({len(uri)} characters)"
+
+
 async def test_a_failed_prediction_is_answered_with_200() -> None:
     answer = await post(house(FakePool((Started(), RuntimeError("secret")))), {"input": CAT})
     body = answer.json()

@@ -64,6 +64,12 @@ async def test_logs_tell_the_seed_the_work_and_the_progress() -> None:
     assert [line.split("|")[0].strip() for line in lines[2:]] == ["50%", "100%"]
 
 
+async def test_what_only_the_work_showed_is_told_once_though_a_lost_replica_began_it_twice() -> None:
+    begun = Started(("T5 reads only the first 128 of the prompt's 300 tokens",))
+    logs = (await ended(house(FakePool((begun, begun, *ONE_IMAGE[1:]))), CAT)).logs
+    assert logs.count("T5 reads only the first 128") == 1
+
+
 async def test_metrics_and_stages_tell_what_it_took() -> None:
     last = await ended(house(FakePool(ONE_IMAGE)), CAT)
     assert last.metrics["seed"] == 7
