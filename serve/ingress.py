@@ -18,7 +18,6 @@ from starlette.middleware import Middleware
 
 from serve.api import cog, files, replicate
 from serve.api.door import Door, refuse_open_door
-from serve.api.output import shown_outputs
 from serve.api.problem import ErrorTable, unrouted
 from serve.api.replicate import prediction_body
 from serve.media.fetch import Fetcher
@@ -78,8 +77,7 @@ class Ingress:
                 yield await self._body(state)
 
     async def _body(self, prediction: Prediction) -> dict[str, Any]:
-        outputs = await shown_outputs(prediction, self._outputs)
-        return prediction_body(prediction, outputs, self._settings.outputs.public_url)
+        return await prediction_body(prediction, self._outputs, self._settings)
 
     @asynccontextmanager
     async def _open_and_close(self, app: Starlette) -> AsyncGenerator[None, None]:

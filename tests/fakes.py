@@ -8,11 +8,23 @@ from numpy import uint8
 from numpy.typing import NDArray
 
 from serve.errors import FetchFailed
-from serve.events import Event
+from serve.events import Drawn, Event, Finished, Started, Stepped
 from serve.plan import Plan
 from serve.predictions.record import Prediction
 
 NOON = datetime(2026, 1, 1, 12, tzinfo=UTC)
+
+
+WEBP = b"RIFF....WEBP"
+
+
+def drawn(image: int) -> Drawn:
+    return Drawn(image, WEBP, "image/webp")
+
+
+DONE = Finished({"queue": 1.0, "text": 2.0, "denoise": 30.0}, mean_batch=2.5)
+ONE_IMAGE: tuple[Event, ...] = (Started(), Stepped(0, 1, 2), Stepped(0, 2, 2), drawn(0), DONE)
+"""The whole life of a prediction of one image in two steps."""
 
 
 class FakePool:

@@ -95,16 +95,16 @@ class _Face:
             return await self._desk.wait(prediction.id)
 
     async def _answer(self, prediction: Prediction, status: int = 200) -> Response:
-        outputs = await shown_outputs(prediction, self._outputs)
-        return JSONResponse(envelope(prediction, outputs, self._served), status, server_timing(prediction))
+        body = await envelope(prediction, self._outputs, self._served)
+        return JSONResponse(body, status, server_timing(prediction))
 
 
-def envelope(prediction: Prediction, outputs: list[str] | None, served: ServedVersion) -> dict[str, Any]:
+async def envelope(prediction: Prediction, outputs: OutputStore, served: ServedVersion) -> dict[str, Any]:
     """The prediction as Cog's Python server shows it: with every input, defaults included."""
     given = {key: value for key, value in prediction.inputs.items() if value is not None}
     return {
         "input": Inputs.model_validate(served.model.default_inputs | given).model_dump(),
-        "output": outputs,
+        "output": await shown_outputs(prediction, outputs),
         "id": prediction.id,
         "version": prediction.version,
         **moments(prediction),

@@ -87,25 +87,25 @@ class _Face:
         return response
 
     async def _answer(self, prediction: Prediction, status: int = 200) -> Response:
-        outputs = await shown_outputs(prediction, self._outputs)
-        body = prediction_body(prediction, outputs, self._settings.outputs.public_url)
+        body = await prediction_body(prediction, self._outputs, self._settings)
         return JSONResponse(body, status, server_timing(prediction))
 
 
-def prediction_body(prediction: Prediction, outputs: list[str] | None, public_url: str) -> dict[str, Any]:
-    """The prediction as the API shows it; `outputs` are the URIs of its pictures, None when there are none to show."""
-    here = f"{public_url.rstrip('/')}/v1/predictions/{prediction.id}"
+async def prediction_body(prediction: Prediction, outputs: OutputStore, settings: Settings) -> dict[str, Any]:
+    """The prediction as the API shows it."""
+    here = f"{settings.outputs.public_url.rstrip('/')}/v1/predictions/{prediction.id}"
+    pictures = await shown_outputs(prediction, outputs)
     return {
         "id": prediction.id,
         "model": prediction.model,
         "version": prediction.version,
         "status": prediction.status,
         "input": prediction.inputs,
-        "output": outputs,
+        "output": pictures,
         "error": prediction.error,
         "logs": prediction.logs,
         "metrics": prediction.metrics,
-        "data_removed": prediction.status == "succeeded" and outputs is None,
+        "data_removed": prediction.status == "succeeded" and pictures is None,
         **moments(prediction),
         "urls": {"get": here, "cancel": f"{here}/cancel", "web": here},
     }

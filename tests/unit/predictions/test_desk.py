@@ -16,26 +16,15 @@ from serve.errors import (
     PoolFull,
     ServiceError,
 )
-from serve.events import Drawn, Event, Finished, Flagged, Started, Stepped
+from serve.events import Event, Flagged, Started, Stepped
 from serve.predictions.record import Prediction
 from serve.settings import PoolSettings, Settings
-from tests.fakes import FakeFetcher, FakePool
+from tests.fakes import DONE, ONE_IMAGE, FakeFetcher, FakePool, drawn
 from tests.house import House, house
 from tests.pictures import data_uri, png
 
 CAT = {"prompt": "a cat", "seed": 7, "num_inference_steps": 2}
 HERE = "https://here.example/image.png"
-
-WEBP = b"RIFF....WEBP"
-
-
-def drawn(image: int) -> Drawn:
-    return Drawn(image, WEBP, "image/webp")
-
-
-STEPS = (Stepped(0, 1, 2), Stepped(0, 2, 2))
-DONE = Finished({"queue": 1.0, "text": 2.0, "denoise": 30.0}, mean_batch=2.5)
-WHOLE: tuple[Event, ...] = (Started(), *STEPS, drawn(0), DONE)
 
 
 async def ended(home: House, inputs: dict[str, object]) -> Prediction:
@@ -50,7 +39,7 @@ async def until(home: House, prediction: Prediction, status: str) -> None:
 
 
 async def test_a_prediction_goes_from_starting_over_processing_to_succeeded() -> None:
-    home = house(FakePool(WHOLE))
+    home = house(FakePool(ONE_IMAGE))
     first = await home.create(CAT)
     changes = [change async for change in home.desk.watch(first.id)]
     statuses = [first.status, *(change.status for change in changes)]
@@ -63,20 +52,20 @@ async def test_a_prediction_goes_from_starting_over_processing_to_succeeded() ->
 
 
 async def test_the_pool_gets_the_plan_of_the_record() -> None:
-    pool = FakePool(WHOLE)
+    pool = FakePool(ONE_IMAGE)
     last = await ended(house(pool), CAT)
     assert [call[0] for call in pool.calls] == [last.plan]
     assert last.plan.pool == "dev-bf16"
 
 
 async def test_logs_tell_the_seed_the_work_and_the_progress() -> None:
-    lines = (await ended(house(FakePool(WHOLE)), CAT)).logs.splitlines()
+    lines = (await ended(house(FakePool(ONE_IMAGE)), CAT)).logs.splitlines()
     assert lines[:2] == ["Using seed: 7", "Drawing 1 image of 1024x1024 in 2 steps on dev-bf16"]
     assert [line.split("|")[0].strip() for line in lines[2:]] == ["50%", "100%"]
 
 
 async def test_metrics_and_stages_tell_what_it_took() -> None:
-    last = await ended(house(FakePool(WHOLE)), CAT)
+    last = await ended(house(FakePool(ONE_IMAGE)), CAT)
     assert last.metrics["seed"] == 7
     assert last.metrics["pool"] == "dev-bf16"
     assert last.metrics["mean_batch"] == 2.5
@@ -86,7 +75,7 @@ async def test_metrics_and_stages_tell_what_it_took() -> None:
 
 
 async def test_the_queue_stage_counts_the_wait_for_a_replica_too() -> None:
-    pool = FakePool(WHOLE, going=False)
+    pool = FakePool(ONE_IMAGE, going=False)
     home = house(pool)
     prediction = await home.create(CAT)
     await asyncio.sleep(0.1)
@@ -96,7 +85,7 @@ async def test_the_queue_stage_counts_the_wait_for_a_replica_too() -> None:
 
 
 async def test_a_random_seed_of_32_bits_is_fixed_when_none_is_given() -> None:
-    home = house(FakePool(WHOLE))
+    home = house(FakePool(ONE_IMAGE))
     seeds = {(await ended(home, {"prompt": "a cat"})).plan.seeds[0] for _ in range(4)}
     assert len(seeds) == 4
     assert all(0 <= seed < 2**32 for seed in seeds)
@@ -152,7 +141,9 @@ async def test_any_other_error_gives_a_fixed_sentence_and_a_traceback_in_the_log
     assert "secret" in str(logged.exc_info[1])
 
 
-@pytest.mark.parametrize("events", [(), (Started(), *STEPS), (Started(), DONE), (Started(), drawn(0), drawn(0), DONE)])
+@pytest.mark.parametrize(
+    "events", [(), (Started(), Stepped(0, 1, 2)), (Started(), DONE), (Started(), drawn(0), drawn(0), DONE)]
+)
 async def test_events_that_stop_short_fail_the_prediction(events: tuple[Event, ...]) -> None:
     last = await ended(house(FakePool(events)), CAT | {"num_outputs": 2})
     assert (last.status, last.error) == ("failed", str(EngineFailed()))
@@ -163,7 +154,7 @@ async def test_a_pool_that_was_cancelled_by_somebody_else_fails_the_prediction()
     assert (last.status, last.error) == ("failed", "the image engine was stopped before it had finished")
 
 
-@pytest.mark.parametrize("events", [WHOLE, (Started(), RuntimeError()), (Started(), asyncio.CancelledError())])
+@pytest.mark.parametrize("events", [ONE_IMAGE, (Started(), RuntimeError()), (Started(), asyncio.CancelledError())])
 async def test_every_end_gives_the_place_back(events: tuple[Event, ...]) -> None:
     home = house(FakePool(events), settings=Settings(pools={"dev-bf16": PoolSettings(model="dev", max_in_flight=1)}))
     for _ in range(3):
@@ -173,7 +164,7 @@ async def test_every_end_gives_the_place_back(events: tuple[Event, ...]) -> None
 
 async def test_a_full_pool_refuses_with_a_time() -> None:
     settings = Settings(pools={"dev-bf16": PoolSettings(model="dev", max_in_flight=2)})
-    home = house(FakePool(WHOLE, going=False), settings=settings)
+    home = house(FakePool(ONE_IMAGE, going=False), settings=settings)
     await home.create(CAT)
     await home.create(CAT)
     assert home.desk.state == "full"
@@ -184,7 +175,7 @@ async def test_a_full_pool_refuses_with_a_time() -> None:
 
 async def test_what_is_refused_takes_no_place() -> None:
     settings = Settings(pools={"dev-bf16": PoolSettings(model="dev", max_in_flight=1)})
-    home = house(FakePool(WHOLE), settings=settings)
+    home = house(FakePool(ONE_IMAGE), settings=settings)
     for inputs in ({}, CAT | {"image": "data:,no picture"}, CAT | {"mask": "data:,no picture"}):
         with pytest.raises(InvalidInput):
             await home.create(inputs)
@@ -192,7 +183,7 @@ async def test_what_is_refused_takes_no_place() -> None:
 
 
 async def test_cancelling_stops_the_pool_and_ends_the_record_at_once() -> None:
-    pool = FakePool(WHOLE, going=False)
+    pool = FakePool(ONE_IMAGE, going=False)
     home = house(pool)
     prediction = await home.create(CAT)
     await asyncio.sleep(0)
@@ -204,7 +195,7 @@ async def test_cancelling_stops_the_pool_and_ends_the_record_at_once() -> None:
 
 async def test_cancelling_before_the_first_step_of_the_runner_gives_the_place_back() -> None:
     settings = Settings(pools={"dev-bf16": PoolSettings(model="dev", max_in_flight=1)})
-    pool = FakePool(WHOLE)
+    pool = FakePool(ONE_IMAGE)
     home = house(pool, settings=settings)
     prediction = await home.create(CAT)
     assert (await home.desk.cancel(prediction.id)).status == "canceled"
@@ -215,7 +206,7 @@ async def test_cancelling_before_the_first_step_of_the_runner_gives_the_place_ba
 
 async def test_a_canceled_prediction_keeps_its_place_until_the_pool_let_go() -> None:
     settings = Settings(pools={"dev-bf16": PoolSettings(model="dev", max_in_flight=1)})
-    pool = FakePool(WHOLE, going=False, slow_to_stop=True)
+    pool = FakePool(ONE_IMAGE, going=False, slow_to_stop=True)
     home = house(pool, settings=settings)
     prediction = await home.create(CAT)
     await asyncio.sleep(0)
@@ -230,7 +221,7 @@ async def test_a_canceled_prediction_keeps_its_place_until_the_pool_let_go() -> 
 
 
 async def test_cancelling_what_has_ended_changes_nothing() -> None:
-    home = house(FakePool(WHOLE))
+    home = house(FakePool(ONE_IMAGE))
     last = await ended(home, CAT)
     assert await home.desk.cancel(last.id) == last
 
@@ -238,17 +229,17 @@ async def test_cancelling_what_has_ended_changes_nothing() -> None:
 @pytest.mark.parametrize("method", ["get", "wait", "cancel"])
 async def test_an_unknown_id_is_not_found(method: str) -> None:
     with pytest.raises(NotFound):
-        await getattr(house(FakePool(WHOLE)).desk, method)("nobody")
+        await getattr(house(FakePool(ONE_IMAGE)).desk, method)("nobody")
 
 
 async def test_waiting_ends_with_its_time() -> None:
-    home = house(FakePool(WHOLE, going=False))
+    home = house(FakePool(ONE_IMAGE, going=False))
     prediction = await home.create(CAT)
     assert (await home.desk.wait(prediction.id, timeout_s=0.05)).status == "starting"
 
 
 async def test_a_picture_by_url_is_fetched_outside_the_pool() -> None:
-    pool = FakePool(WHOLE)
+    pool = FakePool(ONE_IMAGE)
     fetcher = FakeFetcher({HERE: png(200, 100)}, together=2)
     home = house(pool, fetcher=fetcher)
     prediction = await home.create(CAT | {"image": HERE})
@@ -267,7 +258,7 @@ async def test_a_picture_by_url_is_fetched_outside_the_pool() -> None:
 
 async def test_a_picture_that_cannot_be_had_fails_the_prediction_and_frees_its_place() -> None:
     settings = Settings(pools={"dev-bf16": PoolSettings(model="dev", max_in_flight=1)})
-    home = house(FakePool(WHOLE), settings=settings)
+    home = house(FakePool(ONE_IMAGE), settings=settings)
     for _ in range(2):
         last = await ended(home, CAT | {"image": HERE})
         assert (last.status, last.error) == ("failed", str(FetchFailed(HERE, "its server answered 404 Not Found")))
@@ -276,7 +267,7 @@ async def test_a_picture_that_cannot_be_had_fails_the_prediction_and_frees_its_p
 
 
 async def test_a_fetched_picture_that_is_none_fails_with_the_sentence_of_the_refusal() -> None:
-    home = house(FakePool(WHOLE), fetcher=FakeFetcher({HERE: b"no picture"}))
+    home = house(FakePool(ONE_IMAGE), fetcher=FakeFetcher({HERE: b"no picture"}))
     with pytest.raises(InvalidInput) as refused:
         await home.create(CAT | {"image": data_uri(b"no picture")})
     assert (await ended(home, CAT | {"image": HERE})).error == str(refused.value)
@@ -292,12 +283,12 @@ async def test_the_runner_has_no_context_of_the_request() -> None:
             return super().generate(*arguments)
 
     request.set("the request of a client that may hang up")
-    await ended(house(Asking(WHOLE)), CAT)
+    await ended(house(Asking(ONE_IMAGE)), CAT)
     assert seen == [None]
 
 
 async def test_an_attached_caller_who_is_cancelled_cancels_the_prediction() -> None:
-    pool = FakePool(WHOLE, going=False)
+    pool = FakePool(ONE_IMAGE, going=False)
     home = house(pool)
     ids: list[str] = []
 
@@ -316,13 +307,13 @@ async def test_an_attached_caller_who_is_cancelled_cancels_the_prediction() -> N
 
 
 async def test_an_attached_caller_who_stays_gets_the_end() -> None:
-    home = house(FakePool(WHOLE))
+    home = house(FakePool(ONE_IMAGE))
     async with home.desk.attached(CAT, home.served) as prediction:
         assert (await home.desk.wait(prediction.id)).status == "succeeded"
 
 
 async def test_a_caller_who_only_watches_may_leave() -> None:
-    pool = FakePool(WHOLE, going=False)
+    pool = FakePool(ONE_IMAGE, going=False)
     home = house(pool)
     prediction = await home.create(CAT)
     watching = asyncio.create_task(until(home, prediction, "succeeded"))
@@ -333,21 +324,22 @@ async def test_a_caller_who_only_watches_may_leave() -> None:
 
 
 async def test_nothing_is_taken_before_the_desk_is_open_and_after_it_is_closed() -> None:
-    home = house(FakePool(WHOLE), opened=False)
-    assert home.desk.state == "starting"
+    home = house(FakePool(ONE_IMAGE), opened=False)
+    states = [home.desk.state]
     with pytest.raises(NotReady, match="starting"):
         await home.create(CAT)
     home.desk.open()
-    assert home.desk.state == "ready"
+    states.append(home.desk.state)
     assert (await ended(home, CAT)).status == "succeeded"
     await home.desk.close(grace_s=1)
-    assert home.desk.state == "closing"
+    states.append(home.desk.state)
+    assert states == ["starting", "ready", "closing"]
     with pytest.raises(NotReady, match="stopping"):
         await home.create(CAT)
 
 
 async def test_closing_lets_predictions_end() -> None:
-    pool = FakePool(WHOLE, going=False)
+    pool = FakePool(ONE_IMAGE, going=False)
     home = house(pool)
     prediction = await home.create(CAT)
     asyncio.get_running_loop().call_later(0.05, pool.going.set)
@@ -356,7 +348,7 @@ async def test_closing_lets_predictions_end() -> None:
 
 
 async def test_closing_fails_what_does_not_end_in_time() -> None:
-    pool = FakePool(WHOLE, going=False)
+    pool = FakePool(ONE_IMAGE, going=False)
     home = house(pool)
     prediction = await home.create(CAT)
     await asyncio.sleep(0)
