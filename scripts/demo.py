@@ -27,6 +27,8 @@ Prediction = dict[str, Any]
 POLL_S = 0.5
 READ_TIMEOUT_S = 120
 """Longer than the service holds a `Prefer: wait`, which is a minute."""
+FAULT = "serve: "
+"""How a line of the service begins that says why it cannot run."""
 EXTENSIONS = {"image/webp": "webp", "image/jpeg": "jpg", "image/png": "png"}
 
 
@@ -112,11 +114,11 @@ def running_service(options: argparse.Namespace) -> Iterator[httpx.Client]:
     port = ("--port", str(options.port)) if options.port else ()
     try:
         # What the environment says of proxies is for other machines than ours.
-        with local_service(*port, on_line=tell) as service, open_client(service.url, trust_env=False) as client:
+        with local_service(*port, on_line=follow) as service, open_client(service.url, trust_env=False) as client:
             wait_until_open(client)
             yield client
     except ServiceDidNotStart as failure:
-        last = str(failure).splitlines()[-1].removeprefix("serve: ")
+        last = str(failure).splitlines()[-1].removeprefix(FAULT)
         raise DemoFailed(f"the service did not start: {last}") from None
 
 
@@ -130,6 +132,12 @@ def wait_until_open(client: httpx.Client) -> None:
     """Returns when the health check says that predictions are taken."""
     while send(client, "GET", "/health-check").json()["status"] == "STARTING":
         time.sleep(POLL_S)
+
+
+def follow(line: str) -> None:
+    """What the service says while it starts; a fault comes once more, as the reason why it did not."""
+    if not line.startswith(FAULT):
+        tell(line)
 
 
 def tell(line: str) -> None:

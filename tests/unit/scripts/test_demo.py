@@ -167,6 +167,12 @@ def test_what_the_caller_got_wrong_is_one_line(
     assert capsys.readouterr().err.splitlines()[-1] == line
 
 
+def test_a_fault_of_the_service_is_told_once(run_demo: Demo, fake: FakeService, capsys: Captured) -> None:
+    fake.behave(fault="port 8000 is taken")
+    run_demo("a cat")
+    assert capsys.readouterr().err.count("taken") == 1
+
+
 def test_an_address_where_nobody_listens_is_one_line(run_demo: Demo, capsys: Captured) -> None:
     url = f"http://127.0.0.1:{free_port()}"
     assert run_demo("a cat", "--url", url) == 1
