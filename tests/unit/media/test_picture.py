@@ -248,6 +248,14 @@ def test_a_picture_at_the_limit_is_taken() -> None:
     assert decode(saved(Image.new("1", (2000, 1000)), "PNG"), "image", 2).size == (2000, 1000)
 
 
+def test_a_jpeg_that_goes_over_its_area_again_and_again_is_refused() -> None:
+    content = saved(PHOTO, "JPEG", progressive=True)
+    last_scan = content[content.rfind(b"\xff\xc4") : -2]
+    assert decode(content[:-2] + last_scan * 50 + b"\xff\xd9", "image", 1).size == SIZE
+    with pytest.raises(PictureRefused, match="more than 100 scans"):
+        decode(content[:-2] + last_scan * 100 + b"\xff\xd9", "image", 1)
+
+
 NO_PICTURES = {
     "nothing": b"",
     "a byte": b"\x00",
