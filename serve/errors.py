@@ -16,6 +16,8 @@ ServiceError
     ├── AllFlagged          every picture was flagged by the safety checker
     └── EngineFailed        our fault: the cause is in the log, not in the message
 
+CheckpointUnusable is apart: it fails a replica's start-up, is read by operators, and has no HTTP status.
+
 Every constructor passes all its arguments positionally to `super().__init__`: only then does an error survive pickling
 between a replica and its caller. Messages are read by users: no traceback, path, address or token belongs in one.
 """
@@ -24,10 +26,11 @@ from typing import NamedTuple
 
 
 class Fault(NamedTuple):
-    """One faulty input: which field, and what is wrong with it."""
+    """One faulty input: which field, what is wrong with it, and the kind of fault as a short word for programs."""
 
     field: str
     message: str
+    kind: str = "value_error"
 
 
 class ServiceError(Exception):
@@ -168,3 +171,15 @@ class AllFlagged(PredictionFailed):
 class EngineFailed(PredictionFailed):
     def __init__(self, why: str = "the image engine failed; the operator's log has the cause") -> None:
         super().__init__(why)
+
+
+class CheckpointUnusable(Exception):
+    """A model cannot be loaded. `source` is what the settings name, `why` the reason and what an operator can do."""
+
+    def __init__(self, source: str, why: str) -> None:
+        super().__init__(source, why)
+        self.source = source
+        self.why = why
+
+    def __str__(self) -> str:
+        return f"cannot use the model {self.source}: {self.why}"

@@ -156,7 +156,7 @@ class OutputSettings(Strict):
 
 
 class SafetySettings(Strict):
-    checker: Literal["opennsfw", "flux", "off"] = "opennsfw"
+    checker: Literal["opennsfw", "flux", "none"] = "opennsfw"
     """`opennsfw` ships its weights in its package; `flux` is the reference's two stages, which need hub models."""
     threshold: Annotated[float, Field(ge=0, le=1)] = 0.8
     """Score from which `opennsfw` flags."""
@@ -194,6 +194,8 @@ class Settings(Strict):
     ingress_replicas: Literal[1] = 1
     """Records live in the ingress' memory: a second replica would not know those of the first."""
     ingress_num_cpus: Annotated[float, Field(ge=0)] = 0.4
+    open_without_token: bool = False
+    """Listen beyond loopback although no token guards the service: only behind something else that does."""
     cache_folder: Path | None = None
     """Where embedded checkpoints are built once; None is the user's cache folder."""
     fetch: FetchSettings = FetchSettings()
