@@ -5,7 +5,7 @@ Between `Started` and the end a listener hears of every step and every picture; 
 """
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import numpy as np
 from numpy.typing import NDArray
@@ -48,7 +48,7 @@ class Pixels:
     """Image `image` is finished."""
 
     image: int
-    to_host: Callable[[], Picture]
+    to_host: Callable[[], Picture] = field(repr=False)
     """Copies the picture from the device, [height, width, 3]. Not for the engine's thread: it waits for the copy."""
 
 

@@ -66,7 +66,8 @@ class LatentSpace:
     def encode(self, picture: Picture) -> DiagonalGaussianDistribution:
         """The distribution of a picture's latents; the picture is padded by its edge to whole tokens."""
         shades = 2.0 * (self._pad(picture).astype(np.float32) / 255.0) - 1.0
-        pixels = torch.from_numpy(shades).permute(2, 0, 1)[None]
+        # Convolutions choose how they sum by the strides, so these are diffusers' too.
+        pixels = torch.from_numpy(shades).unsqueeze(0).permute(0, 3, 1, 2)
         posterior: DiagonalGaussianDistribution = self._vae.encode(pixels.to(self._device, self._vae.dtype)).latent_dist
         return posterior
 

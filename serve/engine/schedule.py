@@ -10,7 +10,6 @@ from typing import Any
 
 import numpy as np
 from diffusers import FlowMatchEulerDiscreteScheduler
-from diffusers.pipelines.flux.pipeline_flux import calculate_shift
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,8 +57,8 @@ def _first_step(steps: int, strength: float | None) -> int:
 
 
 def _shift(config: Any, tokens: int) -> float | None:
-    """The shift for a picture's size, None where the scheduler shifts every size alike."""
+    """The shift for a picture's size, linear in its tokens; None where the scheduler shifts every size alike."""
     if not config.use_dynamic_shifting:
         return None
-    lengths = (config.base_image_seq_len, config.max_image_seq_len)
-    return float(calculate_shift(tokens, *lengths, config.base_shift, config.max_shift))
+    slope = (config.max_shift - config.base_shift) / (config.max_image_seq_len - config.base_image_seq_len)
+    return float(tokens * slope + (config.base_shift - slope * config.base_image_seq_len))

@@ -61,6 +61,17 @@ def size_of(content: bytes) -> tuple[int, int]:
         return picture.size
 
 
+def png(width: int, height: int) -> bytes:
+    """A PNG file of one colour."""
+    file = io.BytesIO()
+    Image.new("RGB", (width, height), "white").save(file, "png")
+    return file.getvalue()
+
+
+def data_uri(content: bytes) -> str:
+    return f"data:image/png;base64,{base64.b64encode(content).decode()}"
+
+
 def engine_stats(pool: str) -> dict[str, Any]:
     """The engine's own counters in a pool of one replica; the caller has joined the cluster."""
     return dict(serve.get_deployment_handle(pool, "flux").stats.remote().result(timeout_s=30))

@@ -22,14 +22,14 @@ def steps_done(service: LocalService, prediction_id: str) -> int:
 
 def idle_steps() -> int:
     """The engine's step counter once it has nothing in work."""
-    return int(until(lambda: engine_stats(POOL), lambda stats: stats["in_work"] == 0)["steps"])
+    return int(until(lambda: engine_stats(POOL), lambda stats: stats["images"] == 0)["image_steps"])
 
 
 def test_cancelled_at_step_3_of_50_a_prediction_stops_within_one_step(joined: LocalService) -> None:
     before = idle_steps()
     prediction = create(joined, **LONG)
     until(lambda: steps_done(joined, prediction["id"]), lambda done: done >= 3)
-    at_cancel = int(engine_stats(POOL)["steps"])
+    at_cancel = int(engine_stats(POOL)["image_steps"])
     with connect(joined) as client:
         assert client.post(f"/v1/predictions/{prediction['id']}/cancel").json()["status"] == "canceled"
     assert idle_steps() - at_cancel <= 3  # two calls lie between the counter and the cancel, each shorter than a step
@@ -52,7 +52,7 @@ def test_a_cog_client_that_hangs_up_stops_its_prediction(joined: LocalService) -
 
 def _leave(service: LocalService, path: str, headers: dict[str, str]) -> str:
     """Posts a long request, hangs up once the engine is three steps into it, and gives the prediction's id."""
-    start = int(engine_stats(POOL)["steps"])
+    start = int(engine_stats(POOL)["image_steps"])
 
     async def post_and_hang_up() -> None:
         async with httpx.AsyncClient(base_url=service.url, timeout=120) as client:
@@ -60,7 +60,7 @@ def _leave(service: LocalService, path: str, headers: dict[str, str]) -> str:
             deadline = time.monotonic() + 60
             while time.monotonic() < deadline:
                 stats = await asyncio.to_thread(engine_stats, POOL)
-                if stats["steps"] - start >= 3:
+                if stats["image_steps"] - start >= 3:
                     break
                 assert not post.done(), post.result().text
             post.cancel()

@@ -15,7 +15,12 @@ WAITING = 16
 @pytest.fixture(scope="module")
 def service(environment: dict[str, str]) -> Iterator[LocalService]:
     """A pool that may have no replica, one that may have two, and none of the third."""
-    quick: dict[str, float] = {"metrics_interval_s": 0.5, "look_back_period_s": 1, "upscale_delay_s": 0.5, "downscale_delay_s": 2}
+    quick: dict[str, float] = {
+        "metrics_interval_s": 0.5,
+        "look_back_period_s": 1,
+        "upscale_delay_s": 0.5,
+        "downscale_delay_s": 2,
+    }
     bounds: dict[str, dict[str, float]] = {
         "schnell": {"min_replicas": 0, "initial_replicas": 0, "max_replicas": 1, "downscale_to_zero_delay_s": 2},
         "dev-bf16": {"min_replicas": 1, "max_replicas": 2, "target_ongoing_requests": 4},
