@@ -17,7 +17,7 @@ from serve.api import cog, files, replicate
 from serve.api.problem import ErrorTable, unrouted
 from serve.media.outputs import OutputStore
 from serve.predictions.desk import Desk
-from serve.predictions.pictures import Pictures
+from serve.predictions.pictures import Fetcher, Pictures
 from serve.predictions.record import Prediction
 from serve.predictions.runner import Pool, Runner
 from serve.predictions.store import MemoryStore
@@ -55,9 +55,7 @@ class House:
         return await self.desk.create(inputs, self.served)
 
 
-def house(
-    pool: Pool, settings: Settings | None = None, fetcher: FakeFetcher | None = None, opened: bool = True
-) -> House:
+def house(pool: Pool, settings: Settings | None = None, fetcher: Fetcher | None = None, opened: bool = True) -> House:
     """One pool stands for all rows of the settings."""
     made: list[str] = []
 

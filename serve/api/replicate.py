@@ -82,7 +82,7 @@ class _Face:
         if preference.wait_s is not None:
             prediction = await self._desk.wait(prediction.id, preference.wait_s)
         response = await self._answer(prediction if prediction.ended else _unstarted(prediction), 201)
-        if preference.wait_s is not None and preference.applied:
+        if preference.applied:
             response.headers["Preference-Applied"] = preference.applied
         return response
 

@@ -16,7 +16,7 @@ Change = Callable[[Prediction], Prediction]
 
 
 class PredictionStore(Protocol):
-    """Every method that takes an id raises `NotFound` for an unknown or forgotten one."""
+    """Every method but `finish` raises `NotFound` for an unknown or forgotten record."""
 
     async def create(self, prediction: Prediction) -> None:
         """Keeps a new record."""
@@ -30,7 +30,7 @@ class PredictionStore(Protocol):
         """Applies a change that does not end the record, and returns what is kept then."""
 
     async def finish(self, prediction_id: str, change: Change) -> bool:
-        """Applies a change that ends the record. False when it had ended before: the first end stands."""
+        """Applies a change that ends the record. False when it had ended before, or even left: the first end stands."""
 
     async def changed(self, seen: Prediction) -> Prediction:
         """Waits until the record is past the revision of `seen`; at once when `seen` has ended."""
@@ -73,8 +73,8 @@ class MemoryStore:
         return entry.prediction
 
     async def finish(self, prediction_id: str, change: Change) -> bool:
-        entry = self._entry(prediction_id)
-        if entry.prediction.ended:
+        entry = self._entries.get(prediction_id)
+        if entry is None or entry.prediction.ended:
             return False
         self._keep(entry, change(entry.prediction))
         self._ended[prediction_id] = self._clock()

@@ -10,6 +10,7 @@ import httpx
 import pytest
 
 from serve.events import Flagged, Started
+from serve.media.fetch import Fetcher
 from serve.settings import OutputSettings, PoolSettings, Settings
 from tests.fakes import DONE, ONE_IMAGE, WEBP, FakePool, drawn
 from tests.house import House, house
@@ -70,6 +71,11 @@ async def test_waiting_gives_the_end_and_says_that_it_waited() -> None:
     made = await post(house(FakePool(ONE_IMAGE)), {"input": CAT}, WAIT)
     assert (made.status_code, made.json()["status"]) == (201, "succeeded")
     assert made.headers["Preference-Applied"] == "wait=5"
+
+
+async def test_a_client_that_would_rather_not_wait_is_told_that_it_need_not() -> None:
+    made = await post(house(FakePool(ONE_IMAGE)), {"input": CAT}, {"Prefer": "respond-async"})
+    assert (made.json()["status"], made.headers["Preference-Applied"]) == ("starting", "respond-async")
 
 
 async def test_a_wait_that_expires_answers_starting_although_the_work_has_begun() -> None:
@@ -248,6 +254,27 @@ async def test_a_picture_over_the_limit_by_its_header_is_refused_before_it_is_de
     refused = await post(house(FakePool(ONE_IMAGE), settings), {"input": CAT | {"image": data_uri(png(200, 100))}})
     assert fields(refused) == ["input.image"]
     assert "0.01 megapixels" in refused.json()["detail"]
+
+
+@pytest.mark.parametrize(
+    "url",
+    [
+        "http://127.0.0.1:1/a.png",
+        "http://2130706433/a.png",
+        "http://0x7f.1/a.png",
+        "http://[::1]/a.png",
+        "http://[::ffff:10.0.0.1]/a.png",
+        "http://169.254.169.254/latest/meta-data?key=secret",
+    ],
+)
+async def test_a_picture_at_a_private_address_fails_the_prediction_with_a_reason(url: str) -> None:
+    pool = FakePool(ONE_IMAGE)
+    home = house(pool, fetcher=Fetcher(Settings().fetch))
+    failed = (await post(home, {"input": CAT | {"image": url}}, WAIT)).json()
+    assert failed["status"] == "failed"
+    assert "its address is not public" in failed["error"]
+    assert "secret" not in failed["error"]
+    assert pool.calls == []
 
 
 @pytest.mark.parametrize(
