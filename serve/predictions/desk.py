@@ -88,6 +88,10 @@ class Desk:
     async def get(self, prediction_id: str) -> Prediction:
         return await self._store.get(prediction_id)
 
+    async def page(self, before: str | None, limit: int) -> list[Prediction]:
+        """The newest predictions first, those before the one named `before`."""
+        return await self._store.page(before, limit)
+
     async def wait(self, prediction_id: str, timeout_s: float | None = None) -> Prediction:
         """The prediction when it has ended, or as it is after `timeout_s`."""
         seen = await self._store.get(prediction_id)

@@ -5,8 +5,9 @@ when another change came first. Old records leave by themselves: how is each sto
 """
 
 import asyncio
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from datetime import datetime, timedelta
+from itertools import dropwhile, islice
 from typing import Protocol
 
 from serve.errors import NotFound
@@ -22,6 +23,9 @@ class PredictionStore(Protocol):
         """Keeps a new record."""
 
     async def get(self, prediction_id: str) -> Prediction: ...
+
+    async def page(self, before: str | None, limit: int) -> list[Prediction]:
+        """The newest records first; those made before the record `before`, when one is named."""
 
     async def claim(self, prediction_id: str) -> Prediction | None:
         """The record, for the one caller who may run it; None when somebody has claimed it, or it has ended."""
@@ -59,6 +63,14 @@ class MemoryStore:
 
     async def get(self, prediction_id: str) -> Prediction:
         return self._entry(prediction_id).prediction
+
+    async def page(self, before: str | None, limit: int) -> list[Prediction]:
+        newest_first: Iterator[_Entry] = reversed(self._entries.values())
+        if before is not None:
+            last = self._entry(before)
+            newest_first = dropwhile(lambda entry: entry is not last, newest_first)
+            next(newest_first)
+        return [entry.prediction for entry in islice(newest_first, limit)]
 
     async def claim(self, prediction_id: str) -> Prediction | None:
         entry = self._entry(prediction_id)

@@ -336,3 +336,28 @@ async def test_no_bad_request_takes_a_place_in_the_pool() -> None:
     for body in bad:
         assert (await post(home, body)).status_code == 422
     assert (await post(home, {"input": CAT}, WAIT)).json()["status"] == "succeeded"
+
+
+async def test_predictions_are_listed_newest_first_a_page_at_a_time(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("serve.api.replicate.PAGE_LENGTH", 2)
+    home = house(FakePool(ONE_IMAGE))
+    ids = [(await home.create({**CAT, "seed": seed})).id for seed in range(3)]
+    first = (await get(home, "/v1/predictions")).json()
+    assert [each["id"] for each in first["results"]] == ids[:0:-1]
+    assert first["previous"] is None
+    path = first["next"].removeprefix("http://127.0.0.1:8000")
+    last = (await get(home, path)).json()
+    assert [each["id"] for each in last["results"]] == ids[:1]
+    assert last["next"] is None
+    assert (await get(home, "/v1/predictions?cursor=nothing")).status_code == 404
+
+
+async def test_a_list_shows_urls_and_leaves_data_uris_out() -> None:
+    for delivery, shown in (("url", True), ("data", False)):
+        settings = Settings(outputs=OutputSettings(delivery=delivery))
+        home = house(FakePool(ONE_IMAGE), settings)
+        made = await home.create(CAT)
+        await home.desk.wait(made.id)
+        listed = (await get(home, "/v1/predictions")).json()["results"][0]
+        assert (listed["output"] is not None) is shown
+        assert listed["data_removed"] is False
