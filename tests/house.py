@@ -1,10 +1,14 @@
 """The rooms behind the faces put together as the service does it, with pools and an internet that a test chooses."""
 
 import asyncio
+import shutil
 import socket
+import tempfile
+import weakref
 from collections.abc import AsyncGenerator, Mapping
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import httpx
@@ -56,7 +60,7 @@ class House:
 
 
 def house(pool: Pool, settings: Settings | None = None, fetcher: Fetcher | None = None, opened: bool = True) -> House:
-    """One pool stands for all rows of the settings."""
+    """One pool stands for all rows of the settings. Outputs lie in a folder that goes with the house."""
     made: list[str] = []
 
     class NotingStore(MemoryStore):
@@ -64,10 +68,10 @@ def house(pool: Pool, settings: Settings | None = None, fetcher: Fetcher | None 
             await super().create(prediction)
             made.append(prediction.id)
 
-    settings = settings or Settings()
+    settings, folder = settings or Settings(), tempfile.mkdtemp(prefix="flux-serve-house-")
     store = NotingStore(settings.max_records, settings.record_max_age_s)
     pictures = Pictures(settings, fetcher or FakeFetcher({}))
-    outputs = OutputStore(settings.outputs)
+    outputs = OutputStore(settings.outputs.model_copy(update={"folder": Path(folder)}))
     desk = Desk(settings, store, Runner(store, dict.fromkeys(settings.pools, pool), pictures, outputs), pictures)
     if opened:
         desk.open()
@@ -77,4 +81,6 @@ def house(pool: Pool, settings: Settings | None = None, fetcher: Fetcher | None 
         *files.routes(outputs, settings),
     ]
     app = Starlette(routes=routes, middleware=[Middleware(ErrorTable)], exception_handlers={HTTPException: unrouted})
-    return House(desk, served_version(settings, None), app, made)
+    home = House(desk, served_version(settings, None), app, made)
+    weakref.finalize(home, shutil.rmtree, folder)
+    return home
