@@ -72,11 +72,9 @@ class _Face:
         )
 
     async def _listed(self, prediction: Prediction) -> dict[str, Any]:
-        if not self._settings.outputs.as_data:
-            return prediction_body(
-                prediction, await shown_outputs(prediction, self._outputs), self._settings.outputs.public_url
-            )
-        return prediction_body(prediction, None, self._settings.outputs.public_url) | {"data_removed": False}
+        if self._settings.outputs.as_data:
+            return _body(prediction, None, self._settings) | {"data_removed": False}
+        return await prediction_body(prediction, self._outputs, self._settings)
 
     async def get(self, request: Request) -> Response:
         return await self._answer(await self._desk.get(request.path_params["prediction_id"]))
@@ -115,8 +113,11 @@ class _Face:
 
 async def prediction_body(prediction: Prediction, outputs: OutputStore, settings: Settings) -> dict[str, Any]:
     """The prediction as the API shows it."""
+    return _body(prediction, await shown_outputs(prediction, outputs), settings)
+
+
+def _body(prediction: Prediction, pictures: list[str] | None, settings: Settings) -> dict[str, Any]:
     here = f"{settings.outputs.public_url.rstrip('/')}/v1/predictions/{prediction.id}"
-    pictures = await shown_outputs(prediction, outputs)
     return {
         "id": prediction.id,
         "model": prediction.model,
