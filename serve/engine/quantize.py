@@ -35,6 +35,7 @@ def _float8(weight: torch.Tensor) -> torch.Tensor:
     and keeps the plain product; that takes bf16 activations as well. Moving and copying a weight keep what it says.
     """
     scale = AbsmaxOptimizer()(weight, qtype=qfloat8_e4m3fn, axis=0)
+    scale = torch.where(scale == 0, 1, scale)  # A row of zeros: it must stay so, and not become 0/0.
     quantized: torch.Tensor = quantize_weight(
         weight, qtype=qfloat8_e4m3fn, axis=0, scale=scale, activation_qtype=qfloat8_e4m3fn
     )
