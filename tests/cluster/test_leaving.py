@@ -32,9 +32,8 @@ def test_cancelled_at_step_3_of_50_a_prediction_stops_within_one_step(service: L
     until(lambda: steps_done(service, prediction["id"]), lambda done: done >= 3)
     at_cancel = int(probe.stats(POOL)["image_steps"])
     assert cancel(service, prediction["id"])["status"] == "canceled"
-    assert (
-        idle_steps(probe) - at_cancel <= 3
-    )  # two calls lie between the counter and the cancel, each shorter than a step
+    # Between the counter and the cancel lie two calls, each shorter than a step.
+    assert idle_steps(probe) - at_cancel <= 3
     assert idle_steps(probe) - before < STEPS / 2
     assert get(service, prediction["id"])["status"] == "canceled"
     assert predict(service, **SMALL, prompt="the slot is free")["status"] == "succeeded"
