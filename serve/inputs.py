@@ -12,6 +12,8 @@ from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Fie
 from serve.catalog import CUSTOM_SIDE_MAX, CUSTOM_SIDE_MIN
 from serve.errors import Fault, InvalidInput
 
+SHOWN_CHARS = 64
+
 AspectRatio = Literal["1:1", "16:9", "21:9", "3:2", "2:3", "4:5", "5:4", "3:4", "4:3", "9:16", "9:21", "custom"]
 
 
@@ -95,7 +97,7 @@ class Inputs(BaseModel):
 
 
 def read_inputs(raw: Mapping[str, Any], max_prompt_chars: int) -> tuple[Inputs, tuple[str, ...]]:
-    """The inputs of a request, and the names of the keys that were dropped.
+    """The inputs of a request, and the names of the keys that were dropped, fit to be shown.
 
     Raises `InvalidInput` with every faulty field.
     """
@@ -111,7 +113,13 @@ def read_inputs(raw: Mapping[str, Any], max_prompt_chars: int) -> tuple[Inputs, 
     faults += _prompt_faults(given.get("prompt"), max_prompt_chars)
     if inputs is None or faults:
         raise InvalidInput(tuple(faults))
-    return inputs, tuple(key for key in given if key not in Inputs.model_fields)
+    return inputs, tuple(printable(key) for key in given if key not in Inputs.model_fields)
+
+
+def printable(name: str) -> str:
+    """A name that a caller made up, fit for a log and for an answer."""
+    short = name if len(name) <= SHOWN_CHARS else f"{name[: SHOWN_CHARS - 1]}…"
+    return short.encode(errors="backslashreplace").decode()
 
 
 def _fault(location: tuple[int | str, ...], message: str, kind: str) -> Fault:

@@ -6,6 +6,7 @@ from typing import Any, cast
 from starlette.requests import Request
 
 from serve.errors import BodyTooLarge, Fault, InvalidInput, NotJson
+from serve.inputs import printable
 
 
 class InvalidBody(InvalidInput):
@@ -55,12 +56,6 @@ def _key_fault(key: str, value: object, known: dict[str, type], not_served: froz
     if not isinstance(value, known[key]):
         return Fault(key, f"Input should be {JSON_NAMES[known[key]]}", f"{known[key].__name__}_type")
     return None
-
-
-def printable(name: str) -> str:
-    """A name that a caller made up, fit for an answer and for a log."""
-    short = name if len(name) <= 64 else f"{name[:63]}…"
-    return short.encode(errors="backslashreplace").decode()
 
 
 async def _read(request: Request, max_bytes: int) -> bytearray:

@@ -21,6 +21,7 @@ from serve.errors import CheckpointUnusable
 from serve.settings import EMBEDDED, Dtypes, ModelSettings, PoolSettings
 
 PARTS = ("transformer", "vae", "text_encoder", "text_encoder_2", "tokenizer", "tokenizer_2", "scheduler")
+_FILES = ("*.json", "*.safetensors", "*.txt", "*.model")
 _PATCH = 2
 """FLUX packs squares of this many latents a side into one token."""
 _DTYPES = {"bfloat16": torch.bfloat16, "float16": torch.float16, "float32": torch.float32}
@@ -83,7 +84,8 @@ def _device(pool: PoolSettings) -> torch.device:
 def _folder(model: ModelSettings, cache_folder: Path, hf_token: str | None) -> Path:
     if model.source == EMBEDDED:
         return embedded.ensure(model.variant, cache_folder)
-    folder = source.local_folder(model.source, model.revision, PARTS, hf_token)
+    files = [f"{part}/{kind}" for part in PARTS for kind in _FILES]
+    folder = source.local_folder(model.source, model.revision, files, hf_token)
     missing = [part for part in PARTS if not (folder / part).is_dir()]
     if missing:
         why = f"it has no folder {', '.join(missing)}; give a checkpoint in diffusers' layout"
@@ -117,12 +119,13 @@ def _read(folder: Path, model: ModelSettings, pool: PoolSettings, device: torch.
 
 
 def _network(kind: Any, folder: Path, dtype: torch.dtype) -> Any:
-    """A network from its folder. The libraries fill weights that are missing with noise: here that is a fault."""
+    """A network from its folder. Where weights are missing the libraries draw some, or none: here that is a fault."""
     network, report = kind.from_pretrained(
         folder, dtype=dtype, use_safetensors=True, local_files_only=True, output_loading_info=True
     )
-    if report["missing_keys"]:
-        raise ValueError(f"{folder.name} lacks the weights {', '.join(sorted(report['missing_keys'])[:3])}")
+    missing = {*report["missing_keys"], *(name for name, weight in network.named_parameters() if weight.is_meta)}
+    if missing:
+        raise ValueError(f"{folder.name} lacks {len(missing)} weights, the first is {min(missing)}")
     return network.eval().requires_grad_(False)
 
 

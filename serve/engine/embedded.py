@@ -22,6 +22,7 @@ from diffusers import FlowMatchEulerDiscreteScheduler
 from serve.catalog import VARIANTS, VariantName
 from serve.engine import embedded_models as models
 from serve.engine import embedded_tokenizers as tokenizers
+from serve.engine import embedded_weights as weights
 from serve.engine.embedded_models import Geometry
 
 _TRANSFORMER_SHARD = "2MB"
@@ -90,7 +91,7 @@ def _schedule(dynamic: bool) -> dict[str, object]:
 
 def _recipe_key(variant: VariantName, geometry: Geometry) -> str:
     """Changes with everything that the weights depend on: this code, the geometry, the libraries that write them."""
-    sources = [Path(str(module.__file__)) for module in (models, tokenizers)] + [Path(__file__)]
+    sources = [Path(str(module.__file__)) for module in (models, tokenizers, weights)] + [Path(__file__)]
     recipe = {
         "variant": variant,
         "geometry": asdict(geometry),

@@ -6,7 +6,7 @@ from collections.abc import Callable
 from datetime import datetime
 
 from serve.errors import AllFlagged, EngineFailed
-from serve.events import Drawn, Event, Finished, Flagged, Stepped
+from serve.events import Drawn, Event, Finished, Flagged, Started, Stepped
 from serve.media.outputs import OutputStore
 from serve.plan import Plan
 from serve.predictions.progress import Progress
@@ -41,7 +41,7 @@ class Drawing:
 
     async def take(self, event: Event) -> None:
         if self._waited_ms is None:
-            await self._begin()
+            await self._begin(event)
         match event:
             case Stepped():
                 if line := self._progress.line(event):
@@ -70,10 +70,11 @@ class Drawing:
             self._id, lambda record: record.timed(stages_ms).measured(mean_batch).succeeded(self._clock())
         )
 
-    async def _begin(self) -> None:
+    async def _begin(self, first: Event) -> None:
         self._waited_ms = ms_since(self._called_s)
         self._progress = Progress(len(self._plan.seeds))
-        await self._update(lambda record: record.begun(self._clock()))
+        notes = first.notes if isinstance(first, Started) else ()
+        await self._update(lambda record: record.noted(*notes).begun(self._clock()))
 
     async def _keep(self, event: Drawn) -> None:
         since_s = time.perf_counter()

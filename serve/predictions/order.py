@@ -12,7 +12,7 @@ from serve.predictions.versions import ServedVersion
 from serve.settings import Settings
 
 KEPT_CHARS = 2**16
-"""Longer inputs, which can only be pictures, are not kept whole: a record is read again with every poll."""
+"""Longer inputs, pictures as a rule, are not kept whole: a record is sent again with every poll."""
 NAMED_KEYS = 20
 
 
@@ -58,9 +58,7 @@ def _kept(value: object) -> object:
 
 
 def _dropped_note(keys: tuple[str, ...]) -> tuple[str, ...]:
-    """One line naming the inputs that were dropped; what a caller made up is cut to a sane length."""
     if not keys:
         return ()
-    names = [key[:64].encode(errors="backslashreplace").decode() for key in keys[:NAMED_KEYS]]
     more = f" and {len(keys) - NAMED_KEYS} more" if len(keys) > NAMED_KEYS else ""
-    return (f"Unknown inputs were ignored: {', '.join(names)}{more}",)
+    return (f"Unknown inputs were ignored: {', '.join(keys[:NAMED_KEYS])}{more}",)

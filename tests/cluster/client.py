@@ -1,4 +1,4 @@
-"""What the cluster tests ask of a service, over HTTP and from inside its cluster."""
+"""What the cluster tests ask of a service over HTTP."""
 
 import base64
 import io
@@ -8,7 +8,6 @@ from typing import Any, TypeVar
 
 import httpx
 from PIL import Image
-from ray import serve
 
 from serve.local_service import LocalService
 
@@ -70,17 +69,6 @@ def png(width: int, height: int) -> bytes:
 
 def data_uri(content: bytes) -> str:
     return f"data:image/png;base64,{base64.b64encode(content).decode()}"
-
-
-def engine_stats(pool: str) -> dict[str, Any]:
-    """The engine's own counters in a pool of one replica; the caller has joined the cluster."""
-    return dict(serve.get_deployment_handle(pool, "flux").stats.remote().result(timeout_s=30))
-
-
-def replicas(pool: str) -> int:
-    """How many replicas of a pool run."""
-    deployment = serve.status().applications["flux"].deployments[pool]
-    return int(deployment.replica_states.get("RUNNING", 0))
 
 
 def until(ask: Callable[[], Value], holds: Callable[[Value], bool], timeout_s: float = 60) -> Value:

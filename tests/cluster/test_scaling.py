@@ -6,7 +6,8 @@ from concurrent.futures import ThreadPoolExecutor
 import pytest
 
 from serve.local_service import LocalService, local_service
-from tests.cluster.client import SMALL, contents, predict, replicas, until
+from tests.cluster.client import SMALL, contents, predict, until
+from tests.cluster.probe import Probe
 
 ROUNDS = 3
 WAITING = 16
@@ -38,22 +39,22 @@ def service(environment: dict[str, str]) -> Iterator[LocalService]:
         yield running
 
 
-def test_a_pool_of_no_replicas_answers_and_returns_to_none(joined: LocalService) -> None:
+def test_a_pool_of_no_replicas_answers_and_returns_to_none(service: LocalService, probe: Probe) -> None:
     for _ in range(ROUNDS):
-        until(lambda: replicas("schnell"), lambda count: count == 0)
-        prediction = predict(joined, **SMALL, prompt="from nothing", model="schnell")
+        until(lambda: probe.replicas("schnell"), lambda count: count == 0)
+        prediction = predict(service, **SMALL, prompt="from nothing", model="schnell")
         assert prediction["metrics"]["pool"] == "schnell"
         assert len(contents(prediction)) == 1
-    until(lambda: replicas("schnell"), lambda count: count == 0)
+    until(lambda: probe.replicas("schnell"), lambda count: count == 0)
 
 
-def test_a_pool_grows_to_two_under_16_waiting_requests_and_back(joined: LocalService) -> None:
+def test_a_pool_grows_to_two_under_16_waiting_requests_and_back(service: LocalService, probe: Probe) -> None:
     for _ in range(ROUNDS):
-        until(lambda: replicas("dev-bf16"), lambda count: count == 1)
+        until(lambda: probe.replicas("dev-bf16"), lambda count: count == 1)
         with ThreadPoolExecutor(max_workers=WAITING) as threads:
             asked = {**SMALL, "num_inference_steps": 50}
-            waiting = [threads.submit(predict, joined, **asked, prompt=f"{number}") for number in range(WAITING)]
-            until(lambda: replicas("dev-bf16"), lambda count: count == 2)
+            waiting = [threads.submit(predict, service, **asked, prompt=f"{number}") for number in range(WAITING)]
+            until(lambda: probe.replicas("dev-bf16"), lambda count: count == 2)
             for prediction in waiting:
                 contents(prediction.result())
-    until(lambda: replicas("dev-bf16"), lambda count: count == 1)
+    until(lambda: probe.replicas("dev-bf16"), lambda count: count == 1)

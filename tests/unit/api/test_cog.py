@@ -53,6 +53,13 @@ async def test_the_envelope_shows_every_input_with_its_default() -> None:
     assert shown["seed"] is None
 
 
+async def test_a_large_picture_is_not_sent_back() -> None:
+    uri = data_uri(png(200, 100) + bytes(100_000))
+    answer = await post(house(FakePool(ONE_IMAGE)), {"input": CAT | {"image": uri}})
+    assert answer.status_code == 200
+    assert answer.json()["input"]["image"] == f"{uri[:64]}... ({len(uri)} characters)"
+
+
 async def test_a_failed_prediction_is_answered_with_200() -> None:
     answer = await post(house(FakePool((Started(), RuntimeError("secret")))), {"input": CAT})
     body = answer.json()
@@ -112,7 +119,7 @@ async def test_a_client_that_leaves_a_synchronous_call_cancels_it() -> None:
     while not pool.calls:
         await asyncio.sleep(0.001)
     left.set()
-    await calling
+    assert [message.get("status") for message in await calling] == [499, None]
     assert (await home.desk.get(home.made[0])).status == "canceled"
     await asyncio.sleep(0.01)
     assert pool.stopped == 1

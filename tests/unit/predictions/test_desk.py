@@ -64,6 +64,12 @@ async def test_logs_tell_the_seed_the_work_and_the_progress() -> None:
     assert [line.split("|")[0].strip() for line in lines[2:]] == ["50%", "100%"]
 
 
+async def test_what_only_the_work_showed_is_told_once_though_a_lost_replica_began_it_twice() -> None:
+    begun = Started(("T5 reads only the first 128 of the prompt's 300 tokens",))
+    logs = (await ended(house(FakePool((begun, begun, *ONE_IMAGE[1:]))), CAT)).logs
+    assert logs.count("T5 reads only the first 128") == 1
+
+
 async def test_metrics_and_stages_tell_what_it_took() -> None:
     last = await ended(house(FakePool(ONE_IMAGE)), CAT)
     assert last.metrics["seed"] == 7
@@ -306,10 +312,21 @@ async def test_an_attached_caller_who_is_cancelled_cancels_the_prediction() -> N
     assert pool.stopped == 1
 
 
+async def test_an_attached_caller_who_has_seen_enough_cancels_the_prediction() -> None:
+    pool = FakePool(ONE_IMAGE, going=False)
+    home = house(pool)
+    async with home.desk.attached(CAT, home.served) as prediction:
+        async for _ in home.desk.watch(prediction.id):
+            break
+    assert (await home.desk.get(prediction.id)).status == "canceled"
+
+
 async def test_an_attached_caller_who_stays_gets_the_end() -> None:
     home = house(FakePool(ONE_IMAGE))
     async with home.desk.attached(CAT, home.served) as prediction:
-        assert (await home.desk.wait(prediction.id)).status == "succeeded"
+        last = await home.desk.wait(prediction.id)
+    assert last.status == "succeeded"
+    assert await home.desk.get(prediction.id) == last
 
 
 async def test_a_caller_who_only_watches_may_leave() -> None:
