@@ -37,8 +37,8 @@ class SafetyChecker(Protocol):
 
 def build(settings: SafetySettings, hf_token: str | None) -> SafetyChecker:
     """The checker that the settings ask for. Raises CheckpointUnusable if its models cannot be had."""
-    if settings.checker == "off":
-        return Off()
+    if settings.checker == "none":
+        return Unchecked()
     if settings.checker == "opennsfw":
         if settings.device != "cpu":
             raise CheckpointUnusable("opennsfw", "it runs on the CPU only; set `safety.device` to cpu")
@@ -49,7 +49,7 @@ def build(settings: SafetySettings, hf_token: str | None) -> SafetyChecker:
         return TwoStages(concepts, classifier, torch.device(settings.device))
 
 
-class Off:
+class Unchecked:
     """Flags nothing."""
 
     on_device = False
