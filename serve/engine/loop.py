@@ -160,6 +160,7 @@ class Loop:
 
     def _failed(self, task: Task) -> None:
         task.fail(EngineFailed())
+        device.give_back_memory(self._device)
         self.device_lost = self.device_lost or not device.answers(self._device)
 
     def _one_errand(self) -> None:
