@@ -7,8 +7,7 @@ import numpy as np
 import pytest
 import torch
 
-from serve.engine import batching, device
-from serve.engine import loop as loop_module
+from serve.engine import batching, device, passes
 from serve.engine.checkpoint import Checkpoint
 from serve.engine.engine import Engine
 from serve.engine.job import Canceled, Done, EngineEvent, Failed, Pixels
@@ -104,7 +103,7 @@ def test_a_round_that_breaks_ends_the_jobs_in_work_and_the_thread_goes_on(
             raise error
         return batching.next_turn(*arguments)
 
-    monkeypatch.setattr(loop_module, "next_turn", next_turn)
+    monkeypatch.setattr(passes, "next_turn", next_turn)
     engine = Engine(checkpoint, PoolSettings(model=""))
     engine.start()
     try:
