@@ -12,6 +12,7 @@ ServiceError
 └── PredictionFailed   500  an accepted prediction ended without pictures
     ├── FetchFailed         a URL of the request could not be had
     ├── PictureRefused      what was fetched is no picture we take
+    ├── StorageFailed       the pictures were drawn and could not be kept
     ├── AllFlagged          every picture was flagged by the safety checker
     └── EngineFailed        our fault: the cause is in the log, not in the message
 
@@ -25,10 +26,11 @@ from typing import NamedTuple
 
 
 class Fault(NamedTuple):
-    """One faulty input: which field, and what is wrong with it."""
+    """One faulty input: which field, what is wrong with it, and the kind of fault as a short word for programs."""
 
     field: str
     message: str
+    kind: str = "value_error"
 
 
 class ServiceError(Exception):
@@ -148,6 +150,14 @@ class PictureRefused(PredictionFailed):
 
     def __str__(self) -> str:
         return f"{self.field}: {self.why}"
+
+
+class StorageFailed(PredictionFailed):
+    def __init__(self) -> None:
+        super().__init__()
+
+    def __str__(self) -> str:
+        return "the picture could not be stored; the operator's log has the cause"
 
 
 class AllFlagged(PredictionFailed):
