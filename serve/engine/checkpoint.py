@@ -12,7 +12,6 @@ from typing import Any
 
 import torch
 from diffusers import AutoencoderKL, FlowMatchEulerDiscreteScheduler, FluxTransformer2DModel
-from safetensors import SafetensorError
 from transformers import CLIPTextModel, CLIPTokenizer, T5EncoderModel, T5TokenizerFast
 
 from serve.catalog import VARIANTS
@@ -25,8 +24,6 @@ _FILES = ("*.json", "*.safetensors", "*.txt", "*.model")
 _PATCH = 2
 """FLUX packs squares of this many latents a side into one token."""
 _DTYPES = {"bfloat16": torch.bfloat16, "float16": torch.float16, "float32": torch.float32}
-_DAMAGE = (OSError, ValueError, RuntimeError, KeyError, SafetensorError)
-"""How the libraries answer files that are missing, cut off, or of another model."""
 _FLOAT32 = Dtypes(transformer="float32", text="float32", vae="float32")
 _log = logging.getLogger(__name__)
 
@@ -97,15 +94,15 @@ def _read(folder: Path, model: ModelSettings, pool: PoolSettings, device: torch.
     """Everything in the folder, still on the CPU, each network in the dtype that it will have."""
     dtypes = _FLOAT32 if pool.precision == "float32" else pool.dtypes[pool.device]
     text = _DTYPES[dtypes.text]
-    try:
-        transformer = _network(FluxTransformer2DModel, folder / "transformer", _DTYPES[dtypes.transformer])
-        vae = _network(AutoencoderKL, folder / "vae", _DTYPES[dtypes.vae])
+    with source.reading(model.source):
+        transformer = source.read_network(FluxTransformer2DModel, folder / "transformer", _DTYPES[dtypes.transformer])
+        vae = source.read_network(AutoencoderKL, folder / "vae", _DTYPES[dtypes.vae])
         return Checkpoint(
             transformer=transformer,
             vae=vae,
-            clip=_network(CLIPTextModel, folder / "text_encoder", text),
+            clip=source.read_network(CLIPTextModel, folder / "text_encoder", text),
             clip_tokenizer=CLIPTokenizer.from_pretrained(folder / "tokenizer", local_files_only=True),
-            t5=_network(T5EncoderModel, folder / "text_encoder_2", text),
+            t5=source.read_network(T5EncoderModel, folder / "text_encoder_2", text),
             t5_tokenizer=T5TokenizerFast.from_pretrained(folder / "tokenizer_2", local_files_only=True),
             scheduler_config=FlowMatchEulerDiscreteScheduler.load_config(folder / "scheduler", local_files_only=True),
             pixel_stride=_PATCH * 2 ** (len(vae.config.block_out_channels) - 1),
@@ -113,20 +110,6 @@ def _read(folder: Path, model: ModelSettings, pool: PoolSettings, device: torch.
             guided=transformer.config.guidance_embeds,
             device=device,
         )
-    except _DAMAGE as error:
-        first_line = next(iter(str(error).splitlines()), "")
-        raise CheckpointUnusable(model.source, f"it cannot be loaded: {type(error).__name__}: {first_line}") from error
-
-
-def _network(kind: Any, folder: Path, dtype: torch.dtype) -> Any:
-    """A network from its folder. Where weights are missing the libraries draw some, or none: here that is a fault."""
-    network, report = kind.from_pretrained(
-        folder, dtype=dtype, use_safetensors=True, local_files_only=True, output_loading_info=True
-    )
-    missing = {*report["missing_keys"], *(name for name, weight in network.named_parameters() if weight.is_meta)}
-    if missing:
-        raise ValueError(f"{folder.name} lacks {len(missing)} weights, the first is {min(missing)}")
-    return network.eval().requires_grad_(False)
 
 
 def _check(checkpoint: Checkpoint, model: ModelSettings) -> None:

@@ -18,6 +18,7 @@ import diffusers
 import torch
 import transformers
 from diffusers import FlowMatchEulerDiscreteScheduler
+from safetensors.torch import load_file, save_file
 
 from serve.catalog import VARIANTS, VariantName
 from serve.engine import embedded_models as models
@@ -72,8 +73,15 @@ def build(variant: VariantName, geometry: Geometry, folder: Path) -> None:
         models.transformer(geometry, guided).bfloat16().save_pretrained(
             folder / "transformer", max_shard_size=_TRANSFORMER_SHARD
         )
+    _prefix_weights(folder / "text_encoder/model.safetensors", "text_model.")
     FlowMatchEulerDiscreteScheduler(**_schedule(dynamic=guided)).save_pretrained(folder / "scheduler")
     (folder / "model_index.json").write_text(json.dumps(_MODEL_INDEX, indent=2) + "\n", encoding="utf-8")
+
+
+def _prefix_weights(file: Path, prefix: str) -> None:
+    """The published text encoder was saved when its class held its layers one level deeper."""
+    weights = load_file(file)
+    save_file({prefix + name: weight for name, weight in weights.items()}, file, {"format": "pt"})
 
 
 def _schedule(dynamic: bool) -> dict[str, object]:

@@ -1,10 +1,13 @@
-"""Where models lie: the source of a settings row becomes a local folder. Knows nothing of what is in it."""
+"""Where models lie, and how a network is read from there: in whole, or not at all. Knows nothing of FLUX."""
 
 import logging
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 import httpx
+import torch
 from huggingface_hub import snapshot_download
 from huggingface_hub.errors import (
     GatedRepoError,
@@ -13,9 +16,12 @@ from huggingface_hub.errors import (
     RepositoryNotFoundError,
     RevisionNotFoundError,
 )
+from safetensors import SafetensorError
 
 from serve.errors import CheckpointUnusable
 
+_DAMAGE = (OSError, ValueError, RuntimeError, KeyError, SafetensorError)
+"""How the libraries answer files that are missing, cut off, or of another model."""
 _log = logging.getLogger(__name__)
 
 
@@ -35,6 +41,28 @@ def local_folder(source: str, revision: str | None, files: Iterable[str], hf_tok
         return Path(snapshot_download(source, revision=revision, allow_patterns=list(files), token=hf_token))
     except (HFValidationError, httpx.HTTPError, OSError) as error:
         raise CheckpointUnusable(source, _what_to_do(error, revision)) from error
+
+
+@contextmanager
+def reading(source: str) -> Iterator[None]:
+    """Turns what the libraries say of unreadable files of `source` into CheckpointUnusable."""
+    try:
+        yield
+    except _DAMAGE as error:
+        first_line = next(iter(str(error).splitlines()), "")
+        raise CheckpointUnusable(source, f"it cannot be loaded: {type(error).__name__}: {first_line}") from error
+
+
+def read_network(kind: Any, folder: Path, dtype: torch.dtype) -> Any:
+    """The network of class `kind` in a folder, on the CPU, in evaluation mode and without gradients.
+
+    Where weights are missing the libraries draw some, or none: here that is a ValueError.
+    """
+    network, report = kind.from_pretrained(folder, dtype=dtype, local_files_only=True, output_loading_info=True)
+    missing = {*report["missing_keys"], *(name for name, weight in network.named_parameters() if weight.is_meta)}
+    if missing:
+        raise ValueError(f"{folder.name} lacks {len(missing)} weights, the first is {min(missing)}")
+    return network.eval().requires_grad_(False)
 
 
 def _what_to_do(error: Exception, revision: str | None) -> str:

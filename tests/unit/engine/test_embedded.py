@@ -11,6 +11,7 @@ import pytest
 import torch
 from diffusers import FluxPipeline
 from numpy.typing import NDArray
+from safetensors.torch import load_file
 
 from serve.catalog import VARIANTS, VariantName
 from serve.engine import embedded
@@ -73,6 +74,15 @@ def test_it_has_the_files_and_the_configuration_of_the_real_repository(cache: Pa
     vae = read("vae/config.json")
     assert (vae["latent_channels"], vae["scaling_factor"], vae["shift_factor"]) == (16, 0.3611, 0.1159)
     assert (vae["use_quant_conv"], vae["use_post_quant_conv"]) == (False, False)
+
+
+def test_weights_have_the_names_under_which_they_were_published(cache: Path) -> None:
+    folder = embedded.ensure("dev", cache)
+    names = load_file(folder / "text_encoder/model.safetensors").keys()
+    assert "text_model.encoder.layers.0.self_attn.q_proj.weight" in names
+    assert all(name.startswith("text_model.") for name in names)
+    index = json.loads((folder / "transformer/diffusion_pytorch_model.safetensors.index.json").read_text())
+    assert "single_transformer_blocks.0.proj_out.weight" in index["weight_map"]
 
 
 def test_the_weights_are_the_same_whatever_was_drawn_before_and_disturb_no_one(tmp_path: Path) -> None:
