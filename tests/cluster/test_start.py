@@ -61,6 +61,20 @@ def test_a_missing_model_fails_the_start_with_one_line_that_says_what_to_do(envi
     assert "Traceback" not in str(caught.value)
 
 
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM], ids=["ctrl-c", "terminate"])
+def test_a_signal_ends_the_service_in_order(environment: dict[str, str], number: signal.Signals) -> None:
+    command = [sys.executable, "-m", "serve", "--port", str(free_port())]
+    with subprocess.Popen(command, cwd=ROOT, env=environment, stdout=subprocess.PIPE, text=True) as service:
+        assert service.stdout is not None
+        while "updating" not in service.stdout.readline():
+            assert service.poll() is None
+        service.send_signal(number)
+        rest = service.stdout.read()
+    assert service.returncode == 0
+    assert "stopping" in rest
+    assert "received" not in rest
+
+
 def test_a_token_guards_every_face_and_a_signal_ends_the_service(environment: dict[str, str]) -> None:
     with local_service(environment=environment | {"FLUX_SERVE_TOKEN": "sesame"}) as service:
         _every_face_asks_for_the_token(service)
