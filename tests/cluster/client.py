@@ -35,6 +35,11 @@ def get(service: LocalService, prediction_id: str) -> dict[str, Any]:
         return dict(client.get(f"/v1/predictions/{prediction_id}").raise_for_status().json())
 
 
+def cancel(service: LocalService, prediction_id: str) -> dict[str, Any]:
+    with connect(service) as client:
+        return dict(client.post(f"/v1/predictions/{prediction_id}/cancel").raise_for_status().json())
+
+
 def finish(service: LocalService, prediction_id: str, timeout_s: float = 120) -> dict[str, Any]:
     """The prediction at its end."""
     return until(

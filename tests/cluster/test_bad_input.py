@@ -39,7 +39,7 @@ def test_what_can_never_succeed_is_refused_by_field(service: LocalService, input
 
 @pytest.mark.parametrize(
     ("content", "status"),
-    [(b"{", 400), (b"\xff\xfe", 400), (b"[]", 422), (b'{"input": 1}', 422), (b"[" * 100_000, 400)],
+    [(b"{", 400), (b"\xff\xfe", 400), (b"[]", 400), (b'{"input": 1}', 422), (b"[" * 100_000, 400)],
 )
 def test_bodies_that_are_no_request_are_refused(service: LocalService, content: bytes, status: int) -> None:
     with connect(service) as client:

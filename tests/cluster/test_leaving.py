@@ -7,7 +7,7 @@ from typing import Any
 import httpx
 
 from serve.local_service import LocalService
-from tests.cluster.client import SMALL, connect, create, finish, get, predict, until
+from tests.cluster.client import SMALL, cancel, connect, create, finish, get, predict, until
 from tests.cluster.probe import Probe
 
 POOL = "dev-bf16"
@@ -31,11 +31,9 @@ def test_cancelled_at_step_3_of_50_a_prediction_stops_within_one_step(service: L
     prediction = create(service, **LONG)
     until(lambda: steps_done(service, prediction["id"]), lambda done: done >= 3)
     at_cancel = int(probe.stats(POOL)["image_steps"])
-    with connect(service) as client:
-        assert client.post(f"/v1/predictions/{prediction['id']}/cancel").json()["status"] == "canceled"
-    assert (
-        idle_steps(probe) - at_cancel <= 3
-    )  # two calls lie between the counter and the cancel, each shorter than a step
+    assert cancel(service, prediction["id"])["status"] == "canceled"
+    # Between the counter and the cancel lie two calls, each shorter than a step.
+    assert idle_steps(probe) - at_cancel <= 3
     assert idle_steps(probe) - before < STEPS / 2
     assert get(service, prediction["id"])["status"] == "canceled"
     assert predict(service, **SMALL, prompt="the slot is free")["status"] == "succeeded"

@@ -4,13 +4,13 @@ from collections.abc import Iterator
 from typing import Any
 
 import pytest
-from tests.safety_folders import save_classifier, save_concept_checker
 
 from serve.engine.embedded import ensure
 from serve.engine.embedded_models import Geometry
 from serve.local_service import ROOT, LocalService, local_service
 from tests.cluster.client import SMALL, contents, data_uri, png, predict, size_of
 from tests.cluster.probe import Probe
+from tests.safety_folders import FLAGS_NONE, make_classifier, make_concepts
 
 POOLS = ("dev-bf16", "dev-fp8", "schnell")
 
@@ -21,8 +21,8 @@ def service(environment: dict[str, str], tmp_path_factory: pytest.TempPathFactor
     models = {
         "models.dev.source": ensure("dev", folder, Geometry(text_tokens=512)),
         "models.schnell.source": ensure("schnell", folder, Geometry(text_tokens=256)),
-        "safety.concept_model": save_concept_checker(folder / "concepts"),
-        "safety.classifier_model": save_classifier(folder / "classifier"),
+        "safety.concept_model": make_concepts(folder / "concepts", FLAGS_NONE),
+        "safety.classifier_model": make_classifier(folder / "classifier", normal=9.0),
     }
     devices = {f"pools.{pool}.device": "cpu" for pool in POOLS}
     assignments = [part for key, value in (models | devices).items() for part in ("--set", f"{key}={value}")]
