@@ -1,4 +1,4 @@
-"""On the card as on a CPU, up to how kernels round: diffusers' pictures alone, the same in a batch, a switch to be sure."""
+"""On the card as on a CPU, up to how kernels round: diffusers' pictures alone, and the same ones in a batch."""
 
 from typing import Any
 
