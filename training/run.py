@@ -1,0 +1,134 @@
+"""A training run that can be stopped and taken up again: its clock, its log, its loss curve, its checkpoint.
+
+The learning rate follows the time spent, not the steps: a run is told how many minutes it has, on whatever machine.
+Knows nothing of models beyond that they have a state.
+"""
+
+import csv
+import math
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import torch
+from PIL import Image, ImageDraw
+from tqdm import tqdm
+
+SAVE_EVERY_S = 120.0
+LOG_EVERY_STEPS = 20
+
+
+class Run:
+    """Counts the seconds of training over all sessions, and keeps everything named in `parts` on disk.
+
+    `parts` are modules and optimizers. `folder/run.pt` holds their states, `log.csv` the losses.
+    """
+
+    def __init__(self, folder: Path, minutes: float, parts: dict[str, Any]) -> None:
+        self.folder, self.limit_s, self.parts = folder, minutes * 60, parts
+        self.elapsed_s, self.step = 0.0, 0
+        self._sums: dict[str, float] = {}
+        folder.mkdir(parents=True, exist_ok=True)
+        if self._checkpoint.exists():
+            self._load()
+
+    @property
+    def _checkpoint(self) -> Path:
+        return self.folder / "run.pt"
+
+    @property
+    def progress(self) -> float:
+        """0 to 1."""
+        return min(1.0, self.elapsed_s / self.limit_s)
+
+    def rate(self, peak: float, *, warm_steps: int = 100) -> float:
+        """Learning rate now: a short warm-up, then half a cosine down to a fiftieth of `peak`."""
+        cosine = 0.02 + 0.98 * (1 + math.cos(math.pi * self.progress)) / 2
+        return peak * cosine * min(1.0, (self.step + 1) / warm_steps)
+
+    def steps(self) -> Iterator[int]:
+        """Yields until the time is spent; saves every two minutes and at the end, also when interrupted."""
+        last = saved = time.monotonic()
+        with tqdm(total=round(self.limit_s), unit="s", initial=round(self.elapsed_s), mininterval=20) as bar:
+            try:
+                while self.elapsed_s < self.limit_s:
+                    yield self.step
+                    now = time.monotonic()
+                    self.elapsed_s += now - last
+                    bar.update(round(self.elapsed_s) - bar.n)
+                    self.step, last = self.step + 1, now
+                    if now - saved > SAVE_EVERY_S:
+                        self.save()
+                        saved = now
+            finally:
+                self.save()
+
+    def log(self, **values: float) -> None:
+        """Means over some steps go to the log file."""
+        for name, value in values.items():
+            self._sums[name] = self._sums.get(name, 0.0) + float(value)
+        if (self.step + 1) % LOG_EVERY_STEPS:
+            return
+        row = {name: round(total / LOG_EVERY_STEPS, 5) for name, total in self._sums.items()}
+        self._sums = {}
+        path = self.folder / "log.csv"
+        with path.open("a", newline="") as file:
+            writer = csv.writer(file)
+            if file.tell() == 0:
+                writer.writerow(["step", "seconds", *row])
+            writer.writerow([self.step + 1, round(self.elapsed_s), *row.values()])
+
+    def save(self) -> None:
+        state = {name: part.state_dict() for name, part in self.parts.items()}
+        partial = self._checkpoint.with_suffix(".partial")
+        torch.save({"elapsed_s": self.elapsed_s, "step": self.step, "parts": state}, partial)
+        partial.replace(self._checkpoint)
+        draw_curve(self.folder / "log.csv", self.folder / "loss.png")
+
+    def _load(self) -> None:
+        state = torch.load(self._checkpoint, weights_only=True)
+        self.elapsed_s, self.step = state["elapsed_s"], state["step"]
+        for name, part in self.parts.items():
+            part.load_state_dict(state["parts"][name])
+
+
+def draw_curve(log: Path, out: Path, size: tuple[int, int] = (640, 360)) -> None:
+    """The first loss of a log file over its steps, on a logarithmic axis."""
+    if not log.exists():
+        return
+    with log.open() as file:
+        rows = list(csv.reader(file))
+    name, points = rows[0][2], [(int(row[0]), float(row[2])) for row in rows[1:] if float(row[2]) > 0]
+    if len(points) < 2:
+        return
+    heights = [math.log10(value) for _, value in points]
+    low, high, last = min(heights), max(heights), points[-1][0]
+    picture = Image.new("RGB", size, "white")
+    pen = ImageDraw.Draw(picture)
+    xs = [40 + (size[0] - 60) * step / last for step, _ in points]
+    ys = [20 + (size[1] - 50) * (high - value) / max(high - low, 1e-9) for value in heights]
+    pen.line(list(zip(xs, ys, strict=True)), fill=(30, 70, 200), width=2)
+    pen.text((40, 4), f"{name}: {10**high:.4g} to {10**low:.4g}, log axis, {last} steps", fill="black")
+    picture.save(out)
+
+
+class Average:
+    """An exponential moving average of a module's weights, kept beside it: what is sampled from and exported."""
+
+    def __init__(self, module: torch.nn.Module, decay: float) -> None:
+        self.module, self.decay, self.updates = module, decay, 0
+        self.shadow = {name: value.detach().clone() for name, value in module.state_dict().items()}
+
+    @torch.no_grad()
+    def update(self) -> None:
+        self.updates += 1
+        decay = min(self.decay, (1 + self.updates) / (10 + self.updates))
+        for name, value in self.module.state_dict().items():
+            self.shadow[name].lerp_(value, 1 - decay)
+
+    def state_dict(self) -> dict[str, Any]:
+        return {"shadow": self.shadow, "updates": self.updates}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        self.shadow, self.updates = state["shadow"], state["updates"]
