@@ -1,1 +1,1 @@
-"""How the embedded checkpoints came to be: drawings made by code, and the training of every part. Not imported by the service."""
+"""How the embedded checkpoints came to be: drawings made by code, the training of every part. The service imports none."""

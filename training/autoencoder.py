@@ -93,7 +93,10 @@ def loss_of(model: AutoencoderKL, pictures: torch.Tensor, kl_weight: float) -> t
     back = model.decode(posterior.sample()).sample
     difference = back.float() - pictures
     weight = ink_weight(pictures)
-    picture_loss = (weight * (difference.abs() + 2 * difference.square())).mean()
+    # Form is learned long before colour and paper: both get a word of their own.
+    colour = difference - difference.mean(dim=1, keepdim=True)
+    tone = torch.nn.functional.avg_pool2d(difference, 16)
+    picture_loss = (weight * (difference.abs() + 2 * difference.square() + 3 * colour.abs())).mean() + tone.abs().mean()
     kl = 0.5 * (posterior.mean.square() + posterior.var - 1 - posterior.logvar).mean()
     psnr = -10 * torch.log10(difference.detach().square().mean() / 4)
     return picture_loss + kl_weight * kl, {"loss": picture_loss.item(), "kl": kl.item(), "psnr": psnr.item()}
@@ -103,7 +106,7 @@ def train(folder: Path, minutes: float, seed: int) -> None:
     torch.manual_seed(seed)
     model = build().to(memory_format=torch.channels_last)
     optimizer = torch.optim.AdamW(model.parameters(), lr=1e-3, betas=(0.9, 0.98), weight_decay=1e-4)
-    average = Average(model, 0.998)
+    average = Average(model, 0.99)
     run = Run(folder, minutes, {"model": model, "optimizer": optimizer, "average": average})
     rng = np.random.default_rng([seed, run.step])
     pool = Pool(rng)
@@ -122,8 +125,31 @@ def train(folder: Path, minutes: float, seed: int) -> None:
         optimizer.step()
         average.update()
         run.log(**values)
-        if step % 300 == 299:
+        if step % 100 == 99:
             sample(average, folder / "sample.png", seed=1)
+    if run.finished:
+        finish(folder, seed)
+
+
+def averaged(folder: Path) -> AutoencoderKL:
+    """The averaged weights of a run's last checkpoint."""
+    model = AutoencoderKL(**CONFIG)
+    model.load_state_dict(torch.load(folder / "run.pt", weights_only=True)["parts"]["average"]["shadow"])
+    return model.eval()
+
+
+@torch.no_grad()
+def finish(folder: Path, seed: int) -> None:
+    """Measures how far the latents spread, writes it into the configuration, and stores the autoencoder."""
+    model, rng = averaged(folder), np.random.default_rng([seed, 1])
+    pictures = torch.stack([to_tensor(rendered(sampled(rng, Mixture()), (256, 256), rng)) for _ in range(64)])
+    latents = torch.cat([model.encode(some).latent_dist.mean for some in pictures.split(8)])
+    shift, spread = latents.mean().item(), latents.std().item()
+    model.register_to_config(shift_factor=shift, scaling_factor=1 / spread)
+    model.save_pretrained(folder / "vae")
+    back = torch.cat([model.decode(some).sample for some in latents.split(8)])
+    psnr = -10 * torch.log10((back.clamp(-1, 1) - pictures).square().mean() / 4)
+    print(f"whole pictures of 256 by 256: {psnr:.2f} dB; latents of mean {shift:.3f} and spread {spread:.3f}")
 
 
 @torch.no_grad()
@@ -142,7 +168,11 @@ def main() -> None:
     parser.add_argument("--folder", type=Path, default=Path("runs/autoencoder"))
     parser.add_argument("--minutes", type=float, default=25)
     parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--finish", action="store_true", help="only store the autoencoder of the last checkpoint")
     arguments = parser.parse_args()
+    if arguments.finish:
+        finish(arguments.folder, arguments.seed)
+        return
     train(arguments.folder, arguments.minutes, arguments.seed)
 
 

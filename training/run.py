@@ -1,11 +1,13 @@
 """A training run that can be stopped and taken up again: its clock, its log, its loss curve, its checkpoint.
 
-The learning rate follows the time spent, not the steps: a run is told how many minutes it has, on whatever machine.
+The learning rate follows the processor time spent, not the steps: a run is told how many minutes it has, and neither a
+busy nor a slow machine changes its course but for the number of steps.
 Knows nothing of models beyond that they have a state.
 """
 
 import csv
 import math
+import signal
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -15,12 +17,12 @@ import torch
 from PIL import Image, ImageDraw
 from tqdm import tqdm
 
-SAVE_EVERY_S = 120.0
+SAVE_EVERY_S = 60.0
 LOG_EVERY_STEPS = 20
 
 
 class Run:
-    """Counts the seconds of training over all sessions, and keeps everything named in `parts` on disk.
+    """Counts the processor seconds of training over all sessions, and keeps everything named in `parts` on disk.
 
     `parts` are modules and optimizers. `folder/run.pt` holds their states, `log.csv` the losses.
     """
@@ -29,6 +31,7 @@ class Run:
         self.folder, self.limit_s, self.parts = folder, minutes * 60, parts
         self.elapsed_s, self.step = 0.0, 0
         self._sums: dict[str, float] = {}
+        self._told_to_stop = False
         folder.mkdir(parents=True, exist_ok=True)
         if self._checkpoint.exists():
             self._load()
@@ -42,19 +45,25 @@ class Run:
         """0 to 1."""
         return min(1.0, self.elapsed_s / self.limit_s)
 
+    @property
+    def finished(self) -> bool:
+        return self.elapsed_s >= self.limit_s
+
     def rate(self, peak: float, *, warm_steps: int = 100) -> float:
         """Learning rate now: a short warm-up, then half a cosine down to a fiftieth of `peak`."""
         cosine = 0.02 + 0.98 * (1 + math.cos(math.pi * self.progress)) / 2
         return peak * cosine * min(1.0, (self.step + 1) / warm_steps)
 
     def steps(self) -> Iterator[int]:
-        """Yields until the time is spent; saves every two minutes and at the end, also when interrupted."""
-        last = saved = time.monotonic()
+        """Yields until the time is spent or the process is told to end; saves every minute and at the end."""
+        for number in (signal.SIGTERM, signal.SIGINT):
+            signal.signal(number, self._stop)
+        last = saved = time.process_time()
         with tqdm(total=round(self.limit_s), unit="s", initial=round(self.elapsed_s), mininterval=20) as bar:
             try:
-                while self.elapsed_s < self.limit_s:
+                while not (self.finished or self._told_to_stop):
                     yield self.step
-                    now = time.monotonic()
+                    now = time.process_time()
                     self.elapsed_s += now - last
                     bar.update(round(self.elapsed_s) - bar.n)
                     self.step, last = self.step + 1, now
@@ -63,6 +72,9 @@ class Run:
                         saved = now
             finally:
                 self.save()
+
+    def _stop(self, *_: object) -> None:
+        self._told_to_stop = True
 
     def log(self, **values: float) -> None:
         """Means over some steps go to the log file."""

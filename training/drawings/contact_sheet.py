@@ -1,4 +1,4 @@
-"""Shows what the renderer draws: `python -m training.drawings.contact_sheet out.png` writes samples with their prompts."""
+"""Shows what the renderer draws: `python -m training.drawings.contact_sheet out.png` writes samples and prompts."""
 
 import argparse
 from pathlib import Path

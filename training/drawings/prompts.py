@@ -1,6 +1,6 @@
 """What a person would type to get a scene: varied English. Knows nothing of strokes.
 
-A scene is described truly: whatever the prompt leaves open, the renderer may choose, and an ink is left open only if black.
+A scene is described truly: what the prompt leaves open, the renderer may choose, and an ink is left open only if black.
 """
 
 from training.drawings.scene import Item, Scene
@@ -25,24 +25,63 @@ NAMES: dict[str, tuple[str, ...]] = {
 """What else a thing is called; things not named here go by their own name."""
 
 ONE = (
-    "a {ink} sketch of {a_thing}", "a {ink} drawing of {a_thing}", "{a_thing} drawn in {ink} ink", "a {ink} line drawing of {a_thing}",
-    "sketch of {a_thing} in {ink}", "{ink} sketch of {a_thing}", "a {ink} {thing}", "{thing}, {ink} ink", "draw {a_thing} in {ink}",
-    "a simple {ink} sketch of {a_thing}", "{a_thing} in {ink} pen", "a picture of a {ink} {thing}", "a hand drawn {ink} {thing}",
+    "a {ink} sketch of {a_thing}",
+    "a {ink} drawing of {a_thing}",
+    "{a_thing} drawn in {ink} ink",
+    "a {ink} line drawing of {a_thing}",
+    "sketch of {a_thing} in {ink}",
+    "{ink} sketch of {a_thing}",
+    "a {ink} {thing}",
+    "{thing}, {ink} ink",
+    "draw {a_thing} in {ink}",
+    "a simple {ink} sketch of {a_thing}",
+    "{a_thing} in {ink} pen",
+    "a picture of a {ink} {thing}",
+    "a hand drawn {ink} {thing}",
 )
-ONE_BLACK = ("a sketch of {a_thing}", "{a_thing}", "a drawing of {a_thing}", "{thing}", "a line drawing of {a_thing}", "please draw {a_thing}")
-SAME_INK = ("a {ink} sketch of {a} {relation} {b}", "a {ink} drawing of {a} {relation} {b}", "{a} {relation} {b}, {ink} ink",
-            "{a} {relation} {b} in {ink}", "{ink} sketch of {a} {relation} {b}")
+ONE_BLACK = (
+    "a sketch of {a_thing}",
+    "{a_thing}",
+    "a drawing of {a_thing}",
+    "{thing}",
+    "a line drawing of {a_thing}",
+    "please draw {a_thing}",
+)
+SAME_INK = (
+    "a {ink} sketch of {a} {relation} {b}",
+    "a {ink} drawing of {a} {relation} {b}",
+    "{a} {relation} {b}, {ink} ink",
+    "{a} {relation} {b} in {ink}",
+    "{ink} sketch of {a} {relation} {b}",
+)
 SAME_BLACK = ("a sketch of {a} {relation} {b}", "{a} {relation} {b}", "a drawing of {a} {relation} {b}")
-OWN_INK = ("a {ink_a} {thing_a} {relation} a {ink_b} {thing_b}", "a sketch of a {ink_a} {thing_a} {relation} a {ink_b} {thing_b}",
-           "a drawing of a {ink_a} {thing_a} {relation} a {ink_b} {thing_b}")
-WORD = (
-    "the word {word} handwritten in {ink} ink", "the word {word} in {ink} handwriting", "the word {word} written in {ink}",
-    "{ink} handwriting that says {word}", 'the word "{word}" in {ink} ink', "handwriting in {ink} ink, the word {word}",
-    "write {word} in {ink}", "a note in {ink} handwriting that reads {word}", 'handwritten "{word}" in {ink}',
+OWN_INK = (
+    "a {ink_a} {thing_a} {relation} a {ink_b} {thing_b}",
+    "a sketch of a {ink_a} {thing_a} {relation} a {ink_b} {thing_b}",
+    "a drawing of a {ink_a} {thing_a} {relation} a {ink_b} {thing_b}",
 )
-WORD_BLACK = ("the word {word} handwritten", "handwriting that says {word}", 'the handwritten word "{word}"', "write the word {word}")
-LABELLED = ("{a} {relation} the word {word} in {ink}", "a {ink} sketch of {a} {relation} the word {word}",
-            'a {ink} drawing of {a} {relation} the handwritten word "{word}"')
+WORD = (
+    "the word {word} handwritten in {ink} ink",
+    "the word {word} in {ink} handwriting",
+    "the word {word} written in {ink}",
+    "{ink} handwriting that says {word}",
+    'the word "{word}" in {ink} ink',
+    "handwriting in {ink} ink, the word {word}",
+    "write {word} in {ink}",
+    "a note in {ink} handwriting that reads {word}",
+    'handwritten "{word}" in {ink}',
+)
+WORD_BLACK = (
+    "the word {word} handwritten",
+    "handwriting that says {word}",
+    'the handwritten word "{word}"',
+    "write the word {word}",
+)
+LABELLED = (
+    "{a} {relation} the word {word} in {ink}",
+    "a {ink} sketch of {a} {relation} the word {word}",
+    'a {ink} drawing of {a} {relation} the handwritten word "{word}"',
+)
 RELATIONS = {
     "left of": ("left of", "to the left of", "and", "next to", "beside"),
     "right of": ("right of", "to the right of"),
@@ -74,7 +113,9 @@ def _two(scene: Scene, rng: Rng) -> str:
     assert scene.relation is not None
     relation = str(rng.choice(RELATIONS[scene.relation]))
     if second.kind == "word":
-        return str(rng.choice(LABELLED)).format(a=_article(_named(first, rng)), relation=relation, word=second.name, ink=first.ink)
+        return str(rng.choice(LABELLED)).format(
+            a=_article(_named(first, rng)), relation=relation, word=second.name, ink=first.ink
+        )
     thing_a, thing_b = _named(first, rng), _named(second, rng)
     if first.ink != second.ink:
         return str(rng.choice(OWN_INK)).format(

@@ -63,9 +63,7 @@ def shaken(strokes: Strokes, rng: Rng, strength: float = 1.0) -> Strokes:
     out = []
     for stroke in strokes:
         fine = resample(stroke, 0.12)
-        waves = sum(
-            height[k] * np.sin(fine @ frequency[k].T + phase[k]) for k in range(2)
-        )
+        waves = sum(height[k] * np.sin(fine @ frequency[k].T + phase[k]) for k in range(2))
         out.append((fine + waves + rng.normal(0, 0.012, 2) * strength) @ matrix.T)
     return out
 

@@ -1,0 +1,1 @@
+"""Each script answers one question and ends with one JSON line."""

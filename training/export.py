@@ -1,0 +1,83 @@
+"""Writes the trained parts as two diffusers folders: `python -m training.export serve/models`.
+
+`dev` and `schnell` have a transformer and a schedule of their own; all else lies once in `shared`, and each folder
+points to it. Weights in float16 but for the transformers, which are served in bfloat16 and stored so.
+"""
+
+import argparse
+import json
+import shutil
+from pathlib import Path
+
+import diffusers
+import torch
+from diffusers import AutoencoderKL, FlowMatchEulerDiscreteScheduler
+
+from training import text, vocabulary
+from training.flow import BASE_SHIFT, BASE_TOKENS, MAX_SHIFT, MAX_TOKENS
+from training.transformer import load
+
+SHARED = ("tokenizer", "tokenizer_2", "text_encoder", "text_encoder_2", "vae")
+MODEL_INDEX = {
+    "_class_name": "FluxPipeline",
+    "_diffusers_version": diffusers.__version__,
+    "scheduler": ["diffusers", "FlowMatchEulerDiscreteScheduler"],
+    "text_encoder": ["transformers", "CLIPTextModel"],
+    "text_encoder_2": ["transformers", "T5EncoderModel"],
+    "tokenizer": ["transformers", "CLIPTokenizer"],
+    "tokenizer_2": ["transformers", "T5TokenizerFast"],
+    "transformer": ["diffusers", "FluxTransformer2DModel"],
+    "vae": ["diffusers", "AutoencoderKL"],
+}
+
+
+def export_shared(runs: Path, folder: Path) -> None:
+    encoders = text.load(runs / "text")
+    encoders.clip.half().save_pretrained(folder / "text_encoder")
+    encoders.t5.half().save_pretrained(folder / "text_encoder_2")
+    vocabulary.save_clip_tokenizer(folder / "tokenizer")
+    vocabulary.t5_tokenizer().save_pretrained(folder / "tokenizer_2")
+    vae: AutoencoderKL = AutoencoderKL.from_pretrained(runs / "autoencoder" / "vae")
+    vae.half().save_pretrained(folder / "vae")
+
+
+def export_variant(runs: Path, variant: str, folder: Path) -> None:
+    """The variant's own parts, and links to the shared ones beside it."""
+    model = load(runs / variant, guided=variant == "dev")
+    model.to(torch.bfloat16).save_pretrained(folder / "transformer")
+    scheduler = FlowMatchEulerDiscreteScheduler(
+        shift=3.0 if variant == "dev" else 1.0,
+        use_dynamic_shifting=variant == "dev",
+        base_image_seq_len=BASE_TOKENS,
+        max_image_seq_len=MAX_TOKENS,
+        base_shift=BASE_SHIFT,
+        max_shift=MAX_SHIFT,
+    )
+    scheduler.save_pretrained(folder / "scheduler")
+    for part in SHARED:
+        (folder / part).symlink_to(Path("..") / "shared" / part, target_is_directory=True)
+    (folder / "model_index.json").write_text(json.dumps(MODEL_INDEX, indent=2) + "\n", encoding="utf-8")
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("out", type=Path)
+    parser.add_argument("--runs", type=Path, default=Path("runs"))
+    arguments = parser.parse_args()
+    for name in ("shared", "dev", "schnell"):
+        shutil.rmtree(arguments.out / name, ignore_errors=True)
+    export_shared(arguments.runs, arguments.out / "shared")
+    for variant in ("dev", "schnell"):
+        (arguments.out / variant).mkdir(parents=True)
+        export_variant(arguments.runs, variant, arguments.out / variant)
+    # A link to a folder is no second copy.
+    size = sum(
+        path.stat().st_size
+        for path in arguments.out.rglob("*.safetensors")
+        if not path.is_symlink() and not any(parent.is_symlink() for parent in path.parents)
+    )
+    print(f"{size / 1e6:.1f} MB of weights in {arguments.out}")
+
+
+if __name__ == "__main__":
+    main()
