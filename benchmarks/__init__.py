@@ -1,1 +1,1 @@
-"""Each script answers one question and ends with one JSON line."""
+"""Each script answers one question, tells of its progress, and ends with one JSON line for machines."""

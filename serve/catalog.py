@@ -20,6 +20,8 @@ class Variant:
     """Has a guidance embedding, so `guidance_scale` means something."""
     enough_steps: int
     """Steps after which more no longer pay."""
+    max_text_tokens: int
+    """Longest prompt in T5 tokens that it was trained on."""
 
 
 VARIANTS: dict[VariantName, Variant] = {
@@ -29,6 +31,7 @@ VARIANTS: dict[VariantName, Variant] = {
         licence="FLUX.1 [dev] Non-Commercial License",
         guided=True,
         enough_steps=28,
+        max_text_tokens=512,
     ),
     "schnell": Variant(
         repository="black-forest-labs/FLUX.1-schnell",
@@ -36,6 +39,7 @@ VARIANTS: dict[VariantName, Variant] = {
         licence="Apache-2.0",
         guided=False,
         enough_steps=4,
+        max_text_tokens=256,
     ),
 }
 

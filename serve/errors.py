@@ -12,8 +12,11 @@ ServiceError
 └── PredictionFailed   500  an accepted prediction ended without pictures
     ├── FetchFailed         a URL of the request could not be had
     ├── PictureRefused      what was fetched is no picture we take
+    ├── StorageFailed       the pictures were drawn and could not be kept
     ├── AllFlagged          every picture was flagged by the safety checker
     └── EngineFailed        our fault: the cause is in the log, not in the message
+
+CheckpointUnusable is apart: it fails a replica's start-up, is read by operators, and has no HTTP status.
 
 Every constructor passes all its arguments positionally to `super().__init__`: only then does an error survive pickling
 between a replica and its caller. Messages are read by users: no traceback, path, address or token belongs in one.
@@ -23,10 +26,11 @@ from typing import NamedTuple
 
 
 class Fault(NamedTuple):
-    """One faulty input: which field, and what is wrong with it."""
+    """One faulty input: which field, what is wrong with it, and the kind of fault as a short word for programs."""
 
     field: str
     message: str
+    kind: str = "value_error"
 
 
 class ServiceError(Exception):
@@ -148,6 +152,14 @@ class PictureRefused(PredictionFailed):
         return f"{self.field}: {self.why}"
 
 
+class StorageFailed(PredictionFailed):
+    def __init__(self) -> None:
+        super().__init__()
+
+    def __str__(self) -> str:
+        return "the picture could not be stored; the operator's log has the cause"
+
+
 class AllFlagged(PredictionFailed):
     def __init__(self) -> None:
         super().__init__()
@@ -159,3 +171,15 @@ class AllFlagged(PredictionFailed):
 class EngineFailed(PredictionFailed):
     def __init__(self, why: str = "the image engine failed; the operator's log has the cause") -> None:
         super().__init__(why)
+
+
+class CheckpointUnusable(Exception):
+    """A model cannot be loaded. `source` is what the settings name, `why` the reason and what an operator can do."""
+
+    def __init__(self, source: str, why: str) -> None:
+        super().__init__(source, why)
+        self.source = source
+        self.why = why
+
+    def __str__(self) -> str:
+        return f"cannot use the model {self.source}: {self.why}"

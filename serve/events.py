@@ -11,6 +11,9 @@ from dataclasses import dataclass, field
 class Started:
     """The first denoising step is about to run; until then the prediction waited for its turn."""
 
+    notes: tuple[str, ...] = ()
+    """What only the work showed and the caller should know, such as a prompt that was cut. One log line each."""
+
 
 @dataclass(frozen=True, slots=True)
 class Stepped:

@@ -7,10 +7,12 @@ and named, as the API that we answer in does. Everything else that does not fit 
 from collections.abc import Mapping
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError
+from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, ValidationError
 
 from serve.catalog import CUSTOM_SIDE_MAX, CUSTOM_SIDE_MIN
 from serve.errors import Fault, InvalidInput
+
+SHOWN_CHARS = 64
 
 AspectRatio = Literal["1:1", "16:9", "21:9", "3:2", "2:3", "4:5", "5:4", "3:4", "4:3", "9:16", "9:21", "custom"]
 
@@ -27,6 +29,16 @@ def _number_as_text(value: object) -> object:
     return f"{value:g}" if isinstance(value, int | float) and not isinstance(value, bool) else value
 
 
+def _unicode(value: str) -> str:
+    """JSON can spell half a surrogate pair, which no tokenizer and no answer can take."""
+    try:
+        value.encode()
+    except UnicodeEncodeError:
+        raise ValueError("Input should be valid Unicode text") from None
+    return value
+
+
+Text = Annotated[str, AfterValidator(_unicode)]
 Integer = Annotated[int, BeforeValidator(_no_boolean)]
 Number = Annotated[float, BeforeValidator(_no_boolean), Field(allow_inf_nan=False)]
 Side = Annotated[Integer, Field(ge=CUSTOM_SIDE_MIN, le=CUSTOM_SIDE_MAX)]
@@ -39,7 +51,7 @@ class Inputs(BaseModel):
 
     model_config = ConfigDict(frozen=True, extra="ignore")
 
-    prompt: str = Field(description="What the picture should show.")
+    prompt: Text = Field(description="What the picture should show.")
     image: PictureUri | None = Field(
         default=None, description="Picture to start from. With one, aspect_ratio, width and height are ignored."
     )
@@ -78,14 +90,14 @@ class Inputs(BaseModel):
     megapixels: Annotated[Literal["1", "0.25"], BeforeValidator(_number_as_text)] = Field(
         default="1", description="Rough size of the picture."
     )
-    replicate_weights: str | None = Field(default=None, description="LoRA to draw with.")
+    replicate_weights: Text | None = Field(default=None, description="LoRA to draw with.")
     lora_scale: Scale = Field(default=1.0, description="How strongly the LoRA acts.")
-    extra_lora: str | None = Field(default=None, description="A second LoRA.")
+    extra_lora: Text | None = Field(default=None, description="A second LoRA.")
     extra_lora_scale: Scale = Field(default=1.0, description="How strongly the second LoRA acts.")
 
 
 def read_inputs(raw: Mapping[str, Any], max_prompt_chars: int) -> tuple[Inputs, tuple[str, ...]]:
-    """The inputs of a request, and the names of the keys that were dropped.
+    """The inputs of a request, and the names of the keys that were dropped, fit to be shown.
 
     Raises `InvalidInput` with every faulty field.
     """
@@ -95,21 +107,33 @@ def read_inputs(raw: Mapping[str, Any], max_prompt_chars: int) -> tuple[Inputs, 
     try:
         inputs = Inputs.model_validate(given)
     except ValidationError as error:
-        faults += [_fault(problem["loc"], problem["msg"]) for problem in error.errors(include_url=False)]
+        faults += [
+            _fault(problem["loc"], problem["msg"], problem["type"]) for problem in error.errors(include_url=False)
+        ]
     faults += _prompt_faults(given.get("prompt"), max_prompt_chars)
     if inputs is None or faults:
         raise InvalidInput(tuple(faults))
-    return inputs, tuple(key for key in given if key not in Inputs.model_fields)
+    return inputs, tuple(printable(key) for key in given if key not in Inputs.model_fields)
 
 
-def _fault(location: tuple[int | str, ...], message: str) -> Fault:
+def printable(name: str) -> str:
+    """A name that a caller made up, fit for a log and for an answer."""
+    short = name if len(name) <= SHOWN_CHARS else f"{name[: SHOWN_CHARS - 1]}…"
+    return short.encode(errors="backslashreplace").decode()
+
+
+def _fault(location: tuple[int | str, ...], message: str, kind: str) -> Fault:
     field = str(location[0])
     if field in ("image", "mask") and "pattern" in message:
         message = "Input should be an http(s) URL or a data: URI"
-    return Fault(field, message.removeprefix("Value error, "))
+    return Fault(field, message.removeprefix("Value error, "), kind)
 
 
 def _prompt_faults(prompt: object, max_chars: int) -> list[Fault]:
     if isinstance(prompt, str) and len(prompt) > max_chars:
-        return [Fault("prompt", f"Input should have at most {max_chars} characters, it has {len(prompt)}")]
+        return [
+            Fault(
+                "prompt", f"Input should have at most {max_chars} characters, it has {len(prompt)}", "string_too_long"
+            )
+        ]
     return []

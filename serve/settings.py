@@ -129,6 +129,10 @@ class FetchSettings(Strict):
     stall_timeout_s: Seconds = 15
     total_timeout_s: Seconds = 60
     max_redirects: Annotated[int, Field(ge=0)] = 5
+    max_attempts: Positive = 3
+    """In all, where the failure may pass: no connection, 429, or a 5xx."""
+    back_off_s: Seconds = 0.5
+    """Pause before the second attempt; it doubles with each further one, less up to half by chance."""
     max_concurrent: Positive = 16
     allowed_hosts: tuple[str, ...] = ()
     """Host names or addresses (with `:port` to narrow) that may be fetched although they are not public."""
@@ -152,7 +156,7 @@ class OutputSettings(Strict):
 
 
 class SafetySettings(Strict):
-    checker: Literal["opennsfw", "flux", "off"] = "opennsfw"
+    checker: Literal["opennsfw", "flux", "none"] = "opennsfw"
     """`opennsfw` ships its weights in its package; `flux` is the reference's two stages, which need hub models."""
     threshold: Annotated[float, Field(ge=0, le=1)] = 0.8
     """Score from which `opennsfw` flags."""
@@ -190,6 +194,8 @@ class Settings(Strict):
     ingress_replicas: Literal[1] = 1
     """Records live in the ingress' memory: a second replica would not know those of the first."""
     ingress_num_cpus: Annotated[float, Field(ge=0)] = 0.4
+    open_without_token: bool = False
+    """Listen beyond loopback although no token guards the service: only behind something else that does."""
     cache_folder: Path | None = None
     """Where embedded checkpoints are built once; None is the user's cache folder."""
     fetch: FetchSettings = FetchSettings()

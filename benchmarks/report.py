@@ -1,0 +1,64 @@
+"""The last line of every benchmark: what was measured, on what, with which versions. Measures nothing itself."""
+
+import importlib.metadata
+import json
+import os
+import platform
+import subprocess
+import sys
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Any
+
+LIBRARIES = ("ray", "torch", "diffusers", "transformers", "optimum-quanto", "pillow")
+
+
+def report(question: str, arguments: Mapping[str, Any], result: Mapping[str, Any]) -> None:
+    """Prints one JSON line with the result and everything needed to read it right."""
+    print(json.dumps({"question": question, "arguments": dict(arguments), **result, "where": _where()}, default=str))
+
+
+def percentiles(values_s: Iterable[float]) -> dict[str, float]:
+    """p50, p95 and p99 by nearest rank; empty for no values."""
+    ordered = sorted(values_s)
+    if not ordered:
+        return {}
+    return {f"p{share}_s": round(ordered[max(0, -(-share * len(ordered) // 100) - 1)], 4) for share in (50, 95, 99)}
+
+
+def _where() -> dict[str, Any]:
+    return {
+        "commit": _commit(),
+        "machine": platform.machine(),
+        "cpus": os.cpu_count(),
+        "processor": _processor(),
+        "python": platform.python_version(),
+        "versions": {name: _version(name) for name in LIBRARIES},
+        "command": " ".join(sys.argv),
+    }
+
+
+def _commit() -> str:
+    asked = subprocess.run(
+        ["git", "describe", "--always", "--dirty"],
+        cwd=Path(__file__).parent,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    return asked.stdout.strip() or "unknown"
+
+
+def _version(library: str) -> str:
+    try:
+        return importlib.metadata.version(library)
+    except importlib.metadata.PackageNotFoundError:
+        return "absent"
+
+
+def _processor() -> str:
+    try:
+        lines = Path("/proc/cpuinfo").read_text().splitlines()
+    except OSError:
+        return platform.processor()
+    return next((line.partition(":")[2].strip() for line in lines if line.startswith("model name")), "unknown")

@@ -1,0 +1,119 @@
+"""The `/v1` face: predictions as Replicate's API has them, for its official clients.
+
+A prediction that was accepted here lives on when its client hangs up. Knows no pool, no picture and no token.
+"""
+
+from typing import Any
+
+from starlette.requests import Request
+from starlette.responses import JSONResponse, Response
+from starlette.routing import Route
+
+from serve.api.body import check_keys, read_object
+from serve.api.output import shown_outputs
+from serve.api.prefer import read_preference
+from serve.api.schema import COG_VERSION, openapi
+from serve.api.timing import server_timing
+from serve.errors import NotFound
+from serve.media.outputs import OutputStore
+from serve.predictions.desk import Desk
+from serve.predictions.record import Prediction, moments, rfc3339
+from serve.predictions.versions import ServedVersion, served_model, served_version
+from serve.settings import Settings
+
+KEYS: dict[str, type] = {"input": dict, "version": str, "stream": bool}
+"""`stream` asks for a stream of text, which a model of pictures has not: then an answer has no `urls.stream`."""
+MODEL_KEYS: dict[str, type] = {"input": dict, "stream": bool}
+NOT_SERVED = frozenset({"webhook", "webhook_completed", "webhook_events_filter"})
+
+
+def routes(desk: Desk, outputs: OutputStore, settings: Settings) -> list[Route]:
+    face = _Face(desk, outputs, settings)
+    table = (
+        ("/v1/predictions", "POST", face.create),
+        ("/v1/predictions/{prediction_id}", "GET", face.get),
+        ("/v1/predictions/{prediction_id}/cancel", "POST", face.cancel),
+        ("/v1/models/{owner}/{name}/predictions", "POST", face.create_for_model),
+        ("/v1/models/{owner}/{name}/versions/{version}", "GET", face.version),
+    )
+    return [Route(path, endpoint, methods=[method]) for path, method, endpoint in table]
+
+
+class _Face:
+    def __init__(self, desk: Desk, outputs: OutputStore, settings: Settings) -> None:
+        self._desk = desk
+        self._outputs = outputs
+        self._settings = settings
+
+    async def create(self, request: Request) -> Response:
+        body = await read_object(request, self._settings.max_body_bytes)
+        check_keys(body, KEYS, NOT_SERVED)
+        return await self._created(request, body["input"], served_version(self._settings, body.get("version")))
+
+    async def create_for_model(self, request: Request) -> Response:
+        served = served_model(self._settings, request.path_params["owner"], request.path_params["name"])
+        body = await read_object(request, self._settings.max_body_bytes)
+        check_keys(body, MODEL_KEYS, NOT_SERVED)
+        return await self._created(request, body["input"], served)
+
+    async def get(self, request: Request) -> Response:
+        return await self._answer(await self._desk.get(request.path_params["prediction_id"]))
+
+    async def cancel(self, request: Request) -> Response:
+        return await self._answer(await self._desk.cancel(request.path_params["prediction_id"]))
+
+    async def version(self, request: Request) -> Response:
+        owner, name, version = (request.path_params[key] for key in ("owner", "name", "version"))
+        model = served_model(self._settings, owner, name).model
+        if version not in model.versions:
+            raise NotFound(f"{model.full_name} has no version {version[:100]!r} here")
+        return JSONResponse(
+            {
+                "id": version,
+                "created_at": rfc3339(self._desk.created_at),
+                "cog_version": COG_VERSION,
+                "openapi_schema": openapi(model),
+            }
+        )
+
+    async def _created(self, request: Request, inputs: dict[str, Any], served: ServedVersion) -> Response:
+        preference = read_preference(request.headers.getlist("prefer"), self._settings.wait_default_s)
+        prediction = await self._desk.create(inputs, served)
+        if preference.wait_s is not None:
+            prediction = await self._desk.wait(prediction.id, preference.wait_s)
+        response = await self._answer(prediction if prediction.ended else _unstarted(prediction), 201)
+        if preference.wait_s is not None and preference.applied:
+            response.headers["Preference-Applied"] = preference.applied
+        return response
+
+    async def _answer(self, prediction: Prediction, status: int = 200) -> Response:
+        body = await prediction_body(prediction, self._outputs, self._settings)
+        return JSONResponse(body, status, server_timing(prediction))
+
+
+async def prediction_body(prediction: Prediction, outputs: OutputStore, settings: Settings) -> dict[str, Any]:
+    """The prediction as the API shows it."""
+    here = f"{settings.outputs.public_url.rstrip('/')}/v1/predictions/{prediction.id}"
+    pictures = await shown_outputs(prediction, outputs)
+    return {
+        "id": prediction.id,
+        "model": prediction.model,
+        "version": prediction.version,
+        "status": prediction.status,
+        "input": prediction.inputs,
+        "output": pictures,
+        "error": prediction.error,
+        "logs": prediction.logs,
+        "metrics": prediction.metrics,
+        "data_removed": prediction.status == "succeeded" and pictures is None,
+        **moments(prediction),
+        "urls": {"get": here, "cancel": f"{here}/cancel", "web": here},
+    }
+
+
+def _unstarted(prediction: Prediction) -> Prediction:
+    """A prediction that is not over, as clients expect it from the call that made it.
+
+    They take any other status for a final one, and would not ask again.
+    """
+    return prediction.model_copy(update={"status": "starting", "started_at": None})

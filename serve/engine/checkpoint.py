@@ -1,0 +1,163 @@
+"""A loaded checkpoint: the networks of one FLUX model on one device, ready to draw. Knows no schedule, step or request.
+
+What the settings say of a model is checked here against what its files say; nothing behind this module asks again.
+"""
+
+import logging
+import time
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from diffusers import AutoencoderKL, FlowMatchEulerDiscreteScheduler, FluxTransformer2DModel
+from safetensors import SafetensorError
+from transformers import CLIPTextModel, CLIPTokenizer, T5EncoderModel, T5TokenizerFast
+
+from serve.catalog import VARIANTS
+from serve.engine import embedded, quantize, source
+from serve.errors import CheckpointUnusable
+from serve.settings import EMBEDDED, Dtypes, ModelSettings, PoolSettings
+
+PARTS = ("transformer", "vae", "text_encoder", "text_encoder_2", "tokenizer", "tokenizer_2", "scheduler")
+_PATCH = 2
+"""FLUX packs squares of this many latents a side into one token."""
+_DTYPES = {"bfloat16": torch.bfloat16, "float16": torch.float16, "float32": torch.float32}
+_DAMAGE = (OSError, ValueError, RuntimeError, KeyError, SafetensorError)
+"""How the libraries answer files that are missing, cut off, or of another model."""
+_FLOAT32 = Dtypes(transformer="float32", text="float32", vae="float32")
+_log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True, slots=True)
+class Checkpoint:
+    """Networks in evaluation mode without gradients, and the facts that drawing needs."""
+
+    transformer: FluxTransformer2DModel
+    vae: AutoencoderKL
+    clip: CLIPTextModel
+    clip_tokenizer: CLIPTokenizer
+    t5: T5EncoderModel
+    t5_tokenizer: T5TokenizerFast
+    scheduler_config: Mapping[str, Any]
+    pixel_stride: int
+    """Pixels a side of one transformer token."""
+    text_tokens: int
+    """Length to which every prompt is padded and cut for T5."""
+    guided: bool
+    """The transformer takes a guidance scale."""
+    device: torch.device
+
+
+def load(model: ModelSettings, pool: PoolSettings, cache_folder: Path, hf_token: str | None) -> Checkpoint:
+    """The checkpoint of `model` as `pool` wants it: device, dtypes, precision.
+
+    Takes seconds for the embedded one, minutes for a real one. Raises CheckpointUnusable, whose text says what to do.
+    """
+    begin = time.monotonic()
+    device = _device(pool)
+    folder = _folder(model, cache_folder, hf_token)
+    checkpoint = _read(folder, model, pool, device)
+    _check(checkpoint, model)
+    _place(checkpoint, pool)
+    _log.info(
+        "loaded %s from %s on %s in %.1f s, the transformer takes %.1f MB",
+        model.variant,
+        model.source,
+        device,
+        time.monotonic() - begin,
+        quantize.weight_bytes(checkpoint.transformer) / 1e6,
+    )
+    return checkpoint
+
+
+def _device(pool: PoolSettings) -> torch.device:
+    if pool.device == "cuda" and not torch.cuda.is_available():
+        raise CheckpointUnusable(
+            pool.model, "the pool's device is cuda, but no GPU is visible here; set `device` to cpu"
+        )
+    return torch.device(pool.device)
+
+
+def _folder(model: ModelSettings, cache_folder: Path, hf_token: str | None) -> Path:
+    if model.source == EMBEDDED:
+        return embedded.ensure(model.variant, cache_folder)
+    folder = source.local_folder(model.source, model.revision, PARTS, hf_token)
+    missing = [part for part in PARTS if not (folder / part).is_dir()]
+    if missing:
+        why = f"it has no folder {', '.join(missing)}; give a checkpoint in diffusers' layout"
+        raise CheckpointUnusable(model.source, why)
+    return folder
+
+
+def _read(folder: Path, model: ModelSettings, pool: PoolSettings, device: torch.device) -> Checkpoint:
+    """Everything in the folder, still on the CPU, each network in the dtype that it will have."""
+    dtypes = _FLOAT32 if pool.precision == "float32" else pool.dtypes[pool.device]
+    text = _DTYPES[dtypes.text]
+    try:
+        transformer = _network(FluxTransformer2DModel, folder / "transformer", _DTYPES[dtypes.transformer])
+        vae = _network(AutoencoderKL, folder / "vae", _DTYPES[dtypes.vae])
+        return Checkpoint(
+            transformer=transformer,
+            vae=vae,
+            clip=_network(CLIPTextModel, folder / "text_encoder", text),
+            clip_tokenizer=CLIPTokenizer.from_pretrained(folder / "tokenizer", local_files_only=True),
+            t5=_network(T5EncoderModel, folder / "text_encoder_2", text),
+            t5_tokenizer=T5TokenizerFast.from_pretrained(folder / "tokenizer_2", local_files_only=True),
+            scheduler_config=FlowMatchEulerDiscreteScheduler.load_config(folder / "scheduler", local_files_only=True),
+            pixel_stride=_PATCH * 2 ** (len(vae.config.block_out_channels) - 1),
+            text_tokens=model.text_tokens,
+            guided=transformer.config.guidance_embeds,
+            device=device,
+        )
+    except _DAMAGE as error:
+        first_line = next(iter(str(error).splitlines()), "")
+        raise CheckpointUnusable(model.source, f"it cannot be loaded: {type(error).__name__}: {first_line}") from error
+
+
+def _network(kind: Any, folder: Path, dtype: torch.dtype) -> Any:
+    """A network from its folder. The libraries fill weights that are missing with noise: here that is a fault."""
+    network, report = kind.from_pretrained(
+        folder, dtype=dtype, use_safetensors=True, local_files_only=True, output_loading_info=True
+    )
+    if report["missing_keys"]:
+        raise ValueError(f"{folder.name} lacks the weights {', '.join(sorted(report['missing_keys'])[:3])}")
+    return network.eval().requires_grad_(False)
+
+
+def _check(checkpoint: Checkpoint, model: ModelSettings) -> None:
+    """Raises CheckpointUnusable with the first thing that does not fit."""
+    variant = VARIANTS[model.variant]
+    longest = min(variant.max_text_tokens, checkpoint.t5_tokenizer.model_max_length)
+    has = {True: "has a guidance embedding", False: "has no guidance embedding"}
+    transformer, stride = checkpoint.transformer.config, checkpoint.pixel_stride
+    rules = (
+        (
+            checkpoint.guided == variant.guided,
+            f"it {has[checkpoint.guided]}, so it is not {model.variant}; correct `variant` or `source`",
+        ),
+        (stride == model.pixel_stride, f"its pixel stride is {stride}; set `pixel_stride: {stride}`"),
+        (model.text_tokens <= longest, f"it reads at most {longest} text tokens; set `text_tokens: {longest}` or less"),
+        *(
+            (takes == gives, f"its transformer takes {what} of width {takes}, and gets {gives}; its parts do not fit")
+            for what, takes, gives in (
+                ("T5 texts", transformer.joint_attention_dim, checkpoint.t5.config.d_model),
+                ("CLIP texts", transformer.pooled_projection_dim, checkpoint.clip.config.hidden_size),
+                ("latents", transformer.in_channels, checkpoint.vae.config.latent_channels * _PATCH**2),
+            )
+        ),
+    )
+    for holds, why in rules:
+        if not holds:
+            raise CheckpointUnusable(model.source, why)
+
+
+def _place(checkpoint: Checkpoint, pool: PoolSettings) -> None:
+    """Moves the networks to their device, those that are to be float8 layer by layer."""
+    to_float8 = {checkpoint.transformer: pool.precision == "fp8", checkpoint.t5: pool.quantize_text}
+    for network in (checkpoint.transformer, checkpoint.t5, checkpoint.clip, checkpoint.vae):
+        if to_float8.get(network, False):
+            quantize.to_float8(network, checkpoint.device)
+        else:
+            network.to(checkpoint.device)

@@ -1,0 +1,121 @@
+"""The embedded checkpoints: tiny FLUX models, made here from a seed, in the layout of the real repositories.
+
+They stand in for the real ones wherever there is no GPU: the same classes, files and configuration, loaded by the same
+code. Knows nothing of settings nor of how a checkpoint is used; anything that loads a diffusers folder can load these.
+"""
+
+import hashlib
+import json
+import logging
+import shutil
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import asdict
+from pathlib import Path
+
+import diffusers
+import torch
+import transformers
+from diffusers import FlowMatchEulerDiscreteScheduler
+
+from serve.catalog import VARIANTS, VariantName
+from serve.engine import embedded_models as models
+from serve.engine import embedded_tokenizers as tokenizers
+from serve.engine.embedded_models import Geometry
+
+_TRANSFORMER_SHARD = "2MB"
+_MODEL_INDEX = {
+    "_class_name": "FluxPipeline",
+    "_diffusers_version": diffusers.__version__,
+    "scheduler": ["diffusers", "FlowMatchEulerDiscreteScheduler"],
+    "text_encoder": ["transformers", "CLIPTextModel"],
+    "text_encoder_2": ["transformers", "T5EncoderModel"],
+    "tokenizer": ["transformers", "CLIPTokenizer"],
+    "tokenizer_2": ["transformers", "T5TokenizerFast"],
+    "transformer": ["diffusers", "FluxTransformer2DModel"],
+    "vae": ["diffusers", "AutoencoderKL"],
+}
+_log = logging.getLogger(__name__)
+
+
+def ensure(variant: VariantName, cache_folder: Path, geometry: Geometry | None = None) -> Path:
+    """The folder of the embedded checkpoint, built now if it is not in the cache.
+
+    Processes may race: each builds beside the final folder and the first to rename wins. Raises OSError if the cache
+    cannot be written.
+    """
+    geometry = geometry or Geometry()
+    folder = cache_folder / "embedded" / f"{variant}-{_recipe_key(variant, geometry)}"
+    if folder.is_dir():
+        return folder
+    _log.info("building the embedded %s checkpoint in %s", variant, folder)
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(prefix=f".{folder.name}-", dir=folder.parent) as beside:
+        built = Path(beside) / "checkpoint"
+        build(variant, geometry, built)
+        _move(built, folder)
+    return folder
+
+
+def build(variant: VariantName, geometry: Geometry, folder: Path) -> None:
+    """Writes the checkpoint to `folder`. The same weights for the same arguments, whatever was drawn before."""
+    guided = VARIANTS[variant].guided
+    tokenizer = tokenizers.t5_tokenizer(geometry.text_tokens)
+    with _no_progress_bars():
+        tokenizers.save_clip_tokenizer(folder / "tokenizer")
+        tokenizer.save_pretrained(folder / "tokenizer_2")
+        models.clip(geometry, len(tokenizers.clip_tokenizer())).bfloat16().save_pretrained(folder / "text_encoder")
+        models.t5(geometry, len(tokenizer)).bfloat16().save_pretrained(folder / "text_encoder_2")
+        models.vae(geometry).bfloat16().save_pretrained(folder / "vae")
+        models.transformer(geometry, guided).bfloat16().save_pretrained(
+            folder / "transformer", max_shard_size=_TRANSFORMER_SHARD
+        )
+    FlowMatchEulerDiscreteScheduler(**_schedule(dynamic=guided)).save_pretrained(folder / "scheduler")
+    (folder / "model_index.json").write_text(json.dumps(_MODEL_INDEX, indent=2) + "\n", encoding="utf-8")
+
+
+def _schedule(dynamic: bool) -> dict[str, object]:
+    """The schedules that FLUX was published with: [dev] shifts with the picture's size, [schnell] does not."""
+    return {
+        "num_train_timesteps": 1000,
+        "shift": 3.0 if dynamic else 1.0,
+        "use_dynamic_shifting": dynamic,
+        "base_image_seq_len": 256,
+        "max_image_seq_len": 4096,
+        "base_shift": 0.5,
+        "max_shift": 1.15,
+    }
+
+
+def _recipe_key(variant: VariantName, geometry: Geometry) -> str:
+    """Changes with everything that the weights depend on: this code, the geometry, the libraries that write them."""
+    sources = [Path(str(module.__file__)) for module in (models, tokenizers)] + [Path(__file__)]
+    recipe = {
+        "variant": variant,
+        "geometry": asdict(geometry),
+        "sources": [hashlib.sha256(path.read_bytes()).hexdigest() for path in sources],
+        "libraries": [torch.__version__, diffusers.__version__, transformers.__version__],
+    }
+    return hashlib.sha256(json.dumps(recipe, sort_keys=True).encode()).hexdigest()[:16]
+
+
+def _move(built: Path, folder: Path) -> None:
+    try:
+        built.rename(folder)
+    except OSError:
+        if not folder.is_dir():
+            raise
+        shutil.rmtree(built)  # Another process was first, with the same bytes.
+
+
+@contextmanager
+def _no_progress_bars() -> Iterator[None]:
+    """The libraries draw a bar for each file they write, however small."""
+    shown = transformers.logging.is_progress_bar_enabled()
+    transformers.logging.disable_progress_bar()
+    try:
+        yield
+    finally:
+        if shown:
+            transformers.logging.enable_progress_bar()

@@ -1,0 +1,73 @@
+"""The two tokenizers of the embedded checkpoints: a byte-level BPE for CLIP and a unigram model for T5.
+
+Their vocabularies are made from one list of words, so they are small, but of the real kinds: the same classes, special
+tokens and files as those of FLUX. Knows nothing of models.
+"""
+
+import json
+import string
+from pathlib import Path
+
+from transformers import CLIPTokenizer, T5Tokenizer
+from transformers.convert_slow_tokenizer import bytes_to_unicode
+
+_TEXT = """
+    a an and at by for from in into is it of on or over the to under with without
+    animal bear bird boat bridge car castle cat city cloud coast dog dragon face field fire fish flower forest garden
+    girl hand hill horse house island kitchen lake leaf light lighthouse man moon mountain ocean person portrait
+    rain river robot room sailboat sea sign sky snow star street sun sunset table train tree village wall water window
+    woman wood
+    big black blue bright brown dark gold green grey large old orange pink purple red round silver small soft white
+    yellow young
+    art cinematic detailed drawing film handwriting illustration ink oil painting paper pencil photo photograph
+    picture sketch style text watercolour writing
+"""
+WORDS = tuple(_TEXT.split())
+BEGIN, END = "<|startoftext|>", "<|endoftext|>"
+CLIP_TOKENS = 77
+_END_OF_WORD = "</w>"
+_SENTINELS = 100
+
+
+def clip_tokenizer() -> CLIPTokenizer:
+    vocabulary, merges = _byte_pairs()
+    return CLIPTokenizer(vocab=vocabulary, merges=merges, model_max_length=CLIP_TOKENS)
+
+
+def t5_tokenizer(text_tokens: int) -> T5Tokenizer:
+    """`text_tokens` is the longest prompt in tokens, kept in the tokenizer's own configuration."""
+    special = [("<pad>", 0.0), ("</s>", 0.0), ("<unk>", 0.0), ("▁", -2.0)]
+    letters = [(character, -8.0) for character in string.printable.strip()]
+    words = [(f"▁{word}", -5.0) for word in WORDS]
+    sentinels = [(f"<extra_id_{index}>", 0.0) for index in reversed(range(_SENTINELS))]
+    return T5Tokenizer(
+        vocab=[*special, *letters, *words, *sentinels], extra_ids=_SENTINELS, model_max_length=text_tokens
+    )
+
+
+def save_clip_tokenizer(folder: Path) -> None:
+    """Writes the files that it has in FLUX repositories: no `tokenizer.json`, but a vocabulary and its merges."""
+    tokenizer = clip_tokenizer()
+    tokenizer.save_pretrained(folder)
+    (folder / "tokenizer.json").unlink()
+    vocabulary, merges = _byte_pairs()
+    (folder / "vocab.json").write_text(json.dumps(vocabulary, ensure_ascii=False), encoding="utf-8")
+    lines = ["#version: 0.2", *(" ".join(pair) for pair in merges)]
+    (folder / "merges.txt").write_text("\n".join(lines) + "\n", encoding="utf-8")
+    special = {"bos_token": BEGIN, "eos_token": END, "pad_token": END, "unk_token": END}
+    (folder / "special_tokens_map.json").write_text(json.dumps(special, indent=2) + "\n", encoding="utf-8")
+
+
+def _byte_pairs() -> tuple[dict[str, int], list[tuple[str, str]]]:
+    """Token ids and merges: all bytes, all bytes that end a word, and what joins the letters of each word in turn."""
+    alphabet = list(bytes_to_unicode().values())
+    tokens = dict.fromkeys([*alphabet, *(character + _END_OF_WORD for character in alphabet)])
+    merges: dict[tuple[str, str], None] = {}
+    for word in WORDS:
+        first, *rest = [*word[:-1], word[-1] + _END_OF_WORD]
+        for symbol in rest:
+            merges[first, symbol] = None
+            first += symbol
+            tokens[first] = None
+    # The end token has the highest id: CLIP's text model of FLUX pools at the highest id of a prompt.
+    return {token: index for index, token in enumerate([*tokens, BEGIN, END])}, list(merges)

@@ -1,0 +1,173 @@
+"""The engine: jobs in from any thread, events out, and one thread of its own that owns the device.
+
+Knows how to hand work to that thread and how to look at it; what the thread does is in `loop`. No Ray, no HTTP.
+"""
+
+import itertools
+import logging
+import threading
+from collections.abc import Callable, Sequence
+from concurrent.futures import Future
+from dataclasses import dataclass
+from queue import SimpleQueue
+from typing import Any, TypeVar
+
+import numpy as np
+import torch
+
+from serve.catalog import Size
+from serve.engine.checkpoint import Checkpoint
+from serve.engine.job import Canceled, Done, EngineEvent, Failed, Job, Listener
+from serve.engine.loop import Errand, Loop
+from serve.engine.task import Task, Ticket
+from serve.engine.watch import Pulse, Watch
+from serve.errors import EngineFailed, NotReady
+from serve.plan import Plan
+from serve.settings import PoolSettings
+
+Result = TypeVar("Result")
+_log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True, slots=True)
+class Counters:
+    """What the engine has done since it was made."""
+
+    passes: int
+    """Times that the transformer ran."""
+    image_steps: int
+    """Steps of single images in those passes."""
+    images: int
+    """Images of jobs that were submitted and have not ended."""
+
+    @property
+    def mean_batch(self) -> float:
+        return self.image_steps / self.passes if self.passes else 0.0
+
+
+class Engine:
+    """Draws the jobs it is given, many images at once, one step at a time."""
+
+    def __init__(self, checkpoint: Checkpoint, pool: PoolSettings) -> None:
+        self._guided = checkpoint.guided
+        self._threads = pool.threads
+        self._watch = Watch()
+        self._loop = Loop(checkpoint, pool, self._watch)
+        self._thread = threading.Thread(target=self._run, name="engine", daemon=True)
+        self._numbers = itertools.count()
+        self._changed = threading.Condition()
+        self._running = False
+        self._arrived: list[Task] = []
+        self._errands: list[Errand] = []
+
+    def start(self) -> None:
+        self._running = True
+        self._thread.start()
+
+    def stop(self) -> None:
+        """Ends after the piece of work at hand; jobs that have not ended fail. Returns when the thread is gone."""
+        with self._changed:
+            self._running = False
+            self._changed.notify()
+        if self._thread.ident is not None:
+            self._thread.join()
+
+    def warm(self, sizes: Sequence[Size]) -> None:
+        """Draws one picture of each size in every way, and learns how long each kind of work takes.
+
+        Returns when all are drawn. Raises the error that a user would have met.
+        """
+        with self._watch.learning():
+            for size in sizes:
+                self._draw(_warm_up_job(size, self._guided))
+
+    def submit(self, job: Job, listener: Listener) -> Ticket:
+        """Queues a job. `listener` is called from the engine's thread with its events, in order, up to its end.
+
+        Raises NotReady unless the engine runs, and ValueError for a plan of another variant.
+        """
+        if self._guided and job.plan.guidance is None:
+            raise ValueError("this checkpoint needs a plan with guidance")
+        with self._changed:
+            self._check_running()
+            task = Task(next(self._numbers), job, listener)
+            self._arrived.append(task)
+            self._changed.notify()
+        return task.ticket
+
+    def cancel(self, ticket: Ticket) -> None:
+        """Lets a job go before its next step; its last event is `Canceled`, unless it has ended meanwhile."""
+        ticket.left = True
+
+    def run_on_device(self, action: Callable[[], Result]) -> "Future[Result]":
+        """Has the thread that owns the device call `action` between two steps. Raises NotReady unless it runs."""
+        future: Future[Result] = Future()
+        with self._changed:
+            self._check_running()
+            self._errands.append((future, action))
+            self._changed.notify()
+        return future
+
+    @property
+    def pulse(self) -> Pulse:
+        """For a health check, from any thread."""
+        return self._watch.pulse(alive=self._thread.is_alive() and not self._loop.device_lost)
+
+    @property
+    def counters(self) -> Counters:
+        with self._changed:
+            arrived = sum(len(task.job.plan.seeds) for task in self._arrived)
+            return Counters(self._loop.passes, self._loop.image_steps, self._loop.images + arrived)
+
+    def _check_running(self) -> None:
+        if not self._running:
+            raise NotReady("the image engine is not running")
+
+    def _run(self) -> None:
+        torch.set_num_threads(self._threads)
+        while self._take_in():
+            try:
+                self._loop.round()
+            except Exception:
+                _log.exception("a round of the engine failed, and all jobs with it")
+                self._loop.end_all(EngineFailed())
+        self._loop.end_all(EngineFailed("the service is stopping; send the request again"))
+
+    def _take_in(self) -> bool:
+        """Waits until there is something to do. False if there never will be."""
+        with self._changed:
+            self._changed.wait_for(lambda: self._arrived or self._errands or self._loop.busy or not self._running)
+            self._loop.admit(self._arrived, self._errands)
+            self._arrived, self._errands = [], []
+            return self._running
+
+    def _draw(self, job: Job) -> None:
+        """Draws a job and drops its pictures. Raises its error."""
+        events: SimpleQueue[EngineEvent] = SimpleQueue()
+        self.submit(job, events.put)
+        while not isinstance(event := events.get(), Done | Failed | Canceled):
+            pass
+        if isinstance(event, Failed):
+            raise event.error
+
+
+def _warm_up_job(size: Size, guided: bool) -> Job:
+    """One step of an inpainting goes everywhere: text, picture in, transformer, picture out."""
+    width, height = size
+    plan = Plan(
+        pool="",
+        mode="inpainting",
+        prompt="warm-up",
+        size=size,
+        steps=1,
+        guidance=1.0 if guided else None,
+        strength=0.5,
+        seeds=(0,),
+        output_format="png",
+        output_quality=100,
+        check_safety=False,
+        max_megapixels=width * height / 1e6,
+    )
+    picture: Any = np.full((height, width, 3), 128, np.uint8)
+    mask: Any = np.full((height, width), 255, np.uint8)
+    return Job(plan, picture, mask)

@@ -1,0 +1,108 @@
+"""The one way in: the ASGI application with all faces behind one door, and the same predictions by Python handle.
+
+Composes what one ingress process needs; Ray hands it the pools' handles. Decides nothing itself.
+"""
+
+import asyncio
+from collections.abc import AsyncGenerator, Mapping, Sequence
+from contextlib import asynccontextmanager
+from typing import Any
+
+from ray import serve
+from ray.serve.context import _get_global_client
+from ray.serve.handle import DeploymentHandle
+from ray.serve.schema import DeploymentStatus
+from starlette.applications import Starlette
+from starlette.exceptions import HTTPException
+from starlette.middleware import Middleware
+
+from serve.api import cog, files, replicate
+from serve.api.door import Door, refuse_open_door
+from serve.api.problem import ErrorTable, unrouted
+from serve.api.replicate import prediction_body
+from serve.media.fetch import Fetcher
+from serve.media.outputs import OutputStore
+from serve.pool import HandlePool
+from serve.predictions.desk import Desk
+from serve.predictions.pictures import Pictures
+from serve.predictions.record import Prediction
+from serve.predictions.runner import Runner
+from serve.predictions.store import MemoryStore
+from serve.predictions.versions import served_version
+from serve.settings import Settings, read_secrets
+
+READY_POLL_S = 0.5
+CLOSE_GRACE_S = 60.0
+SWEEP_EVERY_S = 60.0
+
+
+class Ingress:
+    """Takes predictions once every pool is healthy; a pool that may have no replicas counts as healthy without one."""
+
+    def __init__(self, settings: Settings, handles: Mapping[str, DeploymentHandle]) -> None:
+        self._settings = settings
+        self._token = read_secrets().api_token
+        refuse_open_door(_get_global_client().http_config.host, self._token is not None, settings.open_without_token)
+        self._outputs = OutputStore(settings.outputs)
+        self._fetcher = Fetcher(settings.fetch)
+        pictures = Pictures(settings, self._fetcher)
+        store = MemoryStore(settings.max_records, settings.record_max_age_s)
+        pools = {name: HandlePool(name, handle) for name, handle in handles.items()}
+        self._desk = Desk(settings, store, Runner(store, pools, pictures, self._outputs), pictures)
+        self._pools = tuple(handles)
+
+    def __serve_build_asgi_app__(self) -> Starlette:
+        shared = (self._desk, self._outputs, self._settings)
+        return Starlette(
+            routes=[*replicate.routes(*shared), *cog.routes(*shared), *files.routes(self._outputs, self._settings)],
+            middleware=[Middleware(ErrorTable), Middleware(Door, token=self._token)],
+            exception_handlers={HTTPException: unrouted},
+            lifespan=self._open_and_close,
+        )
+
+    async def predict(self, inputs: Mapping[str, Any], version: str | None = None) -> dict[str, Any]:
+        """The prediction for `inputs` at its end, as `/v1` shows it; a caller who leaves cancels it.
+
+        Raises `InvalidInput`, `PoolFull`, `NotReady` or `UnknownVersion` of `serve.errors`.
+        """
+        async with self._desk.attached(inputs, served_version(self._settings, version)) as prediction:
+            return await self._body(await self._desk.wait(prediction.id))
+
+    async def stream(
+        self, inputs: Mapping[str, Any], version: str | None = None
+    ) -> AsyncGenerator[dict[str, Any], None]:
+        """The prediction as it is accepted, and after every change to its end. Raises as `predict` does."""
+        async with self._desk.attached(inputs, served_version(self._settings, version)) as prediction:
+            async for state in self._desk.watch(prediction.id):
+                yield await self._body(state)
+
+    async def _body(self, prediction: Prediction) -> dict[str, Any]:
+        return await prediction_body(prediction, self._outputs, self._settings)
+
+    @asynccontextmanager
+    async def _open_and_close(self, app: Starlette) -> AsyncGenerator[None, None]:
+        keeping = [asyncio.create_task(work) for work in (self._open_when_pools_are_healthy(), self._sweep())]
+        yield
+        for task in keeping:
+            task.cancel()
+        await self._desk.close(CLOSE_GRACE_S)
+        await self._fetcher.aclose()
+        await self._outputs.aclose()
+
+    async def _open_when_pools_are_healthy(self) -> None:
+        application = serve.get_replica_context().app_name
+        while not await asyncio.to_thread(_are_healthy, application, self._pools):
+            await asyncio.sleep(READY_POLL_S)
+        self._desk.open()
+
+    async def _sweep(self) -> None:
+        while True:
+            await asyncio.sleep(SWEEP_EVERY_S)
+            await self._outputs.sweep()
+
+
+def _are_healthy(application: str, pools: Sequence[str]) -> bool:
+    """Whether every pool has the replicas that it is meant to have; none, where none is enough."""
+    status = serve.status().applications.get(application)
+    deployments = status.deployments if status else {}
+    return all(name in deployments and deployments[name].status == DeploymentStatus.HEALTHY for name in pools)

@@ -1,0 +1,136 @@
+"""One worker of a pool: a plan and its pictures in, events out. A plain class, which Ray Serve makes replicas of.
+
+Owns an engine, and what is done to a picture once it has left the device: the safety check and the encoding, off the
+event loop and off the engine's thread. Knows nothing of HTTP, records or other replicas.
+"""
+
+import asyncio
+import time
+from collections.abc import AsyncGenerator, AsyncIterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
+from dataclasses import asdict
+
+from serve.engine.checkpoint import load
+from serve.engine.engine import Engine
+from serve.engine.job import Canceled, Done, EngineEvent, Failed, Job, Mask, Picture, Pixels
+from serve.engine.safety import SafetyChecker, build_checker
+from serve.engine.task import Ticket
+from serve.events import Drawn, Event, Finished, Flagged, Started, Stepped
+from serve.media.encode import encode
+from serve.plan import Plan
+from serve.settings import Settings, cache_folder, read_secrets
+
+FINISHING_THREADS = 2
+
+
+class ModelReplica:
+    """Ready when its constructor returns: the checkpoint is loaded and every size of the pool was drawn once."""
+
+    def __init__(self, settings: Settings, pool: str) -> None:
+        row = settings.pools[pool]
+        token = read_secrets().hf_token
+        hf_token = token.get_secret_value() if token else None
+        self._checker: SafetyChecker = build_checker(settings.safety, hf_token)
+        self._finishers = ThreadPoolExecutor(FINISHING_THREADS, thread_name_prefix="finish")
+        checkpoint = load(settings.models[row.model], row, cache_folder(settings), hf_token)
+        self._engine = Engine(checkpoint, row)
+        self._engine.start()
+        self._engine.warm(row.warm_sizes)
+
+    async def generate(
+        self, plan: Plan, picture: Picture | None = None, mask: Mask | None = None
+    ) -> AsyncGenerator[Event, None]:
+        """The events of one prediction; `Finished` is the last.
+
+        `picture` is uint8 [height, width, 3] and `mask` uint8 [height, width] (white repaints), both of the plan's
+        size. Closing the generator, or cancelling who waits for it, ends the work within one denoising step; the
+        caller's slot is kept until the engine has let go of it. Raises `ServiceError`.
+        """
+        course = _Course(self._engine, Job(plan, picture, mask))
+        finishing: list[asyncio.Task[Event]] = []
+        spent_ms: dict[str, float] = {}
+        try:
+            async for event in course:
+                match event:
+                    case Pixels():
+                        finishing.append(asyncio.create_task(self._finish(event, plan, spent_ms)))
+                    case Done():
+                        for ready in asyncio.as_completed(finishing):
+                            yield await ready
+                        yield Finished(event.stages_ms | spent_ms, event.mean_batch)
+                    case Failed():
+                        raise event.error
+                    case Started() | Stepped():
+                        yield event
+        finally:
+            await course.leave()
+
+    async def _finish(self, pixels: Pixels, plan: Plan, spent_ms: dict[str, float]) -> Drawn | Flagged:
+        """The picture as it leaves the replica; what it took is added to `spent_ms`."""
+        told, took_ms = await asyncio.get_running_loop().run_in_executor(
+            self._finishers, self._check_and_encode, pixels, plan
+        )
+        for stage, milliseconds in took_ms.items():
+            spent_ms[stage] = spent_ms.get(stage, 0.0) + milliseconds
+        return told
+
+    def _check_and_encode(self, pixels: Pixels, plan: Plan) -> tuple[Drawn | Flagged, dict[str, float]]:
+        begun = time.perf_counter()
+        picture = pixels.to_host()
+        flagged = plan.check_safety and self._checker.flag(picture)
+        checked = time.perf_counter()
+        took_ms = {"safety": 1000 * (checked - begun)}
+        if flagged:
+            return Flagged(pixels.image), took_ms
+        content, media_type = encode(picture, plan.output_format, plan.output_quality)
+        took_ms["encode"] = 1000 * (time.perf_counter() - checked)
+        return Drawn(pixels.image, content, media_type), took_ms
+
+    def stats(self) -> dict[str, float]:
+        """The engine's counters since it started."""
+        counters = self._engine.counters
+        return {**asdict(counters), "mean_batch": counters.mean_batch}
+
+    def check_health(self) -> None:
+        """Raises when the engine's thread has died, or hangs in one piece of work."""
+        pulse = self._engine.pulse
+        if not pulse.healthy:
+            raise RuntimeError(f"the engine is stuck: {pulse}")
+
+
+class _Course:
+    """A job's way through the engine, from its thread to this event loop."""
+
+    def __init__(self, engine: Engine, job: Job) -> None:
+        self._engine = engine
+        self._loop = asyncio.get_running_loop()
+        self._events: asyncio.Queue[EngineEvent] = asyncio.Queue()
+        self._ended = asyncio.Event()
+        self._ticket: Ticket = engine.submit(job, self._hear)
+
+    def _hear(self, event: EngineEvent) -> None:
+        """Called from the engine's thread."""
+        self._loop.call_soon_threadsafe(self._take, event)
+
+    def _take(self, event: EngineEvent) -> None:
+        self._events.put_nowait(event)
+        if isinstance(event, Done | Failed | Canceled):
+            self._ended.set()
+
+    async def __aiter__(self) -> AsyncIterator[EngineEvent]:
+        """Every event, the end included."""
+        while not (self._ended.is_set() and self._events.empty()):
+            yield await self._events.get()
+
+    async def leave(self) -> None:
+        """Cancels what is not over, and returns only when the engine has let go of it, however often it is cancelled.
+
+        Until then the caller's slot stays taken: a replica never works on more than its slots say.
+        """
+        if self._ended.is_set():
+            return
+        self._engine.cancel(self._ticket)
+        while not self._ended.is_set():
+            with suppress(asyncio.CancelledError):
+                await self._ended.wait()

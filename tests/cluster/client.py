@@ -1,0 +1,94 @@
+"""What the cluster tests ask of a service, over HTTP and from inside its cluster."""
+
+import base64
+import io
+import time
+from collections.abc import Callable
+from typing import Any, TypeVar
+
+import httpx
+from PIL import Image
+from ray import serve
+
+from serve.local_service import LocalService
+
+Value = TypeVar("Value")
+
+SMALL = {"megapixels": "0.25", "num_inference_steps": 2, "output_format": "png", "disable_safety_checker": True}
+"""Inputs for tests in which the picture's size does not matter: as quick as the API allows, and lossless."""
+
+
+def connect(service: LocalService, timeout_s: float = 120) -> httpx.Client:
+    return httpx.Client(base_url=service.url, timeout=timeout_s)
+
+
+def create(service: LocalService, wait: bool = False, **inputs: Any) -> dict[str, Any]:
+    """A new prediction, at once or after a blocking wait of up to a minute."""
+    headers = {"Prefer": "wait=60"} if wait else {}
+    with connect(service) as client:
+        answer = client.post("/v1/predictions", json={"input": inputs}, headers=headers)
+        assert answer.status_code == 201, answer.text
+        return dict(answer.json())
+
+
+def get(service: LocalService, prediction_id: str) -> dict[str, Any]:
+    with connect(service) as client:
+        return dict(client.get(f"/v1/predictions/{prediction_id}").raise_for_status().json())
+
+
+def finish(service: LocalService, prediction_id: str, timeout_s: float = 120) -> dict[str, Any]:
+    """The prediction at its end."""
+    return until(
+        lambda: get(service, prediction_id),
+        lambda prediction: prediction["status"] not in ("starting", "processing"),
+        timeout_s,
+    )
+
+
+def predict(service: LocalService, **inputs: Any) -> dict[str, Any]:
+    return finish(service, create(service, wait=True, **inputs)["id"])
+
+
+def contents(prediction: dict[str, Any]) -> list[bytes]:
+    """The files of a prediction whose outputs are data: URIs."""
+    assert prediction["status"] == "succeeded", prediction["error"]
+    return [base64.b64decode(uri.partition(",")[2]) for uri in prediction["output"]]
+
+
+def size_of(content: bytes) -> tuple[int, int]:
+    with Image.open(io.BytesIO(content)) as picture:
+        picture.load()
+        return picture.size
+
+
+def png(width: int, height: int) -> bytes:
+    """A PNG file of one colour."""
+    file = io.BytesIO()
+    Image.new("RGB", (width, height), "white").save(file, "png")
+    return file.getvalue()
+
+
+def data_uri(content: bytes) -> str:
+    return f"data:image/png;base64,{base64.b64encode(content).decode()}"
+
+
+def engine_stats(pool: str) -> dict[str, Any]:
+    """The engine's own counters in a pool of one replica; the caller has joined the cluster."""
+    return dict(serve.get_deployment_handle(pool, "flux").stats.remote().result(timeout_s=30))
+
+
+def replicas(pool: str) -> int:
+    """How many replicas of a pool run."""
+    deployment = serve.status().applications["flux"].deployments[pool]
+    return int(deployment.replica_states.get("RUNNING", 0))
+
+
+def until(ask: Callable[[], Value], holds: Callable[[Value], bool], timeout_s: float = 60) -> Value:
+    """Asks until the answer holds. Raises AssertionError with the last answer."""
+    deadline = time.monotonic() + timeout_s
+    while True:
+        value = ask()
+        if holds(value):
+            return value
+        assert time.monotonic() < deadline, f"still {value!r} after {timeout_s:g} s"
+        time.sleep(0.1)

@@ -1,0 +1,47 @@
+"""A service on a real local Ray for each module that asks for one, with a HOME of its own."""
+
+import os
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+import ray
+
+from serve.local_service import ROOT, LocalService, local_service
+
+
+@pytest.fixture(scope="session")
+def home(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The HOME of all services of the session: embedded checkpoints are built in it once."""
+    return tmp_path_factory.mktemp("home")
+
+
+@pytest.fixture(scope="session")
+def environment(home: Path) -> dict[str, str]:
+    """A child's environment: nothing of the caller's that Ray or our settings read."""
+    kept = {key: value for key, value in os.environ.items() if not key.startswith(("RAY_", "FLUX_SERVE_", "HF_"))}
+    return kept | {
+        "HOME": str(home),
+        "XDG_CACHE_HOME": str(home / ".cache"),
+        "PYTHONPATH": str(ROOT),
+        "RAY_AUTH_MODE": "disabled",
+        "RAY_USAGE_STATS_ENABLED": "0",
+        "HF_HUB_OFFLINE": "1",
+    }
+
+
+@pytest.fixture(scope="module")
+def service(environment: dict[str, str]) -> Iterator[LocalService]:
+    """The embedded service as a newcomer starts it."""
+    with local_service(environment=environment) as running:
+        yield running
+
+
+@pytest.fixture(scope="module")
+def joined(service: LocalService) -> Iterator[LocalService]:
+    """The service, and this process in its cluster: for handles, engine counters and replica counts."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("RAY_AUTH_MODE", "disabled")
+        ray.init(address=service.ray_address, logging_level="ERROR", log_to_driver=False)
+        yield service
+        ray.shutdown()

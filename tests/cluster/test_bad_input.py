@@ -1,0 +1,88 @@
+"""Bad input at the running service: an answer that names it, no 500, no replica lost, and no slot left taken."""
+
+from typing import Any
+
+import pytest
+
+from serve.local_service import LocalService
+from tests.cluster.client import SMALL, connect, create, data_uri, engine_stats, finish, png, predict, until
+
+REFUSED: list[tuple[dict[str, Any], str]] = [
+    ({}, "input.prompt"),
+    ({"prompt": 5}, "input.prompt"),
+    ({"prompt": "x" * 10_001}, "input.prompt"),
+    ({"prompt": "x", "num_outputs": 9}, "input.num_outputs"),
+    ({"prompt": "x", "seed": 1.5}, "input.seed"),
+    ({"prompt": "x", "aspect_ratio": "custom", "width": 512}, "input.height"),
+    ({"prompt": "x", "mask": data_uri(png(64, 64))}, "input.mask"),
+    ({"prompt": "x", "replicate_weights": "fofr/flux-pixar-cars"}, "input.replicate_weights"),
+    ({"prompt": "x", "image": "data:image/png;base64,%%%"}, "input.image"),
+    ({"prompt": "x", "image": data_uri(b"no picture at all")}, "input.image"),
+    ({"prompt": "x", "image": data_uri(png(256, 256)[:90])}, "input.image"),
+    ({"prompt": "x", "image": data_uri(png(20, 300))}, "input.image"),
+    ({"prompt": "x", "image": data_uri(png(8000, 8000))}, "input.image"),
+]
+
+
+@pytest.mark.parametrize(("inputs", "field"), REFUSED)
+def test_what_can_never_succeed_is_refused_by_field(service: LocalService, inputs: dict[str, Any], field: str) -> None:
+    with connect(service) as client:
+        answer = client.post("/v1/predictions", json={"input": inputs})
+        cog = client.post("/predictions", json={"input": inputs})
+    assert answer.status_code == 422, answer.text
+    assert answer.headers["content-type"] == "application/problem+json"
+    assert [fault["field"] for fault in answer.json()["invalid_fields"]] == [field]
+    assert cog.status_code == 422
+    assert cog.json()["detail"][0]["loc"] == ["body", *field.split(".")]
+
+
+@pytest.mark.parametrize(
+    ("content", "status"),
+    [(b"{", 400), (b"\xff\xfe", 400), (b"[]", 422), (b'{"input": 1}', 422), (b"[" * 100_000, 400)],
+)
+def test_bodies_that_are_no_request_are_refused(service: LocalService, content: bytes, status: int) -> None:
+    with connect(service) as client:
+        for path in ("/v1/predictions", "/predictions"):
+            assert client.post(path, content=content).status_code == status
+
+
+def test_a_body_over_the_limit_is_refused(service: LocalService) -> None:
+    with connect(service) as client:
+        assert client.post("/v1/predictions", content=b"x" * (33 * 2**20)).status_code == 413
+
+
+@pytest.mark.parametrize(
+    "url",
+    [
+        "http://127.0.0.1/a.png",
+        "http://localhost:8265/a.png",
+        "http://[::1]/a.png",
+        "http://2130706433/a.png",
+        "http://0x7f.1/a.png",
+        "http://10.0.0.1/a.png",
+        "http://169.254.169.254/latest/meta-data",
+    ],
+)
+def test_private_addresses_fail_the_prediction_alone(service: LocalService, url: str) -> None:
+    prediction = finish(service, create(service, prompt="x", image=url)["id"])
+    assert prediction["status"] == "failed"
+    assert "public" in prediction["error"]
+
+
+def test_unknown_ids_versions_and_paths_are_not_found(service: LocalService) -> None:
+    with connect(service) as client:
+        assert client.get("/v1/predictions/nothing").status_code == 404
+        assert client.post("/v1/predictions/nothing/cancel").status_code == 404
+        assert client.get("/outputs/nothing/out-0.webp").status_code == 404
+        assert client.get("/outputs/..%2f..%2fetc/passwd").status_code == 404
+        assert client.get("/v2").status_code == 404
+        unknown = client.post("/v1/predictions", json={"version": "abc", "input": {"prompt": "x"}})
+    assert unknown.status_code == 422
+    assert unknown.json()["title"] == "Invalid version or not permitted"
+
+
+def test_after_all_that_every_pool_draws_and_holds_nothing(joined: LocalService) -> None:
+    for pool, chosen in (("dev-bf16", {}), ("dev-fp8", {"go_fast": True}), ("schnell", {"model": "schnell"})):
+        inputs: dict[str, Any] = {**SMALL, **chosen}
+        assert predict(joined, prompt="still here", **inputs)["status"] == "succeeded"
+        until(lambda: engine_stats(pool), lambda stats: stats["images"] == 0)  # noqa: B023 - asked at once

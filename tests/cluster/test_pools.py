@@ -1,0 +1,49 @@
+"""Each pool draws what was asked, and the same request gives the same bytes whoever runs beside it."""
+
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any
+
+import pytest
+
+from serve.local_service import LocalService
+from tests.cluster.client import SMALL, contents, predict, size_of
+
+POOLS: dict[str, dict[str, Any]] = {
+    "dev-bf16": {},
+    "dev-fp8": {"go_fast": True},
+    "schnell": {"model": "schnell"},
+}
+
+
+@pytest.mark.parametrize("pool", POOLS)
+def test_each_pool_draws_the_asked_size_and_the_same_bytes_for_the_same_seed(service: LocalService, pool: str) -> None:
+    asked = {**SMALL, **POOLS[pool], "prompt": "a red sailboat", "aspect_ratio": "3:2", "seed": 7}
+    first, second = predict(service, **asked), predict(service, **asked)
+    assert first["metrics"]["pool"] == pool
+    assert size_of(contents(first)[0]) == (608, 416)
+    assert contents(first) == contents(second)
+
+
+@pytest.mark.parametrize("pool", POOLS)
+def test_image_i_equals_the_single_image_of_seed_plus_i_alone_and_in_company(service: LocalService, pool: str) -> None:
+    asked = {**SMALL, **POOLS[pool], "prompt": "a lighthouse at night"}
+    company = [
+        {
+            **SMALL,
+            **POOLS[pool],
+            "prompt": f"stranger {number}",
+            "aspect_ratio": ratio,
+            "num_inference_steps": 3 + number,
+        }
+        for number, ratio in enumerate(("1:1", "16:9", "1:1", "2:3"))
+    ]
+    alone = contents(predict(service, **asked, seed=40, num_outputs=4))
+    with ThreadPoolExecutor(max_workers=len(company) + 1) as threads:
+        strangers = [threads.submit(predict, service, **inputs) for inputs in company]
+        accompanied = contents(threads.submit(predict, service, **asked, seed=40, num_outputs=4).result())
+        for stranger in strangers:
+            contents(stranger.result())
+    singles = [contents(predict(service, **asked, seed=40 + index))[0] for index in range(4)]
+    assert len(set(alone)) == 4
+    assert alone == singles
+    assert accompanied == singles

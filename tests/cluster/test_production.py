@@ -1,0 +1,63 @@
+"""`serve_config.yaml` itself on three logical GPUs: only the model folders and the device differ from production."""
+
+from collections.abc import Iterator
+from typing import Any
+
+import pytest
+from tests.safety_folders import save_classifier, save_concept_checker
+
+from serve.engine.embedded import ensure
+from serve.engine.embedded_models import Geometry
+from serve.local_service import ROOT, LocalService, local_service
+from tests.cluster.client import SMALL, contents, data_uri, png, predict, replicas, size_of
+
+POOLS = ("dev-bf16", "dev-fp8", "schnell")
+
+
+@pytest.fixture(scope="module")
+def service(environment: dict[str, str], tmp_path_factory: pytest.TempPathFactory) -> Iterator[LocalService]:
+    folder = tmp_path_factory.mktemp("models")
+    models = {
+        "models.dev.source": ensure("dev", folder, Geometry(text_tokens=512)),
+        "models.schnell.source": ensure("schnell", folder, Geometry(text_tokens=256)),
+        "safety.concept_model": save_concept_checker(folder / "concepts"),
+        "safety.classifier_model": save_classifier(folder / "classifier"),
+    }
+    devices = {f"pools.{pool}.device": "cpu" for pool in POOLS}
+    assignments = [part for key, value in (models | devices).items() for part in ("--set", f"{key}={value}")]
+    logical = ("--host", "127.0.0.1", "--num-gpus", "3", "--num-cpus", "16")
+    with local_service(
+        str(ROOT / "serve_config.yaml"), *logical, *assignments, environment=environment, start_timeout_s=600
+    ) as running:
+        yield running
+
+
+@pytest.mark.parametrize(
+    ("inputs", "pool"),
+    [
+        ({}, "dev-bf16"),
+        ({"go_fast": True}, "dev-fp8"),
+        ({"model": "schnell"}, "schnell"),
+        ({"model": "schnell", "go_fast": True}, "schnell"),
+        ({"go_fast": True, "aspect_ratio": "custom", "width": 264, "height": 256}, "dev-bf16"),
+        ({"go_fast": True, "image": True}, "dev-fp8"),
+        ({"go_fast": True, "image": True, "mask": True}, "dev-fp8"),
+    ],
+)
+def test_each_kind_of_request_comes_back_from_the_pool_that_the_table_says(
+    joined: LocalService, inputs: dict[str, Any], pool: str
+) -> None:
+    pictures = {key: data_uri(png(320, 256)) for key in ("image", "mask") if inputs.get(key)}
+    prediction = predict(joined, **{**SMALL, "prompt": "a boat", **inputs, **pictures})
+    assert prediction["metrics"]["pool"] == pool
+    assert size_of(contents(prediction)[0]) == _size(inputs)
+
+
+def test_the_pools_have_the_replicas_that_the_file_says(joined: LocalService) -> None:
+    assert replicas("dev-bf16") == replicas("schnell") == 1
+
+
+def _size(inputs: dict[str, Any]) -> tuple[int, int]:
+    if inputs.get("image"):
+        return (320, 256)
+    return (272, 256) if inputs.get("aspect_ratio") == "custom" else (512, 512)

@@ -1,0 +1,116 @@
+"""Stand-ins for what a unit test does not run: a pool, a clock, and the values that they are asked with."""
+
+import asyncio
+from collections.abc import AsyncGenerator, Mapping, Sequence
+from datetime import UTC, datetime, timedelta
+
+from numpy import uint8
+from numpy.typing import NDArray
+
+from serve.errors import FetchFailed
+from serve.events import Drawn, Event, Finished, Started, Stepped
+from serve.plan import Plan
+from serve.predictions.record import Prediction
+
+NOON = datetime(2026, 1, 1, 12, tzinfo=UTC)
+
+
+WEBP = b"RIFF....WEBP"
+
+
+def drawn(image: int) -> Drawn:
+    return Drawn(image, WEBP, "image/webp")
+
+
+DONE = Finished({"queue": 1.0, "text": 2.0, "denoise": 30.0}, mean_batch=2.5)
+ONE_IMAGE: tuple[Event, ...] = (Started(), Stepped(0, 1, 2), Stepped(0, 2, 2), drawn(0), DONE)
+"""The whole life of a prediction of one image in two steps."""
+
+
+class FakePool:
+    """A pool that tells a script of events, and raises the errors in it.
+
+    It stands still before the first until `going` is set, and when it is closed until `let_go` is.
+    """
+
+    def __init__(self, events: Sequence[Event | BaseException], going: bool = True, slow_to_stop: bool = False) -> None:
+        self.events = events
+        self.going = asyncio.Event()
+        self.calls: list[tuple[Plan, NDArray[uint8] | None, NDArray[uint8] | None]] = []
+        self.stopped = 0
+        self.let_go = asyncio.Event()
+        if going:
+            self.going.set()
+        if not slow_to_stop:
+            self.let_go.set()
+
+    async def generate(
+        self, plan: Plan, picture: NDArray[uint8] | None, mask: NDArray[uint8] | None
+    ) -> AsyncGenerator[Event, None]:
+        self.calls.append((plan, picture, mask))
+        try:
+            await self.going.wait()
+            for event in self.events:
+                if isinstance(event, BaseException):
+                    raise event
+                yield event
+        finally:
+            await self.let_go.wait()
+            self.stopped += 1
+
+
+class FakeFetcher:
+    """An internet of a few files. With `together` nothing arrives before so many were asked for."""
+
+    def __init__(self, files: Mapping[str, bytes], together: int = 1) -> None:
+        self._files = files
+        self._barrier = asyncio.Barrier(together)
+        self.fetched: list[str] = []
+
+    async def fetch(self, text: str) -> bytes:
+        self.fetched.append(text)
+        await self._barrier.wait()
+        if text not in self._files:
+            raise FetchFailed(text, "its server answered 404 Not Found")
+        return self._files[text]
+
+
+class FakeClock:
+    """A clock that only moves when it is told."""
+
+    def __init__(self) -> None:
+        self.elapsed_s = 0.0
+
+    def __call__(self) -> float:
+        return self.elapsed_s
+
+    def now(self) -> datetime:
+        return NOON + timedelta(seconds=self.elapsed_s)
+
+
+def plan(images: int = 1, steps: int = 4, pool: str = "dev-bf16") -> Plan:
+    return Plan(
+        pool=pool,
+        mode="text_to_image",
+        prompt="a red sailboat",
+        size=(512, 512),
+        steps=steps,
+        guidance=3.0,
+        strength=None,
+        seeds=tuple(range(7, 7 + images)),
+        output_format="webp",
+        output_quality=80,
+        check_safety=True,
+        max_megapixels=2.1,
+    )
+
+
+def prediction(prediction_id: str = "a" * 26) -> Prediction:
+    return Prediction(
+        id=prediction_id,
+        model="black-forest-labs/flux-dev-lora",
+        version="embedded",
+        inputs={"prompt": "a red sailboat"},
+        plan=plan(),
+        created_at=NOON,
+    )

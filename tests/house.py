@@ -1,0 +1,82 @@
+"""The rooms behind the faces put together as the service does it, with pools and an internet that a test chooses."""
+
+import asyncio
+import socket
+from collections.abc import AsyncGenerator, Mapping
+from contextlib import asynccontextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import httpx
+import uvicorn
+from starlette.applications import Starlette
+from starlette.exceptions import HTTPException
+from starlette.middleware import Middleware
+
+from serve.api import cog, files, replicate
+from serve.api.problem import ErrorTable, unrouted
+from serve.media.outputs import OutputStore
+from serve.predictions.desk import Desk
+from serve.predictions.pictures import Pictures
+from serve.predictions.record import Prediction
+from serve.predictions.runner import Pool, Runner
+from serve.predictions.store import MemoryStore
+from serve.predictions.versions import ServedVersion, served_version
+from serve.settings import Settings
+from tests.fakes import FakeFetcher
+
+
+@dataclass(frozen=True)
+class House:
+    desk: Desk
+    served: ServedVersion
+    app: Starlette
+    made: list[str]
+    """The ids of all predictions that were accepted."""
+
+    @property
+    def http(self) -> httpx.AsyncClient:
+        """A client of the faces, without a network between."""
+        return httpx.AsyncClient(transport=httpx.ASGITransport(self.app), base_url="http://service")
+
+    @asynccontextmanager
+    async def listening(self) -> AsyncGenerator[str, None]:
+        """The faces on a port of loopback; the base URL."""
+        with socket.create_server(("127.0.0.1", 0)) as listener:
+            server = uvicorn.Server(uvicorn.Config(self.app, log_level="warning", lifespan="off"))
+            serving = asyncio.create_task(server.serve([listener]))
+            while not server.started:
+                await asyncio.sleep(0.01)
+            yield f"http://127.0.0.1:{listener.getsockname()[1]}"
+            server.should_exit = True
+            await serving
+
+    async def create(self, inputs: Mapping[str, Any]) -> Prediction:
+        return await self.desk.create(inputs, self.served)
+
+
+def house(
+    pool: Pool, settings: Settings | None = None, fetcher: FakeFetcher | None = None, opened: bool = True
+) -> House:
+    """One pool stands for all rows of the settings."""
+    made: list[str] = []
+
+    class NotingStore(MemoryStore):
+        async def create(self, prediction: Prediction) -> None:
+            await super().create(prediction)
+            made.append(prediction.id)
+
+    settings = settings or Settings()
+    store = NotingStore(settings.max_records, settings.record_max_age_s)
+    pictures = Pictures(settings, fetcher or FakeFetcher({}))
+    outputs = OutputStore(settings.outputs)
+    desk = Desk(settings, store, Runner(store, dict.fromkeys(settings.pools, pool), pictures, outputs), pictures)
+    if opened:
+        desk.open()
+    routes = [
+        *replicate.routes(desk, outputs, settings),
+        *cog.routes(desk, outputs, settings),
+        *files.routes(outputs, settings),
+    ]
+    app = Starlette(routes=routes, middleware=[Middleware(ErrorTable)], exception_handlers={HTTPException: unrouted})
+    return House(desk, served_version(settings, None), app, made)

@@ -1,0 +1,15 @@
+import pytest
+import torch
+
+from tests.unit.engine.checkpoints import Checkpoints
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _one_thread() -> None:
+    """More threads than free cores make torch many times slower."""
+    torch.set_num_threads(1)
+
+
+@pytest.fixture(scope="session")
+def checkpoints(tmp_path_factory: pytest.TempPathFactory) -> Checkpoints:
+    return Checkpoints(tmp_path_factory.mktemp("checkpoints"))

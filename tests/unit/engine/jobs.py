@@ -1,0 +1,109 @@
+"""Jobs to test with, and a listener that keeps what it hears."""
+
+from collections.abc import Iterable
+from typing import Any
+
+import numpy as np
+from torch import Tensor
+
+from serve.catalog import Size
+from serve.engine.checkpoint import Checkpoint
+from serve.engine.job import Canceled, Done, EngineEvent, Failed, Job, Mask, Picture, Pixels
+from serve.engine.loop import Loop
+from serve.engine.task import Task
+from serve.engine.watch import Watch
+from serve.events import Stepped
+from serve.plan import Mode, Plan
+from serve.settings import PoolSettings
+
+SIZE: Size = (96, 64)
+
+
+def make_job(mode: Mode = "text_to_image", size: Size = SIZE, **fields: Any) -> Job:
+    """A small job; pictures and masks are the same for a size."""
+    plan: dict[str, Any] = {
+        "pool": "test",
+        "mode": mode,
+        "prompt": "a red sailboat",
+        "size": size,
+        "steps": 4,
+        "guidance": 3.0,
+        "strength": None if mode == "text_to_image" else 0.6,
+        "seeds": (7,),
+        "output_format": "png",
+        "output_quality": 80,
+        "check_safety": False,
+        "max_megapixels": 1.0,
+    }
+    return Job(
+        Plan(**plan | fields),
+        picture=None if mode == "text_to_image" else make_picture(size),
+        mask=make_mask(size) if mode == "inpainting" else None,
+    )
+
+
+def make_picture(size: Size) -> Picture:
+    """Colours that run and a hard edge."""
+    width, height = size
+    rows, columns = np.mgrid[:height, :width]
+    shades = np.stack((rows * 255 // height, columns * 255 // width, (rows > height // 2) * 200), axis=-1)
+    return shades.astype(np.uint8)
+
+
+def make_mask(size: Size) -> Mask:
+    """Repaints the left third, with an edge of all greys and off the grid of latents."""
+    width, height = size
+    ramp = np.clip(255 - (np.arange(width) - width // 3) * 16, 0, 255).astype(np.uint8)
+    return np.tile(ramp, (height, 1))
+
+
+class Sitting:
+    """A job that is drawn, and all that was heard of it."""
+
+    def __init__(self, number: int, job: Job) -> None:
+        self.task = Task(number, job, self._hear)
+        self.events: list[EngineEvent] = []
+        self.latents: dict[int, Tensor] = {}
+        """Of each image, after its last step so far."""
+
+    @property
+    def end(self) -> EngineEvent:
+        return self.events[-1]
+
+    @property
+    def pixels(self) -> list[Picture]:
+        return [event.to_host() for event in self.events if isinstance(event, Pixels)]
+
+    @property
+    def steps(self) -> int:
+        return sum(isinstance(event, Stepped) for event in self.events)
+
+    def _hear(self, event: EngineEvent) -> None:
+        assert not self.events or not isinstance(self.end, Done | Failed | Canceled), "an event after the end"
+        self.events.append(event)
+        if isinstance(event, Stepped):
+            drafts = {draft.image: draft for draft in self.task.drafts or ()}
+            self.latents[event.image] = drafts[event.image].latents.clone()
+
+
+def draw_together(
+    checkpoint: Checkpoint, arrivals: Iterable[tuple[int, Job]], **pool: Any
+) -> tuple[Loop, list[Sitting]]:
+    """Draws jobs in one loop, each admitted at its round, until all have ended."""
+    loop = Loop(checkpoint, PoolSettings(model="", **pool), Watch())
+    sittings = [Sitting(number, job) for number, (_, job) in enumerate(arrivals)]
+    waiting = [(at, sitting) for (at, _), sitting in zip(arrivals, sittings, strict=True)]
+    rounds = 0
+    while waiting or loop.busy:
+        loop.admit([sitting.task for at, sitting in waiting if at <= rounds], ())
+        waiting = [(at, sitting) for at, sitting in waiting if at > rounds]
+        loop.round()
+        rounds += 1
+    return loop, sittings
+
+
+def draw(checkpoint: Checkpoint, job: Job) -> Sitting:
+    """Draws a job alone; it must succeed."""
+    _, (sitting,) = draw_together(checkpoint, [(0, job)])
+    assert isinstance(sitting.end, Done)
+    return sitting

@@ -1,0 +1,58 @@
+"""diffusers' own pipelines over the same networks: what every picture is compared with."""
+
+from typing import Any
+
+import numpy as np
+import torch
+from diffusers import FlowMatchEulerDiscreteScheduler, FluxImg2ImgPipeline, FluxInpaintPipeline, FluxPipeline
+from PIL import Image
+from torch import Tensor
+
+from serve.engine.checkpoint import Checkpoint
+from serve.engine.job import Job, Picture
+
+_PIPELINES = {
+    "text_to_image": FluxPipeline,
+    "image_to_image": FluxImg2ImgPipeline,
+    "inpainting": FluxInpaintPipeline,
+}
+
+
+def latents(checkpoint: Checkpoint, job: Job, image: int = 0, /, **arguments: Any) -> Tensor:
+    """What the pipeline makes of the job's image before it is decoded: [1, tokens, channels]."""
+    made: Tensor = _run(checkpoint, job, image, output_type="latent", **arguments)
+    return made
+
+
+def pixels(checkpoint: Checkpoint, job: Job, image: int = 0, /, **arguments: Any) -> Picture:
+    return np.asarray(_run(checkpoint, job, image, output_type="pil", **arguments)[0])
+
+
+def _run(checkpoint: Checkpoint, job: Job, image: int, /, **arguments: Any) -> Any:
+    plan = job.plan
+    pipeline = _PIPELINES[plan.mode](
+        scheduler=FlowMatchEulerDiscreteScheduler.from_config(dict(checkpoint.scheduler_config)),
+        vae=checkpoint.vae,
+        text_encoder=checkpoint.clip,
+        tokenizer=checkpoint.clip_tokenizer,
+        text_encoder_2=checkpoint.t5,
+        tokenizer_2=checkpoint.t5_tokenizer,
+        transformer=checkpoint.transformer,
+    )
+    pipeline.set_progress_bar_config(disable=True)
+    assert plan.size is not None
+    width, height = plan.size
+    given: dict[str, Any] = {
+        "prompt": plan.prompt,
+        "width": width,
+        "height": height,
+        "num_inference_steps": plan.steps,
+        "guidance_scale": plan.guidance,
+        "generator": torch.Generator("cpu").manual_seed(plan.seeds[image]),
+        "max_sequence_length": checkpoint.text_tokens,
+    }
+    if job.picture is not None:
+        given |= {"image": Image.fromarray(job.picture), "strength": plan.strength}
+    if job.mask is not None:
+        given["mask_image"] = Image.fromarray(job.mask)
+    return pipeline(**given | arguments).images

@@ -1,0 +1,94 @@
+"""From raw inputs to the first record."""
+
+from collections.abc import Mapping
+from typing import Any
+
+import pytest
+
+from serve.errors import InvalidInput
+from serve.predictions.order import Order, read_order
+from serve.predictions.record import Prediction
+from serve.predictions.versions import served_version
+from serve.settings import ServedModel, Settings
+from tests.fakes import NOON
+
+SETTINGS = Settings(
+    served_models=(
+        ServedModel(owner="me", name="plain", versions=("1",)),
+        ServedModel(
+            owner="me", name="quick", versions=("2",), default_inputs={"model": "schnell", "num_inference_steps": 4}
+        ),
+    )
+)
+
+
+def order(raw: Mapping[str, Any], model: str = "me/plain") -> Order:
+    return read_order({"prompt": "a cat", **raw}, served_version(SETTINGS, model), SETTINGS, random_seed=99)
+
+
+def record(raw: Mapping[str, Any], model: str = "me/plain") -> Prediction:
+    asked = order(raw, model)
+    return asked.record(asked.plan, NOON)
+
+
+@pytest.mark.parametrize(
+    ("raw", "pool", "steps"),
+    [
+        ({}, "schnell", 4),
+        ({"num_inference_steps": 2}, "schnell", 2),
+        ({"num_inference_steps": None}, "schnell", 4),
+        ({"model": "dev"}, "dev-bf16", 4),
+    ],
+)
+def test_default_inputs_of_the_model_lie_beneath_those_of_the_caller(
+    raw: Mapping[str, Any], pool: str, steps: int
+) -> None:
+    plan = order(raw, "me/quick").plan
+    assert (plan.pool, plan.steps) == (pool, steps)
+
+
+@pytest.mark.parametrize(("raw", "seed"), [({"seed": 5, "num_outputs": 2}, 5), ({}, 99), ({"seed": None}, 99)])
+def test_the_seed_that_is_used_is_told(raw: Mapping[str, Any], seed: int) -> None:
+    asked = record(raw)
+    assert asked.plan.seeds[0] == seed
+    assert asked.metrics["seed"] == seed
+    assert f"Using seed: {seed}\n" in asked.logs
+
+
+def test_the_record_shows_what_was_given_and_not_what_was_made_of_it() -> None:
+    given = {"prompt": "a cat", "seed": "7", "image": None}
+    assert record(given, "me/quick").inputs == given
+
+
+def test_a_record_does_not_carry_a_large_picture_along() -> None:
+    uri = "data:image/png;base64," + "A" * 100_000
+    small = "data:image/png;base64," + "A" * 1000
+    kept = record({"image": uri, "mask": small}).inputs
+    assert kept["mask"] == small
+    assert kept["image"] == "data:image/png;base64," + "A" * 42 + "... (100022 characters)"
+
+
+def test_dropped_keys_are_named_and_not_kept() -> None:
+    asked = record({"scheduler": "euler", "negative_prompt": "dogs"})
+    assert asked.inputs == {"prompt": "a cat"}
+    assert asked.logs.startswith("Unknown inputs were ignored: scheduler, negative_prompt\n")
+
+
+def test_names_that_a_caller_made_up_stay_short_and_printable() -> None:
+    line = record({"x" * 1000: 1, "\ud800": 1, **{f"key{index}": 1 for index in range(30)}}).logs.split("\n")[0]
+    assert line.startswith(f"Unknown inputs were ignored: {'x' * 63}…, \\ud800, key0,")
+    assert line.endswith("key17 and 12 more")
+
+
+def test_notes_of_the_plan_are_lines_of_the_log() -> None:
+    assert "go_fast has no effect with schnell\n" in record({"model": "schnell", "go_fast": True}).logs
+
+
+def test_every_fault_is_told_at_once() -> None:
+    with pytest.raises(InvalidInput) as refused:
+        order({"prompt": None, "num_outputs": 9, "seed": float("nan")})
+    assert [(fault.field, fault.kind) for fault in refused.value.faults] == [
+        ("prompt", "missing"),
+        ("num_outputs", "less_than_equal"),
+        ("seed", "finite_number"),
+    ]
