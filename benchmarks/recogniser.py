@@ -74,7 +74,7 @@ class Recogniser(nn.Module):
         )
 
     def forward(self, pictures: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-        """(batch, 3, 128, 128) in [-1, 1] to (batch, things), (batch, inks), (batch, 27, 16); letter class 0 is blank."""
+        """(batch, 3, 128, 128) in [-1, 1] to (batch, things), (batch, inks), (batch, 27, 16); class 0 is blank."""
         features = self.trunk(pictures)
         # Ink is the darkest and the most coloured of what is there, wherever it is.
         inks = self.inks(features.amax(dim=(2, 3)))

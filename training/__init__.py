@@ -1,1 +1,1 @@
-"""How the embedded checkpoints came to be: drawings made by code, the training of every part. The service imports none."""
+"""How the embedded checkpoints came to be: drawings made by code, and the training. The service imports none of it."""

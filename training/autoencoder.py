@@ -78,7 +78,15 @@ class Pool:
             if best is None or crop.std() > best.std():
                 best = crop
         assert best is not None
-        return best.flip(2) if self.rng.random() < 0.3 else best
+        return self._recoloured(best.flip(2) if self.rng.random() < 0.3 else best)
+
+    def _recoloured(self, crop: torch.Tensor) -> torch.Tensor:
+        """In other colours and on tinted paper: eight inks alone would teach it forms and hardly any colour."""
+        crop = crop[torch.from_numpy(self.rng.permutation(3))]
+        if self.rng.random() < 0.5:
+            tint = torch.from_numpy(self.rng.uniform(0.5, 1, (3, 1, 1))).float()
+            crop = (crop + 1) * tint - 1
+        return crop
 
 
 def ink_weight(pictures: torch.Tensor) -> torch.Tensor:
@@ -120,7 +128,7 @@ def train(folder: Path, minutes: float, seed: int) -> None:
         with torch.autocast("cpu", torch.bfloat16):
             loss, values = loss_of(model, pictures, KL_WEIGHT * min(1.0, step / 500))
         optimizer.zero_grad(set_to_none=True)
-        loss.backward()
+        torch.autograd.backward(loss)
         torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
         optimizer.step()
         average.update()
@@ -143,11 +151,11 @@ def finish(folder: Path, seed: int) -> None:
     """Measures how far the latents spread, writes it into the configuration, and stores the autoencoder."""
     model, rng = averaged(folder), np.random.default_rng([seed, 1])
     pictures = torch.stack([to_tensor(rendered(sampled(rng, Mixture()), (256, 256), rng)) for _ in range(64)])
-    latents = torch.cat([model.encode(some).latent_dist.mean for some in pictures.split(8)])
+    latents = torch.cat([model.encode(some).latent_dist.mean for some in pictures.chunk(8)])
     shift, spread = latents.mean().item(), latents.std().item()
     model.register_to_config(shift_factor=shift, scaling_factor=1 / spread)
     model.save_pretrained(folder / "vae")
-    back = torch.cat([model.decode(some).sample for some in latents.split(8)])
+    back = torch.cat([model.decode(some).sample for some in latents.chunk(8)])
     psnr = -10 * torch.log10((back.clamp(-1, 1) - pictures).square().mean() / 4)
     print(f"whole pictures of 256 by 256: {psnr:.2f} dB; latents of mean {shift:.3f} and spread {spread:.3f}")
 

@@ -105,7 +105,7 @@ def train(kind: str, runs: Path, minutes: float, seed: int, stages: tuple[Stage,
             loss = dev_loss(student, master, given.latents, words, empty, given.grid)
         else:
             loss = schnell_loss(student, master, given.latents, words, given.grid)
-        loss.backward()
+        torch.autograd.backward(loss)
         torch.nn.utils.clip_grad_norm_(student.parameters(), 1.0)
         optimizers.step(run.rate(peak))
         average.update()

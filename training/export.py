@@ -59,24 +59,28 @@ def export_variant(runs: Path, variant: str, folder: Path) -> None:
     (folder / "model_index.json").write_text(json.dumps(MODEL_INDEX, indent=2) + "\n", encoding="utf-8")
 
 
+def write(runs: Path, out: Path) -> None:
+    """Replaces `shared`, `dev` and `schnell` in the folder `out`."""
+    for name in ("shared", "dev", "schnell"):
+        shutil.rmtree(out / name, ignore_errors=True)
+    export_shared(runs, out / "shared")
+    for variant in ("dev", "schnell"):
+        (out / variant).mkdir(parents=True)
+        export_variant(runs, variant, out / variant)
+
+
+def weight_bytes(out: Path) -> int:
+    """What the weights take; a link is no second copy."""
+    return sum(path.stat().st_size for path in {path.resolve() for path in out.rglob("*.safetensors")})
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("out", type=Path)
     parser.add_argument("--runs", type=Path, default=Path("runs"))
     arguments = parser.parse_args()
-    for name in ("shared", "dev", "schnell"):
-        shutil.rmtree(arguments.out / name, ignore_errors=True)
-    export_shared(arguments.runs, arguments.out / "shared")
-    for variant in ("dev", "schnell"):
-        (arguments.out / variant).mkdir(parents=True)
-        export_variant(arguments.runs, variant, arguments.out / variant)
-    # A link to a folder is no second copy.
-    size = sum(
-        path.stat().st_size
-        for path in arguments.out.rglob("*.safetensors")
-        if not path.is_symlink() and not any(parent.is_symlink() for parent in path.parents)
-    )
-    print(f"{size / 1e6:.1f} MB of weights in {arguments.out}")
+    write(arguments.runs, arguments.out)
+    print(f"{weight_bytes(arguments.out) / 1e6:.1f} MB of weights in {arguments.out}")
 
 
 if __name__ == "__main__":

@@ -59,7 +59,7 @@ def velocity(
     grid: tuple[int, int],
     guidance: torch.Tensor | None = None,
 ) -> torch.Tensor:
-    """(batch, tokens, 64) in float32; `grid`: rows and columns of tokens; `guidance`: (batch,) where the model has it."""
+    """(batch, tokens, 64) in float32; `grid`: rows and columns of tokens; `guidance`: (batch,) if the model has it."""
     with torch.autocast("cpu", torch.bfloat16):
         given: torch.Tensor = model(
             hidden_states=latents,

@@ -75,22 +75,29 @@ class Pool:
     """Pictures kept at hand, some replaced at every step."""
 
     def __init__(self, rng: Rng) -> None:
-        self.rng, self.pictures, self.scenes = rng, torch.empty(POOL, 3, SIDE, SIDE, dtype=torch.half), [None] * POOL
-        self.filled = 0
+        self.rng = rng
+        self.pictures = torch.empty(POOL, 3, SIDE, SIDE, dtype=torch.half)
+        self.scenes: list[Scene] = []
 
     def batch(self, count: int, new: int) -> tuple[torch.Tensor, list[Scene]]:
         for _ in range(new):
-            place = self.filled if self.filled < POOL else int(self.rng.integers(POOL))
-            picture, scene = drawn(self.rng)
-            self.pictures[place], self.scenes[place] = picture.half(), scene
-            self.filled = min(POOL, self.filled + 1)
-        places = self.rng.integers(self.filled, size=count)
+            self._add(*drawn(self.rng))
+        places = self.rng.integers(len(self.scenes), size=count)
         return self.pictures[torch.from_numpy(places)].float(), [self.scenes[place] for place in places]
+
+    def _add(self, picture: torch.Tensor, scene: Scene) -> None:
+        if len(self.scenes) < POOL:
+            self.scenes.append(scene)
+            place = len(self.scenes) - 1
+        else:
+            place = int(self.rng.integers(POOL))
+            self.scenes[place] = scene
+        self.pictures[place] = picture.half()
 
 
 def train(folder: Path, minutes: float, seed: int, out: Path) -> None:
     torch.manual_seed(seed)
-    model = Recogniser(list(THINGS), list(INKS)).to(memory_format=torch.channels_last)
+    model = Recogniser(list(THINGS), list(INKS))
     optimizer = torch.optim.AdamW(model.parameters(), lr=2e-3, weight_decay=0.02)
     average = Average(model, 0.99)
     run = Run(folder, minutes, {"model": model, "optimizer": optimizer, "average": average})
@@ -101,7 +108,7 @@ def train(folder: Path, minutes: float, seed: int, out: Path) -> None:
             group["lr"] = run.rate(3e-3)
         loss = loss_of(model, worn(pictures).contiguous(memory_format=torch.channels_last), scenes)
         optimizer.zero_grad(set_to_none=True)
-        loss.backward()
+        torch.autograd.backward(loss)
         torch.nn.utils.clip_grad_norm_(model.parameters(), 2.0)
         optimizer.step()
         average.update()

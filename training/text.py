@@ -182,7 +182,7 @@ def train(folder: Path, minutes: float, seed: int) -> None:
             given = readers(*encoders(prompts, length))
         loss = loss_of(given, wanted)
         optimizer.zero_grad(set_to_none=True)
-        loss.backward()
+        torch.autograd.backward(loss)
         torch.nn.utils.clip_grad_norm_(both.parameters(), 1.0)
         optimizer.step()
         average.update()

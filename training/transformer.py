@@ -54,7 +54,8 @@ class Optimizers:
         self.adamw = torch.optim.AdamW(rest, lr=rate, betas=(0.9, 0.98), weight_decay=0.0, fused=True)
 
     def step(self, rate: float) -> None:
-        for optimizer in (self.muon, self.adamw):
+        both: tuple[torch.optim.Optimizer, ...] = (self.muon, self.adamw)
+        for optimizer in both:
             for group in optimizer.param_groups:
                 group["lr"] = rate
             optimizer.step()
@@ -122,7 +123,7 @@ def train(runs: Path, minutes: float, seed: int, stages: tuple[Stage, ...], peak
         noise = torch.randn_like(given.latents)
         guess = velocity(model, noised(given.latents, noise, times), times, teacher.read(prompts), given.grid)
         loss = (guess - (noise - given.latents)).square().mean()
-        loss.backward()
+        torch.autograd.backward(loss)
         torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
         optimizers.step(run.rate(peak))
         average.update()

@@ -74,8 +74,8 @@ def _boxes(scene: Scene, size: Size, rng: Rng) -> list[Box]:
         boxes = [(width * 0.26, height / 2, side, side), (width * 0.74, height / 2, side, side)]
     else:
         side = min(height * part, width * 0.8)
-        wide = [width * 0.86 if item.kind == "word" else side for item in scene.items]
-        boxes = [(width / 2, height * 0.26, wide[0], side), (width / 2, height * 0.74, wide[1], side)]
+        upper, lower = (width * 0.86 if item.kind == "word" else side for item in scene.items)
+        boxes = [(width / 2, height * 0.26, upper, side), (width / 2, height * 0.74, lower, side)]
     jitter = rng.normal(0, 0.012, (2, 2)) * short
     boxes = [(b[0] + j[0], b[1] + j[1], b[2], b[3]) for b, j in zip(boxes, jitter, strict=True)]
     return boxes if scene.relation in ("left of", "above") else boxes[::-1]
