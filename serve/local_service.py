@@ -69,17 +69,21 @@ def local_service(
         # A group of its own: Ctrl-C in a terminal reaches us first, and what is ended is only what was started here.
         start_new_session=True,
     )
+    printed: queue.SimpleQueue[str | None] = queue.SimpleQueue()
+    reader = threading.Thread(target=_read, args=(child, printed), daemon=True)
+    reader.start()
     try:
-        ready = _wait_until_ready(child, on_line, start_timeout_s)
+        ready = _wait_until_ready(printed, on_line, start_timeout_s)
         yield LocalService(url=ready[1], ray_address=ready[4].rstrip(";"), process_id=child.pid)
     finally:
         _stop(child)
+        reader.join(STOP_TIMEOUT_S)
 
 
-def _wait_until_ready(child: "subprocess.Popen[str]", on_line: Callable[[str], object], timeout_s: float) -> list[str]:
+def _wait_until_ready(
+    printed: "queue.SimpleQueue[str | None]", on_line: Callable[[str], object], timeout_s: float
+) -> list[str]:
     """The words of the line that says where the service is."""
-    printed: queue.SimpleQueue[str | None] = queue.SimpleQueue()
-    threading.Thread(target=_read, args=(child, printed), daemon=True).start()
     said: list[str] = []
     deadline = time.monotonic() + timeout_s
     while (left_s := deadline - time.monotonic()) > 0:
@@ -99,8 +103,9 @@ def _wait_until_ready(child: "subprocess.Popen[str]", on_line: Callable[[str], o
 def _read(child: "subprocess.Popen[str]", printed: "queue.SimpleQueue[str | None]") -> None:
     """Reads to the end, so that a service that prints much never waits for us."""
     assert child.stdout is not None
-    for line in child.stdout:
-        printed.put(line)
+    with child.stdout as lines:
+        for line in lines:
+            printed.put(line)
     printed.put(None)
 
 

@@ -60,8 +60,8 @@ class Loop:
 
     @property
     def images(self) -> int:
-        """Images of the jobs in work."""
-        return sum(len(task.job.plan.seeds) for task in self._tasks)
+        """Images of the jobs that have not ended."""
+        return sum(len(task.job.plan.seeds) for task in self._tasks if not task.ended)
 
     def admit(self, tasks: Sequence[Task], errands: Sequence[Errand]) -> None:
         """Takes on tasks, each younger than all before."""

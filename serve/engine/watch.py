@@ -5,7 +5,7 @@ takes much longer is a thread that hangs. Knows no torch and no request.
 """
 
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Literal
@@ -61,7 +61,8 @@ class _Measured:
 class Watch:
     """One thread works under it, any thread may look."""
 
-    def __init__(self) -> None:
+    def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
+        self._clock = clock
         self._now: tuple[Work, float] | None = None
         self._learning = False
         self._slowest: dict[Kind, _Measured] = {}
@@ -77,14 +78,14 @@ class Watch:
 
     @contextmanager
     def during(self, work: Work) -> Iterator[None]:
-        begin = time.monotonic()
+        begin = self._clock()
         self._now = (work, begin)
         try:
             yield
         finally:
             self._now = None
             if self._learning:
-                self._learn(_Measured(work, time.monotonic() - begin))
+                self._learn(_Measured(work, self._clock() - begin))
 
     def pulse(self, alive: bool) -> Pulse:
         now = self._now
@@ -92,7 +93,7 @@ class Watch:
             return Pulse(alive, None, 0.0, None)
         work, begin = now
         learnt = self._slowest.get(work.kind)
-        return Pulse(alive, work, time.monotonic() - begin, learnt.limit_s(work) if learnt else None)
+        return Pulse(alive, work, self._clock() - begin, learnt.limit_s(work) if learnt else None)
 
     def _learn(self, measured: _Measured) -> None:
         known = self._slowest.get(measured.work.kind)

@@ -22,13 +22,13 @@ def to_rgb(image: Image.Image, background: str = "white") -> Image.Image:
     """Mode RGB in sRGB, what is transparent laid on `background`. The embedded colour profile is followed."""
     profile = image.info.get("icc_profile")
     opaque = _opaque(_eight_bit(image), background)
-    return _in_srgb(opaque, profile) if profile else opaque.convert("RGB")
+    return _in_srgb(opaque, profile) if profile else _in_mode(opaque, "RGB")
 
 
 def to_grey(image: Image.Image, background: str = "black") -> Image.Image:
     """Mode L, what is transparent laid on `background`. Values are taken as they are, without a colour profile."""
     opaque = _opaque(_eight_bit(image), background)
-    return opaque if opaque.mode == "L" else opaque.convert("RGB").convert("L")
+    return opaque if opaque.mode == "L" else _in_mode(opaque, "RGB").convert("L")
 
 
 def _eight_bit(image: Image.Image) -> Image.Image:
@@ -62,11 +62,16 @@ def _opaque(image: Image.Image, background: str) -> Image.Image:
 
 def _in_srgb(image: Image.Image, profile: bytes) -> Image.Image:
     """The colours that `profile` means, or the bare numbers where it is damaged or made for another kind of picture."""
-    image = image if image.mode == "CMYK" else image.convert("RGB")
+    image = image if image.mode == "CMYK" else _in_mode(image, "RGB")
     with suppress(ImageCms.PyCMSError, OSError):
         meant = ImageCms.ImageCmsProfile(BytesIO(profile))
         if "sRGB" not in ImageCms.getProfileDescription(meant):
             srgb = ImageCms.createProfile("sRGB")
             converted = ImageCms.profileToProfile(image, meant, srgb, outputMode="RGB")
             return converted or image
-    return image.convert("RGB")
+    return _in_mode(image, "RGB")
+
+
+def _in_mode(image: Image.Image, mode: str) -> Image.Image:
+    """Without the copy that Pillow makes of a picture that has the mode already."""
+    return image if image.mode == mode else image.convert(mode)

@@ -16,6 +16,10 @@ from serve.media.colours import to_grey, to_rgb
 FORMATS = ("PNG", "JPEG", "WEBP", "GIF", "BMP", "TIFF", "AVIF")
 """What Pillow may try. Formats that run programs (PostScript, PDF) or read other files are not among them."""
 
+MAX_SCANS = 100
+"""A progressive JPEG has about ten. Each takes time for the whole area, and millions fit in a small file."""
+START_OF_SCAN = b"\xff\xda"
+
 
 def decode(content: bytes, field: str, max_megapixels: float) -> Image.Image:
     """The picture in `content`, upright, as RGB; the first of an animation; transparency on white.
@@ -40,6 +44,8 @@ def _upright(content: bytes, field: str, max_megapixels: float) -> Image.Image:
     width, height = image.size
     if width * height > max_megapixels * 1e6:
         raise PictureRefused(field, f"the picture is {width}x{height}; at most {max_megapixels:g} megapixels are taken")
+    if image.format in ("JPEG", "MPO") and content.count(START_OF_SCAN) > MAX_SCANS:
+        raise PictureRefused(field, f"the picture is a JPEG of more than {MAX_SCANS} scans; save it anew")
     image.load()
     # In place, so that a damaged EXIF block can spoil its own rewriting only. It is no reason to refuse a picture.
     with suppress(Exception):

@@ -68,11 +68,11 @@ def test_a_mask_of_another_size_is_stretched_over_the_whole_picture(factor: floa
 
 
 def test_a_mask_of_another_shape_is_stretched_over_the_whole_picture() -> None:
-    left_half = Image.new("L", (10, 100))
-    left_half.paste(255, (0, 0, 5, 100))
-    mask = fit_mask(left_half, (320, 208), (320, 208))
-    assert (mask[:, :160] == 255).all()
-    assert (mask[:, 160:] == 0).all()
+    top_quarter = Image.new("L", (10, 100))
+    top_quarter.paste(255, (0, 0, 10, 25))
+    mask = fit_mask(top_quarter, (320, 208), (320, 208))
+    assert (mask[:52] == 255).all()
+    assert (mask[52:] == 0).all()
 
 
 def test_a_mask_is_either_kept_or_repainted_from_the_middle_grey_on() -> None:

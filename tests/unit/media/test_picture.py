@@ -14,7 +14,9 @@ from serve.errors import PictureRefused
 from serve.media.picture import FORMATS, decode, decode_mask
 
 # What Pillow says of damaged files while it reads them.
-pytestmark = pytest.mark.filterwarnings("ignore::UserWarning:PIL", "ignore::PIL.Image.DecompressionBombWarning")
+pytestmark = pytest.mark.filterwarnings(
+    "error", "ignore::UserWarning:PIL", "ignore::PIL.Image.DecompressionBombWarning"
+)
 
 SIZE = (48, 32)
 RAMP = np.linspace(0, 1, SIZE[0] * SIZE[1]).reshape(SIZE[1], SIZE[0])
@@ -184,27 +186,32 @@ def test_a_picture_stands_upright_whatever_its_exif_says(file_format: str, orien
     assert decode_mask(content, "mask", 1).size == SIZE
 
 
-def test_a_damaged_exif_block_spoils_no_picture() -> None:
-    content = saved(PHOTO, "PNG", exif=b"Exif\x00\x00MM\x00*\x00\x00\x00\x08\xff\xff broken")
+@pytest.mark.parametrize("exif", [b"Exif\x00\x00garbage", b"Exif\x00\x00MM\x00*\x00\x00\x00\x08\xff\xff broken"])
+def test_a_damaged_exif_block_spoils_no_picture(exif: bytes) -> None:
+    content = saved(PHOTO, "PNG", exif=exif)
     assert decode(content, "image", 1).tobytes() == PHOTO.tobytes()
 
 
+def profile_with_red_and_blue_swapped(name: str) -> bytes:
+    """sRGB, but for its first and third number being the amounts of blue and red; `name` has 4 characters."""
+    profile = bytearray(ImageCms.ImageCmsProfile(ImageCms.createProfile("sRGB")).tobytes())
+    entries = range(132, 132 + 12 * int.from_bytes(profile[128:132], "big"), 12)
+    directory = {bytes(profile[at : at + 4]): slice(at + 4, at + 12) for at in entries}
+    red, blue = directory[b"rXYZ"], directory[b"bXYZ"]
+    profile[red], profile[blue] = profile[blue], profile[red]
+    return bytes(profile).replace("sRGB".encode("utf-16-be"), name.encode("utf-16-be"))
+
+
 def test_an_embedded_colour_profile_is_followed() -> None:
-    """A picture whose numbers are in Lab's D50 white, written through a profile that swaps nothing but the gamma."""
-    profile = ImageCms.ImageCmsProfile(ImageCms.createProfile("sRGB"))
-    swapped = bytearray(profile.tobytes())
-    directory = {
-        bytes(swapped[at : at + 4]): at for at in range(132, 132 + 12 * struct.unpack_from(">I", swapped, 128)[0], 12)
-    }
-    red, blue = directory[b"rXYZ"] + 4, directory[b"bXYZ"] + 4
-    swapped[red : red + 8], swapped[blue : blue + 8] = swapped[blue : blue + 8], swapped[red : red + 8]
-    description = swapped.find("sRGB".encode("utf-16-be"))
-    swapped[description : description + 8] = "sBGR".encode("utf-16-be")
-    content = saved(Image.new("RGB", SIZE, (250, 100, 10)), "PNG", icc_profile=bytes(swapped))
-    ((red_level, green_level, blue_level),) = colours(decode(content, "image", 1))
-    assert abs(red_level - 10) < 6
-    assert abs(green_level - 100) < 6
-    assert abs(blue_level - 250) < 6
+    profile = profile_with_red_and_blue_swapped("sBGR")
+    content = saved(Image.new("RGB", SIZE, (250, 100, 10)), "PNG", icc_profile=profile)
+    ((red, green, blue),) = colours(decode(content, "image", 1))
+    assert np.allclose((red, green, blue), (10, 100, 250), atol=5)
+
+
+def test_a_profile_that_calls_itself_srgb_changes_no_pixel() -> None:
+    content = saved(PHOTO, "PNG", icc_profile=profile_with_red_and_blue_swapped("sRGB"))
+    assert decode(content, "image", 1).tobytes() == PHOTO.tobytes()
 
 
 @pytest.mark.parametrize("mode", ["RGB", "L", "CMYK"])
@@ -213,11 +220,6 @@ def test_a_profile_that_does_not_fit_is_ignored(mode: str, profile: bytes) -> No
     picture = PHOTO.convert(mode)
     content = saved(picture, "TIFF", icc_profile=profile)
     assert decode(content, "image", 1).tobytes() == picture.convert("RGB").tobytes()
-
-
-def test_an_srgb_profile_changes_no_pixel() -> None:
-    profile = ImageCms.ImageCmsProfile(ImageCms.createProfile("sRGB")).tobytes()
-    assert decode(saved(PHOTO, "PNG", icc_profile=profile), "image", 1).tobytes() == PHOTO.tobytes()
 
 
 def png_header(width: int, height: int) -> bytes:
@@ -244,6 +246,14 @@ def test_the_limit_is_told_with_the_size() -> None:
 
 def test_a_picture_at_the_limit_is_taken() -> None:
     assert decode(saved(Image.new("1", (2000, 1000)), "PNG"), "image", 2).size == (2000, 1000)
+
+
+def test_a_jpeg_that_goes_over_its_area_again_and_again_is_refused() -> None:
+    content = saved(PHOTO, "JPEG", progressive=True)
+    last_scan = content[content.rfind(b"\xff\xc4") : -2]
+    assert decode(content[:-2] + last_scan * 50 + b"\xff\xd9", "image", 1).size == SIZE
+    with pytest.raises(PictureRefused, match="more than 100 scans"):
+        decode(content[:-2] + last_scan * 100 + b"\xff\xd9", "image", 1)
 
 
 NO_PICTURES = {

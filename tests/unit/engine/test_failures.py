@@ -1,0 +1,114 @@
+"""What fails, fails alone: the job whose work it was, and nobody beside it."""
+
+from dataclasses import replace
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from serve.engine import device
+from serve.engine.checkpoint import Checkpoint
+from serve.engine.engine import Engine
+from serve.engine.job import Canceled, Done, EngineEvent, Failed, Pixels
+from serve.engine.loop import Loop
+from serve.engine.task import Task
+from serve.engine.watch import Watch
+from serve.errors import EngineFailed
+from serve.events import Stepped
+from serve.settings import PoolSettings
+from tests.unit.engine.checkpoints import Checkpoints
+from tests.unit.engine.faults import Faulty, first_call
+from tests.unit.engine.jobs import draw, draw_together, make_job
+
+SECRET = RuntimeError("/srv/models/secret.safetensors at 0xdeadbeef")
+
+
+@pytest.fixture
+def checkpoint(checkpoints: Checkpoints) -> Checkpoint:
+    return checkpoints.get("dev", "bf16")
+
+
+def _with_fault(checkpoint: Checkpoint, part: str, **fault: Any) -> Checkpoint:
+    return replace(checkpoint, **{part: Faulty(getattr(checkpoint, part), **fault)})
+
+
+@pytest.mark.parametrize(
+    ("part", "method"), [("t5", "__call__"), ("clip", "__call__"), ("vae", "encode"), ("vae", "decode")]
+)
+def test_a_fault_in_one_jobs_work_ends_that_job_only(
+    checkpoint: Checkpoint, part: str, method: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    faulty = _with_fault(checkpoint, part, condition=first_call(), error=SECRET, method=method)
+    jobs = [(0, make_job("image_to_image", seeds=(1, 2))), (0, make_job("inpainting", prompt="a fish", seeds=(3,)))]
+    _, (failed, well) = draw_together(faulty, jobs)
+    assert isinstance(failed.end, Failed)
+    assert isinstance(failed.end.error, EngineFailed)
+    assert "secret" not in str(failed.end.error)
+    assert "secret" in caplog.text
+    assert np.array_equal(well.pixels, draw(checkpoint, jobs[1][1]).pixels)
+
+
+def test_the_image_that_breaks_a_pass_is_found_and_the_others_go_on(checkpoint: Checkpoint) -> None:
+    def holds_the_bad_one(guidance: torch.Tensor, **_: Any) -> bool:
+        return bool((guidance == 6.5).any())
+
+    faulty = _with_fault(checkpoint, "transformer", condition=holds_the_bad_one, error=SECRET)
+    jobs = [(0, make_job(guidance=guidance, seeds=(1, 2))) for guidance in (3.0, 6.5, 1.0)]
+    loop, (first, bad, last) = draw_together(faulty, jobs)
+    assert isinstance(bad.end, Failed)
+    assert not any(isinstance(event, Stepped | Pixels) for event in bad.events)
+    for sitting, (_, job) in ((first, jobs[0]), (last, jobs[2])):
+        assert np.array_equal(sitting.pixels, draw(checkpoint, job).pixels)
+    assert not loop.busy
+
+
+def test_a_batch_too_large_for_the_memory_is_drawn_in_halves(checkpoint: Checkpoint) -> None:
+    def more_than_two(hidden_states: torch.Tensor, **_: Any) -> bool:
+        return hidden_states.shape[0] > 2
+
+    faulty = _with_fault(checkpoint, "transformer", condition=more_than_two, error=torch.OutOfMemoryError("full"))
+    job = make_job(seeds=(1, 2, 3, 4), steps=3)
+    loop, (sitting,) = draw_together(faulty, [(0, job)])
+    assert np.array_equal(sitting.pixels, draw(checkpoint, job).pixels)
+    assert (loop.passes, loop.image_steps) == (2 * 3, 4 * 3)
+
+
+def test_a_listener_that_fails_loses_its_job_only(checkpoint: Checkpoint) -> None:
+    heard: list[EngineEvent] = []
+
+    def listen(event: EngineEvent) -> None:
+        heard.append(event)
+        if isinstance(event, Stepped):
+            raise RuntimeError("the event loop is closed")
+
+    loop = Loop(checkpoint, PoolSettings(model=""), Watch())
+    other: list[EngineEvent] = []
+    loop.admit([Task(0, make_job(steps=9), listen), Task(1, make_job(steps=2), other.append)], ())
+    while loop.busy:
+        loop.round()
+    assert isinstance(heard[-1], Canceled)
+    assert isinstance(other[-1], Done)
+    assert loop.image_steps == 1 + 2
+
+
+def test_a_device_that_no_longer_answers_is_not_healthy(
+    checkpoint: Checkpoint, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    engine = Engine(
+        _with_fault(checkpoint, "vae", condition=first_call(), error=SECRET, method="encode"), PoolSettings(model="")
+    )
+    monkeypatch.setattr(device, "answers", lambda _: False)
+    engine.start()
+    try:
+        assert engine.pulse.healthy
+        with pytest.raises(EngineFailed):
+            engine.warm([(64, 64)])
+        assert not engine.pulse.healthy
+    finally:
+        engine.stop()
+
+
+def test_a_device_answers() -> None:
+    assert device.answers(torch.device("cpu"))
+    assert not device.answers(torch.device("cuda", 17))
