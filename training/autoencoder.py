@@ -135,8 +135,7 @@ def train(folder: Path, minutes: float, seed: int) -> None:
         run.log(**values)
         if step % 100 == 99:
             sample(average, folder / "sample.png", seed=1)
-    if run.finished:
-        finish(folder, seed)
+    finish(folder, seed)
 
 
 def averaged(folder: Path) -> AutoencoderKL:

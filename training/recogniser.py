@@ -113,10 +113,9 @@ def train(folder: Path, minutes: float, seed: int, out: Path) -> None:
         optimizer.step()
         average.update()
         run.log(loss=loss.item())
-    if run.finished:
-        model.load_state_dict(average.shadow)
-        model.save(out)
-        print(json.dumps(trust(Recogniser.load(out), seed)))
+    model.load_state_dict(average.shadow)
+    model.save(out)
+    print(json.dumps(trust(Recogniser.load(out), seed)))
 
 
 def trust(model: Recogniser, seed: int, count: int = 500) -> dict[str, dict[str, float]]:

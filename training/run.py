@@ -55,23 +55,33 @@ class Run:
         return peak * cosine * min(1.0, (self.step + 1) / warm_steps)
 
     def steps(self) -> Iterator[int]:
-        """Yields until the time is spent or the process is told to end; saves every minute and at the end."""
-        for number in (signal.SIGTERM, signal.SIGINT):
-            signal.signal(number, self._stop)
+        """Yields until the time is spent, and saves every minute and at the end.
+
+        Told to end by SIGTERM or SIGINT it saves after the step at hand and raises SystemExit.
+        """
+        endings = (signal.SIGTERM, signal.SIGINT)
+        before = [signal.signal(ending, self._stop) for ending in endings]
+        try:
+            yield from self._timed()
+        finally:
+            self.save()
+            for ending, handler in zip(endings, before, strict=True):
+                signal.signal(ending, handler)
+        if not self.finished:
+            raise SystemExit(f"stopped at {self.progress:.0%}; the same command goes on from there")
+
+    def _timed(self) -> Iterator[int]:
         last = saved = time.process_time()
         with tqdm(total=round(self.limit_s), unit="s", initial=round(self.elapsed_s), mininterval=20) as bar:
-            try:
-                while not (self.finished or self._told_to_stop):
-                    yield self.step
-                    now = time.process_time()
-                    self.elapsed_s += now - last
-                    bar.update(round(self.elapsed_s) - bar.n)
-                    self.step, last = self.step + 1, now
-                    if now - saved > SAVE_EVERY_S:
-                        self.save()
-                        saved = now
-            finally:
-                self.save()
+            while not (self.finished or self._told_to_stop):
+                yield self.step
+                now = time.process_time()
+                self.elapsed_s += now - last
+                bar.update(round(self.elapsed_s) - bar.n)
+                self.step, last = self.step + 1, now
+                if now - saved > SAVE_EVERY_S:
+                    self.save()
+                    saved = now
 
     def _stop(self, *_: object) -> None:
         self._told_to_stop = True

@@ -187,8 +187,6 @@ def train(folder: Path, minutes: float, seed: int) -> None:
         optimizer.step()
         average.update()
         run.log(loss=loss.item())
-    if not run.finished:
-        return
     both.load_state_dict(average.shadow)
     torch.save(encoders.state_dict(), folder / "encoders.pt")
     for name, (from_t5, from_clip) in accuracy(encoders, readers, seed + 1).items():

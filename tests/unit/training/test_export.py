@@ -16,7 +16,9 @@ def exported(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Runs that have only begun, exported."""
     runs, out = tmp_path_factory.mktemp("runs"), tmp_path_factory.mktemp("models")
     torch.manual_seed(0)
-    AutoencoderKL(**autoencoder.CONFIG, shift_factor=0.1, scaling_factor=0.8).save_pretrained(runs / "autoencoder" / "vae")
+    AutoencoderKL(**autoencoder.CONFIG, shift_factor=0.1, scaling_factor=0.8).save_pretrained(
+        runs / "autoencoder" / "vae"
+    )
     (runs / "text").mkdir()
     torch.save(text.Encoders().state_dict(), runs / "text" / "encoders.pt")
     for variant in ("dev", "schnell"):

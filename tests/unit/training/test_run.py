@@ -3,6 +3,7 @@
 import signal
 from pathlib import Path
 
+import pytest
 import torch
 
 from training.run import Average, Run
@@ -16,13 +17,18 @@ def started(folder: Path, minutes: float = 1.0) -> tuple[torch.nn.Linear, Averag
 
 def test_a_stopped_run_goes_on_where_it_was(tmp_path: Path) -> None:
     module, average, run = started(tmp_path)
-    for step in run.steps():
-        with torch.no_grad():
-            module.weight += 1
-        average.update()
-        run.log(loss=1.0 / (step + 1))
-        if step == 39:
-            signal.raise_signal(signal.SIGTERM)
+
+    def stopped_at_the_fortieth_step() -> None:
+        for step in run.steps():
+            with torch.no_grad():
+                module.weight += 1
+            average.update()
+            run.log(loss=1.0 / (step + 1))
+            if step == 39:
+                signal.raise_signal(signal.SIGTERM)
+
+    with pytest.raises(SystemExit, match="goes on from there"):
+        stopped_at_the_fortieth_step()
     again_module, again_average, again = started(tmp_path)
     assert again.step == run.step == 40
     assert again.elapsed_s == run.elapsed_s
