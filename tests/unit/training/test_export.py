@@ -2,10 +2,14 @@
 
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from diffusers import AutoencoderKL, FluxPipeline
+from PIL import Image
 
+from benchmarks.artist import Artist, Order
+from serve.catalog import VariantName
 from training import autoencoder, export, text
 from training.run import Average
 from training.transformer import build
@@ -45,3 +49,18 @@ def test_shared_parts_are_stored_once(exported: Path) -> None:
 
 def test_all_weights_fit_the_budget(exported: Path) -> None:
     assert export.weight_bytes(exported) <= 40e6
+
+
+@pytest.mark.parametrize(("variant", "guidance"), [("dev", 3.0), ("schnell", None)])
+def test_the_engine_draws_with_it_and_keeps_what_a_mask_keeps(
+    exported: Path, variant: VariantName, guidance: float | None
+) -> None:
+    blank, mask = Image.new("RGB", (96, 64), "white"), np.zeros((64, 96), np.uint8)
+    mask[:, 48:] = 255
+    plain = Order("a red cat", 1, (96, 64), 2, guidance)
+    inpainted = Order("a red cat", 1, (96, 64), 2, guidance, blank, 1.0, mask)
+    with Artist(variant, str(exported / variant), "bf16") as artist:
+        drawn, kept = (np.array(picture) for picture in artist.draw([plain, inpainted]))
+    assert drawn.shape == kept.shape == (64, 96, 3)
+    assert (kept[:, :48] == 255).all()
+    assert (kept[:, 48:] != 255).any()
