@@ -2,7 +2,8 @@
 
 from dataclasses import dataclass
 
-from training.bank import Grid
+from serve.catalog import SIZES
+from training.bank import STRIDE_PX, Grid
 from training.drawings.sampling import Mixture
 
 ONE_THING = Mixture(two_things=0, word=0, labelled=0)
@@ -30,31 +31,30 @@ class Stage:
     """Names of lessons and how often each is taken."""
 
 
-def _shapes(name: str, grids: tuple[Grid, ...], mixture: Mixture, pictures: int, batch: int) -> dict[str, Lesson]:
-    return {
-        f"{name} {rows}x{columns}": Lesson(f"{name} {rows}x{columns}", (rows, columns), mixture, pictures, batch)
-        for rows, columns in grids
-    }
+def _of_the_service(megapixels: str, pictures: int, square_pictures: int, batch: int) -> dict[str, Lesson]:
+    """One lesson for each shape that the service offers, the square with more pictures."""
+    lessons = {}
+    for ratio, (width, height) in SIZES[megapixels].items():
+        name = f"{megapixels} MP {ratio}"
+        kept = square_pictures if ratio == "1:1" else pictures
+        lessons[name] = Lesson(name, (height // STRIDE_PX, width // STRIDE_PX), ALL, kept, batch)
+    return lessons
 
 
+_MEDIUM = _of_the_service("0.25", 300, 1200, batch=12)
+_LARGE = _of_the_service("1", 80, 300, batch=4)
 LESSONS: dict[str, Lesson] = {
-    "one 8x8": Lesson("one 8x8", (8, 8), ONE_THING, 1500, 32),
-    "short 8x8": Lesson("short 8x8", (8, 8), SHORT_WORDS, 3000, 32),
-    # 512 by 512 and the other shapes of a quarter of a megapixel, then those of one megapixel.
-    **_shapes("all", ((16, 16),), ALL, 1200, 12),
-    **_shapes("all", ((12, 21), (21, 12), (13, 19), (19, 13), (10, 24), (24, 10), (14, 18), (18, 14)), ALL, 300, 12),
-    **_shapes("all", ((32, 32),), ALL, 300, 4),
-    **_shapes("all", ((24, 42), (42, 24), (26, 38), (38, 26), (20, 48), (48, 20), (28, 36), (36, 28)), ALL, 80, 4),
+    "one small": Lesson("one small", (8, 8), ONE_THING, 1500, 32),
+    "short small": Lesson("short small", (8, 8), SHORT_WORDS, 3000, 32),
+    **_MEDIUM,
+    **_LARGE,
 }
 
-_MEDIUM = {name: 1.0 for name in LESSONS if name.startswith("all") and LESSONS[name].batch == 12}
-_LARGE = {name: 1.0 for name in LESSONS if name.startswith("all") and LESSONS[name].batch == 4}
-
 STAGES = (
-    Stage(0.25, {"one 8x8": 1}),
-    Stage(0.55, {"one 8x8": 2, "short 8x8": 8}),
-    Stage(0.85, {"short 8x8": 10, **_MEDIUM, "all 16x16": 6}),
-    Stage(1.0, {"short 8x8": 5, **_MEDIUM, "all 16x16": 5, **_LARGE, "all 32x32": 6}),
+    Stage(0.25, {"one small": 1}),
+    Stage(0.55, {"one small": 2, "short small": 8}),
+    Stage(0.85, {"short small": 10, **dict.fromkeys(_MEDIUM, 1.0), "0.25 MP 1:1": 6}),
+    Stage(1.0, {"short small": 5, **dict.fromkeys((*_MEDIUM, *_LARGE), 1.0), "0.25 MP 1:1": 5, "1 MP 1:1": 6}),
 )
 
 

@@ -43,7 +43,9 @@ def schnell_from(dev: FluxTransformer2DModel) -> FluxTransformer2DModel:
     model.load_state_dict(dev.state_dict(), strict=False)
     embed = dev.time_text_embed
     with torch.no_grad():
-        told = embed.guidance_embedder(embed.time_proj(torch.tensor([SCHNELL_GUIDANCE * 1000])))
+        # Rounded as within the model, where it is multiplied in bfloat16.
+        guidance = (torch.tensor([SCHNELL_GUIDANCE], dtype=torch.bfloat16) * 1000).float()
+        told = embed.guidance_embedder(embed.time_proj(guidance))
         model.time_text_embed.timestep_embedder.linear_2.bias += told[0]
     return model
 

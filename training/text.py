@@ -172,7 +172,7 @@ def train(folder: Path, minutes: float, seed: int) -> None:
     run = Run(folder, minutes, {"both": both, "optimizer": optimizer, "average": average})
     rng = np.random.default_rng([seed, run.step])
     for _ in run.steps():
-        prompts, wanted = batch(rng, 96)
+        prompts, wanted = batch(rng, 48)
         for group in optimizer.param_groups:
             group["lr"] = run.rate(3e-3)
         length = (

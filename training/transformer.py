@@ -89,7 +89,7 @@ class Teacher:
     def _shelf(self, name: str) -> Shelf:
         if name not in self._shelves:
             lesson = LESSONS[name]
-            path = self.folder / f"{name.replace(' ', '-')}.pt"
+            path = self.folder / f"{name.replace(' ', '-').replace(':', 'x')}.pt"
             self._shelves[name] = Shelf(path, lesson.grid, lesson.mixture, self.vae)
             self._shelves[name].grow(lesson.pictures, at_once=max(1, 256 // (lesson.grid[0] * lesson.grid[1])))
         return self._shelves[name]

@@ -4,13 +4,16 @@ import math
 
 import pytest
 import torch
-from diffusers import FlowMatchEulerDiscreteScheduler, FluxPipeline
+from diffusers import FlowMatchEulerDiscreteScheduler, FluxPipeline, FluxTransformer2DModel
 
 from training import flow
 from training.bank import pack, unpack
 from training.distil import SCHNELL_GUIDANCE, dev_from, schnell_from
 from training.flow import Text
 from training.transformer import build
+
+pytestmark = pytest.mark.filterwarnings("ignore:Mismatch dtype")
+"""Norms keep float32 weights while training; only the speed suffers."""
 
 
 def text(batch: int) -> Text:
@@ -19,7 +22,7 @@ def text(batch: int) -> Text:
 
 
 @pytest.fixture(scope="module")
-def base() -> torch.nn.Module:
+def base() -> FluxTransformer2DModel:
     """A base whose last layer and modulations say something, as after training."""
     torch.manual_seed(0)
     model = build()
@@ -54,7 +57,7 @@ def test_a_fresh_transformer_gives_nothing_so_the_first_loss_is_that_of_guessing
     assert not given.any()
 
 
-def test_dev_begins_as_the_base_whatever_guidance_it_is_told(base: torch.nn.Module) -> None:
+def test_dev_begins_as_the_base_whatever_guidance_it_is_told(base: FluxTransformer2DModel) -> None:
     dev, latents, times = dev_from(base), torch.randn(2, 4, 64), torch.rand(2)
     wanted = flow.velocity(base, latents, times, text(2), (2, 2))
     for guidance in (1.0, 5.0):
@@ -62,9 +65,9 @@ def test_dev_begins_as_the_base_whatever_guidance_it_is_told(base: torch.nn.Modu
         torch.testing.assert_close(given, wanted)
 
 
-def test_schnell_begins_as_dev_at_the_guidance_that_it_has_built_in(base: torch.nn.Module) -> None:
+def test_schnell_begins_as_dev_at_the_guidance_that_it_has_built_in(base: FluxTransformer2DModel) -> None:
     dev = dev_from(base)
-    torch.nn.init.normal_(dev.time_text_embed.guidance_embedder.linear_2.weight, std=0.1)
+    torch.nn.init.normal_(dev.time_text_embed.guidance_embedder.linear_2.weight, std=0.4)
     latents, times = torch.randn(2, 4, 64), torch.rand(2)
     told = flow.velocity(dev, latents, times, text(2), (2, 2), torch.full((2,), SCHNELL_GUIDANCE))
     given = flow.velocity(schnell_from(dev), latents, times, text(2), (2, 2))
@@ -73,7 +76,7 @@ def test_schnell_begins_as_dev_at_the_guidance_that_it_has_built_in(base: torch.
     assert (other - told).abs().max() > 0.1
 
 
-def test_guidance_of_one_is_the_prompt_alone_and_more_goes_further_that_way(base: torch.nn.Module) -> None:
+def test_guidance_of_one_is_the_prompt_alone_and_more_goes_further_that_way(base: FluxTransformer2DModel) -> None:
     latents, times, words = torch.randn(1, 4, 64), torch.rand(1), text(1)
     empty = torch.zeros_like(words[0]), torch.zeros_like(words[1])
     alone = flow.velocity(base, latents, times, words, (2, 2))
