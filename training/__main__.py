@@ -13,9 +13,9 @@ SHARES = {"autoencoder": 0.15, "text": 0.01, "recogniser": 0.02, "transformer": 
 """Of the whole time. The recogniser is frozen before anything that it will judge has begun."""
 
 
-def commands(runs: Path, out: Path, minutes: float) -> list[list[str]]:
+def commands(runs: Path, out: Path, minutes: float, device: str) -> list[list[str]]:
     """The arguments of every part's module, in their order."""
-    spans = {part: ["--minutes", str(round(minutes * share, 2))] for part, share in SHARES.items()}
+    spans = {part: ["--minutes", str(round(minutes * share, 2)), "--device", device] for part, share in SHARES.items()}
     return [
         ["training.autoencoder", "--folder", str(runs / "autoencoder"), *spans["autoencoder"]],
         ["training.text", "--folder", str(runs / "text"), *spans["text"]],
@@ -31,9 +31,10 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--runs", type=Path, default=Path("runs"))
     parser.add_argument("--out", type=Path, default=Path("serve/models"))
-    parser.add_argument("--hours", type=float, default=40, help="processor time of all parts together")
+    parser.add_argument("--hours", type=float, default=40, help="time of all parts together, of the processor on a CPU")
+    parser.add_argument("--device", default="cpu", choices=["cpu", "cuda"])
     arguments = parser.parse_args()
-    for command in commands(arguments.runs, arguments.out, arguments.hours * 60):
+    for command in commands(arguments.runs, arguments.out, arguments.hours * 60, arguments.device):
         print("==", *command, flush=True)
         subprocess.run([sys.executable, "-m", *command], check=True)
 

@@ -9,11 +9,12 @@ from pathlib import Path
 import numpy as np
 import torch
 from diffusers import AutoencoderKL
-from PIL import Image
 
+from training.crops import Pool
 from training.drawings.ink import rendered
 from training.drawings.sampling import Mixture, sampled
-from training.drawings.strokes import Rng
+from training.machine import Machine, add_arguments, chosen
+from training.pixels import to_picture, to_tensor
 from training.run import Average, Run
 
 CONFIG = {
@@ -29,8 +30,10 @@ CONFIG = {
     "act_fn": "silu",
 }
 KL_WEIGHT = 3e-4
-POOL = 256
-"""Pictures kept at hand; crops are cheap, drawing is not."""
+PEAK_RATE = 2.5e-3
+CROPS, CROP_PX = 6, 128
+WHOLES, WHOLE_PX = 2, 224
+"""Now and then larger pieces, since the group norms see how much paper there is."""
 
 
 def build() -> AutoencoderKL:
@@ -41,60 +44,6 @@ def build() -> AutoencoderKL:
             if name.endswith("conv2.weight"):
                 parameter.mul_(0.1)
     return model
-
-
-def to_tensor(picture: Image.Image) -> torch.Tensor:
-    """(3, height, width) in [-1, 1]."""
-    return torch.from_numpy(np.array(picture)).permute(2, 0, 1).float() / 127.5 - 1
-
-
-def to_picture(tensor: torch.Tensor) -> Image.Image:
-    array = ((tensor.detach().float().clamp(-1, 1) + 1) * 127.5).round().byte()
-    return Image.fromarray(array.permute(1, 2, 0).numpy())
-
-
-class Pool:
-    """Pictures of several sizes, a few redrawn at every step."""
-
-    def __init__(self, rng: Rng) -> None:
-        self.rng = rng
-        self.pictures = [self._drawn() for _ in range(POOL)]
-
-    def _drawn(self) -> torch.Tensor:
-        side = int(self.rng.choice([224, 256, 320, 512], p=[0.3, 0.4, 0.15, 0.15]))
-        return to_tensor(rendered(sampled(self.rng, Mixture(word=0.4)), (side, side), self.rng))
-
-    def crops(self, count: int, side: int) -> torch.Tensor:
-        """(count, 3, side, side), turned at random, mostly from where there is ink."""
-        self.pictures[int(self.rng.integers(POOL))] = self._drawn()
-        return torch.stack([self._crop(side) for _ in range(count)])
-
-    def _crop(self, side: int) -> torch.Tensor:
-        picture = self.pictures[int(self.rng.integers(POOL))]
-        best = None
-        for _ in range(2):
-            top, left = (int(self.rng.integers(length - side + 1)) for length in picture.shape[1:])
-            crop = picture[:, top : top + side, left : left + side]
-            if best is None or crop.std() > best.std():
-                best = crop
-        assert best is not None
-        return self._recoloured(best.flip(2) if self.rng.random() < 0.3 else best)
-
-    def _recoloured(self, crop: torch.Tensor) -> torch.Tensor:
-        """As drawn, or with any ink on any paper, or bare fields of colour.
-
-        From eight inks on three papers alone it learns forms within minutes, and colour hardly at all.
-        """
-        kind = self.rng.random()
-        if kind < 0.45:
-            return crop
-        if kind < 0.85:
-            paper, ink = (torch.from_numpy(self.rng.uniform(-1, 1, (3, 1, 1))).float() for _ in range(2))
-            touched = (crop - crop.flatten(1).median(dim=1).values[:, None, None]).abs().mean(dim=0)
-            touched = touched / touched.max().clamp(min=0.1)
-            return paper + (ink - paper) * touched
-        cells = torch.from_numpy(self.rng.uniform(-1, 1, (1, 3, *self.rng.integers(1, 9, 2)))).float()
-        return torch.nn.functional.interpolate(cells, size=crop.shape[1:], mode="bilinear")[0]
 
 
 def ink_weight(pictures: torch.Tensor) -> torch.Tensor:
@@ -118,22 +67,20 @@ def loss_of(model: AutoencoderKL, pictures: torch.Tensor, kl_weight: float) -> t
     return picture_loss + kl_weight * kl, {"loss": picture_loss.item(), "kl": kl.item(), "psnr": psnr.item()}
 
 
-def train(folder: Path, minutes: float, seed: int) -> None:
+def train(folder: Path, minutes: float, seed: int, machine: Machine) -> None:
     torch.manual_seed(seed)
-    model = build().to(memory_format=torch.channels_last)
-    optimizer = torch.optim.AdamW(model.parameters(), lr=1e-3, betas=(0.9, 0.98), weight_decay=1e-4)
+    model = build().to(machine.device, memory_format=torch.channels_last)
+    optimizer = torch.optim.AdamW(model.parameters(), lr=PEAK_RATE, betas=(0.9, 0.98), weight_decay=1e-4)
     average = Average(model, 0.99)
-    run = Run(folder, minutes, {"model": model, "optimizer": optimizer, "average": average})
-    rng = np.random.default_rng([seed, run.step])
-    pool = Pool(rng)
+    run = Run(folder, minutes, {"model": model, "optimizer": optimizer, "average": average}, machine.clock)
+    pool = Pool(machine, seed + run.step)
     for step in run.steps():
-        # Whole small pictures now and then, since the group norms see how much paper there is.
-        pictures = pool.crops(2, 224) if step % 6 == 5 else pool.crops(6, 128)
+        large = step % 6 == 5
+        count = (WHOLES if large else CROPS) * machine.batch_factor
+        pictures = pool.crops(count, WHOLE_PX if large else CROP_PX).contiguous(memory_format=torch.channels_last)
         for group in optimizer.param_groups:
-            group["lr"] = run.rate(2.5e-3)
-        pictures = pictures.contiguous(memory_format=torch.channels_last)
-        # Convolutions in bfloat16 are fast on a CPU with matrix units, and only in this memory format.
-        with torch.autocast("cpu", torch.bfloat16):
+            group["lr"] = run.rate(PEAK_RATE)
+        with machine.autocast():
             loss, values = loss_of(model, pictures, KL_WEIGHT * min(1.0, step / 500))
         optimizer.zero_grad(set_to_none=True)
         torch.autograd.backward(loss)
@@ -142,22 +89,38 @@ def train(folder: Path, minutes: float, seed: int) -> None:
         average.update()
         run.log(**values)
         if step % 100 == 99:
-            sample(average, folder / "sample.png", seed=1)
+            sample(folder, average)
     finish(folder, seed)
 
 
-def averaged(folder: Path) -> AutoencoderKL:
-    """The averaged weights of a run's last checkpoint."""
+def averaged(average: Average) -> AutoencoderKL:
+    """The averaged weights, on the CPU."""
     model = AutoencoderKL(**CONFIG)
-    model.load_state_dict(torch.load(folder / "run.pt", weights_only=True)["parts"]["average"]["shadow"])
+    model.load_state_dict(average.shadow)
     return model.eval()
+
+
+def examples(seed: int, count: int) -> torch.Tensor:
+    """Whole drawings of 256 by 256 that training never saw: (count, 3, 256, 256)."""
+    rng = np.random.default_rng([seed, 2])
+    return torch.stack([to_tensor(rendered(sampled(rng, Mixture()), (256, 256), rng)) for _ in range(count)])
+
+
+@torch.no_grad()
+def sample(folder: Path, average: Average) -> None:
+    """Drawings above, what comes back below."""
+    model, pictures = averaged(average), examples(seed=1, count=8)
+    back = model.decode(model.encode(pictures).latent_dist.mean).sample
+    to_picture(torch.cat([torch.cat(list(pictures), 2), torch.cat(list(back), 2)], 1)).save(folder / "sample.png")
 
 
 @torch.no_grad()
 def finish(folder: Path, seed: int) -> None:
     """Measures how far the latents spread, writes it into the configuration, and stores the autoencoder."""
-    model, rng = averaged(folder), np.random.default_rng([seed, 1])
-    pictures = torch.stack([to_tensor(rendered(sampled(rng, Mixture()), (256, 256), rng)) for _ in range(64)])
+    average = Average(AutoencoderKL(**CONFIG), 0.99)
+    state = torch.load(folder / "run.pt", weights_only=True, map_location="cpu")
+    average.load_state_dict(state["parts"]["average"])
+    model, pictures = averaged(average), examples(seed, 64)
     latents = torch.cat([model.encode(some).latent_dist.mean for some in pictures.chunk(8)])
     shift, spread = latents.mean().item(), latents.std().item()
     model.register_to_config(shift_factor=shift, scaling_factor=1 / spread)
@@ -167,28 +130,18 @@ def finish(folder: Path, seed: int) -> None:
     print(f"whole pictures of 256 by 256: {psnr:.2f} dB; latents of mean {shift:.3f} and spread {spread:.3f}")
 
 
-@torch.no_grad()
-def sample(average: Average, out: Path, seed: int) -> None:
-    """Pictures above, what comes back below."""
-    model = AutoencoderKL(**CONFIG)
-    model.load_state_dict(average.shadow)
-    rng = np.random.default_rng(seed)
-    pictures = torch.stack([to_tensor(rendered(sampled(rng, Mixture()), (256, 256), rng)) for _ in range(5)])
-    back = model.decode(model.encode(pictures).latent_dist.mean).sample
-    to_picture(torch.cat([torch.cat(list(pictures), 2), torch.cat(list(back), 2)], 1)).save(out)
-
-
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--folder", type=Path, default=Path("runs/autoencoder"))
     parser.add_argument("--minutes", type=float, default=25)
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--finish", action="store_true", help="only store the autoencoder of the last checkpoint")
+    add_arguments(parser)
     arguments = parser.parse_args()
     if arguments.finish:
         finish(arguments.folder, arguments.seed)
         return
-    train(arguments.folder, arguments.minutes, arguments.seed)
+    train(arguments.folder, arguments.minutes, arguments.seed, chosen(arguments))
 
 
 if __name__ == "__main__":

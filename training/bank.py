@@ -10,12 +10,13 @@ import numpy as np
 import torch
 from diffusers import AutoencoderKL
 
-from training.autoencoder import to_tensor
 from training.drawings.ink import rendered
 from training.drawings.prompts import prompt
 from training.drawings.sampling import Mixture, sampled
 from training.drawings.scene import Scene
 from training.drawings.strokes import Rng
+from training.machine import Machine
+from training.pixels import to_tensor
 from training.text import spoken
 
 STRIDE_PX = 32
@@ -39,9 +40,10 @@ def unpack(tokens: torch.Tensor, grid: Grid) -> torch.Tensor:
 
 @torch.no_grad()
 def encode(vae: AutoencoderKL, pictures: torch.Tensor) -> torch.Tensor:
-    """Packed latents of unit spread."""
-    with torch.autocast("cpu", torch.bfloat16):
-        mean = vae.encode(pictures.contiguous(memory_format=torch.channels_last)).latent_dist.mean.float()
+    """Packed latents of unit spread, on the autoencoder's device."""
+    with torch.autocast(vae.device.type, torch.bfloat16):
+        pictures = pictures.to(vae.device).contiguous(memory_format=torch.channels_last)
+        mean = vae.encode(pictures).latent_dist.mean.float()
     return pack((mean - vae.config.shift_factor) * vae.config.scaling_factor)
 
 
@@ -67,8 +69,8 @@ class Batch:
 class Shelf:
     """Latents of pictures of one size."""
 
-    def __init__(self, path: Path, grid: Grid, mixture: Mixture, vae: AutoencoderKL) -> None:
-        self.path, self.grid, self.mixture, self.vae = path, grid, mixture, vae
+    def __init__(self, path: Path, grid: Grid, mixture: Mixture, vae: AutoencoderKL, machine: Machine) -> None:
+        self.path, self.grid, self.mixture, self.vae, self.machine = path, grid, mixture, vae, machine
         self.numbers: list[int] = []
         self.latents = torch.empty(0, grid[0] * grid[1], 64, dtype=torch.float16)
         if path.exists():
@@ -76,34 +78,41 @@ class Shelf:
             self.numbers, self.latents = state["numbers"], state["latents"]
         self.next_number = max(self.numbers, default=-1) + 1
 
+    def scene(self, number: int) -> Scene:
+        return sampled(self._generator(number), self.mixture)
+
     def _generator(self, number: int) -> Rng:
         return np.random.default_rng([*self.grid, number])
 
-    def _drawn(self, count: int) -> tuple[list[int], torch.Tensor]:
+    def _picture(self, number: int) -> torch.Tensor:
+        rng = self._generator(number)
+        scene = sampled(rng, self.mixture)
+        return to_tensor(rendered(scene, (self.grid[1] * STRIDE_PX, self.grid[0] * STRIDE_PX), rng))
+
+    def _encoded(self, count: int) -> tuple[list[int], torch.Tensor]:
+        """The next `count` pictures: numbers and latents. As many at a time as 16 small ones take."""
         numbers = list(range(self.next_number, self.next_number + count))
         self.next_number += count
-        pictures = []
-        for number in numbers:
-            rng = self._generator(number)
-            scene = sampled(rng, self.mixture)
-            size = (self.grid[1] * STRIDE_PX, self.grid[0] * STRIDE_PX)
-            pictures.append(to_tensor(rendered(scene, size, rng)))
-        return numbers, encode(self.vae, torch.stack(pictures)).half()
+        at_once = max(1, 1024 * self.machine.batch_factor // (self.grid[0] * self.grid[1]))
+        rows, pictures = [], []
+        for place, picture in enumerate(self.machine.each(self._picture, numbers), start=1):
+            pictures.append(picture)
+            if len(pictures) == at_once or place == count:
+                rows.append(encode(self.vae, torch.stack(pictures)).half().cpu())
+                pictures = []
+        return numbers, torch.cat(rows)
 
-    def grow(self, count: int, at_once: int = 8) -> None:
+    def grow(self, count: int) -> None:
         """Draws until there are `count` pictures, and stores them."""
-        new: list[torch.Tensor] = []
-        while len(self.numbers) < count:
-            numbers, latents = self._drawn(min(at_once, count - len(self.numbers)))
+        if len(self.numbers) < count:
+            numbers, latents = self._encoded(count - len(self.numbers))
             self.numbers += numbers
-            new.append(latents)
-        if new:
-            self.latents = torch.cat([self.latents, *new])
+            self.latents = torch.cat([self.latents, latents])
             self.save()
 
     def renew(self, rng: Rng, count: int) -> None:
         """Replaces a few pictures by new ones, so that none is seen too often."""
-        numbers, latents = self._drawn(count)
+        numbers, latents = self._encoded(count)
         for number, row in zip(numbers, latents, strict=True):
             place = int(rng.integers(len(self.numbers)))
             self.numbers[place], self.latents[place] = number, row
@@ -114,5 +123,5 @@ class Shelf:
 
     def batch(self, rng: Rng, count: int) -> Batch:
         places = rng.integers(len(self.numbers), size=count)
-        scenes = [sampled(self._generator(self.numbers[place]), self.mixture) for place in places]
-        return Batch(self.grid, self.latents[torch.from_numpy(places)].float(), scenes)
+        latents = self.latents[torch.from_numpy(places)].to(self.machine.device, torch.float32)
+        return Batch(self.grid, latents, [self.scene(self.numbers[place]) for place in places])

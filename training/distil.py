@@ -12,11 +12,12 @@ import numpy as np
 import torch
 from diffusers import FluxTransformer2DModel
 
-from training import text
 from training.curriculum import STAGES, Stage
 from training.flow import Text, guided, noised, schedule, shift, training_times, velocity
+from training.machine import Machine, add_arguments, chosen
 from training.run import Average, Run
-from training.transformer import Optimizers, Teacher, build, load, load_vae
+from training.teacher import Teacher
+from training.transformer import Optimizers, build, load
 
 GUIDANCE_FROM, GUIDANCE_TO = 1.0, 7.0
 SCHNELL_STEPS = 4
@@ -59,8 +60,8 @@ def dev_loss(
     grid: Grid,
 ) -> torch.Tensor:
     """Against two passes of the base, at a guidance drawn for each picture."""
-    scale = GUIDANCE_FROM + (GUIDANCE_TO - GUIDANCE_FROM) * torch.rand(len(clean))
-    times = training_times(len(clean), shift(clean.shape[1]))
+    scale = GUIDANCE_FROM + (GUIDANCE_TO - GUIDANCE_FROM) * torch.rand(len(clean), device=clean.device)
+    times = training_times(len(clean), shift(clean.shape[1])).to(clean.device)
     latents = noised(clean, torch.randn_like(clean), times)
     with torch.no_grad():
         wanted = guided(base, latents, times, words, empty, grid, scale)
@@ -71,11 +72,11 @@ def schnell_loss(
     student: FluxTransformer2DModel, dev: FluxTransformer2DModel, clean: torch.Tensor, words: Text, grid: Grid
 ) -> torch.Tensor:
     """Against where [dev] stands at the end of one of the four stretches, from a place where it begins."""
-    marks = schedule(SCHNELL_STEPS, 1.0)
-    stretch = torch.randint(SCHNELL_STEPS, (len(clean),))
+    marks = schedule(SCHNELL_STEPS, 1.0).to(clean.device)
+    stretch = torch.randint(SCHNELL_STEPS, (len(clean),), device=clean.device)
     begin, end = marks[stretch], marks[stretch + 1]
     start = noised(clean, torch.randn_like(clean), begin)
-    scale = torch.full((len(clean),), SCHNELL_GUIDANCE)
+    scale = torch.full((len(clean),), SCHNELL_GUIDANCE, device=clean.device)
     latents = start
     with torch.no_grad():
         for k in range(SUBSTEPS):
@@ -85,19 +86,18 @@ def schnell_loss(
     return (velocity(student, start, begin, words, grid) - wanted).square().mean()
 
 
-def train(kind: str, runs: Path, minutes: float, seed: int, stages: tuple[Stage, ...], peak: float) -> None:
+def train(
+    kind: str, runs: Path, minutes: float, seed: int, stages: tuple[Stage, ...], peak: float, machine: Machine
+) -> None:
     torch.manual_seed(seed)
-    if kind == "dev":
-        master = load(runs / "transformer")
-        student = dev_from(master)
-    else:
-        master = load(runs / "dev", guided=True)
-        student = schnell_from(master)
+    master = load(runs / "transformer") if kind == "dev" else load(runs / "dev", guided=True)
+    student = dev_from(master) if kind == "dev" else schnell_from(master)
+    master, student = master.to(machine.device), student.to(machine.device)
     optimizers, average = Optimizers(student, peak), Average(student, 0.995)
-    run = Run(runs / kind, minutes, {"model": student, "optimizers": optimizers, "average": average})
+    run = Run(runs / kind, minutes, {"model": student, "optimizers": optimizers, "average": average}, machine.clock)
     rng = np.random.default_rng([seed, run.step, 1])
     torch.manual_seed(seed + run.step)
-    teacher = Teacher(runs / "latents", load_vae(runs / "autoencoder" / "vae"), text.load(runs / "text"), rng, stages)
+    teacher = Teacher(runs, rng, stages, machine)
     for _ in run.steps():
         # All sizes from the beginning: nothing new is learned about drawing.
         given = teacher.batch(1.0)
@@ -122,8 +122,18 @@ def main() -> None:
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--rate", type=float, default=5e-4)
     parser.add_argument("--stages", type=int, default=len(STAGES), help="as the base was trained")
+    add_arguments(parser)
     arguments = parser.parse_args()
-    train(arguments.kind, arguments.runs, arguments.minutes, arguments.seed, STAGES[: arguments.stages], arguments.rate)
+    stages = STAGES[: arguments.stages]
+    train(
+        arguments.kind,
+        arguments.runs,
+        arguments.minutes,
+        arguments.seed,
+        stages,
+        arguments.rate,
+        chosen(arguments),
+    )
 
 
 if __name__ == "__main__":

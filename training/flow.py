@@ -60,14 +60,14 @@ def velocity(
     guidance: torch.Tensor | None = None,
 ) -> torch.Tensor:
     """(batch, tokens, 64) in float32; `grid`: rows and columns of tokens; `guidance`: (batch,) if the model has it."""
-    with torch.autocast("cpu", torch.bfloat16):
+    with torch.autocast(latents.device.type, torch.bfloat16):
         given: torch.Tensor = model(
             hidden_states=latents,
             encoder_hidden_states=text[0],
             pooled_projections=text[1],
             timestep=times,
-            img_ids=position_ids(*grid),
-            txt_ids=torch.zeros(text[0].shape[1], 3),
+            img_ids=position_ids(*grid).to(latents.device),
+            txt_ids=torch.zeros(text[0].shape[1], 3, device=latents.device),
             guidance=guidance,
             return_dict=False,
         )[0]
@@ -113,11 +113,11 @@ def sample(
     """
     count = text[0].shape[0]
     tokens = grid[0] * grid[1]
-    latents = torch.randn(count, tokens, 64, generator=torch.Generator().manual_seed(seed))
-    scale = torch.full((count,), guidance)
+    latents = torch.randn(count, tokens, 64, generator=torch.Generator().manual_seed(seed)).to(text[0])
+    scale = torch.full((count,), guidance, device=latents.device)
     times = schedule(steps, shift(tokens) if shift_factor is None else shift_factor)
     for now, then in pairwise(times):
-        at = now.expand(count)
+        at = now.to(latents).expand(count)
         if model.config.guidance_embeds:
             step = velocity(model, latents, at, text, grid, scale)
         elif guidance == 1:

@@ -6,11 +6,12 @@ from pathlib import Path
 import torch
 
 from training import text
-from training.autoencoder import to_picture
 from training.bank import decode
 from training.drawings.contact_sheet import sheet
 from training.flow import sample
-from training.transformer import load, load_vae
+from training.pixels import to_picture
+from training.teacher import load_vae
+from training.transformer import load
 from training.vocabulary import TEXT_TOKENS
 
 PROMPTS = (

@@ -18,6 +18,7 @@ from training.drawings.ink import rendered
 from training.drawings.sampling import Mixture, sampled
 from training.drawings.scene import INKS, THINGS, Scene
 from training.drawings.strokes import Rng
+from training.machine import Machine, add_arguments, chosen
 from training.run import Average, Run
 
 MIXTURE = Mixture(two_things=0.25, word=0.4, labelled=0.05)
@@ -25,9 +26,9 @@ SIDES_PX = (128, 192, 256)
 POOL = 4096
 
 
-def drawn(rng: Rng, *, held_out: bool = False) -> tuple[torch.Tensor, Scene]:
+def drawn(rng: Rng) -> tuple[torch.Tensor, Scene]:
     """A picture as the network sees it, and its scene."""
-    scene = sampled(rng, MIXTURE, held_out=held_out)
+    scene = sampled(rng, MIXTURE)
     side = int(rng.choice(SIDES_PX))
     return squared(rendered(scene, (side, side), rng)), scene
 
@@ -50,17 +51,17 @@ def targets(scenes: list[Scene]) -> tuple[torch.Tensor, torch.Tensor, list[list[
 
 def worn(pictures: torch.Tensor) -> torch.Tensor:
     """Blurred and speckled a little, as a model's pictures may be: the judge should not fail them for that."""
-    strength = torch.rand(len(pictures), 1, 1, 1)
+    strength = torch.rand(len(pictures), 1, 1, 1, device=pictures.device)
     blurred = nn.functional.avg_pool2d(nn.functional.pad(pictures, (1, 1, 1, 1), mode="replicate"), 3, stride=1)
-    return pictures + strength * (blurred - pictures) + 0.05 * torch.rand(1) * torch.randn_like(pictures)
+    return pictures + strength * (blurred - pictures) + 0.05 * float(torch.rand(1)) * torch.randn_like(pictures)
 
 
 def loss_of(model: Recogniser, pictures: torch.Tensor, scenes: list[Scene]) -> torch.Tensor:
     things, inks, letters = targets(scenes)
-    with torch.autocast("cpu", torch.bfloat16):
+    with torch.autocast(pictures.device.type, torch.bfloat16):
         seen_things, seen_inks, columns = model(pictures)
-    wrong_things = nn.functional.binary_cross_entropy_with_logits(seen_things.float(), things) * 10
-    wrong_inks = nn.functional.binary_cross_entropy_with_logits(seen_inks.float(), inks) * 2
+    wrong_things = nn.functional.binary_cross_entropy_with_logits(seen_things.float(), things.to(pictures.device)) * 10
+    wrong_inks = nn.functional.binary_cross_entropy_with_logits(seen_inks.float(), inks.to(pictures.device)) * 2
     wrong_letters = nn.functional.ctc_loss(
         columns.float().log_softmax(1).permute(2, 0, 1),
         torch.tensor([letter for word in letters for letter in word], dtype=torch.long),
@@ -74,36 +75,39 @@ def loss_of(model: Recogniser, pictures: torch.Tensor, scenes: list[Scene]) -> t
 class Pool:
     """Pictures kept at hand, some replaced at every step."""
 
-    def __init__(self, rng: Rng) -> None:
-        self.rng = rng
-        self.pictures = torch.empty(POOL, 3, SIDE, SIDE, dtype=torch.half)
+    def __init__(self, machine: Machine, seed: int) -> None:
+        self.machine, self.rng = machine, np.random.default_rng([seed, 1])
+        self._new = machine.endless(drawn, seed)
+        self.pictures = torch.empty(POOL * machine.batch_factor, 3, SIDE, SIDE, dtype=torch.half)
         self.scenes: list[Scene] = []
 
     def batch(self, count: int, new: int) -> tuple[torch.Tensor, list[Scene]]:
         for _ in range(new):
-            self._add(*drawn(self.rng))
+            self._add(*next(self._new))
         places = self.rng.integers(len(self.scenes), size=count)
-        return self.pictures[torch.from_numpy(places)].float(), [self.scenes[place] for place in places]
+        pictures = self.pictures[torch.from_numpy(places)].to(self.machine.device, torch.float32)
+        return pictures, [self.scenes[place] for place in places]
 
     def _add(self, picture: torch.Tensor, scene: Scene) -> None:
-        if len(self.scenes) < POOL:
+        if len(self.scenes) < len(self.pictures):
             self.scenes.append(scene)
             place = len(self.scenes) - 1
         else:
-            place = int(self.rng.integers(POOL))
+            place = int(self.rng.integers(len(self.pictures)))
             self.scenes[place] = scene
         self.pictures[place] = picture.half()
 
 
-def train(folder: Path, minutes: float, seed: int, out: Path) -> None:
+def train(folder: Path, minutes: float, seed: int, out: Path, machine: Machine) -> None:
     torch.manual_seed(seed)
-    model = Recogniser(list(THINGS), list(INKS))
+    model = Recogniser(list(THINGS), list(INKS)).to(machine.device)
     optimizer = torch.optim.AdamW(model.parameters(), lr=2e-3, weight_decay=0.02)
     average = Average(model, 0.99)
-    run = Run(folder, minutes, {"model": model, "optimizer": optimizer, "average": average})
-    pool = Pool(np.random.default_rng([seed, run.step]))
-    for step in run.steps():
-        pictures, scenes = pool.batch(64, new=64 if step == 0 else 16)
+    run = Run(folder, minutes, {"model": model, "optimizer": optimizer, "average": average}, machine.clock)
+    pool = Pool(machine, seed + run.step)
+    for _ in run.steps():
+        new = 16 if pool.scenes else 256
+        pictures, scenes = pool.batch(64 * machine.batch_factor, new * machine.batch_factor)
         for group in optimizer.param_groups:
             group["lr"] = run.rate(3e-3)
         loss = loss_of(model, worn(pictures).contiguous(memory_format=torch.channels_last), scenes)
@@ -113,7 +117,7 @@ def train(folder: Path, minutes: float, seed: int, out: Path) -> None:
         optimizer.step()
         average.update()
         run.log(loss=loss.item())
-    model.load_state_dict(average.shadow)
+    model.cpu().load_state_dict(average.shadow)
     model.save(out)
     print(json.dumps(trust(Recogniser.load(out), seed)))
 
@@ -132,8 +136,9 @@ def main() -> None:
     parser.add_argument("--minutes", type=float, default=8)
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--out", type=Path, default=WEIGHTS)
+    add_arguments(parser)
     arguments = parser.parse_args()
-    train(arguments.folder, arguments.minutes, arguments.seed, arguments.out)
+    train(arguments.folder, arguments.minutes, arguments.seed, arguments.out, chosen(arguments))
 
 
 if __name__ == "__main__":

@@ -9,7 +9,7 @@ import csv
 import math
 import signal
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -22,13 +22,15 @@ LOG_EVERY_STEPS = 20
 
 
 class Run:
-    """Counts the processor seconds of training over all sessions, and keeps everything named in `parts` on disk.
+    """Counts the seconds of training over all sessions, and keeps everything named in `parts` on disk.
 
-    `parts` are modules and optimizers. `folder/run.pt` holds their states, `log.csv` the losses.
+    `parts` are modules and optimizers, `clock` tells seconds. `folder/run.pt` holds their states, `log.csv` the losses.
     """
 
-    def __init__(self, folder: Path, minutes: float, parts: dict[str, Any]) -> None:
-        self.folder, self.limit_s, self.parts = folder, minutes * 60, parts
+    def __init__(
+        self, folder: Path, minutes: float, parts: dict[str, Any], clock: Callable[[], float] = time.process_time
+    ) -> None:
+        self.folder, self.limit_s, self.parts, self.clock = folder, minutes * 60, parts, clock
         self.elapsed_s, self.step = 0.0, 0
         self._sums: dict[str, float] = {}
         self._told_to_stop = False
@@ -71,11 +73,11 @@ class Run:
             raise SystemExit(f"stopped at {self.progress:.0%}; the same command goes on from there")
 
     def _timed(self) -> Iterator[int]:
-        last = saved = time.process_time()
+        last = saved = self.clock()
         with tqdm(total=round(self.limit_s), unit="s", initial=round(self.elapsed_s), mininterval=20) as bar:
             while not (self.finished or self._told_to_stop):
                 yield self.step
-                now = time.process_time()
+                now = self.clock()
                 self.elapsed_s += now - last
                 bar.update(round(self.elapsed_s) - bar.n)
                 self.step, last = self.step + 1, now
@@ -109,7 +111,7 @@ class Run:
         draw_curve(self.folder / "log.csv", self.folder / "loss.png")
 
     def _load(self) -> None:
-        state = torch.load(self._checkpoint, weights_only=True)
+        state = torch.load(self._checkpoint, weights_only=True, map_location="cpu")
         self.elapsed_s, self.step = state["elapsed_s"], state["step"]
         for name, part in self.parts.items():
             part.load_state_dict(state["parts"][name])
@@ -156,4 +158,6 @@ class Average:
         return {"shadow": self.shadow, "updates": self.updates}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        self.shadow, self.updates = state["shadow"], state["updates"]
+        self.updates = state["updates"]
+        for name, value in state["shadow"].items():
+            self.shadow[name].copy_(value)

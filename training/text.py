@@ -16,6 +16,7 @@ from training.drawings.prompts import prompt
 from training.drawings.sampling import Mixture, sampled
 from training.drawings.scene import INKS, PAPERS, THINGS, Scene
 from training.drawings.strokes import Rng
+from training.machine import Machine, add_arguments, chosen
 from training.run import Average, Run
 from training.vocabulary import CLIP_TOKENS, TEXT_TOKENS, clip_tokenizer, t5_tokenizer
 
@@ -105,7 +106,8 @@ class Encoders(nn.Module):
         short = self.clip_tokenizer(
             prompts, padding="longest", max_length=CLIP_TOKENS, truncation=True, return_tensors="pt"
         )
-        return self.t5(ids)[0], self.clip(short.input_ids).pooler_output
+        device = self.t5.device
+        return self.t5(ids.to(device))[0], self.clip(short.input_ids.to(device)).pooler_output
 
     def longest(self, prompts: list[str]) -> int:
         """Tokens of the longest prompt, its end included."""
@@ -163,24 +165,24 @@ def accuracy(encoders: Encoders, readers: Readers, seed: int, count: int = 500) 
     return scores
 
 
-def train(folder: Path, minutes: float, seed: int) -> None:
+def train(folder: Path, minutes: float, seed: int, machine: Machine) -> None:
     torch.manual_seed(seed)
     encoders, readers = Encoders(), Readers()
-    both = nn.ModuleDict({"encoders": encoders, "readers": readers})
+    both = nn.ModuleDict({"encoders": encoders, "readers": readers}).to(machine.device)
     optimizer = torch.optim.AdamW(both.parameters(), lr=1e-3, betas=(0.9, 0.98), weight_decay=0.01)
     average = Average(both, 0.995)
-    run = Run(folder, minutes, {"both": both, "optimizer": optimizer, "average": average})
+    run = Run(folder, minutes, {"both": both, "optimizer": optimizer, "average": average}, machine.clock)
     rng = np.random.default_rng([seed, run.step])
     for _ in run.steps():
-        prompts, wanted = batch(rng, 48)
+        prompts, wanted = batch(rng, 48 * machine.batch_factor)
         for group in optimizer.param_groups:
             group["lr"] = run.rate(3e-3)
         length = (
             TEXT_TOKENS if rng.random() < 0.1 else min(TEXT_TOKENS, encoders.longest(prompts) + int(rng.integers(6)))
         )
-        with torch.autocast("cpu", torch.bfloat16):
+        with machine.autocast():
             given = readers(*encoders(prompts, length))
-        loss = loss_of(given, wanted)
+        loss = loss_of(given, wanted.to(machine.device))
         optimizer.zero_grad(set_to_none=True)
         torch.autograd.backward(loss)
         torch.nn.utils.clip_grad_norm_(both.parameters(), 1.0)
@@ -188,6 +190,7 @@ def train(folder: Path, minutes: float, seed: int) -> None:
         average.update()
         run.log(loss=loss.item())
     both.load_state_dict(average.shadow)
+    both.cpu()
     torch.save(encoders.state_dict(), folder / "encoders.pt")
     for name, (from_t5, from_clip) in accuracy(encoders, readers, seed + 1).items():
         print(f"{name:12} t5 {from_t5:.3f} clip {from_clip:.3f}")
@@ -205,8 +208,9 @@ def main() -> None:
     parser.add_argument("--folder", type=Path, default=Path("runs/text"))
     parser.add_argument("--minutes", type=float, default=4)
     parser.add_argument("--seed", type=int, default=0)
+    add_arguments(parser)
     arguments = parser.parse_args()
-    train(arguments.folder, arguments.minutes, arguments.seed)
+    train(arguments.folder, arguments.minutes, arguments.seed, chosen(arguments))
 
 
 if __name__ == "__main__":

@@ -9,16 +9,14 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from diffusers import AutoencoderKL, FluxTransformer2DModel
+from diffusers import FluxTransformer2DModel
 
 from training import text
-from training.bank import Batch, Shelf
-from training.curriculum import LESSONS, STAGES, Stage, lessons_at
-from training.drawings.strokes import Rng
-from training.flow import Text, noised, shift, training_times, velocity
+from training.curriculum import STAGES, Stage
+from training.flow import noised, shift, training_times, velocity
+from training.machine import Machine, add_arguments, chosen
 from training.run import Average, Run
-from training.text import Encoders
-from training.vocabulary import TEXT_TOKENS
+from training.teacher import Teacher
 
 CONFIG = {
     "in_channels": 64,
@@ -69,57 +67,19 @@ class Optimizers:
         self.adamw.load_state_dict(state["adamw"])
 
 
-class Teacher:
-    """Hands out what the curriculum asks for now: latents with their prompts, read by the text encoders."""
-
-    def __init__(
-        self, folder: Path, vae: AutoencoderKL, encoders: Encoders, rng: Rng, stages: tuple[Stage, ...]
-    ) -> None:
-        self.folder, self.vae, self.encoders, self.rng, self.stages = folder, vae, encoders, rng, stages
-        self._shelves: dict[str, Shelf] = {}
-
-    def batch(self, progress: float) -> Batch:
-        shares = lessons_at(progress, self.stages)
-        names, weights = list(shares), np.array(list(shares.values()))
-        name = str(self.rng.choice(names, p=weights / weights.sum()))
-        shelf = self._shelf(name)
-        shelf.renew(self.rng, 1)
-        return shelf.batch(self.rng, LESSONS[name].batch)
-
-    def _shelf(self, name: str) -> Shelf:
-        if name not in self._shelves:
-            lesson = LESSONS[name]
-            path = self.folder / f"{name.replace(' ', '-').replace(':', 'x')}.pt"
-            self._shelves[name] = Shelf(path, lesson.grid, lesson.mixture, self.vae)
-            self._shelves[name].grow(lesson.pictures, at_once=max(1, 256 // (lesson.grid[0] * lesson.grid[1])))
-        return self._shelves[name]
-
-    @torch.no_grad()
-    def read(self, prompts: list[str]) -> Text:
-        """Padded as far as needed, now and then as far as the service pads: a model must not mind."""
-        length = TEXT_TOKENS if self.rng.random() < 0.25 else self.encoders.longest(prompts) + int(self.rng.integers(8))
-        tokens, pooled = self.encoders(prompts, min(TEXT_TOKENS, length))
-        return tokens, pooled
-
-
-def load_vae(folder: Path) -> AutoencoderKL:
-    vae: AutoencoderKL = AutoencoderKL.from_pretrained(folder)
-    return vae.requires_grad_(False).eval().to(memory_format=torch.channels_last)
-
-
-def train(runs: Path, minutes: float, seed: int, stages: tuple[Stage, ...], peak: float) -> None:
+def train(runs: Path, minutes: float, seed: int, stages: tuple[Stage, ...], peak: float, machine: Machine) -> None:
     torch.manual_seed(seed)
     folder = runs / "transformer"
-    model = build()
+    model = build().to(machine.device)
     optimizers, average = Optimizers(model, peak), Average(model, 0.998)
-    run = Run(folder, minutes, {"model": model, "optimizers": optimizers, "average": average})
+    run = Run(folder, minutes, {"model": model, "optimizers": optimizers, "average": average}, machine.clock)
     rng = np.random.default_rng([seed, run.step])
     torch.manual_seed(seed + run.step)
-    teacher = Teacher(runs / "latents", load_vae(runs / "autoencoder" / "vae"), text.load(runs / "text"), rng, stages)
+    teacher = Teacher(runs, rng, stages, machine)
     for _ in run.steps():
         given = teacher.batch(run.progress)
         prompts = ["" if rng.random() < WITHOUT_TEXT else said for said in given.prompts(rng)]
-        times = training_times(len(prompts), shift(given.latents.shape[1]))
+        times = training_times(len(prompts), shift(given.latents.shape[1])).to(machine.device)
         noise = torch.randn_like(given.latents)
         guess = velocity(model, noised(given.latents, noise, times), times, teacher.read(prompts), given.grid)
         loss = (guess - (noise - given.latents)).square().mean()
@@ -131,9 +91,11 @@ def train(runs: Path, minutes: float, seed: int, stages: tuple[Stage, ...], peak
 
 
 def load(run: Path, *, guided: bool = False) -> FluxTransformer2DModel:
-    """The averaged weights of a run's last checkpoint."""
+    """The averaged weights of a run's last checkpoint, on the CPU."""
     model = build(guided=guided)
-    model.load_state_dict(torch.load(run / "run.pt", weights_only=True)["parts"]["average"]["shadow"])
+    model.load_state_dict(
+        torch.load(run / "run.pt", weights_only=True, map_location="cpu")["parts"]["average"]["shadow"]
+    )
     return model.requires_grad_(False).eval()
 
 
@@ -144,10 +106,11 @@ def main() -> None:
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--rate", type=float, default=2e-3)
     parser.add_argument("--stages", type=int, default=len(STAGES), help="only the first stages, over the whole time")
+    add_arguments(parser)
     arguments = parser.parse_args()
     kept = STAGES[: arguments.stages]
     stages = tuple(Stage(stage.until / kept[-1].until, stage.lessons) for stage in kept)
-    train(arguments.runs, arguments.minutes, arguments.seed, stages, arguments.rate)
+    train(arguments.runs, arguments.minutes, arguments.seed, stages, arguments.rate, chosen(arguments))
 
 
 if __name__ == "__main__":

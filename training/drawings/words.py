@@ -3,8 +3,8 @@
 from training.drawings.strokes import Rng
 
 _TEST = """
-    bat bed box bug cap cow cry day den dog dry ear egg eye fan fig fox fun gum hen hot ice ink jam jar joy kid
-    leg lip log map mud net nut oak oil owl pan pen pig pot ram rug sea sky tap ten toy van wax web wig yes zip
+    bat bed box bug cap cow cry day den dog dry ear egg eye fan fig fox fun gum hen hot ice elf jam jar joy kid
+    leg lip log map mud net nut oak oil owl pan hub pig pot ram rug sea sky tap ten gem van wax web wig yes zip
     zoo
 """
 _TRAINING = """

@@ -10,7 +10,8 @@ from diffusers import AutoencoderKL
 from serve.catalog import SIZES
 from training.bank import STRIDE_PX, Shelf, decode, encode
 from training.curriculum import LESSONS, ONE_THING, STAGES, lessons_at
-from training.drawings.sampling import Mixture, sampled
+from training.drawings.sampling import Mixture
+from training.machine import CPU
 
 
 @pytest.fixture(scope="module")
@@ -33,8 +34,8 @@ def vae() -> AutoencoderKL:
 
 @pytest.fixture
 def shelf(tmp_path: Path, vae: AutoencoderKL) -> Shelf:
-    shelf = Shelf(tmp_path / "shelf.pt", (1, 2), Mixture(), vae)
-    shelf.grow(5, at_once=2)
+    shelf = Shelf(tmp_path / "shelf.pt", (1, 2), Mixture(), vae, CPU)
+    shelf.grow(5)
     return shelf
 
 
@@ -51,7 +52,7 @@ def test_latents_are_shifted_and_scaled_as_the_configuration_says(vae: Autoencod
 
 
 def test_a_shelf_is_read_again_as_it_was_written(shelf: Shelf, vae: AutoencoderKL) -> None:
-    again = Shelf(shelf.path, shelf.grid, shelf.mixture, vae)
+    again = Shelf(shelf.path, shelf.grid, shelf.mixture, vae, CPU)
     assert again.numbers == shelf.numbers == [0, 1, 2, 3, 4]
     assert torch.equal(again.latents, shelf.latents)
     assert again.next_number == 5
@@ -59,10 +60,9 @@ def test_a_shelf_is_read_again_as_it_was_written(shelf: Shelf, vae: AutoencoderK
 
 def test_a_batch_pairs_each_picture_with_its_own_scene(shelf: Shelf) -> None:
     batch = shelf.batch(np.random.default_rng(0), 8)
-    scenes = {number: sampled(shelf._generator(number), shelf.mixture) for number in shelf.numbers}
     for latents, scene in zip(batch.latents, batch.scenes, strict=True):
         place = next(k for k, row in enumerate(shelf.latents) if torch.equal(row.float(), latents))
-        assert scenes[shelf.numbers[place]] == scene
+        assert shelf.scene(shelf.numbers[place]) == scene
 
 
 def test_renewing_brings_pictures_that_were_never_there(shelf: Shelf) -> None:
