@@ -5,6 +5,7 @@ Turns what Ray raises into our errors, and a replica that died into a second try
 
 import logging
 from collections.abc import AsyncGenerator
+from contextlib import aclosing
 
 from ray.exceptions import RayActorError, RayTaskError
 from ray.serve.exceptions import BackPressureError, DeploymentUnavailableError
@@ -39,12 +40,13 @@ class HandlePool:
         told: set[int] = set()
         for last_try in (False, True):
             try:
-                async for event in self._call(plan, picture, mask):
-                    if isinstance(event, Drawn | Flagged):
-                        if event.image in told:
-                            continue
-                        told.add(event.image)
-                    yield event
+                async with aclosing(self._call(plan, picture, mask)) as events:
+                    async for event in events:
+                        if isinstance(event, Drawn | Flagged):
+                            if event.image in told:
+                                continue
+                            told.add(event.image)
+                        yield event
                 return
             except RayActorError as error:
                 log.warning("a replica of %s was lost: %s", self._name, type(error).__name__)

@@ -1,10 +1,14 @@
 """The rooms behind the faces put together as the service does it, with pools and an internet that a test chooses."""
 
 import asyncio
+import shutil
 import socket
+import tempfile
+import weakref
 from collections.abc import AsyncGenerator, Mapping
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import httpx
@@ -17,7 +21,7 @@ from serve.api import cog, files, replicate
 from serve.api.problem import ErrorTable, unrouted
 from serve.media.outputs import OutputStore
 from serve.predictions.desk import Desk
-from serve.predictions.pictures import Pictures
+from serve.predictions.pictures import Fetcher, Pictures
 from serve.predictions.record import Prediction
 from serve.predictions.runner import Pool, Runner
 from serve.predictions.store import MemoryStore
@@ -55,10 +59,8 @@ class House:
         return await self.desk.create(inputs, self.served)
 
 
-def house(
-    pool: Pool, settings: Settings | None = None, fetcher: FakeFetcher | None = None, opened: bool = True
-) -> House:
-    """One pool stands for all rows of the settings."""
+def house(pool: Pool, settings: Settings | None = None, fetcher: Fetcher | None = None, opened: bool = True) -> House:
+    """One pool stands for all rows of the settings. Outputs lie in a folder that goes with the house."""
     made: list[str] = []
 
     class NotingStore(MemoryStore):
@@ -66,10 +68,10 @@ def house(
             await super().create(prediction)
             made.append(prediction.id)
 
-    settings = settings or Settings()
+    settings, folder = settings or Settings(), tempfile.mkdtemp(prefix="flux-serve-house-")
     store = NotingStore(settings.max_records, settings.record_max_age_s)
     pictures = Pictures(settings, fetcher or FakeFetcher({}))
-    outputs = OutputStore(settings.outputs)
+    outputs = OutputStore(settings.outputs.model_copy(update={"folder": Path(folder)}))
     desk = Desk(settings, store, Runner(store, dict.fromkeys(settings.pools, pool), pictures, outputs), pictures)
     if opened:
         desk.open()
@@ -79,4 +81,6 @@ def house(
         *files.routes(outputs, settings),
     ]
     app = Starlette(routes=routes, middleware=[Middleware(ErrorTable)], exception_handlers={HTTPException: unrouted})
-    return House(desk, served_version(settings, None), app, made)
+    home = House(desk, served_version(settings, None), app, made)
+    weakref.finalize(home, shutil.rmtree, folder)
+    return home

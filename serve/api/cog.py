@@ -26,9 +26,7 @@ from serve.predictions.versions import ServedVersion, served_version
 from serve.settings import Settings
 
 KEYS: dict[str, type] = {"input": dict}
-NOT_SERVED = frozenset(
-    {"id", "created_at", "context", "output_file_prefix", "webhook", "webhook_events_filter"}
-)  # fmt: skip
+NOT_SERVED = frozenset({"id", "created_at", "context", "output_file_prefix", "webhook", "webhook_events_filter"})
 HEALTH: dict[State, str] = {"starting": "STARTING", "ready": "READY", "full": "BUSY", "closing": "DEFUNCT"}
 
 

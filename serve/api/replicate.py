@@ -24,6 +24,7 @@ from serve.settings import Settings
 KEYS: dict[str, type] = {"input": dict, "version": str, "stream": bool}
 """`stream` asks for a stream of text, which a model of pictures has not: then an answer has no `urls.stream`."""
 MODEL_KEYS: dict[str, type] = {"input": dict, "stream": bool}
+PAGE_LENGTH = 100
 NOT_SERVED = frozenset({"webhook", "webhook_completed", "webhook_events_filter"})
 
 
@@ -31,6 +32,7 @@ def routes(desk: Desk, outputs: OutputStore, settings: Settings) -> list[Route]:
     face = _Face(desk, outputs, settings)
     table = (
         ("/v1/predictions", "POST", face.create),
+        ("/v1/predictions", "GET", face.page),
         ("/v1/predictions/{prediction_id}", "GET", face.get),
         ("/v1/predictions/{prediction_id}/cancel", "POST", face.cancel),
         ("/v1/models/{owner}/{name}/predictions", "POST", face.create_for_model),
@@ -55,6 +57,24 @@ class _Face:
         body = await read_object(request, self._settings.max_body_bytes)
         check_keys(body, MODEL_KEYS, NOT_SERVED)
         return await self._created(request, body["input"], served)
+
+    async def page(self, request: Request) -> Response:
+        """The newest first; pictures are left out where they would be `data:` URIs of a megabyte each."""
+        page = await self._desk.page(request.query_params.get("cursor"), PAGE_LENGTH + 1)
+        shown, more = page[:PAGE_LENGTH], page[PAGE_LENGTH:]
+        here = self._settings.outputs.public_url.rstrip("/")
+        return JSONResponse(
+            {
+                "previous": None,
+                "next": f"{here}/v1/predictions?cursor={shown[-1].id}" if more else None,
+                "results": [await self._listed(each) for each in shown],
+            }
+        )
+
+    async def _listed(self, prediction: Prediction) -> dict[str, Any]:
+        if self._settings.outputs.as_data:
+            return _body(prediction, None, self._settings) | {"data_removed": False}
+        return await prediction_body(prediction, self._outputs, self._settings)
 
     async def get(self, request: Request) -> Response:
         return await self._answer(await self._desk.get(request.path_params["prediction_id"]))
@@ -82,7 +102,7 @@ class _Face:
         if preference.wait_s is not None:
             prediction = await self._desk.wait(prediction.id, preference.wait_s)
         response = await self._answer(prediction if prediction.ended else _unstarted(prediction), 201)
-        if preference.wait_s is not None and preference.applied:
+        if preference.applied:
             response.headers["Preference-Applied"] = preference.applied
         return response
 
@@ -93,8 +113,11 @@ class _Face:
 
 async def prediction_body(prediction: Prediction, outputs: OutputStore, settings: Settings) -> dict[str, Any]:
     """The prediction as the API shows it."""
+    return _body(prediction, await shown_outputs(prediction, outputs), settings)
+
+
+def _body(prediction: Prediction, pictures: list[str] | None, settings: Settings) -> dict[str, Any]:
     here = f"{settings.outputs.public_url.rstrip('/')}/v1/predictions/{prediction.id}"
-    pictures = await shown_outputs(prediction, outputs)
     return {
         "id": prediction.id,
         "model": prediction.model,

@@ -70,15 +70,9 @@ class Loop:
 
     @torch.no_grad()
     def round(self) -> None:
-        self._let_go()
-        for task in self._tasks:
-            if task.text is None:
-                self._read(task)
-        self._one_picture()
-        if self._errands:
-            self._run(*self._errands.popleft())
-        self._let_go()
-        self._step()
+        for part in (self._read_prompts, self._one_picture, self._one_errand, self._one_pass):
+            self._let_go()
+            part()
         self._let_go()
 
     def end_all(self, error: EngineFailed) -> None:
@@ -96,6 +90,11 @@ class Loop:
                 task.leave()
         self._tasks = [task for task in self._tasks if not task.ended]
 
+    def _read_prompts(self) -> None:
+        for task in self._tasks:
+            if task.text is None:
+                self._read(task)
+
     def _read(self, task: Task) -> None:
         """Encodes the job's prompt; without a picture its images can begin."""
 
@@ -109,8 +108,6 @@ class Loop:
     def _one_picture(self) -> None:
         """The oldest job that has a picture to encode or to decode gets one done."""
         for task in self._tasks:
-            if task.ended:
-                continue
             if task.drafts is None:
                 self._encode(task)
                 return
@@ -165,7 +162,10 @@ class Loop:
         task.fail(EngineFailed())
         self.device_lost = self.device_lost or not device.answers(self._device)
 
-    def _run(self, future: "Future[Any]", action: Callable[[], Any]) -> None:
+    def _one_errand(self) -> None:
+        if not self._errands:
+            return
+        future, action = self._errands.popleft()
         if not future.set_running_or_notify_cancel():
             return
         try:
@@ -174,8 +174,8 @@ class Loop:
         except Exception as error:
             future.set_exception(error)
 
-    def _step(self) -> None:
-        """One pass of the images whose turn it is."""
+    def _one_pass(self) -> None:
+        """Steps the images whose turn it is."""
         members = {
             (task.number, draft.image): (task, draft)
             for task in self._tasks

@@ -88,6 +88,10 @@ class Desk:
     async def get(self, prediction_id: str) -> Prediction:
         return await self._store.get(prediction_id)
 
+    async def page(self, before: str | None, limit: int) -> list[Prediction]:
+        """The newest predictions first, those before the one named `before`."""
+        return await self._store.page(before, limit)
+
     async def wait(self, prediction_id: str, timeout_s: float | None = None) -> Prediction:
         """The prediction when it has ended, or as it is after `timeout_s`."""
         seen = await self._store.get(prediction_id)
@@ -109,18 +113,17 @@ class Desk:
 
     async def cancel(self, prediction_id: str) -> Prediction:
         """Ends the prediction as canceled; its pool stops within one step. One that has ended stays as it is."""
-        await self._stop(prediction_id, lambda record: record.canceled(self._clock()))
+        await self._stop(prediction_id, self._canceled)
         return await self._store.get(prediction_id)
 
     @asynccontextmanager
     async def attached(self, raw_inputs: Mapping[str, Any], served: ServedVersion) -> AsyncGenerator[Prediction, None]:
-        """`create` for a caller who stays: one who leaves the block by an error or by being cancelled cancels it."""
+        """`create` for a caller who stays until the end: leaving the block before it cancels the prediction."""
         prediction = await self.create(raw_inputs, served)
         try:
             yield prediction
-        except BaseException:
-            await self.cancel(prediction.id)
-            raise
+        finally:
+            await self._stop(prediction.id, self._canceled)
 
     async def close(self, grace_s: float) -> None:
         """Takes no more predictions, and lets those that run end for `grace_s`; the rest fails."""
@@ -150,6 +153,9 @@ class Desk:
             del self._tasks[job.prediction_id]
 
         task.add_done_callback(done)
+
+    def _canceled(self, record: Prediction) -> Prediction:
+        return record.canceled(self._clock())
 
     async def _stop(self, prediction_id: str, ending: Change) -> None:
         """Ends the record first, so that the cancelled runner finds it ended. The pool lets go of its place later."""

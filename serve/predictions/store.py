@@ -5,8 +5,9 @@ when another change came first. Old records leave by themselves: how is each sto
 """
 
 import asyncio
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from datetime import datetime, timedelta
+from itertools import dropwhile, islice
 from typing import Protocol
 
 from serve.errors import NotFound
@@ -16,12 +17,15 @@ Change = Callable[[Prediction], Prediction]
 
 
 class PredictionStore(Protocol):
-    """Every method that takes an id raises `NotFound` for an unknown or forgotten one."""
+    """Every method but `finish` raises `NotFound` for an unknown or forgotten record."""
 
     async def create(self, prediction: Prediction) -> None:
         """Keeps a new record."""
 
     async def get(self, prediction_id: str) -> Prediction: ...
+
+    async def page(self, before: str | None, limit: int) -> list[Prediction]:
+        """The newest records first; those made before the record `before`, when one is named."""
 
     async def claim(self, prediction_id: str) -> Prediction | None:
         """The record, for the one caller who may run it; None when somebody has claimed it, or it has ended."""
@@ -30,7 +34,7 @@ class PredictionStore(Protocol):
         """Applies a change that does not end the record, and returns what is kept then."""
 
     async def finish(self, prediction_id: str, change: Change) -> bool:
-        """Applies a change that ends the record. False when it had ended before: the first end stands."""
+        """Applies a change that ends the record. False when it had ended before, or even left: the first end stands."""
 
     async def changed(self, seen: Prediction) -> Prediction:
         """Waits until the record is past the revision of `seen`; at once when `seen` has ended."""
@@ -60,6 +64,14 @@ class MemoryStore:
     async def get(self, prediction_id: str) -> Prediction:
         return self._entry(prediction_id).prediction
 
+    async def page(self, before: str | None, limit: int) -> list[Prediction]:
+        newest_first: Iterator[_Entry] = reversed(self._entries.values())
+        if before is not None:
+            last = self._entry(before)
+            newest_first = dropwhile(lambda entry: entry is not last, newest_first)
+            next(newest_first)
+        return [entry.prediction for entry in islice(newest_first, limit)]
+
     async def claim(self, prediction_id: str) -> Prediction | None:
         entry = self._entry(prediction_id)
         if entry.claimed or entry.prediction.ended:
@@ -73,8 +85,8 @@ class MemoryStore:
         return entry.prediction
 
     async def finish(self, prediction_id: str, change: Change) -> bool:
-        entry = self._entry(prediction_id)
-        if entry.prediction.ended:
+        entry = self._entries.get(prediction_id)
+        if entry is None or entry.prediction.ended:
             return False
         self._keep(entry, change(entry.prediction))
         self._ended[prediction_id] = self._clock()

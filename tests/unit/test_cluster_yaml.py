@@ -69,8 +69,11 @@ def test_a_replica_that_asks_for_more_than_a_node_has_finds_no_room() -> None:
     assert nodes_for([{"CPU": 64, "GPU": 1}]) == ({}, [{"CPU": 64, "GPU": 1}])
 
 
-def test_spot_machines_are_tried_first() -> None:
-    assert nodes_for(demands()[:1])[0] == {"gpu-spot": 1}
+def test_machines_that_stay_are_started_before_those_that_may_be_taken_away() -> None:
+    kinds = {name: "InstanceMarketOptions" in kind["node_config"] for name, kind in WORKERS.items()}
+    (first,) = nodes_for(demands()[:1])[0]
+    assert kinds[first] is False
+    assert True in kinds.values()
 
 
 def test_the_head_holds_the_ingress() -> None:

@@ -119,7 +119,7 @@ async def test_a_client_that_leaves_a_synchronous_call_cancels_it() -> None:
     while not pool.calls:
         await asyncio.sleep(0.001)
     left.set()
-    await calling
+    assert [message.get("status") for message in await calling] == [499, None]
     assert (await home.desk.get(home.made[0])).status == "canceled"
     await asyncio.sleep(0.01)
     assert pool.stopped == 1

@@ -25,7 +25,8 @@ CAT = {"prompt": "a cat", "num_inference_steps": 2}
 @asynccontextmanager
 async def client(pool: FakePool, settings: Settings | None = None) -> AsyncGenerator[Client, None]:
     async with house(pool, settings).listening() as url:
-        official = Client(api_token="a token", base_url=url)
+        # It keeps connections open for ever otherwise, and has no way of its own to close them.
+        official = Client(api_token="a token", base_url=url, headers={"Connection": "close"})
         official.poll_interval = 0.02
         yield official
 

@@ -10,6 +10,7 @@ import httpx
 import pytest
 
 from serve.events import Flagged, Started
+from serve.media.fetch import Fetcher
 from serve.settings import OutputSettings, PoolSettings, Settings
 from tests.fakes import DONE, ONE_IMAGE, WEBP, FakePool, drawn
 from tests.house import House, house
@@ -70,6 +71,11 @@ async def test_waiting_gives_the_end_and_says_that_it_waited() -> None:
     made = await post(house(FakePool(ONE_IMAGE)), {"input": CAT}, WAIT)
     assert (made.status_code, made.json()["status"]) == (201, "succeeded")
     assert made.headers["Preference-Applied"] == "wait=5"
+
+
+async def test_a_client_that_would_rather_not_wait_is_told_that_it_need_not() -> None:
+    made = await post(house(FakePool(ONE_IMAGE)), {"input": CAT}, {"Prefer": "respond-async"})
+    assert (made.json()["status"], made.headers["Preference-Applied"]) == ("starting", "respond-async")
 
 
 async def test_a_wait_that_expires_answers_starting_although_the_work_has_begun() -> None:
@@ -251,6 +257,27 @@ async def test_a_picture_over_the_limit_by_its_header_is_refused_before_it_is_de
 
 
 @pytest.mark.parametrize(
+    "url",
+    [
+        "http://127.0.0.1:1/a.png",
+        "http://2130706433/a.png",
+        "http://0x7f.1/a.png",
+        "http://[::1]/a.png",
+        "http://[::ffff:10.0.0.1]/a.png",
+        "http://169.254.169.254/latest/meta-data?key=secret",
+    ],
+)
+async def test_a_picture_at_a_private_address_fails_the_prediction_with_a_reason(url: str) -> None:
+    pool = FakePool(ONE_IMAGE)
+    home = house(pool, fetcher=Fetcher(Settings().fetch))
+    failed = (await post(home, {"input": CAT | {"image": url}}, WAIT)).json()
+    assert failed["status"] == "failed"
+    assert "its address is not public" in failed["error"]
+    assert "secret" not in failed["error"]
+    assert pool.calls == []
+
+
+@pytest.mark.parametrize(
     ("body", "faulty"),
     [
         ({}, ["input"]),
@@ -309,3 +336,28 @@ async def test_no_bad_request_takes_a_place_in_the_pool() -> None:
     for body in bad:
         assert (await post(home, body)).status_code == 422
     assert (await post(home, {"input": CAT}, WAIT)).json()["status"] == "succeeded"
+
+
+async def test_predictions_are_listed_newest_first_a_page_at_a_time(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("serve.api.replicate.PAGE_LENGTH", 2)
+    home = house(FakePool(ONE_IMAGE))
+    ids = [(await home.create({**CAT, "seed": seed})).id for seed in range(3)]
+    first = (await get(home, "/v1/predictions")).json()
+    assert [each["id"] for each in first["results"]] == ids[:0:-1]
+    assert first["previous"] is None
+    path = first["next"].removeprefix("http://127.0.0.1:8000")
+    last = (await get(home, path)).json()
+    assert [each["id"] for each in last["results"]] == ids[:1]
+    assert last["next"] is None
+    assert (await get(home, "/v1/predictions?cursor=nothing")).status_code == 404
+
+
+async def test_a_list_shows_urls_and_leaves_data_uris_out() -> None:
+    for delivery, shown in (("url", True), ("data", False)):
+        settings = Settings(outputs=OutputSettings(delivery=delivery))
+        home = house(FakePool(ONE_IMAGE), settings)
+        made = await home.create(CAT)
+        await home.desk.wait(made.id)
+        listed = (await get(home, "/v1/predictions")).json()["results"][0]
+        assert (listed["output"] is not None) is shown
+        assert listed["data_removed"] is False

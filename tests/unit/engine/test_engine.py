@@ -171,7 +171,7 @@ def test_warming_up_teaches_how_long_each_kind_of_work_may_take(checkpoint: Chec
     seen: list[Pulse] = []
 
     def look(*_: Any, **__: Any) -> bool:
-        seen.append(engine.pulse)
+        seen.append(watched.pulse)
         return False
 
     parts: dict[str, Any] = {
@@ -179,15 +179,15 @@ def test_warming_up_teaches_how_long_each_kind_of_work_may_take(checkpoint: Chec
         "transformer": Faulty(checkpoint.transformer, look, RuntimeError()),
         "vae": Faulty(Faulty(checkpoint.vae, look, RuntimeError(), "encode"), look, RuntimeError(), "decode"),
     }
-    engine = Engine(replace(checkpoint, **parts), PoolSettings(model="", prompt_cache_entries=0))
-    engine.start()
+    watched = Engine(replace(checkpoint, **parts), PoolSettings(model="", prompt_cache_entries=0))
+    watched.start()
     try:
-        engine.warm([(64, 64), (96, 64)])
+        watched.warm([(64, 64), (96, 64)])
         assert [pulse.limit_s for pulse in seen[:4]] == [None] * 4
         seen.clear()
-        assert isinstance(Client(engine, make_job("inpainting", steps=1)).rest()[-1], Done)
+        assert isinstance(Client(watched, make_job("inpainting", steps=1)).rest()[-1], Done)
     finally:
-        engine.stop()
+        watched.stop()
     assert [pulse.work.kind for pulse in seen if pulse.work] == ["text", "encode_image", "step", "decode"]
     assert all(pulse.healthy and pulse.limit_s for pulse in seen)
 

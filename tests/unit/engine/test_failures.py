@@ -30,7 +30,8 @@ def checkpoint(checkpoints: Checkpoints) -> Checkpoint:
 
 
 def _with_fault(checkpoint: Checkpoint, part: str, **fault: Any) -> Checkpoint:
-    return replace(checkpoint, **{part: Faulty(getattr(checkpoint, part), **fault)})
+    parts: dict[str, Any] = {part: Faulty(getattr(checkpoint, part), **fault)}
+    return replace(checkpoint, **parts)
 
 
 @pytest.mark.parametrize(

@@ -8,10 +8,11 @@ import torch
 
 from serve.catalog import VariantName
 from serve.engine.checkpoint import Checkpoint
+from serve.engine.embedded_models import Geometry
 from serve.engine.job import Job
 from serve.settings import Precision
 from tests.unit.engine import oracle
-from tests.unit.engine.checkpoints import FIVE_STAGES, Checkpoints
+from tests.unit.engine.checkpoints import FIVE_STAGES, SMALL, Checkpoints
 from tests.unit.engine.jobs import draw, make_job, make_picture
 
 PRECISIONS: tuple[Precision, ...] = ("float32", "bf16")
@@ -97,11 +98,11 @@ def test_a_vae_of_five_stages_equals_its_pipeline(checkpoints: Checkpoints, mode
     _assert_equals_pipeline(checkpoint, make_job(mode, size=(96, 64)))
 
 
-@pytest.mark.parametrize(("stages", "drawn_at"), [(None, (112, 80)), (FIVE_STAGES, (128, 96))])
+@pytest.mark.parametrize(("geometry", "drawn_at"), [(SMALL, (112, 80)), (FIVE_STAGES, (128, 96))])
 def test_a_size_off_the_stride_is_drawn_larger_and_cropped(
-    checkpoints: Checkpoints, stages: Any, drawn_at: tuple[int, int]
+    checkpoints: Checkpoints, geometry: Geometry, drawn_at: tuple[int, int]
 ) -> None:
-    checkpoint = checkpoints.get("dev", "float32", geometry=stages)
+    checkpoint = checkpoints.get("dev", "float32", geometry=geometry)
     asked, larger = make_job(size=(100, 72)), make_job(size=drawn_at)
     assert np.array_equal(draw(checkpoint, asked).pixels[0], oracle.pixels(checkpoint, larger)[:72, :100])
 

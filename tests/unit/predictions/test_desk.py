@@ -312,10 +312,21 @@ async def test_an_attached_caller_who_is_cancelled_cancels_the_prediction() -> N
     assert pool.stopped == 1
 
 
+async def test_an_attached_caller_who_has_seen_enough_cancels_the_prediction() -> None:
+    pool = FakePool(ONE_IMAGE, going=False)
+    home = house(pool)
+    async with home.desk.attached(CAT, home.served) as prediction:
+        async for _ in home.desk.watch(prediction.id):
+            break
+    assert (await home.desk.get(prediction.id)).status == "canceled"
+
+
 async def test_an_attached_caller_who_stays_gets_the_end() -> None:
     home = house(FakePool(ONE_IMAGE))
     async with home.desk.attached(CAT, home.served) as prediction:
-        assert (await home.desk.wait(prediction.id)).status == "succeeded"
+        last = await home.desk.wait(prediction.id)
+    assert last.status == "succeeded"
+    assert await home.desk.get(prediction.id) == last
 
 
 async def test_a_caller_who_only_watches_may_leave() -> None:

@@ -27,9 +27,9 @@ async def store_of(*ids: str, max_records: int = 100, clock: FakeClock | None = 
     return store
 
 
-async def test_an_unknown_id_is_not_found_by_any_method() -> None:
+async def test_an_unknown_id_is_not_found() -> None:
     store = await store_of()
-    for asking in (store.get(A), store.claim(A), store.update(A, noted), store.finish(A, succeeded)):
+    for asking in (store.get(A), store.claim(A), store.update(A, noted), store.changed(prediction(A))):
         with pytest.raises(NotFound, match="may have expired"):
             await asking
 
@@ -52,6 +52,13 @@ async def test_the_first_end_stands() -> None:
     assert await store.finish(A, succeeded) is False
     assert (await store.update(A, noted)).logs == ""
     assert (await store.get(A)).status == "canceled"
+
+
+async def test_what_has_ended_and_left_does_not_end_again() -> None:
+    store = await store_of(A, max_records=1)
+    await store.finish(A, succeeded)
+    await store.create(prediction(B))
+    assert await store.finish(A, succeeded) is False
 
 
 async def test_a_waiter_is_woken_by_the_next_change_and_by_no_other_record() -> None:

@@ -1,0 +1,106 @@
+"""README and docs/ can be followed: their commands parse, and what they ask for would be drawn."""
+
+import ast
+import json
+import os
+import re
+import subprocess
+from pathlib import Path
+from typing import Any, cast
+from urllib.parse import urlsplit
+
+import pytest
+import yaml
+from starlette.routing import Match, Route
+
+from scripts import demo
+from serve.api import cog, replicate
+from serve.api.body import check_keys
+from serve.config_file import check, embedded_config, with_settings
+from serve.inputs import read_inputs
+from serve.plan import make_plan
+from serve.predictions.versions import served_version
+from serve.settings import Settings
+from tests.markdown import DOCUMENTS, ROOT, blocks, commands, options
+
+SETTINGS = Settings()
+NOTHING = cast(Any, None)
+ROUTES: list[Route] = [*replicate.routes(NOTHING, NOTHING, SETTINGS), *cog.routes(NOTHING, NOTHING, SETTINGS)]
+
+
+def test_the_readme_is_short() -> None:
+    assert len((ROOT / "README.md").read_text().splitlines()) <= 150
+
+
+@pytest.mark.parametrize("text", blocks("bash"))
+def test_every_shell_block_parses(text: str) -> None:
+    assert subprocess.run(["bash", "-n", "-c", text], check=False).returncode == 0
+
+
+@pytest.mark.parametrize("words", commands("curl"), ids=lambda words: words[-1][:60])
+def test_every_curl_asks_for_pictures_that_would_be_drawn(words: list[str]) -> None:
+    (url,) = (word for word in words if word.startswith("http://127.0.0.1:8000/"))
+    (text,) = options(words, "-d")
+    body = json.loads(text)
+    path = urlsplit(url).path
+    scope = {"type": "http", "method": "POST", "path": path, "headers": []}
+    assert any(route.matches(scope)[0] is Match.FULL for route in ROUTES), path
+    check_keys(body, replicate.KEYS if path.startswith("/v1/") else cog.KEYS, frozenset())
+    served_version(SETTINGS, body.get("version"))
+    inputs, unknown = read_inputs(body["input"], SETTINGS.max_prompt_chars)
+    assert not unknown
+    plan = make_plan(inputs, SETTINGS, 0, picture=(640, 480))
+    assert plan.size is not None
+    assert not [note for note in plan.notes if "no effect" in note]
+
+
+def test_the_readme_shows_every_way_to_draw() -> None:
+    bodies = [json.loads(options(words, "-d")[0])["input"] for words in commands("curl")]
+    keys = [set(body) for body in bodies]
+    assert {"prompt", "image", "mask"} in keys
+    assert any("image" in given and "mask" not in given for given in keys)
+    assert any(body.get("go_fast") for body in bodies)
+    assert any(not {"image", "go_fast"} & given for given in keys)
+
+
+@pytest.mark.parametrize("words", commands("scripts/demo"), ids=" ".join)
+def test_every_demo_is_one(words: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    Path("out-0.webp").write_bytes(b"a picture")
+    inputs, unknown = read_inputs(demo.inputs_of(demo.parse(words)), SETTINGS.max_prompt_chars)
+    assert inputs.prompt
+    assert not unknown
+
+
+@pytest.mark.parametrize("words", commands("scripts/serve"), ids=" ".join)
+def test_every_setting_on_a_command_line_exists(words: list[str]) -> None:
+    given = dict(assignment.split("=", 1) for assignment in options(words, "--set"))
+    check(with_settings(embedded_config(), given))
+    assert all((ROOT / word).exists() for word in words if word.endswith(".yaml"))
+
+
+@pytest.mark.parametrize("text", blocks("yaml"))
+def test_every_yaml_block_is_settings(text: str) -> None:
+    Settings.model_validate(yaml.safe_load(text))
+
+
+@pytest.mark.parametrize("text", blocks("python"))
+def test_every_python_block_compiles_and_its_inputs_are_accepted(text: str) -> None:
+    for node in ast.walk(ast.parse(text)):
+        if isinstance(node, ast.Dict) and any(
+            isinstance(key, ast.Constant) and key.value == "prompt" for key in node.keys
+        ):
+            inputs, unknown = read_inputs(ast.literal_eval(node), SETTINGS.max_prompt_chars)
+            assert not unknown
+            make_plan(inputs, SETTINGS, 0)
+
+
+@pytest.mark.parametrize("document", DOCUMENTS, ids=lambda path: path.name)
+def test_what_a_document_names_exists(document: Path) -> None:
+    text = document.read_text()
+    for script in set(re.findall(r"\b(scripts/[a-z]+|\.ci/run)\b", text)):
+        assert os.access(ROOT / script, os.X_OK), script
+    for link in re.findall(r"\]\((?!https?:)([^)#]+)", text):
+        assert (document.parent / link).exists(), link
+    for path in re.findall(r"`((?:serve|tests|benchmarks|examples)/[\w./]+|engine/\w+\.py|\w+\.yaml)`", text):
+        assert (ROOT / path).exists() or (ROOT / "serve" / path).exists(), path
