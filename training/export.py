@@ -13,7 +13,7 @@ import diffusers
 import torch
 from diffusers import AutoencoderKL, FlowMatchEulerDiscreteScheduler
 
-from training import text, vocabulary
+from training import encoders, vocabulary
 from training.flow import BASE_SHIFT, BASE_TOKENS, MAX_SHIFT, MAX_TOKENS
 from training.transformer import load
 
@@ -32,9 +32,9 @@ MODEL_INDEX = {
 
 
 def export_shared(runs: Path, folder: Path) -> None:
-    encoders = text.load(runs / "text")
-    encoders.clip.half().save_pretrained(folder / "text_encoder")
-    encoders.t5.half().save_pretrained(folder / "text_encoder_2")
+    both = encoders.load(runs / "text")
+    both.clip.half().save_pretrained(folder / "text_encoder")
+    both.t5.half().save_pretrained(folder / "text_encoder_2")
     vocabulary.save_clip_tokenizer(folder / "tokenizer")
     vocabulary.t5_tokenizer().save_pretrained(folder / "tokenizer_2")
     vae: AutoencoderKL = AutoencoderKL.from_pretrained(runs / "autoencoder" / "vae")

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import torch
 
-from training import text
+from training import encoders
 from training.bank import decode
 from training.drawings.contact_sheet import sheet
 from training.flow import sample
@@ -36,9 +36,9 @@ def main() -> None:
     parser.add_argument("--count", type=int, default=len(PROMPTS))
     arguments = parser.parse_args()
     model = load(arguments.runs / arguments.run, guided=arguments.run == "dev")
-    vae, encoders = load_vae(arguments.runs / "autoencoder" / "vae"), text.load(arguments.runs / "text")
+    vae, readers = load_vae(arguments.runs / "autoencoder" / "vae"), encoders.load(arguments.runs / "text")
     prompts, grid = list(PROMPTS[: arguments.count]), (arguments.rows, arguments.columns)
-    words, empty = encoders(prompts, TEXT_TOKENS), encoders([""] * len(prompts), TEXT_TOKENS)
+    words, empty = readers(prompts, TEXT_TOKENS), readers([""] * len(prompts), TEXT_TOKENS)
     guidance = 1.0 if arguments.run == "schnell" else arguments.guidance
     factor = 1.0 if arguments.run == "schnell" else None
     latents = sample(

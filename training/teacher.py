@@ -6,7 +6,7 @@ import numpy as np
 import torch
 from diffusers import AutoencoderKL
 
-from training import text
+from training import encoders
 from training.bank import Batch, Shelf
 from training.curriculum import LESSONS, Stage, lessons_at
 from training.drawings.strokes import Rng
@@ -21,7 +21,7 @@ class Teacher:
     def __init__(self, runs: Path, rng: Rng, stages: tuple[Stage, ...], machine: Machine) -> None:
         self.folder, self.rng, self.stages, self.machine = runs / "latents", rng, stages, machine
         self.vae = load_vae(runs / "autoencoder" / "vae").to(machine.device)
-        self.encoders = text.load(runs / "text").to(machine.device)
+        self.encoders = encoders.load(runs / "text").to(machine.device)
         self._shelves: dict[str, Shelf] = {}
 
     def batch(self, progress: float) -> Batch:

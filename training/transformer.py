@@ -11,8 +11,8 @@ import numpy as np
 import torch
 from diffusers import FluxTransformer2DModel
 
-from training import text
 from training.curriculum import STAGES, Stage
+from training.encoders import WIDTH
 from training.flow import noised, shift, training_times, velocity
 from training.machine import Machine, add_arguments, chosen
 from training.run import Average, Run
@@ -24,8 +24,8 @@ CONFIG = {
     "num_single_layers": 6,
     "attention_head_dim": 64,
     "num_attention_heads": 3,
-    "joint_attention_dim": text.WIDTH,
-    "pooled_projection_dim": text.WIDTH,
+    "joint_attention_dim": WIDTH,
+    "pooled_projection_dim": WIDTH,
     "axes_dims_rope": (8, 28, 28),
 }
 WITHOUT_TEXT = 0.1

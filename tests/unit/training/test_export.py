@@ -10,7 +10,7 @@ from PIL import Image
 
 from benchmarks.artist import Artist, Order
 from serve.catalog import VariantName
-from training import autoencoder, export, text
+from training import autoencoder, encoders, export
 from training.run import Average
 from training.transformer import build
 
@@ -24,7 +24,7 @@ def exported(tmp_path_factory: pytest.TempPathFactory) -> Path:
         runs / "autoencoder" / "vae"
     )
     (runs / "text").mkdir()
-    torch.save(text.Encoders().state_dict(), runs / "text" / "encoders.pt")
+    torch.save(encoders.Encoders().state_dict(), runs / "text" / "encoders.pt")
     for variant in ("dev", "schnell"):
         (runs / variant).mkdir()
         average = Average(build(guided=variant == "dev"), 0.9)

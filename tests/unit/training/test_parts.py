@@ -7,7 +7,7 @@ import pytest
 import torch
 from diffusers import AutoencoderKL
 
-from training import autoencoder, distil, run, teacher, text, transformer
+from training import autoencoder, distil, encoders, run, teacher, transformer
 from training.curriculum import ONE_THING, Lesson, Stage
 from training.machine import CPU
 
@@ -24,7 +24,7 @@ def runs(tmp_path_factory: pytest.TempPathFactory) -> Path:
     vae = AutoencoderKL(**autoencoder.CONFIG, shift_factor=0.1, scaling_factor=0.8)
     vae.save_pretrained(runs / "autoencoder" / "vae")
     (runs / "text").mkdir()
-    torch.save(text.Encoders().state_dict(), runs / "text" / "encoders.pt")
+    torch.save(encoders.Encoders().state_dict(), runs / "text" / "encoders.pt")
     return runs
 
 
