@@ -1,6 +1,7 @@
 """Shows what the renderer draws: `python -m training.drawings.contact_sheet out.png` writes samples and prompts."""
 
 import argparse
+import textwrap
 from pathlib import Path
 
 import numpy as np
@@ -12,17 +13,23 @@ from training.drawings.sampling import Mixture, sampled
 from training.drawings.scene import THINGS, Item, Scene
 
 
+CAPTION_LINES, CAPTION_CHARACTERS, LINE_PX = 3, 30, 12
+
+
 def sheet(cells: list[tuple[Image.Image, str]], columns: int, side: int = 160) -> Image.Image:
     """The pictures in rows, each with its words below."""
     rows = -(-len(cells) // columns)
-    out = Image.new("RGB", (columns * (side + 8), rows * (side + 34)), "white")
+    wide, high = side + 8, side + 8 + CAPTION_LINES * LINE_PX
+    out = Image.new("RGB", (columns * wide, rows * high), "white")
     pen = ImageDraw.Draw(out)
     for index, (picture, words) in enumerate(cells):
-        x, y = index % columns * (side + 8) + 4, index // columns * (side + 34) + 4
-        out.paste(picture.resize((side, side), Image.Resampling.LANCZOS), (x, y))
-        pen.rectangle((x - 1, y - 1, x + side, y + side), outline=(190, 190, 190))
-        pen.text((x, y + side + 1), words[:30], fill="black", font_size=10)
-        pen.text((x, y + side + 13), words[30:62], fill="black", font_size=10)
+        x, y = index % columns * wide + 4, index // columns * high + 4
+        shown = picture.copy()
+        shown.thumbnail((side, side), Image.Resampling.LANCZOS)
+        out.paste(shown, (x, y))
+        pen.rectangle((x - 1, y - 1, x + shown.width, y + shown.height), outline=(190, 190, 190))
+        for line, said in enumerate(textwrap.wrap(words, CAPTION_CHARACTERS)[:CAPTION_LINES]):
+            pen.text((x, y + side + 1 + line * LINE_PX), said, fill="black", font_size=10)
     return out
 
 

@@ -91,7 +91,7 @@ def inked(scene: Scene, size: Size, rng: Rng) -> list[Inked]:
         if item.kind == "word":
             strokes, strength = handwriting(item.name, rng), 0.5
             # Letters of about the same height in every word: the font's units, not the word's outline, say how high.
-            unit = min(high / 28, wide / max(np.ptp(np.concatenate(strokes)[:, 0]), 22))
+            unit = min(high / 32, wide / max(np.ptp(np.concatenate(strokes)[:, 0]), 22))
             box = np.ptp(np.concatenate(strokes), axis=0) * unit
             strokes = fitted(strokes, (0, 0), (2, 2))
         else:

@@ -50,7 +50,7 @@ def test_the_first_thing_stands_where_the_relation_says(relation: Relation, axis
 def test_ink_stays_off_the_edge_of_the_paper(size: Size) -> None:
     rng = np.random.default_rng(1)
     for _ in range(30):
-        scene = sampled(rng, Mixture(labelled=0))
+        scene = sampled(rng, Mixture(labelled=0.3))
         picture = np.array(rendered(scene, size, rng), dtype=int)
         edge = np.concatenate([picture[0], picture[-1], picture[:, 0], picture[:, -1]])
         assert np.ptp(edge, axis=0).max() < 25, scene
