@@ -12,7 +12,6 @@ from training.drawings.prompts import prompt
 from training.drawings.sampling import Mixture, sampled
 from training.drawings.scene import THINGS, Item, Scene
 
-
 CAPTION_LINES, CAPTION_CHARACTERS, LINE_PX = 3, 30, 12
 
 
