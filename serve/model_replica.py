@@ -11,10 +11,10 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from dataclasses import asdict
 
-from serve.engine import safety
 from serve.engine.checkpoint import load
 from serve.engine.engine import Engine
 from serve.engine.job import Canceled, Done, EngineEvent, Failed, Job, Mask, Picture, Pixels
+from serve.engine.safety import build_checker
 from serve.engine.task import Ticket
 from serve.events import Drawn, Event, Finished, Flagged, Started, Stepped
 from serve.media.encode import encode
@@ -31,7 +31,7 @@ class ModelReplica:
         row = settings.pools[pool]
         token = read_secrets().hf_token
         hf_token = token.get_secret_value() if token else None
-        self._checker = safety.build(settings.safety, hf_token)
+        self._checker = build_checker(settings.safety, hf_token)
         self._finishers = ThreadPoolExecutor(FINISHING_THREADS, thread_name_prefix="finish")
         checkpoint = load(settings.models[row.model], row, cache_folder(settings), hf_token)
         self._engine = Engine(checkpoint, row)

@@ -8,10 +8,11 @@ import pytest
 from serve.engine.embedded import ensure
 from serve.engine.embedded_models import Geometry
 from serve.local_service import ROOT, LocalService, local_service
-from tests.cluster.client import SMALL, contents, data_uri, png, predict, size_of
+from tests.cluster.client import SMALL, connect, data_uri, png, predict, size_of
 from tests.cluster.probe import Probe
 from tests.safety_folders import FLAGS_NONE, make_classifier, make_concepts
 
+PUBLIC = "https://flux.example.com"
 POOLS = ("dev-bf16", "dev-fp8", "schnell")
 
 
@@ -51,7 +52,12 @@ def test_each_kind_of_request_comes_back_from_the_pool_that_the_table_says(
     pictures = {key: data_uri(png(320, 256)) for key in ("image", "mask") if inputs.get(key)}
     prediction = predict(service, **{**SMALL, "prompt": "a boat", **inputs, **pictures})
     assert prediction["metrics"]["pool"] == pool
-    assert size_of(contents(prediction)[0]) == _size(inputs)
+    assert prediction["status"] == "succeeded", prediction["error"]
+    assert prediction["output"][0].startswith(f"{PUBLIC}/outputs/")
+    with connect(service) as client:
+        picture = client.get(prediction["output"][0].removeprefix(PUBLIC)).raise_for_status()
+    assert picture.headers["content-type"] == "image/png"
+    assert size_of(picture.content) == _size(inputs)
 
 
 def test_the_pools_have_the_replicas_that_the_file_says(probe: Probe) -> None:

@@ -11,7 +11,7 @@ from safetensors.torch import load_file, save_file
 from transformers.models.clip.image_processing_pil_clip import CLIPImageProcessorPil
 
 from serve.engine.job import Picture
-from serve.engine.safety import TwoStages, build
+from serve.engine.safety import TwoStages, build_checker
 from serve.errors import CheckpointUnusable
 from serve.settings import SafetySettings
 from tests.safety_folders import FLAGS_ALL, FLAGS_NONE, SIDE, make_classifier, make_concepts
@@ -35,7 +35,7 @@ def pictures() -> list[Picture]:
 
 def flags(tmp_path: Path, pictures: list[Picture], threshold: float, normal: float) -> list[bool]:
     concepts, classifier = make_concepts(tmp_path / "concepts", threshold), make_classifier(tmp_path / "vit", normal)
-    checker = build(
+    checker = build_checker(
         SafetySettings(checker="flux", concept_model=str(concepts), classifier_model=str(classifier)), hf_token=None
     )
     assert not checker.on_device
@@ -82,28 +82,30 @@ def test_weights_that_are_missing_are_not_made_up(tmp_path: Path) -> None:
         checker="flux", concept_model=str(concepts), classifier_model=str(make_classifier(tmp_path / "vit", 0.0))
     )
     with pytest.raises(CheckpointUnusable, match="concepts lacks 1 weights, the first is concept_embeds"):
-        build(settings, None)
+        build_checker(settings, None)
 
 
 def test_a_classifier_that_knows_no_normal_is_refused(tmp_path: Path) -> None:
     classifier = make_classifier(tmp_path / "vit", 0.0, labels=("cat", "dog"))
     concepts = make_concepts(tmp_path / "concepts", FLAGS_ALL)
     with pytest.raises(CheckpointUnusable, match="vit has no label 'normal'"):
-        build(SafetySettings(checker="flux", concept_model=str(concepts), classifier_model=str(classifier)), None)
+        build_checker(
+            SafetySettings(checker="flux", concept_model=str(concepts), classifier_model=str(classifier)), None
+        )
 
 
 def test_opennsfw_flags_from_its_threshold_on(pictures: list[Picture]) -> None:
     scores = [NSFWClassifier().classify(picture).nsfw for picture in pictures]
     for threshold in (0.0, *scores, 1.0):
-        checker = build(SafetySettings(threshold=threshold), None)
+        checker = build_checker(SafetySettings(threshold=threshold), None)
         assert [checker.flag(picture) for picture in pictures] == [score >= threshold for score in scores]
     assert not checker.on_device
 
 
 def test_opennsfw_is_not_for_a_gpu() -> None:
     with pytest.raises(CheckpointUnusable, match=r"set `safety\.device` to cpu"):
-        build(SafetySettings(device="cuda"), None)
+        build_checker(SafetySettings(device="cuda"), None)
 
 
 def test_no_checker_flags_nothing(pictures: list[Picture]) -> None:
-    assert not build(SafetySettings(checker="none"), None).flag(pictures[0])
+    assert not build_checker(SafetySettings(checker="none"), None).flag(pictures[0])

@@ -33,6 +33,7 @@ class LocalServer:
         """What TLS clients called the server."""
         self.port = 0
         self.sent_bytes = 0
+        self._answering: set[asyncio.Task[None]] = set()
 
     async def start(self, tls: ssl.SSLContext | None = None) -> None:
         if tls:
@@ -41,7 +42,11 @@ class LocalServer:
         self.port = self._server.sockets[0].getsockname()[1]
 
     async def stop(self) -> None:
+        """Ends whatever still answers: a transport that outlives its loop is a warning, which is an error here."""
         self._server.close()
+        for task in self._answering:
+            task.cancel()
+        await asyncio.gather(*self._answering, return_exceptions=True)
 
     def answer(self, path: str, status: str = "200 OK", body: bytes = b"", **headers: str | int) -> str:
         """Lets `path` be answered, and returns its URL. A Content-Length that is given need not be true."""
@@ -58,14 +63,22 @@ class LocalServer:
         return f"http://127.0.0.1:{self.port}{path}"
 
     async def _serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        with suppress(ConnectionError, asyncio.IncompleteReadError):
-            head = (await reader.readuntil(b"\r\n\r\n")).decode()
-            path = head.split()[1].partition("?")[0]
-            self.asked.append(path)
-            self.heads.append(head)
-            await self.answers[path](writer)
-            await writer.drain()
-        writer.close()
+        task = asyncio.current_task()
+        assert task is not None
+        self._answering.add(task)
+        try:
+            with suppress(ConnectionError, asyncio.IncompleteReadError):
+                head = (await reader.readuntil(b"\r\n\r\n")).decode()
+                path = head.split()[1].partition("?")[0]
+                self.asked.append(path)
+                self.heads.append(head)
+                await self.answers[path](writer)
+                await writer.drain()
+        finally:
+            writer.close()
+            if task.cancelling():
+                writer.transport.abort()
+            self._answering.discard(task)
 
     async def drip(self, writer: asyncio.StreamWriter, piece: bytes, pause_s: float) -> None:
         """An answer without an end, a piece at a time, for as long as the client takes it."""
