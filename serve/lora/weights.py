@@ -37,7 +37,7 @@ class LoraWeights:
     transformer: Mapping[str, LowRank]
     """As in `transformer_blocks.0.attn.to_q`."""
     clip: Mapping[str, LowRank]
-    """As in `text_model.encoder.layers.0.self_attn.q_proj`."""
+    """As in `encoder.layers.0.self_attn.q_proj`: that model has no `text_model` inside since transformers 5."""
     named: tuple[str, ...] = ()
     """Tensors of the file that are not applied, each with the reason, fit to be shown to the caller."""
 
