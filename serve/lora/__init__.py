@@ -1,4 +1,5 @@
 """LoRAs from a caller's text to checked weights: reference, source, download, archive, header, formats.
 
-Knows nothing of Ray, HTTP routes, predictions or the engine. Torch is in `weights`, `formats` and what stands under them.
+Knows nothing of Ray, HTTP routes, predictions or the engine. Only what handles tensors imports torch: `weights`, `packed`,
+`formats`, `factors` and `loading`.
 """
