@@ -6,11 +6,14 @@ from collections.abc import Callable, Iterator, Mapping
 import pytest
 import torch
 from diffusers.loaders import FluxLoraLoaderMixin
+from peft.tuners.lora.layer import Linear
+from transformers import CLIPTextConfig, CLIPTextModel
 
 from serve.lora.formats import FormatReader
+from serve.lora.geometry import Geometry
 from serve.lora.weights import LowRank
 from tests.unit.lora import lora_files
-from tests.unit.lora.geometries import TRUE
+from tests.unit.lora.geometries import TRUE, TRUE_TRANSFORMER
 from tests.unit.lora.lora_files import Pair, Tensors
 
 FEW = lora_files.bfl_names((0, 18), (0, 37), outside=True)
@@ -103,3 +106,20 @@ def assert_equal_products(found: LowRank, down: torch.Tensor, up: torch.Tensor) 
     torch.testing.assert_close(
         found.scale * found.up @ (found.down @ probes), up @ (down @ probes), rtol=1e-4, atol=1e-4
     )
+
+
+def test_the_text_encoder_gets_what_diffusers_and_peft_give_it() -> None:
+    clip = CLIPTextModel(
+        CLIPTextConfig(num_hidden_layers=2, hidden_size=12, intermediate_size=20, num_attention_heads=4)
+    )
+    geometry = Geometry.of(TRUE_TRANSFORMER, clip.config.to_dict())
+    tensors = lora_files.flat(lora_files.clip_pairs(geometry), "lora_te1_text_model_", alpha=1.5)
+    ours = FormatReader(geometry, max_rank=16).read(tensors, {}).clip
+    # The converter multiplies alpha into the very tensors that it is given.
+    theirs = FluxLoraLoaderMixin.lora_state_dict({name: tensor.clone() for name, tensor in tensors.items()})
+    FluxLoraLoaderMixin.load_lora_into_text_encoder(theirs, None, clip, prefix="text_encoder", adapter_name="one")
+    for layer, low_rank in ours.items():
+        adapter = clip.get_submodule(layer)
+        assert isinstance(adapter, Linear)
+        torch.testing.assert_close(low_rank.scale * low_rank.up @ low_rank.down, adapter.get_delta_weight("one"))
+    assert len(ours) == 12
