@@ -1,4 +1,4 @@
-"""What stands behind the hosts of Replicate, Hugging Face and CivitAI, in all forms that people copy from there. Pure."""
+"""What stands behind the hosts of Replicate, Hugging Face and CivitAI, in all forms that people copy. Pure."""
 
 import re
 from collections.abc import Callable, Mapping
@@ -101,15 +101,15 @@ def civitai(behind: Behind) -> Reference:
     query = behind.query
     match behind.segments:
         case ("models", model) | ("models", model, _):
-            version = query.get("modelversionid")
+            ids = _ids(model, query.get("modelversionid"))
         case ("api", "download", "models", version) | ("model-versions", version):
-            model = None
+            ids = _ids(None, version)
         case _:
             raise NoForm
     if query.get("format", "safetensor").lower() != "safetensor":
         raise BadReference("only safetensors files are taken: others could run code here")
     choice = tuple((name, query[name].lower()) for name in ("fp", "size") if name in query)
-    return CivitaiFile(*_ids(model, version), choice, query.get("token"))
+    return CivitaiFile(*ids, choice, query.get("token"))
 
 
 def civitai_name(text: str) -> Reference:
