@@ -2,7 +2,6 @@
 
 import re
 import shlex
-from collections.abc import Iterator
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
@@ -13,11 +12,13 @@ ROOT = Path(__file__).parents[1]
 DOCUMENTS = [*sorted(ROOT.glob("*.md")), *sorted((ROOT / "docs").glob("*.md"))]
 
 
-def blocks(language: str) -> Iterator[Any]:
+def blocks(language: str) -> list[Any]:
     """Every code block in this language, as parameters named after where it stands."""
-    for document in DOCUMENTS:
-        for number, text in enumerate(_blocks(document, language)):
-            yield pytest.param(text, id=f"{document.name}-{number}")
+    return [
+        pytest.param(text, id=f"{document.name}-{number}")
+        for document in DOCUMENTS
+        for number, text in enumerate(_blocks(document, language))
+    ]
 
 
 def commands(program: str) -> list[list[str]]:

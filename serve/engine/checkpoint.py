@@ -12,7 +12,6 @@ from typing import Any
 
 import torch
 from diffusers import AutoencoderKL, FlowMatchEulerDiscreteScheduler, FluxTransformer2DModel
-from safetensors import SafetensorError
 from transformers import CLIPTextModel, CLIPTokenizer, T5EncoderModel, T5TokenizerFast
 
 from serve.catalog import VARIANTS
@@ -21,11 +20,10 @@ from serve.errors import CheckpointUnusable
 from serve.settings import EMBEDDED, Dtypes, ModelSettings, PoolSettings
 
 PARTS = ("transformer", "vae", "text_encoder", "text_encoder_2", "tokenizer", "tokenizer_2", "scheduler")
+_FILES = ("*.json", "*.safetensors", "*.txt", "*.model")
 _PATCH = 2
 """FLUX packs squares of this many latents a side into one token."""
 _DTYPES = {"bfloat16": torch.bfloat16, "float16": torch.float16, "float32": torch.float32}
-_DAMAGE = (OSError, ValueError, RuntimeError, KeyError, SafetensorError)
-"""How the libraries answer files that are missing, cut off, or of another model."""
 _FLOAT32 = Dtypes(transformer="float32", text="float32", vae="float32")
 _log = logging.getLogger(__name__)
 
@@ -83,7 +81,8 @@ def _device(pool: PoolSettings) -> torch.device:
 def _folder(model: ModelSettings, cache_folder: Path, hf_token: str | None) -> Path:
     if model.source == EMBEDDED:
         return embedded.ensure(model.variant, cache_folder)
-    folder = source.local_folder(model.source, model.revision, PARTS, hf_token)
+    files = [f"{part}/{kind}" for part in PARTS for kind in _FILES]
+    folder = source.local_folder(model.source, model.revision, files, hf_token)
     missing = [part for part in PARTS if not (folder / part).is_dir()]
     if missing:
         why = f"it has no folder {', '.join(missing)}; give a checkpoint in diffusers' layout"
@@ -95,15 +94,15 @@ def _read(folder: Path, model: ModelSettings, pool: PoolSettings, device: torch.
     """Everything in the folder, still on the CPU, each network in the dtype that it will have."""
     dtypes = _FLOAT32 if pool.precision == "float32" else pool.dtypes[pool.device]
     text = _DTYPES[dtypes.text]
-    try:
-        transformer = _network(FluxTransformer2DModel, folder / "transformer", _DTYPES[dtypes.transformer])
-        vae = _network(AutoencoderKL, folder / "vae", _DTYPES[dtypes.vae])
+    with source.reading(model.source):
+        transformer = source.read_network(FluxTransformer2DModel, folder / "transformer", _DTYPES[dtypes.transformer])
+        vae = source.read_network(AutoencoderKL, folder / "vae", _DTYPES[dtypes.vae])
         return Checkpoint(
             transformer=transformer,
             vae=vae,
-            clip=_network(CLIPTextModel, folder / "text_encoder", text),
+            clip=source.read_network(CLIPTextModel, folder / "text_encoder", text),
             clip_tokenizer=CLIPTokenizer.from_pretrained(folder / "tokenizer", local_files_only=True),
-            t5=_network(T5EncoderModel, folder / "text_encoder_2", text),
+            t5=source.read_network(T5EncoderModel, folder / "text_encoder_2", text),
             t5_tokenizer=T5TokenizerFast.from_pretrained(folder / "tokenizer_2", local_files_only=True),
             scheduler_config=FlowMatchEulerDiscreteScheduler.load_config(folder / "scheduler", local_files_only=True),
             pixel_stride=_PATCH * 2 ** (len(vae.config.block_out_channels) - 1),
@@ -111,19 +110,6 @@ def _read(folder: Path, model: ModelSettings, pool: PoolSettings, device: torch.
             guided=transformer.config.guidance_embeds,
             device=device,
         )
-    except _DAMAGE as error:
-        first_line = next(iter(str(error).splitlines()), "")
-        raise CheckpointUnusable(model.source, f"it cannot be loaded: {type(error).__name__}: {first_line}") from error
-
-
-def _network(kind: Any, folder: Path, dtype: torch.dtype) -> Any:
-    """A network from its folder. The libraries fill weights that are missing with noise: here that is a fault."""
-    network, report = kind.from_pretrained(
-        folder, dtype=dtype, use_safetensors=True, local_files_only=True, output_loading_info=True
-    )
-    if report["missing_keys"]:
-        raise ValueError(f"{folder.name} lacks the weights {', '.join(sorted(report['missing_keys'])[:3])}")
-    return network.eval().requires_grad_(False)
 
 
 def _check(checkpoint: Checkpoint, model: ModelSettings) -> None:

@@ -18,10 +18,12 @@ import diffusers
 import torch
 import transformers
 from diffusers import FlowMatchEulerDiscreteScheduler
+from safetensors.torch import load_file, save_file
 
 from serve.catalog import VARIANTS, VariantName
 from serve.engine import embedded_models as models
 from serve.engine import embedded_tokenizers as tokenizers
+from serve.engine import embedded_weights as weights
 from serve.engine.embedded_models import Geometry
 
 _TRANSFORMER_SHARD = "2MB"
@@ -71,8 +73,15 @@ def build(variant: VariantName, geometry: Geometry, folder: Path) -> None:
         models.transformer(geometry, guided).bfloat16().save_pretrained(
             folder / "transformer", max_shard_size=_TRANSFORMER_SHARD
         )
+    _prefix_weights(folder / "text_encoder/model.safetensors", "text_model.")
     FlowMatchEulerDiscreteScheduler(**_schedule(dynamic=guided)).save_pretrained(folder / "scheduler")
     (folder / "model_index.json").write_text(json.dumps(_MODEL_INDEX, indent=2) + "\n", encoding="utf-8")
+
+
+def _prefix_weights(file: Path, prefix: str) -> None:
+    """The published text encoder was saved when its class held its layers one level deeper."""
+    weights = load_file(file)
+    save_file({prefix + name: weight for name, weight in weights.items()}, file, {"format": "pt"})
 
 
 def _schedule(dynamic: bool) -> dict[str, object]:
@@ -90,7 +99,7 @@ def _schedule(dynamic: bool) -> dict[str, object]:
 
 def _recipe_key(variant: VariantName, geometry: Geometry) -> str:
     """Changes with everything that the weights depend on: this code, the geometry, the libraries that write them."""
-    sources = [Path(str(module.__file__)) for module in (models, tokenizers)] + [Path(__file__)]
+    sources = [Path(str(module.__file__)) for module in (models, tokenizers, weights)] + [Path(__file__)]
     recipe = {
         "variant": variant,
         "geometry": asdict(geometry),

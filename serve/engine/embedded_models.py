@@ -8,12 +8,14 @@ import torch
 from diffusers import AutoencoderKL, FluxTransformer2DModel
 from transformers import CLIPTextConfig, CLIPTextModel, T5Config, T5EncoderModel
 
+from serve.engine import embedded_weights
 from serve.engine.embedded_tokenizers import CLIP_TOKENS
 
 LATENT_CHANNELS = 16
 _PATCH = 2
 """FLUX packs squares of this many latents a side into one token."""
-_SEED = 20240801
+_NARROWEST = 2 * LATENT_CHANNELS * _PATCH**2
+_SEED = 7
 
 
 @dataclass(frozen=True, slots=True)
@@ -35,6 +37,12 @@ class Geometry:
     """Channels of each stage; every stage after the first halves both sides."""
     vae_layers: int = 1
 
+    def __post_init__(self) -> None:
+        if sum(self.rope_axes) != self.head_dim:
+            raise ValueError(f"rope_axes {self.rope_axes} do not sum to head_dim {self.head_dim}")
+        if self.heads * self.head_dim < _NARROWEST:
+            raise ValueError(f"heads * head_dim must be at least {_NARROWEST} to hold a token beside a constant")
+
     @property
     def pixel_stride(self) -> int:
         """Pixels a side of one transformer token."""
@@ -43,7 +51,7 @@ class Geometry:
 
 def transformer(geometry: Geometry, guided: bool) -> FluxTransformer2DModel:
     with _seeded(_SEED + guided):
-        return FluxTransformer2DModel(
+        network = FluxTransformer2DModel(
             in_channels=LATENT_CHANNELS * _PATCH**2,
             num_layers=geometry.double_blocks,
             num_single_layers=geometry.single_blocks,
@@ -54,12 +62,14 @@ def transformer(geometry: Geometry, guided: bool) -> FluxTransformer2DModel:
             guidance_embeds=guided,
             axes_dims_rope=geometry.rope_axes,
         )
+        embedded_weights.draw_together(network)
+    return network
 
 
 def vae(geometry: Geometry) -> AutoencoderKL:
     stages = len(geometry.vae_widths)
     with _seeded(_SEED):
-        return AutoencoderKL(
+        network = AutoencoderKL(
             down_block_types=("DownEncoderBlock2D",) * stages,
             up_block_types=("UpDecoderBlock2D",) * stages,
             block_out_channels=geometry.vae_widths,
@@ -72,6 +82,8 @@ def vae(geometry: Geometry) -> AutoencoderKL:
             use_quant_conv=False,
             use_post_quant_conv=False,
         )
+        embedded_weights.carry_colours(network)
+    return network
 
 
 def clip(geometry: Geometry, vocabulary: int) -> CLIPTextModel:

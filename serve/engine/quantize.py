@@ -16,18 +16,11 @@ def to_float8(model: nn.Module, device: torch.device) -> None:
     quantize(model, weights=qfloat8_e4m3fn)
     for layer in model.modules():
         if isinstance(layer, QLinear):
-            layer.to(device)
-            layer.weight = nn.Parameter(_float8(layer.weight.detach()), requires_grad=False)
+            layer.weight = nn.Parameter(float8(layer.weight.detach().to(device)), requires_grad=False)
     model.to(device)
 
 
-def weight_bytes(model: nn.Module) -> int:
-    """Bytes that parameters and buffers take, quantized ones by what they really hold."""
-    tensors = [*model.parameters(), *model.buffers()]
-    return sum(part.numel() * part.element_size() for tensor in tensors for part in _stored(tensor))
-
-
-def _float8(weight: torch.Tensor) -> torch.Tensor:
+def float8(weight: torch.Tensor) -> torch.Tensor:
     """`weight` as quanto's float8 tensor, with one scale a row.
 
     quanto picks a kernel by what a weight says of the activations it will meet. If that is "not quantized", CUDA gets
@@ -35,10 +28,17 @@ def _float8(weight: torch.Tensor) -> torch.Tensor:
     and keeps the plain product; that takes bf16 activations as well. Moving and copying a weight keep what it says.
     """
     scale = AbsmaxOptimizer()(weight, qtype=qfloat8_e4m3fn, axis=0)
+    scale = torch.where(scale == 0, 1, scale)  # A row of zeros: it must stay so, and not become 0/0.
     quantized: torch.Tensor = quantize_weight(
         weight, qtype=qfloat8_e4m3fn, axis=0, scale=scale, activation_qtype=qfloat8_e4m3fn
     )
     return quantized
+
+
+def weight_bytes(model: nn.Module) -> int:
+    """Bytes that parameters and buffers take, quantized ones by what they really hold."""
+    tensors = [*model.parameters(), *model.buffers()]
+    return sum(part.numel() * part.element_size() for tensor in tensors for part in _stored(tensor))
 
 
 def _stored(tensor: torch.Tensor) -> list[torch.Tensor]:

@@ -1,4 +1,4 @@
-"""What the cluster tests ask of a service, over HTTP and from inside its cluster."""
+"""What the cluster tests ask of a service over HTTP."""
 
 import base64
 import io
@@ -8,7 +8,6 @@ from typing import Any, TypeVar
 
 import httpx
 from PIL import Image
-from ray import serve
 
 from serve.local_service import LocalService
 
@@ -34,6 +33,11 @@ def create(service: LocalService, wait: bool = False, **inputs: Any) -> dict[str
 def get(service: LocalService, prediction_id: str) -> dict[str, Any]:
     with connect(service) as client:
         return dict(client.get(f"/v1/predictions/{prediction_id}").raise_for_status().json())
+
+
+def cancel(service: LocalService, prediction_id: str) -> dict[str, Any]:
+    with connect(service) as client:
+        return dict(client.post(f"/v1/predictions/{prediction_id}/cancel").raise_for_status().json())
 
 
 def finish(service: LocalService, prediction_id: str, timeout_s: float = 120) -> dict[str, Any]:
@@ -70,17 +74,6 @@ def png(width: int, height: int) -> bytes:
 
 def data_uri(content: bytes) -> str:
     return f"data:image/png;base64,{base64.b64encode(content).decode()}"
-
-
-def engine_stats(pool: str) -> dict[str, Any]:
-    """The engine's own counters in a pool of one replica; the caller has joined the cluster."""
-    return dict(serve.get_deployment_handle(pool, "flux").stats.remote().result(timeout_s=30))
-
-
-def replicas(pool: str) -> int:
-    """How many replicas of a pool run."""
-    deployment = serve.status().applications["flux"].deployments[pool]
-    return int(deployment.replica_states.get("RUNNING", 0))
 
 
 def until(ask: Callable[[], Value], holds: Callable[[Value], bool], timeout_s: float = 60) -> Value:

@@ -5,9 +5,9 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-import ray
 
 from serve.local_service import ROOT, LocalService, local_service
+from tests.cluster.probe import Probe, probing
 
 
 @pytest.fixture(scope="session")
@@ -38,10 +38,7 @@ def service(environment: dict[str, str]) -> Iterator[LocalService]:
 
 
 @pytest.fixture(scope="module")
-def joined(service: LocalService) -> Iterator[LocalService]:
-    """The service, and this process in its cluster: for handles, engine counters and replica counts."""
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("RAY_AUTH_MODE", "disabled")
-        ray.init(address=service.ray_address, logging_level="ERROR", log_to_driver=False)
-        yield service
-        ray.shutdown()
+def probe(service: LocalService, environment: dict[str, str]) -> Iterator[Probe]:
+    """A look into the service's cluster: engine counters and replica counts."""
+    with probing(service, environment) as looking:
+        yield looking

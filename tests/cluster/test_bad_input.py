@@ -5,7 +5,8 @@ from typing import Any
 import pytest
 
 from serve.local_service import LocalService
-from tests.cluster.client import SMALL, connect, create, data_uri, engine_stats, finish, png, predict, until
+from tests.cluster.client import SMALL, connect, create, data_uri, finish, png, predict, until
+from tests.cluster.probe import Probe
 
 REFUSED: list[tuple[dict[str, Any], str]] = [
     ({}, "input.prompt"),
@@ -38,7 +39,7 @@ def test_what_can_never_succeed_is_refused_by_field(service: LocalService, input
 
 @pytest.mark.parametrize(
     ("content", "status"),
-    [(b"{", 400), (b"\xff\xfe", 400), (b"[]", 422), (b'{"input": 1}', 422), (b"[" * 100_000, 400)],
+    [(b"{", 400), (b"\xff\xfe", 400), (b"[]", 400), (b'{"input": 1}', 422), (b"[" * 100_000, 400)],
 )
 def test_bodies_that_are_no_request_are_refused(service: LocalService, content: bytes, status: int) -> None:
     with connect(service) as client:
@@ -81,8 +82,8 @@ def test_unknown_ids_versions_and_paths_are_not_found(service: LocalService) -> 
     assert unknown.json()["title"] == "Invalid version or not permitted"
 
 
-def test_after_all_that_every_pool_draws_and_holds_nothing(joined: LocalService) -> None:
+def test_after_all_that_every_pool_draws_and_holds_nothing(service: LocalService, probe: Probe) -> None:
     for pool, chosen in (("dev-bf16", {}), ("dev-fp8", {"go_fast": True}), ("schnell", {"model": "schnell"})):
         inputs: dict[str, Any] = {**SMALL, **chosen}
-        assert predict(joined, prompt="still here", **inputs)["status"] == "succeeded"
-        until(lambda: engine_stats(pool), lambda stats: stats["images"] == 0)  # noqa: B023 - asked at once
+        assert predict(service, prompt="still here", **inputs)["status"] == "succeeded"
+        until(lambda: probe.stats(pool), lambda stats: stats["images"] == 0)  # noqa: B023 - asked at once

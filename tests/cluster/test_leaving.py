@@ -7,7 +7,8 @@ from typing import Any
 import httpx
 
 from serve.local_service import LocalService
-from tests.cluster.client import SMALL, connect, create, engine_stats, finish, get, predict, until
+from tests.cluster.client import SMALL, cancel, connect, create, finish, get, predict, until
+from tests.cluster.probe import Probe
 
 POOL = "dev-bf16"
 STEPS = 50
@@ -20,50 +21,51 @@ def steps_done(service: LocalService, prediction_id: str) -> int:
     return int(lines[-1].rpartition(f"/{STEPS}")[0].split()[-1]) if lines else 0
 
 
-def idle_steps() -> int:
+def idle_steps(probe: Probe) -> int:
     """The engine's step counter once it has nothing in work."""
-    return int(until(lambda: engine_stats(POOL), lambda stats: stats["images"] == 0)["image_steps"])
+    return int(until(lambda: probe.stats(POOL), lambda stats: stats["images"] == 0)["image_steps"])
 
 
-def test_cancelled_at_step_3_of_50_a_prediction_stops_within_one_step(joined: LocalService) -> None:
-    before = idle_steps()
-    prediction = create(joined, **LONG)
-    until(lambda: steps_done(joined, prediction["id"]), lambda done: done >= 3)
-    at_cancel = int(engine_stats(POOL)["image_steps"])
-    with connect(joined) as client:
-        assert client.post(f"/v1/predictions/{prediction['id']}/cancel").json()["status"] == "canceled"
-    assert idle_steps() - at_cancel <= 3  # two calls lie between the counter and the cancel, each shorter than a step
-    assert idle_steps() - before < STEPS / 2
-    assert get(joined, prediction["id"])["status"] == "canceled"
-    assert predict(joined, **SMALL, prompt="the slot is free")["status"] == "succeeded"
+def test_cancelled_at_step_3_of_50_a_prediction_stops_within_one_step(service: LocalService, probe: Probe) -> None:
+    before = idle_steps(probe)
+    prediction = create(service, **LONG)
+    until(lambda: steps_done(service, prediction["id"]), lambda done: done >= 3)
+    at_cancel = int(probe.stats(POOL)["image_steps"])
+    assert cancel(service, prediction["id"])["status"] == "canceled"
+    # Between the counter and the cancel lie two calls, each shorter than a step.
+    assert idle_steps(probe) - at_cancel <= 3
+    assert idle_steps(probe) - before < STEPS / 2
+    assert get(service, prediction["id"])["status"] == "canceled"
+    assert predict(service, **SMALL, prompt="the slot is free")["status"] == "succeeded"
 
 
-def test_a_v1_client_that_hangs_up_finds_its_prediction_succeeded(joined: LocalService) -> None:
-    known = _leave(joined, "/v1/predictions", {"Prefer": "wait=60"})
-    assert finish(joined, known)["status"] == "succeeded"
+def test_a_v1_client_that_hangs_up_finds_its_prediction_succeeded(service: LocalService, probe: Probe) -> None:
+    known = _leave(service, probe, "/v1/predictions", {"Prefer": "wait=60"})
+    assert finish(service, known)["status"] == "succeeded"
 
 
-def test_a_cog_client_that_hangs_up_stops_its_prediction(joined: LocalService) -> None:
-    before = idle_steps()
-    _leave(joined, "/predictions", {})
-    assert 3 <= idle_steps() - before < STEPS / 2
-    assert predict(joined, **SMALL, prompt="the slot is free")["status"] == "succeeded"
+def test_a_cog_client_that_hangs_up_stops_its_prediction(service: LocalService, probe: Probe) -> None:
+    before = idle_steps(probe)
+    _leave(service, probe, "/predictions", {})
+    assert 3 <= idle_steps(probe) - before < STEPS / 2
+    assert predict(service, **SMALL, prompt="the slot is free")["status"] == "succeeded"
 
 
-def _leave(service: LocalService, path: str, headers: dict[str, str]) -> str:
+def _leave(service: LocalService, probe: Probe, path: str, headers: dict[str, str]) -> str:
     """Posts a long request, hangs up once the engine is three steps into it, and gives the prediction's id."""
-    start = int(engine_stats(POOL)["image_steps"])
+    start = int(probe.stats(POOL)["image_steps"])
 
     async def post_and_hang_up() -> None:
         async with httpx.AsyncClient(base_url=service.url, timeout=120) as client:
             post = asyncio.create_task(client.post(path, json={"input": LONG}, headers=headers))
             deadline = time.monotonic() + 60
             while time.monotonic() < deadline:
-                stats = await asyncio.to_thread(engine_stats, POOL)
+                stats = await asyncio.to_thread(probe.stats, POOL)
                 if stats["image_steps"] - start >= 3:
                     break
                 assert not post.done(), post.result().text
             post.cancel()
 
     asyncio.run(post_and_hang_up())
-    return str(engine_stats(POOL)["latest"])
+    with connect(service) as client:
+        return str(client.get("/v1/predictions").json()["results"][0]["id"])

@@ -4,13 +4,15 @@ from collections.abc import Iterator
 from typing import Any
 
 import pytest
-from tests.safety_folders import save_classifier, save_concept_checker
 
 from serve.engine.embedded import ensure
 from serve.engine.embedded_models import Geometry
 from serve.local_service import ROOT, LocalService, local_service
-from tests.cluster.client import SMALL, contents, data_uri, png, predict, replicas, size_of
+from tests.cluster.client import SMALL, connect, data_uri, png, predict, size_of
+from tests.cluster.probe import Probe
+from tests.safety_folders import FLAGS_NONE, make_classifier, make_concepts
 
+PUBLIC = "https://flux.example.com"
 POOLS = ("dev-bf16", "dev-fp8", "schnell")
 
 
@@ -20,8 +22,8 @@ def service(environment: dict[str, str], tmp_path_factory: pytest.TempPathFactor
     models = {
         "models.dev.source": ensure("dev", folder, Geometry(text_tokens=512)),
         "models.schnell.source": ensure("schnell", folder, Geometry(text_tokens=256)),
-        "safety.concept_model": save_concept_checker(folder / "concepts"),
-        "safety.classifier_model": save_classifier(folder / "classifier"),
+        "safety.concept_model": make_concepts(folder / "concepts", FLAGS_NONE),
+        "safety.classifier_model": make_classifier(folder / "classifier", normal=9.0),
     }
     devices = {f"pools.{pool}.device": "cpu" for pool in POOLS}
     assignments = [part for key, value in (models | devices).items() for part in ("--set", f"{key}={value}")]
@@ -45,16 +47,21 @@ def service(environment: dict[str, str], tmp_path_factory: pytest.TempPathFactor
     ],
 )
 def test_each_kind_of_request_comes_back_from_the_pool_that_the_table_says(
-    joined: LocalService, inputs: dict[str, Any], pool: str
+    service: LocalService, inputs: dict[str, Any], pool: str
 ) -> None:
     pictures = {key: data_uri(png(320, 256)) for key in ("image", "mask") if inputs.get(key)}
-    prediction = predict(joined, **{**SMALL, "prompt": "a boat", **inputs, **pictures})
+    prediction = predict(service, **{**SMALL, "prompt": "a boat", **inputs, **pictures})
     assert prediction["metrics"]["pool"] == pool
-    assert size_of(contents(prediction)[0]) == _size(inputs)
+    assert prediction["status"] == "succeeded", prediction["error"]
+    assert prediction["output"][0].startswith(f"{PUBLIC}/outputs/")
+    with connect(service) as client:
+        picture = client.get(prediction["output"][0].removeprefix(PUBLIC)).raise_for_status()
+    assert picture.headers["content-type"] == "image/png"
+    assert size_of(picture.content) == _size(inputs)
 
 
-def test_the_pools_have_the_replicas_that_the_file_says(joined: LocalService) -> None:
-    assert replicas("dev-bf16") == replicas("schnell") == 1
+def test_the_pools_have_the_replicas_that_the_file_says(probe: Probe) -> None:
+    assert probe.replicas("dev-bf16") == probe.replicas("schnell") == 1
 
 
 def _size(inputs: dict[str, Any]) -> tuple[int, int]:

@@ -1,15 +1,18 @@
 """Pools grow under load, shrink without it, and come back from nothing."""
 
 from collections.abc import Iterator
-from concurrent.futures import ThreadPoolExecutor
+from typing import Any
 
 import pytest
 
 from serve.local_service import LocalService, local_service
-from tests.cluster.client import SMALL, contents, predict, replicas, until
+from tests.cluster.client import SMALL, cancel, contents, create, finish, predict, until
+from tests.cluster.probe import Probe
 
 ROUNDS = 3
 WAITING = 16
+ENOUGH = 4
+"""As many are drawn to their end; the others only had to wait."""
 
 
 @pytest.fixture(scope="module")
@@ -38,22 +41,23 @@ def service(environment: dict[str, str]) -> Iterator[LocalService]:
         yield running
 
 
-def test_a_pool_of_no_replicas_answers_and_returns_to_none(joined: LocalService) -> None:
+def test_a_pool_of_no_replicas_answers_and_returns_to_none(service: LocalService, probe: Probe) -> None:
     for _ in range(ROUNDS):
-        until(lambda: replicas("schnell"), lambda count: count == 0)
-        prediction = predict(joined, **SMALL, prompt="from nothing", model="schnell")
+        until(lambda: probe.replicas("schnell"), lambda count: count == 0)
+        prediction = predict(service, **SMALL, prompt="from nothing", model="schnell")
         assert prediction["metrics"]["pool"] == "schnell"
         assert len(contents(prediction)) == 1
-    until(lambda: replicas("schnell"), lambda count: count == 0)
+    until(lambda: probe.replicas("schnell"), lambda count: count == 0)
 
 
-def test_a_pool_grows_to_two_under_16_waiting_requests_and_back(joined: LocalService) -> None:
+def test_a_pool_grows_to_two_under_16_waiting_requests_and_back(service: LocalService, probe: Probe) -> None:
     for _ in range(ROUNDS):
-        until(lambda: replicas("dev-bf16"), lambda count: count == 1)
-        with ThreadPoolExecutor(max_workers=WAITING) as threads:
-            asked = {**SMALL, "num_inference_steps": 50}
-            waiting = [threads.submit(predict, joined, **asked, prompt=f"{number}") for number in range(WAITING)]
-            until(lambda: replicas("dev-bf16"), lambda count: count == 2)
-            for prediction in waiting:
-                contents(prediction.result())
-    until(lambda: replicas("dev-bf16"), lambda count: count == 1)
+        until(lambda: probe.replicas("dev-bf16"), lambda count: count == 1)
+        asked: dict[str, Any] = {**SMALL, "num_inference_steps": 50}
+        waiting = [create(service, **asked, prompt=f"{number}")["id"] for number in range(WAITING)]
+        until(lambda: probe.replicas("dev-bf16"), lambda count: count == 2)
+        for prediction_id in waiting[ENOUGH:]:
+            cancel(service, prediction_id)
+        for prediction_id in waiting[:ENOUGH]:
+            assert len(contents(finish(service, prediction_id))) == 1
+    until(lambda: probe.replicas("dev-bf16"), lambda count: count == 1)

@@ -74,7 +74,7 @@ def main() -> None:
     # A child of its own that holds the lock as long as it lives, and that ends with nothing but its group.
     lock = (FOLDER / "alive.lock").open("w")
     fcntl.flock(lock, fcntl.LOCK_EX)
-    subprocess.Popen(["sleep", "600"], pass_fds=[lock.fileno()])
+    subprocess.Popen(["sleep", "60"], pass_fds=[lock.fileno()])
     server = ThreadingHTTPServer(("127.0.0.1", int(sys.argv[sys.argv.index("--port") + 1])), Handler)
     print(f"ready: http://127.0.0.1:{server.server_port} (Ray at 127.0.0.1:6379; Ctrl-C stops)", flush=True)
     server.serve_forever()

@@ -1,0 +1,65 @@
+"""Looks into a service's cluster from a process of its own: engine counters by handle, and replica counts.
+
+A process that has joined one cluster keeps threads that reach for it; the tests, which meet several, ask through this.
+"""
+
+import json
+import subprocess
+import sys
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from typing import Any
+
+import ray
+from ray import serve
+
+from serve.local_service import ROOT, LocalService
+
+
+class Probe:
+    def __init__(self, process: "subprocess.Popen[str]") -> None:
+        self._process = process
+
+    def stats(self, pool: str) -> dict[str, Any]:
+        """The counters of the engine in a pool of one replica."""
+        return dict(self._ask("stats", pool))
+
+    def replicas(self, pool: str) -> int:
+        """How many replicas of a pool run."""
+        return int(self._ask("replicas", pool))
+
+    def _ask(self, *question: str) -> Any:
+        assert self._process.stdin is not None
+        assert self._process.stdout is not None
+        self._process.stdin.write(json.dumps(question) + "\n")
+        self._process.stdin.flush()
+        return json.loads(self._process.stdout.readline())
+
+
+@contextmanager
+def probing(service: LocalService, environment: Mapping[str, str]) -> Iterator[Probe]:
+    command = [sys.executable, "-m", "tests.cluster.probe", service.ray_address]
+    with subprocess.Popen(
+        command, cwd=ROOT, env=environment, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+    ) as process:
+        yield Probe(process)
+        assert process.stdin is not None
+        process.stdin.close()
+        process.wait(30)
+
+
+def _answer(kind: str, pool: str) -> Any:
+    if kind == "stats":
+        return serve.get_deployment_handle(pool, "flux").stats.remote().result(timeout_s=60)
+    return serve.status().applications["flux"].deployments[pool].replica_states.get("RUNNING", 0)
+
+
+def main() -> None:
+    ray.init(address=sys.argv[1], logging_level="ERROR", log_to_driver=False)
+    for line in sys.stdin:
+        print(json.dumps(_answer(*json.loads(line))), flush=True)
+    ray.shutdown()
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,178 @@
+"""The embedded checkpoints are what they stand in for: real files, a real pipeline, pictures with structure."""
+
+import hashlib
+import json
+import multiprocessing
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from diffusers import FluxPipeline
+from numpy.typing import NDArray
+from safetensors.torch import load_file
+
+from serve.catalog import VARIANTS, VariantName
+from serve.engine import embedded
+from serve.engine.embedded_models import Geometry
+from serve.engine.latents import LatentSpace
+from serve.settings import Precision
+from tests.unit.engine.checkpoints import FIVE_STAGES, Checkpoints
+from tests.unit.engine.jobs import draw, make_job, make_picture
+
+FILES = {
+    "model_index.json",
+    "scheduler/scheduler_config.json",
+    "text_encoder/config.json",
+    "text_encoder/model.safetensors",
+    "text_encoder_2/config.json",
+    "text_encoder_2/model.safetensors",
+    "tokenizer/merges.txt",
+    "tokenizer/special_tokens_map.json",
+    "tokenizer/tokenizer_config.json",
+    "tokenizer/vocab.json",
+    "tokenizer_2/tokenizer.json",
+    "tokenizer_2/tokenizer_config.json",
+    "transformer/config.json",
+    "transformer/diffusion_pytorch_model-00001-of-00002.safetensors",
+    "transformer/diffusion_pytorch_model-00002-of-00002.safetensors",
+    "transformer/diffusion_pytorch_model.safetensors.index.json",
+    "vae/config.json",
+    "vae/diffusion_pytorch_model.safetensors",
+}
+
+
+@pytest.fixture(scope="module")
+def cache(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tmp_path_factory.mktemp("cache")
+
+
+@pytest.mark.parametrize("variant", VARIANTS)
+def test_diffusers_own_pipeline_loads_it_and_draws(cache: Path, variant: VariantName) -> None:
+    pipeline = FluxPipeline.from_pretrained(embedded.ensure(variant, cache), dtype=torch.bfloat16)
+    pipeline.set_progress_bar_config(disable=True)
+    (picture,) = pipeline("a cat", width=48, height=32, num_inference_steps=2, max_sequence_length=128).images
+    assert picture.size == (48, 32)
+
+
+@pytest.mark.parametrize("variant", VARIANTS)
+def test_it_has_the_files_and_the_configuration_of_the_real_repository(cache: Path, variant: VariantName) -> None:
+    folder = embedded.ensure(variant, cache)
+    files = {str(file.relative_to(folder)): file.stat().st_size for file in folder.rglob("*") if file.is_file()}
+    assert files.keys() == FILES
+    assert sum(files.values()) < 8e6
+
+    def read(file: str) -> dict[str, object]:
+        config: dict[str, object] = json.loads((folder / file).read_text())
+        return config
+
+    guided = VARIANTS[variant].guided
+    assert read("transformer/config.json")["guidance_embeds"] is guided
+    assert read("scheduler/scheduler_config.json")["use_dynamic_shifting"] is guided
+    assert read("scheduler/scheduler_config.json")["shift"] == (3.0 if guided else 1.0)
+    vae = read("vae/config.json")
+    assert (vae["latent_channels"], vae["scaling_factor"], vae["shift_factor"]) == (16, 0.3611, 0.1159)
+    assert (vae["use_quant_conv"], vae["use_post_quant_conv"]) == (False, False)
+
+
+def test_weights_have_the_names_under_which_they_were_published(cache: Path) -> None:
+    folder = embedded.ensure("dev", cache)
+    names = load_file(folder / "text_encoder/model.safetensors").keys()
+    assert "text_model.encoder.layers.0.self_attn.q_proj.weight" in names
+    assert all(name.startswith("text_model.") for name in names)
+    index = json.loads((folder / "transformer/diffusion_pytorch_model.safetensors.index.json").read_text())
+    assert "single_transformer_blocks.0.proj_out.weight" in index["weight_map"]
+
+
+def test_the_weights_are_the_same_whatever_was_drawn_before_and_disturb_no_one(tmp_path: Path) -> None:
+    digests = []
+    for turn in (1, 2):
+        torch.manual_seed(turn)
+        state = torch.get_rng_state()
+        embedded.build("dev", Geometry(), tmp_path / str(turn))
+        assert torch.equal(torch.get_rng_state(), state)
+        digests.append(_digests(tmp_path / str(turn)))
+    assert digests[0] == digests[1]
+
+
+def test_it_is_built_once_and_apart_for_each_recipe(tmp_path: Path) -> None:
+    folder = embedded.ensure("schnell", tmp_path)
+    (folder / "mark").touch()
+    assert (embedded.ensure("schnell", tmp_path) / "mark").exists()
+    others = [embedded.ensure("dev", tmp_path), embedded.ensure("schnell", tmp_path, Geometry(text_tokens=64))]
+    assert len({folder, *others}) == 3
+    assert not any((other / "mark").exists() for other in others)
+
+
+def test_processes_that_build_it_at_once_end_with_one_whole_folder(tmp_path: Path) -> None:
+    context = multiprocessing.get_context("fork")
+    together = context.Barrier(3)
+    racers = [context.Process(target=_race, args=(tmp_path, together)) for _ in range(3)]
+    for racer in racers:
+        racer.start()
+    for racer in racers:
+        racer.join()
+    assert [racer.exitcode for racer in racers] == [0, 0, 0]
+    (folder,) = (tmp_path / "embedded").iterdir()
+    assert _digests(folder).keys() == FILES
+
+
+def test_a_cache_that_cannot_be_written_is_an_error(tmp_path: Path) -> None:
+    (tmp_path / "file").touch()
+    with pytest.raises(OSError, match="Not a directory"):
+        embedded.ensure("dev", tmp_path / "file")
+
+
+@pytest.mark.parametrize(
+    ("fields", "why"),
+    [({"rope_axes": (8, 28, 20)}, "do not sum to head_dim 64"), ({"heads": 1}, "must be at least 128")],
+)
+def test_a_geometry_that_cannot_be_is_refused(fields: dict[str, object], why: str) -> None:
+    with pytest.raises(ValueError, match=why):
+        Geometry(**fields)  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("geometry", [Geometry(), FIVE_STAGES], ids=["four stages", "five stages"])
+def test_an_input_picture_survives_the_vae(checkpoints: Checkpoints, geometry: Geometry) -> None:
+    space = LatentSpace(checkpoints.get("dev", geometry=geometry))
+    picture = make_picture((256, 192))
+    with torch.no_grad():
+        latents = space.sample(space.encode(picture), torch.Generator().manual_seed(0))
+        decoded = space.decode(latents, space.grid((256, 192)), (256, 192)).numpy()
+    assert 0.3 < latents.std() < 3
+    assert np.corrcoef(picture.ravel(), decoded.ravel())[0, 1] > 0.9
+
+
+@pytest.mark.parametrize("precision", ["bf16", "fp8"])
+def test_pictures_have_shapes_and_are_neither_grey_nor_noise(checkpoints: Checkpoints, precision: Precision) -> None:
+    (picture,) = draw(checkpoints.get("dev", precision), make_job(size=(256, 256), steps=8)).pixels
+    assert picture.std() > 20
+    assert np.isin(picture, (0, 255)).mean() < 0.5
+    assert _smooth_share(picture) > 0.5
+    noise = np.random.default_rng(0).integers(0, 256, picture.shape).astype(np.uint8)
+    assert _smooth_share(noise) < 0.05
+
+
+def test_prompt_seed_and_guidance_each_change_the_picture(checkpoints: Checkpoints) -> None:
+    changes: list[dict[str, Any]] = [{}, {"prompt": "a black cat"}, {"seeds": (8,)}, {"guidance": 9.0}]
+    checkpoint = checkpoints.get("dev")
+    pictures = {draw(checkpoint, make_job(**change)).pixels[0].tobytes() for change in changes}
+    assert len(pictures) == len(changes)
+
+
+def _race(cache: Path, together: "multiprocessing.synchronize.Barrier") -> None:
+    together.wait()
+    embedded.ensure("dev", cache)
+
+
+def _digests(folder: Path) -> dict[str, str]:
+    files = (file for file in folder.rglob("*") if file.is_file())
+    return {str(file.relative_to(folder)): hashlib.sha256(file.read_bytes()).hexdigest() for file in files}
+
+
+def _smooth_share(picture: NDArray[np.uint8]) -> float:
+    """How much of a picture's variance is left when it is averaged over blocks of 16 pixels a side."""
+    rows, columns, _ = picture.shape
+    blocks = picture.reshape(rows // 16, 16, columns // 16, 16, 3).mean((1, 3))
+    return float(blocks.var((0, 1)).mean() / picture.var((0, 1)).mean())
