@@ -20,6 +20,8 @@ from serve.lora.weights import LoraWeights, LowRank
 Block = NDArray[np.uint8]
 
 _DTYPES = {"F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16}
+_TOLD = "lora"
+"""Where the metadata say what the matrices are."""
 _MAX_MATRICES = 2**20
 
 
@@ -39,8 +41,8 @@ def pack(weights: LoraWeights) -> Block:
         return {layer: (number(each.down), number(each.up), each.scale) for layer, each in part.items()}
 
     told = {"transformer": table(weights.transformer), "clip": table(weights.clip), "named": weights.named}
-    content = safetensors.torch.save(matrices, {name: json.dumps(value) for name, value in told.items()})
-    return np.frombuffer(content, np.uint8)
+    # One entry: the library writes several in any order, and equal weights should be equal bytes.
+    return np.frombuffer(safetensors.torch.save(matrices, {_TOLD: json.dumps(told)}), np.uint8)
 
 
 def unpack(block: Block) -> LoraWeights:
@@ -49,7 +51,7 @@ def unpack(block: Block) -> LoraWeights:
     head_bytes = LENGTH_BYTES + int.from_bytes(view[:LENGTH_BYTES], "little")
     header = read_header(BytesIO(view[:head_bytes]), view.nbytes, _MAX_MATRICES)
     matrices = {name: _matrix(view, header, entry) for name, entry in header.entries.items()}
-    told: dict[str, Any] = {name: json.loads(value) for name, value in header.metadata.items()}
+    told: dict[str, Any] = json.loads(header.metadata[_TOLD])
 
     def part(name: str) -> dict[str, LowRank]:
         return {layer: LowRank(matrices[down], matrices[up], scale) for layer, (down, up, scale) in told[name].items()}

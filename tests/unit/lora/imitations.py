@@ -121,7 +121,14 @@ def publish_on_hub(
 def civitai_file(body: bytes, **fields: Any) -> dict[str, Any]:
     metadata = {"format": "SafeTensor", "size": "full", "fp": "fp16", **fields.pop("metadata", {})}
     hashes = {"AutoV2": "0", "SHA256": hashlib.sha256(body).hexdigest().upper()}
-    return {"name": "lora.safetensors", "type": "Model", "primary": True, "hashes": hashes, **fields, "metadata": metadata}
+    return {
+        "name": "lora.safetensors",
+        "type": "Model",
+        "primary": True,
+        "hashes": hashes,
+        **fields,
+        "metadata": metadata,
+    }
 
 
 def civitai_version(number: int, *files: dict[str, Any], base_model: str | None = "Flux.1 D") -> dict[str, Any]:
@@ -129,7 +136,12 @@ def civitai_version(number: int, *files: dict[str, Any], base_model: str | None 
 
 
 def publish_on_civitai(
-    site: LocalServer, store: LocalServer, model: int, versions: Sequence[dict[str, Any]], body: bytes, kind: str = "LORA"
+    site: LocalServer,
+    store: LocalServer,
+    model: int,
+    versions: Sequence[dict[str, Any]],
+    body: bytes,
+    kind: str = "LORA",
 ) -> None:
     """A model with versions, whose downloads the site redirects to another host, as it does."""
     page = {"id": model, "name": "A LoRA", "type": kind, "modelVersions": list(versions)}

@@ -16,7 +16,9 @@ FLUX = [
 ]
 
 
-@pytest.mark.parametrize("write", [str, lambda name: "lora_unet_" + name.replace(".", "_")], ids=["dots", "underscores"])
+@pytest.mark.parametrize(
+    "write", [str, lambda name: "lora_unet_" + name.replace(".", "_")], ids=["dots", "underscores"]
+)
 def test_flux_is_not_taken_for_another_model(write) -> None:  # type: ignore[no-untyped-def]
     assert family(write(name) for name in FLUX) is None
 

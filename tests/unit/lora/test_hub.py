@@ -87,7 +87,11 @@ async def test_it_is_clear_which_file_is_meant(
     [
         ("", [], "no .safetensors file is in the repository at main"),
         ("", ["README.md", "model.bin"], "no .safetensors file is in the repository at main"),
-        ("", ["b.safetensors", "a.safetensors"], "several weights files, name one of them: a.safetensors, b.safetensors"),
+        (
+            "",
+            ["b.safetensors", "a.safetensors"],
+            "several weights files, name one of them: a.safetensors, b.safetensors",
+        ),
         ("", ["a.tar", "b.zip"], "several weights files, name one of them: a.tar, b.zip"),
         ("", [f"{number}.safetensors" for number in range(10)], "7.safetensors and 2 more"),
         ("c.safetensors", ["a.safetensors"], "there is no c.safetensors in the repository at main"),

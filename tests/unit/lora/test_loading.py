@@ -31,7 +31,7 @@ from tests.unit.media.test_fetch import TRUSTS_NOBODY
 
 NAMES = lora_files.bfl_names(range(2), range(2), outside=True)
 PAIRS = lora_files.tiny_pairs(TINY)
-TENSORS = lora_files.diffusers(PAIRS)
+TENSORS = {name: tensor.clone() for name, tensor in lora_files.diffusers(PAIRS).items()}
 WEIGHTS = safetensors.torch.save(TENSORS)
 TAR = tar_of(("output/flux_train_replicate/lora.safetensors", WEIGHTS))
 QUERY = "transformer_blocks.0.attn.to_q"
@@ -173,7 +173,7 @@ async def test_a_lora_of_every_source_becomes_weights(bench: Bench, publish: Pub
     assert_same(loaded.weights.transformer, PAIRS)
     assert loaded.weights.named == ()
     assert loaded.revision
-    assert loaded.fetched_bytes >= len(WEIGHTS) * 0.8
+    assert loaded.fetched_bytes > 0.5 * len(WEIGHTS)
     assert 0 < loaded.fetch_s < 60
     assert 0 < loaded.check_s < 60
 
@@ -274,7 +274,11 @@ REFUSED: dict[str, tuple[str, Callable[[], bytes], str]] = {
     ),
     "a bomb": ("/x.zip", lambda: zip_of(("a.safetensors", bytes(3_000_000))), "it unpacks to more than 2000000 bytes"),
     "a LoRA for SDXL": ("/x.safetensors", for_sdxl, "it is made for Stable Diffusion, not for FLUX.1"),
-    "a LoRA for a wider model": ("/x.safetensors", for_a_wider_model, "it is made for another model, whose weights are"),
+    "a LoRA for a wider model": (
+        "/x.safetensors",
+        for_a_wider_model,
+        "it is made for another model, whose weights are",
+    ),
     "rank 4096": ("/x.safetensors", rank_4096, "its rank is 4096, at most 256 is taken"),
     "NaN": ("/x.safetensors", not_numbers, "it holds values that are no numbers: NaN or infinite"),
     "many tensors": (
@@ -335,7 +339,9 @@ async def test_a_missing_token_is_named(bench: Bench, text: str, path: str, vari
 async def test_a_gated_download_of_civitai_names_the_token(bench: Bench) -> None:
     text = on_civitai(bench, WEIGHTS)
     bench.site.answer("/login", body=b"<html>", Content_Type="text/html")
-    bench.site.answer("/api/download/models/72", status="307 Temporary Redirect", Location="/login?reason=download-auth")
+    bench.site.answer(
+        "/api/download/models/72", status="307 Temporary Redirect", Location="/login?reason=download-auth"
+    )
     bench.set_up(secrets=Secrets())
     error = await bench.failure(text)
     assert str(error) == (
@@ -346,13 +352,10 @@ async def test_a_gated_download_of_civitai_names_the_token(bench: Bench) -> None
 
 async def test_a_file_that_is_not_the_one_that_its_site_lists_is_refused(bench: Bench) -> None:
     text = on_hub(bench, WEIGHTS)
-    for path, answer in list(bench.store.answers.items()):
-        PublishedFile(bench.store, path, WEIGHTS[:-1] + b"?")
-        assert answer
+    for path in list(bench.store.answers):
+        bench.publish(path, WEIGHTS[:-1] + b"?")
     error = await bench.failure(text)
-    assert str(error) == (
-        "could not fetch huggingface.co/o/r: its checksum is not the one that Hugging Face lists"
-    )
+    assert str(error) == ("could not fetch huggingface.co/o/r: its checksum is not the one that Hugging Face lists")
 
 
 async def test_a_name_that_turns_private_between_attempts_is_refused(bench: Bench) -> None:

@@ -40,7 +40,9 @@ def test_the_header_has_strengths_by_part() -> None:
     assert {part: config.scale("x", 4) for part, config in configs.items()} == {"transformer": 2.0, "clip": 0.5}
 
 
-@pytest.mark.parametrize("metadata", [{}, {HEADER_KEY: ""}, {HEADER_KEY: "[1]"}, {HEADER_KEY: "{}"}, {HEADER_KEY: "[" * 9**6}])
+@pytest.mark.parametrize(
+    "metadata", [{}, {HEADER_KEY: ""}, {HEADER_KEY: "[1]"}, {HEADER_KEY: "{}"}, {HEADER_KEY: "[" * 9**6}]
+)
 def test_a_header_without_strengths_has_none(metadata: dict[str, str]) -> None:
     assert of_header(metadata) == {}
 
