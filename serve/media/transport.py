@@ -35,7 +35,7 @@ class Failure(Exception):
     """An attempt failed, `why` fit for a user. `passing` when another one may succeed."""
 
     def __init__(self, why: str, passing: bool = False) -> None:
-        super().__init__(why, passing)
+        super().__init__(why)
         self.why = why
         self.passing = passing
 

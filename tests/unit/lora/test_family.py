@@ -1,5 +1,7 @@
 """A file for another model is known by the names of its tensors, and one for FLUX.1 is not taken for another."""
 
+from collections.abc import Callable
+
 import pytest
 
 from serve.lora.family import family
@@ -19,7 +21,7 @@ FLUX = [
 @pytest.mark.parametrize(
     "write", [str, lambda name: "lora_unet_" + name.replace(".", "_")], ids=["dots", "underscores"]
 )
-def test_flux_is_not_taken_for_another_model(write) -> None:  # type: ignore[no-untyped-def]
+def test_flux_is_not_taken_for_another_model(write: Callable[[str], str]) -> None:
     assert family(write(name) for name in FLUX) is None
 
 

@@ -21,6 +21,10 @@ def weights(dtype: torch.dtype = torch.float32) -> LoraWeights:
     return FormatReader(TINY, max_rank=16).read(tensors, {})
 
 
+def distinct_downs(weights: LoraWeights) -> int:
+    return len({each.down.data_ptr() for each in weights.transformer.values()})
+
+
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16])
 def test_a_block_holds_all_that_weights_are(dtype: torch.dtype) -> None:
     given = weights(dtype)
@@ -40,8 +44,7 @@ def test_a_block_holds_all_that_weights_are(dtype: torch.dtype) -> None:
 def test_a_shared_matrix_is_in_the_block_once() -> None:
     given = weights()
     found = unpack(pack(given))
-    downs, ours = (len({each.down.data_ptr() for each in each_.transformer.values()}) for each_ in (given, found))
-    assert downs == ours < len(given.transformer)
+    assert distinct_downs(found) == distinct_downs(given) < len(given.transformer)
     query, key = (found.transformer[f"transformer_blocks.0.attn.{name}"] for name in ("to_q", "to_k"))
     assert query.down.data_ptr() == key.down.data_ptr()
 
