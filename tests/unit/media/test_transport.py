@@ -1,6 +1,5 @@
-"""What is sent along over redirects: headers everywhere, secrets at home only, and nothing in plain text without leave."""
+"""What goes along over redirects: headers everywhere, secrets at home only, and nothing in plain text unasked."""
 
-import ssl
 from collections.abc import AsyncIterator
 from pathlib import Path
 
@@ -56,12 +55,9 @@ async def test_a_redirect_to_plain_http_needs_leave(tmp_path: Path, away: LocalS
     secure = LocalServer()
     await secure.start(server_side)
     secure.answer("/a", status="302 Found", Location=away.answer("/b", body=b"plain"))
-    transport = Transport(
-        FetchSettings(allowed_hosts=("127.0.0.1",)),
-        Names(files_test=[["127.0.0.1"]], **LOCAL),
-        client_side,
-        downgrade=downgrade,
-    )
+    settings = FetchSettings(allowed_hosts=("127.0.0.1",))
+    names = Names(files_test=[["127.0.0.1"]], **{"127_0_0_1": [["127.0.0.1"]]})
+    transport = Transport(settings, names, client_side, downgrade=downgrade)
     url = f"https://files.test:{secure.port}/a"
     if downgrade:
         assert await body(transport, url) == b"plain"
@@ -70,9 +66,6 @@ async def test_a_redirect_to_plain_http_needs_leave(tmp_path: Path, away: LocalS
             await body(transport, url)
         assert away.asked == []
     await secure.stop()
-
-
-LOCAL = {"127_0_0_1": [["127.0.0.1"]]}
 
 
 async def test_a_refused_address_names_the_setting_that_allows_it(home: LocalServer) -> None:
@@ -104,7 +97,3 @@ async def test_the_limit_counts_what_was_received_before(home: LocalServer) -> N
 )
 def test_who_is_asked_is_told_by_scheme_host_and_port(one: str, other: str, same: bool) -> None:
     assert (origin(httpx.URL(one)) == origin(httpx.URL(other))) is same
-
-
-def test_a_context_that_trusts_nobody_is_one() -> None:
-    assert TRUSTS_NOBODY.verify_mode == ssl.CERT_REQUIRED
