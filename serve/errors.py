@@ -12,6 +12,7 @@ ServiceError
 └── PredictionFailed   500  an accepted prediction ended without pictures
     ├── FetchFailed         a URL of the request could not be had
     ├── PictureRefused      what was fetched is no picture we take
+    ├── LoraRefused         what was fetched are no LoRA weights that fit the model
     ├── StorageFailed       the pictures were drawn and could not be kept
     ├── AllFlagged          every picture was flagged by the safety checker
     └── EngineFailed        our fault: the cause is in the log, not in the message
@@ -150,6 +151,18 @@ class PictureRefused(PredictionFailed):
 
     def __str__(self) -> str:
         return f"{self.field}: {self.why}"
+
+
+class LoraRefused(PredictionFailed):
+    """`what` names the LoRA as its caller did, without secrets, `why` the reason a user can act on."""
+
+    def __init__(self, what: str, why: str) -> None:
+        super().__init__(what, why)
+        self.what = what
+        self.why = why
+
+    def __str__(self) -> str:
+        return f"cannot use the LoRA {self.what}: {self.why}"
 
 
 class StorageFailed(PredictionFailed):

@@ -138,6 +138,36 @@ class FetchSettings(Strict):
     """Host names or addresses (with `:port` to narrow) that may be fetched although they are not public."""
 
 
+Url = Annotated[str, Field(pattern=r"^https?://[^/?#@]+(/[^?#]*)?$")]
+
+
+class LoraSettings(Strict):
+    """Where LoRAs may come from, and bounds on what is taken."""
+
+    short_names: dict[str, str] = {}
+    """The operator's own names: a name to any reference that callers could write, and to local files."""
+    folders: tuple[Path, ...] = ()
+    """Local folders whose files callers may name by path; none by default."""
+    allow_http: bool = False
+    """Fetch LoRAs over plain http too, where anybody on the way can exchange them."""
+    huggingface_url: Url = "https://huggingface.co"
+    civitai_url: Url = "https://civitai.com"
+    replicate_url: Url = "https://replicate.com"
+    s3_url: Url = "https://{bucket}.s3.amazonaws.com"
+    """Base of the objects of a bucket; an own store may have `http://store.internal:9000/{bucket}`."""
+    fetch: FetchSettings = FetchSettings(
+        max_bytes=2 * 2**30, stall_timeout_s=30, total_timeout_s=900, max_attempts=4, max_concurrent=8
+    )
+    max_unpacked_bytes: Positive = 4 * 2**30
+    """All that an archive may hold, unpacked."""
+    max_rank: Positive = 256
+    max_tensors: Positive = 10_000
+    revalidate_after_s: Seconds = 300
+    """Age from which a name that may mean other weights by now, such as `owner/name`, is looked up again."""
+    remember_failure_s: Seconds = 30
+    """A reference that failed fails again at once for this long."""
+
+
 class OutputSettings(Strict):
     """Where finished pictures lie, and how answers name them."""
 
@@ -199,6 +229,7 @@ class Settings(Strict):
     cache_folder: Path | None = None
     """Where embedded checkpoints are built once; None is the user's cache folder."""
     fetch: FetchSettings = FetchSettings()
+    lora: LoraSettings = LoraSettings()
     outputs: OutputSettings = OutputSettings()
     safety: SafetySettings = SafetySettings()
 
@@ -223,13 +254,28 @@ class Secrets(Strict):
     """What must not stand in a file: read from the environment of the process that needs it."""
 
     api_token: SecretStr | None = None
+    """Guards every face."""
     hf_token: SecretStr | None = None
+    """Opens gated repositories of the Hugging Face hub."""
+    civitai_token: SecretStr | None = None
+    """Opens downloads on CivitAI that need an account."""
+    replicate_token: SecretStr | None = None
+    """Opens private models on Replicate."""
+
+
+VARIABLES = {
+    "api_token": "FLUX_SERVE_TOKEN",
+    "hf_token": "HF_TOKEN",
+    "civitai_token": "CIVITAI_API_TOKEN",
+    "replicate_token": "REPLICATE_API_TOKEN",
+}
+"""Field of `Secrets` to the environment variable that holds it."""
 
 
 def read_secrets(environment: Mapping[str, str] = os.environ) -> Secrets:
-    """FLUX_SERVE_TOKEN guards every face; HF_TOKEN opens gated repositories."""
-    named = {"api_token": environment.get("FLUX_SERVE_TOKEN"), "hf_token": environment.get("HF_TOKEN")}
-    return Secrets.model_validate({key: value for key, value in named.items() if value})
+    """The secrets in `VARIABLES`; an empty one counts as not set."""
+    named = {field: environment.get(variable) for field, variable in VARIABLES.items()}
+    return Secrets.model_validate({field: value for field, value in named.items() if value})
 
 
 def cache_folder(settings: Settings, environment: Mapping[str, str] = os.environ) -> Path:
