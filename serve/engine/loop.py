@@ -1,7 +1,7 @@
 """The work of the engine's thread, round by round. Knows the device and the jobs in work; no locks, no other thread.
 
-A round lets go whom nobody waits for, encodes the prompts that came, does at most one picture's worth of VAE, and steps
-one batch. A piece of work that fails ends its own job and no other.
+A round lets go whom nobody waits for, brings at most one job's LoRAs, encodes the prompts that came, does at most one
+picture's worth of VAE, and steps one batch. A piece of work that fails ends its own job and no other.
 """
 
 import logging
@@ -16,6 +16,7 @@ import torch
 from torch import Tensor
 
 from serve.engine import device
+from serve.engine.adapters import NO_LORAS, Adapters
 from serve.engine.batching import Waiting, next_turn
 from serve.engine.checkpoint import Checkpoint
 from serve.engine.draft import Draft, Drafting, Group
@@ -25,7 +26,7 @@ from serve.engine.stepper import Stepper
 from serve.engine.task import Task
 from serve.engine.text import TextEncoder
 from serve.engine.watch import Watch, Work
-from serve.errors import EngineFailed
+from serve.errors import EngineFailed, ServiceError
 from serve.events import Stepped
 from serve.settings import PoolSettings
 
@@ -43,6 +44,8 @@ class Loop:
         self._device = checkpoint.device
         self._watch = watch
         self._max_batch = 1 if pool.batch_alone else pool.max_batch
+        self._mix_loras = pool.mix_loras
+        self._adapters = Adapters(checkpoint.low_rank)
         self._encoder = TextEncoder(checkpoint, pool.prompt_cache_entries)
         self._space = LatentSpace(checkpoint)
         self._drafting = Drafting(self._space, checkpoint.scheduler_config)
@@ -59,6 +62,15 @@ class Loop:
         return bool(self._tasks or self._errands)
 
     @property
+    def loras(self) -> frozenset[str]:
+        """The keys of LoRAs on the device."""
+        return self._adapters.keys
+
+    @property
+    def lora_copies(self) -> int:
+        return self._adapters.copies
+
+    @property
     def images(self) -> int:
         """Images of the jobs that have not ended."""
         return sum(len(task.job.plan.seeds) for task in self._tasks if not task.ended)
@@ -70,7 +82,7 @@ class Loop:
 
     @torch.no_grad()
     def round(self) -> None:
-        for part in (self._read_prompts, self._one_picture, self._one_errand, self._one_pass):
+        for part in (self._bring_loras, self._read_prompts, self._one_picture, self._one_errand, self._one_pass):
             self._let_go()
             part()
         self._let_go()
@@ -79,39 +91,58 @@ class Loop:
         for task in self._tasks:
             if not task.ended:
                 task.fail(error)
+        self._let_go()
         for future, _ in self._errands:
             future.cancel()
-        self._tasks, self._groups = [], ()
+        self._groups = ()
         self._errands.clear()
 
     def _let_go(self) -> None:
         for task in self._tasks:
             if task.ticket.left and not task.ended:
                 task.leave()
+        for task in self._tasks:
+            if task.ended and task.mix is not None:
+                self._adapters.leave(task.mix)
         self._tasks = [task for task in self._tasks if not task.ended]
+
+    def _bring_loras(self) -> None:
+        """Jobs get their LoRAs by age, so that none waits for room which younger ones take, and one copy at most."""
+        for task in self._tasks:
+            if task.mix is None and not task.job.plan.loras:
+                task.equip(NO_LORAS)
+        for task in [task for task in self._tasks if task.mix is None]:
+            at_hand = self._adapters.hold(task.job.plan.loras)
+            self._attempt(task, Work("lora"), partial(self._bring, task))
+            if not at_hand:
+                return
+
+    def _bring(self, task: Task) -> None:
+        task.equip(self._adapters.take(task.job.plan.loras, task.job.loras))
 
     def _read_prompts(self) -> None:
         for task in self._tasks:
-            if task.text is None:
+            if task.text is None and task.mix is not None:
                 self._read(task)
 
     def _read(self, task: Task) -> None:
         """Encodes the job's prompt; without a picture its images can begin."""
 
         def read() -> None:
-            task.text = self._encoder.encode(task.job.plan.prompt)
+            assert task.mix is not None
+            task.text = self._encoder.encode(task.job.plan.prompt, task.mix)
             if task.job.picture is None:
-                task.drafts = self._drafting.begin(task.job, task.text, None)
+                task.drafts = self._drafting.begin(task.job, task.text, task.mix, None)
 
         self._attempt(task, Work("text"), read)
 
     def _one_picture(self) -> None:
         """The oldest job that has a picture to encode or to decode gets one done."""
         for task in self._tasks:
-            if task.drafts is None:
+            if task.text is not None and task.drafts is None:
                 self._encode(task)
                 return
-            finished = next((draft for draft in task.drafts if draft.finished), None)
+            finished = next((draft for draft in task.drafts or () if draft.finished), None)
             if finished is not None:
                 self._decode(task, finished)
                 return
@@ -121,9 +152,10 @@ class Loop:
 
         def encode() -> None:
             assert task.text is not None
+            assert task.mix is not None
             assert task.job.picture is not None
             posterior = self._space.encode(task.job.picture)
-            task.drafts = self._drafting.begin(task.job, task.text, posterior)
+            task.drafts = self._drafting.begin(task.job, task.text, task.mix, posterior)
 
         self._attempt(task, Work("encode_image", pixels=task.pixels), encode)
 
@@ -151,6 +183,9 @@ class Loop:
             with self._watch.during(work):
                 result = action()
                 device.finish(self._device)
+        except ServiceError as error:
+            task.fail(error)
+            return None
         except Exception:
             _log.exception("%s failed, and its job with it", work)
             self._failed(task)
@@ -182,10 +217,13 @@ class Loop:
             for draft in task.drafts or ()
             if not draft.finished
         }
-        waiting = [Waiting(task.number, draft.image, draft.group) for task, draft in members.values()]
+        waiting = [Waiting(task.number, draft.image, self._group(draft)) for task, draft in members.values()]
         turn = next_turn(waiting, self._groups, self._max_batch)
         self._groups = turn.groups
         self._pass([members[image.request, image.image] for image in turn.batch])
+
+    def _group(self, draft: Draft) -> Group:
+        return draft.group if self._mix_loras else draft.group._replace(loras=draft.mix.scales)
 
     def _pass(self, members: Sequence[Member]) -> None:
         """Steps `members` together; if that fails, in halves, until who fails alone is found and fails alone."""

@@ -30,7 +30,7 @@ ARROWS = {
     "inputs": {"catalog", "errors"},
     "plan": FACTS | {"inputs"},
     "media": ASKED,
-    "engine": ASKED | {"events"},
+    "engine": ASKED | {"events", "lora"},
     "predictions": ASKED | {"events", "media"},
     "api": ASKED | {"media", "predictions"},
     "pool": ASKED | {"events", "engine"},
