@@ -45,6 +45,8 @@ def _pool(name: str, row: PoolSettings) -> Deployment:
         "max_ongoing_requests": row.max_ongoing_requests,
         # The ingress admits no more than this in all, so Serve's own limit only guards against other callers.
         "max_queued_requests": row.max_in_flight,
+        # A model that cannot be loaded is missing, not unlucky: say so soon.
+        "max_constructor_retry_count": 2,
         "graceful_shutdown_timeout_s": row.graceful_shutdown_timeout_s,
         "health_check_period_s": row.health_check_period_s,
         "health_check_timeout_s": row.health_check_timeout_s,

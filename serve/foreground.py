@@ -28,10 +28,13 @@ def run(schema: ServeDeploySchema, num_cpus: int | None, num_gpus: int | None) -
 
     `num_cpus` and `num_gpus` are what Ray hands out; None is what the machine has.
     """
-    stop = _stop_on_signals()
+    stop = threading.Event()
+    _stop_on_signals(stop)
     application, http = schema.applications[0].name, schema.http_options
     print("starting Ray", flush=True)
     with _own_ray(num_cpus, num_gpus) as address:
+        # Ray puts a handler of its own, which aborts, in the place of ours.
+        _stop_on_signals(stop)
         _deploy(schema)
         if _wait_until_running(application, stop):
             print(f"ready: http://{http.host}:{http.port} (Ray at {address}; Ctrl-C stops)", flush=True)
@@ -40,9 +43,8 @@ def run(schema: ServeDeploySchema, num_cpus: int | None, num_gpus: int | None) -
         serve.delete(application)
 
 
-def _stop_on_signals() -> threading.Event:
-    """Set by the first Ctrl-C or SIGTERM; a second one interrupts whatever waits."""
-    stop = threading.Event()
+def _stop_on_signals(stop: threading.Event) -> None:
+    """The first Ctrl-C or SIGTERM sets `stop`; a second one interrupts whatever waits."""
     numbers = (signal.SIGINT, signal.SIGTERM)
 
     def ask(*_: object) -> None:
@@ -52,7 +54,6 @@ def _stop_on_signals() -> threading.Event:
 
     for number in numbers:
         signal.signal(number, ask)
-    return stop
 
 
 @contextlib.contextmanager

@@ -14,7 +14,7 @@ from dataclasses import asdict
 from serve.engine.checkpoint import load
 from serve.engine.engine import Engine
 from serve.engine.job import Canceled, Done, EngineEvent, Failed, Job, Mask, Picture, Pixels
-from serve.engine.safety import SafetyChecker, build_checker
+from serve.engine.safety import build_checker
 from serve.engine.task import Ticket
 from serve.events import Drawn, Event, Finished, Flagged, Started, Stepped
 from serve.media.encode import encode
@@ -31,7 +31,7 @@ class ModelReplica:
         row = settings.pools[pool]
         token = read_secrets().hf_token
         hf_token = token.get_secret_value() if token else None
-        self._checker: SafetyChecker = build_checker(settings.safety, hf_token)
+        self._checker = build_checker(settings.safety, hf_token)
         self._finishers = ThreadPoolExecutor(FINISHING_THREADS, thread_name_prefix="finish")
         checkpoint = load(settings.models[row.model], row, cache_folder(settings), hf_token)
         self._engine = Engine(checkpoint, row)
@@ -64,6 +64,8 @@ class ModelReplica:
                     case Started() | Stepped():
                         yield event
         finally:
+            for task in finishing:
+                task.cancel()
             await course.leave()
 
     async def _finish(self, pixels: Pixels, plan: Plan, spent_ms: dict[str, float]) -> Drawn | Flagged:
@@ -78,7 +80,7 @@ class ModelReplica:
     def _check_and_encode(self, pixels: Pixels, plan: Plan) -> tuple[Drawn | Flagged, dict[str, float]]:
         begun = time.perf_counter()
         picture = pixels.to_host()
-        flagged = plan.check_safety and self._checker.flag(picture)
+        flagged = plan.check_safety and self._flag(picture)
         checked = time.perf_counter()
         took_ms = {"safety": 1000 * (checked - begun)}
         if flagged:
@@ -86,6 +88,12 @@ class ModelReplica:
         content, media_type = encode(picture, plan.output_format, plan.output_quality)
         took_ms["encode"] = 1000 * (time.perf_counter() - checked)
         return Drawn(pixels.image, content, media_type), took_ms
+
+    def _flag(self, picture: Picture) -> bool:
+        """Asks the checker, which on a device must share the engine's thread."""
+        if self._checker.on_device:
+            return self._engine.run_on_device(lambda: self._checker.flag(picture)).result()
+        return self._checker.flag(picture)
 
     def stats(self) -> dict[str, float]:
         """The engine's counters since it started."""

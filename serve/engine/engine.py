@@ -120,12 +120,12 @@ class Engine:
         with self._changed:
             arrived = sum(len(task.job.plan.seeds) for task in self._arrived)
             loop = self._loop
-            return Counters(loop.passes, loop.image_steps, loop.images + arrived, loop.lora_copies)
+            return Counters(loop.passes, loop.image_steps, loop.images + arrived, loop.adapters.copies)
 
     @property
     def loras(self) -> frozenset[str]:
         """The keys of LoRAs that lie on the device now; a job with others has to carry them. From any thread."""
-        return self._loop.loras
+        return self._loop.adapters.keys
 
     def _check_running(self) -> None:
         if not self._running:

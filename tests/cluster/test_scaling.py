@@ -1,6 +1,7 @@
 """Pools grow under load, shrink without it, and come back from nothing."""
 
 from collections.abc import Iterator
+from typing import Any
 
 import pytest
 
@@ -52,7 +53,7 @@ def test_a_pool_of_no_replicas_answers_and_returns_to_none(service: LocalService
 def test_a_pool_grows_to_two_under_16_waiting_requests_and_back(service: LocalService, probe: Probe) -> None:
     for _ in range(ROUNDS):
         until(lambda: probe.replicas("dev-bf16"), lambda count: count == 1)
-        asked = {**SMALL, "num_inference_steps": 50}
+        asked: dict[str, Any] = {**SMALL, "num_inference_steps": 50}
         waiting = [create(service, **asked, prompt=f"{number}")["id"] for number in range(WAITING)]
         until(lambda: probe.replicas("dev-bf16"), lambda count: count == 2)
         for prediction_id in waiting[ENOUGH:]:

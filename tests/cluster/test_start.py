@@ -5,12 +5,12 @@ import signal
 import socket
 import subprocess
 import sys
-import time
 
+import httpx
 import pytest
 
 from serve.local_service import ROOT, LocalService, ServiceDidNotStart, free_port, local_service
-from tests.cluster.client import connect
+from tests.cluster.client import connect, until
 
 
 def run(environment: dict[str, str], *arguments: str) -> subprocess.CompletedProcess[str]:
@@ -61,18 +61,32 @@ def test_a_missing_model_fails_the_start_with_one_line_that_says_what_to_do(envi
     assert "Traceback" not in str(caught.value)
 
 
+def test_a_signal_ends_the_service_in_order_while_it_starts(environment: dict[str, str]) -> None:
+    command = [sys.executable, "-m", "serve", "--port", str(free_port())]
+    with subprocess.Popen(command, cwd=ROOT, env=environment, stdout=subprocess.PIPE, text=True) as service:
+        assert service.stdout is not None
+        while "updating" not in service.stdout.readline():
+            assert service.poll() is None
+        service.send_signal(signal.SIGTERM)
+        rest = service.stdout.read()
+    assert service.returncode == 0
+    assert "stopping" in rest
+    assert "received" not in rest
+
+
 def test_a_token_guards_every_face_and_a_signal_ends_the_service(environment: dict[str, str]) -> None:
     with local_service(environment=environment | {"FLUX_SERVE_TOKEN": "sesame"}) as service:
         _every_face_asks_for_the_token(service)
         os.kill(service.process_id, signal.SIGTERM)
-        deadline = time.monotonic() + 60
-        while time.monotonic() < deadline:
-            time.sleep(0.2)
-            try:
-                connect(service).get("/health-check")
-            except Exception:
-                return
-    pytest.fail("the service still answers")
+        until(lambda: _answers(service), lambda answers: not answers)
+
+
+def _answers(service: LocalService) -> bool:
+    try:
+        httpx.get(f"{service.url}/health-check")
+    except httpx.TransportError:
+        return False
+    return True
 
 
 def _every_face_asks_for_the_token(service: LocalService) -> None:

@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 import torch
+from optimum.quanto import QLinear
 from safetensors.torch import load_file, save_file
 
 from serve.engine import embedded
@@ -77,6 +78,17 @@ def test_dtypes_are_those_of_the_pools_row_for_its_device(
     assert {parameter.dtype for parameter in checkpoint.clip.parameters()} == {text}
     assert {parameter.dtype for parameter in checkpoint.t5.parameters()} == {text}
     assert {parameter.dtype for parameter in checkpoint.vae.parameters()} == {vae}
+
+
+@pytest.mark.parametrize(
+    ("pool", "transformer", "text"),
+    [({}, False, False), ({"precision": "fp8"}, True, False), ({"quantize_text": True}, False, True)],
+)
+def test_the_pools_row_says_what_is_float8(folder: Path, pool: dict[str, Any], transformer: bool, text: bool) -> None:
+    checkpoint = load_local(folder, pool=PoolSettings(model="", **pool))
+    assert isinstance(checkpoint.transformer.proj_out, QLinear) is transformer
+    assert isinstance(checkpoint.t5.encoder.block[0].layer[0].SelfAttention.q, QLinear) is text
+    assert not any(isinstance(layer, QLinear) for layer in (*checkpoint.clip.modules(), *checkpoint.vae.modules()))
 
 
 def test_a_vae_of_five_stages_doubles_the_pixel_stride(checkpoints: Checkpoints) -> None:

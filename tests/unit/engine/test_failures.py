@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 import torch
 
-from serve.engine import device
+from serve.engine import batching, device, passes
 from serve.engine.checkpoint import Checkpoint
 from serve.engine.engine import Engine
 from serve.engine.job import Canceled, Done, EngineEvent, Failed, Pixels
@@ -91,6 +91,27 @@ def test_a_listener_that_fails_loses_its_job_only(checkpoint: Checkpoint) -> Non
     assert isinstance(heard[-1], Canceled)
     assert isinstance(other[-1], Done)
     assert loop.image_steps == 1 + 2
+
+
+def test_a_round_that_breaks_ends_the_jobs_in_work_and_the_thread_goes_on(
+    checkpoint: Checkpoint, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    rounds = iter((ZeroDivisionError,))
+
+    def next_turn(*arguments: Any) -> Any:
+        for error in rounds:
+            raise error
+        return batching.next_turn(*arguments)
+
+    monkeypatch.setattr(passes, "next_turn", next_turn)
+    engine = Engine(checkpoint, PoolSettings(model=""))
+    engine.start()
+    try:
+        with pytest.raises(EngineFailed):
+            engine.warm([(64, 64)])
+        engine.warm([(64, 64)])
+    finally:
+        engine.stop()
 
 
 def test_a_device_that_no_longer_answers_is_not_healthy(

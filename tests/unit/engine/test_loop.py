@@ -86,6 +86,7 @@ def test_who_leaves_during_a_piece_of_work_has_no_further_one(checkpoint: Checkp
     assert isinstance(sitting.end, Canceled)
     assert names.count(during) == 1
     assert names[-1] == during
+    assert sitting.pixels == []
 
 
 def test_sizes_take_turns(checkpoint: Checkpoint) -> None:

