@@ -95,6 +95,10 @@ class PoolSettings(Strict):
     threads: Positive = 1
     """CPU threads of torch. Two busy processes of two threads each on two cores are 35 times slower than with one."""
     prompt_cache_entries: Annotated[int, Field(ge=0)] = 64
+    lora_bytes: Positive = 256 * 2**20
+    """Memory of the device that is set aside for LoRAs: for FLUX 11.1 MB for each rank, 178 MB for one of rank 16."""
+    mix_loras: bool = True
+    """Images with different LoRAs share a pass; without, only those with the same LoRAs at the same scales."""
     max_in_flight: Positive = 64
     """Predictions accepted for this pool and not ended, over all replicas; the next one is answered 429."""
     max_ongoing_requests: Positive = 16
@@ -221,6 +225,8 @@ class Settings(Strict):
     )
     custom_sizes_in_fp8: bool = False
     """The API documents that custom sizes run in bf16 whatever `go_fast` says; True lifts that."""
+    fp8_lora_factor: Annotated[float, Field(gt=0)] = 1.5
+    """The API documents that LoRAs act more weakly on float8 weights, so pools in fp8 multiply their scales by this."""
     max_body_bytes: Positive = 32 * 2**20
     max_prompt_chars: Positive = 10_000
     max_picture_megapixels: Annotated[float, Field(gt=0)] = 50

@@ -31,7 +31,7 @@ ARROWS = {
     "plan": FACTS | {"inputs"},
     "media": ASKED,
     "lora": FACTS | {"media"},
-    "engine": ASKED | {"events"},
+    "engine": ASKED | {"events", "lora"},
     "predictions": ASKED | {"events", "media"},
     "api": ASKED | {"media", "predictions"},
     "pool": ASKED | {"events", "engine"},
