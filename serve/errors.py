@@ -12,6 +12,9 @@ ServiceError
 └── PredictionFailed   500  an accepted prediction ended without pictures
     ├── FetchFailed         a URL of the request could not be had
     ├── PictureRefused      what was fetched is no picture we take
+    ├── LoraRefused         what was fetched are no LoRA weights that fit the model
+    ├── LorasTooLarge       a device has no room for the LoRAs of one prediction together
+    ├── LorasMissing        between replica and engine: weights that were counted on left the device; bring them
     ├── StorageFailed       the pictures were drawn and could not be kept
     ├── AllFlagged          every picture was flagged by the safety checker
     └── EngineFailed        our fault: the cause is in the log, not in the message
@@ -150,6 +153,43 @@ class PictureRefused(PredictionFailed):
 
     def __str__(self) -> str:
         return f"{self.field}: {self.why}"
+
+
+class LoraRefused(PredictionFailed):
+    """`what` names the LoRA as its caller did, without secrets, `why` the reason a user can act on."""
+
+    def __init__(self, what: str, why: str) -> None:
+        super().__init__(what, why)
+        self.what = what
+        self.why = why
+
+    def __str__(self) -> str:
+        return f"cannot use the LoRA {self.what}: {self.why}"
+
+
+class LorasTooLarge(PredictionFailed):
+    """`rank` is that of all LoRAs together, `room` how much a device of the pool has."""
+
+    def __init__(self, rank: int, room: int) -> None:
+        super().__init__(rank, room)
+        self.rank = rank
+        self.room = room
+
+    def __str__(self) -> str:
+        return (
+            f"the LoRAs have rank {self.rank} together, there is room for {self.room}; take smaller ones, or one less"
+        )
+
+
+class LorasMissing(PredictionFailed):
+    """`keys` are the LoRAs that neither lie on the device nor came with the job: send it again with all of its own."""
+
+    def __init__(self, keys: tuple[str, ...]) -> None:
+        super().__init__(keys)
+        self.keys = keys
+
+    def __str__(self) -> str:
+        return "the weights of a LoRA were not at hand; send the request again"
 
 
 class StorageFailed(PredictionFailed):

@@ -42,8 +42,8 @@ class Flagged:
 
 @dataclass(frozen=True, slots=True)
 class Finished:
-    """Every image was told of. `stages_ms` has the wall time of: queue, text, encode_image, denoise, decode, safety,
-    encode (stages that did not run are left out)."""
+    """Every image was told of. `stages_ms` has the wall time of: queue, lora, text, encode_image, denoise, decode,
+    safety, encode (stages that did not run are left out)."""
 
     stages_ms: dict[str, float] = field(default_factory=dict)
     mean_batch: float = 0.0

@@ -4,6 +4,7 @@ Knows the table of pools, not who runs them; no Ray, no torch, no HTTP, no pixel
 again further down.
 """
 
+from collections.abc import Mapping
 from typing import Literal, Self
 
 from pydantic import BaseModel, ConfigDict
@@ -24,6 +25,17 @@ from serve.settings import Settings
 SEED_SPACE = 2**64
 
 Mode = Literal["text_to_image", "image_to_image", "inpainting"]
+
+
+class LoraUse(BaseModel):
+    """One LoRA, and how strongly it acts."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    key: str
+    """What the caller wrote, until it is known which weights that means: then a name for these weights for good."""
+    scale: float
+    """As it is applied, once and linearly; may be negative."""
 
 
 class Plan(BaseModel):
@@ -48,6 +60,8 @@ class Plan(BaseModel):
     output_quality: int
     check_safety: bool
     max_megapixels: float
+    loras: tuple[LoraUse, ...] = ()
+    """The same one twice adds up."""
     notes: tuple[str, ...] = ()
     """What the caller should know: inputs that had no effect, and where it ran. One log line each."""
 
@@ -57,6 +71,11 @@ class Plan(BaseModel):
         Raises `InvalidInput` naming `image` for a picture that is too small or too long.
         """
         return self.model_copy(update={"size": _check_area(picture_size(size), self.max_megapixels, ("image",))})
+
+    def with_lora_keys(self, keys: Mapping[str, str]) -> Self:
+        """The plan with each LoRA named by its weights; `keys` has them by what the caller wrote."""
+        loras = tuple(use.model_copy(update={"key": keys[use.key]}) for use in self.loras)
+        return self.model_copy(update={"loras": loras})
 
 
 def picture_size(size: Size) -> Size:
@@ -81,6 +100,7 @@ def make_plan(inputs: Inputs, settings: Settings, random_seed: int, picture: Siz
     guided = VARIANTS[inputs.model].guided
     max_megapixels = settings.pools[pool].max_megapixels
     seed = random_seed if inputs.seed is None else inputs.seed
+    loras, lora_notes = lora_uses(inputs, settings, pool)
     plan = Plan(
         pool=pool,
         mode=_mode(inputs),
@@ -94,9 +114,21 @@ def make_plan(inputs: Inputs, settings: Settings, random_seed: int, picture: Siz
         output_quality=inputs.output_quality,
         check_safety=not (inputs.disable_safety_checker and settings.safety.may_be_disabled),
         max_megapixels=max_megapixels,
-        notes=(*route_notes, *_ignored(inputs), *_advice(inputs, settings)),
+        loras=loras,
+        notes=(*route_notes, *lora_notes, *_ignored(inputs), *_advice(inputs, settings)),
     )
     return plan.with_picture(picture) if inputs.image and picture else plan
+
+
+def lora_uses(inputs: Inputs, settings: Settings, pool: str) -> tuple[tuple[LoraUse, ...], tuple[str, ...]]:
+    """The LoRAs of the inputs, by what the caller wrote, at the scales that `pool` applies; and notes on them."""
+    asked = ((inputs.replicate_weights, inputs.lora_scale), (inputs.extra_lora, inputs.extra_lora_scale))
+    factor = settings.fp8_lora_factor if settings.pools[pool].precision == "fp8" else 1.0
+    uses = tuple(
+        LoraUse(key=text.strip(), scale=factor * scale) for text, scale in asked if text is not None and text.strip()
+    )
+    notes = (f"LoRA scales are multiplied by {factor:g} in fp8",) if uses and factor != 1 else ()
+    return uses, notes
 
 
 def _check_combination(inputs: Inputs) -> None:

@@ -95,6 +95,10 @@ class PoolSettings(Strict):
     threads: Positive = 1
     """CPU threads of torch. Two busy processes of two threads each on two cores are 35 times slower than with one."""
     prompt_cache_entries: Annotated[int, Field(ge=0)] = 64
+    lora_bytes: Positive = 256 * 2**20
+    """Memory of the device that is set aside for LoRAs: for FLUX 11.1 MB for each rank, 178 MB for one of rank 16."""
+    mix_loras: bool = True
+    """Images with different LoRAs share a pass; without, only those with the same LoRAs at the same scales."""
     max_in_flight: Positive = 64
     """Predictions accepted for this pool and not ended, over all replicas; the next one is answered 429."""
     max_ongoing_requests: Positive = 16
@@ -136,6 +140,44 @@ class FetchSettings(Strict):
     max_concurrent: Positive = 16
     allowed_hosts: tuple[str, ...] = ()
     """Host names or addresses (with `:port` to narrow) that may be fetched although they are not public."""
+
+
+Url = Annotated[str, Field(pattern=r"^https?://[^/?#@]+(/[^?#]*)?$")]
+
+
+class LoraFetchSettings(FetchSettings):
+    """The same bounds for LoRAs, which are larger than pictures."""
+
+    max_bytes: Positive = 2 * 2**30
+    stall_timeout_s: Seconds = 30
+    total_timeout_s: Seconds = 900
+    max_attempts: Positive = 4
+    max_concurrent: Positive = 8
+
+
+class LoraSettings(Strict):
+    """Where LoRAs may come from, and bounds on what is taken."""
+
+    short_names: dict[str, str] = {}
+    """The operator's own names: a name to any reference that callers could write, and to local files."""
+    folders: tuple[Path, ...] = ()
+    """Local folders whose files callers may name by path; none by default."""
+    allow_http: bool = False
+    """Fetch LoRAs over plain http too, where anybody on the way can exchange them."""
+    huggingface_url: Url = "https://huggingface.co"
+    civitai_url: Url = "https://civitai.com"
+    replicate_url: Url = "https://replicate.com"
+    s3_url: Url = "https://{bucket}.s3.amazonaws.com"
+    """Base of the objects of a bucket; an own store may have `http://store.internal:9000/{bucket}`."""
+    fetch: LoraFetchSettings = LoraFetchSettings()
+    max_unpacked_bytes: Positive = 4 * 2**30
+    """All that an archive may hold, unpacked."""
+    max_rank: Positive = 256
+    max_tensors: Positive = 10_000
+    revalidate_after_s: Seconds = 300
+    """Age from which a name that may mean other weights by now, such as `owner/name`, is looked up again."""
+    remember_failure_s: Seconds = 30
+    """A reference that failed fails again at once for this long."""
 
 
 class OutputSettings(Strict):
@@ -183,6 +225,8 @@ class Settings(Strict):
     )
     custom_sizes_in_fp8: bool = False
     """The API documents that custom sizes run in bf16 whatever `go_fast` says; True lifts that."""
+    fp8_lora_factor: Annotated[float, Field(gt=0)] = 1.5
+    """The API documents that LoRAs act more weakly on float8 weights, so pools in fp8 multiply their scales by this."""
     max_body_bytes: Positive = 32 * 2**20
     max_prompt_chars: Positive = 10_000
     max_picture_megapixels: Annotated[float, Field(gt=0)] = 50
@@ -199,6 +243,7 @@ class Settings(Strict):
     cache_folder: Path | None = None
     """Where embedded checkpoints are built once; None is the user's cache folder."""
     fetch: FetchSettings = FetchSettings()
+    lora: LoraSettings = LoraSettings()
     outputs: OutputSettings = OutputSettings()
     safety: SafetySettings = SafetySettings()
 
@@ -223,13 +268,28 @@ class Secrets(Strict):
     """What must not stand in a file: read from the environment of the process that needs it."""
 
     api_token: SecretStr | None = None
+    """Guards every face."""
     hf_token: SecretStr | None = None
+    """Opens gated repositories of the Hugging Face hub."""
+    civitai_token: SecretStr | None = None
+    """Opens downloads on CivitAI that need an account."""
+    replicate_token: SecretStr | None = None
+    """Opens private models on Replicate."""
+
+
+VARIABLES = {
+    "api_token": "FLUX_SERVE_TOKEN",
+    "hf_token": "HF_TOKEN",
+    "civitai_token": "CIVITAI_API_TOKEN",
+    "replicate_token": "REPLICATE_API_TOKEN",
+}
+"""Field of `Secrets` to the environment variable that holds it."""
 
 
 def read_secrets(environment: Mapping[str, str] = os.environ) -> Secrets:
-    """FLUX_SERVE_TOKEN guards every face; HF_TOKEN opens gated repositories."""
-    named = {"api_token": environment.get("FLUX_SERVE_TOKEN"), "hf_token": environment.get("HF_TOKEN")}
-    return Secrets.model_validate({key: value for key, value in named.items() if value})
+    """The secrets in `VARIABLES`; an empty one counts as not set."""
+    named = {field: environment.get(variable) for field, variable in VARIABLES.items()}
+    return Secrets.model_validate({field: value for field, value in named.items() if value})
 
 
 def cache_folder(settings: Settings, environment: Mapping[str, str] = os.environ) -> Path:

@@ -3,7 +3,7 @@
 from serve.predictions.record import Prediction
 
 STAGES = (
-    "plan", "fetch", "queue", "text", "encode_image", "denoise", "decode", "safety", "encode", "store"
+    "plan", "fetch", "queue", "lora", "text", "encode_image", "denoise", "decode", "safety", "encode", "store"
 )  # fmt: skip
 
 

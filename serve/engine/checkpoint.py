@@ -6,7 +6,7 @@ What the settings say of a model is checked here against what its files say; not
 import logging
 import time
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +16,7 @@ from transformers import CLIPTextModel, CLIPTokenizer, T5EncoderModel, T5Tokeniz
 
 from serve.catalog import VARIANTS
 from serve.engine import embedded, quantize, source
+from serve.engine.low_rank import LowRankBank
 from serve.errors import CheckpointUnusable
 from serve.settings import EMBEDDED, Dtypes, ModelSettings, PoolSettings
 
@@ -46,6 +47,8 @@ class Checkpoint:
     guided: bool
     """The transformer takes a guidance scale."""
     device: torch.device
+    low_rank: LowRankBank = field(default_factory=lambda: LowRankBank({}, 0))
+    """Places for LoRAs beside the linears of the transformer and of CLIP."""
 
 
 def load(model: ModelSettings, pool: PoolSettings, cache_folder: Path, hf_token: str | None) -> Checkpoint:
@@ -59,15 +62,17 @@ def load(model: ModelSettings, pool: PoolSettings, cache_folder: Path, hf_token:
     checkpoint = _read(folder, model, pool, device)
     _check(checkpoint, model)
     _place(checkpoint, pool)
+    low_rank = LowRankBank({"transformer": checkpoint.transformer, "clip": checkpoint.clip}, pool.lora_bytes)
     _log.info(
-        "loaded %s from %s on %s in %.1f s, the transformer takes %.1f MB",
+        "loaded %s from %s on %s in %.1f s, the transformer takes %.1f MB, LoRAs may have rank %d together",
         model.variant,
         model.source,
         device,
         time.monotonic() - begin,
         quantize.weight_bytes(checkpoint.transformer) / 1e6,
+        low_rank.rows,
     )
-    return checkpoint
+    return replace(checkpoint, low_rank=low_rank)
 
 
 def _device(pool: PoolSettings) -> torch.device:

@@ -8,6 +8,7 @@ import torch
 from diffusers.models.autoencoders.vae import DiagonalGaussianDistribution
 from torch import Tensor
 
+from serve.engine.adapters import NO_LORAS, Mix, Scales
 from serve.engine.job import Job
 from serve.engine.latents import Grid, LatentSpace
 from serve.engine.schedule import Schedule, make_schedule
@@ -29,6 +30,8 @@ class Group(NamedTuple):
 
     grid: Grid
     text_tokens: int
+    loras: Scales = ()
+    """Nothing, unless LoRAs are kept apart."""
 
 
 @dataclass(slots=True, eq=False)
@@ -46,6 +49,7 @@ class Draft:
     """[tokens, 3]"""
     latents: Tensor
     """[1, tokens, channels], after `done` steps."""
+    mix: Mix = NO_LORAS
     original: Original | None = None
     done: int = 0
 
@@ -65,7 +69,7 @@ class Drafting:
         self._space = space
         self._scheduler_config = scheduler_config
 
-    def begin(self, job: Job, text: Text, posterior: DiagonalGaussianDistribution | None) -> list[Draft]:
+    def begin(self, job: Job, text: Text, mix: Mix, posterior: DiagonalGaussianDistribution | None) -> list[Draft]:
         """All images of the job, before their first step. `posterior` is that of its picture, if it has one."""
         assert job.plan.size is not None
         plan, grid = job.plan, self._space.grid(job.plan.size)
@@ -79,7 +83,7 @@ class Drafting:
             sample = None if posterior is None else self._space.sample(posterior, generator)
             noise = self._space.noise(generator, grid)
             latents = noise if sample is None else add_noise(sample, noise, schedule.sigmas[0])
-            draft = Draft(image, text, plan.guidance or 0.0, schedule, grid, positions, latents)
+            draft = Draft(image, text, plan.guidance or 0.0, schedule, grid, positions, latents, mix)
             if sample is not None and repaint is not None:
                 draft.original = Original(sample, noise, repaint)
             drafts.append(draft)

@@ -39,6 +39,8 @@ class Counters:
     """Steps of single images in those passes."""
     images: int
     """Images of jobs that were submitted and have not ended."""
+    lora_copies: int
+    """LoRAs that were copied to the device."""
 
     @property
     def mean_batch(self) -> float:
@@ -117,7 +119,13 @@ class Engine:
     def counters(self) -> Counters:
         with self._changed:
             arrived = sum(len(task.job.plan.seeds) for task in self._arrived)
-            return Counters(self._loop.passes, self._loop.image_steps, self._loop.images + arrived)
+            loop = self._loop
+            return Counters(loop.passes, loop.image_steps, loop.images + arrived, loop.adapters.copies)
+
+    @property
+    def loras(self) -> frozenset[str]:
+        """The keys of LoRAs that lie on the device now; a job with others has to carry them. From any thread."""
+        return self._loop.adapters.keys
 
     def _check_running(self) -> None:
         if not self._running:

@@ -4,8 +4,9 @@ Between `Started` and the end a listener hears of every step and every picture; 
 `Canceled` comes last.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
 
 import numpy as np
 from numpy.typing import NDArray
@@ -13,6 +14,9 @@ from numpy.typing import NDArray
 from serve.errors import ServiceError
 from serve.events import Started, Stepped
 from serve.plan import Plan
+
+if TYPE_CHECKING:
+    from serve.lora.weights import LoraWeights
 
 Picture = NDArray[np.uint8]
 """[height, width, 3], RGB."""
@@ -22,11 +26,13 @@ Mask = NDArray[np.uint8]
 
 @dataclass(frozen=True, slots=True)
 class Job:
-    """A plan with its pictures, already of the plan's size."""
+    """A plan with its pictures, already of the plan's size, and its LoRAs."""
 
     plan: Plan
     picture: Picture | None = None
     mask: Mask | None = None
+    loras: "Mapping[str, LoraWeights]" = field(default_factory=dict, repr=False)
+    """By key. Those that lie on the device may be left out, at the risk of `LorasMissing` if they have gone by then."""
 
     def __post_init__(self) -> None:
         """Raises ValueError for a plan that is not complete, or pictures that are not what it speaks of."""

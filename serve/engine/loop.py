@@ -1,7 +1,7 @@
 """The work of the engine's thread, round by round. Knows the device and the jobs in work; no locks, no other thread.
 
-A round lets go whom nobody waits for, encodes the prompts that came, does at most one picture's worth of VAE, and steps
-one batch. A piece of work that fails ends its own job and no other.
+A round lets go whom nobody waits for, brings at most one job's LoRAs, encodes the prompts that came, does at most one
+picture's worth of VAE, and steps one batch. A piece of work that fails ends its own job and no other.
 """
 
 import logging
@@ -16,6 +16,7 @@ import torch
 from torch import Tensor
 
 from serve.engine import device
+from serve.engine.adapters import NO_LORAS, Adapters
 from serve.engine.checkpoint import Checkpoint
 from serve.engine.draft import Draft, Drafting
 from serve.engine.job import Pixels
@@ -24,7 +25,7 @@ from serve.engine.passes import Passes
 from serve.engine.task import Task
 from serve.engine.text import TextEncoder
 from serve.engine.watch import Watch, Work
-from serve.errors import EngineFailed
+from serve.errors import EngineFailed, ServiceError
 from serve.settings import PoolSettings
 
 Result = TypeVar("Result")
@@ -42,7 +43,8 @@ class Loop:
         self._encoder = TextEncoder(checkpoint, pool.prompt_cache_entries)
         self._space = LatentSpace(checkpoint)
         self._drafting = Drafting(self._space, checkpoint.scheduler_config)
-        self._passes = Passes(checkpoint, 1 if pool.batch_alone else pool.max_batch, watch)
+        self._passes = Passes(checkpoint, pool, watch)
+        self.adapters = Adapters(checkpoint.low_rank)
         self._tasks: list[Task] = []
         self._errands: deque[Errand] = deque()
         self.device_lost = False
@@ -73,7 +75,7 @@ class Loop:
 
     @torch.no_grad()
     def round(self) -> None:
-        for part in (self._read_prompts, self._one_picture, self._one_errand, self._one_pass):
+        for part in (self._bring_loras, self._read_prompts, self._one_picture, self._one_errand, self._one_pass):
             self._let_go()
             part()
         self._let_go()
@@ -82,39 +84,57 @@ class Loop:
         for task in self._tasks:
             if not task.ended:
                 task.fail(error)
+        self._let_go()
         for future, _ in self._errands:
             future.cancel()
-        self._tasks = []
         self._errands.clear()
 
     def _let_go(self) -> None:
         for task in self._tasks:
             if task.ticket.left and not task.ended:
                 task.leave()
+        for task in self._tasks:
+            if task.ended and task.mix is not None:
+                self.adapters.leave(task.mix)
         self._tasks = [task for task in self._tasks if not task.ended]
+
+    def _bring_loras(self) -> None:
+        """Jobs get their LoRAs by age, so that none waits for room which younger ones take, and one copy at most."""
+        for task in self._tasks:
+            if task.mix is None and not task.job.plan.loras:
+                task.equip(NO_LORAS)
+        for task in [task for task in self._tasks if task.mix is None]:
+            at_hand = self.adapters.hold(task.job.plan.loras)
+            self._attempt(task, Work("lora"), partial(self._bring, task))
+            if not at_hand:
+                return
+
+    def _bring(self, task: Task) -> None:
+        task.equip(self.adapters.take(task.job.plan.loras, task.job.loras))
 
     def _read_prompts(self) -> None:
         for task in self._tasks:
-            if task.text is None:
+            if task.text is None and task.mix is not None:
                 self._read(task)
 
     def _read(self, task: Task) -> None:
         """Encodes the job's prompt; without a picture its images can begin."""
 
         def read() -> None:
-            task.text = self._encoder.encode(task.job.plan.prompt)
+            assert task.mix is not None
+            task.text = self._encoder.encode(task.job.plan.prompt, task.mix)
             if task.job.picture is None:
-                task.drafts = self._drafting.begin(task.job, task.text, None)
+                task.drafts = self._drafting.begin(task.job, task.text, task.mix, None)
 
         self._attempt(task, Work("text"), read)
 
     def _one_picture(self) -> None:
         """The oldest job that has a picture to encode or to decode gets one done."""
         for task in self._tasks:
-            if task.drafts is None:
+            if task.text is not None and task.drafts is None:
                 self._encode(task)
                 return
-            finished = next((draft for draft in task.drafts if draft.finished), None)
+            finished = next((draft for draft in task.drafts or () if draft.finished), None)
             if finished is not None:
                 self._decode(task, finished)
                 return
@@ -123,10 +143,11 @@ class Loop:
         """Encodes the job's picture, so its images can begin."""
 
         def encode() -> None:
+            assert task.mix is not None
             assert task.text is not None
             assert task.job.picture is not None
             posterior = self._space.encode(task.job.picture)
-            task.drafts = self._drafting.begin(task.job, task.text, posterior)
+            task.drafts = self._drafting.begin(task.job, task.text, task.mix, posterior)
 
         self._attempt(task, Work("encode_image", pixels=task.pixels), encode)
 
@@ -154,6 +175,9 @@ class Loop:
             with self._watch.during(work):
                 result = action()
                 device.finish(self._device)
+        except ServiceError as error:
+            task.fail(error)
+            return None
         except Exception:
             _log.exception("%s failed, and its job with it", work)
             self._failed(task)

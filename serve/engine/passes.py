@@ -13,6 +13,7 @@ from serve.engine.stepper import Stepper
 from serve.engine.task import Task
 from serve.engine.watch import Watch, Work
 from serve.events import Stepped
+from serve.settings import PoolSettings
 
 Member = tuple[Task, Draft]
 _log = logging.getLogger(__name__)
@@ -21,10 +22,11 @@ _log = logging.getLogger(__name__)
 class Passes:
     """One pass at a time, over whatever images there are then."""
 
-    def __init__(self, checkpoint: Checkpoint, max_batch: int, watch: Watch) -> None:
+    def __init__(self, checkpoint: Checkpoint, pool: PoolSettings, watch: Watch) -> None:
         self._stepper = Stepper(checkpoint)
         self._device = checkpoint.device
-        self._max_batch = max_batch
+        self._max_batch = 1 if pool.batch_alone else pool.max_batch
+        self._mix_loras = pool.mix_loras
         self._watch = watch
         self._groups: tuple[Group, ...] = ()
         self.done = 0
@@ -39,12 +41,15 @@ class Passes:
             for draft in task.drafts or ()
             if not draft.finished
         }
-        waiting = [Waiting(task.number, draft.image, draft.group) for task, draft in members.values()]
+        waiting = [Waiting(task.number, draft.image, self._group(draft)) for task, draft in members.values()]
         turn = next_turn(waiting, self._groups, self._max_batch)
         self._groups = turn.groups
         failed: list[Task] = []
         self._pass([members[image.request, image.image] for image in turn.batch], failed)
         return failed
+
+    def _group(self, draft: Draft) -> Group:
+        return draft.group if self._mix_loras else draft.group._replace(loras=draft.mix.scales)
 
     def _pass(self, members: Sequence[Member], failed: list[Task]) -> None:
         """Steps `members` together; if that fails, in halves, until it is known who fails alone."""

@@ -22,6 +22,7 @@ class Stepper:
 
     def __init__(self, checkpoint: Checkpoint) -> None:
         self._transformer = checkpoint.transformer
+        self._low_rank = checkpoint.low_rank
         self._guided = checkpoint.guided
         self._device = checkpoint.device
 
@@ -42,7 +43,8 @@ class Stepper:
         times = self._numbers([draft.schedule.timesteps[draft.done] for draft in drafts])
         guidance = self._numbers([draft.guidance for draft in drafts]) if self._guided else None
         embeddings = torch.cat([draft.text.embeddings for draft in drafts])
-        with batch_invariant(self._device) if len(drafts) > 1 else nullcontext():
+        invariant = batch_invariant(self._device) if len(drafts) > 1 else nullcontext()
+        with invariant, self._low_rank.adding([draft.mix.blend for draft in drafts]):
             velocity: Tensor = self._transformer(
                 hidden_states=latents,
                 timestep=times.to(latents.dtype) / _TIME_UNIT,

@@ -2,16 +2,17 @@
 
 import logging
 import time
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 from serve.catalog import Size
+from serve.engine.adapters import Mix
 from serve.engine.draft import Draft
 from serve.engine.job import Canceled, Done, EngineEvent, Failed, Job, Listener
 from serve.engine.text import Text
 from serve.errors import ServiceError
 from serve.events import Started
 
-_PREPARATIONS = ("text", "encode_image")
+_PREPARATIONS = ("lora", "text", "encode_image")
 _log = logging.getLogger(__name__)
 
 
@@ -32,6 +33,8 @@ class Task:
     job: Job
     listener: Listener
     ticket: Ticket = field(default_factory=Ticket)
+    mix: Mix | None = None
+    """Its LoRAs; None until they are on the device."""
     text: Text | None = None
     drafts: list[Draft] | None = None
     """Its images that have no pixels yet; None until they have begun."""
@@ -42,6 +45,12 @@ class Task:
     _spent_s: dict[str, float] = field(default_factory=dict)
     _passes: int = 0
     _shared: int = 0
+
+    def equip(self, mix: Mix | None) -> None:
+        """Its LoRAs are on the device, unless `mix` is None; what it carried is no longer needed then."""
+        if mix is not None:
+            self.mix = mix
+            self.job = replace(self.job, loras={})
 
     @property
     def size(self) -> Size:

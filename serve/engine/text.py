@@ -10,6 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from serve.engine.adapters import NO_LORAS, Mix, Scales
 from serve.engine.checkpoint import Checkpoint
 
 
@@ -32,26 +33,30 @@ class TextEncoder:
         """`cache_entries` 0 remembers nothing."""
         self._checkpoint = checkpoint
         self._cache_entries = cache_entries
-        self._cache: OrderedDict[str, Text] = OrderedDict()
+        self._cache: OrderedDict[tuple[str, Scales], Text] = OrderedDict()
 
     @torch.no_grad()
-    def encode(self, prompt: str) -> Text:
-        text = self._cache.get(prompt) or self._encode(prompt)
-        self._cache[prompt] = text
-        self._cache.move_to_end(prompt)
+    def encode(self, prompt: str, mix: Mix = NO_LORAS) -> Text:
+        """The prompt as CLIP reads it with the LoRAs of `mix`."""
+        key = (prompt, mix.text_scales)
+        text = self._cache.get(key) or self._encode(prompt, mix)
+        self._cache[key] = text
+        self._cache.move_to_end(key)
         if len(self._cache) > self._cache_entries:
             self._cache.popitem(last=False)
         return text
 
-    def _encode(self, prompt: str) -> Text:
+    def _encode(self, prompt: str, mix: Mix) -> Text:
         models = self._checkpoint
         dtype = models.transformer.dtype
         clip_tokens = models.clip_tokenizer.model_max_length
         clip_ids = self._ids(models.clip_tokenizer, prompt, clip_tokens)
         t5_ids = self._ids(models.t5_tokenizer, prompt, models.text_tokens)
+        with models.low_rank.adding([mix.blend]):
+            summary = models.clip(clip_ids).pooler_output
         return Text(
             embeddings=models.t5(t5_ids).last_hidden_state.to(dtype),
-            summary=models.clip(clip_ids).pooler_output.to(dtype),
+            summary=summary.to(dtype),
             notes=(
                 *_cut(models.t5_tokenizer, prompt, models.text_tokens, "T5"),
                 *_cut(models.clip_tokenizer, prompt, clip_tokens, "CLIP"),

@@ -13,7 +13,7 @@ from typing import Literal
 SLACK = 40
 """How many times the learnt time is a hang: a busy neighbour on the same cores was measured to slow a step 35 times."""
 
-Kind = Literal["text", "encode_image", "step", "decode", "other"]
+Kind = Literal["lora", "text", "encode_image", "step", "decode", "other"]
 
 
 @dataclass(frozen=True, slots=True)

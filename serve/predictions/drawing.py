@@ -88,7 +88,7 @@ class Drawing:
 
     def _queue_ms(self, finished: Finished) -> float:
         """The wait for the first step, wherever it was spent: while a replica started, too, not only inside of one."""
-        busy_ms = sum(finished.stages_ms.get(stage, 0.0) for stage in ("text", "encode_image"))
+        busy_ms = sum(finished.stages_ms.get(stage, 0.0) for stage in ("lora", "text", "encode_image"))
         return max(finished.stages_ms.get("queue", 0.0), (self._waited_ms or 0.0) - busy_ms)
 
 

@@ -18,20 +18,26 @@ WIDE = replace(SMALL, heads=8)
 """So wide that a CPU sums its products in another order for a batch than for one image, unless it is kept from it."""
 
 
+LORA_BYTES = 4 * 2**20
+"""LoRAs of rank 147 together, beside a small checkpoint in bf16."""
+
+
 class Checkpoints:
     """Loads by what a test is about; a checkpoint is never changed by drawing, so tests share them."""
 
     def __init__(self, folder: Path) -> None:
         self._folder = folder
-        self.get = cache(self._load)
+        self.get = cache(self.load)
 
-    def _load(
+    def load(
         self,
         variant: VariantName = "dev",
         precision: Precision = "bf16",
         vae: Dtype = "float32",
         geometry: Geometry = SMALL,
+        lora_bytes: int = LORA_BYTES,
     ) -> Checkpoint:
+        """One of its own, which a test may change."""
         source = embedded.ensure(variant, self._folder, geometry)
         model = ModelSettings(
             variant=variant,
@@ -40,4 +46,5 @@ class Checkpoints:
             text_tokens=geometry.text_tokens,
         )
         dtypes = Dtypes(transformer="bfloat16", text="bfloat16", vae=vae)
-        return load(model, PoolSettings(model="", precision=precision, dtypes={"cpu": dtypes}), self._folder, None)
+        pool = PoolSettings(model="", precision=precision, dtypes={"cpu": dtypes}, lora_bytes=lora_bytes)
+        return load(model, pool, self._folder, None)

@@ -1,6 +1,6 @@
 """Jobs to test with, and a listener that keeps what it hears."""
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 import numpy as np
@@ -13,14 +13,17 @@ from serve.engine.loop import Loop
 from serve.engine.task import Task
 from serve.engine.watch import Watch
 from serve.events import Stepped
+from serve.lora.weights import LoraWeights
 from serve.plan import Mode, Plan
 from serve.settings import PoolSettings
 
 SIZE: Size = (96, 64)
 
 
-def make_job(mode: Mode = "text_to_image", size: Size = SIZE, **fields: Any) -> Job:
-    """A small job; pictures and masks are the same for a size."""
+def make_job(
+    mode: Mode = "text_to_image", size: Size = SIZE, carried: Mapping[str, LoraWeights] | None = None, **fields: Any
+) -> Job:
+    """A small job; pictures and masks are the same for a size. Carries the weights of LoRAs that `fields` name."""
     plan: dict[str, Any] = {
         "pool": "test",
         "mode": mode,
@@ -39,6 +42,7 @@ def make_job(mode: Mode = "text_to_image", size: Size = SIZE, **fields: Any) -> 
         Plan(**plan | fields),
         picture=None if mode == "text_to_image" else make_picture(size),
         mask=make_mask(size) if mode == "inpainting" else None,
+        loras=carried or {},
     )
 
 

@@ -1,0 +1,4 @@
+"""LoRAs from a caller's text to checked weights: reference, source, download, archive, header, formats.
+
+Knows nothing of Ray, HTTP routes, predictions or the engine. Only what handles tensors imports torch.
+"""

@@ -1,0 +1,159 @@
+"""One LoRA with random weights, and its tensors as each trainer would have written them."""
+
+from collections.abc import Iterable, Mapping
+
+import torch
+
+from serve.lora.geometry import Geometry
+
+Pair = tuple[torch.Tensor, torch.Tensor]
+"""Down [rank, in] and up [out, rank]."""
+Tensors = dict[str, torch.Tensor]
+
+QKV, TEXT_QKV = ("attn.to_q", "attn.to_k", "attn.to_v"), ("attn.add_q_proj", "attn.add_k_proj", "attn.add_v_proj")
+DOUBLE = {
+    "img_attn.qkv": QKV,
+    "img_attn.proj": ("attn.to_out.0",),
+    "img_mlp.0": ("ff.net.0.proj",),
+    "img_mlp.2": ("ff.net.2",),
+    "img_mod.lin": ("norm1.linear",),
+    "txt_attn.qkv": TEXT_QKV,
+    "txt_attn.proj": ("attn.to_add_out",),
+    "txt_mlp.0": ("ff_context.net.0.proj",),
+    "txt_mlp.2": ("ff_context.net.2",),
+    "txt_mod.lin": ("norm1_context.linear",),
+}
+SINGLE = {"linear1": (*QKV, "proj_mlp"), "linear2": ("proj_out",), "modulation.lin": ("norm.linear",)}
+OUTSIDE = {
+    "img_in": "x_embedder",
+    "txt_in": "context_embedder",
+    "time_in.in_layer": "time_text_embed.timestep_embedder.linear_1",
+    "time_in.out_layer": "time_text_embed.timestep_embedder.linear_2",
+    "vector_in.in_layer": "time_text_embed.text_embedder.linear_1",
+    "vector_in.out_layer": "time_text_embed.text_embedder.linear_2",
+    "guidance_in.in_layer": "time_text_embed.guidance_embedder.linear_1",
+    "guidance_in.out_layer": "time_text_embed.guidance_embedder.linear_2",
+    "final_layer.linear": "proj_out",
+    "final_layer.adaLN_modulation.1": "norm_out.linear",
+}
+
+
+def bfl_names(double_blocks: Iterable[int], single_blocks: Iterable[int], outside: bool) -> dict[str, tuple[str, ...]]:
+    """Name in Black Forest Labs' code -> the layers of diffusers that it fuses."""
+    names = {
+        f"double_blocks.{block}.{name}": tuple(f"transformer_blocks.{block}.{layer}" for layer in layers)
+        for block in double_blocks
+        for name, layers in DOUBLE.items()
+    }
+    names |= {
+        f"single_blocks.{block}.{name}": tuple(f"single_transformer_blocks.{block}.{layer}" for layer in layers)
+        for block in single_blocks
+        for name, layers in SINGLE.items()
+    }
+    return names | ({name: (layer,) for name, layer in OUTSIDE.items()} if outside else {})
+
+
+def random_pairs(
+    names: Mapping[str, tuple[str, ...]],
+    shapes: Mapping[str, tuple[int, int]],
+    rank: int = 3,
+    dtype: torch.dtype = torch.float32,
+) -> dict[str, Pair]:
+    """By layer of diffusers. Those that are fused in `names` share their down matrix."""
+    generator = torch.Generator().manual_seed(5)
+    pairs = {}
+    for layers in names.values():
+        down = torch.randn(rank, shapes[layers[0]][1], generator=generator).to(dtype)
+        for layer in layers:
+            pairs[layer] = (down, torch.randn(shapes[layer][0], rank, generator=generator).to(dtype))
+    return pairs
+
+
+def tiny_pairs(geometry: Geometry, rank: int = 3) -> dict[str, Pair]:
+    names = bfl_names(range(geometry.double_blocks), range(geometry.single_blocks), outside=True)
+    return random_pairs(names, geometry.transformer_layers(), rank)
+
+
+def clip_pairs(geometry: Geometry, rank: int = 3) -> dict[str, Pair]:
+    names = {name: (name,) for name in geometry.clip_layers()}
+    return random_pairs(names, geometry.clip_layers(), rank)
+
+
+def diffusers(pairs: Mapping[str, Pair], prefix: str = "transformer.") -> Tensors:
+    return {
+        f"{prefix}{layer}.lora_{side}.weight": matrix
+        for layer, pair in pairs.items()
+        for side, matrix in zip("AB", pair, strict=True)
+    }
+
+
+def bfl(pairs: Mapping[str, Pair], names: Mapping[str, tuple[str, ...]], prefix: str = "") -> Tensors:
+    """Black Forest Labs' names with PEFT's endings."""
+    return {
+        f"{prefix}{name}.lora_{side}.weight": matrix
+        for name, pair in fused(pairs, names).items()
+        for side, matrix in zip("AB", pair, strict=True)
+    }
+
+
+def kohya(pairs: Mapping[str, Pair], names: Mapping[str, tuple[str, ...]], alpha: float | None = None) -> Tensors:
+    return flat(fused(pairs, names), "lora_unet_", alpha)
+
+
+def flat(pairs: Mapping[str, Pair], prefix: str, alpha: float | None = None) -> Tensors:
+    """Any names, written with underscores and kohya's endings."""
+    tensors: Tensors = {}
+    for name, (down, up) in pairs.items():
+        layer = prefix + name.replace(".", "_")
+        tensors |= {f"{layer}.lora_down.weight": down, f"{layer}.lora_up.weight": up}
+        if alpha is not None:
+            tensors[f"{layer}.alpha"] = torch.tensor(alpha)
+    return tensors
+
+
+def fused(pairs: Mapping[str, Pair], names: Mapping[str, tuple[str, ...]]) -> dict[str, Pair]:
+    found = {
+        name: (pairs[layers[0]][0], torch.cat([pairs[layer][1] for layer in layers])) for name, layers in names.items()
+    }
+    if "final_layer.adaLN_modulation.1" in found:
+        down, up = found["final_layer.adaLN_modulation.1"]
+        scale, shift = up.chunk(2)
+        found["final_layer.adaLN_modulation.1"] = (down, torch.cat([shift, scale]))
+    return found
+
+
+def diagonal(blocks: Iterable[torch.Tensor]) -> torch.Tensor:
+    """The blocks along the diagonal of one matrix, zeros around them."""
+    listed = list(blocks)
+    matrix = torch.zeros(sum(len(block) for block in listed), sum(block.shape[1] for block in listed))
+    row = column = 0
+    for block in listed:
+        matrix[row : row + block.shape[0], column : column + block.shape[1]] = block
+        row, column = row + block.shape[0], column + block.shape[1]
+    return matrix
+
+
+XLABS = {
+    "img_attn.qkv": "qkv_lora1",
+    "img_attn.proj": "proj_lora1",
+    "txt_attn.qkv": "qkv_lora2",
+    "txt_attn.proj": "proj_lora2",
+}
+
+
+def xlabs(pairs: Mapping[str, Pair], double_blocks: Iterable[int], single_blocks: Iterable[int]) -> Tensors:
+    """Attention of double blocks, attention and output of single ones: all that XLabs trains."""
+    published = {
+        f"double_blocks.{block}.processor.{name}": tuple(f"transformer_blocks.{block}.{layer}" for layer in DOUBLE[bfl])
+        for block in double_blocks
+        for bfl, name in XLABS.items()
+    }
+    for block in single_blocks:
+        own = f"single_transformer_blocks.{block}"
+        published[f"single_blocks.{block}.processor.qkv_lora"] = tuple(f"{own}.{layer}" for layer in QKV)
+        published[f"single_blocks.{block}.processor.proj_lora"] = (f"{own}.proj_out",)
+    return {
+        f"{name}.{side}.weight": matrix
+        for name, pair in fused(pairs, published).items()
+        for side, matrix in zip(("down", "up"), pair, strict=True)
+    }
