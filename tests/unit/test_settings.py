@@ -70,7 +70,9 @@ def test_bounds_on_loras_are_their_own_also_where_only_one_is_set() -> None:
     assert settings.fetch.max_bytes == 64 * 2**20
 
 
-@pytest.mark.parametrize("url", ["huggingface.co", "ftp://a", "https://", "https://a/?b", "https://me@a", "https://a/#b"])
+@pytest.mark.parametrize(
+    "url", ["huggingface.co", "ftp://a", "https://", "https://a/?b", "https://me@a", "https://a/#b"]
+)
 def test_the_base_of_a_site_is_a_plain_url(url: str) -> None:
     with pytest.raises(ValidationError):
         Settings.model_validate({"lora": {"huggingface_url": url}})
