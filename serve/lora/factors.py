@@ -18,7 +18,6 @@ Tensors = Mapping[str, torch.Tensor]
 ROLES = {
     "down": (
         "lora_A.weight",
-        "lora_A.default.weight",
         "lora_down.weight",
         "lora.down.weight",
         "lora_linear_layer.down.weight",
@@ -26,7 +25,6 @@ ROLES = {
     ),
     "up": (
         "lora_B.weight",
-        "lora_B.default.weight",
         "lora_up.weight",
         "lora.up.weight",
         "lora_linear_layer.up.weight",
@@ -38,7 +36,7 @@ ROLES = {
     **{role: (role,) for role in ("lokr_w1", "lokr_w1_a", "lokr_w1_b", "lokr_w2", "lokr_w2_a", "lokr_w2_b", "lokr_t2")},
     "mid": ("lora_mid.weight",),
     "oft": ("oft_blocks", "oft_diag", "oft_R.weight"),
-    "glora": ("a1.weight", "a2.weight", "b1.weight", "b2.weight"),
+    **{f"glora_{name}": (f"{name}.weight",) for name in ("a1", "a2", "b1", "b2")},
 }
 """What a tensor is for, and how trainers end its name."""
 SUFFIXES = {suffix: role for role, suffixes in ROLES.items() for suffix in suffixes}
@@ -50,7 +48,7 @@ _NOT_LOW_RANK = {
     "lokr_t2": "LoKr for convolutions",
     "mid": "LoCon for convolutions",
     "oft": "OFT, which rotates the weights of the model",
-    "glora": "GLoRA, which also scales the weights of the model",
+    **{f"glora_{name}": "GLoRA, which also scales the weights of the model" for name in ("a1", "a2", "b1", "b2")},
 }
 _LOHA = frozenset(("hada_w1_a", "hada_w1_b", "hada_w2_a", "hada_w2_b"))
 _PLAIN = frozenset(("down", "up"))

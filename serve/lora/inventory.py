@@ -15,6 +15,8 @@ from serve.lora.header import BadFile, shown
 from serve.lora.names import Target, bare, is_of_another_text_encoder
 
 _ENDING = re.compile(rf"(?P<layer>.+?)\.(?P<suffix>{'|'.join(re.escape(suffix) for suffix in SUFFIXES)})")
+_ADAPTER = re.compile(r"(\.lora_[AB])\.[^.]+(\.weight)$")
+"""PEFT may put the name of the adapter between."""
 _BLOCK = re.compile(r"(blocks[._])\d+")
 
 
@@ -64,7 +66,7 @@ def take_stock(tensors: Mapping[str, torch.Tensor], known: Mapping[str, Target])
 
 def _read(name: str) -> tuple[str, str | None]:
     """The layer that a tensor belongs to, and its role; None for what no trainer calls a part of a LoRA."""
-    match = _ENDING.fullmatch(name)
+    match = _ENDING.fullmatch(_ADAPTER.sub(r"\1\2", name))
     return (match["layer"], SUFFIXES[match["suffix"]]) if match else (name, None)
 
 

@@ -190,11 +190,22 @@ async def test_a_body_of_twenty_gigabytes_is_not_begun(site: LocalServer, tmp_pa
     assert site.sent_bytes < 20_000_000, "what the sockets between hold, and no more"
 
 
-async def test_an_endless_body_is_cut_off_also_over_several_answers(site: LocalServer, tmp_path: Path) -> None:
+async def test_an_endless_body_is_cut_off(site: LocalServer, tmp_path: Path) -> None:
     url = site.behave("/endless", lambda writer: site.drip(writer, b"x" * 10_000, 0))
     assert await failure(site, url, tmp_path / "a", max_bytes=100_000) == "it has more than 100000 bytes"
-    resumed = PublishedFile(site, "/resumed", BODY, breaks=[1_500_000])
-    assert await failure(site, resumed.url, tmp_path / "a", max_bytes=2_000_000) == "it has more than 2000000 bytes"
+
+
+async def test_the_limit_is_for_all_answers_together(site: LocalServer, tmp_path: Path) -> None:
+    async def grow(writer: asyncio.StreamWriter) -> None:
+        """Breaks off before the end that it tells, and has as much again when it is asked for the rest."""
+        start = int((header(site.heads[-1], "range") or "bytes=0-").removeprefix("bytes=").rstrip("-"))
+        part = f"206 Partial Content\r\nContent-Range: bytes {start}-{start + 59_999}/*" if start else "200 OK"
+        head = f'HTTP/1.1 {part}\r\nETag: "one"\r\nContent-Length: 60000\r\n\r\n'
+        writer.write(head.encode() + b"x" * 50_000)
+
+    why = await failure(site, site.behave("/a", grow), tmp_path / "a", max_bytes=100_000)
+    assert why == "it has more than 100000 bytes"
+    assert len(site.asked) == 2
 
 
 async def test_a_server_that_stalls_is_left(site: LocalServer, tmp_path: Path) -> None:

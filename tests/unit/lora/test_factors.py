@@ -106,7 +106,8 @@ def test_matrices_that_do_not_fit_each_other_are_refused(tensors: dict[str, torc
 
 
 @pytest.mark.parametrize(
-    ("role", "name"), [("hada_t1", "LoHa for conv"), ("lokr_t2", "LoKr for conv"), ("mid", "LoCon"), ("glora", "GLoRA")]
+    ("role", "name"),
+    [("hada_t1", "LoHa for conv"), ("lokr_t2", "LoKr for conv"), ("mid", "LoCon"), ("glora_b1", "GLoRA")],
 )
 def test_what_is_no_low_rank_product_is_refused_by_name(role: str, name: str) -> None:
     with pytest.raises(BadFile, match=f"it is made with {name}"):

@@ -45,7 +45,7 @@ FORMATS: dict[str, Callable[[], Tensors]] = {
     "diffusers names without a prefix": lambda: lora_files.diffusers(PAIRS, ""),
     "peft": lambda: lora_files.diffusers(PAIRS, "base_model.model."),
     "peft, adapter named": lambda: {
-        name.replace(".weight", ".default.weight"): tensor
+        name.replace(".weight", ".ink_2.weight"): tensor
         for name, tensor in lora_files.diffusers(PAIRS, "base_model.model.transformer.").items()
     },
     "ai-toolkit": lambda: lora_files.diffusers(PAIRS, "diffusion_model."),
@@ -306,6 +306,10 @@ FAULTS: dict[str, tuple[Tensors, str]] = {
     "DoRA of peft": (
         lora_files.diffusers(PAIRS) | {f"transformer.{QUERY}.lora_magnitude_vector": torch.ones(16)},
         "made with DoRA",
+    ),
+    "GLoRA": (
+        {f"lora_unet_img_in.{name}.weight": torch.ones(2, 2) for name in ("a1", "a2", "b1", "b2")},
+        "made with GLoRA",
     ),
     "OFT": ({"lora_unet_img_in.oft_blocks": torch.ones(2, 2, 2)}, "made with OFT"),
 }

@@ -92,6 +92,7 @@ async def test_it_is_clear_which_file_is_meant(
             ["b.safetensors", "a.safetensors"],
             "several weights files, name one of them: a.safetensors, b.safetensors",
         ),
+        ("", ["b.safetensors", "a.safetensors", "c.zip"], "several weights files, name one of them: a.safetensors, b"),
         ("", ["a.tar", "b.zip"], "several weights files, name one of them: a.tar, b.zip"),
         ("", [f"{number}.safetensors" for number in range(10)], "7.safetensors and 2 more"),
         ("c.safetensors", ["a.safetensors"], "there is no c.safetensors in the repository at main"),

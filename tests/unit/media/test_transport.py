@@ -76,10 +76,11 @@ async def test_a_refused_address_names_the_setting_that_allows_it(home: LocalSer
 
 async def test_the_limit_counts_what_was_received_before(home: LocalServer) -> None:
     url = home.answer("/a", body=b"x" * 60)
+    claimed = home.answer("/claimed", body=b"", Content_Length=60)
     settings = FetchSettings(allowed_hosts=("127.0.0.1",))
     assert len(await body(Transport(settings, None, TRUSTS_NOBODY), url, received=40)) == 60
     with pytest.raises(Failure, match="it has more than 100 bytes"):
-        await body(Transport(settings, None, TRUSTS_NOBODY), url, received=41)
+        await body(Transport(settings, None, TRUSTS_NOBODY), claimed, received=41)
     unsized = home.answer("/b", body=b"x" * 60, Content_Length="")
     with pytest.raises(Failure, match="it has more than 100 bytes"):
         await body(Transport(settings, None, TRUSTS_NOBODY), unsized, received=41)
