@@ -92,6 +92,7 @@ def _wait_until_running(name: str, stop: threading.Event) -> bool:
         if application is not None:
             _tell_changes(application.deployments, told)
             if application.status == ApplicationStatus.RUNNING:
+                serve.get_app_handle(name).wait_until_open.remote().result()
                 return True
             if application.status == ApplicationStatus.DEPLOY_FAILED:
                 raise StartFailed(_reason(application.message, application.deployments))

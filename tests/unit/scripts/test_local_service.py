@@ -2,6 +2,7 @@
 
 import os
 import signal
+from collections.abc import Iterator
 
 import pytest
 
@@ -30,6 +31,15 @@ def test_one_that_broke_down_leaves_no_child_behind(fake: FakeService) -> None:
     assert not fake.left_something_running()
 
 
+@pytest.fixture
+def interruptible() -> Iterator[None]:
+    """What a shell runs in the background is started without the handler that raises KeyboardInterrupt."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, before)
+
+
+@pytest.mark.usefixtures("interruptible")
 def test_an_impatient_caller_leaves_nothing_behind_either(fake: FakeService) -> None:
     fake.behave(interrupts_its_client_at_its_end=True)
     with pytest.raises(KeyboardInterrupt), local_service.local_service():

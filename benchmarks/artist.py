@@ -1,0 +1,95 @@
+"""A checkpoint that draws for a benchmark: prompts in, pictures out, by the engine that serves. No Ray, no HTTP."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from queue import SimpleQueue
+from types import TracebackType
+from typing import Self
+
+import numpy as np
+from PIL import Image
+
+from serve.catalog import Size, VariantName
+from serve.engine import checkpoint
+from serve.engine.engine import Engine
+from serve.engine.job import Canceled, Done, EngineEvent, Failed, Job, Mask, Pixels
+from serve.plan import Mode, Plan
+from serve.settings import ModelSettings, PoolSettings, Precision
+
+
+@dataclass(frozen=True, slots=True)
+class Order:
+    """One picture to be drawn."""
+
+    prompt: str
+    seed: int
+    size: Size
+    steps: int
+    guidance: float | None
+    picture: Image.Image | None = None
+    """To begin from, of the order's size."""
+    strength: float | None = None
+    mask: Mask | None = None
+    """What of `picture` is repainted: [height, width], white from 128 on."""
+
+    def job(self) -> Job:
+        mode: Mode = (
+            "text_to_image" if self.picture is None else "image_to_image" if self.mask is None else "inpainting"
+        )
+        plan = Plan(
+            pool="quality",
+            mode=mode,
+            prompt=self.prompt,
+            size=self.size,
+            steps=self.steps,
+            guidance=self.guidance,
+            strength=self.strength,
+            seeds=(self.seed,),
+            output_format="png",
+            output_quality=100,
+            check_safety=False,
+            max_megapixels=4.0,
+        )
+        return Job(plan, None if self.picture is None else np.array(self.picture.convert("RGB")), self.mask)
+
+
+class Artist:
+    """An engine with one checkpoint, as a context manager."""
+
+    def __init__(
+        self, variant: VariantName, source: str, precision: Precision, model: ModelSettings | None = None
+    ) -> None:
+        pool = PoolSettings(model=variant, precision=precision)
+        model = model or ModelSettings(variant=variant, source=source, pixel_stride=32, text_tokens=64)
+        self._engine = Engine(checkpoint.load(model, pool, Path("/nonexistent"), None), pool)
+
+    def __enter__(self) -> Self:
+        self._engine.start()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._engine.stop()
+
+    def draw(self, orders: Sequence[Order]) -> list[Image.Image]:
+        """The pictures in the order of the orders, which share the engine's passes. Raises what the engine says."""
+        heard: SimpleQueue[tuple[int, EngineEvent]] = SimpleQueue()
+        for place, order in enumerate(orders):
+            self._engine.submit(order.job(), partial(_hear, heard, place))
+        pictures: dict[int, Image.Image] = {}
+        ended = 0
+        while ended < len(orders):
+            place, event = heard.get()
+            if isinstance(event, Pixels):
+                pictures[place] = Image.fromarray(event.to_host())
+            elif isinstance(event, Failed):
+                raise event.error
+            ended += isinstance(event, Done | Canceled)
+        return [pictures[place] for place in range(len(orders))]
+
+
+def _hear(heard: "SimpleQueue[tuple[int, EngineEvent]]", place: int, event: EngineEvent) -> None:
+    heard.put((place, event))

@@ -1,0 +1,99 @@
+"""Finds on CivitAI which file a reference means now: the version of a model, and the file of a version."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from typing import Annotated
+from urllib.parse import urlencode
+
+from pydantic import BaseModel, BeforeValidator, Field, SecretStr, ValidationError
+
+from serve.errors import FetchFailed, LoraRefused
+from serve.lora.address import Address, Located
+from serve.lora.download import Downloader
+from serve.lora.header import shown
+from serve.lora.reference import CivitaiFile
+from serve.lora.site import Site
+
+KINDS = ("lora", "locon", "lycoris", "dora")
+"""Types of models that may hold a LoRA; what they really hold, their tensors show."""
+FAMILY = "flux.1"
+UNKNOWN_FAMILIES = ("", "other")
+
+Text = Annotated[str, BeforeValidator(lambda value: "" if value is None else value)]
+
+
+class _Hashes(BaseModel):
+    sha256: Text = Field(default="", alias="SHA256")
+
+
+class _File(BaseModel):
+    name: Text = ""
+    type: Text = "Model"
+    primary: bool | None = False
+    metadata: Mapping[str, object] = {}
+    hashes: _Hashes = _Hashes()
+
+    def has(self, name: str, value: str) -> bool:
+        return str(self.metadata.get(name) or "").lower() == value.lower()
+
+    @property
+    def is_weights(self) -> bool:
+        return self.type in ("Model", "Pruned Model") and self.has("format", "SafeTensor")
+
+
+class _Model(BaseModel):
+    type: Text = ""
+
+
+class _Version(BaseModel):
+    id: int
+    base_model: Text = Field(default="", alias="baseModel")
+    model: _Model = _Model()
+    files: tuple[_File, ...] = ()
+
+
+class _Page(_Model):
+    versions: Annotated[tuple[_Version, ...], Field(alias="modelVersions", min_length=1)]
+
+
+async def locate(reference: CivitaiFile, site: Site, downloader: Downloader) -> Located:
+    """The file of the version. Raises `FetchFailed`, and `LoraRefused` for what is no LoRA for FLUX."""
+    if reference.token:
+        site = replace(site, token=SecretStr(reference.token))
+    base = site.base_url.rstrip("/")
+    try:
+        if reference.version is None:
+            tree = await downloader.document(Address(f"{base}/api/v1/models/{reference.model}", site), reference.shown)
+            page = _Page.model_validate(tree)
+            version, kind = _newest(page.versions), page.type
+        else:
+            url = f"{base}/api/v1/model-versions/{reference.version}"
+            version = _Version.model_validate(await downloader.document(Address(url, site), reference.shown))
+            kind = version.model.type
+    except ValidationError as error:
+        raise FetchFailed(reference.shown, "CivitAI describes the model in an unknown way") from error
+    file = _chosen(reference, version, kind)
+    query = {"type": file.type} | {
+        name: str(file.metadata[name]) for name in ("format", "size", "fp") if file.metadata.get(name)
+    }
+    sha256 = file.hashes.sha256.lower() or None
+    address = Address(f"{base}/api/download/models/{version.id}?{urlencode(query)}", site, sha256)
+    return Located(address, revision=sha256 or str(version.id))
+
+
+def _newest(versions: Sequence[_Version]) -> _Version:
+    """The newest for FLUX; CivitAI lists the newest first, and keeps versions for several models on one page."""
+    return next((version for version in versions if version.base_model.lower().startswith(FAMILY)), versions[0])
+
+
+def _chosen(reference: CivitaiFile, version: _Version, kind: str) -> _File:
+    if kind and kind.lower() not in KINDS:
+        raise LoraRefused(reference.shown, f"CivitAI lists it as {shown(kind)}, not as a LoRA")
+    family = version.base_model
+    if not family.lower().startswith(FAMILY) and family.lower() not in UNKNOWN_FAMILIES:
+        raise LoraRefused(reference.shown, f"CivitAI lists it for {shown(family)}, not for FLUX.1")
+    weights = [file for file in version.files if file.is_weights]
+    wanted = [file for file in weights if all(file.has(name, value) for name, value in reference.choice)]
+    if not wanted:
+        raise LoraRefused(reference.shown, "this version has no such safetensors file on CivitAI")
+    return next((file for file in wanted if file.primary), wanted[0])

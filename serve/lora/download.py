@@ -1,0 +1,145 @@
+"""Brings the bytes of a LoRA to a file: bounded, resumed where the server can, and whole or not at all.
+
+Every request goes through the guarded transport. Knows addresses and what sites say of their refusals, and nothing of
+what is inside the bytes.
+"""
+
+import asyncio
+import json
+import logging
+import os
+import ssl
+from collections.abc import AsyncIterator, Callable, Mapping
+from contextlib import AbstractAsyncContextManager, asynccontextmanager
+from dataclasses import dataclass
+from http.client import NOT_MODIFIED, OK, PARTIAL_CONTENT, REQUESTED_RANGE_NOT_SATISFIABLE
+from pathlib import Path
+from typing import Any
+
+from serve.errors import FetchFailed
+from serve.lora.address import Address
+from serve.lora.partial import Partial
+from serve.media.dialer import Resolver
+from serve.media.transport import Answer, Failure, Transport
+from serve.media.url import BadUrl, read_url
+from serve.settings import LoraSettings
+
+MAX_DOCUMENT_BYTES = 16 * 2**20
+
+Progress = Callable[[int, int | None], None]
+"""Called with the bytes that arrived, and with how many there will be where that is known."""
+
+log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True, slots=True)
+class Saved:
+    """What a download turned out to be."""
+
+    tag: str | None
+    """How its server tells one content from another, for asking whether it is still the same."""
+    size_bytes: int
+    sha256: str
+
+
+class Downloader:
+    """`settings.fetch.max_concurrent` downloads at once; others wait for their turn, and their clock starts with it.
+
+    `resolver` and `tls` replace the system's name service and trusted certificates.
+    """
+
+    def __init__(
+        self, settings: LoraSettings, resolver: Resolver | None = None, tls: ssl.SSLContext | None = None
+    ) -> None:
+        self._bounds = settings.fetch
+        self._transport = Transport(settings.fetch, resolver, tls, name="lora.fetch", downgrade=settings.allow_http)
+        self._slots = asyncio.Semaphore(settings.fetch.max_concurrent)
+
+    async def document(self, address: Address, shown: str) -> Any:
+        """The JSON at an address, small enough for memory. Raises `FetchFailed` for the LoRA that is `shown`."""
+
+        async def attempt() -> bytes:
+            async with self._get(address, {}) as answer:
+                if answer.status != OK:
+                    raise answer.refusal(address.site.hint(answer.status, answer.headers))
+                return b"".join([chunk async for chunk in answer.body(MAX_DOCUMENT_BYTES)])
+
+        async with self._bounded(shown):
+            content = await self._transport.persist(attempt)
+        try:
+            return json.loads(content)
+        except (ValueError, RecursionError) as error:
+            raise FetchFailed(shown, f"{address.site.name} answered with something that is no JSON") from error
+
+    async def save(
+        self, address: Address, path: Path, shown: str, known_tag: str | None = None, progress: Progress | None = None
+    ) -> Saved | None:
+        """Brings the bytes to `path`, which appears with all of them; None if they are still those of `known_tag`.
+
+        What is unfinished is left beside `path`. Raises `FetchFailed` for the LoRA that is `shown`.
+        """
+        partial = Partial(path.with_name(f"{path.name}.part"))
+        async with self._slots, self._bounded(shown):
+            size = await self._transport.persist(lambda: self._attempt(address, partial, known_tag, progress))
+            if size is None:
+                return None
+            await asyncio.to_thread(os.replace, partial.path, path)
+            return Saved(partial.tag, size, partial.sha256)
+
+    def close(self) -> None:
+        """Lets go of the threads that resolve names. Downloads that run are not waited for."""
+        self._transport.close()
+
+    def _get(self, address: Address, headers: Mapping[str, str]) -> AbstractAsyncContextManager[Answer]:
+        url = read_url(address.url)
+        return self._transport.get(url, headers, address.site.secrets(url))
+
+    @asynccontextmanager
+    async def _bounded(self, shown: str) -> AsyncIterator[None]:
+        try:
+            async with asyncio.timeout(self._bounds.total_timeout_s):
+                yield
+        except TimeoutError as error:
+            raise FetchFailed(shown, f"it was not complete after {self._bounds.total_timeout_s:g} s") from error
+        except Failure as failure:
+            raise FetchFailed(shown, failure.why) from failure
+        except BadUrl as error:
+            raise FetchFailed(shown, str(error)) from error
+        except OSError as error:
+            log.exception("%s could not be stored", shown)
+            raise FetchFailed(shown, "it could not be stored; the operator's log has the cause") from error
+
+    async def _attempt(
+        self, address: Address, partial: Partial, known_tag: str | None, progress: Progress | None
+    ) -> int | None:
+        """Bytes in the file, when they are all there; None if they are those of `known_tag`."""
+        asked = partial.rest() or (_unless(known_tag) if known_tag else {})
+        async with self._get(address, asked) as answer:
+            if answer.status == NOT_MODIFIED and known_tag and "Range" not in asked:
+                return None
+            self._check_head(answer, address, partial)
+            total = partial.begin(answer)
+            async for chunk in answer.body(self._bounds.max_bytes, partial.received):
+                await partial.add(chunk)
+                if progress:
+                    progress(partial.received, total)
+        await partial.flush()
+        if address.sha256 and partial.sha256 != address.sha256:
+            partial.forget()
+            raise Failure(f"its checksum is not the one that {address.site.name} lists", passing=True)
+        return partial.received
+
+    def _check_head(self, answer: Answer, address: Address, partial: Partial) -> None:
+        if answer.status == REQUESTED_RANGE_NOT_SATISFIABLE and partial.received:
+            partial.forget()
+            raise Failure("its server does not go on where it broke off", passing=True)
+        if answer.status not in (OK, PARTIAL_CONTENT):
+            raise answer.refusal(address.site.hint(answer.status, answer.headers))
+        is_page = answer.headers.get("content-type", "").startswith("text/html")
+        if is_page and answer.url.path.rstrip("/").endswith("/login"):
+            raise Failure(f"its server asks to sign in; {address.site.sign_in}")
+
+
+def _unless(tag: str) -> Mapping[str, str]:
+    """The header that asks for content only if it is another than that of `tag`: an entity tag, or a date."""
+    return {"If-None-Match" if tag.endswith('"') else "If-Modified-Since": tag}

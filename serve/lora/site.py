@@ -1,0 +1,76 @@
+"""A host that LoRAs come from: its base address, its credential, and what its refusals mean to a user. Pure.
+
+A credential goes to the origin of the base address only, and is in no text that this module makes.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from http.client import FORBIDDEN, NOT_FOUND, UNAUTHORIZED
+
+import httpx
+from pydantic import SecretStr
+
+from serve.media.transport import origin
+from serve.settings import VARIABLES, LoraSettings, Secrets
+
+
+@dataclass(frozen=True, slots=True)
+class Site:
+    """One host. What has no `token_variable` is read without signing in."""
+
+    name: str
+    base_url: str = ""
+    token_variable: str | None = None
+    token: SecretStr | None = None
+    meanings: Mapping[str, str] = field(default_factory=dict)
+    """What the site's own words for a refusal, in its header `x-error-code`, mean."""
+
+    def secrets(self, url: httpx.URL) -> dict[str, str]:
+        """The header that signs in at `url`; empty for what is not on this site, and without a credential."""
+        if not self.token or origin(url) != origin(httpx.URL(self.base_url)):
+            return {}
+        return {"Authorization": f"Bearer {self.token.get_secret_value()}"}
+
+    @property
+    def sign_in(self) -> str:
+        """What to do where an account is needed."""
+        if not self.token_variable:
+            return "it must be readable without signing in"
+        if not self.token:
+            return f"it needs an account at {self.name}: the operator of this service can set {self.token_variable}"
+        return f"the account of this service's {self.token_variable} may not read it"
+
+    def hint(self, status: int, headers: httpx.Headers) -> str:
+        """What to do about a refusal; empty where nobody knows."""
+        meaning = self.meanings.get(headers.get("x-error-code", ""))
+        if status in (UNAUTHORIZED, FORBIDDEN):
+            return f"{meaning}; {self.sign_in}" if meaning else self.sign_in
+        if status == NOT_FOUND:
+            return meaning or "check how it is written"
+        return ""
+
+
+_HUB_MEANINGS = {
+    "GatedRepo": "the repository is gated, its terms must be accepted on its page",
+    "RepoNotFound": "there is no such repository, or it is private",
+    "RevisionNotFound": "the repository has no such revision",
+    "EntryNotFound": "the repository has no such file",
+}
+WEB = Site("its server")
+"""Any host, without a credential."""
+
+
+@dataclass(frozen=True, slots=True)
+class Sites:
+    replicate: Site
+    hub: Site
+    civitai: Site
+
+    @classmethod
+    def of(cls, settings: LoraSettings, secrets: Secrets) -> "Sites":
+        """As the settings place them, with the credentials that there are."""
+        return cls(
+            Site("Replicate", settings.replicate_url, VARIABLES["replicate_token"], secrets.replicate_token),
+            Site("Hugging Face", settings.huggingface_url, VARIABLES["hf_token"], secrets.hf_token, _HUB_MEANINGS),
+            Site("CivitAI", settings.civitai_url, VARIABLES["civitai_token"], secrets.civitai_token),
+        )

@@ -1,0 +1,88 @@
+"""Shelves of latents and the curriculum that picks from them."""
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from diffusers import AutoencoderKL
+
+from serve.catalog import SIZES
+from training.bank import STRIDE_PX, Shelf, decode, encode
+from training.curriculum import LESSONS, ONE_THING, STAGES, lessons_at
+from training.drawings.sampling import Mixture
+from training.machine import CPU
+
+
+@pytest.fixture(scope="module")
+def vae() -> AutoencoderKL:
+    """A sixteenth of the side, and nothing learned."""
+    torch.manual_seed(0)
+    return AutoencoderKL(
+        down_block_types=["DownEncoderBlock2D"] * 5,
+        up_block_types=["UpDecoderBlock2D"] * 5,
+        block_out_channels=[4] * 5,
+        norm_num_groups=2,
+        latent_channels=16,
+        shift_factor=0.5,
+        scaling_factor=2.0,
+        use_quant_conv=False,
+        use_post_quant_conv=False,
+        mid_block_add_attention=False,
+    )
+
+
+@pytest.fixture
+def shelf(tmp_path: Path, vae: AutoencoderKL) -> Shelf:
+    shelf = Shelf(tmp_path / "shelf.pt", (1, 2), Mixture(), vae, CPU)
+    shelf.grow(5)
+    return shelf
+
+
+def test_latents_have_a_token_for_each_stride_of_the_picture(vae: AutoencoderKL) -> None:
+    latents = encode(vae, torch.zeros(3, 3, STRIDE_PX, 2 * STRIDE_PX))
+    assert latents.shape == (3, 2, 64)
+    assert decode(vae, latents, (1, 2)).shape == (3, 3, STRIDE_PX, 2 * STRIDE_PX)
+
+
+def test_latents_are_shifted_and_scaled_as_the_configuration_says(vae: AutoencoderKL) -> None:
+    picture = torch.zeros(1, 3, STRIDE_PX, STRIDE_PX)
+    mean = vae.encode(picture).latent_dist.mean
+    torch.testing.assert_close(encode(vae, picture).sum(), ((mean - 0.5) * 2).sum(), atol=0.3, rtol=0.02)
+
+
+def test_a_shelf_is_read_again_as_it_was_written(shelf: Shelf, vae: AutoencoderKL) -> None:
+    again = Shelf(shelf.path, shelf.grid, shelf.mixture, vae, CPU)
+    assert again.numbers == shelf.numbers == [0, 1, 2, 3, 4]
+    assert torch.equal(again.latents, shelf.latents)
+    assert again.next_number == 5
+
+
+def test_a_batch_pairs_each_picture_with_its_own_scene(shelf: Shelf) -> None:
+    batch = shelf.batch(np.random.default_rng(0), 8)
+    for latents, scene in zip(batch.latents, batch.scenes, strict=True):
+        place = next(k for k, row in enumerate(shelf.latents) if torch.equal(row.float(), latents))
+        assert shelf.scene(shelf.numbers[place]) == scene
+
+
+def test_renewing_brings_pictures_that_were_never_there(shelf: Shelf) -> None:
+    shelf.renew(np.random.default_rng(0), 2)
+    assert len(shelf.numbers) == 5
+    assert set(shelf.numbers) & {5, 6}
+
+
+def test_the_stages_follow_each_other_to_the_end() -> None:
+    ends = [stage.until for stage in STAGES]
+    assert ends == sorted(ends)
+    assert ends[-1] == 1.0
+    assert lessons_at(0.0) == STAGES[0].lessons
+    assert lessons_at(STAGES[0].until) == STAGES[1].lessons
+    assert lessons_at(1.0) == STAGES[-1].lessons
+
+
+def test_one_thing_comes_first_and_every_size_of_the_service_comes_at_last() -> None:
+    assert {LESSONS[name].mixture for name in STAGES[0].lessons} == {ONE_THING}
+    taught = {LESSONS[name].grid for name in STAGES[-1].lessons}
+    served = {(height // STRIDE_PX, width // STRIDE_PX) for table in SIZES.values() for width, height in table.values()}
+    assert served <= taught
+    assert all(side % STRIDE_PX == 0 for table in SIZES.values() for size in table.values() for side in size)

@@ -1,0 +1,80 @@
+"""Drawings: the same from the same seed, laid out as the scene says, and described truly."""
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from training.drawings.ink import rendered
+from training.drawings.prompts import NAMES, prompt
+from training.drawings.sampling import Mixture, sampled
+from training.drawings.scene import INKS, THINGS, Item, Relation, Scene, Size
+from training.drawings.strokes import bounds
+from training.drawings.words import TEST_WORDS, TRAINING_WORDS, training_word
+
+
+def ink_centre(picture: Image.Image, ink: str) -> tuple[float, float]:
+    """Mean x and y of the pixels nearer to this ink than to the paper."""
+    far = np.abs(np.array(picture, dtype=float) - np.array(INKS[ink])).sum(axis=2)
+    rows, columns = np.nonzero(far < 60)
+    return float(columns.mean()), float(rows.mean())
+
+
+@pytest.mark.parametrize("name", THINGS)
+def test_a_thing_fills_its_square_and_does_not_leave_it(name: str) -> None:
+    left, top, right, bottom = bounds(THINGS[name](np.random.default_rng(0)))
+    assert min(left, top) >= -1.15
+    assert max(right, bottom) <= 1.15
+    assert max(right - left, bottom - top) >= 1.5
+
+
+def test_the_same_generator_draws_the_same_picture() -> None:
+    scenes = [sampled(np.random.default_rng(3), Mixture()) for _ in range(2)]
+    assert scenes[0] == scenes[1]
+    first, second = (rendered(scenes[0], (64, 64), np.random.default_rng(4)) for _ in range(2))
+    assert first.tobytes() == second.tobytes()
+    assert first.tobytes() != rendered(scenes[0], (64, 64), np.random.default_rng(5)).tobytes()
+
+
+@pytest.mark.parametrize(
+    ("relation", "axis", "sign"), [("left of", 0, -1), ("right of", 0, 1), ("above", 1, -1), ("below", 1, 1)]
+)
+@pytest.mark.parametrize("size", [(128, 128), (192, 96), (96, 192)])
+def test_the_first_thing_stands_where_the_relation_says(relation: Relation, axis: int, sign: int, size: Size) -> None:
+    scene = Scene((Item("thing", "star", "red"), Item("thing", "heart", "blue")), relation, "white")
+    picture = rendered(scene, size, np.random.default_rng(0))
+    difference = ink_centre(picture, "red")[axis] - ink_centre(picture, "blue")[axis]
+    assert difference * sign > size[axis] / 8
+
+
+@pytest.mark.parametrize("size", [(96, 96), (160, 64), (64, 160)])
+def test_ink_stays_off_the_edge_of_the_paper(size: Size) -> None:
+    rng = np.random.default_rng(1)
+    for _ in range(30):
+        scene = sampled(rng, Mixture(labelled=0.3))
+        picture = np.array(rendered(scene, size, rng), dtype=int)
+        edge = np.concatenate([picture[0], picture[-1], picture[:, 0], picture[:, -1]])
+        assert np.ptp(edge, axis=0).max() < 25, scene
+
+
+def test_a_prompt_says_everything_but_black_ink() -> None:
+    rng = np.random.default_rng(2)
+    for _ in range(500):
+        scene = sampled(rng, Mixture())
+        said = prompt(scene, rng)
+        for item in scene.items:
+            names = NAMES.get(item.name, (item.name,)) if item.kind == "thing" else (item.name,)
+            assert any(name in said for name in names), (scene, said)
+            assert item.ink in said or item.ink == "black", (scene, said)
+        assert (scene.paper in said) or scene.paper == "white"
+
+
+def test_words_kept_for_tests_are_never_drawn_in_training() -> None:
+    rng = np.random.default_rng(0)
+    assert not {training_word(rng) for _ in range(5000)} & set(TEST_WORDS)
+    assert not set(TRAINING_WORDS) & set(TEST_WORDS)
+
+
+def test_words_kept_for_tests_are_what_held_out_scenes_show() -> None:
+    rng = np.random.default_rng(0)
+    scenes = [sampled(rng, Mixture(word=1), held_out=True) for _ in range(100)]
+    assert {item.name for scene in scenes for item in scene.items} <= set(TEST_WORDS)

@@ -1,0 +1,66 @@
+"""The export: two folders that diffusers loads as they are, with shared parts stored once."""
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from diffusers import AutoencoderKL, FluxPipeline
+from PIL import Image
+
+from benchmarks.artist import Artist, Order
+from serve.catalog import VariantName
+from training import autoencoder, encoders, export
+from training.run import Average
+from training.transformer import build
+
+
+@pytest.fixture(scope="module")
+def exported(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Runs that have only begun, exported."""
+    runs, out = tmp_path_factory.mktemp("runs"), tmp_path_factory.mktemp("models")
+    torch.manual_seed(0)
+    AutoencoderKL(**autoencoder.CONFIG, shift_factor=0.1, scaling_factor=0.8).save_pretrained(
+        runs / "autoencoder" / "vae"
+    )
+    (runs / "text").mkdir()
+    torch.save(encoders.Encoders().state_dict(), runs / "text" / "encoders.pt")
+    for variant in ("dev", "schnell"):
+        (runs / variant).mkdir()
+        average = Average(build(guided=variant == "dev"), 0.9)
+        torch.save({"parts": {"average": average.state_dict()}}, runs / variant / "run.pt")
+    export.write(runs, out)
+    return out
+
+
+@pytest.mark.parametrize("variant", ["dev", "schnell"])
+def test_diffusers_loads_and_draws_with_it(exported: Path, variant: str) -> None:
+    pipeline = FluxPipeline.from_pretrained(exported / variant, dtype=torch.float32)
+    assert pipeline.transformer.config.guidance_embeds is (variant == "dev")
+    pipeline.set_progress_bar_config(disable=True)
+    picture = pipeline("a red cat", width=64, height=96, num_inference_steps=2, max_sequence_length=64).images[0]
+    assert picture.size == (64, 96)
+
+
+def test_shared_parts_are_stored_once(exported: Path) -> None:
+    weights = {path.resolve() for path in exported.rglob("*.safetensors")}
+    assert len(weights) == 5
+
+
+def test_all_weights_fit_the_budget(exported: Path) -> None:
+    assert export.weight_bytes(exported) <= 40e6
+
+
+@pytest.mark.parametrize(("variant", "guidance"), [("dev", 3.0), ("schnell", None)])
+def test_the_engine_draws_with_it_and_keeps_what_a_mask_keeps(
+    exported: Path, variant: VariantName, guidance: float | None
+) -> None:
+    blank, mask = Image.new("RGB", (96, 64), "white"), np.zeros((64, 96), np.uint8)
+    mask[:, 48:] = 255
+    plain = Order("a red cat", 1, (96, 64), 2, guidance)
+    inpainted = Order("a red cat", 1, (96, 64), 2, guidance, blank, 1.0, mask)
+    with Artist(variant, str(exported / variant), "bf16") as artist:
+        drawn, kept = (np.array(picture) for picture in artist.draw([plain, inpainted]))
+    assert drawn.shape == kept.shape == (64, 96, 3)
+    assert (kept[:, :48] == 255).all()
+    assert (kept[:, 48:] != 255).any()

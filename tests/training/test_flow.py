@@ -1,0 +1,86 @@
+"""The flow and its latents are those of diffusers' FLUX, so what is learned here is drawn there."""
+
+import math
+
+import pytest
+import torch
+from diffusers import FlowMatchEulerDiscreteScheduler, FluxPipeline, FluxTransformer2DModel
+
+from training import flow
+from training.bank import pack, unpack
+from training.distil import SCHNELL_GUIDANCE, dev_from, schnell_from
+from training.flow import Text
+from training.transformer import build
+
+pytestmark = pytest.mark.filterwarnings("ignore:Mismatch dtype")
+"""Norms keep float32 weights while training; only the speed suffers."""
+
+
+def text(batch: int) -> Text:
+    generator = torch.Generator().manual_seed(0)
+    return torch.randn(batch, 7, 128, generator=generator), torch.randn(batch, 128, generator=generator)
+
+
+@pytest.fixture(scope="module")
+def base() -> FluxTransformer2DModel:
+    """A base whose last layer and modulations say something, as after training."""
+    torch.manual_seed(0)
+    model = build()
+    for parameter in model.parameters():
+        if not parameter.any():
+            torch.nn.init.normal_(parameter, std=0.02)
+    return model.eval()
+
+
+@pytest.mark.parametrize(("steps", "tokens"), [(28, 64), (28, 1024), (4, 256)])
+def test_the_schedule_is_that_of_diffusers(steps: int, tokens: int) -> None:
+    scheduler = FlowMatchEulerDiscreteScheduler(use_dynamic_shifting=True)
+    sigmas = torch.linspace(1.0, 1 / steps, steps).tolist()
+    scheduler.set_timesteps(sigmas=sigmas, mu=math.log(flow.shift(tokens)))
+    torch.testing.assert_close(flow.schedule(steps, flow.shift(tokens)), scheduler.sigmas)
+
+
+def test_packing_is_that_of_diffusers_and_can_be_undone() -> None:
+    latents = torch.randn(2, 16, 6, 8)
+    packed = FluxPipeline._pack_latents(latents, 2, 16, 6, 8)
+    torch.testing.assert_close(pack(latents), packed)
+    torch.testing.assert_close(unpack(packed, (3, 4)), latents)
+
+
+def test_positions_are_those_of_diffusers() -> None:
+    ids = FluxPipeline._prepare_latent_image_ids(1, 3, 5, torch.device("cpu"), torch.float32)
+    torch.testing.assert_close(flow.position_ids(3, 5), ids)
+
+
+def test_a_fresh_transformer_gives_nothing_so_the_first_loss_is_that_of_guessing_zero() -> None:
+    given = flow.velocity(build(), torch.randn(1, 4, 64), torch.rand(1), text(1), (2, 2))
+    assert not given.any()
+
+
+def test_dev_begins_as_the_base_whatever_guidance_it_is_told(base: FluxTransformer2DModel) -> None:
+    dev, latents, times = dev_from(base), torch.randn(2, 4, 64), torch.rand(2)
+    wanted = flow.velocity(base, latents, times, text(2), (2, 2))
+    for guidance in (1.0, 5.0):
+        given = flow.velocity(dev, latents, times, text(2), (2, 2), torch.full((2,), guidance))
+        torch.testing.assert_close(given, wanted)
+
+
+def test_schnell_begins_as_dev_at_the_guidance_that_it_has_built_in(base: FluxTransformer2DModel) -> None:
+    dev = dev_from(base)
+    torch.nn.init.normal_(dev.time_text_embed.guidance_embedder.linear_2.weight, std=0.4)
+    latents, times = torch.randn(2, 4, 64), torch.rand(2)
+    told = flow.velocity(dev, latents, times, text(2), (2, 2), torch.full((2,), SCHNELL_GUIDANCE))
+    given = flow.velocity(schnell_from(dev), latents, times, text(2), (2, 2))
+    torch.testing.assert_close(given, told, atol=0.05, rtol=0.05)
+    other = flow.velocity(dev, latents, times, text(2), (2, 2), torch.full((2,), 7.0))
+    assert (other - told).abs().max() > 0.1
+
+
+def test_guidance_of_one_is_the_prompt_alone_and_more_goes_further_that_way(base: FluxTransformer2DModel) -> None:
+    latents, times, words = torch.randn(1, 4, 64), torch.rand(1), text(1)
+    empty = torch.zeros_like(words[0]), torch.zeros_like(words[1])
+    alone = flow.velocity(base, latents, times, words, (2, 2))
+    without = flow.velocity(base, latents, times, empty, (2, 2))
+    for scale in (1.0, 3.0):
+        given = flow.guided(base, latents, times, words, empty, (2, 2), torch.tensor([scale]))
+        torch.testing.assert_close(given, without + scale * (alone - without), atol=0.03, rtol=0.03)

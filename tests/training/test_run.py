@@ -1,0 +1,59 @@
+"""A run: it can be stopped anywhere and taken up again, and keeps to its time."""
+
+import signal
+from pathlib import Path
+
+import pytest
+import torch
+
+from training.run import Average, Run
+
+
+def started(folder: Path, minutes: float = 1.0) -> tuple[torch.nn.Linear, Average, Run]:
+    module = torch.nn.Linear(2, 2)
+    average = Average(module, 0.9)
+    return module, average, Run(folder, minutes, {"module": module, "average": average})
+
+
+def test_a_stopped_run_goes_on_where_it_was(tmp_path: Path) -> None:
+    module, average, run = started(tmp_path)
+
+    def stopped_at_the_fortieth_step() -> None:
+        for step in run.steps():
+            with torch.no_grad():
+                module.weight += 1
+            average.update()
+            run.log(loss=1.0 / (step + 1))
+            if step == 39:
+                signal.raise_signal(signal.SIGTERM)
+
+    with pytest.raises(SystemExit, match="goes on from there"):
+        stopped_at_the_fortieth_step()
+    again_module, again_average, again = started(tmp_path)
+    assert again.step == run.step == 40
+    assert again.elapsed_s == run.elapsed_s
+    assert not again.finished
+    assert torch.equal(again_module.weight, module.weight)
+    assert torch.equal(again_average.shadow["weight"], average.shadow["weight"])
+    assert len((tmp_path / "log.csv").read_text().splitlines()) == 3
+    assert (tmp_path / "loss.png").exists()
+
+
+def test_a_run_ends_when_its_time_is_spent(tmp_path: Path) -> None:
+    _, _, run = started(tmp_path, minutes=0.0005)
+    for _ in run.steps():
+        sum(range(10_000))
+    assert run.finished
+    assert run.progress == 1
+    assert list(started(tmp_path, minutes=0.0005)[2].steps()) == []
+
+
+def test_the_learning_rate_rises_and_then_falls(tmp_path: Path) -> None:
+    _, _, run = started(tmp_path)
+    first = run.rate(1.0)
+    run.step = 200
+    middle = run.rate(1.0)
+    run.elapsed_s = run.limit_s
+    assert first < 0.02
+    assert middle == 1.0
+    assert 0 < run.rate(1.0) < 0.03

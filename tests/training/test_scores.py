@@ -1,0 +1,53 @@
+"""The scores of the quality benchmark, and how the recogniser's answers are read."""
+
+import pytest
+import torch
+
+from benchmarks.recogniser import LETTERS, Seen, read
+from benchmarks.scores import scores
+from training.drawings.scene import Item, Scene
+
+STAR = Item("thing", "star", "red")
+HEART = Item("thing", "heart", "blue")
+ZOO = Item("word", "zoo", "red")
+
+
+def seen(things: dict[str, float] | None = None, inks: tuple[str, ...] = ("red",), word: str = "") -> Seen:
+    everything = {"star": 0.1, "heart": 0.1, "house": 0.1} | (things or {})
+    return Seen(everything, {name: 0.9 if name in inks else 0.1 for name in ("red", "blue")}, word)
+
+
+@pytest.mark.parametrize(
+    ("items", "found", "score", "right"),
+    [
+        ((STAR,), seen({"star": 0.9}), "thing", 1),
+        ((STAR,), seen({"star": 0.8, "house": 0.9}), "thing", 0),
+        ((STAR,), seen({"star": 0.4}), "thing", 0),
+        ((STAR, HEART), seen({"star": 0.9, "heart": 0.8}), "thing", 1),
+        ((STAR, HEART), seen({"star": 0.9}), "thing", 0),
+        ((STAR,), seen(), "ink", 1),
+        ((STAR,), seen(inks=("blue",)), "ink", 0),
+        ((STAR,), seen(inks=("red", "blue")), "ink", 0),
+        ((STAR, HEART), seen(inks=("red", "blue")), "ink", 1),
+        ((ZOO,), seen(word="zoo"), "word", 1),
+        ((ZOO,), seen(word="zo"), "word", 0),
+    ],
+)
+def test_a_picture_scores_only_for_what_was_asked(items: tuple[Item, ...], found: Seen, score: str, right: int) -> None:
+    scene = Scene(items, "left of" if len(items) == 2 else None, "white")
+    assert scores([scene], [found])[score] == right
+
+
+def test_scores_are_shares_of_the_pictures_in_which_it_was_asked() -> None:
+    table = scores(
+        [Scene((STAR,), None, "white"), Scene((ZOO,), None, "white")], [seen({"star": 0.9}), seen(word="zap")]
+    )
+    assert table == {"thing": 1.0, "ink": 1.0, "word": 0.0}
+
+
+@pytest.mark.parametrize(
+    ("columns", "word"), [("--z-oo-o--", "zoo"), ("zzoo", "zo"), ("----", ""), ("a-a", "aa"), ("cat", "cat")]
+)
+def test_letters_are_read_as_ctc_writes_them(columns: str, word: str) -> None:
+    indices = torch.tensor([0 if letter == "-" else LETTERS.index(letter) + 1 for letter in columns])
+    assert read(torch.nn.functional.one_hot(indices, 27).T.float()) == word

@@ -1,0 +1,76 @@
+"""The text encoders' lessons: the questions asked of a prompt, and their answers."""
+
+import numpy as np
+import pytest
+import torch
+
+from training.drawings.scene import INKS, THINGS, Item, Scene
+from training.encoders import Encoders
+from training.recogniser import targets
+from training.text import NOTHING, QUESTIONS, Readers, answers, batch, loss_of
+
+STAR, HEART = Item("thing", "star", "red"), Item("thing", "heart", "blue")
+THING, INK = list(THINGS), list(INKS)
+
+
+@pytest.mark.parametrize(
+    ("scene", "wanted"),
+    [
+        (
+            Scene((STAR,), None, "cream"),
+            {"first": THING.index("star"), "second": len(THING) + 1, "first ink": INK.index("red"), "paper": 1},
+        ),
+        (Scene((STAR,), None, "white"), {"relation": NOTHING, "second ink": NOTHING, "letter 0": NOTHING}),
+        (
+            Scene((STAR, HEART), "above", "white"),
+            {"second": THING.index("heart"), "second ink": INK.index("blue"), "relation": 2},
+        ),
+        (
+            Scene((Item("word", "cab", "red"),), None, "white"),
+            {"first": len(THING), "letter 0": 3, "letter 1": 1, "letter 2": 2, "letter 3": 0, "letter 5": 0},
+        ),
+    ],
+)
+def test_answers_are_what_the_scene_shows(scene: Scene, wanted: dict[str, int]) -> None:
+    given = dict(zip(QUESTIONS, answers(scene), strict=True))
+    assert {name: given[name] for name in wanted} == wanted
+
+
+def test_the_loss_counts_only_what_a_scene_has() -> None:
+    """Also when no scene of a batch has it."""
+    encoders, readers = Encoders(), Readers()
+    wanted = torch.tensor([answers(Scene((STAR,), None, "white"))])
+    given = readers(*encoders(["a red star"], 8))
+    assert torch.isfinite(loss_of(given, wanted))
+
+
+def test_training_makes_prompts_legible() -> None:
+    torch.manual_seed(0)
+    encoders, readers = Encoders(), Readers()
+    optimizer = torch.optim.AdamW([*encoders.parameters(), *readers.parameters()], lr=3e-3)
+    prompts, wanted = batch(np.random.default_rng(0), 8)
+    losses = []
+    for _ in range(12):
+        loss = loss_of(readers(*encoders(prompts, encoders.longest(prompts))), wanted)
+        optimizer.zero_grad()
+        torch.autograd.backward(loss)
+        optimizer.step()
+        losses.append(loss.item())
+    assert losses[-1] < 0.5 * losses[0]
+
+
+def test_padding_changes_nothing_for_clip() -> None:
+    encoders = Encoders().eval()
+    with torch.no_grad():
+        alone = encoders(["a red star"], 16)[1]
+        padded = encoders(["a red star", "a blue sketch of a heart to the left of a star"], 16)[1][:1]
+    torch.testing.assert_close(alone, padded, atol=1e-5, rtol=1e-4)
+
+
+def test_the_recogniser_learns_things_inks_and_letters() -> None:
+    scenes = [Scene((STAR, HEART), "left of", "white"), Scene((STAR, Item("word", "cab", "red")), "above", "white")]
+    things, inks, letters = targets(scenes)
+    assert {THING[k] for k in things[0].nonzero()[:, 0]} == {"star", "heart"}
+    assert {THING[k] for k in things[1].nonzero()[:, 0]} == {"star"}
+    assert {INK[k] for k in inks[0].nonzero()[:, 0]} == {"red", "blue"}
+    assert letters == [[], [3, 1, 2]]

@@ -1,0 +1,43 @@
+"""Everything from nothing: `python -m training --hours 40` trains every part in turn and writes `serve/models`.
+
+Stop it whenever you like, and start it again with the same command: it goes on where it was. Knows the order of the
+parts and their shares of the time, nothing else.
+"""
+
+import argparse
+import subprocess
+import sys
+from pathlib import Path
+
+SHARES = {"autoencoder": 0.15, "text": 0.01, "recogniser": 0.02, "transformer": 0.62, "dev": 0.1, "schnell": 0.1}
+"""Of the whole time. The recogniser is frozen before anything that it will judge has begun."""
+
+
+def commands(runs: Path, out: Path, minutes: float, device: str) -> list[list[str]]:
+    """The arguments of every part's module, in their order."""
+    spans = {part: ["--minutes", str(round(minutes * share, 2)), "--device", device] for part, share in SHARES.items()}
+    return [
+        ["training.autoencoder", "--folder", str(runs / "autoencoder"), *spans["autoencoder"]],
+        ["training.text", "--folder", str(runs / "text"), *spans["text"]],
+        ["training.recogniser", "--folder", str(runs / "recogniser"), *spans["recogniser"]],
+        ["training.transformer", "--runs", str(runs), *spans["transformer"]],
+        ["training.distil", "dev", "--runs", str(runs), *spans["dev"]],
+        ["training.distil", "schnell", "--runs", str(runs), *spans["schnell"]],
+        ["training.export", str(out), "--runs", str(runs)],
+    ]
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--runs", type=Path, default=Path("runs"))
+    parser.add_argument("--out", type=Path, default=Path("serve/models"))
+    parser.add_argument("--hours", type=float, default=40, help="time of all parts together, of the processor on a CPU")
+    parser.add_argument("--device", default="cpu", choices=["cpu", "cuda"])
+    arguments = parser.parse_args()
+    for command in commands(arguments.runs, arguments.out, arguments.hours * 60, arguments.device):
+        print("==", *command, flush=True)
+        subprocess.run([sys.executable, "-m", *command], check=True)
+
+
+if __name__ == "__main__":
+    main()

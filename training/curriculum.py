@@ -1,0 +1,62 @@
+"""What the transformer is taught, in which order: small pictures of one thing first, large ones with words last."""
+
+from dataclasses import dataclass
+
+from serve.catalog import SIZES
+from training.bank import STRIDE_PX, Grid
+from training.drawings.sampling import Mixture
+
+ONE_THING = Mixture(two_things=0, word=0, labelled=0)
+SHORT_WORDS = Mixture(two_things=0.25, word=0.25, labelled=0.02, longest_word=4)
+ALL = Mixture()
+
+
+@dataclass(frozen=True, slots=True)
+class Lesson:
+    """Pictures of one size and kind."""
+
+    name: str
+    grid: Grid
+    mixture: Mixture
+    pictures: int
+    """Kept at hand; some are renewed all the time."""
+    batch: int
+
+
+@dataclass(frozen=True, slots=True)
+class Stage:
+    until: float
+    """Progress of the run, 0 to 1, at which the next stage begins."""
+    lessons: dict[str, float]
+    """Names of lessons and how often each is taken."""
+
+
+def _of_the_service(megapixels: str, pictures: int, square_pictures: int, batch: int) -> dict[str, Lesson]:
+    """One lesson for each shape that the service offers, the square with more pictures."""
+    lessons = {}
+    for ratio, (width, height) in SIZES[megapixels].items():
+        name = f"{megapixels} MP {ratio}"
+        kept = square_pictures if ratio == "1:1" else pictures
+        lessons[name] = Lesson(name, (height // STRIDE_PX, width // STRIDE_PX), ALL, kept, batch)
+    return lessons
+
+
+_MEDIUM = _of_the_service("0.25", 300, 1200, batch=12)
+_LARGE = _of_the_service("1", 80, 300, batch=4)
+LESSONS: dict[str, Lesson] = {
+    "one small": Lesson("one small", (8, 8), ONE_THING, 1500, 32),
+    "short small": Lesson("short small", (8, 8), SHORT_WORDS, 3000, 32),
+    **_MEDIUM,
+    **_LARGE,
+}
+
+STAGES = (
+    Stage(0.25, {"one small": 1}),
+    Stage(0.55, {"one small": 2, "short small": 8}),
+    Stage(0.85, {"short small": 10, **dict.fromkeys(_MEDIUM, 1.0), "0.25 MP 1:1": 6}),
+    Stage(1.0, {"short small": 5, **dict.fromkeys((*_MEDIUM, *_LARGE), 1.0), "0.25 MP 1:1": 5, "1 MP 1:1": 6}),
+)
+
+
+def lessons_at(progress: float, stages: tuple[Stage, ...] = STAGES) -> dict[str, float]:
+    return next((stage.lessons for stage in stages if progress < stage.until), stages[-1].lessons)

@@ -1,0 +1,140 @@
+"""Makes [dev] and [schnell] of the trained transformer.
+
+`python -m training.distil dev --minutes 120`: learns to give in one pass, told a guidance, what classifier-free
+guidance gives in two. `python -m training.distil schnell --minutes 120`: learns to go in one step where [dev] goes in
+several, on the schedule of four steps. Lessons and optimizers are those of `training.transformer`.
+"""
+
+import argparse
+from pathlib import Path
+
+import numpy as np
+import torch
+from diffusers import FluxTransformer2DModel
+
+from training.curriculum import STAGES, Stage
+from training.flow import Text, guided, noised, schedule, shift, training_times, velocity
+from training.machine import Machine, add_arguments, chosen
+from training.run import Average, Run
+from training.teacher import Teacher
+from training.transformer import Optimizers, build, load
+
+GUIDANCE_FROM, GUIDANCE_TO = 1.0, 7.0
+SCHNELL_STEPS = 4
+SCHNELL_GUIDANCE = 3.0
+"""What [schnell] has built in."""
+SUBSTEPS = 4
+"""Steps of [dev] that one of [schnell] takes the place of."""
+
+Grid = tuple[int, int]
+
+
+def dev_from(base: FluxTransformer2DModel) -> FluxTransformer2DModel:
+    """The base with a guidance embedding that says nothing yet."""
+    model = build(guided=True)
+    model.load_state_dict(base.state_dict(), strict=False)
+    torch.nn.init.zeros_(model.time_text_embed.guidance_embedder.linear_2.weight)
+    torch.nn.init.zeros_(model.time_text_embed.guidance_embedder.linear_2.bias)
+    return model
+
+
+def schnell_from(dev: FluxTransformer2DModel) -> FluxTransformer2DModel:
+    """[dev] without its guidance embedding; what that gave at the built-in guidance goes into the time embedding."""
+    model = build()
+    model.load_state_dict(dev.state_dict(), strict=False)
+    embed = dev.time_text_embed
+    with torch.no_grad():
+        # Rounded as within the model, where it is multiplied in bfloat16.
+        guidance = (torch.tensor([SCHNELL_GUIDANCE], dtype=torch.bfloat16) * 1000).float()
+        told = embed.guidance_embedder(embed.time_proj(guidance))
+        model.time_text_embed.timestep_embedder.linear_2.bias += told[0]
+    return model
+
+
+def dev_loss(
+    student: FluxTransformer2DModel,
+    base: FluxTransformer2DModel,
+    clean: torch.Tensor,
+    words: Text,
+    empty: Text,
+    grid: Grid,
+) -> torch.Tensor:
+    """Against two passes of the base, at a guidance drawn for each picture."""
+    scale = GUIDANCE_FROM + (GUIDANCE_TO - GUIDANCE_FROM) * torch.rand(len(clean), device=clean.device)
+    times = training_times(len(clean), shift(clean.shape[1])).to(clean.device)
+    latents = noised(clean, torch.randn_like(clean), times)
+    with torch.no_grad():
+        wanted = guided(base, latents, times, words, empty, grid, scale)
+    return (velocity(student, latents, times, words, grid, scale) - wanted).square().mean()
+
+
+def schnell_loss(
+    student: FluxTransformer2DModel, dev: FluxTransformer2DModel, clean: torch.Tensor, words: Text, grid: Grid
+) -> torch.Tensor:
+    """Against where [dev] stands at the end of one of the four stretches, from a place where it begins."""
+    marks = schedule(SCHNELL_STEPS, 1.0).to(clean.device)
+    stretch = torch.randint(SCHNELL_STEPS, (len(clean),), device=clean.device)
+    begin, end = marks[stretch], marks[stretch + 1]
+    start = noised(clean, torch.randn_like(clean), begin)
+    scale = torch.full((len(clean),), SCHNELL_GUIDANCE, device=clean.device)
+    latents = start
+    with torch.no_grad():
+        for k in range(SUBSTEPS):
+            now, then = (begin + (end - begin) * part / SUBSTEPS for part in (k, k + 1))
+            latents = latents + (then - now)[:, None, None] * velocity(dev, latents, now, words, grid, scale)
+    wanted = (latents - start) / (end - begin)[:, None, None]
+    return (velocity(student, start, begin, words, grid) - wanted).square().mean()
+
+
+def train(
+    kind: str, runs: Path, minutes: float, seed: int, stages: tuple[Stage, ...], peak: float, machine: Machine
+) -> None:
+    torch.manual_seed(seed)
+    master = load(runs / "transformer") if kind == "dev" else load(runs / "dev", guided=True)
+    student = dev_from(master) if kind == "dev" else schnell_from(master)
+    master, student = master.to(machine.device), student.to(machine.device)
+    optimizers, average = Optimizers(student, peak), Average(student, 0.995)
+    run = Run(runs / kind, minutes, {"model": student, "optimizers": optimizers, "average": average}, machine.clock)
+    rng = np.random.default_rng([seed, run.step, 1])
+    torch.manual_seed(seed + run.step)
+    teacher = Teacher(runs, rng, stages, machine)
+    for _ in run.steps():
+        # All sizes from the beginning: nothing new is learned about drawing.
+        given = teacher.batch(1.0)
+        words = teacher.read(given.prompts(rng))
+        if kind == "dev":
+            empty = teacher.encoders([""] * len(given.scenes), words[0].shape[1])
+            loss = dev_loss(student, master, given.latents, words, empty, given.grid)
+        else:
+            loss = schnell_loss(student, master, given.latents, words, given.grid)
+        torch.autograd.backward(loss)
+        torch.nn.utils.clip_grad_norm_(student.parameters(), 1.0)
+        optimizers.step(run.rate(peak))
+        average.update()
+        run.log(loss=loss.item())
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("kind", choices=["dev", "schnell"])
+    parser.add_argument("--runs", type=Path, default=Path("runs"))
+    parser.add_argument("--minutes", type=float, default=120)
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--rate", type=float, default=5e-4)
+    parser.add_argument("--stages", type=int, default=len(STAGES), help="as the base was trained")
+    add_arguments(parser)
+    arguments = parser.parse_args()
+    stages = STAGES[: arguments.stages]
+    train(
+        arguments.kind,
+        arguments.runs,
+        arguments.minutes,
+        arguments.seed,
+        stages,
+        arguments.rate,
+        chosen(arguments),
+    )
+
+
+if __name__ == "__main__":
+    main()

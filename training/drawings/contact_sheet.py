@@ -1,0 +1,53 @@
+"""Shows what the renderer draws: `python -m training.drawings.contact_sheet out.png` writes samples and prompts."""
+
+import argparse
+import textwrap
+from pathlib import Path
+
+import numpy as np
+from PIL import Image, ImageDraw
+
+from training.drawings.ink import rendered
+from training.drawings.prompts import prompt
+from training.drawings.sampling import Mixture, sampled
+from training.drawings.scene import THINGS, Item, Scene
+
+CAPTION_LINES, CAPTION_CHARACTERS, LINE_PX = 3, 30, 12
+
+
+def sheet(cells: list[tuple[Image.Image, str]], columns: int, side: int = 160) -> Image.Image:
+    """The pictures in rows, each with its words below."""
+    rows = -(-len(cells) // columns)
+    wide, high = side + 8, side + 8 + CAPTION_LINES * LINE_PX
+    out = Image.new("RGB", (columns * wide, rows * high), "white")
+    pen = ImageDraw.Draw(out)
+    for index, (picture, words) in enumerate(cells):
+        x, y = index % columns * wide + 4, index // columns * high + 4
+        shown = picture.copy()
+        shown.thumbnail((side, side), Image.Resampling.LANCZOS)
+        out.paste(shown, (x, y))
+        pen.rectangle((x - 1, y - 1, x + shown.width, y + shown.height), outline=(190, 190, 190))
+        for line, said in enumerate(textwrap.wrap(words, CAPTION_CHARACTERS)[:CAPTION_LINES]):
+            pen.text((x, y + side + 1 + line * LINE_PX), said, fill="black", font_size=10)
+    return out
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("out", type=Path)
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--count", type=int, default=40)
+    parser.add_argument("--things", action="store_true", help="every thing once, instead of random scenes")
+    parser.add_argument("--side", type=int, default=256)
+    arguments = parser.parse_args()
+    rng = np.random.default_rng(arguments.seed)
+    if arguments.things:
+        scenes = [Scene((Item("thing", name, "black"),), None, "white") for name in THINGS]
+    else:
+        scenes = [sampled(rng, Mixture()) for _ in range(arguments.count)]
+    size = (arguments.side, arguments.side)
+    sheet([(rendered(scene, size, rng), prompt(scene, rng)) for scene in scenes], columns=8).save(arguments.out)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,33 @@
+"""Ink on paper: strokes in pixels to a picture. Knows nothing of what the strokes mean."""
+
+import numpy as np
+from PIL import Image, ImageDraw
+
+from training.drawings.scene import PAPERS, Inked, Scene, Size, inked
+from training.drawings.strokes import Rng
+
+SUPERSAMPLING = 3
+
+
+def _coverage(drawing: Inked, size: Size) -> np.ndarray:
+    """How much of each pixel the pen touched, 0 to 1."""
+    mask = Image.new("L", (size[0] * SUPERSAMPLING, size[1] * SUPERSAMPLING))
+    pen = ImageDraw.Draw(mask)
+    width = max(2, round(drawing.width_px * SUPERSAMPLING))
+    radius = width / 2 - 0.5
+    for stroke in drawing.strokes:
+        points = [(float(x), float(y)) for x, y in stroke * SUPERSAMPLING]
+        pen.line(points, fill=255, width=width, joint="curve")
+        for x, y in (points[0], points[-1]):
+            pen.ellipse((x - radius, y - radius, x + radius, y + radius), fill=255)
+    return np.asarray(mask.reduce(SUPERSAMPLING), dtype=np.float32) / 255
+
+
+def rendered(scene: Scene, size: Size, rng: Rng) -> Image.Image:
+    """The scene on paper, `size` is (width, height) in pixels. One generator state, one picture."""
+    tone = np.array(PAPERS[scene.paper], dtype=np.float32) + rng.normal(0, 1.5, 3).astype(np.float32)
+    picture = np.broadcast_to(tone, (size[1], size[0], 3)).copy()
+    for drawing in inked(scene, size, rng):
+        touched = _coverage(drawing, size)[..., None]
+        picture = picture * (1 - touched) + np.array(drawing.ink, dtype=np.float32) * touched
+    return Image.fromarray(picture.clip(0, 255).round().astype(np.uint8))

@@ -1,0 +1,103 @@
+"""Scenes: what is on the paper, in words and then as strokes in pixels. Knows neither prompts nor how ink is laid."""
+
+from dataclasses import dataclass
+from typing import Literal
+
+import numpy as np
+
+from training.drawings.handwriting import handwriting
+from training.drawings.nature import NATURE
+from training.drawings.objects import OBJECTS
+from training.drawings.strokes import Rng, Strokes, fitted, shaken
+
+THINGS = {draw.__name__: draw for draw in (*NATURE, *OBJECTS)}
+
+Colour = tuple[int, int, int]
+INKS: dict[str, Colour] = {
+    "black": (28, 28, 32),
+    "red": (208, 32, 40),
+    "blue": (30, 70, 200),
+    "green": (24, 140, 60),
+    "orange": (240, 130, 20),
+    "purple": (130, 50, 170),
+    "brown": (125, 75, 35),
+    "pink": (240, 100, 160),
+}
+PAPERS: dict[str, Colour] = {"white": (252, 252, 250), "cream": (250, 240, 212), "grey": (222, 222, 224)}
+
+Relation = Literal["left of", "right of", "above", "below"]
+Size = tuple[int, int]
+Box = tuple[float, float, float, float]
+"""Centre x, centre y, width, height, in pixels."""
+
+
+@dataclass(frozen=True, slots=True)
+class Item:
+    """One thing, or one word in handwriting, in one ink."""
+
+    kind: Literal["thing", "word"]
+    name: str
+    ink: str
+
+
+@dataclass(frozen=True, slots=True)
+class Scene:
+    """One item, or two of which the first stands in `relation` to the second."""
+
+    items: tuple[Item, ...]
+    relation: Relation | None
+    paper: str
+
+
+@dataclass(frozen=True, slots=True)
+class Inked:
+    """Strokes in pixels, ready to be drawn."""
+
+    strokes: Strokes
+    ink: Colour
+    width_px: float
+
+
+def _boxes(scene: Scene, size: Size, rng: Rng) -> list[Box]:
+    width, height = size
+    short = min(size)
+    if len(scene.items) == 1:
+        part = rng.uniform(0.66, 0.82)
+        wide = width * 0.86 if scene.items[0].kind == "word" else short * part
+        # The picture's middle, a little beside it.
+        x, y = width / 2 + rng.normal(0, 0.02) * short, height / 2 + rng.normal(0, 0.02) * short
+        return [(x, y, wide, short * part)]
+    beside = scene.relation in ("left of", "right of")
+    part = rng.uniform(0.38, 0.44)
+    if beside:
+        side = min(width * part, height * 0.8)
+        boxes = [(width * 0.26, height / 2, side, side), (width * 0.74, height / 2, side, side)]
+    else:
+        side = min(height * part, width * 0.8)
+        upper, lower = (width * 0.86 if item.kind == "word" else side for item in scene.items)
+        boxes = [(width / 2, height * 0.26, upper, side), (width / 2, height * 0.74, lower, side)]
+    jitter = rng.normal(0, 0.012, (2, 2)) * short
+    boxes = [(b[0] + j[0], b[1] + j[1], b[2], b[3]) for b, j in zip(boxes, jitter, strict=True)]
+    return boxes if scene.relation in ("left of", "above") else boxes[::-1]
+
+
+def inked(scene: Scene, size: Size, rng: Rng) -> list[Inked]:
+    """The scene's strokes laid out on paper of `size` (width, height)."""
+    width_px = rng.uniform(0.017, 0.022) * min(size)
+    if len(scene.items) == 2:
+        width_px *= 0.85
+    out = []
+    for item, (x, y, wide, high) in zip(scene.items, _boxes(scene, size, rng), strict=True):
+        if item.kind == "word":
+            strokes, strength = handwriting(item.name, rng), 0.5
+            # Letters of about the same height in every word: the font's units, not the word's outline, say how high.
+            unit = min(high / 32, wide / max(np.ptp(np.concatenate(strokes)[:, 0]), 22))
+            box = np.ptp(np.concatenate(strokes), axis=0) * unit
+            strokes = fitted(strokes, (0, 0), (2, 2))
+        else:
+            strokes, strength, box = THINGS[item.name](rng), 1.0, np.array([wide, high])
+        placed = fitted(shaken(strokes, rng, strength), (x, y), (float(box[0]), float(box[1])))
+        tint = rng.normal(0, 6, 3)
+        red, green, blue = (int(np.clip(c + t, 0, 255)) for c, t in zip(INKS[item.ink], tint, strict=True))
+        out.append(Inked(placed, (red, green, blue), width_px))
+    return out

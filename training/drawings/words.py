@@ -1,0 +1,47 @@
+"""Words to be written by hand: those to train on, those kept for tests, and made-up ones. Knows only letters."""
+
+from training.drawings.strokes import Rng
+
+_TEST = """
+    bat bed box bug cap cow cry day den dog dry ear egg eye fan fig fox fun gum hen hot ice elf jam jar joy kid
+    leg lip log map mud net nut oak oil owl pan hub pig pot ram rug sea sky tap ten gem van wax web wig yes zip
+    zoo
+"""
+_TRAINING = """
+    act add age ago aid aim air all and ant any ape arm art ask bad bag ban bar bay bee bet big bit bow boy bun
+    bus but buy can cob cod cot cub cue cut dad dam dew did dig dim dip dot dug eat elm end era fad far fat fed
+    few fin fit fix fly fog for fry fur gap gas get god got gun gut guy had ham has hid him hip hit hop how hug
+    hum hut ill inn its jet job jog jug keg kin kit lab lad lap law lay led let lid lie lit lot low mad man mat
+    may men met mix mob mop mug nap new nil nod nor not now nun odd off old one opt our out own pad paw pay pea
+    peg pet pie pin pit pod pop pub put ran rat raw ray rib rid rip rob rod rot row rub run rye sad sat saw say
+    set sew she shy sin sip sir sit six ski sob son sow soy spy sum tan tar tax tea tie tin tip toe ton top tow
+    try tub tug two urn use vet vow war was way wed wet who why win wit won yak yam yap yet you zen hello world
+    love home open good happy fresh music river winter summer spring garden paper dream light night morning
+    friend peace smile magic ocean water green apple coffee bread honey sugar lemon salad pizza party dance
+    story tiger zebra quiet queen jolly jumbo vivid brave quick seven eight three five four nine zero blue milk
+    rain snow wind fire gold silver stone sand wave hope luck wish kind calm wild free slow fast tall tiny huge
+    soft warm cool dark cafe menu sale stop exit
+"""
+TEST_WORDS = tuple(_TEST.split())
+"""Of three letters, never drawn in training."""
+TRAINING_WORDS = tuple(_TRAINING.split())
+
+_CONSONANTS, _VOWELS = "bcdfghjklmnpqrstvwxyz", "aeiou"
+
+
+def made_up(rng: Rng) -> str:
+    """A word that nobody says: it shows every letter in every place as often as real words do not."""
+    while True:
+        length = int(rng.choice([2, 3, 4, 5], p=[0.1, 0.6, 0.2, 0.1]))
+        first = int(rng.integers(2))
+        letters = [rng.choice(list(_VOWELS if (k + first) % 2 else _CONSONANTS)) for k in range(length)]
+        word = "".join(letters)
+        if word not in TEST_WORDS:
+            return word
+
+
+def training_word(rng: Rng, longest: int = 6) -> str:
+    if rng.random() < 0.5:
+        return made_up(rng)
+    fitting = [word for word in TRAINING_WORDS if len(word) <= longest]
+    return str(rng.choice(fitting))

@@ -1,0 +1,74 @@
+"""The two text encoders with their tokenizers: prompts to what a FLUX transformer takes. Knows nothing of training."""
+
+from pathlib import Path
+
+import torch
+from torch import nn
+from transformers import CLIPTextConfig, CLIPTextModel, T5Config, T5EncoderModel
+
+from training.vocabulary import CLIP_TOKENS, TEXT_TOKENS, clip_tokenizer, t5_tokenizer
+
+WIDTH = 128
+
+
+def t5() -> T5EncoderModel:
+    config = T5Config(
+        vocab_size=len(t5_tokenizer()),
+        d_model=WIDTH,
+        d_kv=32,
+        d_ff=2 * WIDTH,
+        num_layers=3,
+        num_heads=4,
+        feed_forward_proj="gated-gelu",
+        tie_word_embeddings=False,
+        dropout_rate=0.0,
+    )
+    return T5EncoderModel(config)
+
+
+def clip() -> CLIPTextModel:
+    config = CLIPTextConfig(
+        vocab_size=len(clip_tokenizer()),
+        hidden_size=WIDTH,
+        projection_dim=WIDTH,
+        intermediate_size=2 * WIDTH,
+        num_hidden_layers=3,
+        num_attention_heads=4,
+        max_position_embeddings=CLIP_TOKENS,
+        bos_token_id=0,
+        pad_token_id=1,
+        eos_token_id=2,  # As published: means that the highest id of a prompt is where it ends.
+    )
+    return CLIPTextModel(config)
+
+
+class Encoders(nn.Module):
+    """Both encoders with their tokenizers: prompts to what a FLUX transformer takes."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.t5, self.clip = t5(), clip()
+        self.t5_tokenizer, self.clip_tokenizer = t5_tokenizer(), clip_tokenizer()
+
+    def forward(self, prompts: list[str], text_tokens: int) -> tuple[torch.Tensor, torch.Tensor]:
+        """(batch, text_tokens, width) and (batch, width); as FLUX does, no attention mask for T5's padding."""
+        ids = self.t5_tokenizer(
+            prompts, padding="max_length", max_length=text_tokens, truncation=True, return_tensors="pt"
+        ).input_ids
+        # CLIP looks only backwards, so what stands behind the end of a prompt changes nothing.
+        short = self.clip_tokenizer(
+            prompts, padding="longest", max_length=CLIP_TOKENS, truncation=True, return_tensors="pt"
+        )
+        device = self.t5.device
+        return self.t5(ids.to(device))[0], self.clip(short.input_ids.to(device)).pooler_output
+
+    def longest(self, prompts: list[str]) -> int:
+        """Tokens of the longest prompt, its end included."""
+        return min(TEXT_TOKENS, max(len(ids) for ids in self.t5_tokenizer(prompts).input_ids))
+
+
+def load(folder: Path) -> Encoders:
+    """The trained encoders, frozen."""
+    encoders = Encoders()
+    encoders.load_state_dict(torch.load(folder / "encoders.pt", weights_only=True))
+    return encoders.requires_grad_(False).eval()

@@ -1,0 +1,87 @@
+"""Writes the trained parts as two diffusers folders: `python -m training.export serve/models`.
+
+`dev` and `schnell` have a transformer and a schedule of their own; all else lies once in `shared`, and each folder
+points to it. Weights in float16 but for the transformers, which are served in bfloat16 and stored so.
+"""
+
+import argparse
+import json
+import shutil
+from pathlib import Path
+
+import diffusers
+import torch
+from diffusers import AutoencoderKL, FlowMatchEulerDiscreteScheduler
+
+from training import encoders, vocabulary
+from training.flow import BASE_SHIFT, BASE_TOKENS, MAX_SHIFT, MAX_TOKENS
+from training.transformer import load
+
+SHARED = ("tokenizer", "tokenizer_2", "text_encoder", "text_encoder_2", "vae")
+MODEL_INDEX = {
+    "_class_name": "FluxPipeline",
+    "_diffusers_version": diffusers.__version__,
+    "scheduler": ["diffusers", "FlowMatchEulerDiscreteScheduler"],
+    "text_encoder": ["transformers", "CLIPTextModel"],
+    "text_encoder_2": ["transformers", "T5EncoderModel"],
+    "tokenizer": ["transformers", "CLIPTokenizer"],
+    "tokenizer_2": ["transformers", "T5TokenizerFast"],
+    "transformer": ["diffusers", "FluxTransformer2DModel"],
+    "vae": ["diffusers", "AutoencoderKL"],
+}
+
+
+def export_shared(runs: Path, folder: Path) -> None:
+    both = encoders.load(runs / "text")
+    both.clip.half().save_pretrained(folder / "text_encoder")
+    both.t5.half().save_pretrained(folder / "text_encoder_2")
+    vocabulary.save_clip_tokenizer(folder / "tokenizer")
+    vocabulary.t5_tokenizer().save_pretrained(folder / "tokenizer_2")
+    vae: AutoencoderKL = AutoencoderKL.from_pretrained(runs / "autoencoder" / "vae")
+    vae.half().save_pretrained(folder / "vae")
+
+
+def export_variant(runs: Path, variant: str, folder: Path) -> None:
+    """The variant's own parts, and links to the shared ones beside it."""
+    model = load(runs / variant, guided=variant == "dev")
+    model.to(torch.bfloat16).save_pretrained(folder / "transformer")
+    scheduler = FlowMatchEulerDiscreteScheduler(
+        shift=3.0 if variant == "dev" else 1.0,
+        use_dynamic_shifting=variant == "dev",
+        base_image_seq_len=BASE_TOKENS,
+        max_image_seq_len=MAX_TOKENS,
+        base_shift=BASE_SHIFT,
+        max_shift=MAX_SHIFT,
+    )
+    scheduler.save_pretrained(folder / "scheduler")
+    for part in SHARED:
+        (folder / part).symlink_to(Path("..") / "shared" / part, target_is_directory=True)
+    (folder / "model_index.json").write_text(json.dumps(MODEL_INDEX, indent=2) + "\n", encoding="utf-8")
+
+
+def write(runs: Path, out: Path) -> None:
+    """Replaces `shared`, `dev` and `schnell` in the folder `out`."""
+    for name in ("shared", "dev", "schnell"):
+        shutil.rmtree(out / name, ignore_errors=True)
+    export_shared(runs, out / "shared")
+    for variant in ("dev", "schnell"):
+        (out / variant).mkdir(parents=True)
+        export_variant(runs, variant, out / variant)
+
+
+def weight_bytes(out: Path) -> int:
+    """What the weights take; a link is no second copy."""
+    return sum(path.stat().st_size for path in {path.resolve() for path in out.rglob("*.safetensors")})
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("out", type=Path)
+    parser.add_argument("--runs", type=Path, default=Path("runs"))
+    arguments = parser.parse_args()
+    write(arguments.runs, arguments.out)
+    print(f"{weight_bytes(arguments.out) / 1e6:.1f} MB of weights in {arguments.out}")
+
+
+if __name__ == "__main__":
+    main()

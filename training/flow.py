@@ -1,0 +1,128 @@
+"""Rectified flow on packed latents, as FLUX has it: x_t = (1 - t) x_0 + t noise, the model gives noise - x_0.
+
+Times here are 1 (noise) to 0 (picture). Knows nothing of training loops or files.
+"""
+
+import math
+from itertools import pairwise
+
+import torch
+from diffusers import FluxTransformer2DModel
+
+Text = tuple[torch.Tensor, torch.Tensor]
+"""T5's tokens (batch, text_tokens, width) and CLIP's pooled vectors (batch, width)."""
+
+BASE_TOKENS, MAX_TOKENS, BASE_SHIFT, MAX_SHIFT = 64, 1024, 0.5, 1.15
+
+
+def shift(tokens: int) -> float:
+    """exp(mu) of FLUX's schedule for pictures of this many tokens: larger ones stay longer in the noise."""
+    slope = (MAX_SHIFT - BASE_SHIFT) / (MAX_TOKENS - BASE_TOKENS)
+    return math.exp(BASE_SHIFT + slope * (tokens - BASE_TOKENS))
+
+
+def shifted(times: torch.Tensor, factor: float) -> torch.Tensor:
+    return factor * times / (1 + (factor - 1) * times)
+
+
+def schedule(steps: int, factor: float) -> torch.Tensor:
+    """`steps` + 1 times from 1 to 0, as diffusers' FluxPipeline spaces them."""
+    times = torch.linspace(1.0, 1 / steps, steps)
+    return torch.cat([shifted(times, factor), torch.zeros(1)])
+
+
+def training_times(count: int, factor: float) -> torch.Tensor:
+    """Mostly from the middle, where a step decides most; a fifth of them from anywhere."""
+    middle = torch.sigmoid(torch.randn(count))
+    anywhere = torch.rand(count)
+    return shifted(torch.where(torch.rand(count) < 0.2, anywhere, middle), factor)
+
+
+def position_ids(rows: int, columns: int) -> torch.Tensor:
+    """(rows * columns, 3): nothing, row, column of every token."""
+    ids = torch.zeros(rows, columns, 3)
+    ids[..., 1] = torch.arange(rows)[:, None]
+    ids[..., 2] = torch.arange(columns)[None]
+    return ids.reshape(-1, 3)
+
+
+def noised(clean: torch.Tensor, noise: torch.Tensor, times: torch.Tensor) -> torch.Tensor:
+    weight = times[:, None, None]
+    return (1 - weight) * clean + weight * noise
+
+
+def velocity(
+    model: FluxTransformer2DModel,
+    latents: torch.Tensor,
+    times: torch.Tensor,
+    text: Text,
+    grid: tuple[int, int],
+    guidance: torch.Tensor | None = None,
+) -> torch.Tensor:
+    """(batch, tokens, 64) in float32; `grid`: rows and columns of tokens; `guidance`: (batch,) if the model has it."""
+    with torch.autocast(latents.device.type, torch.bfloat16):
+        given: torch.Tensor = model(
+            hidden_states=latents,
+            encoder_hidden_states=text[0],
+            pooled_projections=text[1],
+            timestep=times,
+            img_ids=position_ids(*grid).to(latents.device),
+            txt_ids=torch.zeros(text[0].shape[1], 3, device=latents.device),
+            guidance=guidance,
+            return_dict=False,
+        )[0]
+    return given.float()
+
+
+def guided(
+    model: FluxTransformer2DModel,
+    latents: torch.Tensor,
+    times: torch.Tensor,
+    text: Text,
+    empty: Text,
+    grid: tuple[int, int],
+    scale: torch.Tensor,
+) -> torch.Tensor:
+    """Classifier-free guidance: two passes of a model without a guidance embedding. `scale` is (batch,)."""
+    both = velocity(
+        model,
+        torch.cat([latents, latents]),
+        torch.cat([times, times]),
+        (torch.cat([text[0], empty[0]]), torch.cat([text[1], empty[1]])),
+        grid,
+    )
+    with_text, without = both.chunk(2)
+    return without + scale[:, None, None] * (with_text - without)
+
+
+@torch.no_grad()
+def sample(
+    model: FluxTransformer2DModel,
+    text: Text,
+    empty: Text,
+    grid: tuple[int, int],
+    *,
+    steps: int,
+    guidance: float,
+    seed: int,
+    shift_factor: float | None = None,
+) -> torch.Tensor:
+    """Latents (batch, tokens, 64) from noise, by Euler steps.
+
+    A model with a guidance embedding is told `guidance`; one without gets it from outside, or none if it is 1.
+    """
+    count = text[0].shape[0]
+    tokens = grid[0] * grid[1]
+    latents = torch.randn(count, tokens, 64, generator=torch.Generator().manual_seed(seed)).to(text[0])
+    scale = torch.full((count,), guidance, device=latents.device)
+    times = schedule(steps, shift(tokens) if shift_factor is None else shift_factor)
+    for now, then in pairwise(times):
+        at = now.to(latents).expand(count)
+        if model.config.guidance_embeds:
+            step = velocity(model, latents, at, text, grid, scale)
+        elif guidance == 1:
+            step = velocity(model, latents, at, text, grid)
+        else:
+            step = guided(model, latents, at, text, empty, grid, scale)
+        latents = latents + (then - now) * step
+    return latents

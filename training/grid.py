@@ -1,0 +1,52 @@
+"""Draws with a run's current weights, for the eye: `python -m training.grid out.png --run transformer --guidance 3`."""
+
+import argparse
+from pathlib import Path
+
+import torch
+
+from training import encoders
+from training.bank import decode
+from training.drawings.contact_sheet import sheet
+from training.flow import sample
+from training.pixels import to_picture
+from training.teacher import load_vae
+from training.transformer import load
+from training.vocabulary import TEXT_TOKENS
+
+PROMPTS = (
+    "a red sketch of a star", "a blue house", "a green tree", "a sketch of a cat", "an orange sun", "a purple heart",
+    "a fish drawn in blue ink", "a brown mug", "a pink balloon", "a key in black pen", "a red apple on cream paper",
+    "a bicycle in green", "a blue sketch of a house and a tree", "a red sketch of a sailboat under a sun",
+    "the word hello handwritten in blue ink", "the word zoo in red handwriting",
+)  # fmt: skip
+
+
+@torch.no_grad()
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("out", type=Path)
+    parser.add_argument("--runs", type=Path, default=Path("runs"))
+    parser.add_argument("--run", default="transformer", choices=["transformer", "dev", "schnell"])
+    parser.add_argument("--steps", type=int, default=20)
+    parser.add_argument("--guidance", type=float, default=3.0)
+    parser.add_argument("--rows", type=int, default=8)
+    parser.add_argument("--columns", type=int, default=8)
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--count", type=int, default=len(PROMPTS))
+    arguments = parser.parse_args()
+    model = load(arguments.runs / arguments.run, guided=arguments.run == "dev")
+    vae, readers = load_vae(arguments.runs / "autoencoder" / "vae"), encoders.load(arguments.runs / "text")
+    prompts, grid = list(PROMPTS[: arguments.count]), (arguments.rows, arguments.columns)
+    words, empty = readers(prompts, TEXT_TOKENS), readers([""] * len(prompts), TEXT_TOKENS)
+    guidance = 1.0 if arguments.run == "schnell" else arguments.guidance
+    factor = 1.0 if arguments.run == "schnell" else None
+    latents = sample(
+        model, words, empty, grid, steps=arguments.steps, guidance=guidance, seed=arguments.seed, shift_factor=factor
+    )
+    pictures = [to_picture(decode(vae, one[None], grid)[0]) for one in latents]
+    sheet(list(zip(pictures, prompts, strict=True)), columns=8).save(arguments.out)
+
+
+if __name__ == "__main__":
+    main()
