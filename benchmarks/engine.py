@@ -33,7 +33,7 @@ WARM_UP_STEPS = 2
 
 def measure(checkpoint: Checkpoint, size: Size, batch: int, steps: int) -> list[float]:
     """Seconds of each of `steps` steps of `batch` images, after some that do not count."""
-    stepper, drafts = Stepper(checkpoint), _drafts(checkpoint, size, batch, WARM_UP_STEPS + steps)
+    stepper, drafts = Stepper(checkpoint), make_drafts(checkpoint, size, batch, WARM_UP_STEPS + steps)
     times_s = []
     for _ in range(WARM_UP_STEPS + steps):
         finish(checkpoint.device)
@@ -46,7 +46,7 @@ def measure(checkpoint: Checkpoint, size: Size, batch: int, steps: int) -> list[
     return times_s[WARM_UP_STEPS:]
 
 
-def _drafts(checkpoint: Checkpoint, size: Size, batch: int, steps: int) -> list[Draft]:
+def make_drafts(checkpoint: Checkpoint, size: Size, batch: int, steps: int) -> list[Draft]:
     """Images before their first step, each of its own noise, all of the same random numbers for a prompt."""
     space = LatentSpace(checkpoint)
     grid = space.grid(size)

@@ -96,7 +96,7 @@ class PoolSettings(Strict):
     """CPU threads of torch. Two busy processes of two threads each on two cores are 35 times slower than with one."""
     prompt_cache_entries: Annotated[int, Field(ge=0)] = 64
     lora_bytes: Positive = 256 * 2**20
-    """Memory of the device that is set aside for LoRAs: for FLUX 11.1 MB for each rank, 178 MB for one of rank 16."""
+    """Memory of the device that is set aside for LoRAs: for FLUX 11.2 MB for each rank, 179 MB for one of rank 16."""
     mix_loras: bool = True
     """Images with different LoRAs share a pass; without, only those with the same LoRAs at the same scales."""
     max_in_flight: Positive = 64

@@ -8,7 +8,7 @@ import pytest
 from serve.catalog import SIZES, Size
 from serve.errors import InvalidInput
 from serve.inputs import read_inputs
-from serve.plan import Plan, make_plan
+from serve.plan import LoraUse, Plan, lora_uses, make_plan
 from serve.settings import Settings
 
 PICTURE = "https://example.com/a.png"
@@ -185,3 +185,46 @@ def test_a_plan_is_a_json_value_of_a_known_version() -> None:
     made = plan(image=PICTURE, mask=PICTURE, picture=(640, 480), num_outputs=4)
     assert Plan.model_validate_json(made.model_dump_json()) == made
     assert made.version == 1
+
+
+def _uses(pool: str = "dev-bf16", settings: Settings | None = None, **raw: Any) -> tuple[dict[str, float], list[str]]:
+    """Scales by what the caller wrote, and notes."""
+    inputs, _ = read_inputs({"prompt": "a boat", **raw}, 10_000)
+    uses, notes = lora_uses(inputs, settings or Settings(), pool)
+    return {use.key: use.scale for use in uses}, list(notes)
+
+
+@pytest.mark.parametrize(
+    ("raw", "scales"),
+    [
+        pytest.param({}, {}, id="none"),
+        pytest.param({"replicate_weights": " a/b ", "extra_lora": " "}, {"a/b": 1.0}, id="spaces are no part of it"),
+        pytest.param({"replicate_weights": "a/b", "lora_scale": -0.5}, {"a/b": -0.5}, id="negative, and applied once"),
+        pytest.param({"extra_lora": "c/d", "extra_lora_scale": 2, "lora_scale": 3}, {"c/d": 2.0}, id="extra alone"),
+        pytest.param(
+            {"replicate_weights": "a/b", "lora_scale": 0, "extra_lora": "c/d", "extra_lora_scale": 0.8},
+            {"a/b": 0.0, "c/d": 0.8},
+            id="each has its own",
+        ),
+    ],
+)
+def test_loras_have_the_scales_that_were_asked_for_and_more_in_fp8(
+    raw: dict[str, Any], scales: dict[str, float]
+) -> None:
+    assert _uses(**raw) == (scales, [])
+    increased = {key: 1.5 * scale for key, scale in scales.items()}
+    assert _uses("dev-fp8", **raw) == (increased, ["LoRA scales are multiplied by 1.5 in fp8"] if scales else [])
+    assert _uses("dev-fp8", Settings(fp8_lora_factor=1), **raw) == (scales, [])
+
+
+def test_the_same_lora_twice_is_used_twice() -> None:
+    inputs, _ = read_inputs({"prompt": "a boat", "replicate_weights": "a/b", "extra_lora": "a/b"}, 10_000)
+    uses, _ = lora_uses(inputs, Settings(), "dev-bf16")
+    assert [use.key for use in uses] == ["a/b", "a/b"]
+
+
+def test_loras_are_named_by_their_weights_once_these_are_known() -> None:
+    asked = plan().model_copy(update={"loras": (LoraUse(key="a/b", scale=0.5), LoraUse(key="c/d", scale=1.0))})
+    named = asked.with_lora_keys({"a/b": "sha256:1", "c/d": "sha256:2"})
+    assert named.loras == (LoraUse(key="sha256:1", scale=0.5), LoraUse(key="sha256:2", scale=1.0))
+    assert Plan.model_validate_json(named.model_dump_json()) == named

@@ -1,0 +1,106 @@
+"""What it costs to change LoRAs: a switch, a pass of different ones, and the memory of many of which few fit."""
+
+import multiprocessing
+import resource
+import sys
+from collections.abc import Callable
+from concurrent.futures import ProcessPoolExecutor
+from dataclasses import replace
+from functools import partial
+from typing import Any
+
+import torch
+
+from benchmarks.engine import make_drafts
+from benchmarks.geometry import make_checkpoint
+from benchmarks.lora_material import SIZE, make_bank, make_job, mix_of, random_lora
+from benchmarks.turns import extra, take_turns
+from serve.engine.adapters import Adapters
+from serve.engine.job import Done, Job
+from serve.engine.loop import Loop
+from serve.engine.stepper import Stepper
+from serve.engine.task import Task
+from serve.engine.watch import Watch
+from serve.settings import PoolSettings, Precision, Settings, cache_folder
+
+MOST_STEPS_OF_A_SWITCH = 2
+MEGABYTE = 1e6
+
+
+def switch(precision: Precision, rank: int, seconds: float) -> dict[str, Any]:
+    """From one LoRA at hand to another, in steps of one 512x512 image: with room for one of them, and for both."""
+    checkpoint = make_checkpoint("embedded", precision, "cpu", cache_folder(Settings()))
+    loras = {key: random_lora(checkpoint.transformer, rank, seed) for seed, key in enumerate("ab")}
+
+    def there_and_back(adapters: Adapters) -> None:
+        for key, lora in loras.items():
+            adapters.leave(mix_of(adapters, key, lora))
+
+    ways: dict[str, Callable[[], Any]] = {
+        "step": partial(Stepper(checkpoint).step, make_drafts(checkpoint, SIZE, batch=1, steps=4)),
+        "copied": partial(there_and_back, Adapters(make_bank(checkpoint.transformer, rank))),
+        "resident": partial(there_and_back, Adapters(make_bank(checkpoint.transformer, 2 * rank))),
+    }
+    best_s = {name: min(spent_s) for name, spent_s in take_turns(ways, seconds, f"switch in {precision}").items()}
+    in_steps = {name: round(best_s[name] / 2 / best_s["step"], 4) for name in ("copied", "resident")}
+    return {
+        "in_steps": in_steps,
+        "copied_ms": round(1000 * best_s["copied"] / 2, 3),
+        "most": MOST_STEPS_OF_A_SWITCH,
+        "holds": in_steps["copied"] < MOST_STEPS_OF_A_SWITCH,
+    }
+
+
+def mixing(precision: Precision, rank: int, seconds: float, steps: int, loras: int, images: int) -> dict[str, Any]:
+    """Pictures that came at once, of several LoRAs: all in one pass, against one pass for each LoRA."""
+    checkpoint = make_checkpoint("embedded", precision, "cpu", cache_folder(Settings()))
+    weights = {f"lora {number}": random_lora(checkpoint.transformer, rank, number) for number in range(loras)}
+    names = [f"lora {image % loras}" for image in range(images)]
+    jobs = [make_job(steps, {name: weights[name]}, seeds=(image,)) for image, name in enumerate(names)]
+    ways = {
+        "mixed": partial(_draw, Loop(checkpoint, PoolSettings(model="", mix_loras=True), Watch()), jobs),
+        "apart": partial(_draw, Loop(checkpoint, PoolSettings(model="", mix_loras=False), Watch()), jobs),
+    }
+    spent_s = take_turns(ways, seconds, f"mixing in {precision}")
+    rates = {name: round(images / min(times_s), 3) for name, times_s in spent_s.items()}
+    return {"pictures_per_s": rates, "extra_apart": extra(spent_s["mixed"], spent_s["apart"])}
+
+
+def _draw(loop: Loop, jobs: list[Job]) -> None:
+    ends: list[Any] = []
+    loop.admit([Task(number, job, ends.append) for number, job in enumerate(jobs)], ())
+    while loop.busy:
+        loop.round()
+    assert sum(isinstance(event, Done) for event in ends) == len(jobs)
+
+
+def memory(rank: int, loras: int, fitting: int) -> dict[str, Any]:
+    """Peak memory of a process that draws with each LoRA twice: with room for some, for all, and without any."""
+    return {
+        "fitting": _in_a_process(_peak, rank, loras, fitting),
+        "all": _in_a_process(_peak, rank, loras, loras),
+        "without": _in_a_process(_peak, rank, 0, fitting),
+    }
+
+
+def _in_a_process(function: Callable[..., dict[str, Any]], *arguments: int) -> dict[str, Any]:
+    with ProcessPoolExecutor(1, mp_context=multiprocessing.get_context("spawn")) as process:
+        return process.submit(function, *arguments).result()
+
+
+def _peak(rank: int, loras: int, fitting: int) -> dict[str, Any]:
+    """Each LoRA is there only while it is needed, as it would be in a store that others share."""
+    torch.set_num_threads(1)
+    checkpoint = make_checkpoint("embedded", "bf16", "cpu", cache_folder(Settings()))
+    bank = make_bank(checkpoint.transformer, fitting * rank)
+    loop = Loop(replace(checkpoint, low_rank=bank), PoolSettings(model=""), Watch())
+    for number in [*range(loras), *range(loras)] or [0]:
+        weights = {f"lora {number}": random_lora(checkpoint.transformer, rank, number)} if loras else {}
+        _draw(loop, [make_job(1, weights, size=(64, 64))])
+        if number % 10 == 0:
+            print(f"memory: LoRA {number} of {loras}, room for {fitting}", file=sys.stderr, flush=True)
+    return {
+        "peak_mb": round(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024 / MEGABYTE, 1),
+        "bank_mb": round((bank.rows + 1) * bank.row_bytes / MEGABYTE, 1),
+        "copies": loop.adapters.copies,
+    }
