@@ -1,4 +1,4 @@
-"""What do LoRAs cost? On the device, between two of them, many in one pass, and in memory (the engine alone)
+"""What do LoRAs cost? Over HTTP, in a step, between two of them, many in one pass, and in memory
 
 scripts/bench lora
 scripts/bench lora --parts blocks --seconds 60
@@ -10,7 +10,7 @@ from typing import Any
 
 import torch
 
-from benchmarks import lora_room, lora_steps
+from benchmarks import lora_latency, lora_room, lora_steps
 from benchmarks.report import report
 from serve.settings import Precision
 
@@ -43,7 +43,12 @@ def _memory(options: argparse.Namespace) -> dict[str, Any]:
     return lora_room.memory(options.memory_rank, options.loras, options.fitting)
 
 
+def _latency(options: argparse.Namespace) -> dict[str, Any]:
+    return lora_latency.latency(options.rank, options.rounds)
+
+
 PARTS: Mapping[str, Callable[[argparse.Namespace], dict[str, Any]]] = {
+    "latency": _latency,
     "steps": _steps,
     "blocks": _blocks,
     "switch": _switch,
@@ -62,6 +67,7 @@ def _options(arguments: Sequence[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=str(__doc__).splitlines()[0])
     parser.add_argument("--parts", choices=tuple(PARTS), nargs="+", default=list(PARTS))
     parser.add_argument("--rank", type=int, default=16)
+    parser.add_argument("--rounds", type=int, default=15, help="of `latency`, four requests each")
     parser.add_argument("--seconds", type=float, default=30, help="for each comparison")
     parser.add_argument("--steps", type=int, default=4, help="of each picture of `mixing`")
     parser.add_argument("--mixed-loras", type=int, default=4, help="different LoRAs of `mixing`")

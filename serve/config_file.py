@@ -12,6 +12,7 @@ from pydantic import BaseModel, ValidationError
 from ray.serve.config import AutoscalingConfig
 from ray.serve.schema import DeploymentSchema, ServeDeploySchema
 
+from serve.lora.spelling import check_short_names
 from serve.settings import Settings, override
 
 IMPORT_PATH = "serve.deployment:build"
@@ -67,6 +68,10 @@ def check(config: Mapping[str, Any]) -> tuple[ServeDeploySchema, Settings]:
         raise ConfigFault("\n".join([*faults, *_lines(error)])) from error
     if application.get("import_path") != IMPORT_PATH:
         faults.append(f"applications.0.import_path: should be {IMPORT_PATH}")
+    try:
+        check_short_names(settings.lora)
+    except ValueError as fault:
+        faults.append(str(fault))
     known = {"ingress", *settings.pools}
     faults += [
         f"applications.0.deployments: there is no pool {row['name']!r}"

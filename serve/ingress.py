@@ -20,6 +20,7 @@ from serve.api import cog, files, replicate
 from serve.api.door import Door, refuse_open_door
 from serve.api.problem import ErrorTable, unrouted
 from serve.api.replicate import prediction_body
+from serve.lora.spelling import check_short_names
 from serve.media.fetch import Fetcher
 from serve.media.outputs import OutputStore
 from serve.pool import HandlePool
@@ -30,6 +31,7 @@ from serve.predictions.runner import Runner
 from serve.predictions.store import MemoryStore
 from serve.predictions.versions import served_version
 from serve.settings import Settings, read_secrets
+from serve.shared_loras import SharedLoras
 
 READY_POLL_S = 0.5
 CLOSE_GRACE_S = 60.0
@@ -43,12 +45,15 @@ class Ingress:
         self._settings = settings
         self._token = read_secrets().api_token
         refuse_open_door(_get_global_client().http_config.host, self._token is not None, settings.open_without_token)
+        check_short_names(settings.lora)
         self._outputs = OutputStore(settings.outputs)
         self._fetcher = Fetcher(settings.fetch)
         pictures = Pictures(settings, self._fetcher)
         store = MemoryStore(settings.max_records, settings.record_max_age_s)
         pools = {name: HandlePool(name, handle) for name, handle in handles.items()}
-        self._desk = Desk(settings, store, Runner(store, pools, pictures, self._outputs), pictures)
+        self._loras = SharedLoras(settings, serve.get_replica_context().app_name)
+        runner = Runner(store, pools, pictures, self._loras, self._outputs)
+        self._desk = Desk(settings, store, runner, pictures)
         self._pools = tuple(handles)
         self._opened = asyncio.Event()
 
@@ -86,7 +91,8 @@ class Ingress:
 
     @asynccontextmanager
     async def _open_and_close(self, app: Starlette) -> AsyncGenerator[None, None]:
-        keeping = [asyncio.create_task(work) for work in (self._open_when_pools_are_healthy(), self._sweep())]
+        chores = self._open_when_pools_are_healthy(), self._sweep(), self._keep_loras()
+        keeping = [asyncio.create_task(work) for work in chores]
         yield
         for task in keeping:
             task.cancel()
@@ -100,6 +106,11 @@ class Ingress:
             await asyncio.sleep(READY_POLL_S)
         self._desk.open()
         self._opened.set()
+
+    async def _keep_loras(self) -> None:
+        """Only once it is open: the cache then starts beside the first predictions, and not beside the models."""
+        await self._opened.wait()
+        await self._loras.stay()
 
     async def _sweep(self) -> None:
         while True:

@@ -1,27 +1,39 @@
-"""One worker of a pool: a plan and its pictures in, events out. A plain class, which Ray Serve makes replicas of.
+"""One worker of a pool: a plan, pictures and LoRAs in, events out. A plain class, which Ray Serve makes replicas of.
 
 Owns an engine, and what is done to a picture once it has left the device: the safety check and the encoding, off the
 event loop and off the engine's thread. Knows nothing of HTTP, records or other replicas.
 """
 
 import asyncio
+import logging
 import time
-from collections.abc import AsyncGenerator, AsyncIterator
+from collections.abc import AsyncGenerator, AsyncIterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from dataclasses import asdict
+
+from ray.exceptions import RayError
 
 from serve.engine.checkpoint import load
 from serve.engine.engine import Engine
 from serve.engine.job import Canceled, Done, EngineEvent, Failed, Job, Mask, Picture, Pixels
 from serve.engine.safety import build_checker
 from serve.engine.task import Ticket
+from serve.errors import LorasMissing
 from serve.events import Drawn, Event, Finished, Flagged, Started, Stepped
+from serve.lora.brought import Brought
+from serve.lora.packed import unpack
+from serve.lora.weights import LoraWeights
+from serve.lora_cache import Shared
 from serve.media.encode import encode
 from serve.plan import Plan
 from serve.settings import Settings, cache_folder, read_secrets
 
 FINISHING_THREADS = 2
+LORA_READ_TIMEOUT_S = 60.0
+"""For a LoRA that must first come from the memory of another node."""
+
+log = logging.getLogger(__name__)
 
 
 class ModelReplica:
@@ -39,15 +51,19 @@ class ModelReplica:
         self._engine.warm(row.warm_sizes)
 
     async def generate(
-        self, plan: Plan, picture: Picture | None = None, mask: Mask | None = None
+        self,
+        plan: Plan,
+        picture: Picture | None = None,
+        mask: Mask | None = None,
+        loras: Sequence[Brought[Shared]] = (),
     ) -> AsyncGenerator[Event, None]:
         """The events of one prediction; `Finished` is the last.
 
         `picture` is uint8 [height, width, 3] and `mask` uint8 [height, width] (white repaints), both of the plan's
-        size. Closing the generator, or cancelling who waits for it, ends the work within one denoising step; the
-        caller's slot is kept until the engine has let go of it. Raises `ServiceError`.
+        size; `loras` are all that the plan names. Closing the generator, or cancelling who waits for it, ends the work
+        within one denoising step; the caller's slot is kept until the engine has let go of it. Raises `ServiceError`.
         """
-        course = _Course(self._engine, Job(plan, picture, mask))
+        course = _Course(self._engine, Job(plan, picture, mask, await self._carry(loras)))
         finishing: list[asyncio.Task[Event]] = []
         spent_ms: dict[str, float] = {}
         try:
@@ -67,6 +83,22 @@ class ModelReplica:
             for task in finishing:
                 task.cancel()
             await course.leave()
+
+    async def _carry(self, loras: Sequence[Brought[Shared]]) -> dict[str, LoraWeights]:
+        """The weights, also of those that lie on the device, which may let go of them until the job's turn comes.
+
+        A block on this node is read where it lies. Raises `LorasMissing` for what cannot be read: its owner died.
+        """
+        carried = {}
+        for lora in loras:
+            key, (block,) = lora.facts.key, lora.copy.held
+            try:
+                async with asyncio.timeout(LORA_READ_TIMEOUT_S):
+                    carried[key] = unpack(await block)
+            except (RayError, TimeoutError) as error:
+                log.warning("the weights of a LoRA could not be read: %s", type(error).__name__)
+                raise LorasMissing((key,)) from None
+        return carried
 
     async def _finish(self, pixels: Pixels, plan: Plan, spent_ms: dict[str, float]) -> Drawn | Flagged:
         """The picture as it leaves the replica; what it took is added to `spent_ms`."""

@@ -33,7 +33,7 @@ class LoraUse(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid")
 
     key: str
-    """What the caller wrote, until it is known which weights that means: then a name for these weights for good."""
+    """What the caller wrote, then the key of the reference that it is read as, and at last that of the weights."""
     scale: float
     """As it is applied, once and linearly; may be negative."""
 
@@ -73,7 +73,7 @@ class Plan(BaseModel):
         return self.model_copy(update={"size": _check_area(picture_size(size), self.max_megapixels, ("image",))})
 
     def with_lora_keys(self, keys: Mapping[str, str]) -> Self:
-        """The plan with each LoRA named by its weights; `keys` has them by what the caller wrote."""
+        """The plan with each LoRA named anew; `keys` has the new names by the present ones."""
         loras = tuple(use.model_copy(update={"key": keys[use.key]}) for use in self.loras)
         return self.model_copy(update={"loras": loras})
 
@@ -141,11 +141,6 @@ def _check_combination(inputs: Inputs) -> None:
             for side in ("width", "height")
             if getattr(inputs, side) is None
         ]
-    faults += [
-        Fault(field, "LoRAs are not served by this version; leave the field out")
-        for field in ("replicate_weights", "extra_lora")
-        if (getattr(inputs, field) or "").strip()
-    ]
     if faults:
         raise InvalidInput(tuple(faults))
 

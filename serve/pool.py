@@ -4,8 +4,9 @@ Turns what Ray raises into our errors, and a replica that died into a second try
 """
 
 import logging
-from collections.abc import AsyncGenerator
+from collections.abc import AsyncGenerator, Sequence
 from contextlib import aclosing
+from typing import Any
 
 from ray.exceptions import RayActorError, RayTaskError
 from ray.serve.exceptions import BackPressureError, DeploymentUnavailableError
@@ -13,7 +14,8 @@ from ray.serve.handle import DeploymentHandle
 
 from serve.engine.job import Mask, Picture
 from serve.errors import EngineFailed, PoolFull, ServiceError
-from serve.events import Drawn, Event, Flagged
+from serve.events import Event
+from serve.lora.brought import Brought
 from serve.plan import Plan
 
 log = logging.getLogger(__name__)
@@ -30,22 +32,21 @@ class HandlePool:
         self._handle = handle.options(method_name="generate", stream=True)
 
     async def generate(
-        self, plan: Plan, picture: Picture | None = None, mask: Mask | None = None
+        self,
+        plan: Plan,
+        picture: Picture | None = None,
+        mask: Mask | None = None,
+        loras: Sequence[Brought[Any]] = (),
     ) -> AsyncGenerator[Event, None]:
         """The events of one prediction, up to `Finished`.
 
         A replica that dies takes all its requests along; since every seed is fixed, the plan runs once more elsewhere
-        and gives the same pictures. Those already told are not told again. Raises `ServiceError`.
+        and gives the same pictures, of which some may be told again. Raises `ServiceError`.
         """
-        told: set[int] = set()
         for last_try in (False, True):
             try:
-                async with aclosing(self._call(plan, picture, mask)) as events:
+                async with aclosing(self._call(plan, picture, mask, list(loras))) as events:
                     async for event in events:
-                        if isinstance(event, Drawn | Flagged):
-                            if event.image in told:
-                                continue
-                            told.add(event.image)
                         yield event
                 return
             except RayActorError as error:
@@ -53,8 +54,8 @@ class HandlePool:
                 if last_try:
                     raise EngineFailed("the replica that drew this was lost, twice; try again") from None
 
-    async def _call(self, plan: Plan, picture: Picture | None, mask: Mask | None) -> AsyncGenerator[Event, None]:
-        stream = self._handle.remote(plan, picture, mask)
+    async def _call(self, *given: object) -> AsyncGenerator[Event, None]:
+        stream = self._handle.remote(*given)
         ended = False
         try:
             async for event in stream:

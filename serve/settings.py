@@ -155,6 +155,20 @@ class LoraFetchSettings(FetchSettings):
     max_concurrent: Positive = 8
 
 
+class LoraCacheSettings(Strict):
+    """The LoRAs that are at hand: one process for the whole cluster, with what it needs to outlive a restart."""
+
+    memory_bytes: Positive = 64 * 2**20
+    """Of its node's object store. FLUX LoRAs take tens to hundreds of MB each."""
+    disk_bytes: Positive = 4 * 2**30
+    folder: Path | None = None
+    """Where they lie on that node's disk; None is `loras` in the cache folder."""
+    resources: dict[str, Annotated[float, Field(gt=0)]] = {"node:__internal_head__": 0.001}
+    """Ray resources of the node that it runs on, which must always be there: what lies in its memory keeps a node from
+    being taken away. By default the head node."""
+    start_timeout_s: Seconds = 120
+
+
 class LoraSettings(Strict):
     """Where LoRAs may come from, and bounds on what is taken."""
 
@@ -170,6 +184,7 @@ class LoraSettings(Strict):
     s3_url: Url = "https://{bucket}.s3.amazonaws.com"
     """Base of the objects of a bucket; an own store may have `http://store.internal:9000/{bucket}`."""
     fetch: LoraFetchSettings = LoraFetchSettings()
+    cache: LoraCacheSettings = LoraCacheSettings()
     max_unpacked_bytes: Positive = 4 * 2**30
     """All that an archive may hold, unpacked."""
     max_rank: Positive = 256

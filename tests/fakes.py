@@ -1,14 +1,17 @@
 """Stand-ins for what a unit test does not run: a pool, a clock, and the values that they are asked with."""
 
 import asyncio
-from collections.abc import AsyncGenerator, Mapping, Sequence
+from collections.abc import AsyncGenerator, Collection, Mapping, Sequence
 from datetime import UTC, datetime, timedelta
+from typing import Any
 
 from numpy import uint8
 from numpy.typing import NDArray
 
 from serve.errors import FetchFailed
 from serve.events import Drawn, Event, Finished, Started, Stepped
+from serve.lora.brought import Brought, Copy, Facts
+from serve.lora.reference import Reference
 from serve.plan import Plan
 from serve.predictions.record import Prediction
 
@@ -37,6 +40,8 @@ class FakePool:
         self.events = events
         self.going = asyncio.Event()
         self.calls: list[tuple[Plan, NDArray[uint8] | None, NDArray[uint8] | None]] = []
+        self.loras: list[Sequence[Brought[Any]]] = []
+        """Of each call."""
         self.stopped = 0
         self.let_go = asyncio.Event()
         if going:
@@ -45,9 +50,14 @@ class FakePool:
             self.let_go.set()
 
     async def generate(
-        self, plan: Plan, picture: NDArray[uint8] | None, mask: NDArray[uint8] | None
+        self,
+        plan: Plan,
+        picture: NDArray[uint8] | None,
+        mask: NDArray[uint8] | None,
+        loras: Sequence[Brought[Any]],
     ) -> AsyncGenerator[Event, None]:
         self.calls.append((plan, picture, mask))
+        self.loras.append(loras)
         try:
             await self.going.wait()
             for event in self.events:
@@ -57,6 +67,43 @@ class FakePool:
         finally:
             await self.let_go.wait()
             self.stopped += 1
+
+
+class FakeLoras:
+    """A cache with a LoRA for every reference but those that it was told to fail at, by what is shown of them.
+
+    The key of their weights is what is shown of them, and how often they were brought.
+    """
+
+    def __init__(self, failures: Mapping[str, Exception] | None = None, going: bool = True) -> None:
+        self._failures = failures or {}
+        self._times: dict[str, int] = {}
+        self.asked: list[tuple[tuple[str, ...], str, tuple[str, ...]]] = []
+        """What was shown of the references, the pool, and what was lost."""
+        self.going = asyncio.Event()
+        if going:
+            self.going.set()
+
+    async def bring(
+        self, references: Mapping[str, Reference], pool: str, lost: Collection[str] = ()
+    ) -> dict[str, Brought[Any]]:
+        self.asked.append((tuple(each.shown for each in references.values()), pool, tuple(lost)))
+        await self.going.wait()
+        return {key: self._bring(reference.shown) for key, reference in references.items()}
+
+    def _bring(self, shown: str) -> Brought[Any]:
+        if shown in self._failures:
+            raise self._failures[shown]
+        times = self._times[shown] = self._times.get(shown, 0) + 1
+        facts = Facts(f"{shown} {times}", size_bytes=5_000_000, rank=16)
+        return Brought(
+            facts,
+            Copy(None, f"copy {times} of {shown}"),
+            "download",
+            fetched_bytes=10_000_000,
+            fetch_s=0.5,
+            check_s=0.25,
+        )
 
 
 class FakeFetcher:

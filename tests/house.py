@@ -23,11 +23,11 @@ from serve.media.outputs import OutputStore
 from serve.predictions.desk import Desk
 from serve.predictions.pictures import Fetcher, Pictures
 from serve.predictions.record import Prediction
-from serve.predictions.runner import Pool, Runner
+from serve.predictions.runner import Loras, Pool, Runner
 from serve.predictions.store import MemoryStore
 from serve.predictions.versions import ServedVersion, served_version
 from serve.settings import Settings
-from tests.fakes import FakeFetcher
+from tests.fakes import FakeFetcher, FakeLoras
 
 
 @dataclass(frozen=True)
@@ -59,7 +59,13 @@ class House:
         return await self.desk.create(inputs, self.served)
 
 
-def house(pool: Pool, settings: Settings | None = None, fetcher: Fetcher | None = None, opened: bool = True) -> House:
+def house(
+    pool: Pool,
+    settings: Settings | None = None,
+    fetcher: Fetcher | None = None,
+    loras: Loras | None = None,
+    opened: bool = True,
+) -> House:
     """One pool stands for all rows of the settings. Outputs lie in a folder that goes with the house."""
     made: list[str] = []
 
@@ -72,7 +78,8 @@ def house(pool: Pool, settings: Settings | None = None, fetcher: Fetcher | None 
     store = NotingStore(settings.max_records, settings.record_max_age_s)
     pictures = Pictures(settings, fetcher or FakeFetcher({}))
     outputs = OutputStore(settings.outputs.model_copy(update={"folder": Path(folder)}))
-    desk = Desk(settings, store, Runner(store, dict.fromkeys(settings.pools, pool), pictures, outputs), pictures)
+    runner = Runner(store, dict.fromkeys(settings.pools, pool), pictures, loras or FakeLoras(), outputs)
+    desk = Desk(settings, store, runner, pictures)
     if opened:
         desk.open()
     routes = [

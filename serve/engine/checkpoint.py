@@ -3,6 +3,7 @@
 What the settings say of a model is checked here against what its files say; nothing behind this module asks again.
 """
 
+import json
 import logging
 import time
 from collections.abc import Mapping
@@ -18,6 +19,7 @@ from serve.catalog import VARIANTS
 from serve.engine import embedded, quantize, source
 from serve.engine.low_rank import LowRankBank
 from serve.errors import CheckpointUnusable
+from serve.lora.geometry import Geometry
 from serve.settings import EMBEDDED, Dtypes, ModelSettings, PoolSettings
 
 PARTS = ("transformer", "vae", "text_encoder", "text_encoder_2", "tokenizer", "tokenizer_2", "scheduler")
@@ -73,6 +75,21 @@ def load(model: ModelSettings, pool: PoolSettings, cache_folder: Path, hf_token:
         low_rank.rows,
     )
     return replace(checkpoint, low_rank=low_rank)
+
+
+def read_geometry(model: ModelSettings, cache_folder: Path, hf_token: str | None) -> Geometry:
+    """What LoRAs for `model` must fit, without its weights: of a hub repository two small files are fetched.
+
+    Raises CheckpointUnusable.
+    """
+    parts = ("transformer", "text_encoder")
+    if model.source == EMBEDDED:
+        folder = embedded.ensure(model.variant, cache_folder)
+    else:
+        folder = source.local_folder(model.source, model.revision, [f"{part}/config.json" for part in parts], hf_token)
+    with source.reading(model.source):
+        transformer, clip = (json.loads((folder / part / "config.json").read_bytes()) for part in parts)
+        return Geometry.of(transformer, clip)
 
 
 def _device(pool: PoolSettings) -> torch.device:

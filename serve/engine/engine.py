@@ -122,11 +122,6 @@ class Engine:
             loop = self._loop
             return Counters(loop.passes, loop.image_steps, loop.images + arrived, loop.adapters.copies)
 
-    @property
-    def loras(self) -> frozenset[str]:
-        """The keys of LoRAs that lie on the device now; a job with others has to carry them. From any thread."""
-        return self._loop.adapters.keys
-
     def _check_running(self) -> None:
         if not self._running:
             raise NotReady("the image engine is not running")

@@ -82,7 +82,7 @@ class Desk:
         except BaseException:
             permit.release()
             raise
-        self._start(Job(prediction.id, pictures), permit)
+        self._start(Job(prediction.id, pictures, order.references), permit)
         return prediction
 
     async def get(self, prediction_id: str) -> Prediction:

@@ -43,6 +43,9 @@ class Drawing:
         if self._waited_ms is None:
             await self._begin(event)
         match event:
+            case Drawn(image) | Flagged(image) if image in self._drawn | self._flagged:
+                # A replica was lost, and another one draws the same again.
+                return
             case Stepped():
                 if line := self._progress.line(event):
                     await self._update(lambda record: record.noted(line))

@@ -5,7 +5,10 @@ from dataclasses import dataclass
 from datetime import datetime
 from typing import Any
 
+from serve.errors import Fault, InvalidInput
 from serve.inputs import Inputs, read_inputs
+from serve.lora.reference import BadReference, Reference
+from serve.lora.spelling import read_reference
 from serve.plan import Plan, make_plan
 from serve.predictions.record import Prediction, new_id
 from serve.predictions.versions import ServedVersion
@@ -14,6 +17,7 @@ from serve.settings import Settings
 KEPT_CHARS = 2**16
 """Longer inputs, pictures as a rule, are not kept whole: a record is sent again with every poll."""
 NAMED_KEYS = 20
+LORA_FIELDS = ("replicate_weights", "extra_lora")
 
 
 @dataclass(frozen=True, slots=True)
@@ -24,7 +28,9 @@ class Order:
     inputs: Inputs
     dropped: tuple[str, ...]
     plan: Plan
-    """Without a size while there is an input picture."""
+    """Without a size while there is an input picture; each LoRA is named by the key of its reference."""
+    references: Mapping[str, Reference]
+    """By their keys."""
 
     def record(self, plan: Plan, at: datetime) -> Prediction:
         """The first record, for the plan as far as it is complete."""
@@ -48,7 +54,28 @@ def read_order(raw: Mapping[str, Any], served: ServedVersion, settings: Settings
     """
     given = {key: value for key, value in raw.items() if value is not None}
     inputs, dropped = read_inputs(served.model.default_inputs | given, settings.max_prompt_chars)
-    return Order(served, raw, inputs, dropped, make_plan(inputs, settings, random_seed))
+    references, faults = _read_references(inputs, settings)
+    try:
+        plan = make_plan(inputs, settings, random_seed)
+    except InvalidInput as refusal:
+        raise InvalidInput((*refusal.faults, *faults)) from None
+    if faults:
+        raise InvalidInput(faults)
+    plan = plan.with_lora_keys({text: reference.key for text, reference in references.items()})
+    return Order(served, raw, inputs, dropped, plan, {each.key: each for each in references.values()})
+
+
+def _read_references(inputs: Inputs, settings: Settings) -> tuple[dict[str, Reference], tuple[Fault, ...]]:
+    """The LoRAs of the inputs by what was written, and a fault for each text that names none."""
+    references, faults = {}, []
+    for field in LORA_FIELDS:
+        text = (getattr(inputs, field) or "").strip()
+        try:
+            if text:
+                references[text] = read_reference(text, settings.lora)
+        except BadReference as error:
+            faults.append(Fault(field, str(error)))
+    return references, tuple(faults)
 
 
 def _kept(value: object) -> object:

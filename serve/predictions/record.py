@@ -48,7 +48,8 @@ class Prediction(BaseModel):
     """In the order of their indices; a picture that was withheld leaves a gap."""
     error: str | None = None
     logs: str = ""
-    metrics: dict[str, int | float | str] = {}
+    metrics: dict[str, Any] = {}
+    """Numbers and short texts; `loras` has an entry for each LoRA."""
     stages_ms: dict[str, float] = {}
     """Wall time of each stage so far."""
     revision: int = 0
@@ -76,7 +77,7 @@ class Prediction(BaseModel):
         sums = {stage: self.stages_ms.get(stage, 0.0) + duration for stage, duration in stages_ms.items()}
         return self._changed(stages_ms=self.stages_ms | sums)
 
-    def measured(self, metrics: Mapping[str, int | float | str]) -> Self:
+    def measured(self, metrics: Mapping[str, Any]) -> Self:
         return self._changed(metrics=self.metrics | dict(metrics))
 
     def succeeded(self, at: datetime) -> Self:

@@ -1,4 +1,4 @@
-"""Runs one accepted prediction to its end, apart from any request: pictures, pool, events, outputs, record.
+"""Runs one accepted prediction to its end, apart from any request: pictures, LoRAs, pool, events, outputs, record.
 
 Knows a pool only as something that turns a plan into events, and no face. Whatever happens, the record ends: an error
 of `serve.errors` gives its own sentence, any other a fixed one, and its traceback goes into the log.
@@ -7,22 +7,33 @@ of `serve.errors` gives its own sentence, any other a fixed one, and its traceba
 import asyncio
 import logging
 import time
-from collections.abc import AsyncGenerator, Callable, Mapping
+from collections.abc import AsyncGenerator, Awaitable, Callable, Collection, Mapping, Sequence
 from contextlib import aclosing
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from datetime import datetime
-from typing import Protocol
+from functools import partial
+from typing import Any, Protocol, TypeVar
 
-from serve.errors import EngineFailed
+from serve.errors import EngineFailed, LorasMissing
 from serve.events import Event
+from serve.lora.brought import Brought
+from serve.lora.reference import Reference
 from serve.media.fit import Pixels
 from serve.media.outputs import OutputStore
 from serve.plan import Plan
 from serve.predictions.drawing import Drawing, ms_since
 from serve.predictions.failure import told
+from serve.predictions.loras import lora_lines, lora_metrics
 from serve.predictions.pictures import Awaited, Pictures, Prepared
 from serve.predictions.record import now
 from serve.predictions.store import PredictionStore
+
+LORA_ATTEMPTS = 3
+"""Weights that were at hand can be lost on the way: a replica made room for others, or the cache died."""
+
+Result = TypeVar("Result")
+LorasAtHand = Mapping[str, Brought[Any]]
+"""By the key of their reference."""
 
 log = logging.getLogger(__name__)
 
@@ -30,8 +41,21 @@ log = logging.getLogger(__name__)
 class Pool(Protocol):
     """Replicas that draw. Closing the generator, or cancelling who waits for it, cancels the work within one step."""
 
-    def generate(self, plan: Plan, picture: Pixels | None, mask: Pixels | None) -> AsyncGenerator[Event, None]:
-        """Events as `serve.events` says. `picture` and `mask` have the size of the plan."""
+    def generate(
+        self, plan: Plan, picture: Pixels | None, mask: Pixels | None, loras: Sequence[Brought[Any]]
+    ) -> AsyncGenerator[Event, None]:
+        """Events as `serve.events` says; an image may be told of twice. `picture` and `mask` have the size of the plan.
+
+        `loras` are all that the plan names by the keys of their weights. Raises `LorasMissing` for those that a replica
+        could not read.
+        """
+
+
+class Loras(Protocol):
+    """What finds and brings LoRAs."""
+
+    async def bring(self, references: Mapping[str, Reference], pool: str, lost: Collection[str] = ()) -> LorasAtHand:
+        """The LoRAs of `references` for `pool`. `lost` has the numbers of copies that could not be read."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -40,6 +64,8 @@ class Job:
 
     prediction_id: str
     pictures: Prepared | Awaited
+    references: Mapping[str, Reference] = field(default_factory=dict)
+    """Of the plan's LoRAs, by their keys."""
 
 
 class Runner:
@@ -48,12 +74,14 @@ class Runner:
         store: PredictionStore,
         pools: Mapping[str, Pool],
         pictures: Pictures,
+        loras: Loras,
         outputs: OutputStore,
         clock: Callable[[], datetime] = now,
     ) -> None:
         self._store = store
         self._pools = pools
         self._pictures = pictures
+        self._loras = loras
         self._outputs = outputs
         self._clock = clock
 
@@ -61,7 +89,7 @@ class Runner:
         """Raises nothing but `CancelledError`; who cancels this has ended the record before."""
         try:
             if await self._store.claim(job.prediction_id) is not None:
-                await self._draw(job.prediction_id, await self._prepare(job))
+                await self._draw(job, *await self._prepare(job))
         except asyncio.CancelledError:
             # Also what comes out of a pool whose work somebody else cancelled: then the record still has to end.
             await self._fail(job.prediction_id, EngineFailed("the image engine was stopped before it had finished"))
@@ -69,25 +97,54 @@ class Runner:
         except Exception as error:
             await self._fail(job.prediction_id, error)
 
-    async def _prepare(self, job: Job) -> Prepared:
-        """The plan with its pictures. A slow server elsewhere is waited for here, in no pool."""
-        since_s = time.perf_counter()
-        prepared = await self._pictures.prepare(job.pictures)
-        fetched_ms = {"fetch": ms_since(since_s)} if isinstance(job.pictures, Awaited) else {}
-        plan = prepared.plan
-        await self._store.update(
-            job.prediction_id, lambda record: record.planned(plan).timed(fetched_ms).noted(_summary(plan))
-        )
-        return prepared
+    async def _prepare(self, job: Job) -> tuple[Prepared, LorasAtHand]:
+        """The plan with its pictures, and its LoRAs. Slow servers elsewhere are waited for here, in no pool."""
+        pool = job.pictures.plan.pool
+        try:
+            async with asyncio.TaskGroup() as preparing:
+                fitting = preparing.create_task(_timed(partial(self._pictures.prepare, job.pictures)))
+                bringing = preparing.create_task(_timed(partial(self._loras.bring, job.references, pool)))
+        except ExceptionGroup as failures:
+            raise failures.exceptions[0] from None
+        (prepared, fetch_ms), (loras, lora_ms) = fitting.result(), bringing.result()
+        stages_ms = {"fetch": fetch_ms} if isinstance(job.pictures, Awaited) else {}
+        stages_ms |= {"lora": lora_ms} if job.references else {}
+        await self._tell(job, prepared.plan, loras, stages_ms)
+        return prepared, loras
 
-    async def _draw(self, prediction_id: str, prepared: Prepared) -> None:
+    async def _tell(self, job: Job, plan: Plan, loras: LorasAtHand, stages_ms: Mapping[str, float]) -> None:
+        told = plan.loras, job.references, loras
+        await self._store.update(
+            job.prediction_id,
+            lambda record: (
+                record.planned(_with_weights(plan, loras))
+                .timed(stages_ms)
+                .measured(lora_metrics(*told))
+                .noted(*lora_lines(*told), _summary(plan))
+            ),
+        )
+
+    async def _draw(self, job: Job, prepared: Prepared, loras: LorasAtHand) -> None:
         plan = prepared.plan
-        drawing = Drawing(prediction_id, plan, self._store, self._outputs, self._clock)
-        pool = self._pools[plan.pool]
-        async with aclosing(pool.generate(plan, prepared.picture, prepared.mask)) as events:
+        drawing = Drawing(job.prediction_id, plan, self._store, self._outputs, self._clock)
+        for attempt in range(1, LORA_ATTEMPTS + 1):
+            try:
+                await self._draw_with(loras, prepared, drawing)
+                break
+            except LorasMissing as missing:
+                if attempt == LORA_ATTEMPTS:
+                    raise
+                log.warning("prediction %s: %d of its LoRAs were lost", job.prediction_id, len(missing.keys))
+                lost = [lora.copy.number for lora in loras.values() if lora.facts.key in missing.keys]
+                loras = await self._loras.bring(job.references, plan.pool, lost)
+        await drawing.finish()
+
+    async def _draw_with(self, loras: LorasAtHand, prepared: Prepared, drawing: Drawing) -> None:
+        plan = _with_weights(prepared.plan, loras)
+        drawn = self._pools[plan.pool].generate(plan, prepared.picture, prepared.mask, tuple(loras.values()))
+        async with aclosing(drawn) as events:
             async for event in events:
                 await drawing.take(event)
-        await drawing.finish()
 
     async def _fail(self, prediction_id: str, error: Exception) -> None:
         known = told(error)
@@ -95,6 +152,17 @@ class Runner:
             log.error("prediction %s failed", prediction_id, exc_info=error)
         text = str(known or EngineFailed(f"an internal error; the operator's log has its cause under {prediction_id}"))
         await self._store.finish(prediction_id, lambda record: record.failed(self._clock(), text))
+
+
+async def _timed(work: Callable[[], Awaitable[Result]]) -> tuple[Result, float]:
+    """The result of `work`, and the milliseconds until it was there."""
+    since_s = time.perf_counter()
+    return await work(), ms_since(since_s)
+
+
+def _with_weights(plan: Plan, loras: LorasAtHand) -> Plan:
+    """The plan with its LoRAs named by their weights."""
+    return plan.with_lora_keys({name: lora.facts.key for name, lora in loras.items()})
 
 
 def _summary(plan: Plan) -> str:

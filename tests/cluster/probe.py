@@ -14,6 +14,7 @@ import ray
 from ray import serve
 
 from serve.local_service import ROOT, LocalService
+from serve.shared_loras import NAMESPACE
 
 
 class Probe:
@@ -27,6 +28,10 @@ class Probe:
     def replicas(self, pool: str) -> int:
         """How many replicas of a pool run."""
         return int(self._ask("replicas", pool))
+
+    def kill_lora_cache(self) -> int:
+        """Ends the cache of LoRAs as a crash does; how many there were."""
+        return int(self._ask("kill_lora_cache", ""))
 
     def _ask(self, *question: str) -> Any:
         assert self._process.stdin is not None
@@ -51,7 +56,16 @@ def probing(service: LocalService, environment: Mapping[str, str]) -> Iterator[P
 def _answer(kind: str, pool: str) -> Any:
     if kind == "stats":
         return serve.get_deployment_handle(pool, "flux").stats.remote().result(timeout_s=60)
+    if kind == "kill_lora_cache":
+        return _kill_actors(NAMESPACE)
     return serve.status().applications["flux"].deployments[pool].replica_states.get("RUNNING", 0)
+
+
+def _kill_actors(namespace: str) -> int:
+    named = [each for each in ray.util.list_named_actors(all_namespaces=True) if each["namespace"] == namespace]
+    for each in named:
+        ray.kill(ray.get_actor(each["name"], namespace))
+    return len(named)
 
 
 def main() -> None:

@@ -32,18 +32,23 @@ ARROWS = {
     "media": ASKED,
     "lora": FACTS | {"media"},
     "engine": ASKED | {"events", "lora"},
-    "predictions": ASKED | {"events", "media"},
+    "lora_cache": FACTS | {"engine", "lora"},
+    "shared_loras": FACTS | {"__init__", "lora", "lora_cache"},
+    "predictions": ASKED | {"events", "lora", "media"},
     "api": ASKED | {"media", "predictions"},
-    "pool": ASKED | {"events", "engine"},
-    "model_replica": ASKED | {"events", "engine", "media"},
-    "ingress": ASKED | {"api", "media", "pool", "predictions"},
+    "pool": ASKED | {"events", "engine", "lora"},
+    "model_replica": ASKED | {"events", "engine", "lora", "lora_cache", "media"},
+    "ingress": ASKED | {"api", "lora", "media", "pool", "predictions", "shared_loras"},
     "deployment": FACTS | {"ingress", "model_replica"},
-    "config_file": FACTS,
+    "config_file": FACTS | {"lora"},
     "foreground": set[str](),
     "__main__": FACTS | {"api", "config_file", "foreground"},
 }
 
-RAY_ROOMS = {"__main__", "config_file", "deployment", "foreground", "ingress", "pool"}
+RAY_ROOMS = {
+    *("__main__", "config_file", "deployment", "foreground", "ingress"),
+    *("lora_cache", "model_replica", "pool", "shared_loras"),
+}
 HOMES = {
     "ray": RAY_ROOMS,
     "torch": {"engine", "lora"},
@@ -63,6 +68,8 @@ HOMES = {
 
 TENSORS = {f"lora/{name}.py" for name in ("factors", "formats", "inventory", "loading", "packed", "weights")}
 """Beside the engine, all that handles tensors. What reads and fetches references does without torch."""
+BLOCKS = {f"lora/{name}.py" for name in ("library", "memory", "shelf")}
+"""What keeps tensors without looking into them."""
 
 
 def room(module: str) -> str:
@@ -163,7 +170,7 @@ def test_importing_a_room_needs_only_its_own_libraries_and_changes_nothing(
     missing: tuple[str, ...], needing: set[str]
 ) -> None:
     """Ray's own import does change the process, so only the rooms inside can be held to that."""
-    inside = [module for module in MODULES if room(module) not in needing and module not in TENSORS]
+    inside = [module for module in MODULES if room(module) not in needing and module not in TENSORS | BLOCKS]
     stems = [module.removesuffix(".py").replace("/", ".") for module in inside]
     names = [f"serve.{stem}".removesuffix(".__init__") for stem in stems]
     command = [sys.executable, "-c", IMPORT_ALL, json.dumps([names, missing])]

@@ -166,13 +166,6 @@ def test_a_plain_request_has_nothing_to_say() -> None:
     assert plan(seed=1, go_fast=False).notes == ()
 
 
-@pytest.mark.parametrize("field", ["replicate_weights", "extra_lora"])
-def test_loras_are_refused_rather_than_ignored(field: str) -> None:
-    weights: dict[str, Any] = {field: "fofr/flux-pixar-cars"}
-    assert set(faults(**weights)) == {field}
-    assert plan(**{**weights, field: "  "}).pool == "dev-bf16"
-
-
 def test_the_safety_check_can_be_disabled_unless_the_operator_forbids_it() -> None:
     strict = Settings.model_validate({"safety": {"may_be_disabled": False}})
     assert plan().check_safety
@@ -185,6 +178,12 @@ def test_a_plan_is_a_json_value_of_a_known_version() -> None:
     made = plan(image=PICTURE, mask=PICTURE, picture=(640, 480), num_outputs=4)
     assert Plan.model_validate_json(made.model_dump_json()) == made
     assert made.version == 1
+
+
+def test_the_plan_has_the_loras_at_the_scales_of_its_pool() -> None:
+    made = plan(replicate_weights="a/b", go_fast=True)
+    assert (made.pool, made.loras) == ("dev-fp8", (LoraUse(key="a/b", scale=1.5),))
+    assert "LoRA scales are multiplied by 1.5 in fp8" in made.notes
 
 
 def _uses(pool: str = "dev-bf16", settings: Settings | None = None, **raw: Any) -> tuple[dict[str, float], list[str]]:

@@ -241,7 +241,7 @@ def fields(refused: httpx.Response) -> list[str]:
         ({"prompt": "a", "image": "data:image/png;base64"}, ["image"]),
         ({"prompt": "a", "image": data_uri(png(64, 64)[:99])}, ["image"]),
         ({"prompt": "a", "image": data_uri(png(9, 9)), "mask": "data:,x"}, ["image", "mask"]),
-        ({"prompt": "a", "replicate_weights": "fofr/x", "extra_lora": "fofr/y"}, ["replicate_weights", "extra_lora"]),
+        ({"prompt": "a", "replicate_weights": "a cat", "extra_lora": "x://y"}, ["replicate_weights", "extra_lora"]),
     ],
 )
 async def test_faulty_inputs_are_all_named(inputs: dict[str, Any], faulty: list[str]) -> None:

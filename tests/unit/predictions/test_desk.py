@@ -192,7 +192,7 @@ async def test_cancelling_stops_the_pool_and_ends_the_record_at_once() -> None:
     pool = FakePool(ONE_IMAGE, going=False)
     home = house(pool)
     prediction = await home.create(CAT)
-    await asyncio.sleep(0)
+    await asyncio.sleep(0.01)
     canceled = await home.desk.cancel(prediction.id)
     assert (canceled.status, canceled.outputs, canceled.error) == ("canceled", (), None)
     await home.desk.close(grace_s=1)
@@ -215,7 +215,7 @@ async def test_a_canceled_prediction_keeps_its_place_until_the_pool_let_go() -> 
     pool = FakePool(ONE_IMAGE, going=False, slow_to_stop=True)
     home = house(pool, settings=settings)
     prediction = await home.create(CAT)
-    await asyncio.sleep(0)
+    await asyncio.sleep(0.01)
     await home.desk.cancel(prediction.id)
     await asyncio.sleep(0.01)
     with pytest.raises(PoolFull):

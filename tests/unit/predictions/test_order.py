@@ -92,3 +92,50 @@ def test_every_fault_is_told_at_once() -> None:
         ("num_outputs", "less_than_equal"),
         ("seed", "finite_number"),
     ]
+
+
+WEIGHTS = "huggingface.co/me/ink"
+
+
+@pytest.mark.parametrize("field", ["replicate_weights", "extra_lora"])
+def test_a_lora_is_planned_by_the_key_of_what_its_text_means(field: str) -> None:
+    asked, same = (order({field: text}) for text in (f"  https://{WEIGHTS}", WEIGHTS))
+    (key,) = asked.references
+    assert asked.references[key].shown == WEIGHTS
+    assert [use.key for use in asked.plan.loras] == [key] == [use.key for use in same.plan.loras]
+
+
+def test_two_spellings_of_one_lora_are_one_reference_used_twice() -> None:
+    asked = order({"replicate_weights": WEIGHTS, "extra_lora": f"https://{WEIGHTS}"})
+    (key,) = asked.references
+    assert [use.key for use in asked.plan.loras] == [key, key]
+
+
+@pytest.mark.parametrize("text", ["", "  ", None])
+def test_an_empty_text_is_no_lora(text: str | None) -> None:
+    asked = order({"replicate_weights": text})
+    assert (asked.plan.loras, dict(asked.references)) == ((), {})
+
+
+def test_texts_that_name_no_lora_are_faults_beside_the_others() -> None:
+    with pytest.raises(InvalidInput) as caught:
+        order(
+            {"replicate_weights": "a cat", "extra_lora": "file:///etc/passwd", "mask": "https://there.example/mask.png"}
+        )
+    faults = {fault.field: fault.message for fault in caught.value.faults}
+    assert set(faults) == {"replicate_weights", "extra_lora", "mask"}
+    assert "owner/name" in faults["replicate_weights"], "the accepted forms are shown"
+    assert "lora.folders" in faults["extra_lora"]
+
+
+@pytest.mark.parametrize(
+    ("raw", "shown"),
+    [({}, ["fofr/ink"]), ({"replicate_weights": WEIGHTS}, [WEIGHTS]), ({"replicate_weights": ""}, [])],
+)
+def test_weights_of_the_served_model_are_replaced_by_those_of_the_caller(
+    raw: Mapping[str, Any], shown: list[str]
+) -> None:
+    weighted = ServedModel(owner="fofr", name="ink", versions=("1",), default_inputs={"replicate_weights": "fofr/ink"})
+    settings = Settings(served_models=(weighted,))
+    asked = read_order({"prompt": "a cat", **raw}, served_version(settings, None), settings, random_seed=1)
+    assert [each.shown for each in asked.references.values()] == shown

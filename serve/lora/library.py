@@ -1,0 +1,163 @@
+"""The LoRAs at hand: each brought once however many ask for it, kept within a budget, looked up again when it is old.
+
+What is in memory is given out at once, what lies on the shelf is read, all else is loaded. One request brings a LoRA,
+the others that ask for it meanwhile wait with it. Knows neither where memory is nor how a LoRA is loaded.
+"""
+
+import asyncio
+import hashlib
+import logging
+import time
+from collections import OrderedDict
+from collections.abc import Callable, Collection
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
+from typing import Generic, Protocol
+
+from serve.errors import FetchFailed, PredictionFailed
+from serve.lora.brought import Brought, Facts, Held
+from serve.lora.failures import Failures
+from serve.lora.geometry import Geometry
+from serve.lora.loading import Loaded
+from serve.lora.memory import Memory
+from serve.lora.packed import Block
+from serve.lora.reference import Reference
+from serve.lora.shelf import Card, Shelf, key_of
+from serve.settings import LoraSettings
+
+MAX_CARDS = 10_000
+"""Names whose weights are known at once."""
+
+log = logging.getLogger(__name__)
+
+
+class Loading(Protocol):
+    """As `serve.lora.loading.Loader` does it."""
+
+    async def load(self, reference: Reference, geometry: Geometry, known_revision: str | None = None) -> Loaded | None:
+        """The LoRA, or None if its content is still that of `known_revision`."""
+
+
+class Library(Generic[Held]):
+    """Belongs to one event loop. `put` takes a block into memory for as long as what it returns is kept."""
+
+    def __init__(
+        self,
+        loader: Loading,
+        shelf: Shelf,
+        put: Callable[[Block], Held],
+        settings: LoraSettings,
+        clock: Callable[[], float] = time.time,
+    ) -> None:
+        self._loader = loader
+        self._shelf = shelf
+        self._at_the_shelf = ThreadPoolExecutor(1, thread_name_prefix="lora-shelf")
+        self._memory = Memory(put, settings.cache.memory_bytes)
+        self._settings = settings
+        self._clock = clock
+        self._cards = OrderedDict(shelf.cards())
+        self._failures = Failures(settings.remember_failure_s)
+        self._errands: dict[str, asyncio.Task[Brought[Held]]] = {}
+        self._writing: set[asyncio.Future[None]] = set()
+
+    async def bring(self, reference: Reference, geometry: Geometry, lost: Collection[str] = ()) -> Brought[Held]:
+        """The LoRA for models of `geometry`.
+
+        `lost` has the numbers of copies that could not be read: other ones take their place. Who
+        leaves meanwhile leaves the work to others, and to those who will ask later. Raises `FetchFailed` and
+        `LoraRefused`, also what was found a moment ago.
+        """
+        self._memory.forget(lost)
+        name = self._name(reference, geometry)
+        self._failures.tell_again(name, self._clock())
+        card = self._cards.get(name)
+        if card and self._is_current(card, reference) and (copy := self._memory.get(card.facts.key)):
+            return Brought(card.facts, copy, "memory")
+        if errand := self._errands.get(name):
+            return (await asyncio.shield(errand)).again()
+        return await asyncio.shield(self._send(name, reference, geometry))
+
+    async def close(self) -> None:
+        """Lets go of who still waits, and returns when what was begun is on the disk."""
+        for errand in self._errands.values():
+            errand.cancel()
+        await asyncio.gather(*self._errands.values(), *self._writing, return_exceptions=True)
+        self._at_the_shelf.shutdown()
+
+    def _name(self, reference: Reference, geometry: Geometry) -> str:
+        """What was asked for. Whether a file is taken, and what becomes of it, depends on more than the file."""
+        asked = f"{reference.key} {geometry} {self._settings.max_rank} {self._settings.max_tensors}"
+        return hashlib.sha256(asked.encode()).hexdigest()
+
+    def _is_current(self, card: Card, reference: Reference) -> bool:
+        return not reference.may_change or self._clock() - card.checked_at < self._settings.revalidate_after_s
+
+    def _send(self, name: str, reference: Reference, geometry: Geometry) -> "asyncio.Task[Brought[Held]]":
+        errand = asyncio.create_task(self._find(name, reference, geometry))
+        self._errands[name] = errand
+
+        def done(_: object) -> None:
+            del self._errands[name]
+            failure = None if errand.cancelled() else errand.exception()
+            if isinstance(failure, PredictionFailed):
+                self._failures.remember(name, failure, self._clock())
+
+        errand.add_done_callback(done)
+        return errand
+
+    async def _find(self, name: str, reference: Reference, geometry: Geometry) -> Brought[Held]:
+        card = self._cards.get(name)
+        known = await self._at_hand(card) if card else None
+        if card is None or known is None:
+            loaded = await self._loader.load(reference, geometry)
+            assert loaded is not None, "nothing was known that it could be the same as"
+            return await self._keep(name, loaded)
+        if self._is_current(card, reference):
+            return known
+        try:
+            newer = await self._loader.load(reference, geometry, card.revision)
+        except FetchFailed as failure:
+            log.warning("%s cannot be looked up again, what is known of it is used: %s", reference.shown, failure.why)
+            return self._put_off(name, card, known)
+        return await self._keep(name, newer) if newer else self._confirm(name, card, known)
+
+    async def _at_hand(self, card: Card) -> Brought[Held] | None:
+        key = card.facts.key
+        if copy := self._memory.get(key):
+            return Brought(card.facts, copy, "memory")
+        block = await asyncio.get_running_loop().run_in_executor(self._at_the_shelf, self._shelf.read, key)
+        return None if block is None else Brought(card.facts, self._memory.take(key, block), "disk")
+
+    async def _keep(self, name: str, loaded: Loaded) -> Brought[Held]:
+        key = await asyncio.to_thread(key_of, loaded.block)
+        facts = Facts(key, loaded.block.nbytes, loaded.weights.rank, loaded.weights.named)
+        card = Card(facts, loaded.revision, self._clock())
+        copy = self._memory.take(key, loaded.block)
+        self._remember(name, card)
+        self._write(lambda: self._shelf.keep(name, card, loaded.block))
+        return Brought(facts, copy, "download", loaded.fetched_bytes, loaded.fetch_s, loaded.check_s)
+
+    def _confirm(self, name: str, card: Card, known: Brought[Held]) -> Brought[Held]:
+        """The name still means the same."""
+        card = replace(card, checked_at=self._clock())
+        self._remember(name, card)
+        self._write(lambda: self._shelf.note(name, card))
+        return known
+
+    def _put_off(self, name: str, card: Card, known: Brought[Held]) -> Brought[Held]:
+        """What is known is used until the next attempt, which is not made for each request."""
+        waited_s = self._settings.revalidate_after_s - self._settings.remember_failure_s
+        self._remember(name, replace(card, checked_at=self._clock() - waited_s))
+        return replace(known, outdated=True)
+
+    def _remember(self, name: str, card: Card) -> None:
+        self._cards[name] = card
+        self._cards.move_to_end(name)
+        if len(self._cards) > MAX_CARDS:
+            self._cards.popitem(last=False)
+
+    def _write(self, work: Callable[[], None]) -> None:
+        """Nobody waits for the disk."""
+        writing = asyncio.get_running_loop().run_in_executor(self._at_the_shelf, work)
+        self._writing.add(writing)
+        writing.add_done_callback(self._writing.discard)
