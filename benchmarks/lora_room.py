@@ -1,12 +1,12 @@
 """What it costs to change LoRAs: a switch, a pass of different ones, and the memory of many of which few fit."""
 
 import multiprocessing
-import resource
 import sys
 from collections.abc import Callable
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import replace
 from functools import partial
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -100,7 +100,14 @@ def _peak(rank: int, loras: int, fitting: int) -> dict[str, Any]:
         if number % 10 == 0:
             print(f"memory: LoRA {number} of {loras}, room for {fitting}", file=sys.stderr, flush=True)
     return {
-        "peak_mb": round(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024 / MEGABYTE, 1),
+        "peak_mb": round(_peak_bytes() / MEGABYTE, 1),
         "bank_mb": round((bank.rows + 1) * bank.row_bytes / MEGABYTE, 1),
         "copies": loop.adapters.copies,
     }
+
+
+def _peak_bytes() -> int:
+    """Of this process's memory. What the system counts for `getrusage` begins with what the parent had."""
+    status = Path("/proc/self/status").read_text()
+    (line,) = (line for line in status.splitlines() if line.startswith("VmHWM:"))
+    return int(line.split()[1]) * 1024

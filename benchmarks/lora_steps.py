@@ -1,5 +1,7 @@
 """What a LoRA that lies on the device adds to a step: of the embedded model, and of FLUX's own blocks."""
 
+import statistics
+import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from functools import partial
@@ -43,19 +45,54 @@ def true_blocks(precision: Precision, rank: int, seconds: float) -> dict[str, An
     bank = make_bank(transformer, rank)
     mix = resident(bank, transformer, rank)
     blocks = {"double": transformer.transformer_blocks[0], "single": transformer.single_transformer_blocks[0]}
+    inputs = _inputs(transformer)
     return {
-        name: _block(f"{name} block in {precision}", partial(block, **_inputs(transformer)), bank, mix, seconds)
+        name: _block(f"{name} block in {precision}", block, inputs, bank, mix, seconds)
         for name, block in blocks.items()
     }
 
 
-def _block(what: str, run: Callable[[], Any], bank: LowRankBank, mix: Mix, seconds: float) -> dict[str, Any]:
+def _block(
+    what: str, block: nn.Module, inputs: dict[str, Any], bank: LowRankBank, mix: Mix, seconds: float
+) -> dict[str, Any]:
+    """Beside the two compared in turns, what the additions took of each pass: a machine that changes its speed from
+    one second to the next changes both sides of that alike."""
+    run = partial(block, **inputs)
+    shares: list[float] = []
+
     def adapted() -> None:
-        with bank.adding([mix.blend]):
+        with bank.adding([mix.blend]), _clocked(block) as added_s:
+            begun = time.process_time()
             run()
+            shares.append(added_s() / (time.process_time() - begun - added_s()))
 
     with torch.no_grad():
-        return _verdict(take_turns({"without": run, "with": adapted}, seconds, what), MOST_OF_A_BLOCK)
+        spent_s = take_turns({"without": run, "with": adapted}, seconds, what)
+    share = statistics.median(shares)
+    return _verdict(spent_s, MOST_OF_A_BLOCK) | {"added": round(share, 4), "holds": share <= MOST_OF_A_BLOCK}
+
+
+@contextmanager
+def _clocked(network: nn.Module) -> Iterator[Callable[[], float]]:
+    """The processor's seconds that hooks took beside the linears of a network."""
+    added_s = begun_s = 0.0
+
+    def begin(*_: Any) -> None:
+        nonlocal begun_s
+        begun_s = time.process_time()
+
+    def end(*_: Any) -> None:
+        nonlocal added_s
+        added_s += time.process_time() - begun_s
+
+    linears = [module for module in network.modules() if isinstance(module, nn.Linear)]
+    hooks = [linear.register_forward_hook(begin, prepend=True) for linear in linears]
+    hooks += [linear.register_forward_hook(end) for linear in linears]
+    try:
+        yield lambda: added_s
+    finally:
+        for hook in hooks:
+            hook.remove()
 
 
 def _inputs(transformer: FluxTransformer2DModel) -> dict[str, Any]:

@@ -7,6 +7,7 @@ no prediction.
 
 import asyncio
 import logging
+import shutil
 import time
 from collections.abc import Collection
 from pathlib import Path
@@ -43,8 +44,9 @@ class LoraCache:
         self._cache_folder = cache_folder(settings)
         self._hf_token = secrets.hf_token.get_secret_value() if secrets.hf_token else None
         folder = settings.lora.cache.folder or self._cache_folder / "loras"
+        self._loader = Loader(settings.lora, secrets, _scratch(folder, 2 * settings.lora.fetch.total_timeout_s))
         self._library = Library(
-            Loader(settings.lora, secrets, _scratch(folder)),
+            self._loader,
             Shelf(folder, settings.lora.cache.disk_bytes),
             lambda block: (ray.put(block),),
             settings.lora,
@@ -65,6 +67,13 @@ class LoraCache:
         if self._watching is None:
             self._watching = asyncio.create_task(self._leave_when_forgotten())
 
+    async def close(self) -> None:
+        """Ends what is in work, and returns when what was brought is on the disk."""
+        if self._watching is not None and self._watching is not asyncio.current_task():
+            self._watching.cancel()
+        await self._library.close()
+        self._loader.close()
+
     async def _geometry(self, model: str) -> Geometry:
         from serve.engine.checkpoint import read_geometry
 
@@ -77,15 +86,21 @@ class LoraCache:
         while (left_s := self._renewed_s + self._lease_s - time.monotonic()) > 0:
             await asyncio.sleep(left_s)
         log.info("nobody has asked for LoRAs for %g s, this cache ends", self._lease_s)
-        await self._library.close()
+        await self.close()
         ray.kill(ray.get_runtime_context().current_actor)
 
 
-def _scratch(folder: Path) -> Path | None:
-    """Downloads lie on the disk on which they will stay, which has room for them; None where it cannot be written."""
+def _scratch(folder: Path, work_s: float) -> Path | None:
+    """Downloads lie on the disk on which they will stay, which has room for them; None where it cannot be written.
+
+    What a cache left there that died is removed: whatever is older than any work may take.
+    """
     scratch = folder / "incoming"
     try:
         scratch.mkdir(parents=True, exist_ok=True)
+        for left in scratch.iterdir():
+            if time.time() - left.stat().st_mtime > work_s:
+                shutil.rmtree(left, ignore_errors=True)
     except OSError:
         log.warning("LoRAs cannot be kept in %s, each restart will bring them again", folder, exc_info=True)
         return None

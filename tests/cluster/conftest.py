@@ -1,4 +1,4 @@
-"""A service on a real local Ray for each module that asks for one, with a HOME of its own."""
+"""Services on a real local Ray, with a HOME of their own. Each module says which one it asks."""
 
 import os
 from collections.abc import Iterator
@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from serve.local_service import ROOT, LocalService, local_service
+from serve.local_service import ROOT, LocalService
 from tests.cluster.probe import Probe, probing
 
 
@@ -28,13 +28,6 @@ def environment(home: Path) -> dict[str, str]:
         "RAY_USAGE_STATS_ENABLED": "0",
         "HF_HUB_OFFLINE": "1",
     }
-
-
-@pytest.fixture(scope="module")
-def service(environment: dict[str, str]) -> Iterator[LocalService]:
-    """The embedded service as a newcomer starts it."""
-    with local_service(environment=environment) as running:
-        yield running
 
 
 @pytest.fixture(scope="module")

@@ -14,6 +14,8 @@ import ray
 from ray import serve
 
 from serve.local_service import ROOT, LocalService
+from serve.lora_cache import LoraCache
+from serve.settings import Settings
 from serve.shared_loras import NAMESPACE
 
 
@@ -28,6 +30,14 @@ class Probe:
     def replicas(self, pool: str) -> int:
         """How many replicas of a pool run."""
         return int(self._ask("replicas", pool))
+
+    def lora_caches(self) -> int:
+        """How many caches of LoRAs there are."""
+        return int(self._ask("lora_caches", ""))
+
+    def make_forgetful_lora_cache(self) -> None:
+        """Starts another cache, which ends when nobody has asked it for a second."""
+        self._ask("make_forgetful_lora_cache", "")
 
     def kill_lora_cache(self) -> int:
         """Ends the cache of LoRAs as a crash does; how many there were."""
@@ -56,16 +66,30 @@ def probing(service: LocalService, environment: Mapping[str, str]) -> Iterator[P
 def _answer(kind: str, pool: str) -> Any:
     if kind == "stats":
         return serve.get_deployment_handle(pool, "flux").stats.remote().result(timeout_s=60)
+    if kind == "lora_caches":
+        return len(_lora_caches())
+    if kind == "make_forgetful_lora_cache":
+        return _make_forgetful_lora_cache()
     if kind == "kill_lora_cache":
-        return _kill_actors(NAMESPACE)
+        return _kill_lora_caches()
     return serve.status().applications["flux"].deployments[pool].replica_states.get("RUNNING", 0)
 
 
-def _kill_actors(namespace: str) -> int:
-    named = [each for each in ray.util.list_named_actors(all_namespaces=True) if each["namespace"] == namespace]
-    for each in named:
-        ray.kill(ray.get_actor(each["name"], namespace))
-    return len(named)
+def _lora_caches() -> list[str]:
+    named = ray.util.list_named_actors(all_namespaces=True)
+    return [each["name"] for each in named if each["namespace"] == NAMESPACE]
+
+
+def _make_forgetful_lora_cache() -> None:
+    options = {"name": "forgetful", "namespace": NAMESPACE, "lifetime": "detached", "max_restarts": -1, "num_cpus": 0}
+    ray.get(ray.remote(LoraCache).options(**options).remote(Settings(), lease_s=1.0).renew.remote())
+
+
+def _kill_lora_caches() -> int:
+    names = _lora_caches()
+    for name in names:
+        ray.kill(ray.get_actor(name, NAMESPACE))
+    return len(names)
 
 
 def main() -> None:

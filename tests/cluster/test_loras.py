@@ -178,6 +178,12 @@ def test_after_a_cache_was_killed_everything_it_had_is_still_there(
     assert len(there.store.asked) == before
 
 
+def test_a_cache_that_nobody_asks_any_more_ends_itself(probe: Probe) -> None:
+    before = until(probe.lora_caches, lambda caches: caches == 1)
+    probe.make_forgetful_lora_cache()
+    until(probe.lora_caches, lambda caches: caches == before, timeout_s=30)
+
+
 FAULTS: dict[str, tuple[Callable[[World], str], str]] = {
     "not there": (lambda there: there.store.answer("/none.safetensors", "404 Not Found"), "404"),
     "a page": (
@@ -188,7 +194,10 @@ FAULTS: dict[str, tuple[Callable[[World], str], str]] = {
         lambda there: there.store.answer("/short.safetensors", body=there.weights(1)[:5000]),
         "shorter|damaged|truncated|cut|end",
     ),
-    "a rank over the limit": (lambda there: PublishedFile(there.store, "/r.safetensors", there.weights(1, 300)).url, "rank"),
+    "a rank over the limit": (
+        lambda there: PublishedFile(there.store, "/r.safetensors", there.weights(1, 300)).url,
+        "rank",
+    ),
     "private": (
         lambda there: there.store.answer("/away.safetensors", "302 Found", Location="http://10.0.0.1/a.safetensors"),
         "public|private|allowed",

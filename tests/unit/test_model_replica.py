@@ -3,25 +3,39 @@
 import asyncio
 import io
 import threading
-from collections.abc import AsyncGenerator, Iterator
+from collections.abc import AsyncGenerator, Awaitable, Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
+import torch
 from PIL import Image
+from ray.exceptions import ObjectLostError, OwnerDiedError
 
+from serve import model_replica
+from serve.engine.checkpoint import read_geometry
 from serve.engine.job import Picture
+from serve.errors import LorasMissing
 from serve.events import Drawn, Event, Finished, Flagged, Started, Stepped
 from serve.inputs import read_inputs
+from serve.lora.brought import Brought, Copy, Facts
+from serve.lora.packed import Block, pack
+from serve.lora.weights import LoraWeights, LowRank
 from serve.model_replica import ModelReplica
-from serve.plan import Plan, make_plan
+from serve.plan import LoraUse, Plan, make_plan
 from serve.settings import Settings
 
 POOL = "schnell"
 
 
 @pytest.fixture(scope="module")
-def replica(tmp_path_factory: pytest.TempPathFactory) -> Iterator[ModelReplica]:
-    made = ModelReplica(settings(tmp_path_factory.mktemp("cache")), POOL)
+def cache(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tmp_path_factory.mktemp("cache")
+
+
+@pytest.fixture(scope="module")
+def replica(cache: Path) -> Iterator[ModelReplica]:
+    made = ModelReplica(settings(cache), POOL)
     yield made
     made._engine.stop()
 
@@ -134,3 +148,61 @@ def test_a_replica_whose_engine_has_died_is_not(tmp_path: Path) -> None:
     replica._engine.stop()
     with pytest.raises(RuntimeError, match="stuck"):
         replica.check_health()
+
+
+LINEAR = "transformer_blocks.0.attn.to_q"
+
+
+@pytest.fixture(scope="module")
+def ink(replica: ModelReplica, cache: Path) -> Block:
+    """A LoRA for one linear of the replica's model."""
+    generator = torch.Generator().manual_seed(1)
+    outputs, inputs = read_geometry(settings(cache).models["schnell"], cache, None).transformer_layers()[LINEAR]
+    down, up = (torch.randn(shape, generator=generator) for shape in ((4, inputs), (outputs, 4)))
+    return pack(LoraWeights({LINEAR: LowRank(down, up)}, {}))
+
+
+def at_hand(reading: Awaitable[Block]) -> Brought[Any]:
+    """A LoRA whose block is read by waiting for `reading`, as for Ray's references."""
+    return Brought(Facts("ink", 0, 4), Copy((reading,), "1"), "memory")
+
+
+def with_ink(scale: float) -> Plan:
+    return plan(images=1).model_copy(update={"loras": (LoraUse(key="ink", scale=scale),)})
+
+
+async def drawn(replica: ModelReplica, asked: Plan, *loras: Brought[Any]) -> bytes:
+    events = [event async for event in replica.generate(asked, loras=loras)]
+    (picture,) = (event.content for event in events if isinstance(event, Drawn))
+    return picture
+
+
+async def test_a_lora_is_read_and_drawn_with_for_its_own_request_only(replica: ModelReplica, ink: Block) -> None:
+    async def read() -> Block:
+        return ink
+
+    plain = await drawn(replica, plan(images=1))
+    assert await drawn(replica, with_ink(1.0), at_hand(read())) != plain
+    assert await drawn(replica, with_ink(0.0), at_hand(read())) == plain
+    assert await drawn(replica, plan(images=1)) == plain
+
+
+LOSSES = [kind("0" * 40, None, "") for kind in (OwnerDiedError, ObjectLostError)]
+
+
+@pytest.mark.parametrize("loss", [*LOSSES, None], ids=["its owner died", "it is lost", "it never comes"])
+async def test_weights_that_cannot_be_read_are_named(
+    replica: ModelReplica, monkeypatch: pytest.MonkeyPatch, loss: ObjectLostError | None
+) -> None:
+    monkeypatch.setattr(model_replica, "LORA_READ_TIMEOUT_S", 0.01)
+
+    async def read() -> Block:
+        if loss is not None:
+            raise loss
+        await asyncio.Event().wait()
+        raise AssertionError
+
+    with pytest.raises(LorasMissing) as caught:
+        await drawn(replica, with_ink(1.0), at_hand(read()))
+    assert caught.value.keys == ("ink",)
+    assert replica.stats()["images"] == 0
