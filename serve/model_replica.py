@@ -11,23 +11,23 @@ from collections.abc import AsyncGenerator, AsyncIterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from dataclasses import asdict
+from typing import TYPE_CHECKING
 
 from ray.exceptions import RayError
 
-from serve.engine.checkpoint import load
-from serve.engine.engine import Engine
 from serve.engine.job import Canceled, Done, EngineEvent, Failed, Job, Mask, Picture, Pixels
-from serve.engine.safety import build_checker
-from serve.engine.task import Ticket
 from serve.errors import LorasMissing
 from serve.events import Drawn, Event, Finished, Flagged, Started, Stepped
 from serve.lora.brought import Brought
-from serve.lora.packed import unpack
-from serve.lora.weights import LoraWeights
 from serve.lora_cache import Shared
 from serve.media.encode import encode
 from serve.plan import Plan
 from serve.settings import Settings, cache_folder, read_secrets
+
+if TYPE_CHECKING:
+    from serve.engine.engine import Engine
+    from serve.engine.task import Ticket
+    from serve.lora.weights import LoraWeights
 
 FINISHING_THREADS = 2
 LORA_READ_TIMEOUT_S = 60.0
@@ -40,6 +40,11 @@ class ModelReplica:
     """Ready when its constructor returns: the checkpoint is loaded and every size of the pool was drawn once."""
 
     def __init__(self, settings: Settings, pool: str) -> None:
+        # Imported where models are: who only deploys this starts seconds sooner without torch.
+        from serve.engine.checkpoint import load
+        from serve.engine.engine import Engine
+        from serve.engine.safety import build_checker
+
         row = settings.pools[pool]
         token = read_secrets().hf_token
         hf_token = token.get_secret_value() if token else None
@@ -84,11 +89,13 @@ class ModelReplica:
                 task.cancel()
             await course.leave()
 
-    async def _carry(self, loras: Sequence[Brought[Shared]]) -> dict[str, LoraWeights]:
+    async def _carry(self, loras: Sequence[Brought[Shared]]) -> "dict[str, LoraWeights]":
         """The weights, also of those that lie on the device, which may let go of them until the job's turn comes.
 
         A block on this node is read where it lies. Raises `LorasMissing` for what cannot be read: its owner died.
         """
+        from serve.lora.packed import unpack
+
         carried = {}
         for lora in loras:
             key, (block,) = lora.facts.key, lora.copy.held
@@ -142,7 +149,7 @@ class ModelReplica:
 class _Course:
     """A job's way through the engine, from its thread to this event loop."""
 
-    def __init__(self, engine: Engine, job: Job) -> None:
+    def __init__(self, engine: "Engine", job: Job) -> None:
         self._engine = engine
         self._loop = asyncio.get_running_loop()
         self._events: asyncio.Queue[EngineEvent] = asyncio.Queue()

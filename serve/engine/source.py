@@ -4,10 +4,9 @@ import logging
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import httpx
-import torch
 from huggingface_hub import snapshot_download
 from huggingface_hub.errors import (
     GatedRepoError,
@@ -19,6 +18,9 @@ from huggingface_hub.errors import (
 from safetensors import SafetensorError
 
 from serve.errors import CheckpointUnusable
+
+if TYPE_CHECKING:
+    import torch
 
 _DAMAGE = (OSError, ValueError, RuntimeError, KeyError, SafetensorError)
 """How the libraries answer files that are missing, cut off, or of another model."""
@@ -53,7 +55,7 @@ def reading(source: str) -> Iterator[None]:
         raise CheckpointUnusable(source, f"it cannot be loaded: {type(error).__name__}: {first_line}") from error
 
 
-def read_network(kind: Any, folder: Path, dtype: torch.dtype) -> Any:
+def read_network(kind: Any, folder: Path, dtype: "torch.dtype") -> Any:
     """The network of class `kind` in a folder, on the CPU, in evaluation mode and without gradients.
 
     Where weights are missing the libraries draw some, or none: here that is a ValueError.

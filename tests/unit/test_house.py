@@ -155,16 +155,14 @@ for module in modules:
 assert state() == before or "ray" in sys.modules and sys.modules["ray"], "importing changed the process"
 """
 
-DRAWING = {"engine", "model_replica", "deployment"}
-
 
 @pytest.mark.parametrize(
     ("missing", "needing"),
     [
-        (("ray", "torch", "diffusers", "transformers", "starlette"), RAY_ROOMS | DRAWING | {"api"}),
-        (("torch", "diffusers", "transformers"), DRAWING | (RAY_ROOMS - {"ingress", "pool"})),
+        (("ray", "torch", "diffusers", "transformers", "starlette"), RAY_ROOMS | {"engine", "api"}),
+        (("torch", "diffusers", "transformers"), {"engine"}),
     ],
-    ids=["the rooms inside", "the way in"],
+    ids=["the rooms inside", "all but the engine"],
 )
 def test_importing_a_room_needs_only_its_own_libraries_and_changes_nothing(
     missing: tuple[str, ...], needing: set[str]
