@@ -59,6 +59,10 @@ def application(config: dict[str, Any]) -> dict[str, Any]:
         (lambda config: application(config)["deployments"][0].update(name="dev"), "there is no pool 'dev'"),
         (lambda config: application(config).update(import_path="serve.deploy:app"), "import_path: should be"),
         (lambda config: config.update(applications=[]), "one application is needed"),
+        (
+            lambda config: application(config)["args"]["lora"].update(short_names={"ink": "nowhere"}),
+            "lora.short_names.ink: this names no LoRA",
+        ),
     ],
 )
 def test_a_misspelt_key_is_a_fault_that_names_it(production: dict[str, Any], change: Change, fault: str) -> None:

@@ -104,14 +104,15 @@ async def test_a_hundred_who_ask_at_once_cause_one_load(bench: Bench) -> None:
     assert sorted(each.origin for each in brought) == ["download"] + 99 * ["memory"]
 
 
-async def test_who_leaves_takes_nothing_from_the_others(bench: Bench) -> None:
+@pytest.mark.parametrize("leaving", [0, 1])
+async def test_who_leaves_takes_nothing_from_the_others(bench: Bench, leaving: int) -> None:
     bench.loader.going.clear()
-    first, second = (asyncio.create_task(bench.bring()) for _ in range(2))
+    waiting = [asyncio.create_task(bench.bring()) for _ in range(2)]
     await asyncio.sleep(0)
-    first.cancel()
+    waiting.pop(leaving).cancel()
     await asyncio.sleep(0)
     bench.loader.going.set()
-    assert bench.number(await second) == 1
+    assert bench.number(await waiting[0]) == 1
     assert len(bench.loader.asked) == 1
 
 

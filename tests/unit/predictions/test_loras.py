@@ -80,7 +80,7 @@ async def test_weights_that_were_lost_are_brought_again() -> None:
             return super().generate(*given)
 
     pool = Loses(())
-    last = await ended(house(pool, loras=loras), WITH_INK)
+    last = await ended(house(pool, loras=loras), WITH_BOTH)
     assert (last.status, last.plan.loras[0].key) == ("succeeded", f"{INK} 1")
     assert [lost for _, _, lost in loras.asked] == [(), (f"copy 1 of {INK}",)]
     assert [call[0].loras[0].key for call in pool.calls] == [f"{INK} 1", f"{INK} 2"]

@@ -128,6 +128,11 @@ def test_texts_that_name_no_lora_are_faults_beside_the_others() -> None:
     assert "lora.folders" in faults["extra_lora"]
 
 
+def test_a_text_that_names_no_lora_is_a_fault_also_alone() -> None:
+    with pytest.raises(InvalidInput, match="extra_lora: this names no LoRA"):
+        order({"extra_lora": "a cat"})
+
+
 @pytest.mark.parametrize(
     ("raw", "shown"),
     [({}, ["fofr/ink"]), ({"replicate_weights": WEIGHTS}, [WEIGHTS]), ({"replicate_weights": ""}, [])],
