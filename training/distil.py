@@ -96,8 +96,8 @@ def train(
     student = dev_from(master) if kind == "dev" else schnell_from(master)
     master, student = master.to(machine.device), student.to(machine.device)
     if not machine.is_gpu:
-        use_plain_attention(master)
-        use_plain_attention(student)
+        use_plain_attention(master, compiled=machine.compiles)
+        use_plain_attention(student, compiled=machine.compiles)
     optimizers, average = Optimizers(student, peak, is_inner), Average(student, 0.995)
     run = Run(runs / kind, minutes, {"model": student, "optimizers": optimizers, "average": average}, machine.clock)
     rng = np.random.default_rng([seed, run.step, 1])

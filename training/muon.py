@@ -1,6 +1,7 @@
-"""Muon for convolutions too: momentum of a weight, read as a matrix, made orthogonal. PyTorch's takes matrices alone."""
+"""Muon for convolutions too: the momentum of a weight, as a matrix, made orthogonal. PyTorch's takes matrices alone."""
 
 from collections.abc import Callable, Iterable
+from typing import Any
 
 import torch
 
@@ -61,9 +62,9 @@ class Optimizers:
             optimizer.step()
             optimizer.zero_grad(set_to_none=True)
 
-    def state_dict(self) -> dict[str, object]:
+    def state_dict(self) -> dict[str, dict[str, Any]]:
         return {"muon": self.muon.state_dict(), "adamw": self.adamw.state_dict()}
 
-    def load_state_dict(self, state: dict[str, dict[str, object]]) -> None:
+    def load_state_dict(self, state: dict[str, dict[str, Any]]) -> None:
         self.muon.load_state_dict(state["muon"])
         self.adamw.load_state_dict(state["adamw"])

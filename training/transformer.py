@@ -74,9 +74,10 @@ def _places(weights: torch.Tensor) -> torch.Tensor:
     """Amplitudes of a head's rotating pairs, from weights of the fast ones of both axes."""
     nothing, *axes = (width // 2 for width in CONFIG["axes_dims_rope"])
     parts = [torch.zeros(nothing)]
-    for axis, chosen in zip(axes, weights.chunk(2), strict=True):
-        parts.append(torch.nn.functional.pad(chosen, (0, axis - _RHYTHMS)))
-    return _PLACE_STRENGTH * CONFIG["attention_head_dim"] ** 0.5 * torch.cat(parts) / 2**0.5
+    for axis, fast in zip(axes, weights.chunk(2), strict=True):
+        parts.append(torch.nn.functional.pad(fast, (0, axis - _RHYTHMS)))
+    strength: float = _PLACE_STRENGTH * (CONFIG["attention_head_dim"] / 2) ** 0.5
+    return strength * torch.cat(parts)
 
 
 def is_inner(name: str, parameter: torch.nn.Parameter) -> bool:
@@ -89,7 +90,7 @@ def train(runs: Path, minutes: float, seed: int, stages: tuple[Stage, ...], peak
     folder = runs / "transformer"
     model = build().to(machine.device)
     if not machine.is_gpu:
-        use_plain_attention(model)
+        use_plain_attention(model, compiled=machine.compiles)
     optimizers, average = Optimizers(model, peak, is_inner), Average(model, 0.998)
     run = Run(folder, minutes, {"model": model, "optimizers": optimizers, "average": average}, machine.clock)
     rng = np.random.default_rng([seed, run.step])

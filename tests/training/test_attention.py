@@ -33,7 +33,9 @@ def test_fresh_heads_agree_more_at_some_places_than_at_others() -> None:
     model = build()
     attention = model.single_transformer_blocks[0].attn
     cosines, sines = model.pos_embed(torch.cat([torch.zeros(1, 3), position_ids(16, 16)]))
-    query, key = (layer.bias.detach().unflatten(0, (4, 48, 1)).transpose(1, 2) for layer in (attention.to_q, attention.to_k))
+    query, key = (
+        layer.bias.detach().unflatten(0, (4, 48, 1)).transpose(1, 2) for layer in (attention.to_q, attention.to_k)
+    )
     turns = torch.complex(cosines[1:, ::2], sines[1:, ::2])
     turned = torch.view_as_complex(query.unflatten(-1, (-1, 2)).contiguous()) * turns
     still = torch.view_as_complex(key.unflatten(-1, (-1, 2)).contiguous())

@@ -18,6 +18,7 @@ from training.crops import recoloured
 from training.muon import Optimizers
 from training.pixels import to_picture, to_tensor
 
+
 def test_fresh_residual_branches_add_next_to_nothing() -> None:
     torch.manual_seed(0)
     resnet = build().eval().decoder.mid_block.resnets[0]
