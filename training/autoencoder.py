@@ -14,6 +14,7 @@ from training.crops import Pool
 from training.drawings.ink import rendered
 from training.drawings.sampling import Mixture, sampled
 from training.machine import Machine, add_arguments, chosen
+from training.muon import Optimizers
 from training.pixels import to_picture, to_tensor
 from training.run import Average, Run
 
@@ -29,11 +30,24 @@ CONFIG = {
     "mid_block_add_attention": False,
     "act_fn": "silu",
 }
-KL_WEIGHT = 3e-4
-PEAK_RATE = 2.5e-3
-CROPS, CROP_PX = 6, 128
-WHOLES, WHOLE_PX = 2, 224
-"""Now and then larger pieces, since the group norms see how much paper there is."""
+FACTOR = 16
+KL_WEIGHT, COLOUR_WEIGHT, ORDER_WEIGHT = 1e-4, 0.03, 0.03
+PEAK_RATE = 2e-3
+CROPS, CROP_PX = 4, 128
+WHOLES, WHOLE_PX = 1, 256
+"""Every third step takes a larger piece, since the group norms see how much paper there is."""
+NOISE = 0.3
+"""Spread of the noise on what the decoder gets: it learns to draw whole lines from what a transformer gives it."""
+PAPER_TONE, PAPER_GAIN, INK_GAIN = 0.85, 9.0, 3.0
+"""How colours stand in the latents: farther apart than all else, since what varies most is learned first."""
+
+
+class WideNorm(torch.nn.GroupNorm):
+    """The same norm in float32: its gradient in bfloat16 over many pixels takes three times as long on a CPU."""
+
+    def forward(self, given: torch.Tensor) -> torch.Tensor:
+        with torch.autocast(given.device.type, enabled=False):
+            return super().forward(given.float()).to(given.dtype)
 
 
 def build() -> AutoencoderKL:
@@ -43,49 +57,79 @@ def build() -> AutoencoderKL:
         for name, parameter in model.named_parameters():
             if name.endswith("conv2.weight"):
                 parameter.mul_(0.1)
+    for module in model.modules():
+        if isinstance(module, torch.nn.GroupNorm) and module.num_channels <= 32:
+            module.__class__ = WideNorm
     return model
 
 
-def ink_weight(pictures: torch.Tensor) -> torch.Tensor:
-    """(batch, 1, height, width): 4 on ink and close to it, 1 on bare paper, which is nearly everywhere."""
+def touched(pictures: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """Where ink lies, (batch, 1, height, width), 0 or 1, and the paper's colour, (batch, 3, 1, 1)."""
     paper = pictures.flatten(2).median(dim=2).values[..., None, None]
-    ink = ((pictures - paper).abs().amax(dim=1, keepdim=True) > 0.15).float()
-    return 1 + 3 * torch.nn.functional.max_pool2d(ink, 5, stride=1, padding=2)
+    return ((pictures - paper).abs().amax(dim=1, keepdim=True) > 0.15).float(), paper
+
+
+def colours(pictures: torch.Tensor, ink: torch.Tensor, paper: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """What the first six channels of the latents should say, and where: (batch, 6, h, w) and (batch, 6, h, w).
+
+    Three say the colour of the ink wherever there is some near, three that of the paper everywhere.
+    """
+    # The middle of a line: at its edge ink and paper are mixed.
+    strength = ink * (pictures - paper).square().mean(dim=1, keepdim=True)
+    near = torch.nn.functional.avg_pool2d(torch.cat([strength * pictures, strength], 1), FACTOR)
+    near = torch.nn.functional.avg_pool2d(near, 3, stride=1, padding=1, count_include_pad=False)
+    ink_colour = INK_GAIN * near[:, :3] / near[:, 3:].clamp(min=1e-6)
+    paper_colour = (PAPER_GAIN * (paper - PAPER_TONE)).expand_as(ink_colour)
+    counts = (near[:, 3:] > 2e-3).float().expand_as(ink_colour)
+    return torch.cat([ink_colour, paper_colour], 1), torch.cat([counts, torch.ones_like(counts)], 1)
 
 
 def loss_of(model: AutoencoderKL, pictures: torch.Tensor, kl_weight: float) -> tuple[torch.Tensor, dict[str, float]]:
+    """The pictures' loss, and what keeps the latents in order: colours in channels of their own, unit spread, KL."""
     posterior = model.encode(pictures).latent_dist
-    back = model.decode(posterior.sample()).sample
+    latents = posterior.sample()
+    noise = NOISE * torch.rand(len(latents), 1, 1, 1, device=latents.device)
+    back = model.decode(latents + noise * torch.randn_like(latents)).sample
     difference = back.float() - pictures
-    weight = ink_weight(pictures)
+    ink, paper = touched(pictures)
+    weight = 1 + 3 * torch.nn.functional.max_pool2d(ink, 5, stride=1, padding=2)
     # Form is learned long before colour and paper: both get a word of their own.
     colour = difference - difference.mean(dim=1, keepdim=True)
     tone = torch.nn.functional.avg_pool2d(difference, 16)
-    picture_loss = (weight * (difference.abs() + 2 * difference.square() + 3 * colour.abs())).mean() + tone.abs().mean()
-    kl = 0.5 * (posterior.mean.square() + posterior.var - 1 - posterior.logvar).mean()
+    picture_loss = (weight * (difference.abs() + 2 * difference.square() + 5 * colour.abs())).mean() + tone.abs().mean()
+    mean = posterior.mean.float()
+    said, where = colours(pictures, ink, paper)
+    colour_loss = (where * (mean[:, :6] - said).square()).sum() / where.sum()
+    spread = mean[:, 6:].transpose(0, 1).flatten(1)
+    order = spread.mean(1).square().mean() + (spread.std(1) - 1).square().mean()
+    kl = 0.5 * (mean.square() + posterior.var - 1 - posterior.logvar).mean()
+    loss = picture_loss + COLOUR_WEIGHT * colour_loss + ORDER_WEIGHT * order + kl_weight * kl
     psnr = -10 * torch.log10(difference.detach().square().mean() / 4)
-    return picture_loss + kl_weight * kl, {"loss": picture_loss.item(), "kl": kl.item(), "psnr": psnr.item()}
+    values = {"loss": picture_loss, "colour": colour_loss, "order": order, "kl": kl, "psnr": psnr}
+    return loss, {name: value.item() for name, value in values.items()}
 
 
-def train(folder: Path, minutes: float, seed: int, machine: Machine) -> None:
+def is_inner(name: str, parameter: torch.nn.Parameter) -> bool:
+    """Whether Muon leads this weight."""
+    return parameter.ndim == 4 and "conv_in" not in name and "conv_out" not in name
+
+
+def train(folder: Path, minutes: float, seed: int, peak: float, machine: Machine) -> None:
     torch.manual_seed(seed)
     model = build().to(machine.device, memory_format=torch.channels_last)
-    optimizer = torch.optim.AdamW(model.parameters(), lr=PEAK_RATE, betas=(0.9, 0.98), weight_decay=1e-4)
+    optimizers = Optimizers(model, peak, is_inner)
     average = Average(model, 0.99)
-    run = Run(folder, minutes, {"model": model, "optimizer": optimizer, "average": average}, machine.clock)
+    run = Run(folder, minutes, {"model": model, "optimizers": optimizers, "average": average}, machine.clock)
     pool = Pool(machine, seed + run.step)
     for step in run.steps():
-        large = step % 6 == 5
+        large = step % 3 == 2
         count = (WHOLES if large else CROPS) * machine.batch_factor
         pictures = pool.crops(count, WHOLE_PX if large else CROP_PX).contiguous(memory_format=torch.channels_last)
-        for group in optimizer.param_groups:
-            group["lr"] = run.rate(PEAK_RATE)
         with machine.autocast():
-            loss, values = loss_of(model, pictures, KL_WEIGHT * min(1.0, step / 500))
-        optimizer.zero_grad(set_to_none=True)
+            loss, values = loss_of(model, pictures, KL_WEIGHT)
         torch.autograd.backward(loss)
         torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
-        optimizer.step()
+        optimizers.step(run.rate(peak))
         average.update()
         run.log(**values)
         if step % 100 == 99:
@@ -136,12 +180,13 @@ def main() -> None:
     parser.add_argument("--minutes", type=float, default=25)
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--finish", action="store_true", help="only store the autoencoder of the last checkpoint")
+    parser.add_argument("--rate", type=float, default=PEAK_RATE)
     add_arguments(parser)
     arguments = parser.parse_args()
     if arguments.finish:
         finish(arguments.folder, arguments.seed)
         return
-    train(arguments.folder, arguments.minutes, arguments.seed, chosen(arguments))
+    train(arguments.folder, arguments.minutes, arguments.seed, arguments.rate, chosen(arguments))
 
 
 if __name__ == "__main__":

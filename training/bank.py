@@ -87,7 +87,8 @@ class Shelf:
     def _picture(self, number: int) -> torch.Tensor:
         rng = self._generator(number)
         scene = sampled(rng, self.mixture)
-        return to_tensor(rendered(scene, (self.grid[1] * STRIDE_PX, self.grid[0] * STRIDE_PX), rng))
+        size = (self.grid[1] * STRIDE_PX, self.grid[0] * STRIDE_PX)
+        return to_tensor(rendered(scene, size, rng, self.mixture.unsteadiness))
 
     def _encoded(self, count: int) -> tuple[list[int], torch.Tensor]:
         """The next `count` pictures: numbers and latents. As many at a time as 16 small ones take."""

@@ -11,9 +11,13 @@ from training.pixels import to_tensor
 
 POOL = 256
 """Pictures kept at hand; crops are cheap, drawing is not."""
-SIDES_PX, SIDE_SHARES = (224, 256, 320, 512), (0.3, 0.4, 0.15, 0.15)
-AS_DRAWN, ANY_COLOURS = 0.45, 0.4
-"""Shares of crops; the rest are bare fields of colour."""
+SIDES_PX, SIDE_SHARES = (256, 384, 512, 1024), (0.25, 0.2, 0.45, 0.1)
+ANY_COLOURS = 0.25
+"""Share of crops that have any ink on any light paper."""
+BOLD = 0.5
+"""Share of crops with lines as thick as a brush's."""
+BRUSHES_PX = (9, 17, 33, 49)
+MOST_INK = 0.4
 
 
 def drawn(rng: Rng) -> torch.Tensor:
@@ -50,16 +54,30 @@ class Pool:
 
 
 def recoloured(crop: torch.Tensor, rng: Rng) -> torch.Tensor:
-    """As drawn, or with any ink on any paper, or bare fields of colour.
+    """As drawn, or with any ink on any light paper, or with bolder lines, or both.
 
-    From eight inks on three papers alone the autoencoder learns forms within minutes, and colour hardly at all.
+    On thin lines alone the autoencoder learns forms within minutes and keeps to grey ink for long: colour shows where
+    there is much of it.
     """
-    kind = rng.random()
-    if kind < AS_DRAWN:
+    bold, any_colours = rng.random() < BOLD, rng.random() < ANY_COLOURS
+    if not (bold or any_colours):
         return crop
-    if kind < AS_DRAWN + ANY_COLOURS:
-        paper, ink = (torch.from_numpy(rng.uniform(-1, 1, (3, 1, 1))).to(crop) for _ in range(2))
-        touched = (crop - crop.flatten(1).median(dim=1).values[:, None, None]).abs().mean(dim=0)
-        return paper + (ink - paper) * (touched / touched.max().clamp(min=0.1))
-    cells = torch.from_numpy(rng.uniform(-1, 1, (1, 3, *rng.integers(1, 9, 2)))).to(crop)
-    return torch.nn.functional.interpolate(cells, size=crop.shape[1:], mode="bilinear")[0]
+    paper = crop.flatten(1).median(dim=1).values[:, None, None]
+    touched = (crop - paper).abs().mean(dim=0)
+    most = int(touched.argmax())
+    ink = crop.flatten(1)[:, most][:, None, None]
+    coverage = touched / touched.max().clamp(min=0.1)
+    if bold:
+        broad = brushed(coverage, int(rng.choice(BRUSHES_PX)))
+        # What covers most of a crop would count as its paper.
+        coverage = broad if broad.mean() < MOST_INK else coverage
+    if any_colours:
+        paper = torch.from_numpy(rng.uniform(0.5, 1, (3, 1, 1))).to(crop)
+        ink = torch.from_numpy(rng.uniform(-1, 1, (3, 1, 1))).to(crop)
+    return paper + (ink - paper) * coverage
+
+
+def brushed(coverage: torch.Tensor, brush: int) -> torch.Tensor:
+    """(height, width), each line wider by `brush` pixels."""
+    rows = torch.nn.functional.max_pool2d(coverage[None], (brush, 1), stride=1, padding=(brush // 2, 0))
+    return torch.nn.functional.max_pool2d(rows, (1, brush), stride=1, padding=(0, brush // 2))[0]

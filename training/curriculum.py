@@ -1,4 +1,4 @@
-"""What the transformer is taught, in which order: small pictures of one thing first, large ones with words last."""
+"""What the transformer is taught, in which order: one thing by a steady hand first, large pictures with words last."""
 
 from dataclasses import dataclass
 
@@ -6,6 +6,7 @@ from serve.catalog import SIZES
 from training.bank import STRIDE_PX, Grid
 from training.drawings.sampling import Mixture
 
+STEADY = Mixture(two_things=0, word=0, labelled=0, unsteadiness=0.35)
 ONE_THING = Mixture(two_things=0, word=0, labelled=0)
 SHORT_WORDS = Mixture(two_things=0.25, word=0.25, labelled=0.02, longest_word=4)
 ALL = Mixture()
@@ -41,20 +42,22 @@ def _of_the_service(megapixels: str, pictures: int, square_pictures: int, batch:
     return lessons
 
 
-_MEDIUM = _of_the_service("0.25", 300, 1200, batch=12)
-_LARGE = _of_the_service("1", 80, 300, batch=4)
+_MEDIUM = _of_the_service("0.25", 300, 1200, batch=8)
+_LARGE = _of_the_service("1", 80, 300, batch=2)
 LESSONS: dict[str, Lesson] = {
-    "one small": Lesson("one small", (8, 8), ONE_THING, 1500, 32),
-    "short small": Lesson("short small", (8, 8), SHORT_WORDS, 3000, 32),
+    "steady": Lesson("steady", (16, 16), STEADY, 600, 8),
+    "one": Lesson("one", (16, 16), ONE_THING, 1200, 8),
+    "short": Lesson("short", (16, 16), SHORT_WORDS, 1500, 8),
     **_MEDIUM,
     **_LARGE,
 }
 
 STAGES = (
-    Stage(0.25, {"one small": 1}),
-    Stage(0.55, {"one small": 2, "short small": 8}),
-    Stage(0.85, {"short small": 10, **dict.fromkeys(_MEDIUM, 1.0), "0.25 MP 1:1": 6}),
-    Stage(1.0, {"short small": 5, **dict.fromkeys((*_MEDIUM, *_LARGE), 1.0), "0.25 MP 1:1": 5, "1 MP 1:1": 6}),
+    Stage(0.2, {"steady": 1}),
+    Stage(0.35, {"one": 1}),
+    Stage(0.6, {"one": 2, "short": 8}),
+    Stage(0.85, {"short": 10, **dict.fromkeys(_MEDIUM, 1.0), "0.25 MP 1:1": 6}),
+    Stage(1.0, {"short": 5, **dict.fromkeys((*_MEDIUM, *_LARGE), 1.0), "0.25 MP 1:1": 5, "1 MP 1:1": 6}),
 )
 
 

@@ -12,12 +12,14 @@ import numpy as np
 import torch
 from diffusers import FluxTransformer2DModel
 
+from training.attention import use_plain_attention
 from training.curriculum import STAGES, Stage
 from training.flow import Text, guided, noised, schedule, shift, training_times, velocity
 from training.machine import Machine, add_arguments, chosen
+from training.muon import Optimizers
 from training.run import Average, Run
 from training.teacher import Teacher
-from training.transformer import Optimizers, build, load
+from training.transformer import build, is_inner, load
 
 GUIDANCE_FROM, GUIDANCE_TO = 1.0, 7.0
 SCHNELL_STEPS = 4
@@ -93,7 +95,10 @@ def train(
     master = load(runs / "transformer") if kind == "dev" else load(runs / "dev", guided=True)
     student = dev_from(master) if kind == "dev" else schnell_from(master)
     master, student = master.to(machine.device), student.to(machine.device)
-    optimizers, average = Optimizers(student, peak), Average(student, 0.995)
+    if not machine.is_gpu:
+        use_plain_attention(master, compiled=machine.compiles)
+        use_plain_attention(student, compiled=machine.compiles)
+    optimizers, average = Optimizers(student, peak, is_inner), Average(student, 0.995)
     run = Run(runs / kind, minutes, {"model": student, "optimizers": optimizers, "average": average}, machine.clock)
     rng = np.random.default_rng([seed, run.step, 1])
     torch.manual_seed(seed + run.step)

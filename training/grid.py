@@ -6,6 +6,7 @@ from pathlib import Path
 import torch
 
 from training import encoders
+from training.attention import use_plain_attention
 from training.bank import decode
 from training.drawings.contact_sheet import sheet
 from training.flow import sample
@@ -30,12 +31,13 @@ def main() -> None:
     parser.add_argument("--run", default="transformer", choices=["transformer", "dev", "schnell"])
     parser.add_argument("--steps", type=int, default=20)
     parser.add_argument("--guidance", type=float, default=3.0)
-    parser.add_argument("--rows", type=int, default=8)
-    parser.add_argument("--columns", type=int, default=8)
+    parser.add_argument("--rows", type=int, default=16)
+    parser.add_argument("--columns", type=int, default=16)
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--count", type=int, default=len(PROMPTS))
     arguments = parser.parse_args()
     model = load(arguments.runs / arguments.run, guided=arguments.run == "dev")
+    use_plain_attention(model)
     vae, readers = load_vae(arguments.runs / "autoencoder" / "vae"), encoders.load(arguments.runs / "text")
     prompts, grid = list(PROMPTS[: arguments.count]), (arguments.rows, arguments.columns)
     words, empty = readers(prompts, TEXT_TOKENS), readers([""] * len(prompts), TEXT_TOKENS)

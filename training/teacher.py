@@ -14,6 +14,9 @@ from training.flow import Text
 from training.machine import Machine
 from training.vocabulary import TEXT_TOKENS
 
+RENEWED = 0.3
+"""Share of batches after which a new picture takes the place of an old one."""
+
 
 class Teacher:
     """Has the autoencoder and the text encoders, frozen, and a shelf for every lesson that was given."""
@@ -30,7 +33,7 @@ class Teacher:
         names, weights = list(shares), np.array(list(shares.values()))
         name = str(self.rng.choice(names, p=weights / weights.sum()))
         shelf = self._shelf(name)
-        if not self.machine.workers:
+        if not self.machine.workers and self.rng.random() < RENEWED:
             # On one core shelves are small; where others draw they are large enough from the beginning.
             shelf.renew(self.rng, 1)
         return shelf.batch(self.rng, LESSONS[name].batch * self.machine.batch_factor)
@@ -45,9 +48,8 @@ class Teacher:
 
     @torch.no_grad()
     def read(self, prompts: list[str]) -> Text:
-        """Padded as far as needed, now and then as far as the service pads: a model must not mind."""
-        length = TEXT_TOKENS if self.rng.random() < 0.25 else self.encoders.longest(prompts) + int(self.rng.integers(8))
-        tokens, pooled = self.encoders(prompts, min(TEXT_TOKENS, length))
+        """Padded as far as the service pads."""
+        tokens, pooled = self.encoders(prompts, TEXT_TOKENS)
         return tokens, pooled
 
 

@@ -9,7 +9,7 @@ from diffusers import AutoencoderKL
 
 from serve.catalog import SIZES
 from training.bank import STRIDE_PX, Shelf, decode, encode
-from training.curriculum import LESSONS, ONE_THING, STAGES, lessons_at
+from training.curriculum import LESSONS, STAGES, STEADY, lessons_at
 from training.drawings.sampling import Mixture
 from training.machine import CPU
 
@@ -80,8 +80,8 @@ def test_the_stages_follow_each_other_to_the_end() -> None:
     assert lessons_at(1.0) == STAGES[-1].lessons
 
 
-def test_one_thing_comes_first_and_every_size_of_the_service_comes_at_last() -> None:
-    assert {LESSONS[name].mixture for name in STAGES[0].lessons} == {ONE_THING}
+def test_one_thing_by_a_steady_hand_comes_first_and_every_size_of_the_service_comes_at_last() -> None:
+    assert {LESSONS[name].mixture for name in STAGES[0].lessons} == {STEADY}
     taught = {LESSONS[name].grid for name in STAGES[-1].lessons}
     served = {(height // STRIDE_PX, width // STRIDE_PX) for table in SIZES.values() for width, height in table.values()}
     assert served <= taught

@@ -45,6 +45,7 @@ def test_a_cpu_draws_as_it_goes_and_a_gpu_has_others_draw_larger_batches() -> No
     assert (gpu.workers, gpu.batch_factor) == (3, 8)
     assert chosen(arguments("--device", "cuda", "--batch-factor", "2")).batch_factor == 2
     assert chosen(arguments("--device", "cuda")).workers >= 1
+    assert chosen(arguments("--compile")).compiles
 
 
 def test_a_cpu_counts_work_and_a_gpu_the_time_that_passes() -> None:

@@ -23,11 +23,11 @@ def _coverage(drawing: Inked, size: Size) -> np.ndarray:
     return np.asarray(mask.reduce(SUPERSAMPLING), dtype=np.float32) / 255
 
 
-def rendered(scene: Scene, size: Size, rng: Rng) -> Image.Image:
+def rendered(scene: Scene, size: Size, rng: Rng, unsteadiness: float = 1.0) -> Image.Image:
     """The scene on paper, `size` is (width, height) in pixels. One generator state, one picture."""
     tone = np.array(PAPERS[scene.paper], dtype=np.float32) + rng.normal(0, 1.5, 3).astype(np.float32)
     picture = np.broadcast_to(tone, (size[1], size[0], 3)).copy()
-    for drawing in inked(scene, size, rng):
+    for drawing in inked(scene, size, rng, unsteadiness):
         touched = _coverage(drawing, size)[..., None]
         picture = picture * (1 - touched) + np.array(drawing.ink, dtype=np.float32) * touched
     return Image.fromarray(picture.clip(0, 255).round().astype(np.uint8))

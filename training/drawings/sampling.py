@@ -15,6 +15,8 @@ class Mixture:
     word: float = 0.3
     labelled: float = 0.05
     longest_word: int = 6
+    unsteadiness: float = 1.0
+    """How far a hand strays from the plain form of things, their size and their place."""
 
 
 RELATIONS: tuple[Relation, ...] = ("left of", "right of", "above", "below")

@@ -58,17 +58,17 @@ class Inked:
     width_px: float
 
 
-def _boxes(scene: Scene, size: Size, rng: Rng) -> list[Box]:
+def _boxes(scene: Scene, size: Size, rng: Rng, unsteadiness: float) -> list[Box]:
     width, height = size
     short = min(size)
     if len(scene.items) == 1:
-        part = rng.uniform(0.66, 0.82)
+        part = 0.74 + unsteadiness * rng.uniform(-0.08, 0.08)
         wide = width * 0.86 if scene.items[0].kind == "word" else short * part
         # The picture's middle, a little beside it.
-        x, y = width / 2 + rng.normal(0, 0.02) * short, height / 2 + rng.normal(0, 0.02) * short
-        return [(x, y, wide, short * part)]
+        x, y = np.array([width, height]) / 2 + unsteadiness * rng.normal(0, 0.02, 2) * short
+        return [(float(x), float(y), wide, short * part)]
     beside = scene.relation in ("left of", "right of")
-    part = rng.uniform(0.38, 0.44)
+    part = 0.41 + unsteadiness * rng.uniform(-0.03, 0.03)
     if beside:
         side = min(width * part, height * 0.8)
         boxes = [(width * 0.26, height / 2, side, side), (width * 0.74, height / 2, side, side)]
@@ -76,26 +76,26 @@ def _boxes(scene: Scene, size: Size, rng: Rng) -> list[Box]:
         side = min(height * part, width * 0.8)
         upper, lower = (width * 0.86 if item.kind == "word" else side for item in scene.items)
         boxes = [(width / 2, height * 0.26, upper, side), (width / 2, height * 0.74, lower, side)]
-    jitter = rng.normal(0, 0.012, (2, 2)) * short
+    jitter = unsteadiness * rng.normal(0, 0.012, (2, 2)) * short
     boxes = [(b[0] + j[0], b[1] + j[1], b[2], b[3]) for b, j in zip(boxes, jitter, strict=True)]
     return boxes if scene.relation in ("left of", "above") else boxes[::-1]
 
 
-def inked(scene: Scene, size: Size, rng: Rng) -> list[Inked]:
-    """The scene's strokes laid out on paper of `size` (width, height)."""
+def inked(scene: Scene, size: Size, rng: Rng, unsteadiness: float = 1.0) -> list[Inked]:
+    """The scene's strokes laid out on paper of `size` (width, height), by a hand as unsteady as told."""
     width_px = rng.uniform(0.017, 0.022) * min(size)
     if len(scene.items) == 2:
         width_px *= 0.85
     out = []
-    for item, (x, y, wide, high) in zip(scene.items, _boxes(scene, size, rng), strict=True):
+    for item, (x, y, wide, high) in zip(scene.items, _boxes(scene, size, rng, unsteadiness), strict=True):
         if item.kind == "word":
-            strokes, strength = handwriting(item.name, rng), 0.5
+            strokes, strength = handwriting(item.name, rng), 0.5 * unsteadiness
             # Letters of about the same height in every word: the font's units, not the word's outline, say how high.
             unit = min(high / 32, wide / max(np.ptp(np.concatenate(strokes)[:, 0]), 22))
             box = np.ptp(np.concatenate(strokes), axis=0) * unit
             strokes = fitted(strokes, (0, 0), (2, 2))
         else:
-            strokes, strength, box = THINGS[item.name](rng), 1.0, np.array([wide, high])
+            strokes, strength, box = THINGS[item.name](rng), unsteadiness, np.array([wide, high])
         placed = fitted(shaken(strokes, rng, strength), (x, y), (float(box[0]), float(box[1])))
         tint = rng.normal(0, 6, 3)
         red, green, blue = (int(np.clip(c + t, 0, 255)) for c, t in zip(INKS[item.ink], tint, strict=True))
