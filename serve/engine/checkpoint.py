@@ -24,6 +24,9 @@ from serve.settings import EMBEDDED, Dtypes, ModelSettings, PoolSettings
 
 PARTS = ("transformer", "vae", "text_encoder", "text_encoder_2", "tokenizer", "tokenizer_2", "scheduler")
 _FILES = ("*.json", "*.safetensors", "*.txt", "*.model")
+MAX_LORA_ROWS = 4096
+"""Rank enough for eight pictures with two of the largest LoRAs each: what is set aside for FLUX would be many times that
+for a small model, which runs where memory is scarce."""
 _PATCH = 2
 """FLUX packs squares of this many latents a side into one token."""
 _DTYPES = {"bfloat16": torch.bfloat16, "float16": torch.float16, "float32": torch.float32}
@@ -64,7 +67,8 @@ def load(model: ModelSettings, pool: PoolSettings, cache_folder: Path, hf_token:
     checkpoint = _read(folder, model, pool, device)
     _check(checkpoint, model)
     _place(checkpoint, pool)
-    low_rank = LowRankBank({"transformer": checkpoint.transformer, "clip": checkpoint.clip}, pool.lora_bytes)
+    networks = {"transformer": checkpoint.transformer, "clip": checkpoint.clip}
+    low_rank = LowRankBank(networks, pool.lora_bytes, MAX_LORA_ROWS)
     _log.info(
         "loaded %s from %s on %s in %.1f s, the transformer takes %.1f MB, LoRAs may have rank %d together",
         model.variant,

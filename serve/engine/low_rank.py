@@ -35,8 +35,8 @@ class Blend:
 class LowRankBank:
     """The rows beside all linears of some networks. Belongs to the thread that runs them."""
 
-    def __init__(self, networks: Mapping[str, nn.Module], size_bytes: int) -> None:
-        """As many rows as fit in `size_bytes`. Linears are named by network and path, as in `clip.encoder.fc1`.
+    def __init__(self, networks: Mapping[str, nn.Module], size_bytes: int, max_rows: int | None = None) -> None:
+        """As many rows as fit in `size_bytes`, up to `max_rows`. Linears are named by network and path, as in `clip.encoder.fc1`.
 
         The networks must have their final device, dtype and quantization, and keep what is attached to them here.
         """
@@ -47,7 +47,8 @@ class LowRankBank:
             if isinstance(module, nn.Linear)
         }
         self.row_bytes = sum(map(_row_bytes, linears.values()))
-        self.rows = max(0, size_bytes // self.row_bytes - 1) if linears else 0
+        fitting = max(0, size_bytes // self.row_bytes - 1) if linears else 0
+        self.rows = fitting if max_rows is None else min(fitting, max_rows)
         """Those that can be written to are 1 to `rows`."""
         self._device = next((linear.weight.device for linear in linears.values()), torch.device("cpu"))
         self._running = _Running()

@@ -147,10 +147,13 @@ def test_matrices_that_do_not_fit_are_refused_before_anything_is_written(
         assert torch.equal(bench.network(inputs), before)
 
 
-@pytest.mark.parametrize(("size_bytes", "rows"), [(0, 0), (10_000, 1), (50_000, 9), (50_000 - 1, 9)])
-def test_as_many_rows_as_fit_in_the_bytes(size_bytes: int, rows: int) -> None:
+@pytest.mark.parametrize(
+    ("size_bytes", "max_rows", "rows"),
+    [(0, None, 0), (10_000, 8, 1), (50_000, None, 9), (50_000 - 1, 9, 9), (50_000, 8, 8)],
+)
+def test_as_many_rows_as_fit_in_the_bytes(size_bytes: int, max_rows: int | None, rows: int) -> None:
     """A row of this network in float32 has 4864 bytes, and one more is kept at zero."""
-    bank = LowRankBank({"net": _network("float32")}, size_bytes)
+    bank = LowRankBank({"net": _network("float32")}, size_bytes, max_rows)
     assert (bank.row_bytes, bank.rows) == (4864, rows)
 
 

@@ -12,7 +12,7 @@ from optimum.quanto import QLinear
 from safetensors.torch import load_file, save_file
 
 from serve.engine import embedded
-from serve.engine.checkpoint import Checkpoint, load
+from serve.engine.checkpoint import MAX_LORA_ROWS, Checkpoint, load
 from serve.engine.embedded_models import Geometry
 from serve.errors import CheckpointUnusable
 from serve.settings import Dtypes, ModelSettings, PoolSettings
@@ -48,6 +48,10 @@ def test_its_facts_are_those_of_its_files(folder: Path) -> None:
     assert (checkpoint.pixel_stride, checkpoint.text_tokens, checkpoint.guided) == (16, 100, True)
     assert checkpoint.scheduler_config["use_dynamic_shifting"] is True
     assert checkpoint.device == torch.device("cpu")
+
+
+def test_a_small_model_does_not_set_aside_what_a_large_one_needs(folder: Path) -> None:
+    assert load_local(folder, pool=PoolSettings(model="", lora_bytes=10**12)).low_rank.rows == MAX_LORA_ROWS
 
 
 def test_networks_do_not_train(folder: Path) -> None:
