@@ -36,9 +36,10 @@ class LowRankBank:
     """The rows beside all linears of some networks. Belongs to the thread that runs them."""
 
     def __init__(self, networks: Mapping[str, nn.Module], size_bytes: int, max_rows: int | None = None) -> None:
-        """As many rows as fit in `size_bytes`, up to `max_rows`. Linears are named by network and path, as in `clip.encoder.fc1`.
+        """As many rows as fit in `size_bytes`, up to `max_rows`.
 
-        The networks must have their final device, dtype and quantization, and keep what is attached to them here.
+        Linears are named by network and path, as in `clip.encoder.fc1`. The networks must have their final device,
+        dtype and quantization, and keep what is attached to them here.
         """
         linears = {
             f"{network}.{path}": module

@@ -16,7 +16,7 @@ REFUSED: list[tuple[dict[str, Any], str]] = [
     ({"prompt": "x", "seed": 1.5}, "input.seed"),
     ({"prompt": "x", "aspect_ratio": "custom", "width": 512}, "input.height"),
     ({"prompt": "x", "mask": data_uri(png(64, 64))}, "input.mask"),
-    ({"prompt": "x", "replicate_weights": "fofr/flux-pixar-cars"}, "input.replicate_weights"),
+    ({"prompt": "x", "replicate_weights": "no LoRA"}, "input.replicate_weights"),
     ({"prompt": "x", "image": "data:image/png;base64,%%%"}, "input.image"),
     ({"prompt": "x", "image": data_uri(b"no picture at all")}, "input.image"),
     ({"prompt": "x", "image": data_uri(png(256, 256)[:90])}, "input.image"),
