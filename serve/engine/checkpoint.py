@@ -25,8 +25,8 @@ from serve.settings import EMBEDDED, Dtypes, ModelSettings, PoolSettings
 PARTS = ("transformer", "vae", "text_encoder", "text_encoder_2", "tokenizer", "tokenizer_2", "scheduler")
 _FILES = ("*.json", "*.safetensors", "*.txt", "*.model")
 MAX_LORA_ROWS = 4096
-"""Rank enough for eight pictures with two of the largest LoRAs each: what is set aside for FLUX would be many times that
-for a small model, which runs where memory is scarce."""
+"""Rank enough for eight pictures with two of the largest LoRAs each: the bytes that are right for FLUX would hold many
+times that of a small model, which runs where memory is scarce."""
 _PATCH = 2
 """FLUX packs squares of this many latents a side into one token."""
 _DTYPES = {"bfloat16": torch.bfloat16, "float16": torch.float16, "float32": torch.float32}
