@@ -68,8 +68,8 @@ class LoraCache:
             self._watching = asyncio.create_task(self._leave_when_forgotten())
 
     async def close(self) -> None:
-        """Ends what is in work, and returns when what was brought is on the disk."""
-        if self._watching is not None and self._watching is not asyncio.current_task():
+        """Ends what is in work, and returns when what was brought is on the disk: for who runs it without Ray."""
+        if self._watching is not None:
             self._watching.cancel()
         await self._library.close()
         self._loader.close()
@@ -86,7 +86,6 @@ class LoraCache:
         while (left_s := self._renewed_s + self._lease_s - time.monotonic()) > 0:
             await asyncio.sleep(left_s)
         log.info("nobody has asked for LoRAs for %g s, this cache ends", self._lease_s)
-        await self.close()
         ray.kill(ray.get_runtime_context().current_actor)
 
 
