@@ -15,7 +15,7 @@ from diffusers import FluxPipeline, FluxTransformer2DModel
 from peft import LoraConfig, get_peft_model_state_dict, set_peft_model_state_dict
 
 from training import encoders
-from training.attention import use_plain_attention
+from training.attention import speed_up
 from training.bank import Grid, Shelf
 from training.drawings.sampling import Mixture
 from training.drawings.styles import Style, broad_nib, loose_pencil
@@ -83,9 +83,8 @@ def train(name: str, course: Course, runs: Path, minutes: float, seed: int, peak
     torch.manual_seed(seed)
     folder = runs / f"lora-{name}"
     model = load(runs / "dev", guided=True).to(machine.device)
-    if not machine.is_gpu:
-        use_plain_attention(model)
     weights = adapted(model)
+    speed_up(model, machine)
     optimizer = torch.optim.AdamW(weights, lr=peak, weight_decay=0.0)
     run = Run(folder, minutes, {"adapter": Adapter(model), "optimizer": optimizer}, machine.clock)
     rng = np.random.default_rng([seed, run.step, 2])
@@ -120,7 +119,7 @@ def main() -> None:
     parser.add_argument("--minutes", type=float, default=30)
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--rate", type=float, default=1e-3)
-    add_arguments(parser)
+    add_arguments(parser, compiles=True)
     arguments = parser.parse_args()
     course = COURSES[arguments.name]
     train(
