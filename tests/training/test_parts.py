@@ -18,7 +18,7 @@ from training.machine import CPU, Machine
 
 pytestmark = pytest.mark.filterwarnings("ignore:Mismatch dtype")
 STAGES = (Stage(1.0, {"tiny": 1.0}),)
-STEPS, STUDENT_STEPS = 40, 6
+STEPS, STUDENT_STEPS = 30, 6
 """Of a clock that tells one second for each step, so that a slow machine learns as much as a fast one."""
 
 
