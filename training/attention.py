@@ -7,6 +7,8 @@ import torch
 from diffusers import FluxTransformer2DModel
 from diffusers.models.transformers.transformer_flux import FluxAttention
 
+from training.machine import Machine
+
 Rotation = tuple[torch.Tensor, torch.Tensor]
 """Cosines and sines (tokens, head width), each twice in a row."""
 
@@ -57,10 +59,15 @@ def _turned(heads: torch.Tensor, cosines: torch.Tensor, sines: torch.Tensor) -> 
     return torch.stack([first * cosines - second * sines, first * sines + second * cosines], -1).flatten(3)
 
 
-def use_plain_attention(model: FluxTransformer2DModel, *, compiled: bool = False) -> None:
-    """`compiled` fuses what is left, block by block: a fifth faster, after half a minute and with a C++ compiler."""
+def use_plain_attention(model: FluxTransformer2DModel) -> None:
     for module in model.modules():
         if isinstance(module, FluxAttention):
             module.set_processor(PlainAttention())
-    if compiled:
+
+
+def speed_up(model: FluxTransformer2DModel, machine: Machine) -> None:
+    """What the machine gains from: attention written out on a CPU, and blocks compiled, if it was asked to."""
+    if not machine.is_gpu:
+        use_plain_attention(model)
+    if machine.compiles:
         model.compile_repeated_blocks()

@@ -15,6 +15,7 @@ from training.drawings.prompts import prompt
 from training.drawings.sampling import Mixture, sampled
 from training.drawings.scene import Scene
 from training.drawings.strokes import Rng
+from training.drawings.styles import Style
 from training.machine import Machine
 from training.pixels import to_tensor
 from training.text import spoken
@@ -69,8 +70,17 @@ class Batch:
 class Shelf:
     """Latents of pictures of one size."""
 
-    def __init__(self, path: Path, grid: Grid, mixture: Mixture, vae: AutoencoderKL, machine: Machine) -> None:
+    def __init__(
+        self,
+        path: Path,
+        grid: Grid,
+        mixture: Mixture,
+        vae: AutoencoderKL,
+        machine: Machine,
+        style: Style | None = None,
+    ) -> None:
         self.path, self.grid, self.mixture, self.vae, self.machine = path, grid, mixture, vae, machine
+        self.style = style
         self.numbers: list[int] = []
         self.latents = torch.empty(0, grid[0] * grid[1], 64, dtype=torch.float16)
         if path.exists():
@@ -88,7 +98,7 @@ class Shelf:
         rng = self._generator(number)
         scene = sampled(rng, self.mixture)
         size = (self.grid[1] * STRIDE_PX, self.grid[0] * STRIDE_PX)
-        return to_tensor(rendered(scene, size, rng, self.mixture.unsteadiness))
+        return to_tensor(rendered(scene, size, rng, self.mixture.unsteadiness, self.style))
 
     def _encoded(self, count: int) -> tuple[list[int], torch.Tensor]:
         """The next `count` pictures: numbers and latents. As many at a time as 16 small ones take."""

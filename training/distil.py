@@ -12,7 +12,7 @@ import numpy as np
 import torch
 from diffusers import FluxTransformer2DModel
 
-from training.attention import use_plain_attention
+from training.attention import speed_up
 from training.curriculum import STAGES, Stage
 from training.flow import Text, guided, noised, schedule, shift, training_times, velocity
 from training.machine import Machine, add_arguments, chosen
@@ -95,9 +95,8 @@ def train(
     master = load(runs / "transformer") if kind == "dev" else load(runs / "dev", guided=True)
     student = dev_from(master) if kind == "dev" else schnell_from(master)
     master, student = master.to(machine.device), student.to(machine.device)
-    if not machine.is_gpu:
-        use_plain_attention(master, compiled=machine.compiles)
-        use_plain_attention(student, compiled=machine.compiles)
+    for model in (master, student):
+        speed_up(model, machine)
     optimizers, average = Optimizers(student, peak, is_inner), Average(student, 0.995)
     run = Run(runs / kind, minutes, {"model": student, "optimizers": optimizers, "average": average}, machine.clock)
     rng = np.random.default_rng([seed, run.step, 1])
@@ -127,7 +126,7 @@ def main() -> None:
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--rate", type=float, default=5e-4)
     parser.add_argument("--stages", type=int, default=len(STAGES), help="as the base was trained")
-    add_arguments(parser)
+    add_arguments(parser, compiles=True)
     arguments = parser.parse_args()
     stages = STAGES[: arguments.stages]
     train(

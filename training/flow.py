@@ -12,6 +12,8 @@ from diffusers import FluxTransformer2DModel
 Text = tuple[torch.Tensor, torch.Tensor]
 """T5's tokens (batch, text_tokens, width) and CLIP's pooled vectors (batch, width)."""
 
+BEGINNING = 0.15
+"""How far down from 1 the times reach of which a third of training is."""
 BASE_TOKENS, MAX_TOKENS, BASE_SHIFT, MAX_SHIFT = 64, 1024, 0.5, 1.15
 
 
@@ -32,10 +34,10 @@ def schedule(steps: int, factor: float) -> torch.Tensor:
 
 
 def training_times(count: int, factor: float) -> torch.Tensor:
-    """Mostly from the middle, where a step decides most; a fifth of them from anywhere."""
-    middle = torch.sigmoid(torch.randn(count))
-    anywhere = torch.rand(count)
-    return shifted(torch.where(torch.rand(count) < 0.2, anywhere, middle), factor)
+    """A third from the beginning, where only the prompt says what will be there; else mostly from the middle."""
+    middle, anywhere = torch.sigmoid(torch.randn(count)), torch.rand(count)
+    later = shifted(torch.where(torch.rand(count) < 0.2, anywhere, middle), factor)
+    return torch.where(torch.rand(count) < 1 / 3, 1 - BEGINNING * torch.rand(count), later)
 
 
 def position_ids(rows: int, columns: int) -> torch.Tensor:

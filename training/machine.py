@@ -28,7 +28,7 @@ class Machine:
     batch_factor: int
     """Batches and shelves are this many times as large as on one core."""
     compiles: bool = False
-    """Blocks of the transformer are compiled first, which needs a C++ compiler."""
+    """Blocks of the transformer are compiled first: half a minute, and on a CPU it needs a C++ compiler."""
 
     @property
     def is_gpu(self) -> bool:
@@ -79,11 +79,13 @@ class _Numbered(Dataset[Drawn], Generic[Drawn]):
         return self.draw(self.numbers[place])
 
 
-def add_arguments(parser: argparse.ArgumentParser) -> None:
+def add_arguments(parser: argparse.ArgumentParser, *, compiles: bool = False) -> None:
+    """`compiles`: what is trained is a transformer, whose blocks can be compiled."""
     parser.add_argument("--device", default="cpu", choices=["cpu", "cuda"])
     parser.add_argument("--workers", type=int, help="processes that draw; none on a CPU, all cores but one on a GPU")
     parser.add_argument("--batch-factor", type=int, help="how far batches grow; 1 on a CPU, 8 on a GPU")
-    parser.add_argument("--compile", action="store_true", help="compile the transformer's blocks: faster on a CPU")
+    if compiles:
+        parser.add_argument("--compile", action="store_true", help="compile the blocks first: a fifth faster on a CPU")
 
 
 def chosen(arguments: argparse.Namespace) -> Machine:
@@ -93,4 +95,4 @@ def chosen(arguments: argparse.Namespace) -> Machine:
     factor = arguments.batch_factor or (8 if gpu else 1)
     if not gpu:
         torch.set_num_threads(1)
-    return Machine(torch.device(arguments.device), workers, factor, arguments.compile)
+    return Machine(torch.device(arguments.device), workers, factor, getattr(arguments, "compile", False))

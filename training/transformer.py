@@ -14,7 +14,7 @@ import torch
 from diffusers import FluxTransformer2DModel
 from diffusers.models.transformers.transformer_flux import FluxAttention
 
-from training.attention import use_plain_attention
+from training.attention import speed_up
 from training.curriculum import STAGES, Stage
 from training.encoders import WIDTH
 from training.flow import noised, shift, training_times, velocity
@@ -89,8 +89,7 @@ def train(runs: Path, minutes: float, seed: int, stages: tuple[Stage, ...], peak
     torch.manual_seed(seed)
     folder = runs / "transformer"
     model = build().to(machine.device)
-    if not machine.is_gpu:
-        use_plain_attention(model, compiled=machine.compiles)
+    speed_up(model, machine)
     optimizers, average = Optimizers(model, peak, is_inner), Average(model, 0.998)
     run = Run(folder, minutes, {"model": model, "optimizers": optimizers, "average": average}, machine.clock)
     rng = np.random.default_rng([seed, run.step])
@@ -126,7 +125,7 @@ def main() -> None:
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--rate", type=float, default=2e-3)
     parser.add_argument("--stages", type=int, default=len(STAGES), help="only the first stages, over the whole time")
-    add_arguments(parser)
+    add_arguments(parser, compiles=True)
     arguments = parser.parse_args()
     kept = STAGES[: arguments.stages]
     stages = tuple(Stage(stage.until / kept[-1].until, stage.lessons) for stage in kept)

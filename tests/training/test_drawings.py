@@ -4,11 +4,12 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from training.drawings.ink import rendered
+from training.drawings.ink import coverage, rendered
 from training.drawings.prompts import NAMES, prompt
 from training.drawings.sampling import Mixture, sampled
-from training.drawings.scene import INKS, THINGS, Item, Relation, Scene, Size
+from training.drawings.scene import INKS, THINGS, Inked, Item, Relation, Scene, Size
 from training.drawings.strokes import bounds
+from training.drawings.styles import Style, broad_nib, loose_pencil
 from training.drawings.words import TEST_WORDS, TRAINING_WORDS, training_word
 
 
@@ -78,3 +79,33 @@ def test_words_kept_for_tests_are_what_held_out_scenes_show() -> None:
     rng = np.random.default_rng(0)
     scenes = [sampled(rng, Mixture(word=1), held_out=True) for _ in range(100)]
     assert {item.name for scene in scenes for item in scene.items} <= set(TEST_WORDS)
+
+
+@pytest.mark.parametrize("style", [broad_nib, loose_pencil])
+def test_a_style_changes_the_lines_and_neither_ink_nor_place(style: Style) -> None:
+    scene = Scene((Item("thing", "star", "red"),), None, "white")
+    plain = rendered(scene, (256, 256), np.random.default_rng(0))
+    styled = rendered(scene, (256, 256), np.random.default_rng(0), style=style)
+    assert styled.tobytes() != plain.tobytes()
+    assert ink_centre(styled, "red") == pytest.approx(ink_centre(plain, "red"), abs=8)
+
+
+def test_a_broad_nib_is_thin_along_its_edge_and_thick_across() -> None:
+    def touched(end: tuple[float, float]) -> int:
+        drawing = Inked([np.array([(60.0, 60.0), end])], (0, 0, 0), 5.0)
+        return int((coverage(broad_nib([drawing], np.random.default_rng(0))[0], (128, 128)) > 0.5).sum())
+
+    along, across = touched((90.0, 30.0)), touched((90.0, 90.0))
+    assert across > 1.5 * along
+
+
+def test_a_steady_hand_draws_nearly_the_same_each_time() -> None:
+    scene = Scene((Item("thing", "cat", "black"),), None, "white")
+
+    def difference(unsteadiness: float) -> float:
+        first, second = (
+            np.array(rendered(scene, (96, 96), np.random.default_rng(seed), unsteadiness), float) for seed in (1, 2)
+        )
+        return float(np.abs(first - second).mean())
+
+    assert difference(0.1) < 0.6 * difference(1.0)

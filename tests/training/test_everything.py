@@ -26,3 +26,11 @@ def test_each_part_gets_its_share_of_the_minutes() -> None:
     )
     assert transformer[transformer.index("--minutes") + 1] == str(100 * SHARES["transformer"])
     assert transformer[transformer.index("--device") + 1] == "cuda"
+
+
+def test_only_transformers_are_compiled() -> None:
+    compiled = [
+        command[0] for command in commands(Path("r"), Path("o"), 100, "cpu", compiles=True) if "--compile" in command
+    ]
+    assert compiled == ["training.transformer", "training.distil", "training.distil"]
+    assert not any("--compile" in command for command in commands(Path("r"), Path("o"), 100, "cpu"))

@@ -84,3 +84,13 @@ def test_guidance_of_one_is_the_prompt_alone_and_more_goes_further_that_way(base
     for scale in (1.0, 3.0):
         given = flow.guided(base, latents, times, words, empty, (2, 2), torch.tensor([scale]))
         torch.testing.assert_close(given, without + scale * (alone - without), atol=0.03, rtol=0.03)
+
+
+def test_training_dwells_on_the_beginning_and_visits_every_time() -> None:
+    torch.manual_seed(0)
+    times = flow.training_times(4000, flow.shift(256))
+    assert times.min() >= 0
+    assert times.max() <= 1
+    assert 0.35 < (times > 1 - flow.BEGINNING).float().mean() < 0.6
+    assert (times < 0.3).float().mean() > 0.02
+    assert (times < 0.1).any()

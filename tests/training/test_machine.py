@@ -23,7 +23,7 @@ def squared(number: int) -> int:
 
 def arguments(*given: str) -> argparse.Namespace:
     parser = argparse.ArgumentParser()
-    add_arguments(parser)
+    add_arguments(parser, compiles=True)
     return parser.parse_args(given)
 
 

@@ -1,20 +1,24 @@
-"""Base, [dev] and [schnell] one after the other, on pictures of one token: each takes up what the one before left."""
+"""Base, [dev], [schnell] and a LoRA in turn, on pictures of one token: each takes up what the one before left."""
 
 import csv
+from dataclasses import replace
 from itertools import count
 from pathlib import Path
 
 import pytest
 import torch
 from diffusers import AutoencoderKL
+from safetensors.torch import load_file
 
-from training import autoencoder, distil, encoders, run, teacher, transformer
+from serve.lora.formats import FormatReader
+from serve.lora.geometry import Geometry
+from training import autoencoder, distil, encoders, lora, run, teacher, transformer
 from training.curriculum import ONE_THING, Lesson, Stage
 from training.machine import CPU, Machine
 
 pytestmark = pytest.mark.filterwarnings("ignore:Mismatch dtype")
 STAGES = (Stage(1.0, {"tiny": 1.0}),)
-STEPS, STUDENT_STEPS = 40, 6
+STEPS, STUDENT_STEPS = 30, 6
 """Of a clock that tells one second for each step, so that a slow machine learns as much as a fast one."""
 
 
@@ -61,3 +65,17 @@ def test_a_run_that_was_finished_is_not_begun_again(runs: Path) -> None:
     before = (runs / "transformer" / "log.csv").read_text()
     transformer.train(runs, STEPS / 60, 0, STAGES, 2e-3, CPU)
     assert (runs / "transformer" / "log.csv").read_text() == before
+
+
+def test_a_lora_is_trained_for_dev_and_read_by_the_service(runs: Path) -> None:
+    course = replace(lora.COURSES["sketch"], grid=(1, 1), pictures=4, batch=2)
+    lora.train("sketch", course, runs, STUDENT_STEPS / 60, 0, 1e-3, CPU)
+    dev = transformer.load(runs / "dev", guided=True)
+    file = runs / "lora-sketch" / "sketch.safetensors"
+    geometry = Geometry.of(dev.config, encoders.clip().config.to_dict())
+    weights = FormatReader(geometry, max_rank=lora.RANK).read(load_file(file), {})
+    assert weights.named == ()
+    assert "single_transformer_blocks.5.proj_out" in weights.transformer
+    assert "proj_out" not in weights.transformer
+    assert any(low_rank.up.any() for low_rank in weights.transformer.values())
+    assert file.stat().st_size < 1e6

@@ -5,11 +5,12 @@ from PIL import Image, ImageDraw
 
 from training.drawings.scene import PAPERS, Inked, Scene, Size, inked
 from training.drawings.strokes import Rng
+from training.drawings.styles import Style
 
 SUPERSAMPLING = 3
 
 
-def _coverage(drawing: Inked, size: Size) -> np.ndarray:
+def coverage(drawing: Inked, size: Size) -> np.ndarray:
     """How much of each pixel the pen touched, 0 to 1."""
     mask = Image.new("L", (size[0] * SUPERSAMPLING, size[1] * SUPERSAMPLING))
     pen = ImageDraw.Draw(mask)
@@ -23,11 +24,12 @@ def _coverage(drawing: Inked, size: Size) -> np.ndarray:
     return np.asarray(mask.reduce(SUPERSAMPLING), dtype=np.float32) / 255
 
 
-def rendered(scene: Scene, size: Size, rng: Rng, unsteadiness: float = 1.0) -> Image.Image:
+def rendered(scene: Scene, size: Size, rng: Rng, unsteadiness: float = 1.0, style: Style | None = None) -> Image.Image:
     """The scene on paper, `size` is (width, height) in pixels. One generator state, one picture."""
     tone = np.array(PAPERS[scene.paper], dtype=np.float32) + rng.normal(0, 1.5, 3).astype(np.float32)
     picture = np.broadcast_to(tone, (size[1], size[0], 3)).copy()
-    for drawing in inked(scene, size, rng, unsteadiness):
-        touched = _coverage(drawing, size)[..., None]
+    drawings = inked(scene, size, rng, unsteadiness)
+    for drawing in style(drawings, rng) if style else drawings:
+        touched = coverage(drawing, size)[..., None]
         picture = picture * (1 - touched) + np.array(drawing.ink, dtype=np.float32) * touched
     return Image.fromarray(picture.clip(0, 255).round().astype(np.uint8))
