@@ -114,7 +114,7 @@ def _never_had_loras(checkpoints: Checkpoints, precision: Precision) -> Checkpoi
 
 
 class Requests:
-    """A hundred requests with random LoRAs and scales, a third of which fail on the way."""
+    """Requests with random LoRAs and scales, a third of which fail on the way."""
 
     def __init__(self, checkpoint: Checkpoint, seed: int) -> None:
         self._random = random.Random(seed)
@@ -142,7 +142,7 @@ class Requests:
 
 
 @pytest.mark.parametrize("precision", ["bf16", "fp8"])
-def test_pictures_without_loras_are_the_same_before_between_and_after_a_hundred_requests_with_them(
+def test_pictures_without_loras_are_the_same_before_between_and_after_many_requests_with_them(
     checkpoints: Checkpoints, precision: Precision
 ) -> None:
     checkpoint = checkpoints.load("dev", precision)
@@ -155,8 +155,8 @@ def test_pictures_without_loras_are_the_same_before_between_and_after_a_hundred_
 
     transformer: Any = Faulty(checkpoint.transformer, breaks, RuntimeError("no such kernel"))
     loop = Loop(replace(checkpoint, transformer=transformer), PoolSettings(model=""), Watch())
-    sittings = [Sitting(number, plain if number % 6 == 0 else requests.next()) for number in range(120)]
-    for start in range(0, 120, 6):
+    sittings = [Sitting(number, plain if number % 6 == 0 else requests.next()) for number in range(60)]
+    for start in range(0, 60, 6):
         loop.admit([sitting.task for sitting in sittings[start : start + 6]], ())
         sittings[start + 1].task.ticket.left = start % 4 == 0
         loop.round()
@@ -165,9 +165,9 @@ def test_pictures_without_loras_are_the_same_before_between_and_after_a_hundred_
         loop.round()
     assert all(np.array_equal(sitting.pixels[0], pure) for sitting in sittings[::6])
     ends = [type(sitting.end) for sitting in sittings if sitting.task.job.plan.loras]
-    assert len(ends) == 100
-    assert min(ends.count(Done), ends.count(Failed)) >= 25
-    assert ends.count(Canceled) >= 5
+    assert len(ends) == 50
+    assert min(ends.count(Done), ends.count(Failed)) >= 12
+    assert ends.count(Canceled) >= 2
     assert weights == _state(checkpoint)
 
 

@@ -16,7 +16,7 @@ from serve.engine.checkpoint import MAX_LORA_ROWS, Checkpoint, load
 from serve.engine.embedded_models import Geometry
 from serve.errors import CheckpointUnusable
 from serve.settings import Dtypes, ModelSettings, PoolSettings
-from tests.unit.engine.checkpoints import Checkpoints
+from tests.unit.engine.checkpoints import LORA_BYTES, Checkpoints
 
 SHARD = "transformer/diffusion_pytorch_model-00002-of-00002.safetensors"
 
@@ -34,7 +34,10 @@ def folder(cache: Path, tmp_path: Path) -> Path:
 
 def load_local(folder: Path, variant: Any = "dev", pool: PoolSettings | None = None, **fields: Any) -> Checkpoint:
     model = ModelSettings(**{"variant": variant, "source": str(folder), "text_tokens": 128} | fields)
-    return load(model, pool or PoolSettings(model="dev"), folder / "no-cache", None)
+    pool = pool or PoolSettings(model="dev")
+    if "lora_bytes" not in pool.model_fields_set:
+        pool = pool.model_copy(update={"lora_bytes": LORA_BYTES})
+    return load(model, pool, folder / "no-cache", None)
 
 
 def test_the_embedded_source_is_built_in_the_cache_and_loaded(tmp_path: Path) -> None:
