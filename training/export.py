@@ -9,26 +9,15 @@ import json
 import shutil
 from pathlib import Path
 
-import diffusers
 import torch
 from diffusers import AutoencoderKL, FlowMatchEulerDiscreteScheduler
 
+from serve.engine.embedded import MODEL_INDEX
 from training import encoders, vocabulary
 from training.flow import BASE_SHIFT, BASE_TOKENS, MAX_SHIFT, MAX_TOKENS
 from training.transformer import load
 
 SHARED = ("tokenizer", "tokenizer_2", "text_encoder", "text_encoder_2", "vae")
-MODEL_INDEX = {
-    "_class_name": "FluxPipeline",
-    "_diffusers_version": diffusers.__version__,
-    "scheduler": ["diffusers", "FlowMatchEulerDiscreteScheduler"],
-    "text_encoder": ["transformers", "CLIPTextModel"],
-    "text_encoder_2": ["transformers", "T5EncoderModel"],
-    "tokenizer": ["transformers", "CLIPTokenizer"],
-    "tokenizer_2": ["transformers", "T5TokenizerFast"],
-    "transformer": ["diffusers", "FluxTransformer2DModel"],
-    "vae": ["diffusers", "AutoencoderKL"],
-}
 
 
 def export_shared(runs: Path, folder: Path) -> None:

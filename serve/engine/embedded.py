@@ -27,7 +27,7 @@ from serve.engine import embedded_weights as weights
 from serve.engine.embedded_models import Geometry
 
 _TRANSFORMER_SHARD = "2MB"
-_MODEL_INDEX = {
+MODEL_INDEX = {
     "_class_name": "FluxPipeline",
     "_diffusers_version": diffusers.__version__,
     "scheduler": ["diffusers", "FlowMatchEulerDiscreteScheduler"],
@@ -75,7 +75,7 @@ def build(variant: VariantName, geometry: Geometry, folder: Path) -> None:
         )
     _prefix_weights(folder / "text_encoder/model.safetensors", "text_model.")
     FlowMatchEulerDiscreteScheduler(**_schedule(dynamic=guided)).save_pretrained(folder / "scheduler")
-    (folder / "model_index.json").write_text(json.dumps(_MODEL_INDEX, indent=2) + "\n", encoding="utf-8")
+    (folder / "model_index.json").write_text(json.dumps(MODEL_INDEX, indent=2) + "\n", encoding="utf-8")
 
 
 def _prefix_weights(file: Path, prefix: str) -> None:

@@ -6,6 +6,7 @@ tokens and files as those of FLUX. Knows nothing of models.
 
 import json
 import string
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 from transformers import CLIPTokenizer, T5Tokenizer
@@ -25,49 +26,68 @@ _TEXT = """
 WORDS = tuple(_TEXT.split())
 BEGIN, END = "<|startoftext|>", "<|endoftext|>"
 CLIP_TOKENS = 77
-_END_OF_WORD = "</w>"
+END_OF_WORD = "</w>"
 _SENTINELS = 100
 
 
+Merges = Sequence[tuple[str, str]]
+"""What is joined to one token, in the order in which it is joined."""
+
+
 def clip_tokenizer() -> CLIPTokenizer:
-    vocabulary, merges = _byte_pairs()
-    return CLIPTokenizer(vocab=vocabulary, merges=merges, model_max_length=CLIP_TOKENS)
+    return make_clip_tokenizer(_merges())
+
+
+def make_clip_tokenizer(merges: Merges) -> CLIPTokenizer:
+    return CLIPTokenizer(vocab=_clip_ids(merges), merges=list(merges), model_max_length=CLIP_TOKENS)
 
 
 def t5_tokenizer(text_tokens: int) -> T5Tokenizer:
     """`text_tokens` is the longest prompt in tokens, kept in the tokenizer's own configuration."""
+    return make_t5_tokenizer(WORDS, text_tokens)
+
+
+def make_t5_tokenizer(words: Iterable[str], text_tokens: int) -> T5Tokenizer:
+    """Each of `words` is one token, as it is written there; all else is spelt."""
     special = [("<pad>", 0.0), ("</s>", 0.0), ("<unk>", 0.0), ("▁", -2.0)]
     letters = [(character, -8.0) for character in string.printable.strip()]
-    words = [(f"▁{word}", -5.0) for word in WORDS]
+    whole = [(f"▁{word}", -5.0) for word in words]
     sentinels = [(f"<extra_id_{index}>", 0.0) for index in reversed(range(_SENTINELS))]
     return T5Tokenizer(
-        vocab=[*special, *letters, *words, *sentinels], extra_ids=_SENTINELS, model_max_length=text_tokens
+        vocab=[*special, *letters, *whole, *sentinels], extra_ids=_SENTINELS, model_max_length=text_tokens
     )
 
 
-def save_clip_tokenizer(folder: Path) -> None:
-    """Writes the files that it has in FLUX repositories: no `tokenizer.json`, but a vocabulary and its merges."""
-    tokenizer = clip_tokenizer()
-    tokenizer.save_pretrained(folder)
+def save_clip_tokenizer(folder: Path, merges: Merges | None = None) -> None:
+    """Writes the files that it has in FLUX repositories: no `tokenizer.json`, but a vocabulary and its merges.
+
+    Without `merges` those of the embedded checkpoints.
+    """
+    merges = _merges() if merges is None else merges
+    make_clip_tokenizer(merges).save_pretrained(folder)
     (folder / "tokenizer.json").unlink()
-    vocabulary, merges = _byte_pairs()
-    (folder / "vocab.json").write_text(json.dumps(vocabulary, ensure_ascii=False), encoding="utf-8")
+    (folder / "vocab.json").write_text(json.dumps(_clip_ids(merges), ensure_ascii=False), encoding="utf-8")
     lines = ["#version: 0.2", *(" ".join(pair) for pair in merges)]
     (folder / "merges.txt").write_text("\n".join(lines) + "\n", encoding="utf-8")
     special = {"bos_token": BEGIN, "eos_token": END, "pad_token": END, "unk_token": END}
     (folder / "special_tokens_map.json").write_text(json.dumps(special, indent=2) + "\n", encoding="utf-8")
 
 
-def _byte_pairs() -> tuple[dict[str, int], list[tuple[str, str]]]:
-    """Token ids and merges: all bytes, all bytes that end a word, and what joins the letters of each word in turn."""
+def _clip_ids(merges: Merges) -> dict[str, int]:
+    """All bytes, all bytes that end a word, and what the merges join."""
     alphabet = list(bytes_to_unicode().values())
-    tokens = dict.fromkeys([*alphabet, *(character + _END_OF_WORD for character in alphabet)])
+    joined = ["".join(pair) for pair in merges]
+    tokens = dict.fromkeys([*alphabet, *(character + END_OF_WORD for character in alphabet), *joined])
+    # The end token has the highest id: CLIP's text model of FLUX pools at the highest id of a prompt.
+    return {token: index for index, token in enumerate([*tokens, BEGIN, END])}
+
+
+def _merges() -> Merges:
+    """What joins the letters of each word in turn."""
     merges: dict[tuple[str, str], None] = {}
     for word in WORDS:
-        first, *rest = [*word[:-1], word[-1] + _END_OF_WORD]
+        first, *rest = [*word[:-1], word[-1] + END_OF_WORD]
         for symbol in rest:
             merges[first, symbol] = None
             first += symbol
-            tokens[first] = None
-    # The end token has the highest id: CLIP's text model of FLUX pools at the highest id of a prompt.
-    return {token: index for index, token in enumerate([*tokens, BEGIN, END])}, list(merges)
+    return list(merges)
