@@ -20,6 +20,7 @@ from serve.lora.brought import Brought
 from serve.lora.reference import Reference
 from serve.lora_cache import LoraCache
 from serve.settings import Settings
+from serve.together import together
 
 NAMESPACE = "flux-serve"
 ATTEMPTS = 5
@@ -51,14 +52,11 @@ class SharedLoras:
         `LoraRefused`, of the first that failed, and `EngineFailed` if there is no cache to be had.
         """
         model = self._settings.pools[pool].model
-        try:
-            async with asyncio.TaskGroup() as bringing:
-                tasks = {
-                    name: bringing.create_task(self._bring(reference, model, lost))
-                    for name, reference in references.items()
-                }
-        except ExceptionGroup as failures:
-            raise failures.exceptions[0] from None
+        async with together() as bringing:
+            tasks = {
+                name: bringing.create_task(self._bring(reference, model, lost))
+                for name, reference in references.items()
+            }
         return {name: task.result() for name, task in tasks.items()}
 
     async def stay(self) -> None:

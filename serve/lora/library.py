@@ -70,9 +70,6 @@ class Library(Generic[Held]):
         self._memory.forget(lost)
         name = self._name(reference, geometry)
         self._failures.tell_again(name, self._clock())
-        card = self._cards.get(name)
-        if card and self._is_current(card, reference) and (copy := self._memory.get(card.facts.key)):
-            return Brought(card.facts, copy, "memory")
         if errand := self._errands.get(name):
             return (await asyncio.shield(errand)).again()
         return await asyncio.shield(self._send(name, reference, geometry))

@@ -16,6 +16,7 @@ from serve.media.fit import Pixels, fit, fit_mask
 from serve.media.picture import decode, decode_mask
 from serve.plan import Plan
 from serve.settings import Settings
+from serve.together import together
 
 DECODED_AT_ONCE = 2
 """A picture of 50 megapixels takes 150 MB while it is decoded."""
@@ -70,12 +71,9 @@ class Pictures:
             return await asyncio.to_thread(self._prepare, pictures.plan, image, mask)
 
     async def _fetch_both(self, pictures: Awaited) -> tuple[bytes, bytes | None]:
-        try:
-            async with asyncio.TaskGroup() as fetching:
-                image = fetching.create_task(self._content(pictures.image))
-                mask = fetching.create_task(self._content(pictures.mask)) if pictures.mask else None
-        except ExceptionGroup as failures:
-            raise failures.exceptions[0] from None
+        async with together() as fetching:
+            image = fetching.create_task(self._content(pictures.image))
+            mask = fetching.create_task(self._content(pictures.mask)) if pictures.mask else None
         return image.result(), mask.result() if mask else None
 
     async def _content(self, source: str | bytes) -> bytes:

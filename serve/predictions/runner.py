@@ -27,6 +27,7 @@ from serve.predictions.loras import lora_lines, lora_metrics
 from serve.predictions.pictures import Awaited, Pictures, Prepared
 from serve.predictions.record import now
 from serve.predictions.store import PredictionStore
+from serve.together import together
 
 LORA_ATTEMPTS = 3
 """Weights that were at hand can be lost on the way: a replica made room for others, or the cache died."""
@@ -100,12 +101,9 @@ class Runner:
     async def _prepare(self, job: Job) -> tuple[Prepared, LorasAtHand]:
         """The plan with its pictures, and its LoRAs. Slow servers elsewhere are waited for here, in no pool."""
         pool = job.pictures.plan.pool
-        try:
-            async with asyncio.TaskGroup() as preparing:
-                fitting = preparing.create_task(_timed(partial(self._pictures.prepare, job.pictures)))
-                bringing = preparing.create_task(_timed(partial(self._loras.bring, job.references, pool)))
-        except ExceptionGroup as failures:
-            raise failures.exceptions[0] from None
+        async with together() as preparing:
+            fitting = preparing.create_task(_timed(partial(self._pictures.prepare, job.pictures)))
+            bringing = preparing.create_task(_timed(partial(self._loras.bring, job.references, pool)))
         (prepared, fetch_ms), (loras, lora_ms) = fitting.result(), bringing.result()
         stages_ms = {"fetch": fetch_ms} if isinstance(job.pictures, Awaited) else {}
         stages_ms |= {"lora": lora_ms} if job.references else {}

@@ -28,9 +28,9 @@ def pixels(checkpoint: Checkpoint, job: Job, image: int = 0, /, **arguments: Any
     return np.asarray(_run(checkpoint, job, image, output_type="pil", **arguments)[0])
 
 
-def _run(checkpoint: Checkpoint, job: Job, image: int, /, **arguments: Any) -> Any:
-    plan = job.plan
-    pipeline = _PIPELINES[plan.mode](
+def pipeline_over(checkpoint: Checkpoint, mode: str = "text_to_image") -> Any:
+    """The pipeline of a mode; it draws with the checkpoint's own networks."""
+    return _PIPELINES[mode](
         scheduler=FlowMatchEulerDiscreteScheduler.from_config(dict(checkpoint.scheduler_config)),
         vae=checkpoint.vae,
         text_encoder=checkpoint.clip,
@@ -39,6 +39,11 @@ def _run(checkpoint: Checkpoint, job: Job, image: int, /, **arguments: Any) -> A
         tokenizer_2=checkpoint.t5_tokenizer,
         transformer=checkpoint.transformer,
     )
+
+
+def _run(checkpoint: Checkpoint, job: Job, image: int, /, **arguments: Any) -> Any:
+    plan = job.plan
+    pipeline = pipeline_over(checkpoint, plan.mode)
     pipeline.set_progress_bar_config(disable=True)
     assert plan.size is not None
     width, height = plan.size

@@ -6,7 +6,6 @@ from typing import Any
 
 import pytest
 import torch
-from diffusers import FlowMatchEulerDiscreteScheduler, FluxPipeline
 from torch import Tensor, nn
 
 from serve.engine.checkpoint import Checkpoint
@@ -46,15 +45,7 @@ def _without_float8(transformer: nn.Module) -> None:
 
 def _with_peft(checkpoint: Checkpoint, loras: Mapping[str, LoraWeights], scales: Mapping[str, float]) -> None:
     """Puts peft's layers into the networks of a checkpoint."""
-    pipeline = FluxPipeline(
-        scheduler=FlowMatchEulerDiscreteScheduler.from_config(dict(checkpoint.scheduler_config)),
-        vae=checkpoint.vae,
-        text_encoder=checkpoint.clip,
-        tokenizer=checkpoint.clip_tokenizer,
-        text_encoder_2=checkpoint.t5,
-        tokenizer_2=checkpoint.t5_tokenizer,
-        transformer=checkpoint.transformer,
-    )
+    pipeline = oracle.pipeline_over(checkpoint)
     for key in scales:
         pipeline.load_lora_weights(_tensors(loras[key]), adapter_name=key)
     pipeline.set_adapters(list(scales), list(scales.values()))

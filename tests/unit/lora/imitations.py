@@ -9,9 +9,13 @@ from typing import Any
 
 from pydantic import SecretStr
 
+from serve.lora.address import Located
+from serve.lora.download import Downloader
 from serve.lora.reference import ReplicateModel
+from serve.lora.source import Downloadable, Source
 from serve.settings import LoraSettings, Secrets
 from tests.local_server import LocalServer
+from tests.unit.media.test_fetch import TRUSTS_NOBODY
 
 COMMIT = "3de623fc3c33e44ffbe2bad470d0f45bccf2eb21"
 HUB_TOKEN, CIVITAI_TOKEN, REPLICATE_TOKEN = "hf_sesame", "civitai_sesame", "r8_sesame"
@@ -37,6 +41,16 @@ def settings_for(*servers: LocalServer, **changes: Any) -> LoraSettings:
             "fetch": fetch | changes.get("fetch", {}),
         }
     )
+
+
+async def locate(site: LocalServer, reference: Downloadable) -> Located:
+    """What a reference means, asked of a server that stands for all sites."""
+    settings = settings_for(site)
+    downloader = Downloader(settings, tls=TRUSTS_NOBODY)
+    try:
+        return await Source(settings, SECRETS, downloader).locate(reference)
+    finally:
+        downloader.close()
 
 
 class PublishedFile:

@@ -9,33 +9,20 @@ import pytest
 
 from serve.errors import FetchFailed, LoraRefused
 from serve.lora.address import Located
-from serve.lora.download import Downloader
 from serve.lora.reference import CivitaiFile
-from serve.lora.source import Source
 from tests.local_server import LocalServer
 from tests.unit.lora.imitations import (
     CIVITAI_TOKEN,
-    SECRETS,
     asked_with,
     civitai_file,
     civitai_version,
+    locate,
     publish_on_civitai,
-    settings_for,
 )
-from tests.unit.media.test_fetch import TRUSTS_NOBODY
 
 BODY = b"weights"
 SHA256 = hashlib.sha256(BODY).hexdigest()
 FILE = civitai_file(BODY)
-
-
-async def locate(site: LocalServer, reference: CivitaiFile) -> Located:
-    settings = settings_for(site)
-    downloader = Downloader(settings, tls=TRUSTS_NOBODY)
-    try:
-        return await Source(settings, SECRETS, downloader).locate(reference)
-    finally:
-        downloader.close()
 
 
 def query_of(located: Located) -> dict[str, str]:

@@ -9,25 +9,13 @@ import pytest
 
 from serve.errors import FetchFailed, LoraRefused
 from serve.lora.address import Located
-from serve.lora.download import Downloader
 from serve.lora.reference import HubFile
-from serve.lora.source import Source
 from tests.local_server import LocalServer
-from tests.unit.lora.imitations import COMMIT, HUB_TOKEN, SECRETS, asked_with, publish_on_hub, settings_for
-from tests.unit.media.test_fetch import TRUSTS_NOBODY
+from tests.unit.lora.imitations import COMMIT, HUB_TOKEN, asked_with, locate, publish_on_hub
 
 BODY = b"weights"
 SHA256 = hashlib.sha256(BODY).hexdigest()
 REPOSITORY = "multimodalart/flux-tarot-v1"
-
-
-async def locate(site: LocalServer, reference: HubFile) -> Located:
-    settings = settings_for(site)
-    downloader = Downloader(settings, tls=TRUSTS_NOBODY)
-    try:
-        return await Source(settings, SECRETS, downloader).locate(reference)
-    finally:
-        downloader.close()
 
 
 def path_of(located: Located, site: LocalServer) -> str:
