@@ -17,7 +17,7 @@ class Started:
 
 @dataclass(frozen=True, slots=True)
 class Stepped:
-    """Image `image` has done `done` of its `total` denoising steps."""
+    """Image `image` has done `done` of its `total` denoising steps. A replica does not tell of every one."""
 
     image: int
     done: int

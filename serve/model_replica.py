@@ -7,15 +7,15 @@ event loop and off the engine's thread. Knows nothing of HTTP, records or other 
 import asyncio
 import logging
 import time
-from collections.abc import AsyncGenerator, AsyncIterator, Sequence
+from collections.abc import AsyncGenerator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import suppress
 from dataclasses import asdict
 from typing import TYPE_CHECKING
 
 from ray.exceptions import RayError
 
-from serve.engine.job import Canceled, Done, EngineEvent, Failed, Job, Mask, Picture, Pixels
+from serve.engine.course import Course
+from serve.engine.job import Done, Failed, Job, Mask, Picture, Pixels
 from serve.errors import LorasMissing
 from serve.events import Drawn, Event, Finished, Flagged, Started, Stepped
 from serve.lora.brought import Brought
@@ -25,8 +25,6 @@ from serve.plan import Plan
 from serve.settings import Settings, cache_folder, read_secrets
 
 if TYPE_CHECKING:
-    from serve.engine.engine import Engine
-    from serve.engine.task import Ticket
     from serve.lora.weights import LoraWeights
 
 FINISHING_THREADS = 2
@@ -68,7 +66,7 @@ class ModelReplica:
         size; `loras` are all that the plan names. Closing the generator, or cancelling who waits for it, ends the work
         within one denoising step; the caller's slot is kept until the engine has let go of it. Raises `ServiceError`.
         """
-        course = _Course(self._engine, Job(plan, picture, mask, await self._carry(loras)))
+        course = Course(self._engine, Job(plan, picture, mask, await self._carry(loras)))
         finishing: list[asyncio.Task[Event]] = []
         spent_ms: dict[str, float] = {}
         try:
@@ -144,40 +142,3 @@ class ModelReplica:
         pulse = self._engine.pulse
         if not pulse.healthy:
             raise RuntimeError(f"the engine is stuck: {pulse}")
-
-
-class _Course:
-    """A job's way through the engine, from its thread to this event loop."""
-
-    def __init__(self, engine: "Engine", job: Job) -> None:
-        self._engine = engine
-        self._loop = asyncio.get_running_loop()
-        self._events: asyncio.Queue[EngineEvent] = asyncio.Queue()
-        self._ended = asyncio.Event()
-        self._ticket: Ticket = engine.submit(job, self._hear)
-
-    def _hear(self, event: EngineEvent) -> None:
-        """Called from the engine's thread."""
-        self._loop.call_soon_threadsafe(self._take, event)
-
-    def _take(self, event: EngineEvent) -> None:
-        self._events.put_nowait(event)
-        if isinstance(event, Done | Failed | Canceled):
-            self._ended.set()
-
-    async def __aiter__(self) -> AsyncIterator[EngineEvent]:
-        """Every event, the end included."""
-        while not (self._ended.is_set() and self._events.empty()):
-            yield await self._events.get()
-
-    async def leave(self) -> None:
-        """Cancels what is not over, and returns only when the engine has let go of it, however often it is cancelled.
-
-        Until then the caller's slot stays taken: a replica never works on more than its slots say.
-        """
-        if self._ended.is_set():
-            return
-        self._engine.cancel(self._ticket)
-        while not self._ended.is_set():
-            with suppress(asyncio.CancelledError):
-                await self._ended.wait()
