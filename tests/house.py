@@ -1,8 +1,6 @@
 """The rooms behind the faces put together as the service does it, with pools and an internet that a test chooses."""
 
-import asyncio
 import shutil
-import socket
 import tempfile
 import weakref
 from collections.abc import AsyncGenerator, Mapping
@@ -12,7 +10,6 @@ from pathlib import Path
 from typing import Any
 
 import httpx
-import uvicorn
 from starlette.applications import Starlette
 from starlette.exceptions import HTTPException
 from starlette.middleware import Middleware
@@ -28,6 +25,7 @@ from serve.predictions.store import MemoryStore
 from serve.predictions.versions import ServedVersion, served_version
 from serve.settings import Settings
 from tests.fakes import FakeFetcher, FakeLoras
+from tests.listening import listening
 
 
 @dataclass(frozen=True)
@@ -46,14 +44,8 @@ class House:
     @asynccontextmanager
     async def listening(self) -> AsyncGenerator[str, None]:
         """The faces on a port of loopback; the base URL."""
-        with socket.create_server(("127.0.0.1", 0)) as listener:
-            server = uvicorn.Server(uvicorn.Config(self.app, log_level="warning", lifespan="off"))
-            serving = asyncio.create_task(server.serve([listener]))
-            while not server.started:
-                await asyncio.sleep(0.01)
-            yield f"http://127.0.0.1:{listener.getsockname()[1]}"
-            server.should_exit = True
-            await serving
+        async with listening(self.app) as url:
+            yield url
 
     async def create(self, inputs: Mapping[str, Any]) -> Prediction:
         return await self.desk.create(inputs, self.served)
