@@ -20,10 +20,11 @@ from typing import Any
 import httpx
 
 from benchmarks.report import report
+from serve.deployment import replica_environment
 from serve.local_service import ROOT, LocalService, local_service
+from serve.settings import Settings
 
 POOL = "dev-bf16"
-THREADS = {"OMP_NUM_THREADS": "1", "OMP_WAIT_POLICY": "PASSIVE"}
 IDLE = {"min_replicas": 0, "initial_replicas": 0}
 SETTINGS = [f"pools.{pool}.scaling.{key}={value}" for pool in ("dev-fp8", "schnell") for key, value in IDLE.items()]
 
@@ -76,7 +77,6 @@ async def bare(rounds: int, options: argparse.Namespace) -> None:
     from serve.inputs import read_inputs
     from serve.model_replica import ModelReplica
     from serve.plan import make_plan
-    from serve.settings import Settings
 
     settings = Settings()
     replica = ModelReplica(settings, POOL)
@@ -94,14 +94,14 @@ async def bare(rounds: int, options: argparse.Namespace) -> None:
 
 
 class BareEngine:
-    """`bare` in a process of its own, with the threads that a replica has."""
+    """`bare` in a process of its own, with the threads and the memory that a replica has."""
 
     def __init__(self, options: argparse.Namespace) -> None:
         arguments = [f"--{key.replace('_', '-')}={value}" for key, value in vars(options).items() if key != "bare"]
         self._process = subprocess.Popen(
             [sys.executable, "-m", "benchmarks.service", "--bare", *arguments],
             cwd=ROOT,
-            env={**os.environ, **THREADS},
+            env=os.environ | replica_environment(Settings().pools[POOL]),
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             text=True,

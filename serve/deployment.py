@@ -19,6 +19,10 @@ INGRESS = "ingress"
 
 STATUS_REQUESTS = 1000
 """Requests the ingress holds beside those that wait for a prediction: polls, files, cancellations."""
+_KEPT_BLOCK_BYTES = str(32 * 2**20)
+"""A larger block of memory comes from the system: glibc takes no higher limit."""
+_KEPT_BYTES = str(2**30)
+"""Free memory that a replica may keep for its next step."""
 
 
 def build(args: Settings) -> Application:
@@ -53,15 +57,20 @@ def _pool(name: str, row: PoolSettings) -> Deployment:
         "ray_actor_options": {
             "num_cpus": row.num_cpus,
             "num_gpus": row.num_gpus,
-            "runtime_env": {"env_vars": _thread_variables(row.threads)},
+            "runtime_env": {"env_vars": replica_environment(row)},
         },
     }
     return serve.deployment(**options)(ModelReplica)
 
 
-def _thread_variables(threads: int) -> dict[str, str]:
-    """OpenMP reads its variables once, when torch is first imported: before any code of ours runs in the replica.
+def replica_environment(row: PoolSettings) -> dict[str, str]:
+    """What must be set before any code of ours runs in a replica: these are read once, at the start of the process.
 
-    A thread that spins while it waits takes the core from another replica's work; a passive one gives it away.
+    OpenMP: a thread that spins while it waits takes the core from another replica's work; a passive one gives it away.
+    On a CPU the memory of a step's tensors goes back to the allocator and not to the system, from which the next step
+    would have to ask it again page by page.
     """
-    return {"OMP_NUM_THREADS": str(threads), "OMP_WAIT_POLICY": "PASSIVE"}
+    threads = {"OMP_NUM_THREADS": str(row.threads), "OMP_WAIT_POLICY": "PASSIVE"}
+    if row.device != "cpu":
+        return threads
+    return threads | {"MALLOC_MMAP_THRESHOLD_": _KEPT_BLOCK_BYTES, "MALLOC_TRIM_THRESHOLD_": _KEPT_BYTES}

@@ -13,7 +13,7 @@ if TYPE_CHECKING:
     from serve.engine.engine import Engine
     from serve.engine.task import Ticket
 
-TELL_EVERY_S = 0.5
+TELL_EVERY_S = 1.0
 
 
 class Course:
@@ -58,7 +58,7 @@ class Course:
 class Pace:
     """Which steps of each image are worth telling: the first, the last, and between them one every `TELL_EVERY_S`.
 
-    An event on its way out takes the interpreter from the engine's thread, and nobody reads faster than that.
+    An event on its way out wakes threads of four processes, and nobody reads faster than that.
     """
 
     def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
