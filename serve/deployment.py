@@ -20,7 +20,7 @@ INGRESS = "ingress"
 STATUS_REQUESTS = 1000
 """Requests the ingress holds beside those that wait for a prediction: polls, files, cancellations."""
 _KEPT_BLOCK_BYTES = str(32 * 2**20)
-"""A larger block of memory comes from the system: glibc takes no higher limit."""
+"""A larger block of memory comes from the system, and goes back to it."""
 _KEPT_BYTES = str(2**30)
 """Free memory that a replica may keep for its next step."""
 
@@ -73,4 +73,8 @@ def replica_environment(row: PoolSettings) -> dict[str, str]:
     threads = {"OMP_NUM_THREADS": str(row.threads), "OMP_WAIT_POLICY": "PASSIVE"}
     if row.device != "cpu":
         return threads
-    return threads | {"MALLOC_MMAP_THRESHOLD_": _KEPT_BLOCK_BYTES, "MALLOC_TRIM_THRESHOLD_": _KEPT_BYTES}
+    return threads | {
+        "MALLOC_ARENA_MAX": "1",  # Memory of a thread's own goes back to the system whatever the others say.
+        "MALLOC_MMAP_THRESHOLD_": _KEPT_BLOCK_BYTES,
+        "MALLOC_TRIM_THRESHOLD_": _KEPT_BYTES,
+    }
