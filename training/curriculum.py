@@ -43,7 +43,7 @@ def _of_the_service(megapixels: str, pictures: int, square_pictures: int, batch:
 
 
 _MEDIUM = _of_the_service("0.25", 300, 1200, batch=8)
-_LARGE = _of_the_service("1", 80, 300, batch=2)
+_LARGE = _of_the_service("1", 100, 600, batch=4)
 LESSONS: dict[str, Lesson] = {
     "steady": Lesson("steady", (16, 16), STEADY, 600, 8),
     "one": Lesson("one", (16, 16), ONE_THING, 1200, 8),
@@ -53,11 +53,11 @@ LESSONS: dict[str, Lesson] = {
 }
 
 STAGES = (
-    Stage(0.2, {"steady": 1}),
-    Stage(0.35, {"one": 1}),
-    Stage(0.6, {"one": 2, "short": 8}),
-    Stage(0.85, {"short": 10, **dict.fromkeys(_MEDIUM, 1.0), "0.25 MP 1:1": 6}),
-    Stage(1.0, {"short": 5, **dict.fromkeys((*_MEDIUM, *_LARGE), 1.0), "0.25 MP 1:1": 5, "1 MP 1:1": 6}),
+    Stage(0.23, {"steady": 1}),
+    Stage(0.33, {"one": 1}),
+    Stage(0.55, {"one": 3, "short": 7}),
+    Stage(0.7, {"short": 10, **dict.fromkeys(_MEDIUM, 1.0), "0.25 MP 1:1": 6}),
+    Stage(1.0, {"short": 3, **dict.fromkeys((*_MEDIUM, *_LARGE), 0.5), "0.25 MP 1:1": 3, "1 MP 1:1": 6}),
 )
 
 
