@@ -48,6 +48,8 @@ LESSONS: dict[str, Lesson] = {
     "steady": Lesson("steady", (16, 16), STEADY, 600, 8),
     "one": Lesson("one", (16, 16), ONE_THING, 1200, 8),
     "short": Lesson("short", (16, 16), SHORT_WORDS, 1500, 8),
+    "small": Lesson("small", (8, 8), ALL, 1500, 16),
+    "middling": Lesson("middling", (12, 12), ALL, 800, 12),
     **_MEDIUM,
     **_LARGE,
 }
@@ -56,8 +58,18 @@ STAGES = (
     Stage(0.23, {"steady": 1}),
     Stage(0.33, {"one": 1}),
     Stage(0.55, {"one": 3, "short": 7}),
-    Stage(0.7, {"short": 10, **dict.fromkeys(_MEDIUM, 1.0), "0.25 MP 1:1": 6}),
-    Stage(1.0, {"short": 3, **dict.fromkeys((*_MEDIUM, *_LARGE), 0.5), "0.25 MP 1:1": 3, "1 MP 1:1": 6}),
+    Stage(0.7, {"short": 8, "small": 2, "middling": 2, **dict.fromkeys(_MEDIUM, 0.8), "0.25 MP 1:1": 5}),
+    Stage(
+        1.0,
+        {
+            "short": 2,
+            "small": 2,
+            "middling": 1,
+            **dict.fromkeys((*_MEDIUM, *_LARGE), 0.5),
+            "0.25 MP 1:1": 3,
+            "1 MP 1:1": 6,
+        },
+    ),
 )
 
 
