@@ -43,7 +43,7 @@ def _of_the_service(megapixels: str, pictures: int, square_pictures: int, batch:
 
 
 _MEDIUM = _of_the_service("0.25", 300, 1200, batch=8)
-_LARGE = _of_the_service("1", 100, 600, batch=4)
+_LARGE = _of_the_service("1", 60, 400, batch=4)
 LESSONS: dict[str, Lesson] = {
     "steady": Lesson("steady", (16, 16), STEADY, 600, 8),
     "one": Lesson("one", (16, 16), ONE_THING, 1200, 8),
@@ -55,10 +55,10 @@ LESSONS: dict[str, Lesson] = {
 }
 
 STAGES = (
-    Stage(0.23, {"steady": 1}),
-    Stage(0.33, {"one": 1}),
-    Stage(0.55, {"one": 3, "short": 7}),
-    Stage(0.7, {"short": 8, "small": 2, "middling": 2, **dict.fromkeys(_MEDIUM, 0.8), "0.25 MP 1:1": 5}),
+    Stage(0.11, {"steady": 1}),
+    Stage(0.15, {"one": 1}),
+    Stage(0.22, {"one": 3, "short": 7}),
+    Stage(0.36, {"short": 8, "small": 2, "middling": 2, **dict.fromkeys(_MEDIUM, 0.8), "0.25 MP 1:1": 5}),
     Stage(
         1.0,
         {
