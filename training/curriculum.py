@@ -43,21 +43,33 @@ def _of_the_service(megapixels: str, pictures: int, square_pictures: int, batch:
 
 
 _MEDIUM = _of_the_service("0.25", 300, 1200, batch=8)
-_LARGE = _of_the_service("1", 80, 300, batch=2)
+_LARGE = _of_the_service("1", 60, 400, batch=4)
 LESSONS: dict[str, Lesson] = {
     "steady": Lesson("steady", (16, 16), STEADY, 600, 8),
     "one": Lesson("one", (16, 16), ONE_THING, 1200, 8),
     "short": Lesson("short", (16, 16), SHORT_WORDS, 1500, 8),
+    "small": Lesson("small", (8, 8), ALL, 1500, 16),
+    "middling": Lesson("middling", (12, 12), ALL, 800, 12),
     **_MEDIUM,
     **_LARGE,
 }
 
 STAGES = (
-    Stage(0.2, {"steady": 1}),
-    Stage(0.35, {"one": 1}),
-    Stage(0.6, {"one": 2, "short": 8}),
-    Stage(0.85, {"short": 10, **dict.fromkeys(_MEDIUM, 1.0), "0.25 MP 1:1": 6}),
-    Stage(1.0, {"short": 5, **dict.fromkeys((*_MEDIUM, *_LARGE), 1.0), "0.25 MP 1:1": 5, "1 MP 1:1": 6}),
+    Stage(0.11, {"steady": 1}),
+    Stage(0.15, {"one": 1}),
+    Stage(0.22, {"one": 3, "short": 7}),
+    Stage(0.36, {"short": 8, "small": 2, "middling": 2, **dict.fromkeys(_MEDIUM, 0.8), "0.25 MP 1:1": 5}),
+    Stage(
+        1.0,
+        {
+            "short": 2,
+            "small": 2,
+            "middling": 1,
+            **dict.fromkeys((*_MEDIUM, *_LARGE), 0.5),
+            "0.25 MP 1:1": 3,
+            "1 MP 1:1": 6,
+        },
+    ),
 )
 
 

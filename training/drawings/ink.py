@@ -3,7 +3,7 @@
 import numpy as np
 from PIL import Image, ImageDraw
 
-from training.drawings.scene import PAPERS, Inked, Scene, Size, inked
+from training.drawings.scene import FRAME_PX, PAPERS, Inked, Scene, Size, inked
 from training.drawings.strokes import Rng
 from training.drawings.styles import Style
 
@@ -24,11 +24,18 @@ def coverage(drawing: Inked, size: Size) -> np.ndarray:
     return np.asarray(mask.reduce(SUPERSAMPLING), dtype=np.float32) / 255
 
 
-def rendered(scene: Scene, size: Size, rng: Rng, unsteadiness: float = 1.0, style: Style | None = None) -> Image.Image:
+def rendered(
+    scene: Scene,
+    size: Size,
+    rng: Rng,
+    unsteadiness: float = 1.0,
+    style: Style | None = None,
+    frame_px: float = FRAME_PX,
+) -> Image.Image:
     """The scene on paper, `size` is (width, height) in pixels. One generator state, one picture."""
     tone = np.array(PAPERS[scene.paper], dtype=np.float32) + rng.normal(0, 1.5, 3).astype(np.float32)
     picture = np.broadcast_to(tone, (size[1], size[0], 3)).copy()
-    drawings = inked(scene, size, rng, unsteadiness)
+    drawings = inked(scene, size, rng, unsteadiness, frame_px)
     for drawing in style(drawings, rng) if style else drawings:
         touched = coverage(drawing, size)[..., None]
         picture = picture * (1 - touched) + np.array(drawing.ink, dtype=np.float32) * touched

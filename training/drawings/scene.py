@@ -29,6 +29,9 @@ Relation = Literal["left of", "right of", "above", "below"]
 Size = tuple[int, int]
 Box = tuple[float, float, float, float]
 """Centre x, centre y, width, height, in pixels."""
+FRAME_PX = 640
+"""Of paper whose shorter side is longer than this only the middle is drawn on: things and letters have a size of their
+own, as a hand has its reach, and a large picture is no harder to draw than a middling one."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,9 +61,9 @@ class Inked:
     width_px: float
 
 
-def _boxes(scene: Scene, size: Size, rng: Rng, unsteadiness: float) -> list[Box]:
-    width, height = size
-    short = min(size)
+def _boxes(scene: Scene, frame: tuple[float, float], rng: Rng, unsteadiness: float) -> list[Box]:
+    width, height = frame
+    short = min(frame)
     if len(scene.items) == 1:
         part = 0.74 + unsteadiness * rng.uniform(-0.08, 0.08)
         wide = width * 0.86 if scene.items[0].kind == "word" else short * part
@@ -81,13 +84,16 @@ def _boxes(scene: Scene, size: Size, rng: Rng, unsteadiness: float) -> list[Box]
     return boxes if scene.relation in ("left of", "above") else boxes[::-1]
 
 
-def inked(scene: Scene, size: Size, rng: Rng, unsteadiness: float = 1.0) -> list[Inked]:
+def inked(scene: Scene, size: Size, rng: Rng, unsteadiness: float = 1.0, frame_px: float = FRAME_PX) -> list[Inked]:
     """The scene's strokes laid out on paper of `size` (width, height), by a hand as unsteady as told."""
-    width_px = rng.uniform(0.017, 0.022) * min(size)
+    scale = min(1.0, frame_px / min(size))
+    frame = size[0] * scale, size[1] * scale
+    left, top = (size[0] - frame[0]) / 2, (size[1] - frame[1]) / 2
+    width_px = rng.uniform(0.017, 0.022) * min(frame)
     if len(scene.items) == 2:
         width_px *= 0.85
     out = []
-    for item, (x, y, wide, high) in zip(scene.items, _boxes(scene, size, rng, unsteadiness), strict=True):
+    for item, (x, y, wide, high) in zip(scene.items, _boxes(scene, frame, rng, unsteadiness), strict=True):
         if item.kind == "word":
             strokes, strength = handwriting(item.name, rng), 0.5 * unsteadiness
             # Letters of about the same height in every word: the font's units, not the word's outline, say how high.
@@ -96,7 +102,7 @@ def inked(scene: Scene, size: Size, rng: Rng, unsteadiness: float = 1.0) -> list
             strokes = fitted(strokes, (0, 0), (2, 2))
         else:
             strokes, strength, box = THINGS[item.name](rng), unsteadiness, np.array([wide, high])
-        placed = fitted(shaken(strokes, rng, strength), (x, y), (float(box[0]), float(box[1])))
+        placed = fitted(shaken(strokes, rng, strength), (left + x, top + y), (float(box[0]), float(box[1])))
         tint = rng.normal(0, 6, 3)
         red, green, blue = (int(np.clip(c + t, 0, 255)) for c, t in zip(INKS[item.ink], tint, strict=True))
         out.append(Inked(placed, (red, green, blue), width_px))
