@@ -1,8 +1,8 @@
 """Makes [dev] and [schnell] of the trained transformer.
 
 `python -m training.distil dev --minutes 120`: learns to give in one pass, told a guidance, what classifier-free
-guidance gives in two. `python -m training.distil schnell --minutes 120`: learns to go in one step where [dev] goes in
-several, on the schedule of four steps. Lessons and optimizers are those of `training.transformer`.
+guidance gives in two. `python -m training.distil schnell --minutes 120`: learns to go in one step where the guided base
+goes in several, on the schedule of four steps. Lessons and optimizers are those of `training.transformer`.
 """
 
 import argparse
@@ -26,7 +26,7 @@ SCHNELL_STEPS = 4
 SCHNELL_GUIDANCE = 3.0
 """What [schnell] has built in."""
 SUBSTEPS = 4
-"""Steps of [dev] that one of [schnell] takes the place of."""
+"""Steps of the base that one of [schnell] takes the place of."""
 
 Grid = tuple[int, int]
 
@@ -40,16 +40,10 @@ def dev_from(base: FluxTransformer2DModel) -> FluxTransformer2DModel:
     return model
 
 
-def schnell_from(dev: FluxTransformer2DModel) -> FluxTransformer2DModel:
-    """[dev] without its guidance embedding; what that gave at the built-in guidance goes into the time embedding."""
+def schnell_from(base: FluxTransformer2DModel) -> FluxTransformer2DModel:
+    """The base itself to begin with; all that [schnell] does otherwise it learns."""
     model = build()
-    model.load_state_dict(dev.state_dict(), strict=False)
-    embed = dev.time_text_embed
-    with torch.no_grad():
-        # Rounded as within the model, where it is multiplied in bfloat16.
-        guidance = (torch.tensor([SCHNELL_GUIDANCE], dtype=torch.bfloat16) * 1000).float()
-        told = embed.guidance_embedder(embed.time_proj(guidance))
-        model.time_text_embed.timestep_embedder.linear_2.bias += told[0]
+    model.load_state_dict(base.state_dict())
     return model
 
 
@@ -71,9 +65,14 @@ def dev_loss(
 
 
 def schnell_loss(
-    student: FluxTransformer2DModel, dev: FluxTransformer2DModel, clean: torch.Tensor, words: Text, grid: Grid
+    student: FluxTransformer2DModel,
+    base: FluxTransformer2DModel,
+    clean: torch.Tensor,
+    words: Text,
+    empty: Text,
+    grid: Grid,
 ) -> torch.Tensor:
-    """Against where [dev] stands at the end of one of the four stretches, from a place where it begins."""
+    """Against where the guided base stands at the end of one of the four stretches, from a place where it begins."""
     marks = schedule(SCHNELL_STEPS, 1.0).to(clean.device)
     stretch = torch.randint(SCHNELL_STEPS, (len(clean),), device=clean.device)
     begin, end = marks[stretch], marks[stretch + 1]
@@ -83,19 +82,22 @@ def schnell_loss(
     with torch.no_grad():
         for k in range(SUBSTEPS):
             now, then = (begin + (end - begin) * part / SUBSTEPS for part in (k, k + 1))
-            latents = latents + (then - now)[:, None, None] * velocity(dev, latents, now, words, grid, scale)
+            way = guided(base, latents, now, words, empty, grid, scale)
+            latents = latents + (then - now)[:, None, None] * way
     wanted = (latents - start) / (end - begin)[:, None, None]
     return (velocity(student, start, begin, words, grid) - wanted).square().mean()
+
+
+LOSSES = {"dev": dev_loss, "schnell": schnell_loss}
 
 
 def train(
     kind: str, runs: Path, minutes: float, seed: int, stages: tuple[Stage, ...], peak: float, machine: Machine
 ) -> None:
     torch.manual_seed(seed)
-    master = load(runs / "transformer") if kind == "dev" else load(runs / "dev", guided=True)
-    student = dev_from(master) if kind == "dev" else schnell_from(master)
-    master, student = master.to(machine.device), student.to(machine.device)
-    for model in (master, student):
+    base = load(runs / "transformer").to(machine.device)
+    student = (dev_from(base) if kind == "dev" else schnell_from(base)).to(machine.device)
+    for model in (base, student):
         speed_up(model, machine)
     optimizers, average = Optimizers(student, peak, is_inner), Average(student, 0.995)
     run = Run(runs / kind, minutes, {"model": student, "optimizers": optimizers, "average": average}, machine.clock)
@@ -106,11 +108,8 @@ def train(
         # All sizes from the beginning: nothing new is learned about drawing.
         given = teacher.batch(1.0)
         words = teacher.read(given.prompts(rng))
-        if kind == "dev":
-            empty = teacher.encoders([""] * len(given.scenes), words[0].shape[1])
-            loss = dev_loss(student, master, given.latents, words, empty, given.grid)
-        else:
-            loss = schnell_loss(student, master, given.latents, words, given.grid)
+        empty = teacher.read([""] * len(given.scenes))
+        loss = LOSSES[kind](student, base, given.latents, words, empty, given.grid)
         torch.autograd.backward(loss)
         torch.nn.utils.clip_grad_norm_(student.parameters(), 1.0)
         optimizers.step(run.rate(peak))

@@ -6,9 +6,9 @@ import pytest
 import torch
 from diffusers import FlowMatchEulerDiscreteScheduler, FluxPipeline, FluxTransformer2DModel
 
-from training import flow
+from training import distil, flow
 from training.bank import pack, unpack
-from training.distil import SCHNELL_GUIDANCE, dev_from, schnell_from
+from training.distil import dev_from
 from training.flow import Text
 from training.transformer import build
 
@@ -65,15 +65,17 @@ def test_dev_begins_as_the_base_whatever_guidance_it_is_told(base: FluxTransform
         torch.testing.assert_close(given, wanted)
 
 
-def test_schnell_begins_as_dev_at_the_guidance_that_it_has_built_in(base: FluxTransformer2DModel) -> None:
-    dev = dev_from(base)
-    torch.nn.init.normal_(dev.time_text_embed.guidance_embedder.linear_2.weight, std=0.4)
-    latents, times = torch.randn(2, 4, 64), torch.rand(2)
-    told = flow.velocity(dev, latents, times, text(2), (2, 2), torch.full((2,), SCHNELL_GUIDANCE))
-    given = flow.velocity(schnell_from(dev), latents, times, text(2), (2, 2))
-    torch.testing.assert_close(given, told, atol=0.05, rtol=0.05)
-    other = flow.velocity(dev, latents, times, text(2), (2, 2), torch.full((2,), 7.0))
-    assert (other - told).abs().max() > 0.1
+@pytest.mark.parametrize(("guidance", "substeps", "as_asked"), [(1.0, 1, True), (3.0, 1, False), (1.0, 4, False)])
+def test_schnell_has_to_learn_guidance_and_long_steps_and_nothing_else(
+    base: FluxTransformer2DModel, monkeypatch: pytest.MonkeyPatch, guidance: float, substeps: int, as_asked: bool
+) -> None:
+    monkeypatch.setattr(distil, "SCHNELL_GUIDANCE", guidance)
+    monkeypatch.setattr(distil, "SUBSTEPS", substeps)
+    student, clean = distil.schnell_from(base), torch.randn(8, 4, 64)
+    words = text(8)
+    empty = (torch.zeros_like(words[0]), torch.zeros_like(words[1]))
+    loss = distil.schnell_loss(student, base, clean, words, empty, (2, 2))
+    assert (loss < 1e-4) == as_asked
 
 
 def test_guidance_of_one_is_the_prompt_alone_and_more_goes_further_that_way(base: FluxTransformer2DModel) -> None:
