@@ -7,7 +7,7 @@ from PIL import Image
 from training.drawings.ink import coverage, rendered
 from training.drawings.prompts import NAMES, prompt
 from training.drawings.sampling import Mixture, sampled
-from training.drawings.scene import INKS, THINGS, Inked, Item, Relation, Scene, Size
+from training.drawings.scene import INKS, THINGS, Inked, Item, Relation, Scene, Size, inked
 from training.drawings.strokes import bounds
 from training.drawings.styles import Style, broad_nib, loose_pencil
 from training.drawings.words import TEST_WORDS, TRAINING_WORDS, training_word
@@ -26,6 +26,18 @@ def test_a_thing_fills_its_square_and_does_not_leave_it(name: str) -> None:
     assert min(left, top) >= -1.15
     assert max(right, bottom) <= 1.15
     assert max(right - left, bottom - top) >= 1.5
+
+
+def test_a_thing_is_no_larger_on_larger_paper() -> None:
+    scene = Scene((Item("thing", "house", "blue"),), None, "white")
+    widths, centres = [], []
+    for side in (640, 1024):
+        (house,) = inked(scene, (side, side), np.random.default_rng(1))
+        left, top, right, bottom = bounds(house.strokes)
+        widths.append(right - left)
+        centres.append(((left + right) / 2 - side / 2, (top + bottom) / 2 - side / 2))
+    assert widths[0] == pytest.approx(widths[1])
+    assert centres[0] == pytest.approx(centres[1])
 
 
 def test_the_same_generator_draws_the_same_picture() -> None:
