@@ -44,11 +44,11 @@ def _mixed_jobs(checkpoint: Checkpoint) -> list[tuple[int, Job]]:
     """Of one size, and different in all else; each with the round in which it arrives."""
     loras = _loras(checkpoint)
     return [
-        (0, make_job(seeds=(1,), steps=5)),
-        (0, make_job(seeds=(1, 2), steps=3, loras=uses(whole=1.0), carried=loras)),
+        (0, make_job(seeds=(1,), steps=4)),
+        (0, make_job(seeds=(1, 2), steps=2, loras=uses(whole=1.0), carried=loras)),
         (0, make_job(seeds=(1,), steps=3, loras=uses(whole=-0.6), carried=loras)),
-        (1, make_job("inpainting", seeds=(3,), steps=4, loras=uses(attention=1.5, ranks=0.5), carried=loras)),
-        (2, make_job(seeds=(4,), steps=2, prompt="a fish", loras=uses(ranks=2.0), carried=loras)),
+        (1, make_job("inpainting", seeds=(3,), steps=3, loras=uses(attention=1.5, ranks=0.5), carried=loras)),
+        (2, make_job(seeds=(4,), steps=1, prompt="a fish", loras=uses(ranks=2.0), carried=loras)),
     ]
 
 
@@ -155,8 +155,8 @@ def test_pictures_without_loras_are_the_same_before_between_and_after_many_reque
 
     transformer: Any = Faulty(checkpoint.transformer, breaks, RuntimeError("no such kernel"))
     loop = Loop(replace(checkpoint, transformer=transformer), PoolSettings(model=""), Watch())
-    sittings = [Sitting(number, plain if number % 6 == 0 else requests.next()) for number in range(60)]
-    for start in range(0, 60, 6):
+    sittings = [Sitting(number, plain if number % 6 == 0 else requests.next()) for number in range(48)]
+    for start in range(0, 48, 6):
         loop.admit([sitting.task for sitting in sittings[start : start + 6]], ())
         sittings[start + 1].task.ticket.left = start % 4 == 0
         loop.round()
@@ -165,8 +165,8 @@ def test_pictures_without_loras_are_the_same_before_between_and_after_many_reque
         loop.round()
     assert all(np.array_equal(sitting.pixels[0], pure) for sitting in sittings[::6])
     ends = [type(sitting.end) for sitting in sittings if sitting.task.job.plan.loras]
-    assert len(ends) == 50
-    assert min(ends.count(Done), ends.count(Failed)) >= 12
+    assert len(ends) == 40
+    assert min(ends.count(Done), ends.count(Failed)) >= 8
     assert ends.count(Canceled) >= 2
     assert weights == _state(checkpoint)
 

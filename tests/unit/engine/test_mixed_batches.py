@@ -16,11 +16,11 @@ from tests.unit.engine.jobs import draw, draw_together, make_job
 def _mixed_jobs(size: tuple[int, int]) -> list[tuple[int, Job]]:
     """Of one size, and different in all else; each with the round in which it arrives."""
     return [
-        (0, make_job(size=size, prompt="a red sailboat", seeds=(1,), guidance=3.0, steps=6)),
+        (0, make_job(size=size, prompt="a red sailboat", seeds=(1,), guidance=3.0, steps=5)),
         (0, make_job(size=size, prompt="a blue fish in the sea " * 30, seeds=(2, 3), guidance=0.0, steps=3)),
-        (2, make_job("image_to_image", size=size, prompt="", seeds=(4,), guidance=7.5, steps=4, strength=0.7)),
-        (3, make_job("inpainting", size=size, prompt="a gold star", seeds=(5, 6), guidance=1.0, steps=2, strength=1.0)),
-        (4, make_job(size=size, prompt="a red sailboat", seeds=(1,), guidance=3.5, steps=1)),
+        (1, make_job("image_to_image", size=size, prompt="", seeds=(4,), guidance=7.5, steps=3, strength=0.7)),
+        (2, make_job("inpainting", size=size, prompt="a gold star", seeds=(5, 6), guidance=1.0, steps=2, strength=1.0)),
+        (3, make_job(size=size, prompt="a red sailboat", seeds=(1,), guidance=3.5, steps=1)),
     ]
 
 
