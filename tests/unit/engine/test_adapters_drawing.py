@@ -54,7 +54,7 @@ def _mixed_jobs(checkpoint: Checkpoint) -> list[tuple[int, Job]]:
 
 @pytest.mark.parametrize(
     ("precision", "geometry", "mix_loras"),
-    [("bf16", SMALL, True), ("bf16", WIDE, True), ("fp8", SMALL, True), ("bf16", SMALL, False)],
+    [("bf16", WIDE, True), ("fp8", SMALL, True), ("bf16", SMALL, False)],
 )
 def test_in_a_batch_of_different_loras_each_image_is_what_it_is_alone(
     checkpoints: Checkpoints, precision: Precision, geometry: Geometry, mix_loras: bool
@@ -141,9 +141,9 @@ class Requests:
         )
 
 
-@pytest.mark.parametrize("precision", ["bf16", "fp8"])
+@pytest.mark.parametrize(("precision", "count"), [("bf16", 48), ("fp8", 24)])
 def test_pictures_without_loras_are_the_same_before_between_and_after_many_requests_with_them(
-    checkpoints: Checkpoints, precision: Precision
+    checkpoints: Checkpoints, precision: Precision, count: int
 ) -> None:
     checkpoint = checkpoints.load("dev", precision)
     requests, plain = Requests(checkpoint, seed=7), make_job(size=TINY, seeds=(5,), steps=1)
@@ -155,8 +155,8 @@ def test_pictures_without_loras_are_the_same_before_between_and_after_many_reque
 
     transformer: Any = Faulty(checkpoint.transformer, breaks, RuntimeError("no such kernel"))
     loop = Loop(replace(checkpoint, transformer=transformer), PoolSettings(model=""), Watch())
-    sittings = [Sitting(number, plain if number % 6 == 0 else requests.next()) for number in range(48)]
-    for start in range(0, 48, 6):
+    sittings = [Sitting(number, plain if number % 6 == 0 else requests.next()) for number in range(count)]
+    for start in range(0, count, 6):
         loop.admit([sitting.task for sitting in sittings[start : start + 6]], ())
         sittings[start + 1].task.ticket.left = start % 4 == 0
         loop.round()
@@ -165,9 +165,9 @@ def test_pictures_without_loras_are_the_same_before_between_and_after_many_reque
         loop.round()
     assert all(np.array_equal(sitting.pixels[0], pure) for sitting in sittings[::6])
     ends = [type(sitting.end) for sitting in sittings if sitting.task.job.plan.loras]
-    assert len(ends) == 40
-    assert min(ends.count(Done), ends.count(Failed)) >= 8
-    assert ends.count(Canceled) >= 2
+    assert len(ends) == count * 5 / 6
+    assert min(ends.count(Done), ends.count(Failed)) >= count / 6
+    assert ends.count(Canceled) >= count / 24
     assert weights == _state(checkpoint)
 
 
