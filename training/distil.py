@@ -6,6 +6,7 @@ goes in several, on the schedule of four steps. Lessons and optimizers are those
 """
 
 import argparse
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -47,32 +48,31 @@ def schnell_from(base: FluxTransformer2DModel) -> FluxTransformer2DModel:
     return model
 
 
-def dev_loss(
-    student: FluxTransformer2DModel,
-    base: FluxTransformer2DModel,
-    clean: torch.Tensor,
-    words: Text,
-    empty: Text,
-    grid: Grid,
-) -> torch.Tensor:
+@dataclass(frozen=True, slots=True)
+class Given:
+    """What a loss is taken on: pictures, what is said of them, and what nothing said would be."""
+
+    clean: torch.Tensor
+    """(batch, tokens, 64)."""
+    words: Text
+    empty: Text
+    grid: Grid
+
+
+def dev_loss(student: FluxTransformer2DModel, base: FluxTransformer2DModel, given: Given) -> torch.Tensor:
     """Against two passes of the base, at a guidance drawn for each picture."""
+    clean = given.clean
     scale = GUIDANCE_FROM + (GUIDANCE_TO - GUIDANCE_FROM) * torch.rand(len(clean), device=clean.device)
     times = training_times(len(clean), shift(clean.shape[1])).to(clean.device)
     latents = noised(clean, torch.randn_like(clean), times)
     with torch.no_grad():
-        wanted = guided(base, latents, times, words, empty, grid, scale)
-    return (velocity(student, latents, times, words, grid, scale) - wanted).square().mean()
+        wanted = guided(base, latents, times, given.words, given.empty, given.grid, scale)
+    return (velocity(student, latents, times, given.words, given.grid, scale) - wanted).square().mean()
 
 
-def schnell_loss(
-    student: FluxTransformer2DModel,
-    base: FluxTransformer2DModel,
-    clean: torch.Tensor,
-    words: Text,
-    empty: Text,
-    grid: Grid,
-) -> torch.Tensor:
+def schnell_loss(student: FluxTransformer2DModel, base: FluxTransformer2DModel, given: Given) -> torch.Tensor:
     """Against where the guided base stands at the end of one of the four stretches, from a place where it begins."""
+    clean = given.clean
     marks = schedule(SCHNELL_STEPS, 1.0).to(clean.device)
     stretch = torch.randint(SCHNELL_STEPS, (len(clean),), device=clean.device)
     begin, end = marks[stretch], marks[stretch + 1]
@@ -82,10 +82,10 @@ def schnell_loss(
     with torch.no_grad():
         for k in range(SUBSTEPS):
             now, then = (begin + (end - begin) * part / SUBSTEPS for part in (k, k + 1))
-            way = guided(base, latents, now, words, empty, grid, scale)
+            way = guided(base, latents, now, given.words, given.empty, given.grid, scale)
             latents = latents + (then - now)[:, None, None] * way
     wanted = (latents - start) / (end - begin)[:, None, None]
-    return (velocity(student, start, begin, words, grid) - wanted).square().mean()
+    return (velocity(student, start, begin, given.words, given.grid) - wanted).square().mean()
 
 
 LOSSES = {"dev": dev_loss, "schnell": schnell_loss}
@@ -106,10 +106,9 @@ def train(
     teacher = Teacher(runs, rng, stages, machine)
     for _ in run.steps():
         # All sizes from the beginning: nothing new is learned about drawing.
-        given = teacher.batch(1.0)
-        words = teacher.read(given.prompts(rng))
-        empty = teacher.read([""] * len(given.scenes))
-        loss = LOSSES[kind](student, base, given.latents, words, empty, given.grid)
+        batch = teacher.batch(1.0)
+        words, empty = teacher.read(batch.prompts(rng)), teacher.read([""] * len(batch.scenes))
+        loss = LOSSES[kind](student, base, Given(batch.latents, words, empty, batch.grid))
         torch.autograd.backward(loss)
         torch.nn.utils.clip_grad_norm_(student.parameters(), 1.0)
         optimizers.step(run.rate(peak))

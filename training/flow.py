@@ -76,6 +76,20 @@ def velocity(
     return given.float()
 
 
+def flow_loss(
+    model: FluxTransformer2DModel,
+    clean: torch.Tensor,
+    text: Text,
+    grid: tuple[int, int],
+    guidance: torch.Tensor | None = None,
+) -> torch.Tensor:
+    """How far the model's velocity is from that between pictures and noise, at a time drawn for each picture."""
+    times = training_times(len(clean), shift(clean.shape[1])).to(clean.device)
+    noise = torch.randn_like(clean)
+    guess = velocity(model, noised(clean, noise, times), times, text, grid, guidance)
+    return (guess - (noise - clean)).square().mean()
+
+
 def guided(
     model: FluxTransformer2DModel,
     latents: torch.Tensor,

@@ -19,7 +19,7 @@ from training.attention import speed_up
 from training.bank import Grid, Shelf
 from training.drawings.sampling import Mixture
 from training.drawings.styles import Style, broad_nib, loose_pencil
-from training.flow import noised, shift, training_times, velocity
+from training.flow import flow_loss
 from training.machine import Machine, add_arguments, chosen
 from training.run import Run
 from training.teacher import load_vae
@@ -96,12 +96,8 @@ def train(name: str, course: Course, runs: Path, minutes: float, seed: int, peak
         given = shelf.batch(rng, course.batch * machine.batch_factor)
         with torch.no_grad():
             words = readers([f"{course.trigger}, {said}" for said in given.prompts(rng)], TEXT_TOKENS)
-        clean = given.latents
-        times = training_times(len(clean), shift(clean.shape[1])).to(machine.device)
-        noise = torch.randn_like(clean)
-        told = torch.full((len(clean),), GUIDANCE, device=machine.device)
-        guess = velocity(model, noised(clean, noise, times), times, words, given.grid, told)
-        loss = (guess - (noise - clean)).square().mean()
+        told = torch.full((len(words[0]),), GUIDANCE, device=machine.device)
+        loss = flow_loss(model, given.latents, words, given.grid, told)
         torch.autograd.backward(loss)
         torch.nn.utils.clip_grad_norm_(weights, 1.0)
         for group in optimizer.param_groups:

@@ -17,7 +17,7 @@ from diffusers.models.transformers.transformer_flux import FluxAttention
 from training.attention import speed_up
 from training.curriculum import STAGES, Stage
 from training.encoders import WIDTH
-from training.flow import noised, shift, training_times, velocity
+from training.flow import flow_loss
 from training.machine import Machine, add_arguments, chosen
 from training.muon import Optimizers
 from training.run import Average, Run
@@ -98,10 +98,7 @@ def train(runs: Path, minutes: float, seed: int, stages: tuple[Stage, ...], peak
     for _ in run.steps():
         given = teacher.batch(run.progress)
         prompts = ["" if rng.random() < WITHOUT_TEXT else said for said in given.prompts(rng)]
-        times = training_times(len(prompts), shift(given.latents.shape[1])).to(machine.device)
-        noise = torch.randn_like(given.latents)
-        guess = velocity(model, noised(given.latents, noise, times), times, teacher.read(prompts), given.grid)
-        loss = (guess - (noise - given.latents)).square().mean()
+        loss = flow_loss(model, given.latents, teacher.read(prompts), given.grid)
         torch.autograd.backward(loss)
         torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
         optimizers.step(run.rate(peak))

@@ -58,7 +58,7 @@ class Course:
 class Pace:
     """Which steps of each image are worth telling: the first, the last, and between them one every `TELL_EVERY_S`.
 
-    An event on its way out wakes threads of four processes, and nobody reads faster than that.
+    An event on its way out wakes threads of several processes, and nobody reads faster than that.
     """
 
     def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:

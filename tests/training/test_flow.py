@@ -74,7 +74,7 @@ def test_schnell_has_to_learn_guidance_and_long_steps_and_nothing_else(
     student, clean = distil.schnell_from(base), torch.randn(8, 4, 64)
     words = text(8)
     empty = (torch.zeros_like(words[0]), torch.zeros_like(words[1]))
-    loss = distil.schnell_loss(student, base, clean, words, empty, (2, 2))
+    loss = distil.schnell_loss(student, base, distil.Given(clean, words, empty, (2, 2)))
     assert (loss < 1e-4) == as_asked
 
 

@@ -166,7 +166,7 @@ def test_pictures_without_loras_are_the_same_before_between_and_after_many_reque
     assert all(np.array_equal(sitting.pixels[0], pure) for sitting in sittings[::6])
     ends = [type(sitting.end) for sitting in sittings if sitting.task.job.plan.loras]
     assert len(ends) == count * 5 / 6
-    assert min(ends.count(Done), ends.count(Failed)) >= count / 6
+    assert min(ends.count(Done), ends.count(Failed)) >= count / 5
     assert ends.count(Canceled) >= count / 24
     assert weights == _state(checkpoint)
 
