@@ -1,6 +1,5 @@
 """From error to answer, in both styles."""
 
-import logging
 from collections.abc import AsyncGenerator, Awaitable, Callable
 
 import httpx
@@ -14,6 +13,7 @@ from starlette.types import ASGIApp, Receive, Scope, Send
 
 from serve.api.problem import ErrorTable
 from serve.errors import EngineFailed, NotFound, NotReady, PoolFull, Unauthenticated
+from tests.logs import Logs
 
 STYLES = ["/v1/here", "/here"]
 
@@ -89,21 +89,21 @@ async def test_problems_have_a_type_of_their_own() -> None:
 
 
 @pytest.mark.parametrize("path", STYLES)
-async def test_any_other_error_tells_only_the_id_of_the_request(path: str, caplog: pytest.LogCaptureFixture) -> None:
+async def test_any_other_error_tells_only_the_id_of_the_request(path: str, logs: Logs) -> None:
     answer = await answered(path, raising(RuntimeError("secret at 10.0.0.1")))
     assert answer.status_code == 500
     assert "request-1" in answer.json()["detail"]
     assert answer.headers["X-Request-ID"] == "request-1"
     assert "secret" not in answer.text
-    [logged] = [record for record in caplog.records if record.levelno == logging.ERROR]
+    [logged] = logs.errors
     assert "request-1" in logged.getMessage()
     assert logged.exc_info is not None
     assert "secret" in str(logged.exc_info[1])
 
 
-async def test_a_client_that_left_is_no_error(caplog: pytest.LogCaptureFixture) -> None:
+async def test_a_client_that_left_is_no_error(logs: Logs) -> None:
     assert (await answered("/here", raising(ClientDisconnect()))).status_code == 499
-    assert caplog.records == []
+    assert logs.records == []
 
 
 async def test_an_error_after_the_answer_began_is_not_answered_again() -> None:

@@ -17,6 +17,7 @@ from serve.engine.watch import Watch
 from serve.errors import EngineFailed
 from serve.events import Stepped
 from serve.settings import PoolSettings
+from tests.logs import Logs
 from tests.unit.engine.checkpoints import Checkpoints
 from tests.unit.engine.faults import Faulty, first_call
 from tests.unit.engine.jobs import draw, draw_together, make_job
@@ -38,7 +39,7 @@ def _with_fault(checkpoint: Checkpoint, part: str, **fault: Any) -> Checkpoint:
     ("part", "method"), [("t5", "__call__"), ("clip", "__call__"), ("vae", "encode"), ("vae", "decode")]
 )
 def test_a_fault_in_one_jobs_work_ends_that_job_only(
-    checkpoint: Checkpoint, part: str, method: str, caplog: pytest.LogCaptureFixture
+    checkpoint: Checkpoint, part: str, method: str, logs: Logs
 ) -> None:
     faulty = _with_fault(checkpoint, part, condition=first_call(), error=SECRET, method=method)
     jobs = [(0, make_job("image_to_image", seeds=(1, 2))), (0, make_job("inpainting", prompt="a fish", seeds=(3,)))]
@@ -46,7 +47,7 @@ def test_a_fault_in_one_jobs_work_ends_that_job_only(
     assert isinstance(failed.end, Failed)
     assert isinstance(failed.end.error, EngineFailed)
     assert "secret" not in str(failed.end.error)
-    assert "secret" in caplog.text
+    assert "secret" in logs.text
     assert np.array_equal(well.pixels, draw(checkpoint, jobs[1][1]).pixels)
 
 

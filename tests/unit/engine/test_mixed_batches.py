@@ -27,7 +27,7 @@ def _mixed_jobs(size: tuple[int, int]) -> list[tuple[int, Job]]:
 @pytest.mark.parametrize(
     ("precision", "geometry", "size"),
     [
-        ("bf16", SMALL, (160, 144)),
+        ("bf16", SMALL, (112, 96)),
         ("fp8", SMALL, (96, 64)),
         ("bf16", WIDE, (96, 64)),
     ],

@@ -14,6 +14,7 @@ from serve.engine.job import Picture
 from serve.engine.safety import TwoStages, build_checker
 from serve.errors import CheckpointUnusable
 from serve.settings import SafetySettings
+from tests.logs import Logs
 from tests.safety_folders import FLAGS_ALL, FLAGS_NONE, SIDE, make_classifier, make_concepts
 
 CPU = torch.device("cpu")
@@ -64,13 +65,11 @@ def test_a_threshold_between_pictures_flags_the_closer_ones(tmp_path: Path, pict
     assert flags(tmp_path, pictures, threshold, -9.0) == [score > threshold for score in scores]
 
 
-def test_a_second_stage_that_fails_clears_nothing(
-    tmp_path: Path, pictures: list[Picture], caplog: pytest.LogCaptureFixture
-) -> None:
+def test_a_second_stage_that_fails_clears_nothing(tmp_path: Path, pictures: list[Picture], logs: Logs) -> None:
     classifier = make_classifier(tmp_path / "vit", normal=9.0, side=2 * SIDE)
     checker = TwoStages(make_concepts(tmp_path / "concepts", FLAGS_ALL), classifier, CPU)
     assert checker.flag(pictures[0])
-    assert "the second stage of the safety checker failed" in caplog.text
+    assert "the second stage of the safety checker failed" in logs.text
 
 
 def test_weights_that_are_missing_are_not_made_up(tmp_path: Path) -> None:

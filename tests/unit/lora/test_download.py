@@ -17,6 +17,7 @@ from serve.lora.address import Address
 from serve.lora.download import Downloader, Progress, Saved
 from serve.lora.site import WEB, Site
 from tests.local_server import LocalServer
+from tests.logs import Logs
 from tests.unit.lora.imitations import PublishedFile, asked_with, header, settings_for
 from tests.unit.media.test_fetch import TRUSTS_NOBODY
 
@@ -234,12 +235,10 @@ async def test_a_private_address_is_refused_first_and_after_a_redirect(
     assert store.asked == []
 
 
-async def test_a_disk_that_takes_nothing_fails_without_a_path(
-    site: LocalServer, tmp_path: Path, caplog: pytest.LogCaptureFixture
-) -> None:
+async def test_a_disk_that_takes_nothing_fails_without_a_path(site: LocalServer, tmp_path: Path, logs: Logs) -> None:
     why = await failure(site, PublishedFile(site, "/a", BODY).url, tmp_path / "missing" / "a")
     assert why == "it could not be stored; the operator's log has the cause"
-    assert "missing" in caplog.text
+    assert "missing" in logs.text
 
 
 async def test_only_so_many_downloads_run_at_once(site: LocalServer, tmp_path: Path) -> None:
@@ -349,10 +348,8 @@ async def test_a_page_to_sign_in_is_no_file(site: LocalServer, tmp_path: Path) -
     assert found.startswith("its server asks to sign in; it needs an account at Hugging Face: the operator")
 
 
-async def test_no_secret_is_in_an_error_or_a_log(
-    site: LocalServer, tmp_path: Path, caplog: pytest.LogCaptureFixture
-) -> None:
-    caplog.set_level(logging.DEBUG)
+async def test_no_secret_is_in_an_error_or_a_log(site: LocalServer, tmp_path: Path, logs: Logs) -> None:
+    logging.getLogger().setLevel(logging.DEBUG)
     address = Address(site.answer("/a?sig=query", status="403 Forbidden"), hub(site, "sesame"))
     site.answer("/a", status="403 Forbidden")
     for path in (tmp_path / "a", tmp_path / "missing" / "a"):
@@ -363,7 +360,7 @@ async def test_no_secret_is_in_an_error_or_a_log(
         while error:
             assert "sesame" not in f"{error!r} {error}"
             error = error.__cause__
-    assert "sesame" not in caplog.text
+    assert "sesame" not in logs.text
     assert "sesame" not in repr(address)
     assert header(site.heads[0], "authorization") == "Bearer sesame"
 

@@ -21,6 +21,7 @@ from serve.lora.reference import ReplicateModel
 from serve.lora.spelling import read_reference
 from serve.settings import Secrets
 from tests.local_server import LocalServer, Names
+from tests.logs import Logs
 from tests.unit.lora import imitations, lora_files
 from tests.unit.lora.geometries import TINY
 from tests.unit.lora.imitations import SECRETS, PublishedFile, asked_with, settings_for
@@ -393,7 +394,7 @@ async def test_a_local_file_over_the_limit_is_refused(bench: Bench) -> None:
 
 
 async def test_a_full_disk_while_unpacking_is_told_to_the_operator(
-    bench: Bench, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+    bench: Bench, monkeypatch: pytest.MonkeyPatch, logs: Logs
 ) -> None:
     def full(*_: object) -> None:
         raise OSError(28, "No space left on device")
@@ -402,7 +403,7 @@ async def test_a_full_disk_while_unpacking_is_told_to_the_operator(
     error = await bench.failure(at_a_url(bench, WEIGHTS))
     assert isinstance(error, FetchFailed)
     assert error.why == "it could not be stored; the operator's log has the cause"
-    assert "No space left on device" in caplog.text
+    assert "No space left on device" in logs.text
 
 
 async def test_a_cancelled_load_leaves_nothing(bench: Bench) -> None:

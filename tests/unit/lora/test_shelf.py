@@ -11,6 +11,7 @@ import pytest
 from serve.lora.brought import Facts
 from serve.lora.packed import Block
 from serve.lora.shelf import Card, Shelf, key_of
+from tests.logs import Logs
 
 
 def block(number: int, size: int = 100) -> Block:
@@ -97,13 +98,13 @@ def test_what_is_larger_than_the_shelf_is_not_kept_and_harms_nobody(tmp_path: Pa
     assert shelf.cards() == {"a": kept}
 
 
-def test_a_disk_that_cannot_be_written_costs_only_time(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+def test_a_disk_that_cannot_be_written_costs_only_time(tmp_path: Path, logs: Logs) -> None:
     occupied = tmp_path / "file"
     occupied.write_bytes(b"")
     shelf = Shelf(occupied, 1000)
     key = keep(shelf, "a", block(1)).facts.key
     assert (shelf.cards(), shelf.read(key)) == ({}, None)
-    assert "could not be kept on the disk" in caplog.text
+    assert "could not be kept on the disk" in logs.text
 
 
 def test_a_block_that_breaks_off_while_it_is_written_never_appears(

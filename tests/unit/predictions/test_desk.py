@@ -2,7 +2,6 @@
 
 import asyncio
 import contextvars
-import logging
 
 import pytest
 
@@ -21,6 +20,7 @@ from serve.predictions.record import Prediction
 from serve.settings import PoolSettings, Settings
 from tests.fakes import DONE, ONE_IMAGE, FakeFetcher, FakePool, drawn
 from tests.house import House, house
+from tests.logs import Logs
 from tests.pictures import data_uri, png
 
 CAT = {"prompt": "a cat", "seed": 7, "num_inference_steps": 2}
@@ -136,12 +136,12 @@ async def test_an_error_of_ours_gives_its_own_sentence(error: ServiceError, text
 
 
 async def test_any_other_error_gives_a_fixed_sentence_and_a_traceback_in_the_log(
-    caplog: pytest.LogCaptureFixture,
+    logs: Logs,
 ) -> None:
     last = await ended(house(FakePool((Started(), RuntimeError("secret at 10.0.0.1")))), CAT)
     assert last.status == "failed"
     assert last.error == f"an internal error; the operator's log has its cause under {last.id}"
-    [logged] = [record for record in caplog.records if record.levelno == logging.ERROR]
+    [logged] = logs.errors
     assert last.id in logged.getMessage()
     assert logged.exc_info is not None
     assert "secret" in str(logged.exc_info[1])
