@@ -62,12 +62,12 @@ STAGES = (
     Stage(
         1.0,
         {
-            "short": 2,
+            "short": 3,
             "small": 2,
-            "middling": 1,
-            **dict.fromkeys((*_MEDIUM, *_LARGE), 0.5),
-            "0.25 MP 1:1": 3,
-            "1 MP 1:1": 6,
+            "middling": 0.5,
+            **dict.fromkeys((*_MEDIUM, *_LARGE), 0.25),
+            "0.25 MP 1:1": 5,
+            "1 MP 1:1": 2,
         },
     ),
 )

@@ -23,7 +23,7 @@ from training.run import Average, Run
 
 MIXTURE = Mixture(two_things=0.25, word=0.4, labelled=0.05)
 SIDES_PX = (128, 192, 256)
-FRAMES = (1.0, 1.0, 0.8, 0.625)
+FRAMES = (1.0, 1.0, 0.75, 0.5)
 """Of a picture's side: large pictures are drawn on in their middle alone."""
 POOL = 4096
 

@@ -29,9 +29,9 @@ Relation = Literal["left of", "right of", "above", "below"]
 Size = tuple[int, int]
 Box = tuple[float, float, float, float]
 """Centre x, centre y, width, height, in pixels."""
-FRAME_PX = 640
+FRAME_PX = 512
 """Of paper whose shorter side is longer than this only the middle is drawn on: things and letters have a size of their
-own, as a hand has its reach, and a large picture is no harder to draw than a middling one."""
+own, as a hand has its reach, so what was learned at 512 by 512 holds for all larger pictures."""
 
 
 @dataclass(frozen=True, slots=True)
