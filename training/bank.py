@@ -16,6 +16,7 @@ from training.drawings.sampling import Mixture, sampled
 from training.drawings.scene import Scene
 from training.drawings.strokes import Rng
 from training.drawings.styles import Style
+from training.flow import Place
 from training.machine import Machine
 from training.pixels import to_tensor
 from training.text import spoken
@@ -58,7 +59,7 @@ def decode(vae: AutoencoderKL, tokens: torch.Tensor, grid: Grid) -> torch.Tensor
 
 @dataclass(frozen=True, slots=True)
 class Batch:
-    grid: Grid
+    place: Place
     latents: torch.Tensor
     scenes: list[Scene]
 
@@ -132,7 +133,8 @@ class Shelf:
         self.path.parent.mkdir(parents=True, exist_ok=True)
         torch.save({"numbers": self.numbers, "latents": self.latents}, self.path)
 
-    def batch(self, rng: Rng, count: int) -> Batch:
+    def batch(self, rng: Rng, count: int, corner: Grid = (0, 0)) -> Batch:
+        """Some of them, as if they lay on larger paper with so many tokens above and to the left."""
         places = rng.integers(len(self.numbers), size=count)
         latents = self.latents[torch.from_numpy(places)].to(self.machine.device, torch.float32)
-        return Batch(self.grid, latents, [self.scene(self.numbers[place]) for place in places])
+        return Batch(Place(*self.grid, *corner), latents, [self.scene(self.numbers[place]) for place in places])

@@ -2,7 +2,7 @@
 
 from dataclasses import dataclass
 
-from serve.catalog import SIZES
+from serve.catalog import SIZES, Size
 from training.bank import STRIDE_PX, Grid
 from training.drawings.sampling import Mixture
 
@@ -22,6 +22,9 @@ class Lesson:
     pictures: int
     """Kept at hand; some are renewed all the time."""
     batch: int
+    corners: tuple[Grid, ...] = ((0, 0),)
+    """Tokens above and to the left of it: where a picture may lie on larger paper. The paper around costs much and
+    teaches little, so of large pictures it is mostly their middle that is learned."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -30,6 +33,21 @@ class Stage:
     """Progress of the run, 0 to 1, at which the next stage begins."""
     lessons: dict[str, float]
     """Names of lessons and how often each is taken."""
+
+
+_SIDE = 16
+"""Tokens a side at 512 by 512. On larger paper things are no larger, so its middle of this size shows all of one."""
+
+
+def _middle(size: Size) -> Grid:
+    """Where that middle lies on paper of `size` (width, height)."""
+    width, height = size
+    return (height // STRIDE_PX - _SIDE) // 2, (width // STRIDE_PX - _SIDE) // 2
+
+
+ORIGIN = (0, 0)
+MIDDLES = tuple(_middle(size) for size in SIZES["1"].values())
+SQUARE_MIDDLE = _middle(SIZES["1"]["1:1"])
 
 
 def _of_the_service(megapixels: str, pictures: int, square_pictures: int, batch: int) -> dict[str, Lesson]:
@@ -46,8 +64,8 @@ _MEDIUM = _of_the_service("0.25", 300, 1200, batch=8)
 _LARGE = _of_the_service("1", 60, 400, batch=4)
 LESSONS: dict[str, Lesson] = {
     "steady": Lesson("steady", (16, 16), STEADY, 600, 8),
-    "one": Lesson("one", (16, 16), ONE_THING, 1200, 8),
-    "short": Lesson("short", (16, 16), SHORT_WORDS, 1500, 8),
+    "one": Lesson("one", (16, 16), ONE_THING, 1200, 8, (ORIGIN, SQUARE_MIDDLE, *MIDDLES)),
+    "short": Lesson("short", (16, 16), SHORT_WORDS, 1500, 8, (ORIGIN, SQUARE_MIDDLE, SQUARE_MIDDLE)),
     "small": Lesson("small", (8, 8), ALL, 1500, 16),
     "middling": Lesson("middling", (12, 12), ALL, 800, 12),
     **_MEDIUM,
@@ -62,12 +80,13 @@ STAGES = (
     Stage(
         1.0,
         {
-            "short": 3,
-            "small": 2,
+            "one": 2,
+            "short": 4,
+            "small": 1.5,
             "middling": 0.5,
             **dict.fromkeys((*_MEDIUM, *_LARGE), 0.25),
-            "0.25 MP 1:1": 5,
-            "1 MP 1:1": 2,
+            "0.25 MP 1:1": 2,
+            "1 MP 1:1": 1.5,
         },
     ),
 )

@@ -15,7 +15,7 @@ from diffusers import FluxTransformer2DModel
 
 from training.attention import speed_up
 from training.curriculum import STAGES, Stage
-from training.flow import Text, guided, noised, schedule, shift, training_times, velocity
+from training.flow import Place, Text, guided, noised, schedule, shift, training_times, velocity
 from training.machine import Machine, add_arguments, chosen
 from training.muon import Optimizers
 from training.run import Average, Run
@@ -28,8 +28,6 @@ SCHNELL_GUIDANCE = 3.0
 """What [schnell] has built in."""
 SUBSTEPS = 2
 """Steps of the base that one of [schnell] takes the place of: each costs two passes of the base."""
-
-Grid = tuple[int, int]
 
 
 def dev_from(base: FluxTransformer2DModel) -> FluxTransformer2DModel:
@@ -56,7 +54,7 @@ class Given:
     """(batch, tokens, 64)."""
     words: Text
     empty: Text
-    grid: Grid
+    place: Place
 
 
 def dev_loss(student: FluxTransformer2DModel, base: FluxTransformer2DModel, given: Given) -> torch.Tensor:
@@ -66,8 +64,8 @@ def dev_loss(student: FluxTransformer2DModel, base: FluxTransformer2DModel, give
     times = training_times(len(clean), shift(clean.shape[1])).to(clean.device)
     latents = noised(clean, torch.randn_like(clean), times)
     with torch.no_grad():
-        wanted = guided(base, latents, times, given.words, given.empty, given.grid, scale)
-    return (velocity(student, latents, times, given.words, given.grid, scale) - wanted).square().mean()
+        wanted = guided(base, latents, times, given.words, given.empty, given.place, scale)
+    return (velocity(student, latents, times, given.words, given.place, scale) - wanted).square().mean()
 
 
 def schnell_loss(student: FluxTransformer2DModel, base: FluxTransformer2DModel, given: Given) -> torch.Tensor:
@@ -82,10 +80,10 @@ def schnell_loss(student: FluxTransformer2DModel, base: FluxTransformer2DModel, 
     with torch.no_grad():
         for k in range(SUBSTEPS):
             now, then = (begin + (end - begin) * part / SUBSTEPS for part in (k, k + 1))
-            way = guided(base, latents, now, given.words, given.empty, given.grid, scale)
+            way = guided(base, latents, now, given.words, given.empty, given.place, scale)
             latents = latents + (then - now)[:, None, None] * way
     wanted = (latents - start) / (end - begin)[:, None, None]
-    return (velocity(student, start, begin, given.words, given.grid) - wanted).square().mean()
+    return (velocity(student, start, begin, given.words, given.place) - wanted).square().mean()
 
 
 LOSSES = {"dev": dev_loss, "schnell": schnell_loss}
@@ -108,7 +106,7 @@ def train(
         # All sizes from the beginning: nothing new is learned about drawing.
         batch = teacher.batch(1.0)
         words, empty = teacher.read(batch.prompts(rng)), teacher.read([""] * len(batch.scenes))
-        loss = LOSSES[kind](student, base, Given(batch.latents, words, empty, batch.grid))
+        loss = LOSSES[kind](student, base, Given(batch.latents, words, empty, batch.place))
         torch.autograd.backward(loss)
         torch.nn.utils.clip_grad_norm_(student.parameters(), 1.0)
         optimizers.step(run.rate(peak))

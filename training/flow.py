@@ -5,12 +5,23 @@ Times here are 1 (noise) to 0 (picture). Knows nothing of training loops or file
 
 import math
 from itertools import pairwise
+from typing import NamedTuple
 
 import torch
 from diffusers import FluxTransformer2DModel
 
 Text = tuple[torch.Tensor, torch.Tensor]
 """T5's tokens (batch, text_tokens, width) and CLIP's pooled vectors (batch, width)."""
+
+
+class Place(NamedTuple):
+    """Rows and columns of a picture's tokens, and how many more lie above and to the left of it on larger paper."""
+
+    rows: int
+    columns: int
+    top: int = 0
+    left: int = 0
+
 
 BEGINNING = 0.15
 """How far down from 1 the times reach of which a third of training is."""
@@ -40,11 +51,11 @@ def training_times(count: int, factor: float) -> torch.Tensor:
     return torch.where(torch.rand(count) < 1 / 3, 1 - BEGINNING * torch.rand(count), later)
 
 
-def position_ids(rows: int, columns: int) -> torch.Tensor:
+def position_ids(place: Place) -> torch.Tensor:
     """(rows * columns, 3): nothing, row, column of every token."""
-    ids = torch.zeros(rows, columns, 3)
-    ids[..., 1] = torch.arange(rows)[:, None]
-    ids[..., 2] = torch.arange(columns)[None]
+    ids = torch.zeros(place.rows, place.columns, 3)
+    ids[..., 1] = place.top + torch.arange(place.rows)[:, None]
+    ids[..., 2] = place.left + torch.arange(place.columns)[None]
     return ids.reshape(-1, 3)
 
 
@@ -58,17 +69,17 @@ def velocity(
     latents: torch.Tensor,
     times: torch.Tensor,
     text: Text,
-    grid: tuple[int, int],
+    place: Place,
     guidance: torch.Tensor | None = None,
 ) -> torch.Tensor:
-    """(batch, tokens, 64) in float32; `grid`: rows and columns of tokens; `guidance`: (batch,) if the model has it."""
+    """(batch, tokens, 64) in float32; `guidance`: (batch,) if the model has it."""
     with torch.autocast(latents.device.type, torch.bfloat16):
         given: torch.Tensor = model(
             hidden_states=latents,
             encoder_hidden_states=text[0],
             pooled_projections=text[1],
             timestep=times,
-            img_ids=position_ids(*grid).to(latents.device),
+            img_ids=position_ids(place).to(latents.device),
             txt_ids=torch.zeros(text[0].shape[1], 3, device=latents.device),
             guidance=guidance,
             return_dict=False,
@@ -80,13 +91,13 @@ def flow_loss(
     model: FluxTransformer2DModel,
     clean: torch.Tensor,
     text: Text,
-    grid: tuple[int, int],
+    place: Place,
     guidance: torch.Tensor | None = None,
 ) -> torch.Tensor:
     """How far the model's velocity is from that between pictures and noise, at a time drawn for each picture."""
     times = training_times(len(clean), shift(clean.shape[1])).to(clean.device)
     noise = torch.randn_like(clean)
-    guess = velocity(model, noised(clean, noise, times), times, text, grid, guidance)
+    guess = velocity(model, noised(clean, noise, times), times, text, place, guidance)
     return (guess - (noise - clean)).square().mean()
 
 
@@ -96,7 +107,7 @@ def guided(
     times: torch.Tensor,
     text: Text,
     empty: Text,
-    grid: tuple[int, int],
+    place: Place,
     scale: torch.Tensor,
 ) -> torch.Tensor:
     """Classifier-free guidance: two passes of a model without a guidance embedding. `scale` is (batch,)."""
@@ -105,7 +116,7 @@ def guided(
         torch.cat([latents, latents]),
         torch.cat([times, times]),
         (torch.cat([text[0], empty[0]]), torch.cat([text[1], empty[1]])),
-        grid,
+        place,
     )
     with_text, without = both.chunk(2)
     return without + scale[:, None, None] * (with_text - without)
@@ -128,17 +139,18 @@ def sample(
     A model with a guidance embedding is told `guidance`; one without gets it from outside, or none if it is 1.
     """
     count = text[0].shape[0]
-    tokens = grid[0] * grid[1]
+    place = Place(*grid)
+    tokens = place.rows * place.columns
     latents = torch.randn(count, tokens, 64, generator=torch.Generator().manual_seed(seed)).to(text[0])
     scale = torch.full((count,), guidance, device=latents.device)
     times = schedule(steps, shift(tokens) if shift_factor is None else shift_factor)
     for now, then in pairwise(times):
         at = now.to(latents).expand(count)
         if model.config.guidance_embeds:
-            step = velocity(model, latents, at, text, grid, scale)
+            step = velocity(model, latents, at, text, place, scale)
         elif guidance == 1:
-            step = velocity(model, latents, at, text, grid)
+            step = velocity(model, latents, at, text, place)
         else:
-            step = guided(model, latents, at, text, empty, grid, scale)
+            step = guided(model, latents, at, text, empty, place, scale)
         latents = latents + (then - now) * step
     return latents

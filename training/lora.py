@@ -97,7 +97,7 @@ def train(name: str, course: Course, runs: Path, minutes: float, seed: int, peak
         with torch.no_grad():
             words = readers([f"{course.trigger}, {said}" for said in given.prompts(rng)], TEXT_TOKENS)
         told = torch.full((len(words[0]),), GUIDANCE, device=machine.device)
-        loss = flow_loss(model, given.latents, words, given.grid, told)
+        loss = flow_loss(model, given.latents, words, given.place, told)
         torch.autograd.backward(loss)
         torch.nn.utils.clip_grad_norm_(weights, 1.0)
         for group in optimizer.param_groups:

@@ -36,7 +36,9 @@ class Teacher:
         if not self.machine.workers and self.rng.random() < RENEWED:
             # On one core shelves are small; where others draw they are large enough from the beginning.
             shelf.renew(self.rng, 1)
-        return shelf.batch(self.rng, LESSONS[name].batch * self.machine.batch_factor)
+        lesson = LESSONS[name]
+        corner = lesson.corners[int(self.rng.integers(len(lesson.corners)))]
+        return shelf.batch(self.rng, lesson.batch * self.machine.batch_factor, corner)
 
     def _shelf(self, name: str) -> Shelf:
         if name not in self._shelves:

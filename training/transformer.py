@@ -98,7 +98,7 @@ def train(runs: Path, minutes: float, seed: int, stages: tuple[Stage, ...], peak
     for _ in run.steps():
         given = teacher.batch(run.progress)
         prompts = ["" if rng.random() < WITHOUT_TEXT else said for said in given.prompts(rng)]
-        loss = flow_loss(model, given.latents, teacher.read(prompts), given.grid)
+        loss = flow_loss(model, given.latents, teacher.read(prompts), given.place)
         torch.autograd.backward(loss)
         torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
         optimizers.step(run.rate(peak))

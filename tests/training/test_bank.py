@@ -9,8 +9,9 @@ from diffusers import AutoencoderKL
 
 from serve.catalog import SIZES
 from training.bank import STRIDE_PX, Shelf, decode, encode
-from training.curriculum import LESSONS, STAGES, STEADY, lessons_at
+from training.curriculum import LESSONS, MIDDLES, STAGES, STEADY, lessons_at
 from training.drawings.sampling import Mixture
+from training.drawings.scene import Item, Scene, inked
 from training.machine import CPU
 
 
@@ -86,3 +87,13 @@ def test_one_thing_by_a_steady_hand_comes_first_and_every_size_of_the_service_co
     served = {(height // STRIDE_PX, width // STRIDE_PX) for table in SIZES.values() for width, height in table.values()}
     assert served <= taught
     assert all(side % STRIDE_PX == 0 for table in SIZES.values() for size in table.values() for side in size)
+
+
+def test_what_is_learned_of_large_paper_is_where_one_thing_is_drawn() -> None:
+    """The middle 16 by 16 tokens of every large size: a thing in 512 by 512 has the same place in them."""
+    scene = Scene((Item("thing", "house", "blue"),), None, "white")
+    (alone,) = inked(scene, (512, 512), np.random.default_rng(0))
+    for (width, height), (top, left) in zip(SIZES["1"].values(), MIDDLES, strict=True):
+        (house,) = inked(scene, (width, height), np.random.default_rng(0))
+        shift = np.array([left, top]) * STRIDE_PX
+        np.testing.assert_allclose(house.strokes[0] - shift, alone.strokes[0], atol=8)

@@ -9,7 +9,7 @@ from diffusers import FlowMatchEulerDiscreteScheduler, FluxPipeline, FluxTransfo
 from training import distil, flow
 from training.bank import pack, unpack
 from training.distil import dev_from
-from training.flow import Text
+from training.flow import Place, Text
 from training.transformer import build
 
 pytestmark = pytest.mark.filterwarnings("ignore:Mismatch dtype")
@@ -49,19 +49,21 @@ def test_packing_is_that_of_diffusers_and_can_be_undone() -> None:
 
 def test_positions_are_those_of_diffusers() -> None:
     ids = FluxPipeline._prepare_latent_image_ids(1, 3, 5, torch.device("cpu"), torch.float32)
-    torch.testing.assert_close(flow.position_ids(3, 5), ids)
+    torch.testing.assert_close(flow.position_ids(Place(3, 5)), ids)
+    on_larger_paper = flow.position_ids(Place(2, 3, top=1, left=2))
+    torch.testing.assert_close(on_larger_paper, ids.view(3, 5, 3)[1:, 2:].reshape(-1, 3))
 
 
 def test_a_fresh_transformer_gives_nothing_so_the_first_loss_is_that_of_guessing_zero() -> None:
-    given = flow.velocity(build(), torch.randn(1, 4, 64), torch.rand(1), text(1), (2, 2))
+    given = flow.velocity(build(), torch.randn(1, 4, 64), torch.rand(1), text(1), Place(2, 2))
     assert not given.any()
 
 
 def test_dev_begins_as_the_base_whatever_guidance_it_is_told(base: FluxTransformer2DModel) -> None:
     dev, latents, times = dev_from(base), torch.randn(2, 4, 64), torch.rand(2)
-    wanted = flow.velocity(base, latents, times, text(2), (2, 2))
+    wanted = flow.velocity(base, latents, times, text(2), Place(2, 2))
     for guidance in (1.0, 5.0):
-        given = flow.velocity(dev, latents, times, text(2), (2, 2), torch.full((2,), guidance))
+        given = flow.velocity(dev, latents, times, text(2), Place(2, 2), torch.full((2,), guidance))
         torch.testing.assert_close(given, wanted)
 
 
@@ -74,17 +76,17 @@ def test_schnell_has_to_learn_guidance_and_long_steps_and_nothing_else(
     student, clean = distil.schnell_from(base), torch.randn(8, 4, 64)
     words = text(8)
     empty = (torch.zeros_like(words[0]), torch.zeros_like(words[1]))
-    loss = distil.schnell_loss(student, base, distil.Given(clean, words, empty, (2, 2)))
+    loss = distil.schnell_loss(student, base, distil.Given(clean, words, empty, Place(2, 2)))
     assert (loss < 1e-4) == as_asked
 
 
 def test_guidance_of_one_is_the_prompt_alone_and_more_goes_further_that_way(base: FluxTransformer2DModel) -> None:
     latents, times, words = torch.randn(1, 4, 64), torch.rand(1), text(1)
     empty = torch.zeros_like(words[0]), torch.zeros_like(words[1])
-    alone = flow.velocity(base, latents, times, words, (2, 2))
-    without = flow.velocity(base, latents, times, empty, (2, 2))
+    alone = flow.velocity(base, latents, times, words, Place(2, 2))
+    without = flow.velocity(base, latents, times, empty, Place(2, 2))
     for scale in (1.0, 3.0):
-        given = flow.guided(base, latents, times, words, empty, (2, 2), torch.tensor([scale]))
+        given = flow.guided(base, latents, times, words, empty, Place(2, 2), torch.tensor([scale]))
         torch.testing.assert_close(given, without + scale * (alone - without), atol=0.03, rtol=0.03)
 
 
