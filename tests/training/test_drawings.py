@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from training.drawings.handwriting import handwriting
 from training.drawings.ink import coverage, rendered
 from training.drawings.prompts import NAMES, prompt
 from training.drawings.sampling import Mixture, sampled
@@ -121,3 +122,14 @@ def test_a_steady_hand_draws_nearly_the_same_each_time() -> None:
         return float(np.abs(first - second).mean())
 
     assert difference(0.1) < 0.6 * difference(1.0)
+
+
+@pytest.mark.parametrize("word", ["mill", "jumbo"])
+def test_every_letter_has_the_same_room_and_joins_the_next(word: str) -> None:
+    strokes = handwriting(word, np.random.default_rng(0))
+    points = np.concatenate(strokes)
+    rooms = np.histogram(points[:, 0], bins=len(word), range=(-len(word) / 2, len(word) / 2))[0]
+    assert (rooms > 3).all()
+    ends = np.array([stroke[place] for stroke in strokes for place in (0, -1)])
+    for border in np.arange(1, len(word)) - len(word) / 2:
+        assert np.hypot(*(ends - (border, 0)).T).min() < 0.1

@@ -13,7 +13,7 @@ from safetensors.torch import load_file
 from serve.lora.formats import FormatReader
 from serve.lora.geometry import Geometry
 from training import autoencoder, distil, encoders, lora, run, teacher, transformer
-from training.curriculum import ONE_THING, Lesson, Stage
+from training.curriculum import STEADY, Lesson, Stage
 from training.machine import CPU, Machine
 
 pytestmark = pytest.mark.filterwarnings("ignore:Mismatch dtype")
@@ -39,7 +39,7 @@ def _tiny_lessons_by_the_step(monkeypatch: pytest.MonkeyPatch) -> None:
     ticks = count()
     monkeypatch.setattr(Machine, "clock", lambda _: float(next(ticks)))
     monkeypatch.setattr(run, "LOG_EVERY_STEPS", 10)
-    monkeypatch.setattr(teacher, "LESSONS", {"tiny": Lesson("tiny", (1, 1), ONE_THING, 4, 2)})
+    monkeypatch.setattr(teacher, "LESSONS", {"tiny": Lesson("tiny", (1, 1), STEADY, 4, 2)})
 
 
 def first_and_last_loss(folder: Path) -> tuple[float, float]:

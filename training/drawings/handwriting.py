@@ -1,6 +1,7 @@
 """Words as strokes of a hand: the public-domain Hershey script, letter joined to letter. Knows nothing of pixels.
 
-The letters come from the PyPI package Hershey-Fonts (its code MIT, the glyph data free to use).
+The letters come from the PyPI package Hershey-Fonts (its code MIT, the glyph data free to use). Each has as much room
+as any other, so where a letter stands follows from how many there are, and not from which.
 """
 
 from functools import cache
@@ -8,10 +9,14 @@ from functools import cache
 import numpy as np
 from HersheyFonts import HersheyFonts
 
-from training.drawings.strokes import Rng, Strokes
+from training.drawings.strokes import Rng, Stroke, Strokes, line
 
 FONT = "cursive"
 """A joined script of single strokes."""
+_CELL = 18.0
+"""Width of a letter's room, in the font's units: that of an n, joins and all."""
+_JOIN_Y, _MIDDLE_Y = 4.0, 4.5
+"""Heights, y down, at which every letter begins and ends, and of the middle of an a."""
 
 
 @cache
@@ -22,12 +27,25 @@ def _font() -> HersheyFonts:
 
 
 @cache
-def _letters(word: str) -> tuple[tuple[tuple[float, float], ...], ...]:
-    return tuple(tuple(stroke) for stroke in _font().strokes_for_text(word) if len(stroke) > 1)
+def _letter(letter: str) -> tuple[Stroke, ...]:
+    """Its strokes in a room from -1/2 to 1/2: wide ones pressed, narrow ones with longer joins."""
+    strokes = [np.array(stroke, dtype=np.float64) for stroke in _font().strokes_for_text(letter) if len(stroke) > 1]
+    advance = max(stroke[:, 0].max() for stroke in strokes)
+    pressed = min(1.0, _CELL / advance)
+    left = (_CELL - pressed * advance) / 2
+    placed = [stroke * (pressed, 1.0) + (left, 0.0) for stroke in strokes]
+    if left:
+        placed += [line((0, _JOIN_Y), (left, _JOIN_Y)), line((_CELL - left, _JOIN_Y), (_CELL, _JOIN_Y))]
+    return tuple((stroke - (_CELL / 2, _MIDDLE_Y)) / _CELL for stroke in placed)
 
 
 def handwriting(word: str, rng: Rng) -> Strokes:
-    """The word with a slant and a baseline of its own; y down, units of the font."""
+    """The word around the origin with a slant and a baseline of its own; a letter's room is 1 wide, y down."""
     slant, rise = rng.normal(-0.1, 0.05), rng.normal(0, 0.015)
     shear = np.array([[1, slant], [rise, 1]])
-    return [np.array(stroke, dtype=np.float64) @ shear.T for stroke in _letters(word)]
+    places = np.arange(len(word)) - (len(word) - 1) / 2
+    return [
+        (stroke + np.array([place, 0])) @ shear.T
+        for letter, place in zip(word, places, strict=True)
+        for stroke in _letter(letter)
+    ]

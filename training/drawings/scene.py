@@ -33,6 +33,9 @@ FRAME_PX = 512
 """Of paper whose shorter side is longer than this only the middle is drawn on: things and letters have a size of their
 own, as a hand has its reach, so what was learned at 512 by 512 holds for all larger pictures."""
 
+LETTER = 3 / 16
+"""Room of a letter, in sides of the frame: three tokens at 512 by 512, and less for words of more than four letters."""
+
 
 @dataclass(frozen=True, slots=True)
 class Item:
@@ -66,7 +69,7 @@ def _boxes(scene: Scene, frame: tuple[float, float], rng: Rng, unsteadiness: flo
     short = min(frame)
     if len(scene.items) == 1:
         part = 0.74 + unsteadiness * rng.uniform(-0.08, 0.08)
-        wide = width * 0.86 if scene.items[0].kind == "word" else short * part
+        wide = width * 0.82 if scene.items[0].kind == "word" else short * part
         # The picture's middle, a little beside it.
         x, y = np.array([width, height]) / 2 + unsteadiness * rng.normal(0, 0.02, 2) * short
         return [(float(x), float(y), wide, short * part)]
@@ -77,7 +80,7 @@ def _boxes(scene: Scene, frame: tuple[float, float], rng: Rng, unsteadiness: flo
         boxes = [(width * 0.26, height / 2, side, side), (width * 0.74, height / 2, side, side)]
     else:
         side = min(height * part, width * 0.8)
-        upper, lower = (width * 0.86 if item.kind == "word" else side for item in scene.items)
+        upper, lower = (width * 0.82 if item.kind == "word" else side for item in scene.items)
         boxes = [(width / 2, height * 0.26, upper, side), (width / 2, height * 0.74, lower, side)]
     jitter = unsteadiness * rng.normal(0, 0.012, (2, 2)) * short
     boxes = [(b[0] + j[0], b[1] + j[1], b[2], b[3]) for b, j in zip(boxes, jitter, strict=True)]
@@ -95,14 +98,12 @@ def inked(scene: Scene, size: Size, rng: Rng, unsteadiness: float = 1.0, frame_p
     out = []
     for item, (x, y, wide, high) in zip(scene.items, _boxes(scene, frame, rng, unsteadiness), strict=True):
         if item.kind == "word":
-            strokes, strength = handwriting(item.name, rng), 0.5 * unsteadiness
-            # Letters of about the same height in every word: the font's units, not the word's outline, say how high.
-            unit = min(high / 32, wide / max(np.ptp(np.concatenate(strokes)[:, 0]), 22))
-            box = np.ptp(np.concatenate(strokes), axis=0) * unit
-            strokes = fitted(strokes, (0, 0), (2, 2))
+            letter_px = min(LETTER * min(frame), wide / len(item.name), high / 2)
+            strokes = shaken(handwriting(item.name, rng), rng, 0.5 * unsteadiness)
+            placed = [stroke * letter_px + (left + x, top + y) for stroke in strokes]
         else:
-            strokes, strength, box = THINGS[item.name](rng), unsteadiness, np.array([wide, high])
-        placed = fitted(shaken(strokes, rng, strength), (left + x, top + y), (float(box[0]), float(box[1])))
+            strokes = shaken(THINGS[item.name](rng), rng, unsteadiness)
+            placed = fitted(strokes, (left + x, top + y), (wide, high))
         tint = rng.normal(0, 6, 3)
         red, green, blue = (int(np.clip(c + t, 0, 255)) for c, t in zip(INKS[item.ink], tint, strict=True))
         out.append(Inked(placed, (red, green, blue), width_px))
