@@ -41,15 +41,17 @@ _SIDE = 16
 """Tokens a side at 512 by 512. On larger paper things are no larger, so its middle of this size shows all of one."""
 
 
-def _middle(size: Size) -> Grid:
+def middle(size: Size) -> Grid:
     """Where that middle lies on paper of `size` (width, height)."""
     width, height = size
     return (height // STRIDE_PX - _SIDE) // 2, (width // STRIDE_PX - _SIDE) // 2
 
 
 ORIGIN = (0, 0)
-MIDDLES = tuple(_middle(size) for size in SIZES["1"].values())
-SQUARE_MIDDLE = _middle(SIZES["1"]["1:1"])
+SQUARE_MIDDLE = middle(SIZES["1"]["1:1"])
+FURTHEST = max(max(middle(size)) for size in SIZES["1"].values())
+ANYWHERE = tuple((top, left) for top in range(FURTHEST + 1) for left in range(FURTHEST + 1))
+"""Places that no table of sizes holds too: what is drawn must follow the middle of the paper, wherever that lies."""
 
 
 def _of_the_service(megapixels: str, pictures: int, square_pictures: int, batch: int) -> dict[str, Lesson]:
@@ -62,12 +64,17 @@ def _of_the_service(megapixels: str, pictures: int, square_pictures: int, batch:
     return lessons
 
 
+def _mostly(*corners: Grid) -> tuple[Grid, ...]:
+    """These half of the time, and any other place for the rest."""
+    return (*ANYWHERE, *(len(ANYWHERE) // len(corners) * corners))
+
+
 _MEDIUM = _of_the_service("0.25", 150, 400, batch=8)
 _LARGE = _of_the_service("1", 30, 150, batch=4)
 LESSONS: dict[str, Lesson] = {
     "steady": Lesson("steady", (_SIDE, _SIDE), STEADY, 600, 8),
-    "one": Lesson("one", (_SIDE, _SIDE), ONE, 2400, 8, (*(6 * (ORIGIN,)), *(5 * (SQUARE_MIDDLE,)), *MIDDLES)),
-    "pair": Lesson("pair", (_SIDE, _SIDE), PAIR, 1200, 8, (ORIGIN, SQUARE_MIDDLE)),
+    "one": Lesson("one", (_SIDE, _SIDE), ONE, 2400, 8, _mostly(ORIGIN, SQUARE_MIDDLE)),
+    "pair": Lesson("pair", (_SIDE, _SIDE), PAIR, 1200, 8, _mostly(ORIGIN, SQUARE_MIDDLE)),
     "small": Lesson("small", (8, 8), ALL, 1500, 16),
     "middling": Lesson("middling", (12, 12), ALL, 800, 12),
     **_MEDIUM,
