@@ -13,10 +13,13 @@ SHARES = {"autoencoder": 0.05, "text": 0.01, "recogniser": 0.02, "transformer": 
 """Of the whole time. The recogniser is frozen before anything that it will judge has begun."""
 
 
-def commands(runs: Path, out: Path, minutes: float, device: str, *, compiles: bool = False) -> list[list[str]]:
+def commands(
+    runs: Path, out: Path, minutes: float, device: str, *, threads: int = 1, compiles: bool = False
+) -> list[list[str]]:
     """The arguments of every part's module, in their order."""
     blocks = ["--compile"] if compiles else []
-    spans = {part: ["--minutes", str(round(minutes * share, 2)), "--device", device] for part, share in SHARES.items()}
+    where = ["--device", device, "--threads", str(threads)]
+    spans = {part: ["--minutes", str(round(minutes * share, 2)), *where] for part, share in SHARES.items()}
     return [
         ["training.autoencoder", "--folder", str(runs / "autoencoder"), *spans["autoencoder"]],
         ["training.text", "--folder", str(runs / "text"), *spans["text"]],
@@ -34,10 +37,12 @@ def main() -> None:
     parser.add_argument("--out", type=Path, default=Path("serve/models"))
     parser.add_argument("--hours", type=float, default=40, help="time of all parts together, of the processor on a CPU")
     parser.add_argument("--device", default="cpu", choices=["cpu", "cuda"])
+    parser.add_argument("--threads", type=int, default=1, help="of a CPU; more pay where nothing else runs")
     parser.add_argument("--compile", action="store_true", help="compile the transformers' blocks: faster on a CPU")
     arguments = parser.parse_args()
     minutes = arguments.hours * 60
-    for command in commands(arguments.runs, arguments.out, minutes, arguments.device, compiles=arguments.compile):
+    places = arguments.runs, arguments.out
+    for command in commands(*places, minutes, arguments.device, threads=arguments.threads, compiles=arguments.compile):
         print("==", *command, flush=True)
         subprocess.run([sys.executable, "-m", *command], check=True)
 

@@ -69,14 +69,14 @@ def _mostly(*corners: Grid) -> tuple[Grid, ...]:
     return (*ANYWHERE, *(9 * len(ANYWHERE) // len(corners) * corners))
 
 
-_MEDIUM = _of_the_service("0.25", 150, 400, batch=8)
-_LARGE = _of_the_service("1", 30, 150, batch=4)
+_MEDIUM = _of_the_service("0.25", 150, 400, batch=16)
+_LARGE = _of_the_service("1", 30, 150, batch=8)
 LESSONS: dict[str, Lesson] = {
-    "steady": Lesson("steady", (_SIDE, _SIDE), STEADY, 600, 8),
-    "one": Lesson("one", (_SIDE, _SIDE), ONE, 2400, 8, _mostly(ORIGIN, SQUARE_MIDDLE, SQUARE_MIDDLE)),
-    "pair": Lesson("pair", (_SIDE, _SIDE), PAIR, 1200, 8, _mostly(ORIGIN, SQUARE_MIDDLE, SQUARE_MIDDLE)),
-    "small": Lesson("small", (8, 8), ALL, 1500, 16),
-    "middling": Lesson("middling", (12, 12), ALL, 800, 12),
+    "steady": Lesson("steady", (_SIDE, _SIDE), STEADY, 600, 16),
+    "one": Lesson("one", (_SIDE, _SIDE), ONE, 2400, 16, _mostly(ORIGIN, SQUARE_MIDDLE, SQUARE_MIDDLE)),
+    "pair": Lesson("pair", (_SIDE, _SIDE), PAIR, 1200, 16, _mostly(ORIGIN, SQUARE_MIDDLE, SQUARE_MIDDLE)),
+    "small": Lesson("small", (8, 8), ALL, 1500, 32),
+    "middling": Lesson("middling", (12, 12), ALL, 800, 24),
     **_MEDIUM,
     **_LARGE,
 }

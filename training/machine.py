@@ -1,6 +1,7 @@
 """What training runs on: the device, how far batches grow on it, the processes that draw, and the clock of a run.
 
-A CPU is one core and draws as it goes. A GPU takes larger batches, and other processes draw for it meanwhile.
+A CPU is as many cores as it is told, one by default, and draws as it goes. A GPU takes larger batches, and other
+processes draw for it meanwhile.
 """
 
 import argparse
@@ -83,6 +84,7 @@ def add_arguments(parser: argparse.ArgumentParser, *, compiles: bool = False) ->
     """`compiles`: what is trained is a transformer, whose blocks can be compiled."""
     parser.add_argument("--device", default="cpu", choices=["cpu", "cuda"])
     parser.add_argument("--workers", type=int, help="processes that draw; none on a CPU, all cores but one on a GPU")
+    parser.add_argument("--threads", type=int, default=1, help="of a CPU; more pay where nothing else runs")
     parser.add_argument("--batch-factor", type=int, help="how far batches grow; 1 on a CPU, 8 on a GPU")
     if compiles:
         parser.add_argument("--compile", action="store_true", help="compile the blocks first: a fifth faster on a CPU")
@@ -94,5 +96,5 @@ def chosen(arguments: argparse.Namespace) -> Machine:
     workers = arguments.workers if arguments.workers is not None else max(1, (os.cpu_count() or 2) - 1) if gpu else 0
     factor = arguments.batch_factor or (8 if gpu else 1)
     if not gpu:
-        torch.set_num_threads(1)
+        torch.set_num_threads(arguments.threads)
     return Machine(torch.device(arguments.device), workers, factor, getattr(arguments, "compile", False))

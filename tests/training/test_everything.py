@@ -22,10 +22,11 @@ def test_each_part_comes_after_what_it_stands_on() -> None:
 
 def test_each_part_gets_its_share_of_the_minutes() -> None:
     transformer = next(
-        command for command in commands(Path("r"), Path("o"), 100, "cuda") if "transformer" in command[0]
+        command for command in commands(Path("r"), Path("o"), 100, "cuda", threads=2) if "transformer" in command[0]
     )
     assert transformer[transformer.index("--minutes") + 1] == str(100 * SHARES["transformer"])
     assert transformer[transformer.index("--device") + 1] == "cuda"
+    assert transformer[transformer.index("--threads") + 1] == "2"
 
 
 def test_only_transformers_are_compiled() -> None:
