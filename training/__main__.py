@@ -41,8 +41,14 @@ def main() -> None:
     parser.add_argument("--compile", action="store_true", help="compile the transformers' blocks: faster on a CPU")
     arguments = parser.parse_args()
     minutes = arguments.hours * 60
-    places = arguments.runs, arguments.out
-    for command in commands(*places, minutes, arguments.device, threads=arguments.threads, compiles=arguments.compile):
+    for command in commands(
+        arguments.runs,
+        arguments.out,
+        minutes,
+        arguments.device,
+        threads=arguments.threads,
+        compiles=arguments.compile,
+    ):
         print("==", *command, flush=True)
         subprocess.run([sys.executable, "-m", *command], check=True)
 

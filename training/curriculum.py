@@ -12,6 +12,7 @@ STEADY = Mixture(two_things=0, word=0, labelled=0, unsteadiness=0.2)
 ONE = Mixture(two_things=0, word=0.5, labelled=0, longest_word=5, unsteadiness=HAND)
 PAIR = Mixture(two_things=0.9, word=0, labelled=0.1, longest_word=5, unsteadiness=HAND)
 ALL = Mixture(unsteadiness=HAND)
+ORIGIN = (0, 0)
 
 
 @dataclass(frozen=True, slots=True)
@@ -24,7 +25,7 @@ class Lesson:
     pictures: int
     """Kept at hand; some are renewed all the time."""
     batch: int
-    corners: tuple[Grid, ...] = ((0, 0),)
+    corners: tuple[Grid, ...] = (ORIGIN,)
     """Tokens above and to the left of it: where a picture may lie on larger paper. The paper around costs much and
     teaches little, so of large pictures it is mostly their middle that is learned."""
 
@@ -47,11 +48,12 @@ def middle(size: Size) -> Grid:
     return (height // STRIDE_PX - _SIDE) // 2, (width // STRIDE_PX - _SIDE) // 2
 
 
-ORIGIN = (0, 0)
 SQUARE_MIDDLE = middle(SIZES["1"]["1:1"])
 FURTHEST = max(max(middle(size)) for size in SIZES["1"].values())
 ANYWHERE = tuple((top, left) for top in range(FURTHEST + 1) for left in range(FURTHEST + 1))
 """Places that no table of sizes holds too: what is drawn must follow the middle of the paper, wherever that lies."""
+CORNERS = (*ANYWHERE, *(3 * len(ANYWHERE) * (ORIGIN, SQUARE_MIDDLE, SQUARE_MIDDLE)))
+"""The two squares nine times of ten: with half of the time it took long to learn any."""
 
 
 def _of_the_service(megapixels: str, pictures: int, square_pictures: int, batch: int) -> dict[str, Lesson]:
@@ -64,17 +66,12 @@ def _of_the_service(megapixels: str, pictures: int, square_pictures: int, batch:
     return lessons
 
 
-def _mostly(*corners: Grid) -> tuple[Grid, ...]:
-    """These nine times of ten, and any other place for the rest: with half of the time it took long to learn any."""
-    return (*ANYWHERE, *(9 * len(ANYWHERE) // len(corners) * corners))
-
-
 _MEDIUM = _of_the_service("0.25", 150, 400, batch=16)
 _LARGE = _of_the_service("1", 30, 150, batch=8)
 LESSONS: dict[str, Lesson] = {
     "steady": Lesson("steady", (_SIDE, _SIDE), STEADY, 600, 16),
-    "one": Lesson("one", (_SIDE, _SIDE), ONE, 2400, 16, _mostly(ORIGIN, SQUARE_MIDDLE, SQUARE_MIDDLE)),
-    "pair": Lesson("pair", (_SIDE, _SIDE), PAIR, 1200, 16, _mostly(ORIGIN, SQUARE_MIDDLE, SQUARE_MIDDLE)),
+    "one": Lesson("one", (_SIDE, _SIDE), ONE, 2400, 16, CORNERS),
+    "pair": Lesson("pair", (_SIDE, _SIDE), PAIR, 1200, 16, CORNERS),
     "small": Lesson("small", (8, 8), ALL, 1500, 32),
     "middling": Lesson("middling", (12, 12), ALL, 800, 24),
     **_MEDIUM,

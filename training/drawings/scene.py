@@ -31,8 +31,9 @@ Box = tuple[float, float, float, float]
 """Centre x, centre y, width, height, in pixels."""
 FRAME_PX = 512
 """Of paper whose shorter side is longer than this only the middle is drawn on: things and letters have a size of their
-own, as a hand has its reach, so what was learned at 512 by 512 holds for all larger pictures."""
-
+own, as a hand has its reach, so that a form spans as many tokens as at 512 by 512."""
+WORD = 0.82
+"""Width that a word may take, in widths of the frame."""
 LETTER = 3 / 16
 """Room of a letter, in sides of the frame: three tokens at 512 by 512, and less for words of more than four letters."""
 
@@ -69,7 +70,7 @@ def _boxes(scene: Scene, frame: tuple[float, float], rng: Rng, unsteadiness: flo
     short = min(frame)
     if len(scene.items) == 1:
         part = 0.74 + unsteadiness * rng.uniform(-0.08, 0.08)
-        wide = width * 0.82 if scene.items[0].kind == "word" else short * part
+        wide = width * WORD if scene.items[0].kind == "word" else short * part
         # The picture's middle, a little beside it.
         x, y = np.array([width, height]) / 2 + unsteadiness * rng.normal(0, 0.02, 2) * short
         return [(float(x), float(y), wide, short * part)]
@@ -80,7 +81,7 @@ def _boxes(scene: Scene, frame: tuple[float, float], rng: Rng, unsteadiness: flo
         boxes = [(width * 0.26, height / 2, side, side), (width * 0.74, height / 2, side, side)]
     else:
         side = min(height * part, width * 0.8)
-        upper, lower = (width * 0.82 if item.kind == "word" else side for item in scene.items)
+        upper, lower = (width * WORD if item.kind == "word" else side for item in scene.items)
         boxes = [(width / 2, height * 0.26, upper, side), (width / 2, height * 0.74, lower, side)]
     jitter = unsteadiness * rng.normal(0, 0.012, (2, 2)) * short
     boxes = [(b[0] + j[0], b[1] + j[1], b[2], b[3]) for b, j in zip(boxes, jitter, strict=True)]
