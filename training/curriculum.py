@@ -1,10 +1,11 @@
-"""What the transformer is taught, in which order: one thing by a steady hand first, large pictures and pairs last."""
+"""What the transformer is taught, in which order: one thing by a steady hand first, then pairs, then whole paper."""
 
 from dataclasses import dataclass
 
 from serve.catalog import SIZES, Size
 from training.bank import STRIDE_PX, Grid
 from training.drawings.sampling import Mixture
+from training.drawings.scene import FRAME_PX
 
 HAND = 0.4
 """Unsteadiness of what is taught: the less a form varies, the sooner it is learned. The judge knows hands of 1."""
@@ -26,8 +27,8 @@ class Lesson:
     """Kept at hand; some are renewed all the time."""
     batch: int
     corners: tuple[Grid, ...] = (ORIGIN,)
-    """Tokens above and to the left of it: where a picture may lie on larger paper. The paper around costs much and
-    teaches little, so of large pictures it is mostly their middle that is learned."""
+    """Tokens above and to the left of it: where it may lie on larger paper. The paper around costs much and teaches
+    little, so it is mostly the square that is drawn on that is learned."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -38,22 +39,20 @@ class Stage:
     """Names of lessons and how often each is taken."""
 
 
-_SIDE = 16
-"""Tokens a side at 512 by 512. On larger paper things are no larger, so its middle of this size shows all of one."""
+_SIDE = FRAME_PX // STRIDE_PX
+"""Tokens a side of the square that is drawn on."""
 
 
 def middle(size: Size) -> Grid:
-    """Where that middle lies on paper of `size` (width, height)."""
+    """Where that square lies on paper of `size` (width, height)."""
     width, height = size
     return (height // STRIDE_PX - _SIDE) // 2, (width // STRIDE_PX - _SIDE) // 2
 
 
-SQUARE_MIDDLE = middle(SIZES["1"]["1:1"])
-FURTHEST = max(max(middle(size)) for size in SIZES["1"].values())
-ANYWHERE = tuple((top, left) for top in range(FURTHEST + 1) for left in range(FURTHEST + 1))
-"""Places that no table of sizes holds too: what is drawn must follow the middle of the paper, wherever that lies."""
-CORNERS = (*ANYWHERE, *(3 * len(ANYWHERE) * (ORIGIN, SQUARE_MIDDLE, SQUARE_MIDDLE)))
-"""The two squares nine times of ten: with half of the time it took long to learn any."""
+_SQUARES = (ORIGIN, middle(SIZES["0.25"]["1:1"]), middle(SIZES["1"]["1:1"]))
+_OTHERS = tuple(middle(size) for sizes in SIZES.values() for size in sizes.values())
+CORNERS = (*_OTHERS, *(len(_OTHERS) * (*_SQUARES, _SQUARES[-1])))
+"""Paper of 1024 by 1024 twice of five times, the two smaller squares once each, and once any shape."""
 
 
 def _of_the_service(megapixels: str, pictures: int, square_pictures: int, batch: int) -> dict[str, Lesson]:
@@ -66,32 +65,28 @@ def _of_the_service(megapixels: str, pictures: int, square_pictures: int, batch:
     return lessons
 
 
-_MEDIUM = _of_the_service("0.25", 150, 400, batch=16)
-_LARGE = _of_the_service("1", 30, 150, batch=8)
+_MEDIUM = _of_the_service("0.25", 60, 400, batch=16)
+_LARGE = _of_the_service("1", 20, 150, batch=5)
 LESSONS: dict[str, Lesson] = {
-    "steady": Lesson("steady", (_SIDE, _SIDE), STEADY, 600, 16),
-    "one": Lesson("one", (_SIDE, _SIDE), ONE, 2400, 16, CORNERS),
-    "pair": Lesson("pair", (_SIDE, _SIDE), PAIR, 1200, 16, CORNERS),
-    "small": Lesson("small", (8, 8), ALL, 1500, 32),
-    "middling": Lesson("middling", (12, 12), ALL, 800, 24),
+    "steady": Lesson("steady", (_SIDE, _SIDE), STEADY, 1500, 48, CORNERS),
+    "one": Lesson("one", (_SIDE, _SIDE), ONE, 4000, 48, CORNERS),
+    "pair": Lesson("pair", (_SIDE, _SIDE), PAIR, 2000, 48, CORNERS),
     **_MEDIUM,
     **_LARGE,
 }
 
 STAGES = (
-    Stage(0.11, {"steady": 1}),
-    Stage(0.2, {"one": 1}),
-    Stage(0.36, {"one": 6, "pair": 4, "small": 2, "middling": 2}),
+    Stage(0.1, {"steady": 1}),
+    Stage(0.3, {"one": 1}),
+    Stage(0.5, {"one": 3, "pair": 2}),
     Stage(
         1.0,
         {
-            "one": 5,
+            "one": 4,
             "pair": 4,
-            "small": 1.5,
-            "middling": 0.5,
-            **dict.fromkeys((*_MEDIUM, *_LARGE), 0.25),
-            "0.25 MP 1:1": 1,
-            "1 MP 1:1": 1.5,
+            **dict.fromkeys((*_MEDIUM, *_LARGE), 0.12),
+            "0.25 MP 1:1": 2,
+            "1 MP 1:1": 2.5,
         },
     ),
 )

@@ -29,13 +29,15 @@ Relation = Literal["left of", "right of", "above", "below"]
 Size = tuple[int, int]
 Box = tuple[float, float, float, float]
 """Centre x, centre y, width, height, in pixels."""
-FRAME_PX = 512
-"""Of paper whose shorter side is longer than this only the middle is drawn on: things and letters have a size of their
-own, as a hand has its reach, so that a form spans as many tokens as at 512 by 512."""
+FRAME_PX = 256
+"""Only a square of this side, in the middle of the paper, is drawn on: things and letters have a size of their own, as a
+hand has its reach, so that a form spans as many tokens on any paper."""
+GRAIN_PX = 32
+"""The square begins at a whole number of these, so that on any paper the same lines fall into the same tokens."""
 WORD = 0.82
-"""Width that a word may take, in widths of the frame."""
-LETTER = 3 / 16
-"""Room of a letter, in sides of the frame: three tokens at 512 by 512, and less for words of more than four letters."""
+"""Width that a word may take, in widths of the square."""
+LETTER = 1 / 4
+"""Room of a letter, in sides of the square: two tokens, and less for words of more than three letters."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -65,41 +67,36 @@ class Inked:
     width_px: float
 
 
-def _boxes(scene: Scene, frame: tuple[float, float], rng: Rng, unsteadiness: float) -> list[Box]:
-    width, height = frame
-    short = min(frame)
+def _boxes(scene: Scene, frame_px: float, rng: Rng, unsteadiness: float) -> list[Box]:
+    near, half, far = (part * frame_px for part in (0.26, 0.5, 0.74))
     if len(scene.items) == 1:
-        part = 0.74 + unsteadiness * rng.uniform(-0.08, 0.08)
-        wide = width * WORD if scene.items[0].kind == "word" else short * part
-        # The picture's middle, a little beside it.
-        x, y = np.array([width, height]) / 2 + unsteadiness * rng.normal(0, 0.02, 2) * short
-        return [(float(x), float(y), wide, short * part)]
-    beside = scene.relation in ("left of", "right of")
-    part = 0.41 + unsteadiness * rng.uniform(-0.03, 0.03)
-    if beside:
-        side = min(width * part, height * 0.8)
-        boxes = [(width * 0.26, height / 2, side, side), (width * 0.74, height / 2, side, side)]
+        side = (0.74 + unsteadiness * rng.uniform(-0.08, 0.08)) * frame_px
+        wide = WORD * frame_px if scene.items[0].kind == "word" else side
+        # The middle, a little beside it.
+        x, y = half + unsteadiness * rng.normal(0, 0.02, 2) * frame_px
+        return [(float(x), float(y), wide, side)]
+    side = (0.41 + unsteadiness * rng.uniform(-0.03, 0.03)) * frame_px
+    if scene.relation in ("left of", "right of"):
+        boxes = [(near, half, side, side), (far, half, side, side)]
     else:
-        side = min(height * part, width * 0.8)
-        upper, lower = (width * WORD if item.kind == "word" else side for item in scene.items)
-        boxes = [(width / 2, height * 0.26, upper, side), (width / 2, height * 0.74, lower, side)]
-    jitter = unsteadiness * rng.normal(0, 0.012, (2, 2)) * short
+        upper, lower = (WORD * frame_px if item.kind == "word" else side for item in scene.items)
+        boxes = [(half, near, upper, side), (half, far, lower, side)]
+    jitter = unsteadiness * rng.normal(0, 0.012, (2, 2)) * frame_px
     boxes = [(b[0] + j[0], b[1] + j[1], b[2], b[3]) for b, j in zip(boxes, jitter, strict=True)]
     return boxes if scene.relation in ("left of", "above") else boxes[::-1]
 
 
 def inked(scene: Scene, size: Size, rng: Rng, unsteadiness: float = 1.0, frame_px: float = FRAME_PX) -> list[Inked]:
     """The scene's strokes laid out on paper of `size` (width, height), by a hand as unsteady as told."""
-    scale = min(1.0, frame_px / min(size))
-    frame = size[0] * scale, size[1] * scale
-    left, top = (size[0] - frame[0]) / 2, (size[1] - frame[1]) / 2
-    width_px = rng.uniform(0.017, 0.022) * min(frame)
+    frame_px = min(frame_px, *size)
+    left, top = ((side - frame_px) / 2 // GRAIN_PX * GRAIN_PX for side in size)
+    width_px = rng.uniform(0.017, 0.022) * frame_px
     if len(scene.items) == 2:
         width_px *= 0.85
     out = []
-    for item, (x, y, wide, high) in zip(scene.items, _boxes(scene, frame, rng, unsteadiness), strict=True):
+    for item, (x, y, wide, high) in zip(scene.items, _boxes(scene, frame_px, rng, unsteadiness), strict=True):
         if item.kind == "word":
-            letter_px = min(LETTER * min(frame), wide / len(item.name), high / 2)
+            letter_px = min(LETTER * frame_px, wide / len(item.name), high / 2)
             strokes = shaken(handwriting(item.name, rng), rng, 0.5 * unsteadiness)
             placed = [stroke * letter_px + (left + x, top + y) for stroke in strokes]
         else:
