@@ -133,8 +133,14 @@ class Shelf:
         self.path.parent.mkdir(parents=True, exist_ok=True)
         torch.save({"numbers": self.numbers, "latents": self.latents}, self.path)
 
-    def batch(self, rng: Rng, count: int, corner: Grid = (0, 0)) -> Batch:
-        """Some of them, as if they lay on larger paper with so many tokens above and to the left."""
+    def batch(self, rng: Rng, count: int, corner: Grid = (0, 0), kept: torch.Tensor | None = None) -> Batch:
+        """Some of them, as if they lay on larger paper with so many tokens above and to the left.
+
+        `kept`: numbers of the tokens that are taken, if not all.
+        """
         places = rng.integers(len(self.numbers), size=count)
-        latents = self.latents[torch.from_numpy(places)].to(self.machine.device, torch.float32)
-        return Batch(Place(*self.grid, *corner), latents, [self.scene(self.numbers[place]) for place in places])
+        latents = self.latents[torch.from_numpy(places)]
+        if kept is not None:
+            latents = latents[:, kept]
+        scenes = [self.scene(self.numbers[place]) for place in places]
+        return Batch(Place(*self.grid, *corner, kept), latents.to(self.machine.device, torch.float32), scenes)

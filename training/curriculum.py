@@ -1,6 +1,6 @@
 """What the transformer is taught, in which order: one thing by a steady hand first, then pairs, then whole paper."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from serve.catalog import SIZES, Size
 from training.bank import STRIDE_PX, Grid
@@ -20,7 +20,8 @@ ORIGIN = (0, 0)
 class Lesson:
     """Pictures of one size and kind."""
 
-    name: str
+    shelf: str
+    """Where they are kept; lessons may share them."""
     grid: Grid
     mixture: Mixture
     pictures: int
@@ -29,6 +30,8 @@ class Lesson:
     corners: tuple[Grid, ...] = (ORIGIN,)
     """Tokens above and to the left of it: where it may lie on larger paper. The paper around costs much and teaches
     little, so it is mostly the square that is drawn on that is learned."""
+    around: int | None = None
+    """How many tokens, by chance, are learned with that square; all if None."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -39,14 +42,14 @@ class Stage:
     """Names of lessons and how often each is taken."""
 
 
-_SIDE = FRAME_PX // STRIDE_PX
+SIDE = FRAME_PX // STRIDE_PX
 """Tokens a side of the square that is drawn on."""
 
 
 def middle(size: Size) -> Grid:
     """Where that square lies on paper of `size` (width, height)."""
     width, height = size
-    return (height // STRIDE_PX - _SIDE) // 2, (width // STRIDE_PX - _SIDE) // 2
+    return (height // STRIDE_PX - SIDE) // 2, (width // STRIDE_PX - SIDE) // 2
 
 
 _SQUARES = (ORIGIN, middle(SIZES["0.25"]["1:1"]), middle(SIZES["1"]["1:1"]))
@@ -55,38 +58,50 @@ CORNERS = (*_OTHERS, *(len(_OTHERS) * (*_SQUARES, _SQUARES[-1])))
 """Paper of 1024 by 1024 twice of five times, the two smaller squares once each, and once any shape."""
 
 
-def _of_the_service(megapixels: str, pictures: int, square_pictures: int, batch: int) -> dict[str, Lesson]:
-    """One lesson for each shape that the service offers, the square with more pictures."""
+AROUND = 96
+
+
+def _papers(megapixels: str, pictures: int, square_pictures: int) -> dict[str, Lesson]:
+    """For each shape that the service offers, some of its tokens; the square has more pictures."""
     lessons = {}
     for ratio, (width, height) in SIZES[megapixels].items():
         name = f"{megapixels} MP {ratio}"
         kept = square_pictures if ratio == "1:1" else pictures
-        lessons[name] = Lesson(name, (height // STRIDE_PX, width // STRIDE_PX), ALL, kept, batch)
+        lessons[name] = Lesson(name, (height // STRIDE_PX, width // STRIDE_PX), ALL, kept, 24, around=AROUND)
     return lessons
 
 
-_MEDIUM = _of_the_service("0.25", 60, 400, batch=16)
-_LARGE = _of_the_service("1", 20, 150, batch=5)
+def _whole(papers: dict[str, Lesson], batch: int) -> dict[str, Lesson]:
+    """The same with all their tokens."""
+    return {f"{name} whole": replace(lesson, batch=batch, around=None) for name, lesson in papers.items()}
+
+
+_MEDIUM, _LARGE = _papers("0.25", 60, 600), _papers("1", 20, 200)
+_WHOLE = _whole(_MEDIUM, 16) | _whole(_LARGE, 5)
 LESSONS: dict[str, Lesson] = {
-    "steady": Lesson("steady", (_SIDE, _SIDE), STEADY, 1500, 48, CORNERS),
-    "one": Lesson("one", (_SIDE, _SIDE), ONE, 4000, 48, CORNERS),
-    "pair": Lesson("pair", (_SIDE, _SIDE), PAIR, 2000, 48, CORNERS),
+    "steady": Lesson("steady", (SIDE, SIDE), STEADY, 1500, 48, CORNERS),
+    "one": Lesson("one", (SIDE, SIDE), ONE, 4000, 48, CORNERS),
+    "pair": Lesson("pair", (SIDE, SIDE), PAIR, 2000, 48, CORNERS),
     **_MEDIUM,
     **_LARGE,
+    **_WHOLE,
 }
 
 STAGES = (
     Stage(0.1, {"steady": 1}),
     Stage(0.3, {"one": 1}),
-    Stage(0.5, {"one": 3, "pair": 2}),
+    Stage(0.4, {"one": 3, "pair": 2}),
     Stage(
         1.0,
         {
-            "one": 4,
-            "pair": 4,
-            **dict.fromkeys((*_MEDIUM, *_LARGE), 0.12),
-            "0.25 MP 1:1": 2,
-            "1 MP 1:1": 2.5,
+            "one": 1.5,
+            "pair": 2.5,
+            **dict.fromkeys((*_MEDIUM, *_LARGE), 0.1),
+            "0.25 MP 1:1": 2.5,
+            "1 MP 1:1": 3,
+            **dict.fromkeys(_WHOLE, 0.03),
+            "0.25 MP 1:1 whole": 0.7,
+            "1 MP 1:1 whole": 0.7,
         },
     ),
 )

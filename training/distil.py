@@ -61,7 +61,7 @@ def dev_loss(student: FluxTransformer2DModel, base: FluxTransformer2DModel, give
     """Against two passes of the base, at a guidance drawn for each picture."""
     clean = given.clean
     scale = GUIDANCE_FROM + (GUIDANCE_TO - GUIDANCE_FROM) * torch.rand(len(clean), device=clean.device)
-    times = training_times(len(clean), shift(clean.shape[1])).to(clean.device)
+    times = training_times(len(clean), shift(given.place.tokens)).to(clean.device)
     latents = noised(clean, torch.randn_like(clean), times)
     with torch.no_grad():
         wanted = guided(base, latents, times, given.words, given.empty, given.place, scale)

@@ -21,6 +21,13 @@ class Place(NamedTuple):
     columns: int
     top: int = 0
     left: int = 0
+    kept: torch.Tensor | None = None
+    """Numbers of the tokens that are there, row by row, if some were left out."""
+
+    @property
+    def tokens(self) -> int:
+        """Of the whole picture."""
+        return self.rows * self.columns
 
 
 BEGINNING = 0.15
@@ -52,11 +59,12 @@ def training_times(count: int, factor: float) -> torch.Tensor:
 
 
 def position_ids(place: Place) -> torch.Tensor:
-    """(rows * columns, 3): nothing, row, column of every token."""
+    """(tokens, 3): nothing, row, column of every token that is there."""
     ids = torch.zeros(place.rows, place.columns, 3)
     ids[..., 1] = place.top + torch.arange(place.rows)[:, None]
     ids[..., 2] = place.left + torch.arange(place.columns)[None]
-    return ids.reshape(-1, 3)
+    ids = ids.reshape(-1, 3)
+    return ids if place.kept is None else ids[place.kept]
 
 
 def noised(clean: torch.Tensor, noise: torch.Tensor, times: torch.Tensor) -> torch.Tensor:
@@ -95,7 +103,7 @@ def flow_loss(
     guidance: torch.Tensor | None = None,
 ) -> torch.Tensor:
     """How far the model's velocity is from that between pictures and noise, at a time drawn for each picture."""
-    times = training_times(len(clean), shift(clean.shape[1])).to(clean.device)
+    times = training_times(len(clean), shift(place.tokens)).to(clean.device)
     noise = torch.randn_like(clean)
     guess = velocity(model, noised(clean, noise, times), times, text, place, guidance)
     return (guess - (noise - clean)).square().mean()
@@ -140,10 +148,9 @@ def sample(
     """
     count = text[0].shape[0]
     place = Place(*grid)
-    tokens = place.rows * place.columns
-    latents = torch.randn(count, tokens, 64, generator=torch.Generator().manual_seed(seed)).to(text[0])
+    latents = torch.randn(count, place.tokens, 64, generator=torch.Generator().manual_seed(seed)).to(text[0])
     scale = torch.full((count,), guidance, device=latents.device)
-    times = schedule(steps, shift(tokens) if shift_factor is None else shift_factor)
+    times = schedule(steps, shift(place.tokens) if shift_factor is None else shift_factor)
     for now, then in pairwise(times):
         at = now.to(latents).expand(count)
         if model.config.guidance_embeds:

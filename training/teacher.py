@@ -7,8 +7,8 @@ import torch
 from diffusers import AutoencoderKL
 
 from training import encoders
-from training.bank import Batch, Shelf
-from training.curriculum import LESSONS, Stage, lessons_at
+from training.bank import STRIDE_PX, Batch, Grid, Shelf
+from training.curriculum import LESSONS, SIDE, Stage, lessons_at, middle
 from training.drawings.strokes import Rng
 from training.flow import Text
 from training.machine import Machine
@@ -16,6 +16,16 @@ from training.vocabulary import TEXT_TOKENS
 
 RENEWED = 0.3
 """Share of batches after which a new picture takes the place of an old one."""
+
+
+def drawn_on_and_around(grid: Grid, around: int, rng: Rng) -> torch.Tensor:
+    """Numbers of the tokens of the square that is drawn on, and of some others."""
+    rows, columns = grid
+    top, left = middle((columns * STRIDE_PX, rows * STRIDE_PX))
+    numbers = np.arange(rows * columns).reshape(grid)
+    square = numbers[top : top + SIDE, left : left + SIDE].ravel()
+    others = rng.choice(np.setdiff1d(numbers, square), around, replace=False)
+    return torch.from_numpy(np.sort(np.concatenate([square, others])))
 
 
 class Teacher:
@@ -38,15 +48,16 @@ class Teacher:
             shelf.renew(self.rng, 1)
         lesson = LESSONS[name]
         corner = lesson.corners[int(self.rng.integers(len(lesson.corners)))]
-        return shelf.batch(self.rng, lesson.batch * self.machine.batch_factor, corner)
+        kept = None if lesson.around is None else drawn_on_and_around(lesson.grid, lesson.around, self.rng)
+        return shelf.batch(self.rng, lesson.batch * self.machine.batch_factor, corner, kept)
 
     def _shelf(self, name: str) -> Shelf:
-        if name not in self._shelves:
-            lesson = LESSONS[name]
-            path = self.folder / f"{name.replace(' ', '-').replace(':', 'x')}.pt"
-            self._shelves[name] = Shelf(path, lesson.grid, lesson.mixture, self.vae, self.machine)
-            self._shelves[name].grow(lesson.pictures * self.machine.batch_factor)
-        return self._shelves[name]
+        lesson = LESSONS[name]
+        if lesson.shelf not in self._shelves:
+            path = self.folder / f"{lesson.shelf.replace(' ', '-').replace(':', 'x')}.pt"
+            self._shelves[lesson.shelf] = Shelf(path, lesson.grid, lesson.mixture, self.vae, self.machine)
+            self._shelves[lesson.shelf].grow(lesson.pictures * self.machine.batch_factor)
+        return self._shelves[lesson.shelf]
 
     @torch.no_grad()
     def read(self, prompts: list[str]) -> Text:

@@ -12,7 +12,9 @@ from training.bank import STRIDE_PX, Shelf, decode, encode
 from training.curriculum import LESSONS, STAGES, STEADY, lessons_at, middle
 from training.drawings.sampling import Mixture
 from training.drawings.scene import FRAME_PX, Item, Scene, inked
+from training.flow import position_ids
 from training.machine import CPU
+from training.teacher import drawn_on_and_around
 
 
 @pytest.fixture(scope="module")
@@ -64,6 +66,22 @@ def test_a_batch_pairs_each_picture_with_its_own_scene(shelf: Shelf) -> None:
     for latents, scene in zip(batch.latents, batch.scenes, strict=True):
         place = next(k for k, row in enumerate(shelf.latents) if torch.equal(row.float(), latents))
         assert shelf.scene(shelf.numbers[place]) == scene
+
+
+def test_tokens_that_are_left_out_keep_their_places(shelf: Shelf) -> None:
+    whole = shelf.batch(np.random.default_rng(0), 3)
+    part = shelf.batch(np.random.default_rng(0), 3, kept=torch.tensor([1]))
+    assert torch.equal(part.latents, whole.latents[:, 1:])
+    assert torch.equal(position_ids(part.place), position_ids(whole.place)[1:])
+
+
+@pytest.mark.parametrize(("grid", "top", "left"), [((16, 16), 4, 4), ((32, 32), 12, 12), ((20, 48), 6, 20)])
+def test_of_large_paper_what_is_drawn_on_is_taken_whole(grid: tuple[int, int], top: int, left: int) -> None:
+    taken = drawn_on_and_around(grid, 50, np.random.default_rng(0))
+    there = torch.zeros(grid, dtype=torch.bool)
+    there.view(-1)[taken] = True
+    assert there[top : top + 8, left : left + 8].all()
+    assert there.sum() == 64 + 50
 
 
 def test_renewing_brings_pictures_that_were_never_there(shelf: Shelf) -> None:
