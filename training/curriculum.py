@@ -94,11 +94,11 @@ STAGES = (
     Stage(
         1.0,
         {
-            "one": 1.5,
-            "pair": 2.5,
+            "one": 1,
+            "pair": 1.5,
             **dict.fromkeys((*_MEDIUM, *_LARGE), 0.1),
-            "0.25 MP 1:1": 2.5,
-            "1 MP 1:1": 3,
+            "0.25 MP 1:1": 2,
+            "1 MP 1:1": 4,
             **dict.fromkeys(_WHOLE, 0.03),
             "0.25 MP 1:1 whole": 0.7,
             "1 MP 1:1 whole": 0.7,

@@ -14,7 +14,7 @@ from training.flow import Text
 from training.machine import Machine
 from training.vocabulary import TEXT_TOKENS
 
-RENEWED = 0.3
+RENEWED = 0.1
 """Share of batches after which a new picture takes the place of an old one."""
 
 

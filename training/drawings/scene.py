@@ -30,8 +30,8 @@ Size = tuple[int, int]
 Box = tuple[float, float, float, float]
 """Centre x, centre y, width, height, in pixels."""
 FRAME_PX = 256
-"""Only a square of this side, in the middle of the paper, is drawn on: things and letters have a size of their own, as a
-hand has its reach, so that a form spans as many tokens on any paper."""
+"""Only a square of this side, in the middle of the paper, is drawn on: things and letters have a size of their own, as
+a hand has its reach, so that a form spans as many tokens on any paper."""
 GRAIN_PX = 32
 """The square begins at a whole number of these, so that on any paper the same lines fall into the same tokens."""
 WORD = 0.82
