@@ -21,6 +21,8 @@ from training.run import Average, Run
 from training.vocabulary import TEXT_TOKENS
 
 LETTERS = 6
+PADDED = 0.5
+"""Share of batches padded as far as the service pads; the others are sooner read."""
 NOTHING = -100
 """Class index of what a scene does not have."""
 
@@ -121,7 +123,7 @@ def train(folder: Path, minutes: float, seed: int, machine: Machine) -> None:
         for group in optimizer.param_groups:
             group["lr"] = run.rate(3e-3)
         length = (
-            TEXT_TOKENS if rng.random() < 0.1 else min(TEXT_TOKENS, encoders.longest(prompts) + int(rng.integers(6)))
+            TEXT_TOKENS if rng.random() < PADDED else min(TEXT_TOKENS, encoders.longest(prompts) + int(rng.integers(6)))
         )
         with machine.autocast():
             given = readers(*encoders(prompts, length))
