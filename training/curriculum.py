@@ -76,7 +76,7 @@ def _whole(papers: dict[str, Lesson], batch: int) -> dict[str, Lesson]:
     return {f"{name} whole": replace(lesson, batch=batch, around=None) for name, lesson in papers.items()}
 
 
-_MEDIUM, _LARGE = _papers("0.25", 60, 600), _papers("1", 20, 200)
+_MEDIUM, _LARGE = _papers("0.25", 120, 600), _papers("1", 60, 200)
 _WHOLE = _whole(_MEDIUM, 16) | _whole(_LARGE, 5)
 LESSONS: dict[str, Lesson] = {
     "steady": Lesson("steady", (SIDE, SIDE), STEADY, 1500, 48, CORNERS),
@@ -94,14 +94,14 @@ STAGES = (
     Stage(
         1.0,
         {
-            "one": 1,
-            "pair": 1.5,
-            **dict.fromkeys((*_MEDIUM, *_LARGE), 0.1),
-            "0.25 MP 1:1": 2,
-            "1 MP 1:1": 4,
-            **dict.fromkeys(_WHOLE, 0.03),
+            "one": 0.5,
+            "pair": 1,
+            **dict.fromkeys((*_MEDIUM, *_LARGE), 0.2),
+            "0.25 MP 1:1": 1.5,
+            "1 MP 1:1": 2.5,
+            **dict.fromkeys(_WHOLE, 0.05),
             "0.25 MP 1:1 whole": 0.7,
-            "1 MP 1:1 whole": 0.7,
+            "1 MP 1:1 whole": 1.5,
         },
     ),
 )
