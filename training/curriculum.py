@@ -5,7 +5,7 @@ from dataclasses import dataclass, replace
 from serve.catalog import SIZES, Size
 from training.bank import STRIDE_PX, Grid
 from training.drawings.sampling import Mixture
-from training.drawings.scene import FRAME_PX
+from training.drawings.scene import FRAME_PX, corner_px
 
 HAND = 0.4
 """Unsteadiness of what is taught: the less a form varies, the sooner it is learned. The judge knows hands of 1."""
@@ -48,8 +48,8 @@ SIDE = FRAME_PX // STRIDE_PX
 
 def middle(size: Size) -> Grid:
     """Where that square lies on paper of `size` (width, height)."""
-    width, height = size
-    return (height // STRIDE_PX - SIDE) // 2, (width // STRIDE_PX - SIDE) // 2
+    left, top = corner_px(size)
+    return int(top) // STRIDE_PX, int(left) // STRIDE_PX
 
 
 _SQUARES = (ORIGIN, middle(SIZES["0.25"]["1:1"]), middle(SIZES["1"]["1:1"]))

@@ -52,12 +52,12 @@ def test_the_same_generator_draws_the_same_picture() -> None:
 @pytest.mark.parametrize(
     ("relation", "axis", "sign"), [("left of", 0, -1), ("right of", 0, 1), ("above", 1, -1), ("below", 1, 1)]
 )
-@pytest.mark.parametrize("size", [(128, 128), (256, 128), (128, 256)])
+@pytest.mark.parametrize("size", [(128, 128), (192, 96), (96, 192)])
 def test_the_first_thing_stands_where_the_relation_says(relation: Relation, axis: int, sign: int, size: Size) -> None:
     scene = Scene((Item("thing", "star", "red"), Item("thing", "heart", "blue")), relation, "white")
     picture = rendered(scene, size, np.random.default_rng(0))
     difference = ink_centre(picture, "red")[axis] - ink_centre(picture, "blue")[axis]
-    assert difference * sign > min(size) / 8
+    assert difference * sign > size[axis] / 8
 
 
 @pytest.mark.parametrize("size", [(96, 96), (160, 64), (64, 160)])

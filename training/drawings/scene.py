@@ -67,6 +67,12 @@ class Inked:
     width_px: float
 
 
+def corner_px(size: Size, frame_px: float = FRAME_PX) -> tuple[float, float]:
+    """Left and top of the square of that side which is drawn on."""
+    left, top = ((side - frame_px) / 2 // GRAIN_PX * GRAIN_PX for side in size)
+    return left, top
+
+
 def _boxes(scene: Scene, frame_px: float, rng: Rng, unsteadiness: float) -> list[Box]:
     near, half, far = (part * frame_px for part in (0.26, 0.5, 0.74))
     if len(scene.items) == 1:
@@ -89,7 +95,7 @@ def _boxes(scene: Scene, frame_px: float, rng: Rng, unsteadiness: float) -> list
 def inked(scene: Scene, size: Size, rng: Rng, unsteadiness: float = 1.0, frame_px: float = FRAME_PX) -> list[Inked]:
     """The scene's strokes laid out on paper of `size` (width, height), by a hand as unsteady as told."""
     frame_px = min(frame_px, *size)
-    left, top = ((side - frame_px) / 2 // GRAIN_PX * GRAIN_PX for side in size)
+    left, top = corner_px(size, frame_px)
     width_px = rng.uniform(0.017, 0.022) * frame_px
     if len(scene.items) == 2:
         width_px *= 0.85
