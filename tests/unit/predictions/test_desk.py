@@ -2,6 +2,7 @@
 
 import asyncio
 import contextvars
+import time
 
 import pytest
 
@@ -83,11 +84,13 @@ async def test_metrics_and_stages_tell_what_it_took() -> None:
 async def test_the_queue_stage_counts_the_wait_for_a_replica_too() -> None:
     pool = FakePool(ONE_IMAGE, going=False)
     home = house(pool)
+    begun_s = time.perf_counter()
     prediction = await home.create(CAT)
     await asyncio.sleep(0.1)
     pool.going.set()
     last = await home.desk.wait(prediction.id)
-    assert 90 < last.stages_ms["queue"] < 1000
+    # However slow the machine is, the stage is a part of what the whole took.
+    assert 90 < last.stages_ms["queue"] < 1000 * (time.perf_counter() - begun_s)
 
 
 async def test_a_random_seed_of_32_bits_is_fixed_when_none_is_given() -> None:
