@@ -1,7 +1,7 @@
 """A checkpoint that draws for a benchmark: prompts in, pictures out, by the engine that serves. No Ray, no HTTP."""
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
 from queue import SimpleQueue
@@ -10,13 +10,18 @@ from typing import Self
 
 import numpy as np
 from PIL import Image
+from safetensors.torch import load_file
 
 from serve.catalog import Size, VariantName
 from serve.engine import checkpoint
 from serve.engine.engine import Engine
 from serve.engine.job import Canceled, Done, EngineEvent, Failed, Job, Mask, Pixels
-from serve.plan import Mode, Plan
+from serve.lora.formats import FormatReader
+from serve.lora.weights import LoraWeights
+from serve.plan import LoraUse, Mode, Plan
 from serve.settings import ModelSettings, PoolSettings, Precision
+
+MAX_RANK = 256
 
 
 @dataclass(frozen=True, slots=True)
@@ -33,8 +38,10 @@ class Order:
     strength: float | None = None
     mask: Mask | None = None
     """What of `picture` is repainted: [height, width], white from 128 on."""
+    scales: Mapping[str, float] = field(default_factory=dict)
+    """Of the artist's LoRAs, by name; others are not used."""
 
-    def job(self) -> Job:
+    def job(self, loras: Mapping[str, LoraWeights]) -> Job:
         mode: Mode = (
             "text_to_image" if self.picture is None else "image_to_image" if self.mask is None else "inpainting"
         )
@@ -51,19 +58,28 @@ class Order:
             output_quality=100,
             check_safety=False,
             max_megapixels=4.0,
+            loras=tuple(LoraUse(key=name, scale=scale) for name, scale in self.scales.items()),
         )
-        return Job(plan, None if self.picture is None else np.array(self.picture.convert("RGB")), self.mask)
+        picture = None if self.picture is None else np.array(self.picture.convert("RGB"))
+        return Job(plan, picture, self.mask, {name: loras[name] for name in self.scales})
 
 
 class Artist:
     """An engine with one checkpoint, as a context manager."""
 
     def __init__(
-        self, variant: VariantName, source: str, precision: Precision, model: ModelSettings | None = None
+        self,
+        variant: VariantName,
+        source: str,
+        precision: Precision,
+        model: ModelSettings | None = None,
+        loras: Mapping[str, Path] | None = None,
     ) -> None:
         pool = PoolSettings(model=variant, precision=precision)
         model = model or ModelSettings(variant=variant, source=source, pixel_stride=32, text_tokens=64)
-        self._engine = Engine(checkpoint.load(model, pool, Path("/nonexistent"), None), pool)
+        self._engine = Engine(checkpoint.load(model, pool, None), pool)
+        reader = FormatReader(checkpoint.read_geometry(model, None), max_rank=MAX_RANK)
+        self._loras = {name: reader.read(load_file(path), {}) for name, path in (loras or {}).items()}
 
     def __enter__(self) -> Self:
         self._engine.start()
@@ -78,7 +94,7 @@ class Artist:
         """The pictures in the order of the orders, which share the engine's passes. Raises what the engine says."""
         heard: SimpleQueue[tuple[int, EngineEvent]] = SimpleQueue()
         for place, order in enumerate(orders):
-            self._engine.submit(order.job(), partial(_hear, heard, place))
+            self._engine.submit(order.job(self._loras), partial(_hear, heard, place))
         pictures: dict[int, Image.Image] = {}
         ended = 0
         while ended < len(orders):

@@ -26,7 +26,7 @@ from serve.engine.quantize import weight_bytes
 from serve.engine.schedule import make_schedule
 from serve.engine.stepper import Stepper
 from serve.engine.text import Text
-from serve.settings import Precision, Settings, cache_folder
+from serve.settings import Precision
 
 WARM_UP_STEPS = 2
 
@@ -75,10 +75,9 @@ def make_drafts(checkpoint: Checkpoint, size: Size, batch: int, steps: int) -> l
 
 def rows(options: argparse.Namespace) -> Iterator[dict[str, Any]]:
     """One row for each precision, size and batch; a batch that does not fit the device's memory says so."""
-    folder = cache_folder(Settings())
     for precision in options.precisions:
         _tell(f"{precision}: making the checkpoint")
-        checkpoint = make_checkpoint(options.geometry, precision, options.device, folder)
+        checkpoint = make_checkpoint(options.geometry, precision, options.device)
         weights_gb = weight_bytes(checkpoint.transformer) / 1e9
         for size in options.sizes:
             tokens = LatentSpace(checkpoint).grid(size).tokens

@@ -1,11 +1,10 @@
-"""What the engine's benchmark draws with: the embedded checkpoint, or one whose transformer is as large as FLUX.1's.
+"""What the engine's benchmark draws with: the embedded model, or a transformer as large as FLUX.1's.
 
 The large one needs no download: its weights are random numbers, made where they are used, and take as long as trained
 ones would.
 """
 
 from dataclasses import replace
-from pathlib import Path
 from typing import Any, Literal
 
 import torch
@@ -14,24 +13,26 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from serve.engine.checkpoint import Checkpoint, load
 from serve.engine.quantize import to_float8
-from serve.settings import Device, ModelSettings, PoolSettings, Precision
+from serve.settings import Device, ModelSettings, PoolSettings, Precision, Settings, cache_folder
+from tiny import checkpoint as tiny
+from tiny.networks import Geometry
 
 GeometryName = Literal["embedded", "flux1-dev"]
 GEOMETRIES: tuple[GeometryName, ...] = ("embedded", "flux1-dev")
 FLUX1_DEV = {"guidance_embeds": True}
 """All else that diffusers' class takes is by default as in FLUX.1."""
 _FLUX1_TEXT_TOKENS = 512
-_EMBEDDED_TEXT_TOKENS = 128
 
 
-def make_checkpoint(geometry: GeometryName, precision: Precision, device: Device, cache_folder: Path) -> Checkpoint:
+def make_checkpoint(geometry: GeometryName, precision: Precision, device: Device) -> Checkpoint:
     """A checkpoint to draw with. For `flux1-dev` the device needs 24 GB in bf16 and, once it is made, 12 in fp8."""
     pool = PoolSettings(model="dev", device=device, precision=precision)
-    embedded = load(ModelSettings(variant="dev", text_tokens=_EMBEDDED_TEXT_TOKENS), pool, cache_folder, hf_token=None)
+    settings = Settings()
     if geometry == "embedded":
-        return embedded
-    transformer = random_transformer(FLUX1_DEV, precision, embedded.device)
-    return replace(embedded, transformer=transformer, text_tokens=_FLUX1_TEXT_TOKENS)
+        return load(settings.models["dev"], pool, hf_token=None)
+    source = tiny.ensure("dev", cache_folder(settings), Geometry(text_tokens=_FLUX1_TEXT_TOKENS))
+    beside = load(ModelSettings(variant="dev", source=str(source), text_tokens=_FLUX1_TEXT_TOKENS), pool, hf_token=None)
+    return replace(beside, transformer=random_transformer(FLUX1_DEV, precision, beside.device))
 
 
 def random_transformer(config: dict[str, Any], precision: Precision, device: torch.device) -> FluxTransformer2DModel:

@@ -19,7 +19,7 @@ import torch
 from serve.engine.checkpoint import read_geometry
 from serve.local_service import LocalService, local_service
 from serve.lora.geometry import Geometry
-from serve.settings import Settings, cache_folder
+from serve.settings import Settings
 
 BYTES_A_NUMBER = 2
 """Of the rows on the device, in bfloat16."""
@@ -29,7 +29,7 @@ INPUTS = {"prompt": "a red sailboat", "megapixels": "0.25", "num_inference_steps
 
 def latency(rank: int, rounds: int) -> dict[str, Any]:
     """Milliseconds over HTTP and in the stage `lora`, medians over rounds. The device has room for one LoRA."""
-    geometry = read_geometry(Settings().models["dev"], cache_folder(Settings()), None)
+    geometry = read_geometry(Settings().models["dev"], None)
     with _files(geometry, rank, rounds) as base_url, _service(geometry, rank, base_url) as service:
         _ask(service, f"{base_url}/0.safetensors")
         spent: dict[str, list[tuple[float, float]]] = {"none": [], "cold": [], "on_node": [], "on_device": []}

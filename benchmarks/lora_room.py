@@ -21,7 +21,7 @@ from serve.engine.loop import Loop
 from serve.engine.stepper import Stepper
 from serve.engine.task import Task
 from serve.engine.watch import Watch
-from serve.settings import PoolSettings, Precision, Settings, cache_folder
+from serve.settings import PoolSettings, Precision
 
 MOST_STEPS_OF_A_SWITCH = 2
 MEGABYTE = 1e6
@@ -29,7 +29,7 @@ MEGABYTE = 1e6
 
 def switch(precision: Precision, rank: int, seconds: float) -> dict[str, Any]:
     """From one LoRA at hand to another, in steps of one 512x512 image: with room for one of them, and for both."""
-    checkpoint = make_checkpoint("embedded", precision, "cpu", cache_folder(Settings()))
+    checkpoint = make_checkpoint("embedded", precision, "cpu")
     loras = {key: random_lora(checkpoint.transformer, rank, seed) for seed, key in enumerate("ab")}
 
     def there_and_back(adapters: Adapters) -> None:
@@ -53,7 +53,7 @@ def switch(precision: Precision, rank: int, seconds: float) -> dict[str, Any]:
 
 def mixing(precision: Precision, rank: int, seconds: float, steps: int, loras: int, images: int) -> dict[str, Any]:
     """Pictures that came at once, of several LoRAs: all in one pass, against one pass for each LoRA."""
-    checkpoint = make_checkpoint("embedded", precision, "cpu", cache_folder(Settings()))
+    checkpoint = make_checkpoint("embedded", precision, "cpu")
     weights = {f"lora {number}": random_lora(checkpoint.transformer, rank, number) for number in range(loras)}
     names = [f"lora {image % loras}" for image in range(images)]
     jobs = [make_job(steps, {name: weights[name]}, seeds=(image,)) for image, name in enumerate(names)]
@@ -91,7 +91,7 @@ def _in_a_process(function: Callable[..., dict[str, Any]], *arguments: int) -> d
 def _peak(rank: int, loras: int, fitting: int) -> dict[str, Any]:
     """Each LoRA is there only while it is needed, as it would be in a store that others share."""
     torch.set_num_threads(1)
-    checkpoint = make_checkpoint("embedded", "bf16", "cpu", cache_folder(Settings()))
+    checkpoint = make_checkpoint("embedded", "bf16", "cpu")
     bank = make_bank(checkpoint.transformer, fitting * rank)
     loop = Loop(replace(checkpoint, low_rank=bank), PoolSettings(model=""), Watch())
     for number in [*range(loras), *range(loras)] or [0]:

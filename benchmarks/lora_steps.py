@@ -18,7 +18,7 @@ from benchmarks.turns import extra, take_turns
 from serve.engine.adapters import Mix
 from serve.engine.low_rank import LowRankBank
 from serve.engine.stepper import Stepper
-from serve.settings import Precision, Settings, cache_folder
+from serve.settings import Precision
 
 POINTS_BESIDE_SHARE = 0.20
 MOST_OF_A_BLOCK = 0.05
@@ -28,7 +28,7 @@ CPU = torch.device("cpu")
 
 def embedded_step(precision: Precision, rank: int, seconds: float) -> dict[str, Any]:
     """A step of one 512x512 image, with and without a LoRA on every linear of the transformer."""
-    checkpoint = make_checkpoint("embedded", precision, "cpu", cache_folder(Settings()))
+    checkpoint = make_checkpoint("embedded", precision, "cpu")
     stepper = Stepper(checkpoint)
     plain, adapted = (make_drafts(checkpoint, SIZE, batch=1, steps=4) for _ in range(2))
     adapted[0].mix = resident(checkpoint.low_rank, checkpoint.transformer, rank)

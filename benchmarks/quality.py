@@ -1,161 +1,118 @@
-"""Does the embedded model draw what the prompt says? `python -m benchmarks.quality --models serve/models`.
+"""Does the embedded model draw what the prompt says? `python -m benchmarks.quality --pictures out`.
 
-Held-out prompts are drawn in every way of `rows` and judged by the recogniser; a grid of pictures with their prompts
-lies beside the table. Ends with one JSON line.
+Held-out prompts are drawn in every way of the table and judged by the recogniser: sizes in both precisions, shapes,
+guidances, strengths, a mask, LoRAs. Grids of pictures lie beside the table. Ends with one JSON line.
 """
 
 import argparse
 from collections.abc import Iterable
-from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
-import numpy as np
-from PIL import Image
-from tqdm import tqdm
-
-from benchmarks.artist import Artist, Order
+from benchmarks import style
+from benchmarks.artist import Artist
+from benchmarks.exams import Exam, Row, Scores, image_to_image, inpainting, styled, text_to_image
 from benchmarks.recogniser import Recogniser
 from benchmarks.report import report
-from benchmarks.scores import scores, things_right
-from serve.catalog import VARIANTS, Size, VariantName
+from serve.catalog import SIZES, Size
+from serve.embedded import LORAS
 from serve.settings import Precision
 from training.drawings.contact_sheet import sheet
-from training.drawings.ink import rendered
-from training.drawings.prompts import prompt
-from training.drawings.sampling import Mixture, sampled
-from training.drawings.scene import Item, Scene
-from training.drawings.strokes import Rng
+from training.lora import COURSES
 
-AT_ONCE = 8
-MIXTURE = Mixture(two_things=0.2, word=0.25, labelled=0.0)
-
-
-@dataclass(frozen=True, slots=True)
-class Row:
-    """One line of the table."""
-
-    variant: VariantName
-    precision: Precision
-    size: Size
-    guidance: float | None = None
-
-    @property
-    def steps(self) -> int:
-        return VARIANTS[self.variant].enough_steps
-
-    def __str__(self) -> str:
-        guidance = "" if self.guidance is None else f" guidance {self.guidance:g}"
-        return f"{self.variant} {self.precision} {self.size[0]}x{self.size[1]} {self.steps} steps{guidance}"
+PRECISIONS: tuple[Precision, ...] = ("bf16", "fp8")
+GUIDANCE = 3.0
+RATIOS = [ratio for ratio in SIZES["0.25"] if ratio != "1:1"]
+GRID = 24
+"""Pictures on a sheet."""
 
 
-def rows(sizes: Iterable[Size], guidances: Iterable[float]) -> list[Row]:
-    """Sizes at the usual guidance in both precisions, then guidances at the first size."""
+def rows(sizes: Iterable[Size]) -> list[Row]:
+    """Sizes in both precisions for both variants."""
     sizes = list(sizes)
-    precisions: tuple[Precision, ...] = ("bf16", "fp8")
-    table = [Row("dev", precision, size, 3.0) for precision in precisions for size in sizes]
-    table += [Row("dev", "bf16", sizes[0], guidance) for guidance in guidances if guidance != 3.0]
-    return table + [Row("schnell", "bf16", size) for size in sizes]
+    table = [Row("dev", precision, size, GUIDANCE) for precision in PRECISIONS for size in sizes]
+    return table + [Row("schnell", precision, size) for precision in PRECISIONS for size in sizes]
 
 
-def held_out(count: int, seed: int, mixture: Mixture = MIXTURE) -> tuple[list[Scene], list[str]]:
-    """Scenes with words that training never saw, and prompts for them. The same for every row."""
-    rng = np.random.default_rng([seed, 2])
-    scenes = [sampled(rng, mixture, held_out=True) for _ in range(count)]
-    return scenes, [prompt(scene, rng) for scene in scenes]
+def swept_rows(guidances: Iterable[float], ratios: Iterable[str], swept: Size) -> list[Row]:
+    """[dev] at other guidances, then on paper of other shapes."""
+    table = [Row("dev", "bf16", swept, guidance) for guidance in guidances if guidance != GUIDANCE]
+    return table + [Row("dev", "bf16", SIZES["0.25"][ratio], GUIDANCE) for ratio in ratios]
 
 
-def drawn(artist: Artist, orders: list[Order], what: str) -> list[Image.Image]:
-    pictures: list[Image.Image] = []
-    with tqdm(total=len(orders), desc=what) as bar:
-        for start in range(0, len(orders), AT_ONCE):
-            pictures += artist.draw(orders[start : start + AT_ONCE])
-            bar.update(len(pictures) - bar.n)
-    return pictures
+class Table:
+    """Scores by what was asked, printed as they come."""
 
+    def __init__(self, models: Path, pictures: Path | None, seed: int) -> None:
+        self.models, self.pictures, self.seed = models, pictures, seed
+        self.judge, self.scores = Recogniser.load(), dict[str, Scores]()
 
-def text_to_image(
-    artist: Artist, row: Row, judge: Recogniser, count: int, seed: int
-) -> tuple[dict[str, float], Image.Image]:
-    """Scores, and a grid of the first pictures."""
-    scenes, prompts = held_out(count, seed)
-    orders = [Order(said, seed + k, row.size, row.steps, row.guidance) for k, said in enumerate(prompts)]
-    pictures = drawn(artist, orders, str(row))
-    return scores(scenes, judge.see(pictures)), sheet(list(zip(pictures, prompts, strict=True))[:24], columns=8)
+    def artist(self, row: Row, **more: Any) -> Artist:
+        return Artist(row.variant, str(self.models / row.variant), row.precision, **more)
 
+    def add(self, name: str, found: Scores) -> None:
+        self.scores[name] = found
+        print(name, found, flush=True)
 
-def one_thing(rng: Rng, size: Size) -> tuple[Scene, Image.Image]:
-    scene = sampled(rng, Mixture(two_things=0, word=0, labelled=0))
-    return scene, rendered(scene, size, rng)
+    def draw_from_text(self, row: Row, count: int) -> None:
+        with self.artist(row) as artist:
+            found, pictures = text_to_image(Exam(artist, row, self.judge, count, self.seed))
+        self.add(str(row), found)
+        if self.pictures:
+            self.pictures.mkdir(parents=True, exist_ok=True)
+            sheet(pictures[:GRID], columns=8).save(self.pictures / f"{str(row).replace(' ', '-')}.png")
 
+    def draw_over_pictures(self, row: Row, strengths: Iterable[float], count: int) -> None:
+        with self.artist(row) as artist:
+            exam = Exam(artist, row, self.judge, count, self.seed)
+            for strength in strengths:
+                self.add(f"{row} strength {strength:g}", image_to_image(exam, strength))
+            self.add(f"{row} inpainting", inpainting(exam))
 
-def image_to_image(
-    artist: Artist, row: Row, judge: Recogniser, strength: float, count: int, seed: int
-) -> dict[str, float]:
-    """Share of pictures that keep the input's thing when redrawn with its own prompt."""
-    rng = np.random.default_rng([seed, 3])
-    begun = [one_thing(rng, row.size) for _ in range(count)]
-    orders = [
-        Order(prompt(scene, rng), seed + k, row.size, row.steps, row.guidance, picture, strength)
-        for k, (scene, picture) in enumerate(begun)
-    ]
-    seen = judge.see(drawn(artist, orders, f"{row} strength {strength:g}"))
-    return {"thing": scores([scene for scene, _ in begun], seen)["thing"]}
-
-
-def inpainting(artist: Artist, row: Row, judge: Recogniser, count: int, seed: int) -> dict[str, float]:
-    """The right half is repainted with a second thing: is it there, and is the left half as it was?"""
-    rng = np.random.default_rng([seed, 4])
-    width, height = row.size
-    mask = np.zeros((height, width), np.uint8)
-    mask[:, width // 2 :] = 255
-    wanted, orders = [], []
-    for k in range(count):
-        scene = sampled(rng, Mixture(two_things=1, word=0, labelled=0))
-        first, second = scene.items[0], Item("thing", scene.items[1].name, scene.items[0].ink)
-        both = Scene((first, second), "left of", scene.paper)
-        wanted.append(Scene((second,), None, scene.paper))
-        picture = rendered(both, row.size, rng)
-        # Bare paper where the second thing will stand.
-        corner = picture.crop((width - 1, 0, width, 1))
-        picture.paste(corner.resize((width - width // 2, height)), (width // 2, 0))
-        orders.append(Order(prompt(both, rng), seed + k, row.size, row.steps, row.guidance, picture, 1.0, mask))
-    pictures = drawn(artist, orders, f"{row} inpainting")
-    right = judge.see([picture.crop((width // 2, 0, width, height)) for picture in pictures])
-    kept = [
-        np.array_equal(np.array(picture)[:, : width // 2], np.array(order.picture)[:, : width // 2])
-        for picture, order in zip(pictures, orders, strict=True)
-    ]
-    found = [bool(things_right(scene, seen)) for scene, seen in zip(wanted, right, strict=True)]
-    return {"thing": round(sum(found) / count, 4), "kept": sum(kept) / count}
+    def draw_in_styles(self, row: Row, scales: Iterable[float], count: int) -> None:
+        loras = {name: self.models / "loras" / f"{name}.safetensors" for name in LORAS}
+        with self.artist(row, loras=loras) as artist:
+            exam = Exam(artist, row, self.judge, count, self.seed)
+            for name in LORAS:
+                score, trusted = style.fitted(self.judge, COURSES[name], row.size, self.seed)
+                self.add(f"judge of {name}", {"right": trusted})
+                found, plain = styled(exam, name, score, None)
+                self.add(f"{row} no LoRA, prompts of {name}", found)
+                for scale in scales:
+                    found, pictures = styled(exam, name, score, scale)
+                    same = [a.tobytes() == b.tobytes() for a, b in zip(plain, pictures, strict=True)]
+                    self.add(f"{row} {name} {scale:g}", found | {"as without": sum(same) / count})
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--models", type=Path, default=Path("serve/models"), help="folder of dev and schnell")
-    parser.add_argument("--count", type=int, default=500)
-    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--models", type=Path, default=Path("serve/models"), help="folder of dev, schnell and loras")
     parser.add_argument("--sizes", type=int, nargs="+", default=[256, 512, 1024], help="sides of square pictures")
+    parser.add_argument(
+        "--counts", type=int, nargs="+", default=[500], help="pictures a row: one number, or one a size"
+    )
+    parser.add_argument("--swept", type=int, default=512, help="side for all that is swept")
+    parser.add_argument("--swept-count", type=int, default=100)
+    parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--guidances", type=float, nargs="*", default=[1.0, 2.0, 3.0, 5.0, 7.0])
+    parser.add_argument("--ratios", nargs="*", default=RATIOS, choices=RATIOS, help="of paper that is not square")
     parser.add_argument("--strengths", type=float, nargs="*", default=[0.2, 0.4, 0.6, 0.8])
+    parser.add_argument("--scales", type=float, nargs="*", default=[0.0, 0.25, 0.5, 0.75, 1.0])
     parser.add_argument("--pictures", type=Path, help="folder for grids of pictures")
     arguments = parser.parse_args()
-    judge, table = Recogniser.load(), {}
-    for row in rows([(side, side) for side in arguments.sizes], arguments.guidances):
-        with Artist(row.variant, str(arguments.models / row.variant), row.precision) as artist:
-            table[str(row)], grid = text_to_image(artist, row, judge, arguments.count, arguments.seed)
-        print(row, table[str(row)])
-        if arguments.pictures:
-            arguments.pictures.mkdir(parents=True, exist_ok=True)
-            grid.save(arguments.pictures / f"{str(row).replace(' ', '-')}.png")
-    row = Row("dev", "bf16", (arguments.sizes[0],) * 2, 3.0)
-    with Artist(row.variant, str(arguments.models / row.variant), row.precision) as artist:
-        for strength in arguments.strengths:
-            name = f"{row} strength {strength:g}"
-            table[name] = image_to_image(artist, row, judge, strength, arguments.count, arguments.seed)
-            print(name, table[name])
-        table["inpainting"] = inpainting(artist, row, judge, arguments.count, arguments.seed)
-        print("inpainting", table["inpainting"])
-    report("Does the embedded model draw what the prompt says?", vars(arguments), {"scores": table})
+    counts = arguments.counts * len(arguments.sizes) if len(arguments.counts) == 1 else arguments.counts
+    if len(counts) != len(arguments.sizes):
+        parser.error("--counts takes one number, or one for each of --sizes")
+    of_side = dict(zip(arguments.sizes, counts, strict=True))
+    table, swept = Table(arguments.models, arguments.pictures, arguments.seed), (arguments.swept, arguments.swept)
+    for row in rows((side, side) for side in of_side):
+        table.draw_from_text(row, of_side[row.size[0]])
+    for row in swept_rows(arguments.guidances, arguments.ratios, swept):
+        table.draw_from_text(row, arguments.swept_count)
+    usual = Row("dev", "bf16", swept, GUIDANCE)
+    table.draw_over_pictures(usual, arguments.strengths, arguments.swept_count)
+    table.draw_in_styles(usual, arguments.scales, arguments.swept_count)
+    report("Does the embedded model draw what the prompt says?", vars(arguments), {"scores": table.scores})
 
 
 if __name__ == "__main__":

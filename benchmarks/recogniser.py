@@ -16,6 +16,8 @@ from safetensors.torch import load_file, save_file
 from torch import nn
 
 SIDE = 128
+LOOKED_AT_PX = 320
+"""Side of what is seen of large paper, where things and words stand in 256 pixels."""
 LETTERS = "abcdefghijklmnopqrstuvwxyz"
 WEIGHTS = Path(__file__).parent / "recogniser.safetensors"
 
@@ -109,13 +111,20 @@ class Recogniser(nn.Module):
         return model.eval()
 
 
-def squared(picture: Image.Image) -> torch.Tensor:
-    """(3, 128, 128) in [-1, 1]; what is not square lies on paper of the tone at its corner."""
-    picture = picture.convert("RGB")
+def middle(picture: Image.Image) -> Image.Image:
+    """Large paper is drawn on in its middle only: that, and a margin around it."""
+    width, height = (min(LOOKED_AT_PX, side) for side in picture.size)
+    left, top = (picture.width - width) // 2, (picture.height - height) // 2
+    return picture.crop((left, top, left + width, top + height))
+
+
+def squared(picture: Image.Image, side_px: int = SIDE) -> torch.Tensor:
+    """(3, side_px, side_px) in [-1, 1]; what is not square lies on paper of the tone at its corner."""
+    picture = middle(picture.convert("RGB"))
     side = max(picture.size)
     square = Image.new("RGB", (side, side), picture.getpixel((0, 0)))
     square.paste(picture, ((side - picture.width) // 2, (side - picture.height) // 2))
-    array = np.array(square.resize((SIDE, SIDE), Image.Resampling.BOX))
+    array = np.array(square.resize((side_px, side_px), Image.Resampling.BOX))
     return torch.from_numpy(array).permute(2, 0, 1).float() / 127.5 - 1
 
 

@@ -41,9 +41,8 @@ class LoraCache:
 
         secrets = read_secrets()
         self._settings = settings
-        self._cache_folder = cache_folder(settings)
         self._hf_token = secrets.hf_token.get_secret_value() if secrets.hf_token else None
-        folder = settings.lora.cache.folder or self._cache_folder / "loras"
+        folder = settings.lora.cache.folder or cache_folder(settings) / "loras"
         self._loader = Loader(settings.lora, secrets, _scratch(folder, 2 * settings.lora.fetch.total_timeout_s))
         self._library = Library(
             self._loader,
@@ -79,7 +78,7 @@ class LoraCache:
 
         if model not in self._geometries:
             row = self._settings.models[model]
-            self._geometries[model] = await asyncio.to_thread(read_geometry, row, self._cache_folder, self._hf_token)
+            self._geometries[model] = await asyncio.to_thread(read_geometry, row, self._hf_token)
         return self._geometries[model]
 
     async def _leave_when_forgotten(self) -> None:

@@ -22,7 +22,7 @@ from serve.lora.brought import Brought
 from serve.lora_cache import Shared
 from serve.media.encode import encode
 from serve.plan import Plan
-from serve.settings import Settings, cache_folder, read_secrets
+from serve.settings import Settings, read_secrets
 
 if TYPE_CHECKING:
     from serve.lora.weights import LoraWeights
@@ -48,7 +48,7 @@ class ModelReplica:
         hf_token = token.get_secret_value() if token else None
         self._checker = build_checker(settings.safety, hf_token)
         self._finishers = ThreadPoolExecutor(FINISHING_THREADS, thread_name_prefix="finish")
-        checkpoint = load(settings.models[row.model], row, cache_folder(settings), hf_token)
+        checkpoint = load(settings.models[row.model], row, hf_token)
         self._engine = Engine(checkpoint, row)
         self._engine.start()
         self._engine.warm(row.warm_sizes)

@@ -1,6 +1,7 @@
 """Everything that can be set: one frozen tree in which an unknown key is a fault. Knows neither Ray nor torch.
 
-The defaults are the embedded service: tiny models, a CPU, loopback. `serve_config.yaml` is the production tree.
+The defaults are the embedded service: the small model that comes along, a CPU, loopback. `serve_config.yaml` is the
+production tree.
 This is the only module that reads the environment, and only for secrets: they never stand in a file or a plan.
 """
 
@@ -13,15 +14,13 @@ import yaml
 from pydantic import BaseModel, ConfigDict, Field, SecretStr, model_validator
 
 from serve.catalog import Size, VariantName
+from serve.embedded import EMBEDDED
 
 Precision = Literal["bf16", "fp8", "float32"]
 Dtype = Literal["bfloat16", "float16", "float32"]
 Device = Literal["cpu", "cuda"]
 Positive = Annotated[int, Field(ge=1)]
 Seconds = Annotated[float, Field(gt=0)]
-
-EMBEDDED = "embedded"
-"""As a model's `source`: the tiny checkpoints that this project brings along."""
 
 
 class Strict(BaseModel):
@@ -33,7 +32,7 @@ class ModelSettings(Strict):
 
     variant: VariantName
     source: str = EMBEDDED
-    """`embedded`, a local folder in diffusers' layout, or a repository of the Hugging Face hub."""
+    """`embedded`, the small model that comes along; a folder in diffusers' layout; or a repository of the hub."""
     revision: str | None = None
     """Commit of the hub repository."""
     pixel_stride: Positive = 16
@@ -226,8 +225,8 @@ class SafetySettings(Strict):
 
 class Settings(Strict):
     models: Annotated[dict[str, ModelSettings], Field(min_length=1)] = {
-        "dev": ModelSettings(variant="dev", text_tokens=128),
-        "schnell": ModelSettings(variant="schnell", text_tokens=128),
+        "dev": ModelSettings(variant="dev", pixel_stride=32, text_tokens=64),
+        "schnell": ModelSettings(variant="schnell", pixel_stride=32, text_tokens=64),
     }
     pools: Annotated[dict[str, PoolSettings], Field(min_length=1)] = {
         "dev-bf16": PoolSettings(model="dev"),
@@ -236,7 +235,12 @@ class Settings(Strict):
     }
     served_models: Annotated[tuple[ServedModel, ...], Field(min_length=1)] = (
         ServedModel(owner="black-forest-labs", name="flux-dev-lora", versions=("embedded",)),
-        ServedModel(owner="fofr", name="flux-handwriting-and-sketch", versions=("d592f697",)),
+        ServedModel(
+            owner="fofr",
+            name="flux-handwriting-and-sketch",
+            versions=("d592f697",),
+            default_inputs={"replicate_weights": "embedded:handwriting", "extra_lora": "embedded:sketch"},
+        ),
     )
     custom_sizes_in_fp8: bool = False
     """The API documents that custom sizes run in bf16 whatever `go_fast` says; True lifts that."""
@@ -256,7 +260,7 @@ class Settings(Strict):
     open_without_token: bool = False
     """Listen beyond loopback although no token guards the service: only behind something else that does."""
     cache_folder: Path | None = None
-    """Where embedded checkpoints are built once; None is the user's cache folder."""
+    """Where LoRAs are kept, if `lora.cache` names no folder; None is the user's cache folder."""
     fetch: FetchSettings = FetchSettings()
     lora: LoraSettings = LoraSettings()
     outputs: OutputSettings = OutputSettings()

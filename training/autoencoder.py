@@ -57,10 +57,14 @@ def build() -> AutoencoderKL:
         for name, parameter in model.named_parameters():
             if name.endswith("conv2.weight"):
                 parameter.mul_(0.1)
+    widen_norms(model)
+    return model
+
+
+def widen_norms(model: AutoencoderKL) -> None:
     for module in model.modules():
         if isinstance(module, torch.nn.GroupNorm) and module.num_channels <= 32:
             module.__class__ = WideNorm
-    return model
 
 
 def touched(pictures: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
@@ -90,13 +94,9 @@ def loss_of(model: AutoencoderKL, pictures: torch.Tensor, kl_weight: float) -> t
     latents = posterior.sample()
     noise = NOISE * torch.rand(len(latents), 1, 1, 1, device=latents.device)
     back = model.decode(latents + noise * torch.randn_like(latents)).sample
-    difference = back.float() - pictures
     ink, paper = touched(pictures)
-    weight = 1 + 3 * torch.nn.functional.max_pool2d(ink, 5, stride=1, padding=2)
-    # Form is learned long before colour and paper: both get a word of their own.
-    colour = difference - difference.mean(dim=1, keepdim=True)
-    tone = torch.nn.functional.avg_pool2d(difference, 16)
-    picture_loss = (weight * (difference.abs() + 2 * difference.square() + 5 * colour.abs())).mean() + tone.abs().mean()
+    difference = back.float() - pictures
+    picture_loss = loss_of_pictures(difference, ink)
     mean = posterior.mean.float()
     said, where = colours(pictures, ink, paper)
     colour_loss = (where * (mean[:, :6] - said).square()).sum() / where.sum()
@@ -107,6 +107,17 @@ def loss_of(model: AutoencoderKL, pictures: torch.Tensor, kl_weight: float) -> t
     psnr = -10 * torch.log10(difference.detach().square().mean() / 4)
     values = {"loss": picture_loss, "colour": colour_loss, "order": order, "kl": kl, "psnr": psnr}
     return loss, {name: value.item() for name, value in values.items()}
+
+
+def loss_of_pictures(difference: torch.Tensor, ink: torch.Tensor) -> torch.Tensor:
+    """Of (batch, 3, height, width) in [-2, 2], above all where ink lies.
+
+    Form is learned long before colour and paper: both get a word of their own.
+    """
+    weight = 1 + 3 * torch.nn.functional.max_pool2d(ink, 5, stride=1, padding=2)
+    colour = difference - difference.mean(dim=1, keepdim=True)
+    tone = torch.nn.functional.avg_pool2d(difference, 16).abs().mean()
+    return (weight * (difference.abs() + 2 * difference.square() + 5 * colour.abs())).mean() + tone
 
 
 def is_inner(name: str, parameter: torch.nn.Parameter) -> bool:

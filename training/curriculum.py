@@ -94,7 +94,7 @@ STAGES = (
     Stage(
         1.0,
         {
-            "one": 0.5,
+            "one": 2,
             "pair": 1,
             **dict.fromkeys((*_MEDIUM, *_LARGE), 0.2),
             "0.25 MP 1:1": 1.5,

@@ -6,7 +6,7 @@ import torch
 from torch import nn
 from transformers import CLIPTextConfig, CLIPTextModel, T5Config, T5EncoderModel
 
-from serve.engine.embedded_tokenizers import CLIP_TOKENS
+from tiny.tokenizers import CLIP_TOKENS
 from training.vocabulary import TEXT_TOKENS, clip_tokenizer, t5_tokenizer
 
 WIDTH = 128

@@ -1,7 +1,8 @@
 """Writes the trained parts as two diffusers folders: `python -m training.export serve/models`.
 
 `dev` and `schnell` have a transformer and a schedule of their own; all else lies once in `shared`, and each folder
-points to it. Weights in float16 but for the transformers, which are served in bfloat16 and stored so.
+points to it; `loras` has the LoRAs for them. Weights in float16 but for the transformers, which are served in bfloat16
+and stored so.
 """
 
 import argparse
@@ -12,8 +13,9 @@ from pathlib import Path
 import torch
 from diffusers import AutoencoderKL, FlowMatchEulerDiscreteScheduler
 
-from serve.engine.embedded import MODEL_INDEX
-from training import encoders, vocabulary
+from serve.embedded import LORAS
+from tiny.checkpoint import MODEL_INDEX
+from training import encoders, lora, vocabulary
 from training.flow import BASE_SHIFT, BASE_TOKENS, MAX_SHIFT, MAX_TOKENS
 from training.transformer import load
 
@@ -48,14 +50,21 @@ def export_variant(runs: Path, variant: str, folder: Path) -> None:
     (folder / "model_index.json").write_text(json.dumps(MODEL_INDEX, indent=2) + "\n", encoding="utf-8")
 
 
+def export_loras(runs: Path, folder: Path) -> None:
+    folder.mkdir(parents=True)
+    for name in LORAS:
+        shutil.copyfile(lora.trained(runs, name), folder / f"{name}.safetensors")
+
+
 def write(runs: Path, out: Path) -> None:
-    """Replaces `shared`, `dev` and `schnell` in the folder `out`."""
-    for name in ("shared", "dev", "schnell"):
+    """Replaces `shared`, `dev`, `schnell` and `loras` in the folder `out`."""
+    for name in ("shared", "dev", "schnell", "loras"):
         shutil.rmtree(out / name, ignore_errors=True)
     export_shared(runs, out / "shared")
     for variant in ("dev", "schnell"):
         (out / variant).mkdir(parents=True)
         export_variant(runs, variant, out / variant)
+    export_loras(runs, out / "loras")
 
 
 def weight_bytes(out: Path) -> int:

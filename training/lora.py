@@ -17,6 +17,7 @@ from peft import LoraConfig, get_peft_model_state_dict, set_peft_model_state_dic
 from training import encoders
 from training.attention import speed_up
 from training.bank import Grid, Shelf
+from training.curriculum import CORNERS, LESSONS
 from training.drawings.sampling import Mixture
 from training.drawings.styles import Style, broad_nib, loose_pencil
 from training.flow import flow_loss
@@ -40,9 +41,9 @@ class Course:
     trigger: str
     style: Style
     mixture: Mixture
-    grid: Grid = (16, 16)
-    pictures: int = 300
-    batch: int = 8
+    grid: Grid = LESSONS["one"].grid
+    pictures: int = 600
+    batch: int = 24
 
 
 COURSES = {
@@ -74,26 +75,31 @@ def adapted(model: FluxTransformer2DModel) -> list[torch.nn.Parameter]:
     return [parameter for parameter in model.parameters() if parameter.requires_grad]
 
 
-def save(model: FluxTransformer2DModel, folder: Path, name: str) -> None:
+def trained(runs: Path, name: str) -> Path:
+    """The file of a trained LoRA."""
+    return runs / f"lora-{name}" / f"{name}.safetensors"
+
+
+def save(model: FluxTransformer2DModel, path: Path) -> None:
     layers = {key: value.half().contiguous() for key, value in get_peft_model_state_dict(model).items()}
-    FluxPipeline.save_lora_weights(folder, transformer_lora_layers=layers, weight_name=f"{name}.safetensors")
+    FluxPipeline.save_lora_weights(path.parent, transformer_lora_layers=layers, weight_name=path.name)
 
 
 def train(name: str, course: Course, runs: Path, minutes: float, seed: int, peak: float, machine: Machine) -> None:
     torch.manual_seed(seed)
-    folder = runs / f"lora-{name}"
     model = load(runs / "dev", guided=True).to(machine.device)
     weights = adapted(model)
     speed_up(model, machine)
     optimizer = torch.optim.AdamW(weights, lr=peak, weight_decay=0.0)
-    run = Run(folder, minutes, {"adapter": Adapter(model), "optimizer": optimizer}, machine.clock)
+    run = Run(trained(runs, name).parent, minutes, {"adapter": Adapter(model), "optimizer": optimizer}, machine.clock)
     rng = np.random.default_rng([seed, run.step, 2])
     vae = load_vae(runs / "autoencoder" / "vae").to(machine.device)
     readers = encoders.load(runs / "text").to(machine.device)
     shelf = Shelf(runs / "latents" / f"lora-{name}.pt", course.grid, course.mixture, vae, machine, course.style)
     shelf.grow(course.pictures * machine.batch_factor)
     for _ in run.steps():
-        given = shelf.batch(rng, course.batch * machine.batch_factor)
+        corner = CORNERS[int(rng.integers(len(CORNERS)))]
+        given = shelf.batch(rng, course.batch * machine.batch_factor, corner)
         with torch.no_grad():
             words = readers([f"{course.trigger}, {said}" for said in given.prompts(rng)], TEXT_TOKENS)
         told = torch.full((len(words[0]),), GUIDANCE, device=machine.device)
@@ -105,7 +111,7 @@ def train(name: str, course: Course, runs: Path, minutes: float, seed: int, peak
         optimizer.step()
         optimizer.zero_grad(set_to_none=True)
         run.log(loss=loss.item())
-    save(model, folder, name)
+    save(model, trained(runs, name))
 
 
 def main() -> None:

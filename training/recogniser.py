@@ -22,9 +22,9 @@ from training.machine import Machine, add_arguments, chosen
 from training.run import Average, Run
 
 MIXTURE = Mixture(two_things=0.25, word=0.4, labelled=0.05)
-SIDES_PX = (128, 192, 256)
-FRAMES = (1.0, 1.0, 0.75, 0.5)
-"""Of a picture's side: large pictures are drawn on in their middle alone."""
+SIDES_PX = (128, 192, 256, 320)
+FRAMES = (1.0, 0.8)
+"""Of a picture's side: large paper is drawn on in its middle alone, and that is seen with a margin around it."""
 POOL = 4096
 
 

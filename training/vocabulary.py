@@ -8,8 +8,8 @@ from pathlib import Path
 
 from transformers import CLIPTokenizer, T5Tokenizer
 
-from serve.engine import embedded_tokenizers
-from serve.engine.embedded_tokenizers import END_OF_WORD, Merges, make_clip_tokenizer, make_t5_tokenizer
+from tiny import tokenizers
+from tiny.tokenizers import END_OF_WORD, Merges, make_clip_tokenizer, make_t5_tokenizer
 from training.drawings import prompts
 from training.drawings.scene import INKS, PAPERS, THINGS
 
@@ -45,7 +45,7 @@ def clip_tokenizer() -> CLIPTokenizer:
 
 
 def save_clip_tokenizer(folder: Path) -> None:
-    embedded_tokenizers.save_clip_tokenizer(folder, _merges())
+    tokenizers.save_clip_tokenizer(folder, _merges())
 
 
 def _merges() -> Merges:

@@ -16,11 +16,12 @@ from diffusers import AutoencoderKL, FlowMatchEulerDiscreteScheduler, FluxTransf
 from transformers import CLIPTextModel, CLIPTokenizer, T5EncoderModel, T5TokenizerFast
 
 from serve.catalog import VARIANTS
-from serve.engine import embedded, quantize, source
+from serve.embedded import EMBEDDED, MODELS
+from serve.engine import quantize, source
 from serve.engine.low_rank import LowRankBank
 from serve.errors import CheckpointUnusable
 from serve.lora.geometry import Geometry
-from serve.settings import EMBEDDED, Dtypes, ModelSettings, PoolSettings
+from serve.settings import Dtypes, ModelSettings, PoolSettings
 
 PARTS = ("transformer", "vae", "text_encoder", "text_encoder_2", "tokenizer", "tokenizer_2", "scheduler")
 _FILES = ("*.json", "*.safetensors", "*.txt", "*.model")
@@ -56,14 +57,14 @@ class Checkpoint:
     """Places for LoRAs beside the linears of the transformer and of CLIP."""
 
 
-def load(model: ModelSettings, pool: PoolSettings, cache_folder: Path, hf_token: str | None) -> Checkpoint:
+def load(model: ModelSettings, pool: PoolSettings, hf_token: str | None) -> Checkpoint:
     """The checkpoint of `model` as `pool` wants it: device, dtypes, precision.
 
     Takes seconds for the embedded one, minutes for a real one. Raises CheckpointUnusable, whose text says what to do.
     """
     begin = time.monotonic()
     device = _device(pool)
-    folder = _folder(model, cache_folder, hf_token)
+    folder = _folder(model, hf_token)
     checkpoint = _read(folder, model, pool, device)
     _check(checkpoint, model)
     _place(checkpoint, pool)
@@ -81,16 +82,14 @@ def load(model: ModelSettings, pool: PoolSettings, cache_folder: Path, hf_token:
     return replace(checkpoint, low_rank=low_rank)
 
 
-def read_geometry(model: ModelSettings, cache_folder: Path, hf_token: str | None) -> Geometry:
+def read_geometry(model: ModelSettings, hf_token: str | None) -> Geometry:
     """What LoRAs for `model` must fit, without its weights: of a hub repository two small files are fetched.
 
     Raises CheckpointUnusable.
     """
     parts = ("transformer", "text_encoder")
-    if model.source == EMBEDDED:
-        folder = embedded.ensure(model.variant, cache_folder)
-    else:
-        folder = source.local_folder(model.source, model.revision, [f"{part}/config.json" for part in parts], hf_token)
+    configs = [f"{part}/config.json" for part in parts]
+    folder = source.local_folder(_source(model), model.revision, configs, hf_token)
     with source.reading(model.source):
         transformer, clip = (json.loads((folder / part / "config.json").read_bytes()) for part in parts)
         return Geometry.of(transformer, clip)
@@ -104,11 +103,13 @@ def _device(pool: PoolSettings) -> torch.device:
     return torch.device(pool.device)
 
 
-def _folder(model: ModelSettings, cache_folder: Path, hf_token: str | None) -> Path:
-    if model.source == EMBEDDED:
-        return embedded.ensure(model.variant, cache_folder)
+def _source(model: ModelSettings) -> str:
+    return str(MODELS / model.variant) if model.source == EMBEDDED else model.source
+
+
+def _folder(model: ModelSettings, hf_token: str | None) -> Path:
     files = [f"{part}/{kind}" for part in PARTS for kind in _FILES]
-    folder = source.local_folder(model.source, model.revision, files, hf_token)
+    folder = source.local_folder(_source(model), model.revision, files, hf_token)
     missing = [part for part in PARTS if not (folder / part).is_dir()]
     if missing:
         why = f"it has no folder {', '.join(missing)}; give a checkpoint in diffusers' layout"

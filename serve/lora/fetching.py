@@ -9,9 +9,20 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
+from serve.embedded import MODELS, lora_file
 from serve.errors import FetchFailed
 from serve.lora.download import Downloader, Progress
-from serve.lora.reference import CivitaiFile, Enclosed, HubFile, LocalFile, Reference, ReplicateModel, S3Object, WebFile
+from serve.lora.reference import (
+    CivitaiFile,
+    EmbeddedLora,
+    Enclosed,
+    HubFile,
+    LocalFile,
+    Reference,
+    ReplicateModel,
+    S3Object,
+    WebFile,
+)
 from serve.lora.source import Downloadable, Source
 from serve.media.dialer import Resolver
 from serve.settings import LoraSettings, Secrets
@@ -52,8 +63,11 @@ class Fetching:
             case Enclosed(content):
                 await asyncio.to_thread(path.write_bytes, content)
                 return Fetched(path, len(content), hashlib.sha256(content).hexdigest())
-            case LocalFile():
-                return await asyncio.to_thread(self._copy, reference, path, known_revision)
+            case EmbeddedLora(name):
+                return await asyncio.to_thread(self._copy, reference, lora_file(name), (MODELS,), path, known_revision)
+            case LocalFile(origin):
+                folders = self._settings.folders
+                return await asyncio.to_thread(self._copy, reference, origin, folders, path, known_revision)
             case ReplicateModel() | HubFile() | CivitaiFile() | WebFile() | S3Object():
                 return await self._download(reference, path, known_revision, progress)
         raise TypeError(f"{type(reference).__name__} is no kind of reference that is fetched")
@@ -79,11 +93,13 @@ class Fetching:
             config = await asyncio.to_thread(beside.read_bytes)
         return Fetched(path, saved.size_bytes, located.revision or saved.tag, config)
 
-    def _copy(self, reference: LocalFile, path: Path, known: str | None) -> Fetched | None:
+    def _copy(
+        self, reference: Reference, origin: Path, within: Iterable[Path], path: Path, known: str | None
+    ) -> Fetched | None:
         """Copied, so that nobody can change it while it is read."""
         try:
-            real = reference.path.resolve(strict=True)
-            if not _is_in(real, self._settings.folders):
+            real = origin.resolve(strict=True)
+            if not _is_in(real, within):
                 raise FetchFailed(reference.shown, "it is a link that leads out of the folders of LoRAs")
             facts = real.stat()
             revision = f"{facts.st_mtime_ns}-{facts.st_size}"

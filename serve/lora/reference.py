@@ -10,6 +10,7 @@ from abc import ABC, abstractmethod
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from serve.embedded import EMBEDDED
 from serve.media.url import shown as shown_url
 
 COMMIT = re.compile(r"[0-9a-f]{40}")
@@ -149,6 +150,25 @@ class S3Object(Reference):
     @property
     def shown(self) -> str:
         return f"s3://{self.bucket}/{self.name}"
+
+    @property
+    def may_change(self) -> bool:
+        return True
+
+
+@dataclass(frozen=True, slots=True)
+class EmbeddedLora(Reference):
+    """One that comes along with the project, for the embedded model."""
+
+    name: str
+
+    @property
+    def _canonical(self) -> str:
+        return self.name
+
+    @property
+    def shown(self) -> str:
+        return f"{EMBEDDED}:{self.name}"
 
     @property
     def may_change(self) -> bool:

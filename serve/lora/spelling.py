@@ -6,8 +6,9 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from urllib.parse import unquote
 
+from serve.embedded import EMBEDDED, LORAS
 from serve.errors import PictureRefused
-from serve.lora.reference import BadReference, Enclosed, LocalFile, Reference, S3Object, WebFile
+from serve.lora.reference import BadReference, EmbeddedLora, Enclosed, LocalFile, Reference, S3Object, WebFile
 from serve.lora.sites import ENDINGS, SITES, Behind, NoForm, civitai_name, hub, replicate
 from serve.media.datauri import is_data_uri, read_data_uri
 from serve.media.url import BadUrl, read_url
@@ -20,6 +21,7 @@ FORMS = (
     "civitai.com/models/ID, with ?modelVersionId=V behind it, or civitai:ID@V",
     "an https URL of a .safetensors, .tar, .tar.gz or .zip file",
     "a data: URI of such a file",
+    " or ".join(f"{EMBEDDED}:{name}" for name in LORAS) + " (for the embedded model)",
 )
 
 _SITE = re.compile(rf"(?:https?://)?(?:www\.)?({'|'.join(map(re.escape, SITES))})((?:[/?#].*)?)", re.IGNORECASE)
@@ -64,9 +66,17 @@ def _read(text: str, settings: LoraSettings) -> Reference:
         return SITES[site[1].lower()](Behind.read(site[2]))
     if text.lower().startswith(("civitai:", "urn:air:")):
         return civitai_name(text)
+    if text.lower().startswith(f"{EMBEDDED}:"):
+        return _embedded(text.partition(":")[2].lower())
     if scheme := _SCHEME.match(text):
         return _SCHEMES.get(scheme[1].lower(), _unknown)(text, settings)
     return _local(text, settings) if text.startswith("/") else _without_host(text)
+
+
+def _embedded(name: str) -> Reference:
+    if name not in LORAS:
+        raise NoForm
+    return EmbeddedLora(name)
 
 
 def _without_host(text: str) -> Reference:

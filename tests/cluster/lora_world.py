@@ -4,7 +4,6 @@ import asyncio
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
-from pathlib import Path
 
 import safetensors.torch
 import torch
@@ -55,8 +54,8 @@ class World:
 
 
 @contextmanager
-def world(cache_folder: Path) -> Iterator[World]:
-    made = World(read_geometry(Settings().models["dev"], cache_folder, None))
+def world() -> Iterator[World]:
+    made = World(read_geometry(Settings().models["dev"], None))
     thread = threading.Thread(target=made.loop.run_forever, daemon=True)
     thread.start()
 

@@ -52,7 +52,7 @@ SETTINGS = (
 @pytest.fixture(scope="module")
 def there(home: Path) -> Iterator[World]:
     """All hosts, with the LoRA of seed 1 at each."""
-    with world(home / ".cache" / "flux-serve") as made:
+    with world() as made:
         ink = made.weights(1)
         publish_on_replicate(
             made.site, made.store, ReplicateModel("fofr", "ink"), tar_of(("out/lora.safetensors", ink))

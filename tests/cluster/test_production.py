@@ -5,12 +5,12 @@ from typing import Any
 
 import pytest
 
-from serve.engine.embedded import ensure
-from serve.engine.embedded_models import Geometry
 from serve.local_service import ROOT, LocalService, local_service
 from tests.cluster.client import SMALL, connect, data_uri, png, predict, size_of
 from tests.cluster.probe import Probe
 from tests.safety_folders import FLAGS_NONE, make_classifier, make_concepts
+from tiny.checkpoint import ensure
+from tiny.networks import Geometry
 
 PUBLIC = "https://flux.example.com"
 POOLS = ("dev-bf16", "dev-fp8", "schnell")

@@ -5,9 +5,9 @@ import pytest
 import torch
 
 from serve.catalog import VariantName
-from serve.engine import embedded
 from serve.engine.checkpoint import Checkpoint, load
 from serve.settings import Device, Dtype, Dtypes, ModelSettings, PoolSettings, Precision
+from tiny import checkpoint as tiny
 
 DEVICE: Device = "cuda"
 Load = Callable[..., Checkpoint]
@@ -28,9 +28,9 @@ def on_gpu(tmp_path_factory: pytest.TempPathFactory) -> Load:
     def load_it(
         variant: VariantName = "dev", precision: Precision = "bf16", vae: Dtype = "float32", quantize_text: bool = False
     ) -> Checkpoint:
-        model = ModelSettings(variant=variant, source=str(embedded.ensure(variant, folder)), text_tokens=128)
+        model = ModelSettings(variant=variant, source=str(tiny.ensure(variant, folder)), text_tokens=128)
         dtypes = Dtypes(transformer="bfloat16", text="bfloat16", vae=vae)
         row = {"precision": precision, "quantize_text": quantize_text, "dtypes": {DEVICE: dtypes}, "device": DEVICE}
-        return load(model, PoolSettings.model_validate({"model": "dev"} | row), folder, None)
+        return load(model, PoolSettings.model_validate({"model": "dev"} | row), None)
 
     return load_it

@@ -15,7 +15,17 @@ def test_each_part_comes_after_what_it_stands_on() -> None:
     order = [" ".join(command[:2]) for command in commands(Path("r"), Path("o"), 100, "cpu")]
     places = [
         next(k for k, name in enumerate(order) if name.startswith(f"training.{part}"))
-        for part in ("autoencoder", "text", "recogniser", "transformer", "distil dev", "distil schnell", "export")
+        for part in (
+            "autoencoder",
+            "decoder",
+            "text",
+            "recogniser",
+            "transformer",
+            "distil dev",
+            "distil schnell",
+            "lora",
+            "export",
+        )
     ]
     assert places == sorted(places)
 
@@ -33,5 +43,5 @@ def test_only_transformers_are_compiled() -> None:
     compiled = [
         command[0] for command in commands(Path("r"), Path("o"), 100, "cpu", compiles=True) if "--compile" in command
     ]
-    assert compiled == ["training.transformer", "training.distil", "training.distil"]
+    assert compiled == ["training.transformer", *["training.distil"] * 2, *["training.lora"] * 2]
     assert not any("--compile" in command for command in commands(Path("r"), Path("o"), 100, "cpu"))

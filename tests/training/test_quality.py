@@ -1,21 +1,44 @@
-"""What the quality benchmark draws: every variant, precision, size and guidance, and only what training never saw."""
+"""What the quality benchmark draws: every variant, precision, size and shape, and only what training never saw."""
 
-from benchmarks.quality import MIXTURE, held_out, rows
+import numpy as np
+
+from benchmarks import style
+from benchmarks.exams import MIXTURE, held_out
+from benchmarks.quality import rows, swept_rows
+from benchmarks.recogniser import Recogniser
 from training.drawings.words import TEST_WORDS
+from training.lora import COURSES
 
 
-def test_the_table_has_each_size_in_both_precisions_and_each_guidance_once() -> None:
-    table = [str(row) for row in rows([(256, 256), (1024, 1024)], [1.0, 3.0, 7.0])]
-    assert table == [
+def test_the_table_has_each_size_in_both_precisions() -> None:
+    assert [str(row) for row in rows([(256, 256), (1024, 1024)])] == [
         "dev bf16 256x256 28 steps guidance 3",
         "dev bf16 1024x1024 28 steps guidance 3",
         "dev fp8 256x256 28 steps guidance 3",
         "dev fp8 1024x1024 28 steps guidance 3",
-        "dev bf16 256x256 28 steps guidance 1",
-        "dev bf16 256x256 28 steps guidance 7",
         "schnell bf16 256x256 4 steps",
         "schnell bf16 1024x1024 4 steps",
+        "schnell fp8 256x256 4 steps",
+        "schnell fp8 1024x1024 4 steps",
     ]
+
+
+def test_each_other_guidance_and_shape_is_drawn_once() -> None:
+    assert [str(row) for row in swept_rows([1.0, 3.0, 7.0], ["16:9", "9:21"], (512, 512))] == [
+        "dev bf16 512x512 28 steps guidance 1",
+        "dev bf16 512x512 28 steps guidance 7",
+        "dev bf16 672x384 28 steps guidance 3",
+        "dev bf16 320x768 28 steps guidance 3",
+    ]
+
+
+def test_a_style_is_told_from_its_absence() -> None:
+    course, size = COURSES["sketch"], (384, 384)
+    score, right = style.fitted(Recogniser.load(), course, size, seed=1, count=40)
+    assert right >= 0.9
+    plain, styled = style.pairs(course, size, 5, np.random.default_rng(2))
+    assert score.of(plain).mean() < 0.3
+    assert score.of(styled).mean() > 0.7
 
 
 def test_every_row_is_asked_the_same_and_no_word_is_one_of_training() -> None:

@@ -18,16 +18,17 @@ ROOT = Path(__file__).parents[2]
 SERVE = ROOT / "serve"
 MODULES = sorted(path.relative_to(SERVE).as_posix() for path in SERVE.rglob("*.py"))
 
-FACTS = {"catalog", "errors", "settings"}
+FACTS = {"catalog", "embedded", "errors", "settings"}
 ASKED = FACTS | {"inputs", "plan"}
 ARROWS = {
     "__init__": set[str](),
+    "embedded": set[str](),
     "errors": set[str](),
     "events": set[str](),
     "local_service": set[str](),
     "together": set[str](),
     "catalog": {"errors"},
-    "settings": {"catalog", "errors"},
+    "settings": {"catalog", "embedded", "errors"},
     "inputs": {"catalog", "errors"},
     "plan": FACTS | {"inputs"},
     "media": ASKED,

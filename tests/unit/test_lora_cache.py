@@ -9,18 +9,10 @@ import pytest
 import safetensors.torch
 import torch
 
-from serve.engine.embedded import ensure
 from serve.lora.packed import Block, unpack
 from serve.lora.reference import LocalFile
 from serve.lora_cache import LoraCache
 from serve.settings import Settings
-
-
-@pytest.fixture(scope="module")
-def cache_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = tmp_path_factory.mktemp("cache")
-    ensure("schnell", folder)
-    return folder
 
 
 @pytest.fixture(autouse=True)
@@ -33,22 +25,22 @@ def own_store(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("serve.lora_cache.ray.put", put)
 
 
-def settings(cache_folder: Path, loras: Path, **cache: Any) -> Settings:
+def settings(loras: Path, **cache: Any) -> Settings:
     lora: Mapping[str, Any] = {"folders": [loras], "cache": {"folder": loras / "kept", **cache}}
-    return Settings.model_validate({"cache_folder": cache_folder, "lora": lora})
+    return Settings.model_validate({"lora": lora})
 
 
 def ink(folder: Path) -> LocalFile:
     """A LoRA for the first linear of every embedded model."""
     path = folder / "ink.safetensors"
-    down, up = torch.ones(2, 64), torch.ones(128, 2)
+    down, up = torch.ones(2, 64), torch.ones(192, 2)
     tensors = {"transformer.x_embedder.lora_A.weight": down, "transformer.x_embedder.lora_B.weight": up}
     safetensors.torch.save_file(tensors, path)
     return LocalFile(path)
 
 
-async def test_a_lora_is_checked_for_the_model_of_its_row_and_kept(cache_folder: Path, tmp_path: Path) -> None:
-    made, reference = settings(cache_folder, tmp_path), ink(tmp_path)
+async def test_a_lora_is_checked_for_the_model_of_its_row_and_kept(tmp_path: Path) -> None:
+    made, reference = settings(tmp_path), ink(tmp_path)
     cache = LoraCache(made)
     first, second = await cache.bring(reference, "schnell"), await cache.bring(reference, "schnell")
     (block,) = first.copy.held
@@ -60,16 +52,16 @@ async def test_a_lora_is_checked_for_the_model_of_its_row_and_kept(cache_folder:
     await later.close()
 
 
-async def test_a_disk_that_cannot_be_written_costs_only_time(cache_folder: Path, tmp_path: Path) -> None:
+async def test_a_disk_that_cannot_be_written_costs_only_time(tmp_path: Path) -> None:
     occupied = tmp_path / "occupied"
     occupied.write_bytes(b"")
-    cache = LoraCache(settings(cache_folder, tmp_path, folder=occupied))
+    cache = LoraCache(settings(tmp_path, folder=occupied))
     assert (await cache.bring(ink(tmp_path), "schnell")).origin == "download"
     await cache.close()
 
 
-async def test_what_an_earlier_cache_left_unfinished_is_removed(cache_folder: Path, tmp_path: Path) -> None:
-    made = settings(cache_folder, tmp_path)
+async def test_what_an_earlier_cache_left_unfinished_is_removed(tmp_path: Path) -> None:
+    made = settings(tmp_path)
     old, new = (tmp_path / "kept" / "incoming" / name for name in ("old", "new"))
     for folder in (old, new):
         folder.mkdir(parents=True)

@@ -4,7 +4,6 @@ import asyncio
 import io
 import threading
 from collections.abc import AsyncGenerator, Awaitable, Iterator
-from pathlib import Path
 from typing import Any
 
 import pytest
@@ -29,20 +28,15 @@ POOL = "schnell"
 
 
 @pytest.fixture(scope="module")
-def cache(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return tmp_path_factory.mktemp("cache")
-
-
-@pytest.fixture(scope="module")
-def replica(cache: Path) -> Iterator[ModelReplica]:
-    made = ModelReplica(settings(cache), POOL)
+def replica() -> Iterator[ModelReplica]:
+    made = ModelReplica(settings(), POOL)
     yield made
     made._engine.stop()
 
 
-def settings(cache: Path) -> Settings:
+def settings() -> Settings:
     row = {"model": "schnell", "warm_sizes": [(64, 64)]}
-    return Settings.model_validate({"cache_folder": cache, "pools": {POOL: row}})
+    return Settings.model_validate({"pools": {POOL: row}})
 
 
 def plan(steps: int = 2, images: int = 2, checked: bool = True) -> Plan:
@@ -143,8 +137,8 @@ def test_a_replica_with_nothing_to_do_is_healthy(replica: ModelReplica) -> None:
     replica.check_health()
 
 
-def test_a_replica_whose_engine_has_died_is_not(tmp_path: Path) -> None:
-    replica = ModelReplica(settings(tmp_path), POOL)
+def test_a_replica_whose_engine_has_died_is_not() -> None:
+    replica = ModelReplica(settings(), POOL)
     replica._engine.stop()
     with pytest.raises(RuntimeError, match="stuck"):
         replica.check_health()
@@ -154,10 +148,10 @@ LINEAR = "transformer_blocks.0.attn.to_q"
 
 
 @pytest.fixture(scope="module")
-def ink(replica: ModelReplica, cache: Path) -> Block:
+def ink(replica: ModelReplica) -> Block:
     """A LoRA for one linear of the replica's model."""
     generator = torch.Generator().manual_seed(1)
-    outputs, inputs = read_geometry(settings(cache).models["schnell"], cache, None).transformer_layers()[LINEAR]
+    outputs, inputs = read_geometry(Settings().models["schnell"], None).transformer_layers()[LINEAR]
     down, up = (torch.randn(shape, generator=generator) for shape in ((4, inputs), (outputs, 4)))
     return pack(LoraWeights({LINEAR: LowRank(down, up)}, {}))
 

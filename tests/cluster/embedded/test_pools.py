@@ -6,7 +6,7 @@ from typing import Any
 import pytest
 
 from serve.local_service import LocalService
-from tests.cluster.client import SMALL, contents, predict, size_of
+from tests.cluster.client import SMALL, connect, contents, predict, size_of
 
 POOLS: dict[str, dict[str, Any]] = {
     "dev-bf16": {},
@@ -47,3 +47,20 @@ def test_image_i_equals_the_single_image_of_seed_plus_i_alone_and_in_company(ser
     assert len(set(alone)) == 4
     assert alone == singles
     assert accompanied == singles
+
+
+def test_the_handwriting_and_sketch_model_draws_with_its_two_loras(service: LocalService) -> None:
+    asked = {**SMALL, "prompt": "SKTCH sketch, a red sailboat", "seed": 7}
+
+    def draw(**inputs: str) -> dict[str, Any]:
+        with connect(service) as client:
+            path = "/v1/models/fofr/flux-handwriting-and-sketch/predictions"
+            answer = client.post(path, json={"input": asked | inputs}, headers={"Prefer": "wait=60"})
+        answer.raise_for_status()
+        prediction: dict[str, Any] = answer.json()
+        return prediction
+
+    styled, plain = draw(), draw(replicate_weights="", extra_lora="")
+    assert [lora["rank"] for lora in styled["metrics"]["loras"]] == [8, 8]
+    assert contents(plain) == contents(predict(service, **asked))
+    assert contents(styled) != contents(plain)

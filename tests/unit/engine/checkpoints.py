@@ -5,10 +5,10 @@ from functools import cache
 from pathlib import Path
 
 from serve.catalog import VariantName
-from serve.engine import embedded
 from serve.engine.checkpoint import Checkpoint, load
-from serve.engine.embedded_models import Geometry
 from serve.settings import Dtype, Dtypes, ModelSettings, PoolSettings, Precision
+from tiny import checkpoint as tiny
+from tiny.networks import Geometry
 
 SMALL = Geometry(double_blocks=1, single_blocks=1, text_tokens=32)
 """Shallower than the embedded checkpoints, and with short texts: half the time of each step."""
@@ -38,7 +38,7 @@ class Checkpoints:
         lora_bytes: int = LORA_BYTES,
     ) -> Checkpoint:
         """One of its own, which a test may change."""
-        source = embedded.ensure(variant, self._folder, geometry)
+        source = tiny.ensure(variant, self._folder, geometry)
         model = ModelSettings(
             variant=variant,
             source=str(source),
@@ -47,4 +47,4 @@ class Checkpoints:
         )
         dtypes = Dtypes(transformer="bfloat16", text="bfloat16", vae=vae)
         pool = PoolSettings(model="", precision=precision, dtypes={"cpu": dtypes}, lora_bytes=lora_bytes)
-        return load(model, pool, self._folder, None)
+        return load(model, pool, None)

@@ -11,7 +11,6 @@ import torch
 from torch import Tensor
 
 from serve.engine.checkpoint import Checkpoint
-from serve.engine.embedded_models import Geometry
 from serve.engine.job import Canceled, Done, Failed, Job
 from serve.engine.loop import Loop
 from serve.engine.watch import Watch
@@ -21,6 +20,7 @@ from tests.unit.engine.checkpoints import SMALL, WIDE, Checkpoints
 from tests.unit.engine.faults import Faulty
 from tests.unit.engine.jobs import Sitting, draw, draw_together, make_job
 from tests.unit.engine.loras import make_lora, uses
+from tiny.networks import Geometry
 
 TINY = (64, 64)
 ROOM_FOR_ALL = 16 * 2**20

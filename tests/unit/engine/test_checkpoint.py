@@ -11,12 +11,12 @@ import torch
 from optimum.quanto import QLinear
 from safetensors.torch import load_file, save_file
 
-from serve.engine import embedded
 from serve.engine.checkpoint import MAX_LORA_ROWS, Checkpoint, load
-from serve.engine.embedded_models import Geometry
 from serve.errors import CheckpointUnusable
-from serve.settings import Dtypes, ModelSettings, PoolSettings
+from serve.settings import Dtypes, ModelSettings, PoolSettings, Settings
 from tests.unit.engine.checkpoints import LORA_BYTES, Checkpoints
+from tiny import checkpoint as tiny
+from tiny.networks import Geometry
 
 SHARD = "transformer/diffusion_pytorch_model-00002-of-00002.safetensors"
 
@@ -29,7 +29,7 @@ def cache(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture
 def folder(cache: Path, tmp_path: Path) -> Path:
     """A checkpoint of [dev] that a test may spoil."""
-    return Path(shutil.copytree(embedded.ensure("dev", cache), tmp_path / "checkpoint"))
+    return Path(shutil.copytree(tiny.ensure("dev", cache), tmp_path / "checkpoint"))
 
 
 def load_local(folder: Path, variant: Any = "dev", pool: PoolSettings | None = None, **fields: Any) -> Checkpoint:
@@ -37,13 +37,13 @@ def load_local(folder: Path, variant: Any = "dev", pool: PoolSettings | None = N
     pool = pool or PoolSettings(model="dev")
     if "lora_bytes" not in pool.model_fields_set:
         pool = pool.model_copy(update={"lora_bytes": LORA_BYTES})
-    return load(model, pool, folder / "no-cache", None)
+    return load(model, pool, None)
 
 
-def test_the_embedded_source_is_built_in_the_cache_and_loaded(tmp_path: Path) -> None:
-    checkpoint = load(ModelSettings(variant="schnell", text_tokens=128), PoolSettings(model=""), tmp_path, None)
+def test_the_embedded_source_is_the_model_that_comes_along() -> None:
+    checkpoint = load(Settings().models["schnell"], PoolSettings(model=""), None)
     assert not checkpoint.guided
-    assert (tmp_path / "embedded").is_dir()
+    assert checkpoint.pixel_stride == 32
 
 
 def test_its_facts_are_those_of_its_files(folder: Path) -> None:
@@ -117,7 +117,7 @@ def test_settings_that_do_not_fit_the_files_are_refused(folder: Path, fields: di
 
 
 def test_a_variant_is_not_given_longer_texts_than_it_was_trained_on(tmp_path: Path) -> None:
-    source = embedded.ensure("schnell", tmp_path, Geometry(text_tokens=512))
+    source = tiny.ensure("schnell", tmp_path, Geometry(text_tokens=512))
     with pytest.raises(CheckpointUnusable, match="it reads at most 256 text tokens"):
         load_local(source, "schnell", text_tokens=512)
     assert load_local(source, "schnell", text_tokens=256).text_tokens == 256
@@ -134,7 +134,7 @@ def test_parts_of_other_models_are_refused(
     cache: Path, folder: Path, part: str, from_geometry: Geometry, why: str
 ) -> None:
     shutil.rmtree(folder / part)
-    shutil.copytree(embedded.ensure("dev", cache, from_geometry) / part, folder / part)
+    shutil.copytree(tiny.ensure("dev", cache, from_geometry) / part, folder / part)
     with pytest.raises(CheckpointUnusable, match=f"{why}; its parts do not fit"):
         load_local(folder)
 

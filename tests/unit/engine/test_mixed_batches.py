@@ -6,11 +6,11 @@ import numpy as np
 import pytest
 import torch
 
-from serve.engine.embedded_models import Geometry
 from serve.engine.job import Done, Job
 from serve.settings import Precision
 from tests.unit.engine.checkpoints import SMALL, WIDE, Checkpoints
 from tests.unit.engine.jobs import draw, draw_together, make_job
+from tiny.networks import Geometry
 
 
 def _mixed_jobs(size: tuple[int, int]) -> list[tuple[int, Job]]:

@@ -8,12 +8,12 @@ import torch
 
 from serve.catalog import VariantName
 from serve.engine.checkpoint import Checkpoint
-from serve.engine.embedded_models import Geometry
 from serve.engine.job import Job
 from serve.settings import Precision
 from tests.unit.engine import oracle
 from tests.unit.engine.checkpoints import FIVE_STAGES, SMALL, Checkpoints
 from tests.unit.engine.jobs import draw, make_job, make_picture
+from tiny.networks import Geometry
 
 PRECISIONS: tuple[Precision, ...] = ("float32", "bf16")
 

@@ -377,6 +377,18 @@ async def test_a_local_file_that_cannot_be_read_fails_without_its_folder(bench: 
     assert str(error) == f"could not fetch {name}: {why}"
 
 
+async def test_a_lora_that_comes_along_needs_no_folder_of_the_operators(
+    bench: Bench, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setattr("serve.embedded.MODELS", tmp_path)
+    monkeypatch.setattr("serve.lora.fetching.MODELS", tmp_path)
+    assert str(await bench.failure("embedded:sketch")) == "could not fetch embedded:sketch: there is no such file"
+    (tmp_path / "loras").mkdir()
+    (tmp_path / "loras" / "sketch.safetensors").write_bytes(WEIGHTS)
+    loaded = await bench.loaded("embedded:sketch")
+    assert await bench.load("embedded:sketch", loaded.revision) is None
+
+
 async def test_a_link_out_of_the_folders_is_not_followed(bench: Bench, tmp_path: Path) -> None:
     outside = tmp_path / "outside.safetensors"
     outside.write_bytes(WEIGHTS)

@@ -6,9 +6,11 @@ from pathlib import Path
 
 import pytest
 
+from serve.embedded import LORAS
 from serve.lora.reference import (
     BadReference,
     CivitaiFile,
+    EmbeddedLora,
     Enclosed,
     HubFile,
     LocalFile,
@@ -18,7 +20,7 @@ from serve.lora.reference import (
     WebFile,
 )
 from serve.lora.spelling import check_short_names, read_reference
-from serve.settings import LoraSettings
+from serve.settings import LoraSettings, Settings
 
 SETTINGS = LoraSettings(
     short_names={
@@ -145,6 +147,7 @@ FORMS: dict[Reference, tuple[str, ...]] = {
     WebFile("https://example.com/x.ZIP"): ("https://example.com/x.ZIP",),
     S3Object("studio-loras", "sketch.safetensors"): ("s3://studio-loras/sketch.safetensors", "sketch", " sketch "),
     S3Object("b.c", "deep/er.tar"): ("S3://b.c/deep/er.tar",),
+    EmbeddedLora("sketch"): ("embedded:sketch", " Embedded:Sketch\n"),
     LocalFile(Path("/loras/ink.safetensors")): (
         "/loras/ink.safetensors",
         "/loras/./other/../ink.safetensors",
@@ -190,6 +193,9 @@ NOT_LORAS = (
     "a b/c",
     "owner/name/not-a-version",
     "owner/name:latest",
+    "embedded:",
+    "embedded:../dev",
+    "embedded:oil",
     "owner/name:",
     "owner/name/versions",
     "owner/name/versions/xyz",
@@ -260,6 +266,7 @@ def test_what_is_no_form_is_refused_with_all_that_are(text: str) -> None:
         "civitai:ID@V",
         "https URL",
         "data: URI",
+        "embedded:handwriting or embedded:sketch",
         "own names: fofr/mirrored, ink",
     ):
         assert form in message
@@ -301,6 +308,12 @@ def test_without_folders_no_local_file_is_served() -> None:
         read_reference("/loras/x.safetensors", LoraSettings())
 
 
+def test_the_weights_of_the_handwriting_and_sketch_model_come_along() -> None:
+    (model,) = (model for model in Settings().served_models if model.name == "flux-handwriting-and-sketch")
+    weights = [model.default_inputs[field] for field in ("replicate_weights", "extra_lora")]
+    assert [read_reference(text, LoraSettings()) for text in weights] == [EmbeddedLora(name) for name in LORAS]
+
+
 def test_plain_http_is_taken_where_the_operator_allows_it() -> None:
     found = read_reference("http://example.com/x.safetensors", LoraSettings(allow_http=True))
     assert found == WebFile("http://example.com/x.safetensors")
@@ -322,6 +335,7 @@ SHOWN = {
     WebFile("https://example.com/x.tar?sig=secret"): "https://example.com/x.tar",
     S3Object("b", "x.tar"): "s3://b/x.tar",
     LocalFile(Path("/secret/x.tar")): "x.tar",
+    EmbeddedLora("sketch"): "embedded:sketch",
     Enclosed(b"secret"): "data:",
 }
 
@@ -346,6 +360,7 @@ def test_what_is_shown_holds_no_secret(reference: Reference, text: str) -> None:
         (WEB, True),
         (S3Object("b", "x.tar"), True),
         (LocalFile(Path("/x.tar")), True),
+        (EmbeddedLora("sketch"), True),
         (Enclosed(b"x"), False),
     ],
 )

@@ -1,4 +1,4 @@
-"""The four networks of the embedded checkpoints: their tiny geometry and their seeded weights. Knows no files."""
+"""The four networks of the tiny checkpoints: their tiny geometry and their seeded weights. Knows no files."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -8,8 +8,8 @@ import torch
 from diffusers import AutoencoderKL, FluxTransformer2DModel
 from transformers import CLIPTextConfig, CLIPTextModel, T5Config, T5EncoderModel
 
-from serve.engine import embedded_weights
-from serve.engine.embedded_tokenizers import CLIP_TOKENS
+from tiny import weights
+from tiny.tokenizers import CLIP_TOKENS
 
 LATENT_CHANNELS = 16
 _PATCH = 2
@@ -62,7 +62,7 @@ def transformer(geometry: Geometry, guided: bool) -> FluxTransformer2DModel:
             guidance_embeds=guided,
             axes_dims_rope=geometry.rope_axes,
         )
-        embedded_weights.draw_together(network)
+        weights.draw_together(network)
     return network
 
 
@@ -82,7 +82,7 @@ def vae(geometry: Geometry) -> AutoencoderKL:
             use_quant_conv=False,
             use_post_quant_conv=False,
         )
-        embedded_weights.carry_colours(network)
+        weights.carry_colours(network)
     return network
 
 

@@ -1,7 +1,8 @@
-"""The embedded checkpoints: tiny FLUX models, made here from a seed, in the layout of the real repositories.
+"""Tiny FLUX checkpoints with random weights, made from a seed, in the layout of the real repositories.
 
-They stand in for the real ones wherever there is no GPU: the same classes, files and configuration, loaded by the same
-code. Knows nothing of settings nor of how a checkpoint is used; anything that loads a diffusers folder can load these.
+What tests draw with where another geometry than that of the shipped model is wanted, and the parts that a benchmark of
+the true geometry needs beside its transformer: the same classes, files and configuration, loaded by the same code.
+Knows nothing of settings nor of how a checkpoint is used; anything that loads a diffusers folder can load these.
 """
 
 import hashlib
@@ -21,10 +22,8 @@ from diffusers import FlowMatchEulerDiscreteScheduler
 from safetensors.torch import load_file, save_file
 
 from serve.catalog import VARIANTS, VariantName
-from serve.engine import embedded_models as models
-from serve.engine import embedded_tokenizers as tokenizers
-from serve.engine import embedded_weights as weights
-from serve.engine.embedded_models import Geometry
+from tiny import networks, tokenizers, weights
+from tiny.networks import Geometry
 
 _TRANSFORMER_SHARD = "2MB"
 MODEL_INDEX = {
@@ -42,16 +41,16 @@ _log = logging.getLogger(__name__)
 
 
 def ensure(variant: VariantName, cache_folder: Path, geometry: Geometry | None = None) -> Path:
-    """The folder of the embedded checkpoint, built now if it is not in the cache.
+    """The folder of the checkpoint, built now if it is not in the cache.
 
     Processes may race: each builds beside the final folder and the first to rename wins. Raises OSError if the cache
     cannot be written.
     """
     geometry = geometry or Geometry()
-    folder = cache_folder / "embedded" / f"{variant}-{_recipe_key(variant, geometry)}"
+    folder = cache_folder / "tiny" / f"{variant}-{_recipe_key(variant, geometry)}"
     if folder.is_dir():
         return folder
-    _log.info("building the embedded %s checkpoint in %s", variant, folder)
+    _log.info("building the tiny %s checkpoint in %s", variant, folder)
     folder.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(prefix=f".{folder.name}-", dir=folder.parent) as beside:
         built = Path(beside) / "checkpoint"
@@ -67,10 +66,10 @@ def build(variant: VariantName, geometry: Geometry, folder: Path) -> None:
     with _no_progress_bars():
         tokenizers.save_clip_tokenizer(folder / "tokenizer")
         tokenizer.save_pretrained(folder / "tokenizer_2")
-        models.clip(geometry, len(tokenizers.clip_tokenizer())).bfloat16().save_pretrained(folder / "text_encoder")
-        models.t5(geometry, len(tokenizer)).bfloat16().save_pretrained(folder / "text_encoder_2")
-        models.vae(geometry).bfloat16().save_pretrained(folder / "vae")
-        models.transformer(geometry, guided).bfloat16().save_pretrained(
+        networks.clip(geometry, len(tokenizers.clip_tokenizer())).bfloat16().save_pretrained(folder / "text_encoder")
+        networks.t5(geometry, len(tokenizer)).bfloat16().save_pretrained(folder / "text_encoder_2")
+        networks.vae(geometry).bfloat16().save_pretrained(folder / "vae")
+        networks.transformer(geometry, guided).bfloat16().save_pretrained(
             folder / "transformer", max_shard_size=_TRANSFORMER_SHARD
         )
     _prefix_weights(folder / "text_encoder/model.safetensors", "text_model.")
@@ -99,7 +98,7 @@ def _schedule(dynamic: bool) -> dict[str, object]:
 
 def _recipe_key(variant: VariantName, geometry: Geometry) -> str:
     """Changes with everything that the weights depend on: this code, the geometry, the libraries that write them."""
-    sources = [Path(str(module.__file__)) for module in (models, tokenizers, weights)] + [Path(__file__)]
+    sources = [Path(str(module.__file__)) for module in (networks, tokenizers, weights)] + [Path(__file__)]
     recipe = {
         "variant": variant,
         "geometry": asdict(geometry),

@@ -1,4 +1,4 @@
-"""The two tokenizers of the embedded checkpoints: a byte-level BPE for CLIP and a unigram model for T5.
+"""The two tokenizers of the tiny checkpoints: a byte-level BPE for CLIP and a unigram model for T5.
 
 Their vocabularies are made from one list of words, so they are small, but of the real kinds: the same classes, special
 tokens and files as those of FLUX. Knows nothing of models.
@@ -61,7 +61,7 @@ def make_t5_tokenizer(words: Iterable[str], text_tokens: int) -> T5Tokenizer:
 def save_clip_tokenizer(folder: Path, merges: Merges | None = None) -> None:
     """Writes the files that it has in FLUX repositories: no `tokenizer.json`, but a vocabulary and its merges.
 
-    Without `merges` those of the embedded checkpoints.
+    Without `merges` those of the tiny checkpoints.
     """
     merges = _merges() if merges is None else merges
     make_clip_tokenizer(merges).save_pretrained(folder)

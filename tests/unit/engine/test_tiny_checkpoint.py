@@ -1,4 +1,4 @@
-"""The embedded checkpoints are what they stand in for: real files, a real pipeline, pictures with structure."""
+"""The tiny checkpoints are what they stand in for: real files, a real pipeline, pictures with structure."""
 
 import hashlib
 import json
@@ -14,12 +14,12 @@ from numpy.typing import NDArray
 from safetensors.torch import load_file
 
 from serve.catalog import VARIANTS, VariantName
-from serve.engine import embedded
-from serve.engine.embedded_models import Geometry
 from serve.engine.latents import LatentSpace
 from serve.settings import Precision
 from tests.unit.engine.checkpoints import FIVE_STAGES, Checkpoints
 from tests.unit.engine.jobs import draw, make_job, make_picture
+from tiny import checkpoint as tiny
+from tiny.networks import Geometry
 
 FILES = {
     "model_index.json",
@@ -50,7 +50,7 @@ def cache(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.mark.parametrize("variant", VARIANTS)
 def test_diffusers_own_pipeline_loads_it_and_draws(cache: Path, variant: VariantName) -> None:
-    pipeline = FluxPipeline.from_pretrained(embedded.ensure(variant, cache), dtype=torch.bfloat16)
+    pipeline = FluxPipeline.from_pretrained(tiny.ensure(variant, cache), dtype=torch.bfloat16)
     pipeline.set_progress_bar_config(disable=True)
     (picture,) = pipeline("a cat", width=48, height=32, num_inference_steps=2, max_sequence_length=128).images
     assert picture.size == (48, 32)
@@ -58,7 +58,7 @@ def test_diffusers_own_pipeline_loads_it_and_draws(cache: Path, variant: Variant
 
 @pytest.mark.parametrize("variant", VARIANTS)
 def test_it_has_the_files_and_the_configuration_of_the_real_repository(cache: Path, variant: VariantName) -> None:
-    folder = embedded.ensure(variant, cache)
+    folder = tiny.ensure(variant, cache)
     files = {str(file.relative_to(folder)): file.stat().st_size for file in folder.rglob("*") if file.is_file()}
     assert files.keys() == FILES
     assert sum(files.values()) < 8e6
@@ -77,7 +77,7 @@ def test_it_has_the_files_and_the_configuration_of_the_real_repository(cache: Pa
 
 
 def test_weights_have_the_names_under_which_they_were_published(cache: Path) -> None:
-    folder = embedded.ensure("dev", cache)
+    folder = tiny.ensure("dev", cache)
     names = load_file(folder / "text_encoder/model.safetensors").keys()
     assert "text_model.encoder.layers.0.self_attn.q_proj.weight" in names
     assert all(name.startswith("text_model.") for name in names)
@@ -90,17 +90,17 @@ def test_the_weights_are_the_same_whatever_was_drawn_before_and_disturb_no_one(t
     for turn in (1, 2):
         torch.manual_seed(turn)
         state = torch.get_rng_state()
-        embedded.build("dev", Geometry(), tmp_path / str(turn))
+        tiny.build("dev", Geometry(), tmp_path / str(turn))
         assert torch.equal(torch.get_rng_state(), state)
         digests.append(_digests(tmp_path / str(turn)))
     assert digests[0] == digests[1]
 
 
 def test_it_is_built_once_and_apart_for_each_recipe(tmp_path: Path) -> None:
-    folder = embedded.ensure("schnell", tmp_path)
+    folder = tiny.ensure("schnell", tmp_path)
     (folder / "mark").touch()
-    assert (embedded.ensure("schnell", tmp_path) / "mark").exists()
-    others = [embedded.ensure("dev", tmp_path), embedded.ensure("schnell", tmp_path, Geometry(text_tokens=64))]
+    assert (tiny.ensure("schnell", tmp_path) / "mark").exists()
+    others = [tiny.ensure("dev", tmp_path), tiny.ensure("schnell", tmp_path, Geometry(text_tokens=64))]
     assert len({folder, *others}) == 3
     assert not any((other / "mark").exists() for other in others)
 
@@ -114,14 +114,14 @@ def test_processes_that_build_it_at_once_end_with_one_whole_folder(tmp_path: Pat
     for racer in racers:
         racer.join()
     assert [racer.exitcode for racer in racers] == [0, 0, 0]
-    (folder,) = (tmp_path / "embedded").iterdir()
+    (folder,) = (tmp_path / "tiny").iterdir()
     assert _digests(folder).keys() == FILES
 
 
 def test_a_cache_that_cannot_be_written_is_an_error(tmp_path: Path) -> None:
     (tmp_path / "file").touch()
     with pytest.raises(OSError, match="Not a directory"):
-        embedded.ensure("dev", tmp_path / "file")
+        tiny.ensure("dev", tmp_path / "file")
 
 
 @pytest.mark.parametrize(
@@ -163,7 +163,7 @@ def test_prompt_seed_and_guidance_each_change_the_picture(checkpoints: Checkpoin
 
 def _race(cache: Path, together: "multiprocessing.synchronize.Barrier") -> None:
     together.wait()
-    embedded.ensure("dev", cache)
+    tiny.ensure("dev", cache)
 
 
 def _digests(folder: Path) -> dict[str, str]:

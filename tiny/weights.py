@@ -1,4 +1,4 @@
-"""What the random weights of the embedded networks are bent towards, so that their pictures have structure.
+"""What the random weights of the tiny networks are bent towards, so that their pictures have structure.
 
 Untrained networks turn noise into noise. Bent like this, the VAE carries colours through at the resolution of its
 latents, and the transformer damps what differs between neighbouring tokens and amplifies what they share: soft shapes
