@@ -9,10 +9,6 @@ INK_FROM = 0.5
 """Sureness from which an ink counts as seen."""
 
 
-def _share(right: Sequence[bool]) -> float:
-    return round(sum(right) / len(right), 4) if right else float("nan")
-
-
 def things_right(scene: Scene, seen: Seen) -> bool | None:
     """Whether the things asked are the likeliest ones; None if none was asked."""
     asked = {item.name for item in scene.items if item.kind == "thing"}
@@ -31,8 +27,12 @@ def word_right(scene: Scene, seen: Seen) -> bool | None:
 
 
 def scores(scenes: Sequence[Scene], seen: Sequence[Seen]) -> dict[str, float]:
-    """Shares right of pictures in which a thing, an ink, a word was asked."""
+    """Shares right of pictures in which a `thing`, an `ink`, a `word` was asked; what none asked for is left out."""
     pairs = list(zip(scenes, seen, strict=True))
-    things = [right for pair in pairs if (right := things_right(*pair)) is not None]
-    words = [right for pair in pairs if (right := word_right(*pair)) is not None]
-    return {"thing": _share(things), "ink": _share([inks_right(*pair) for pair in pairs]), "word": _share(words)}
+    right: dict[str, list[bool | None]] = {
+        "thing": [things_right(*pair) for pair in pairs],
+        "ink": [inks_right(*pair) for pair in pairs],
+        "word": [word_right(*pair) for pair in pairs],
+    }
+    asked = {name: [answer for answer in answers if answer is not None] for name, answers in right.items()}
+    return {name: round(sum(answers) / len(answers), 4) for name, answers in asked.items() if answers}

@@ -45,6 +45,10 @@ def test_scores_are_shares_of_the_pictures_in_which_it_was_asked() -> None:
     assert table == {"thing": 1.0, "ink": 1.0, "word": 0.0}
 
 
+def test_what_no_picture_asked_for_has_no_score() -> None:
+    assert scores([Scene((ZOO,), None, "white")], [seen(word="zoo")]) == {"ink": 1.0, "word": 1.0}
+
+
 @pytest.mark.parametrize(
     ("columns", "word"), [("--z-oo-o--", "zoo"), ("zzoo", "zo"), ("----", ""), ("a-a", "aa"), ("cat", "cat")]
 )
