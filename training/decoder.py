@@ -33,7 +33,7 @@ HUE_WEIGHT = 3.0
 def hue_loss(back: torch.Tensor, pictures: torch.Tensor, ink: torch.Tensor, paper: torch.Tensor) -> torch.Tensor:
     """How far the ink's colour is from what it was, averaged over each neighbourhood that has some.
 
-    Pixel by pixel a line's place weighs more than its colour, and dark inks end as one.
+    What is astray here and there in a line evens out over a neighbourhood; another ink does not.
     """
     strength = ink * (pictures - paper).square().mean(dim=1, keepdim=True)
     near = torch.nn.functional.avg_pool2d(torch.cat([strength * (back - pictures), strength], 1), FACTOR)

@@ -1,4 +1,4 @@
-"""The decoder's own lessons: colours of lines count wherever exactly the lines lie, and latents stay as they are."""
+"""The decoder's own lessons: another ink costs more than unevenness in the same, and latents stay as they are."""
 
 from itertools import count
 from pathlib import Path
@@ -15,10 +15,10 @@ from training.machine import CPU, Machine
 GREEN, BLACK = (-0.7, 0.0, -0.6), (-0.8, -0.8, -0.8)
 
 
-def lined(ink: tuple[float, float, float], left: int = 6) -> torch.Tensor:
+def lined(ink: tuple[float, float, float]) -> torch.Tensor:
     """(1, 3, 32, 32): paper with one line of ink, 4 pixels wide."""
     picture = torch.full((1, 3, 32, 32), 0.9)
-    picture[..., left : left + 4] = torch.tensor(ink)[None, :, None, None]
+    picture[..., 6:10] = torch.tensor(ink)[None, :, None, None]
     return picture
 
 
@@ -29,6 +29,14 @@ def hue(back: torch.Tensor, picture: torch.Tensor) -> float:
 def test_the_right_ink_costs_nothing_and_another_much() -> None:
     assert hue(lined(GREEN), lined(GREEN)) == 0
     assert hue(lined(BLACK), lined(GREEN)) > 0.3
+
+
+def test_unevenness_within_the_same_ink_costs_less_than_another_ink() -> None:
+    torch.manual_seed(0)
+    uneven = lined(GREEN) + 0.4 * torch.randn(1, 3, 32, 32)
+    wrong = (lined(BLACK) - lined(GREEN)).abs().mean()
+    assert (uneven - lined(GREEN)).abs().mean() > 2 * wrong
+    assert hue(uneven, lined(GREEN)) < 0.5 * hue(lined(BLACK), lined(GREEN))
 
 
 def test_paper_without_ink_costs_nothing() -> None:
