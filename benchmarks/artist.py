@@ -19,7 +19,7 @@ from serve.engine.job import Canceled, Done, EngineEvent, Failed, Job, Mask, Pix
 from serve.lora.formats import FormatReader
 from serve.lora.weights import LoraWeights
 from serve.plan import LoraUse, Mode, Plan
-from serve.settings import ModelSettings, PoolSettings, Precision
+from serve.settings import ModelSettings, PoolSettings, Precision, Settings
 
 MAX_RANK = 256
 
@@ -76,7 +76,7 @@ class Artist:
         loras: Mapping[str, Path] | None = None,
     ) -> None:
         pool = PoolSettings(model=variant, precision=precision)
-        model = model or ModelSettings(variant=variant, source=source, pixel_stride=32, text_tokens=64)
+        model = model or Settings().models[variant].model_copy(update={"source": source})
         self._engine = Engine(checkpoint.load(model, pool, None), pool)
         reader = FormatReader(checkpoint.read_geometry(model, None), max_rank=MAX_RANK)
         self._loras = {name: reader.read(load_file(path), {}) for name, path in (loras or {}).items()}

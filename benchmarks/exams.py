@@ -13,7 +13,7 @@ from tqdm import tqdm
 
 from benchmarks.artist import Artist, Order
 from benchmarks.recogniser import Recogniser
-from benchmarks.scores import scores, things_right
+from benchmarks.scores import scores
 from benchmarks.style import StyleScore
 from serve.catalog import VARIANTS, Size, VariantName
 from serve.settings import Precision
@@ -111,12 +111,11 @@ def inpainting(exam: Exam) -> Scores:
         orders.append(exam.order(prompt(both, rng), k, picture=picture, strength=1.0, mask=mask))
     pictures = exam.drawn(orders, "inpainting")
     right = exam.judge.see([picture.crop((width // 2, 0, width, height)) for picture in pictures])
-    found = [bool(things_right(scene, seen)) for scene, seen in zip(wanted, right, strict=True)]
     kept = [
         np.array_equal(np.array(picture)[:, : width // 2], np.array(order.picture)[:, : width // 2])
         for picture, order in zip(pictures, orders, strict=True)
     ]
-    return {"thing": round(sum(found) / exam.count, 4), "kept": sum(kept) / exam.count}
+    return {"thing": scores(wanted, right)["thing"], "kept": sum(kept) / exam.count}
 
 
 def _side_by_side(rng: Rng) -> Scene:

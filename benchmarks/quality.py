@@ -15,7 +15,7 @@ from benchmarks.exams import Exam, Row, Scores, image_to_image, inpainting, styl
 from benchmarks.recogniser import Recogniser
 from benchmarks.report import report
 from serve.catalog import SIZES, Size
-from serve.embedded import LORAS
+from serve.embedded import LORAS, lora_file
 from serve.settings import Precision
 from training.drawings.contact_sheet import sheet
 from training.lora import COURSES
@@ -70,7 +70,7 @@ class Table:
             self.add(f"{row} inpainting", inpainting(exam))
 
     def draw_in_styles(self, row: Row, scales: Iterable[float], count: int) -> None:
-        loras = {name: self.models / "loras" / f"{name}.safetensors" for name in LORAS}
+        loras = {name: lora_file(name, self.models) for name in LORAS}
         with self.artist(row, loras=loras) as artist:
             exam = Exam(artist, row, self.judge, count, self.seed)
             for name in LORAS:

@@ -12,6 +12,6 @@ MODELS = Path(__file__).parent / "models"
 LORAS = ("handwriting", "sketch")
 
 
-def lora_file(name: str) -> Path:
-    """Of one of `LORAS`."""
-    return MODELS / "loras" / f"{name}.safetensors"
+def lora_file(name: str, models: Path = MODELS) -> Path:
+    """Of one of `LORAS`; of another export, if its folder is given."""
+    return models / "loras" / f"{name}.safetensors"

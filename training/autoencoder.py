@@ -38,6 +38,8 @@ WHOLES, WHOLE_PX = 1, 256
 """Every third step takes a larger piece, since the group norms see how much paper there is."""
 NOISE = 0.3
 """Spread of the noise on what the decoder gets: it learns to draw whole lines from what a transformer gives it."""
+SOME_INK = 2e-3
+"""Mean strength from which a neighbourhood counts as having ink."""
 PAPER_TONE, PAPER_GAIN, INK_GAIN = 0.85, 9.0, 3.0
 """How colours stand in the latents: farther apart than all else, since what varies most is learned first."""
 
@@ -73,29 +75,39 @@ def touched(pictures: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
     return ((pictures - paper).abs().amax(dim=1, keepdim=True) > 0.15).float(), paper
 
 
+def strength_of(pictures: torch.Tensor, ink: torch.Tensor, paper: torch.Tensor) -> torch.Tensor:
+    """How far ink stands out, (batch, 1, height, width): most in the middle of a line, least at its edge."""
+    return ink * (pictures - paper).square().mean(dim=1, keepdim=True)
+
+
 def colours(pictures: torch.Tensor, ink: torch.Tensor, paper: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
     """What the first six channels of the latents should say, and where: (batch, 6, h, w) and (batch, 6, h, w).
 
     Three say the colour of the ink wherever there is some near, three that of the paper everywhere.
     """
-    # The middle of a line: at its edge ink and paper are mixed.
-    strength = ink * (pictures - paper).square().mean(dim=1, keepdim=True)
+    strength = strength_of(pictures, ink, paper)
     near = torch.nn.functional.avg_pool2d(torch.cat([strength * pictures, strength], 1), FACTOR)
     near = torch.nn.functional.avg_pool2d(near, 3, stride=1, padding=1, count_include_pad=False)
     ink_colour = INK_GAIN * near[:, :3] / near[:, 3:].clamp(min=1e-6)
     paper_colour = (PAPER_GAIN * (paper - PAPER_TONE)).expand_as(ink_colour)
-    counts = (near[:, 3:] > 2e-3).float().expand_as(ink_colour)
+    counts = (near[:, 3:] > SOME_INK).float().expand_as(ink_colour)
     return torch.cat([ink_colour, paper_colour], 1), torch.cat([counts, torch.ones_like(counts)], 1)
+
+
+def decoded(model: AutoencoderKL, latents: torch.Tensor) -> torch.Tensor:
+    """(batch, 3, height, width) in float32, of latents with some noise, as a transformer's are."""
+    noise = NOISE * torch.rand(len(latents), 1, 1, 1, device=latents.device)
+    back: torch.Tensor = model.decode(latents + noise * torch.randn_like(latents)).sample
+    return back.float()
 
 
 def loss_of(model: AutoencoderKL, pictures: torch.Tensor, kl_weight: float) -> tuple[torch.Tensor, dict[str, float]]:
     """The pictures' loss, and what keeps the latents in order: colours in channels of their own, unit spread, KL."""
     posterior = model.encode(pictures).latent_dist
     latents = posterior.sample()
-    noise = NOISE * torch.rand(len(latents), 1, 1, 1, device=latents.device)
-    back = model.decode(latents + noise * torch.randn_like(latents)).sample
+    back = decoded(model, latents)
     ink, paper = touched(pictures)
-    difference = back.float() - pictures
+    difference = back - pictures
     picture_loss = loss_of_pictures(difference, ink)
     mean = posterior.mean.float()
     said, where = colours(pictures, ink, paper)
@@ -125,6 +137,13 @@ def is_inner(name: str, parameter: torch.nn.Parameter) -> bool:
     return parameter.ndim == 4 and "conv_in" not in name and "conv_out" not in name
 
 
+def batch(pool: Pool, step: int, machine: Machine) -> torch.Tensor:
+    """What is learned at this step: crops, or now and then larger pieces."""
+    large = step % 3 == 2
+    count = (WHOLES if large else CROPS) * machine.batch_factor
+    return pool.crops(count, WHOLE_PX if large else CROP_PX).contiguous(memory_format=torch.channels_last)
+
+
 def train(folder: Path, minutes: float, seed: int, peak: float, machine: Machine) -> None:
     torch.manual_seed(seed)
     model = build().to(machine.device, memory_format=torch.channels_last)
@@ -133,9 +152,7 @@ def train(folder: Path, minutes: float, seed: int, peak: float, machine: Machine
     run = Run(folder, minutes, {"model": model, "optimizers": optimizers, "average": average}, machine.clock)
     pool = Pool(machine, seed + run.step)
     for step in run.steps():
-        large = step % 3 == 2
-        count = (WHOLES if large else CROPS) * machine.batch_factor
-        pictures = pool.crops(count, WHOLE_PX if large else CROP_PX).contiguous(memory_format=torch.channels_last)
+        pictures = batch(pool, step, machine)
         with machine.autocast():
             loss, values = loss_of(model, pictures, KL_WEIGHT)
         torch.autograd.backward(loss)

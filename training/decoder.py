@@ -11,14 +11,13 @@ import torch
 from diffusers import AutoencoderKL
 
 from training.autoencoder import (
-    CROP_PX,
-    CROPS,
     FACTOR,
-    NOISE,
-    WHOLE_PX,
-    WHOLES,
+    SOME_INK,
+    batch,
+    decoded,
     is_inner,
     loss_of_pictures,
+    strength_of,
     touched,
     widen_norms,
 )
@@ -35,20 +34,19 @@ def hue_loss(back: torch.Tensor, pictures: torch.Tensor, ink: torch.Tensor, pape
 
     What is astray here and there in a line evens out over a neighbourhood; another ink does not.
     """
-    strength = ink * (pictures - paper).square().mean(dim=1, keepdim=True)
+    strength = strength_of(pictures, ink, paper)
     near = torch.nn.functional.avg_pool2d(torch.cat([strength * (back - pictures), strength], 1), FACTOR)
     astray, some = near[:, :3], near[:, 3]
-    counts = some > 2e-3
+    counts = some > SOME_INK
     mean: torch.Tensor = (astray.abs().mean(1) / some.clamp(min=1e-6) * counts).sum() / counts.sum().clamp(min=1)
     return mean
 
 
 def loss_of(model: AutoencoderKL, pictures: torch.Tensor) -> tuple[torch.Tensor, dict[str, float]]:
-    """On latents with some noise, as a transformer's are."""
+    """Of what the decoder makes of latents that are not its own to change."""
     with torch.no_grad():
         latents = model.encode(pictures).latent_dist.mean
-    noise = NOISE * torch.rand(len(latents), 1, 1, 1, device=latents.device)
-    back = model.decode(latents + noise * torch.randn_like(latents)).sample.float()
+    back = decoded(model, latents)
     ink, paper = touched(pictures)
     form, hue = loss_of_pictures(back - pictures, ink), hue_loss(back, pictures, ink, paper)
     return form + HUE_WEIGHT * hue, {"form": form.item(), "hue": hue.item()}
@@ -65,9 +63,7 @@ def train(runs: Path, minutes: float, seed: int, peak: float, machine: Machine) 
     run = Run(runs / "decoder", minutes, parts, machine.clock)
     pool = Pool(machine, seed + run.step)
     for step in run.steps():
-        large = step % 3 == 2
-        count = (WHOLES if large else CROPS) * machine.batch_factor
-        pictures = pool.crops(count, WHOLE_PX if large else CROP_PX).contiguous(memory_format=torch.channels_last)
+        pictures = batch(pool, step, machine)
         with machine.autocast():
             loss, values = loss_of(model, pictures)
         torch.autograd.backward(loss)

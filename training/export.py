@@ -13,7 +13,7 @@ from pathlib import Path
 import torch
 from diffusers import AutoencoderKL, FlowMatchEulerDiscreteScheduler
 
-from serve.embedded import LORAS
+from serve.embedded import LORAS, lora_file
 from tiny.checkpoint import MODEL_INDEX
 from training import encoders, lora, vocabulary
 from training.flow import BASE_SHIFT, BASE_TOKENS, MAX_SHIFT, MAX_TOKENS
@@ -50,10 +50,11 @@ def export_variant(runs: Path, variant: str, folder: Path) -> None:
     (folder / "model_index.json").write_text(json.dumps(MODEL_INDEX, indent=2) + "\n", encoding="utf-8")
 
 
-def export_loras(runs: Path, folder: Path) -> None:
-    folder.mkdir(parents=True)
+def export_loras(runs: Path, out: Path) -> None:
     for name in LORAS:
-        shutil.copyfile(lora.trained(runs, name), folder / f"{name}.safetensors")
+        file = lora_file(name, out)
+        file.parent.mkdir(parents=True, exist_ok=True)
+        shutil.copyfile(lora.trained(runs, name), file)
 
 
 def write(runs: Path, out: Path) -> None:
@@ -64,7 +65,7 @@ def write(runs: Path, out: Path) -> None:
     for variant in ("dev", "schnell"):
         (out / variant).mkdir(parents=True)
         export_variant(runs, variant, out / variant)
-    export_loras(runs, out / "loras")
+    export_loras(runs, out)
 
 
 def weight_bytes(out: Path) -> int:

@@ -64,7 +64,9 @@ class Fetching:
                 await asyncio.to_thread(path.write_bytes, content)
                 return Fetched(path, len(content), hashlib.sha256(content).hexdigest())
             case EmbeddedLora(name):
-                return await asyncio.to_thread(self._copy, reference, lora_file(name), (MODELS,), path, known_revision)
+                return await asyncio.to_thread(
+                    self._copy, reference, lora_file(name, MODELS), (MODELS,), path, known_revision
+                )
             case LocalFile(origin):
                 folders = self._settings.folders
                 return await asyncio.to_thread(self._copy, reference, origin, folders, path, known_revision)
