@@ -13,6 +13,7 @@ STEADY = Mixture(two_things=0, word=0, labelled=0, unsteadiness=0.2)
 ONE = Mixture(two_things=0, word=0.5, labelled=0, longest_word=5, unsteadiness=HAND)
 PAIR = Mixture(two_things=0.9, word=0, labelled=0.1, longest_word=5, unsteadiness=HAND)
 ALL = Mixture(unsteadiness=HAND)
+LETTERS = Mixture(two_things=0, word=1, labelled=0, unsteadiness=HAND)
 ORIGIN = (0, 0)
 
 
@@ -76,14 +77,25 @@ def _whole(papers: dict[str, Lesson], batch: int) -> dict[str, Lesson]:
     return {f"{name} whole": replace(lesson, batch=batch, around=None) for name, lesson in papers.items()}
 
 
-_MEDIUM, _LARGE = _papers("0.25", 120, 600), _papers("1", 60, 200)
-_WHOLE = _whole(_MEDIUM, 16) | _whole(_LARGE, 5)
+def _written(papers: dict[str, Lesson], megapixels: str, pictures: int) -> dict[str, Lesson]:
+    """Words alone on square paper."""
+    name = f"{megapixels} MP letters"
+    square = papers[f"{megapixels} MP 1:1"]
+    return {name: replace(square, shelf=name, mixture=LETTERS, pictures=pictures)}
+
+
+_MEDIUM, _LARGE = _papers("0.25", 80, 400), _papers("1", 32, 160)
+_WRITTEN_MEDIUM, _WRITTEN_LARGE = _written(_MEDIUM, "0.25", 300), _written(_LARGE, "1", 120)
+_WRITTEN = _WRITTEN_MEDIUM | _WRITTEN_LARGE
+_WHOLE = _whole(_MEDIUM | _WRITTEN_MEDIUM, 16) | _whole(_LARGE | _WRITTEN_LARGE, 5)
 LESSONS: dict[str, Lesson] = {
     "steady": Lesson("steady", (SIDE, SIDE), STEADY, 1500, 48, CORNERS),
     "one": Lesson("one", (SIDE, SIDE), ONE, 4000, 48, CORNERS),
     "pair": Lesson("pair", (SIDE, SIDE), PAIR, 2000, 48, CORNERS),
+    "letters": Lesson("letters", (SIDE, SIDE), LETTERS, 3000, 48, CORNERS),
     **_MEDIUM,
     **_LARGE,
+    **_WRITTEN,
     **_WHOLE,
 }
 
@@ -96,12 +108,16 @@ STAGES = (
         {
             "one": 2,
             "pair": 1,
-            **dict.fromkeys((*_MEDIUM, *_LARGE), 0.2),
-            "0.25 MP 1:1": 1.5,
-            "1 MP 1:1": 2.5,
-            **dict.fromkeys(_WHOLE, 0.05),
-            "0.25 MP 1:1 whole": 0.7,
-            "1 MP 1:1 whole": 1.5,
+            "letters": 3,
+            **dict.fromkeys((*_MEDIUM, *_LARGE), 0.12),
+            "0.25 MP 1:1": 1,
+            "1 MP 1:1": 1.5,
+            **dict.fromkeys(_WRITTEN, 1.2),
+            **dict.fromkeys(_WHOLE, 0.03),
+            "0.25 MP 1:1 whole": 0.5,
+            "1 MP 1:1 whole": 1,
+            "0.25 MP letters whole": 0.3,
+            "1 MP letters whole": 0.6,
         },
     ),
 )

@@ -1,7 +1,7 @@
 """Trains the transformer to draw what prompts ask for: rectified flow on latents, larger pictures as it gets better.
 
 `python -m training.transformer --minutes 1200`. It has no guidance embedding yet: `training.distil` makes [dev] and
-[schnell] of it.
+[schnell] of it. Begins from nothing, or from what `training.adopt` took up.
 """
 
 import argparse
@@ -85,10 +85,17 @@ def is_inner(name: str, parameter: torch.nn.Parameter) -> bool:
     return parameter.ndim == 2 and "blocks" in name and ".linear." not in name
 
 
+def start_file(runs: Path) -> Path:
+    """Weights to begin from, if there are any."""
+    return runs / "transformer" / "start.pt"
+
+
 def train(runs: Path, minutes: float, seed: int, stages: tuple[Stage, ...], peak: float, machine: Machine) -> None:
     torch.manual_seed(seed)
     folder = runs / "transformer"
     model = build().to(machine.device)
+    if start_file(runs).exists():
+        model.load_state_dict(torch.load(start_file(runs), weights_only=True, map_location=machine.device))
     speed_up(model, machine)
     optimizers, average = Optimizers(model, peak, is_inner), Average(model, 0.998)
     run = Run(folder, minutes, {"model": model, "optimizers": optimizers, "average": average}, machine.clock)
@@ -122,9 +129,10 @@ def main() -> None:
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--rate", type=float, default=2e-3)
     parser.add_argument("--stages", type=int, default=len(STAGES), help="only the first stages, over the whole time")
+    parser.add_argument("--last", action="store_true", help="only the last stage, for a model that draws already")
     add_arguments(parser, compiles=True)
     arguments = parser.parse_args()
-    kept = STAGES[: arguments.stages]
+    kept = STAGES[-1:] if arguments.last else STAGES[: arguments.stages]
     stages = tuple(Stage(stage.until / kept[-1].until, stage.lessons) for stage in kept)
     train(arguments.runs, arguments.minutes, arguments.seed, stages, arguments.rate, chosen(arguments))
 

@@ -9,7 +9,7 @@ from diffusers import AutoencoderKL
 
 from serve.catalog import SIZES
 from training.bank import STRIDE_PX, Shelf, decode, encode
-from training.curriculum import LESSONS, STAGES, STEADY, lessons_at, middle
+from training.curriculum import LESSONS, LETTERS, STAGES, STEADY, lessons_at, middle
 from training.drawings.sampling import Mixture
 from training.drawings.scene import FRAME_PX, Item, Scene, inked
 from training.flow import position_ids
@@ -105,6 +105,16 @@ def test_one_thing_by_a_steady_hand_comes_first_and_every_size_of_the_service_co
     served = {(height // STRIDE_PX, width // STRIDE_PX) for table in SIZES.values() for width, height in table.values()}
     assert served <= taught
     assert all(side % STRIDE_PX == 0 for table in SIZES.values() for size in table.values() for side in size)
+
+
+def test_at_last_words_are_written_on_every_square() -> None:
+    taught = STAGES[-1].lessons
+    written = {LESSONS[name].grid for name in taught if LESSONS[name].mixture == LETTERS}
+    assert written == {(8, 8), (16, 16), (32, 32)}
+    around = {LESSONS[name].around for name in taught if LESSONS[name].mixture == LETTERS}
+    assert None in around, "whole paper too"
+    shelves = [(lesson.shelf, lesson.mixture, lesson.grid, lesson.pictures) for lesson in LESSONS.values()]
+    assert len(set(shelves)) == len({shelf for shelf, *_ in shelves}), "lessons that share a shelf ask the same of it"
 
 
 @pytest.mark.parametrize("megapixels", SIZES)

@@ -1,5 +1,7 @@
 """Drawings: the same from the same seed, laid out as the scene says, and described truly."""
 
+from itertools import pairwise
+
 import numpy as np
 import pytest
 from PIL import Image
@@ -11,7 +13,7 @@ from training.drawings.sampling import Mixture, sampled
 from training.drawings.scene import INKS, THINGS, Inked, Item, Relation, Scene, Size, inked
 from training.drawings.strokes import bounds
 from training.drawings.styles import Style, broad_nib, loose_pencil
-from training.drawings.words import TEST_WORDS, TRAINING_WORDS, training_word
+from training.drawings.words import TEST_WORDS, TRAINING_WORDS, made_up, training_word
 
 
 def ink_centre(picture: Image.Image, ink: str) -> tuple[float, float]:
@@ -86,6 +88,14 @@ def test_words_kept_for_tests_are_never_drawn_in_training() -> None:
     rng = np.random.default_rng(0)
     assert not {training_word(rng) for _ in range(5000)} & set(TEST_WORDS)
     assert not set(TRAINING_WORDS) & set(TEST_WORDS)
+
+
+def test_made_up_words_show_every_letter_after_every_other() -> None:
+    rng = np.random.default_rng(0)
+    words = [made_up(rng) for _ in range(20000)]
+    seen = {pair for word in words for pair in pairwise(word)}
+    assert len(seen) == 26 * 26
+    assert {len(word) for word in words} == {2, 3, 4, 5}
 
 
 def test_words_kept_for_tests_are_what_held_out_scenes_show() -> None:

@@ -6,30 +6,19 @@ import pytest
 import torch
 from diffusers import FlowMatchEulerDiscreteScheduler, FluxPipeline, FluxTransformer2DModel
 
-from training import distil, flow
+from tests.training.bases import empty, speaking_base, text
+from training import flow
 from training.bank import pack, unpack
-from training.distil import dev_from
-from training.flow import Place, Text
+from training.flow import Place
 from training.transformer import build
 
 pytestmark = pytest.mark.filterwarnings("ignore:Mismatch dtype")
 """Norms keep float32 weights while training; only the speed suffers."""
 
 
-def text(batch: int) -> Text:
-    generator = torch.Generator().manual_seed(0)
-    return torch.randn(batch, 7, 128, generator=generator), torch.randn(batch, 128, generator=generator)
-
-
 @pytest.fixture(scope="module")
 def base() -> FluxTransformer2DModel:
-    """A base whose last layer and modulations say something, as after training."""
-    torch.manual_seed(0)
-    model = build()
-    for parameter in model.parameters():
-        if not parameter.any():
-            torch.nn.init.normal_(parameter, std=0.02)
-    return model.eval()
+    return speaking_base()
 
 
 @pytest.mark.parametrize(("steps", "tokens"), [(28, 64), (28, 1024), (4, 256)])
@@ -59,34 +48,12 @@ def test_a_fresh_transformer_gives_nothing_so_the_first_loss_is_that_of_guessing
     assert not given.any()
 
 
-def test_dev_begins_as_the_base_whatever_guidance_it_is_told(base: FluxTransformer2DModel) -> None:
-    dev, latents, times = dev_from(base), torch.randn(2, 4, 64), torch.rand(2)
-    wanted = flow.velocity(base, latents, times, text(2), Place(2, 2))
-    for guidance in (1.0, 5.0):
-        given = flow.velocity(dev, latents, times, text(2), Place(2, 2), torch.full((2,), guidance))
-        torch.testing.assert_close(given, wanted)
-
-
-@pytest.mark.parametrize(("guidance", "substeps", "as_asked"), [(1.0, 1, True), (3.0, 1, False), (1.0, 4, False)])
-def test_schnell_has_to_learn_guidance_and_long_steps_and_nothing_else(
-    base: FluxTransformer2DModel, monkeypatch: pytest.MonkeyPatch, guidance: float, substeps: int, as_asked: bool
-) -> None:
-    monkeypatch.setattr(distil, "SCHNELL_GUIDANCE", guidance)
-    monkeypatch.setattr(distil, "SUBSTEPS", substeps)
-    student, clean = distil.schnell_from(base), torch.randn(8, 4, 64)
-    words = text(8)
-    empty = (torch.zeros_like(words[0]), torch.zeros_like(words[1]))
-    loss = distil.schnell_loss(student, base, distil.Given(clean, words, empty, Place(2, 2)))
-    assert (loss < 1e-4) == as_asked
-
-
 def test_guidance_of_one_is_the_prompt_alone_and_more_goes_further_that_way(base: FluxTransformer2DModel) -> None:
     latents, times, words = torch.randn(1, 4, 64), torch.rand(1), text(1)
-    empty = torch.zeros_like(words[0]), torch.zeros_like(words[1])
     alone = flow.velocity(base, latents, times, words, Place(2, 2))
-    without = flow.velocity(base, latents, times, empty, Place(2, 2))
+    without = flow.velocity(base, latents, times, empty(1), Place(2, 2))
     for scale in (1.0, 3.0):
-        given = flow.guided(base, latents, times, words, empty, Place(2, 2), torch.tensor([scale]))
+        given = flow.guided(base, latents, times, words, empty(1), Place(2, 2), torch.tensor([scale]))
         torch.testing.assert_close(given, without + scale * (alone - without), atol=0.03, rtol=0.03)
 
 

@@ -1,5 +1,7 @@
 """Words to be written by hand: those to train on, those kept for tests, and made-up ones. Knows only letters."""
 
+from string import ascii_lowercase
+
 from training.drawings.strokes import Rng
 
 _TEST = """
@@ -25,23 +27,31 @@ _TRAINING = """
 TEST_WORDS = tuple(_TEST.split())
 """Of three letters, never drawn in training."""
 TRAINING_WORDS = tuple(_TRAINING.split())
+MADE_UP = 0.6
+"""Share of words that nobody says."""
 
 _CONSONANTS, _VOWELS = "bcdfghjklmnpqrstvwxyz", "aeiou"
+_ANY_ORDER = 0.5
+"""Share of made-up words with any letter after any other: what can be said aloud shows too few pairs of letters."""
+
+
+def _letters(rng: Rng, length: int) -> list[str]:
+    if rng.random() < _ANY_ORDER:
+        return list(rng.choice(list(ascii_lowercase), length))
+    first = int(rng.integers(2))
+    return [str(rng.choice(list(_VOWELS if (k + first) % 2 else _CONSONANTS))) for k in range(length)]
 
 
 def made_up(rng: Rng) -> str:
     """A word that nobody says: it shows every letter in every place as often as real words do not."""
     while True:
-        length = int(rng.choice([2, 3, 4, 5], p=[0.1, 0.6, 0.2, 0.1]))
-        first = int(rng.integers(2))
-        letters = [rng.choice(list(_VOWELS if (k + first) % 2 else _CONSONANTS)) for k in range(length)]
-        word = "".join(letters)
+        word = "".join(_letters(rng, int(rng.choice([2, 3, 4, 5], p=[0.1, 0.6, 0.2, 0.1]))))
         if word not in TEST_WORDS:
             return word
 
 
 def training_word(rng: Rng, longest: int = 6) -> str:
-    if rng.random() < 0.5:
+    if rng.random() < MADE_UP:
         return made_up(rng)
     fitting = [word for word in TRAINING_WORDS if len(word) <= longest]
     return str(rng.choice(fitting))

@@ -1,0 +1,27 @@
+"""A base that says something, and texts for it, without any training."""
+
+import torch
+from diffusers import FluxTransformer2DModel
+
+from training.flow import Text
+from training.transformer import build
+
+
+def text(batch: int) -> Text:
+    generator = torch.Generator().manual_seed(0)
+    return torch.randn(batch, 7, 128, generator=generator), torch.randn(batch, 128, generator=generator)
+
+
+def empty(batch: int) -> Text:
+    words = text(batch)
+    return torch.zeros_like(words[0]), torch.zeros_like(words[1])
+
+
+def speaking_base() -> FluxTransformer2DModel:
+    """One whose last layer and modulations say something, as after training."""
+    torch.manual_seed(0)
+    model = build()
+    for parameter in model.parameters():
+        if not parameter.any():
+            torch.nn.init.normal_(parameter, std=0.02)
+    return model.requires_grad_(False).eval()

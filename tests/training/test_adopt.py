@@ -1,0 +1,58 @@
+"""What comes along can be taken up: the base says what [dev] says at guidance 1, the students are as they were."""
+
+from pathlib import Path
+
+import pytest
+import torch
+from diffusers import FluxTransformer2DModel
+
+from serve.embedded import MODELS
+from tests.training.bases import text
+from training import adopt, encoders, teacher
+from training.flow import Place, velocity
+from training.students import begun
+from training.transformer import build, start_file
+
+pytestmark = pytest.mark.filterwarnings("ignore:Mismatch dtype")
+
+
+@pytest.fixture(scope="module")
+def runs(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    runs = tmp_path_factory.mktemp("runs")
+    adopt.adopt(MODELS, runs)
+    return runs
+
+
+@pytest.fixture(scope="module")
+def base(runs: Path) -> FluxTransformer2DModel:
+    base = build()
+    base.load_state_dict(torch.load(start_file(runs), weights_only=True))
+    return base.requires_grad_(False).eval()
+
+
+def shipped(variant: str) -> FluxTransformer2DModel:
+    model: FluxTransformer2DModel = FluxTransformer2DModel.from_pretrained(MODELS / variant / "transformer")
+    return model.float().requires_grad_(False).eval()
+
+
+def test_the_base_says_what_dev_says_at_guidance_1(base: FluxTransformer2DModel) -> None:
+    latents, times, place = torch.randn(4, 6, 64), torch.rand(4), Place(2, 3)
+    wanted = velocity(shipped("dev"), latents, times, text(4), place, torch.ones(4))
+    assert (velocity(base, latents, times, text(4), place) - wanted).abs().mean() < 0.01
+    guided = velocity(shipped("dev"), latents, times, text(4), place, torch.full((4,), 5.0))
+    assert (guided - wanted).abs().mean() > 0.03, "it is guidance 1 and no other"
+
+
+@pytest.mark.parametrize("variant", ["dev", "schnell"])
+def test_the_students_are_as_they_were(runs: Path, base: FluxTransformer2DModel, variant: str) -> None:
+    student = begun(variant, base, runs).state_dict()
+    for name, value in shipped(variant).state_dict().items():
+        torch.testing.assert_close(student[name], value, atol=1e-5, rtol=1e-5)
+
+
+def test_teachers_find_autoencoder_and_encoders(runs: Path) -> None:
+    vae = teacher.load_vae(runs / "autoencoder" / "vae")
+    assert vae.dtype == torch.float32
+    tokens, pooled = encoders.load(runs / "text")(["a red cat"], 64)
+    assert tokens.shape == (1, 64, 128)
+    assert pooled.isfinite().all()
