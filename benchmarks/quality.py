@@ -5,7 +5,8 @@ guidances, strengths, a mask, LoRAs. Grids of pictures lie beside the table. End
 """
 
 import argparse
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
+from itertools import product
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +15,7 @@ from benchmarks.artist import Artist
 from benchmarks.exams import Exam, Row, Scores, image_to_image, inpainting, styled, text_to_image
 from benchmarks.recogniser import Recogniser
 from benchmarks.report import report
-from serve.catalog import SIZES, Size
+from serve.catalog import SIZES, VARIANTS, Size, VariantName
 from serve.embedded import LORAS, lora_file
 from serve.settings import Precision
 from training.drawings.contact_sheet import sheet
@@ -27,11 +28,13 @@ GRID = 24
 """Pictures on a sheet."""
 
 
-def rows(sizes: Iterable[Size]) -> list[Row]:
-    """Sizes in both precisions for both variants."""
-    sizes = list(sizes)
-    table = [Row("dev", precision, size, GUIDANCE) for precision in PRECISIONS for size in sizes]
-    return table + [Row("schnell", precision, size) for precision in PRECISIONS for size in sizes]
+def rows(sizes: Iterable[Size], variants: Sequence[VariantName] = tuple(VARIANTS)) -> list[Row]:
+    """Sizes in both precisions for each variant."""
+    guidances = {"dev": GUIDANCE, "schnell": None}
+    return [
+        Row(variant, precision, size, guidances[variant])
+        for variant, precision, size in product(variants, PRECISIONS, sizes)
+    ]
 
 
 def swept_rows(guidances: Iterable[float], ratios: Iterable[str], swept: Size) -> list[Row]:
@@ -87,6 +90,7 @@ class Table:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--models", type=Path, default=Path("serve/models"), help="folder of dev, schnell and loras")
+    parser.add_argument("--variants", nargs="+", default=list(VARIANTS), choices=VARIANTS, help="drawn in all sizes")
     parser.add_argument("--sizes", type=int, nargs="+", default=[256, 512, 1024], help="sides of square pictures")
     parser.add_argument(
         "--counts", type=int, nargs="+", default=[500], help="pictures a row: one number, or one a size"
@@ -105,7 +109,7 @@ def main() -> None:
         parser.error("--counts takes one number, or one for each of --sizes")
     of_side = dict(zip(arguments.sizes, counts, strict=True))
     table, swept = Table(arguments.models, arguments.pictures, arguments.seed), (arguments.swept, arguments.swept)
-    for row in rows((side, side) for side in of_side):
+    for row in rows([(side, side) for side in of_side], arguments.variants):
         table.draw_from_text(row, of_side[row.size[0]])
     for row in swept_rows(arguments.guidances, arguments.ratios, swept):
         table.draw_from_text(row, arguments.swept_count)
