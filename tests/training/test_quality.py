@@ -23,6 +23,10 @@ def test_the_table_has_each_size_in_both_precisions() -> None:
     ]
 
 
+def test_one_variant_alone_can_be_asked_for() -> None:
+    assert {row.variant for row in rows([(256, 256)], ["schnell"])} == {"schnell"}
+
+
 def test_each_other_guidance_and_shape_is_drawn_once() -> None:
     assert [str(row) for row in swept_rows([1.0, 3.0, 7.0], ["16:9", "9:21"], (512, 512))] == [
         "dev bf16 512x512 28 steps guidance 1",
