@@ -41,7 +41,7 @@ def shift(tokens: int) -> float:
     return math.exp(BASE_SHIFT + slope * (tokens - BASE_TOKENS))
 
 
-def shifted(times: torch.Tensor, factor: float) -> torch.Tensor:
+def shifted(times: torch.Tensor, factor: float | torch.Tensor) -> torch.Tensor:
     return factor * times / (1 + (factor - 1) * times)
 
 
