@@ -36,11 +36,13 @@ def shipped(variant: str) -> FluxTransformer2DModel:
 
 
 def test_the_base_says_what_dev_says_at_guidance_1(base: FluxTransformer2DModel) -> None:
-    latents, times, place = torch.randn(4, 6, 64), torch.rand(4), Place(2, 3)
-    wanted = velocity(shipped("dev"), latents, times, text(4), place, torch.ones(4))
-    assert (velocity(base, latents, times, text(4), place) - wanted).abs().mean() < 0.01
-    guided = velocity(shipped("dev"), latents, times, text(4), place, torch.full((4,), 5.0))
-    assert (guided - wanted).abs().mean() > 0.03, "it is guidance 1 and no other"
+    torch.manual_seed(0)
+    dev, latents, times, place = shipped("dev"), torch.randn(4, 6, 64), torch.rand(4), Place(2, 3)
+    given = velocity(base, latents, times, text(4), place)
+    plain, guided = (velocity(dev, latents, times, text(4), place, torch.full((4,), scale)) for scale in (1.0, 5.0))
+    # Rounding in bfloat16 is all that is between them.
+    assert (given - plain).abs().mean() < 0.02 * plain.abs().mean()
+    assert (given - guided).abs().mean() > 0.1 * plain.abs().mean(), "it is guidance 1 and no other"
 
 
 @pytest.mark.parametrize("variant", ["dev", "schnell"])
