@@ -12,8 +12,10 @@ from training.export import weight_bytes
 COUNT = 16
 
 
-def test_schnell_draws_what_is_asked() -> None:
-    row = Row("schnell", "bf16", (512, 512))
+@pytest.mark.parametrize(
+    "row", [Row("schnell", "bf16", (512, 512)), Row("dev", "bf16", (256, 256), guidance=3.0)], ids=str
+)
+def test_each_draws_what_is_asked(row: Row) -> None:
     with Artist(row.variant, str(MODELS / row.variant), row.precision) as artist:
         exam = Exam(artist, row, Recogniser.load(), COUNT, seed=0)
         scenes, prompts = held_out(COUNT, exam.seed, ONE_THING)
