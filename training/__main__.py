@@ -13,7 +13,7 @@ from serve.embedded import LORAS
 
 SHARES = {
     "autoencoder": 0.02,
-    "decoder": 0.02,
+    "refine": 0.02,
     "text": 0.02,
     "recogniser": 0.13,
     "transformer": 0.7,
@@ -33,7 +33,7 @@ def commands(
     spans = {part: ["--minutes", str(round(minutes * share, 2)), *where] for part, share in SHARES.items()}
     return [
         ["training.autoencoder", "--folder", str(runs / "autoencoder"), *spans["autoencoder"]],
-        ["training.decoder", "--runs", str(runs), *spans["decoder"]],
+        ["training.refine", "--runs", str(runs), *spans["refine"]],
         ["training.text", "--folder", str(runs / "text"), *spans["text"]],
         ["training.recogniser", "--folder", str(runs / "recogniser"), *spans["recogniser"]],
         ["training.transformer", "--runs", str(runs), *spans["transformer"], *blocks],

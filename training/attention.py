@@ -24,7 +24,6 @@ class PlainAttention:
         attention_mask: torch.Tensor | None = None,
         image_rotary_emb: Rotation | None = None,
     ) -> torch.Tensor | tuple[torch.Tensor, torch.Tensor]:
-        assert attention_mask is None
         assert image_rotary_emb is not None
         by_head = (-1, attn.head_dim)
         query = _normed(attn.to_q(hidden_states).unflatten(-1, by_head), attn.norm_q)
@@ -39,7 +38,10 @@ class PlainAttention:
         cosines, sines = (table[:, None, ::2] for table in image_rotary_emb)
         query = (_turned(query, cosines, sines) * attn.head_dim**-0.5).to(value.dtype).transpose(1, 2)
         key = _turned(key, cosines, sines).to(value.dtype).transpose(1, 2)
-        weights = torch.matmul(query, key.transpose(2, 3)).softmax(dim=-1, dtype=value.dtype)
+        agreement = torch.matmul(query, key.transpose(2, 3))
+        if attention_mask is not None:
+            agreement = agreement + attention_mask.to(agreement.dtype)
+        weights = agreement.softmax(dim=-1, dtype=value.dtype)
         out = torch.matmul(weights, value.transpose(1, 2)).transpose(1, 2).flatten(2)
         if encoder_hidden_states is None:
             return out

@@ -1,6 +1,7 @@
-"""The latents that the transformer learns from: drawn, encoded once, kept on disk, and renewed while training goes on.
+"""The drawings that the transformer learns from: drawn, encoded once, kept on disk, and renewed while training goes on.
 
-A picture is known by its number: scene and strokes follow from it, so only latents and numbers are stored.
+A drawing is known by its number: scene and strokes follow from it, so only latents and numbers are stored. Only its
+square is: it is laid on paper of any size when it is taken.
 """
 
 from dataclasses import dataclass
@@ -18,43 +19,13 @@ from training.drawings.strokes import Rng
 from training.drawings.styles import Style
 from training.flow import Place
 from training.machine import Machine
+from training.paper import Paper
 from training.pixels import to_tensor
+from training.squares import SIDE, WHOLE_PX, coded
 from training.text import spoken
 
-STRIDE_PX = 32
-"""Pixels a side of one token: the autoencoder's 16, two by two latents packed."""
-Grid = tuple[int, int]
-"""Rows and columns of tokens."""
-
-
-def pack(latents: torch.Tensor) -> torch.Tensor:
-    """(batch, channels, height, width) to FLUX's tokens: (batch, height / 2 * width / 2, channels * 4)."""
-    batch, channels, height, width = latents.shape
-    blocks = latents.view(batch, channels, height // 2, 2, width // 2, 2).permute(0, 2, 4, 1, 3, 5)
-    return blocks.reshape(batch, height // 2 * (width // 2), channels * 4)
-
-
-def unpack(tokens: torch.Tensor, grid: Grid) -> torch.Tensor:
-    batch, _, channels = tokens.shape
-    blocks = tokens.view(batch, *grid, channels // 4, 2, 2).permute(0, 3, 1, 4, 2, 5)
-    return blocks.reshape(batch, channels // 4, grid[0] * 2, grid[1] * 2)
-
-
-@torch.no_grad()
-def encode(vae: AutoencoderKL, pictures: torch.Tensor) -> torch.Tensor:
-    """Packed latents of unit spread, on the autoencoder's device."""
-    with torch.autocast(vae.device.type, torch.bfloat16):
-        pictures = pictures.to(vae.device).contiguous(memory_format=torch.channels_last)
-        mean = vae.encode(pictures).latent_dist.mean.float()
-    return pack((mean - vae.config.shift_factor) * vae.config.scaling_factor)
-
-
-@torch.no_grad()
-def decode(vae: AutoencoderKL, tokens: torch.Tensor, grid: Grid) -> torch.Tensor:
-    """Pictures (batch, 3, height, width) in [-1, 1]."""
-    latents = unpack(tokens, grid) / vae.config.scaling_factor + vae.config.shift_factor
-    pictures: torch.Tensor = vae.decode(latents.contiguous(memory_format=torch.channels_last)).sample
-    return pictures
+AT_ONCE = 8
+"""Pictures encoded together, for each of the machine's batches."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -69,62 +40,61 @@ class Batch:
 
 
 class Shelf:
-    """Latents of pictures of one size."""
+    """Latents of drawings of one kind."""
 
     def __init__(
         self,
         path: Path,
-        grid: Grid,
         mixture: Mixture,
         vae: AutoencoderKL,
         machine: Machine,
         style: Style | None = None,
     ) -> None:
-        self.path, self.grid, self.mixture, self.vae, self.machine = path, grid, mixture, vae, machine
-        self.style = style
+        self.path, self.mixture, self.vae, self.machine, self.style = path, mixture, vae, machine, style
         self.numbers: list[int] = []
-        self.latents = torch.empty(0, grid[0] * grid[1], 64, dtype=torch.float16)
+        self.latents = torch.empty(0, SIDE * SIDE + 1, 64, dtype=torch.float16)
+        """(drawings, SIDE * SIDE + 1, 64): as `squares.coded`."""
         if path.exists():
             state = torch.load(path, weights_only=True)
             self.numbers, self.latents = state["numbers"], state["latents"]
         self.next_number = max(self.numbers, default=-1) + 1
 
     def scene(self, number: int) -> Scene:
-        return sampled(self._generator(number), self.mixture)
-
-    def _generator(self, number: int) -> Rng:
-        return np.random.default_rng([*self.grid, number])
+        return sampled(np.random.default_rng(number), self.mixture)
 
     def _picture(self, number: int) -> torch.Tensor:
-        rng = self._generator(number)
+        rng = np.random.default_rng(number)
         scene = sampled(rng, self.mixture)
-        size = (self.grid[1] * STRIDE_PX, self.grid[0] * STRIDE_PX)
-        return to_tensor(rendered(scene, size, rng, self.mixture.unsteadiness, self.style))
+        return to_tensor(rendered(scene, (WHOLE_PX, WHOLE_PX), rng, self.mixture.unsteadiness, self.style))
 
     def _encoded(self, count: int) -> tuple[list[int], torch.Tensor]:
-        """The next `count` pictures: numbers and latents. As many at a time as 16 small ones take."""
+        """The next `count` pictures: numbers and latents."""
         numbers = list(range(self.next_number, self.next_number + count))
         self.next_number += count
-        at_once = max(1, 1024 * self.machine.batch_factor // (self.grid[0] * self.grid[1]))
         rows, pictures = [], []
         for place, picture in enumerate(self.machine.each(self._picture, numbers), start=1):
             pictures.append(picture)
-            if len(pictures) == at_once or place == count:
-                rows.append(encode(self.vae, torch.stack(pictures)).half().cpu())
+            if len(pictures) == AT_ONCE * self.machine.batch_factor or place == count:
+                rows.append(coded(self.vae, torch.stack(pictures)).half().cpu())
                 pictures = []
         return numbers, torch.cat(rows)
 
     def grow(self, count: int) -> None:
-        """Draws until there are `count` pictures, and stores them."""
+        """Draws until there are `count` drawings, and stores them."""
         if len(self.numbers) < count:
-            numbers, latents = self._encoded(count - len(self.numbers))
-            self.numbers += numbers
-            self.latents = torch.cat([self.latents, latents])
+            self._add(*self._encoded(count - len(self.numbers)))
             self.save()
 
-    def renew(self, rng: Rng, count: int) -> None:
-        """Replaces a few pictures by new ones, so that none is seen too often."""
+    def _add(self, numbers: list[int], latents: torch.Tensor) -> None:
+        self.numbers += numbers
+        self.latents = torch.cat([self.latents, latents])
+
+    def renew(self, rng: Rng, count: int, most: int) -> None:
+        """Adds a few drawings, and from `most` on replaces others by them, so that none is seen too often."""
         numbers, latents = self._encoded(count)
+        if len(self.numbers) < most:
+            self._add(numbers, latents)
+            return
         for number, row in zip(numbers, latents, strict=True):
             place = int(rng.integers(len(self.numbers)))
             self.numbers[place], self.latents[place] = number, row
@@ -133,14 +103,8 @@ class Shelf:
         self.path.parent.mkdir(parents=True, exist_ok=True)
         torch.save({"numbers": self.numbers, "latents": self.latents}, self.path)
 
-    def batch(self, rng: Rng, count: int, corner: Grid = (0, 0), kept: torch.Tensor | None = None) -> Batch:
-        """Some of them, as if they lay on larger paper with so many tokens above and to the left.
-
-        `kept`: numbers of the tokens that are taken, if not all.
-        """
+    def batch(self, rng: Rng, count: int, paper: Paper) -> Batch:
+        """Some of them on such paper."""
         places = rng.integers(len(self.numbers), size=count)
-        latents = self.latents[torch.from_numpy(places)]
-        if kept is not None:
-            latents = latents[:, kept]
-        scenes = [self.scene(self.numbers[place]) for place in places]
-        return Batch(Place(*self.grid, *corner, kept), latents.to(self.machine.device, torch.float32), scenes)
+        latents = paper.laid_out(self.latents[torch.from_numpy(places)]).to(self.machine.device, torch.float32)
+        return Batch(paper.place(rng), latents, [self.scene(self.numbers[place]) for place in places])

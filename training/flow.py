@@ -15,19 +15,25 @@ Text = tuple[torch.Tensor, torch.Tensor]
 
 
 class Place(NamedTuple):
-    """Rows and columns of a picture's tokens, and how many more lie above and to the left of it on larger paper."""
+    """Rows and columns of a paper's tokens, and which of them are there."""
 
     rows: int
     columns: int
-    top: int = 0
-    left: int = 0
     kept: torch.Tensor | None = None
-    """Numbers of the tokens that are there, row by row, if some were left out."""
+    """Numbers of the tokens that are there, in their order; all, row by row, if None."""
+    counts: torch.Tensor | None = None
+    """How many tokens each of these stands for, so that a few are attended to as all would be; one each if None."""
 
     @property
     def tokens(self) -> int:
-        """Of the whole picture."""
+        """Of the whole paper."""
         return self.rows * self.columns
+
+    def weight(self, words: int) -> torch.Tensor | None:
+        """What attention adds to the keys of so many tokens of text and of these: (1, 1, 1, keys)."""
+        if self.counts is None:
+            return None
+        return torch.cat([torch.zeros(words), self.counts.log()])[None, None, None]
 
 
 BEGINNING = 0.15
@@ -61,8 +67,8 @@ def training_times(count: int, factor: float) -> torch.Tensor:
 def position_ids(place: Place) -> torch.Tensor:
     """(tokens, 3): nothing, row, column of every token that is there."""
     ids = torch.zeros(place.rows, place.columns, 3)
-    ids[..., 1] = place.top + torch.arange(place.rows)[:, None]
-    ids[..., 2] = place.left + torch.arange(place.columns)[None]
+    ids[..., 1] = torch.arange(place.rows)[:, None]
+    ids[..., 2] = torch.arange(place.columns)[None]
     ids = ids.reshape(-1, 3)
     return ids if place.kept is None else ids[place.kept]
 
@@ -81,6 +87,7 @@ def velocity(
     guidance: torch.Tensor | None = None,
 ) -> torch.Tensor:
     """(batch, tokens, 64) in float32; `guidance`: (batch,) if the model has it."""
+    weight = place.weight(text[0].shape[1])
     with torch.autocast(latents.device.type, torch.bfloat16):
         given: torch.Tensor = model(
             hidden_states=latents,
@@ -90,6 +97,7 @@ def velocity(
             img_ids=position_ids(place).to(latents.device),
             txt_ids=torch.zeros(text[0].shape[1], 3, device=latents.device),
             guidance=guidance,
+            joint_attention_kwargs=None if weight is None else {"attention_mask": weight.to(latents.device)},
             return_dict=False,
         )[0]
     return given.float()

@@ -7,9 +7,9 @@ import torch
 
 from training import encoders
 from training.attention import use_plain_attention
-from training.bank import decode
 from training.drawings.contact_sheet import sheet
 from training.flow import sample
+from training.latents import decode
 from training.pixels import to_picture
 from training.teacher import load_vae
 from training.transformer import load

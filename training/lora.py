@@ -16,8 +16,8 @@ from peft import LoraConfig, get_peft_model_state_dict, set_peft_model_state_dic
 
 from training import encoders
 from training.attention import speed_up
-from training.bank import Grid, Shelf
-from training.curriculum import CORNERS, LESSONS
+from training.bank import Shelf
+from training.curriculum import ANY_PAPER, PAPERS, one_of
 from training.drawings.sampling import Mixture
 from training.drawings.styles import Style, broad_nib, loose_pencil
 from training.flow import flow_loss
@@ -41,7 +41,6 @@ class Course:
     trigger: str
     style: Style
     mixture: Mixture
-    grid: Grid = LESSONS["one"].grid
     pictures: int = 600
     batch: int = 24
 
@@ -95,11 +94,11 @@ def train(name: str, course: Course, runs: Path, minutes: float, seed: int, peak
     rng = np.random.default_rng([seed, run.step, 2])
     vae = load_vae(runs / "autoencoder" / "vae").to(machine.device)
     readers = encoders.load(runs / "text").to(machine.device)
-    shelf = Shelf(runs / "latents" / f"lora-{name}.pt", course.grid, course.mixture, vae, machine, course.style)
+    shelf = Shelf(runs / "latents" / f"lora-{name}.pt", course.mixture, vae, machine, course.style)
     shelf.grow(course.pictures * machine.batch_factor)
     for _ in run.steps():
-        corner = CORNERS[int(rng.integers(len(CORNERS)))]
-        given = shelf.batch(rng, course.batch * machine.batch_factor, corner)
+        paper = PAPERS[one_of(ANY_PAPER, rng)]
+        given = shelf.batch(rng, course.batch * machine.batch_factor, paper)
         with torch.no_grad():
             words = readers([f"{course.trigger}, {said}" for said in given.prompts(rng)], TEXT_TOKENS)
         told = torch.full((len(words[0]),), GUIDANCE, device=machine.device)

@@ -2,30 +2,27 @@
 
 from pathlib import Path
 
-import numpy as np
 import torch
 from diffusers import AutoencoderKL
 
 from training import encoders
-from training.bank import STRIDE_PX, Batch, Grid, Shelf
-from training.curriculum import LESSONS, SIDE, Stage, lessons_at, middle
+from training.bank import Batch, Shelf
+from training.curriculum import LESSONS, PAPERS, Stage, one_of, stage_at
 from training.drawings.strokes import Rng
 from training.flow import Text
 from training.machine import Machine
+from training.norms import make_countable
 from training.vocabulary import TEXT_TOKENS
 
-RENEWED = 0.1
-"""Share of batches after which a new picture takes the place of an old one."""
+AT_FIRST, RENEWED = 400, 2
+"""Drawings of a lesson before it begins, on a core that learns meanwhile, and new ones with every batch."""
+TOKENS = 4608
+"""Of pictures and prompts in a batch: so all paper takes about as long."""
 
 
-def drawn_on_and_around(grid: Grid, around: int, rng: Rng) -> torch.Tensor:
-    """Numbers of the tokens of the square that is drawn on, and of some others."""
-    rows, columns = grid
-    top, left = middle((columns * STRIDE_PX, rows * STRIDE_PX))
-    numbers = np.arange(rows * columns).reshape(grid)
-    square = numbers[top : top + SIDE, left : left + SIDE].ravel()
-    others = rng.choice(np.setdiff1d(numbers, square), around, replace=False)
-    return torch.from_numpy(np.sort(np.concatenate([square, others])))
+def pictures_of(tokens: int) -> int:
+    """How many pictures of so many tokens are learned at once."""
+    return round(TOKENS / (tokens + TEXT_TOKENS))
 
 
 class Teacher:
@@ -38,26 +35,21 @@ class Teacher:
         self._shelves: dict[str, Shelf] = {}
 
     def batch(self, progress: float) -> Batch:
-        """A batch of one lesson of the stage that the run has come to."""
-        shares = lessons_at(progress, self.stages)
-        names, weights = list(shares), np.array(list(shares.values()))
-        name = str(self.rng.choice(names, p=weights / weights.sum()))
-        shelf = self._shelf(name)
-        if not self.machine.workers and self.rng.random() < RENEWED:
-            # On one core shelves are small; where others draw they are large enough from the beginning.
-            shelf.renew(self.rng, 1)
-        lesson = LESSONS[name]
-        corner = lesson.corners[int(self.rng.integers(len(lesson.corners)))]
-        kept = None if lesson.around is None else drawn_on_and_around(lesson.grid, lesson.around, self.rng)
-        return shelf.batch(self.rng, lesson.batch * self.machine.batch_factor, corner, kept)
+        """A batch of one lesson of the stage that the run has come to, on one of its papers."""
+        stage = stage_at(progress, self.stages)
+        shelf, paper = self._shelf(one_of(stage.lessons, self.rng)), PAPERS[one_of(stage.papers, self.rng)]
+        return shelf.batch(self.rng, pictures_of(paper.taken) * self.machine.batch_factor, paper)
 
     def _shelf(self, name: str) -> Shelf:
-        lesson = LESSONS[name]
-        if lesson.shelf not in self._shelves:
-            path = self.folder / f"{lesson.shelf.replace(' ', '-').replace(':', 'x')}.pt"
-            self._shelves[lesson.shelf] = Shelf(path, lesson.grid, lesson.mixture, self.vae, self.machine)
-            self._shelves[lesson.shelf].grow(lesson.pictures * self.machine.batch_factor)
-        return self._shelves[lesson.shelf]
+        """With some new drawings, unless other processes have drawn enough at the beginning."""
+        most, draws_now = LESSONS[name].pictures * self.machine.batch_factor, not self.machine.workers
+        if name not in self._shelves:
+            path = self.folder / f"{name}.pt"
+            self._shelves[name] = Shelf(path, LESSONS[name].mixture, self.vae, self.machine)
+            self._shelves[name].grow(min(AT_FIRST, most) if draws_now else most)
+        if draws_now:
+            self._shelves[name].renew(self.rng, RENEWED, most)
+        return self._shelves[name]
 
     @torch.no_grad()
     def read(self, prompts: list[str]) -> Text:
@@ -67,5 +59,7 @@ class Teacher:
 
 
 def load_vae(folder: Path) -> AutoencoderKL:
+    """The autoencoder, frozen; its norms are countable."""
     vae: AutoencoderKL = AutoencoderKL.from_pretrained(folder)
+    make_countable(vae)
     return vae.requires_grad_(False).eval().to(memory_format=torch.channels_last)

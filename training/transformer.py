@@ -6,6 +6,7 @@
 
 import argparse
 import math
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -133,7 +134,7 @@ def main() -> None:
     add_arguments(parser, compiles=True)
     arguments = parser.parse_args()
     kept = STAGES[-1:] if arguments.last else STAGES[: arguments.stages]
-    stages = tuple(Stage(stage.until / kept[-1].until, stage.lessons) for stage in kept)
+    stages = tuple(replace(stage, until=stage.until / kept[-1].until) for stage in kept)
     train(arguments.runs, arguments.minutes, arguments.seed, stages, arguments.rate, chosen(arguments))
 
 

@@ -1,5 +1,6 @@
 """The attention that is fast to train on a CPU gives what diffusers' own gives."""
 
+import pytest
 import torch
 
 from training.attention import use_plain_attention
@@ -7,7 +8,8 @@ from training.flow import Place, position_ids
 from training.transformer import build
 
 
-def test_plain_attention_answers_as_diffusers_does() -> None:
+@pytest.mark.parametrize("weight", [None, torch.linspace(-1, 2, 9)[None, None, None]], ids=["plain", "weighted"])
+def test_plain_attention_answers_as_diffusers_does(weight: torch.Tensor | None) -> None:
     torch.manual_seed(0)
     model = build().eval()
     for parameter in model.parameters():
@@ -20,6 +22,7 @@ def test_plain_attention_answers_as_diffusers_does() -> None:
         "timestep": torch.tensor([0.2, 0.9]),
         "img_ids": position_ids(Place(2, 3)),
         "txt_ids": torch.zeros(3, 3),
+        "joint_attention_kwargs": None if weight is None else {"attention_mask": weight},
     }
     with torch.no_grad():
         theirs = model(**given).sample

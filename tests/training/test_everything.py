@@ -17,7 +17,7 @@ def test_each_part_comes_after_what_it_stands_on() -> None:
         next(k for k, name in enumerate(order) if name.startswith(f"training.{part}"))
         for part in (
             "autoencoder",
-            "decoder",
+            "refine",
             "text",
             "recogniser",
             "transformer",

@@ -1,4 +1,4 @@
-"""Base, [dev], [schnell] and a LoRA, on pictures of one token: each takes up what the one before left."""
+"""Base, [dev], [schnell] and a LoRA, on the smallest paper: each takes up what the one before left."""
 
 from collections.abc import Iterator
 from dataclasses import replace
@@ -19,7 +19,7 @@ from training.flow import flow_loss
 from training.machine import CPU, Machine
 
 pytestmark = pytest.mark.filterwarnings("ignore:Mismatch dtype")
-STAGES = (Stage(1.0, {"tiny": 1.0}),)
+STAGES = (Stage(1.0, {"tiny": 1.0}, {"smallest": 1.0}),)
 STEPS, STUDENT_STEPS = 30, 6
 """Of a clock that tells one second for each step, so that a slow machine learns as much as a fast one."""
 
@@ -30,7 +30,10 @@ def _tiny_lessons_by_the_step() -> Iterator[None]:
     with pytest.MonkeyPatch.context() as monkeypatch:
         monkeypatch.setattr(Machine, "clock", lambda _: float(next(ticks)))
         monkeypatch.setattr(run, "LOG_EVERY_STEPS", 10)
-        monkeypatch.setattr(teacher, "LESSONS", {"tiny": Lesson("tiny", (1, 1), STEADY, 4, 2)})
+        monkeypatch.setattr(teacher, "LESSONS", {"tiny": Lesson(STEADY, 4)})
+        monkeypatch.setattr(teacher, "TOKENS", 256)
+        monkeypatch.setattr(teacher, "RENEWED", 1)
+        monkeypatch.setattr(lora, "ANY_PAPER", {"smallest": 1.0})
         yield
 
 
@@ -88,7 +91,7 @@ def test_a_run_that_was_finished_is_not_begun_again(runs: Path) -> None:
 
 
 def test_a_lora_is_trained_for_dev_and_read_by_the_service(runs: Path, dev: FluxTransformer2DModel) -> None:
-    course = replace(lora.COURSES["sketch"], grid=(1, 1), pictures=4, batch=2)
+    course = replace(lora.COURSES["sketch"], pictures=4, batch=2)
     lora.train("sketch", course, runs, STUDENT_STEPS / 60, 0, 1e-3, CPU)
     file = runs / "lora-sketch" / "sketch.safetensors"
     geometry = Geometry.of(dev.config, encoders.clip().config.to_dict())

@@ -1,0 +1,25 @@
+"""A small autoencoder with the strides of the trained one, that has learned nothing."""
+
+import torch
+from diffusers import AutoencoderKL
+
+from training.norms import make_countable
+
+
+def fresh_autoencoder() -> AutoencoderKL:
+    """A sixteenth of the side."""
+    torch.manual_seed(0)
+    vae = AutoencoderKL(
+        down_block_types=["DownEncoderBlock2D"] * 5,
+        up_block_types=["UpDecoderBlock2D"] * 5,
+        block_out_channels=[4] * 5,
+        norm_num_groups=2,
+        latent_channels=16,
+        shift_factor=0.5,
+        scaling_factor=2.0,
+        use_quant_conv=False,
+        use_post_quant_conv=False,
+        mid_block_add_attention=False,
+    )
+    make_countable(vae)
+    return vae

@@ -1,0 +1,89 @@
+"""The autoencoder's last lessons: paper of every size, and another ink costs more than unevenness in the same."""
+
+from itertools import count
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from diffusers import AutoencoderKL
+
+from tests.training.autoencoders import fresh_autoencoder
+from training import autoencoder, refine
+from training.autoencoder import touched
+from training.drawings.scene import FRAME_PX
+from training.machine import CPU, Machine
+from training.norms import counting, make_countable
+from training.refine import hue_loss, lesson
+from training.squares import WHOLE_PX, counts, told
+
+GREEN, BLACK = (-0.7, 0.0, -0.6), (-0.8, -0.8, -0.8)
+
+
+def lined(ink: tuple[float, float, float]) -> torch.Tensor:
+    """(1, 3, 32, 32): paper with one line of ink, 4 pixels wide."""
+    picture = torch.full((1, 3, 32, 32), 0.9)
+    picture[..., 6:10] = torch.tensor(ink)[None, :, None, None]
+    return picture
+
+
+def hue(back: torch.Tensor, picture: torch.Tensor) -> float:
+    return float(hue_loss(back, picture, *touched(picture)))
+
+
+def test_the_right_ink_costs_nothing_and_another_much() -> None:
+    assert hue(lined(GREEN), lined(GREEN)) == 0
+    assert hue(lined(BLACK), lined(GREEN)) > 0.3
+
+
+def test_unevenness_within_the_same_ink_costs_less_than_another_ink() -> None:
+    torch.manual_seed(0)
+    uneven = lined(GREEN) + 0.4 * torch.randn(1, 3, 32, 32)
+    wrong = (lined(BLACK) - lined(GREEN)).abs().mean()
+    assert (uneven - lined(GREEN)).abs().mean() > 2 * wrong
+    assert hue(uneven, lined(GREEN)) < 0.5 * hue(lined(BLACK), lined(GREEN))
+
+
+def test_paper_without_ink_costs_nothing() -> None:
+    assert hue(torch.zeros(1, 3, 32, 32), torch.full((1, 3, 32, 32), 0.9)) == 0
+
+
+def test_the_square_is_learned_with_paper_around_it_and_now_and_then_to_its_edges() -> None:
+    vae, drawings = fresh_autoencoder(), torch.rand(1, 3, WHOLE_PX, WHOLE_PX)
+    wanted, rng = told(vae, drawings), np.random.default_rng(0)
+    lessons = [lesson(vae, drawings, rng) for _ in range(12)]
+    for pictures, said, paper_px2 in lessons:
+        bare = paper_px2 is None
+        assert pictures.shape[2:] == ((FRAME_PX, FRAME_PX) if bare else (WHOLE_PX, WHOLE_PX))
+        assert torch.equal(said, wanted[..., 4:20, 4:20] if bare else wanted)
+    sides = [paper_px2**0.5 for _, _, paper_px2 in lessons if paper_px2]
+    assert refine.SMALLEST_PX <= min(sides) < 600 < 800 < max(sides) <= refine.LARGEST_PX
+    assert 0 < len(sides) < 12
+
+
+def distance(vae: AutoencoderKL, paper_px2: float, wanted: torch.Tensor, drawings: torch.Tensor) -> float:
+    """From what is wanted to what is said on so much paper."""
+    with torch.no_grad(), counting(vae, counts(paper_px2)):
+        return float((vae.encode(drawings).latent_dist.parameters - wanted).square().mean())
+
+
+def test_what_is_said_of_a_square_is_learned_for_large_paper(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    torch.manual_seed(0)
+    stored = tmp_path / "autoencoder" / "vae"
+    AutoencoderKL(**autoencoder.CONFIG, shift_factor=0.1, scaling_factor=0.8).save_pretrained(stored)
+    before = AutoencoderKL.from_pretrained(stored)
+    make_countable(before)
+    drawings = refine.drawn(np.random.default_rng(1))[None]
+    wanted, ticks = told(before, drawings), count()
+    monkeypatch.setattr(Machine, "clock", lambda _: float(next(ticks)))
+    refine.train(tmp_path, 12 / 60, 0, 2e-4, CPU)
+    after = AutoencoderKL.from_pretrained(stored)
+    make_countable(after)
+    assert distance(after, 1024**2, wanted, drawings) < 0.9 * distance(before, 1024**2, wanted, drawings)
+    changed = {
+        name.partition(".")[0]
+        for name, value in after.state_dict().items()
+        if not value.equal(before.state_dict()[name])
+    }
+    assert changed == {"encoder", "decoder"}
+    assert (after.config.shift_factor, after.config.scaling_factor) == (0.1, 0.8)

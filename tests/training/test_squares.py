@@ -1,0 +1,52 @@
+"""The latents of a square are those that it has on paper of any size, as far as the norms go."""
+
+import numpy as np
+import pytest
+import torch
+from diffusers import AutoencoderKL
+
+from tests.training.autoencoders import fresh_autoencoder
+from training.drawings.ink import rendered
+from training.drawings.scene import FRAME_PX, Item, Scene
+from training.latents import encode
+from training.norms import counting
+from training.pixels import to_tensor
+from training.squares import MARGIN, SIDE, WHOLE, WHOLE_PX, coded, counts, inner, told
+
+
+@pytest.fixture(scope="module")
+def vae() -> AutoencoderKL:
+    return fresh_autoencoder().eval().requires_grad_(False)
+
+
+def star(side_px: int) -> torch.Tensor:
+    """(1, 3, side_px, side_px), the same strokes in the middle of any paper."""
+    scene = Scene((Item("thing", "star", "red"),), None, "white")
+    return to_tensor(rendered(scene, (side_px, side_px), np.random.default_rng(0)))[None]
+
+
+@pytest.mark.parametrize("side_px", [512, 768])
+def test_a_margin_that_counts_as_often_as_large_paper_stands_for_it(vae: AutoencoderKL, side_px: int) -> None:
+    above = (side_px - FRAME_PX) // 64
+    large = encode(vae, star(side_px)).view(side_px // 32, side_px // 32, 64)[above:, above:][:SIDE, :SIDE]
+    with counting(vae, counts(side_px**2)):
+        piece = encode(vae, star(WHOLE_PX)).view(WHOLE, WHOLE, 64)[MARGIN:, MARGIN:][:SIDE, :SIDE]
+    alone = encode(vae, star(WHOLE_PX)).view(WHOLE, WHOLE, 64)[MARGIN:, MARGIN:][:SIDE, :SIDE]
+    assert (piece - large).square().mean() < 0.2 * (alone - large).square().mean()
+
+
+def test_counts_add_up_to_the_paper() -> None:
+    assert counts().sum() == FRAME_PX**2
+    assert counts(1024**2).sum() == 1024**2
+    assert (inner(counts(1024**2)) == 1).all()
+
+
+def test_a_code_is_the_square_and_a_blank_token(vae: AutoencoderKL) -> None:
+    code, said = coded(vae, star(WHOLE_PX)), told(vae, star(WHOLE_PX))
+    assert code.shape == (1, SIDE * SIDE + 1, 64)
+    assert said.shape == (1, 32, 2 * WHOLE, 2 * WHOLE)
+    corner, middle = ((code[0, token] - code[0, -1]).abs().max() for token in (0, SIDE * SIDE // 2))
+    assert corner < 0.5 * middle, "no ink reaches the corner"
+    around = said.clone()
+    inner(around).copy_(said[..., :1, :1].expand_as(inner(around)))
+    assert torch.equal(around, said[..., :1, :1].expand_as(said)), "all of the margin is the same"

@@ -1,0 +1,43 @@
+"""Latents of pictures as the transformer takes them: packed into tokens, of unit spread. Knows nothing of drawings."""
+
+import torch
+from diffusers import AutoencoderKL
+
+STRIDE_PX = 32
+"""Pixels a side of one token: the autoencoder's 16, two by two latents packed."""
+Grid = tuple[int, int]
+"""Rows and columns of tokens."""
+
+
+def pack(latents: torch.Tensor) -> torch.Tensor:
+    """(batch, channels, height, width) to FLUX's tokens: (batch, height / 2 * width / 2, channels * 4)."""
+    batch, channels, height, width = latents.shape
+    blocks = latents.view(batch, channels, height // 2, 2, width // 2, 2).permute(0, 2, 4, 1, 3, 5)
+    return blocks.reshape(batch, height // 2 * (width // 2), channels * 4)
+
+
+def unpack(tokens: torch.Tensor, grid: Grid) -> torch.Tensor:
+    batch, _, channels = tokens.shape
+    blocks = tokens.view(batch, *grid, channels // 4, 2, 2).permute(0, 3, 1, 4, 2, 5)
+    return blocks.reshape(batch, channels // 4, grid[0] * 2, grid[1] * 2)
+
+
+@torch.no_grad()
+def encode(vae: AutoencoderKL, pictures: torch.Tensor) -> torch.Tensor:
+    """Packed latents of unit spread, on the autoencoder's device."""
+    with torch.autocast(vae.device.type, torch.bfloat16):
+        pictures = pictures.to(vae.device).contiguous(memory_format=torch.channels_last)
+        return to_tokens(vae, vae.encode(pictures).latent_dist.mean.float())
+
+
+def to_tokens(vae: AutoencoderKL, mean: torch.Tensor) -> torch.Tensor:
+    """What the autoencoder says, (batch, 16, height, width), shifted, scaled and packed."""
+    return pack((mean - vae.config.shift_factor) * vae.config.scaling_factor)
+
+
+@torch.no_grad()
+def decode(vae: AutoencoderKL, tokens: torch.Tensor, grid: Grid) -> torch.Tensor:
+    """Pictures (batch, 3, height, width) in [-1, 1]."""
+    latents = unpack(tokens, grid) / vae.config.scaling_factor + vae.config.shift_factor
+    pictures: torch.Tensor = vae.decode(latents.contiguous(memory_format=torch.channels_last)).sample
+    return pictures
