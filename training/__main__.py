@@ -12,16 +12,17 @@ from pathlib import Path
 from serve.embedded import LORAS
 
 SHARES = {
-    "autoencoder": 0.02,
-    "refine": 0.02,
+    "autoencoder": 0.03,
+    "refine": 0.04,
     "text": 0.02,
-    "recogniser": 0.13,
-    "transformer": 0.7,
+    "triggers": 0.01,
+    "recogniser": 0.12,
+    "transformer": 0.66,
     "dev": 0.05,
-    "schnell": 0.04,
+    "schnell": 0.05,
     **dict.fromkeys(LORAS, 0.01),
 }
-"""Of the whole time, as the shipped checkpoints had it. The recogniser is frozen before those that it will judge."""
+"""Of the whole time, about as the shipped checkpoints had it. The recogniser is frozen before those that it will judge."""
 
 
 def commands(
@@ -35,6 +36,7 @@ def commands(
         ["training.autoencoder", "--folder", str(runs / "autoencoder"), *spans["autoencoder"]],
         ["training.refine", "--runs", str(runs), *spans["refine"]],
         ["training.text", "--folder", str(runs / "text"), *spans["text"]],
+        ["training.triggers", "--folder", str(runs / "text"), *spans["triggers"]],
         ["training.recogniser", "--folder", str(runs / "recogniser"), *spans["recogniser"]],
         ["training.transformer", "--runs", str(runs), *spans["transformer"], *blocks],
         ["training.distil", "dev", "--runs", str(runs), *spans["dev"], *blocks],

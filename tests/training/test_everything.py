@@ -19,6 +19,7 @@ def test_each_part_comes_after_what_it_stands_on() -> None:
             "autoencoder",
             "refine",
             "text",
+            "triggers",
             "recogniser",
             "transformer",
             "distil dev",
