@@ -22,7 +22,7 @@ SHARES = {
     "schnell": 0.05,
     **dict.fromkeys(LORAS, 0.01),
 }
-"""Of the whole time, about as the shipped checkpoints had it. The recogniser is frozen before those that it will judge."""
+"""Of the whole time, about as the shipped models had it. The recogniser is frozen before those that it will judge."""
 
 
 def commands(
