@@ -1,19 +1,33 @@
 """The models that come along draw what they are asked, as the frozen judge sees it."""
 
+import numpy as np
 import pytest
+import torch
 
 from benchmarks.artist import Artist
 from benchmarks.exams import ONE_THING, Exam, Row, held_out
 from benchmarks.recogniser import Recogniser
 from benchmarks.scores import scores
 from serve.embedded import LORAS, MODELS, lora_file
+from training.drawings.ink import rendered
 from training.export import weight_bytes
+from training.latents import encode
+from training.paper import Paper
+from training.pixels import to_tensor
+from training.squares import SIDE, WHOLE_PX, coded
+from training.teacher import load_vae
 
 COUNT = 16
 
 
 @pytest.mark.parametrize(
-    "row", [Row("schnell", "bf16", (512, 512)), Row("dev", "bf16", (256, 256), guidance=3.0)], ids=str
+    "row",
+    [
+        Row("dev", "bf16", (256, 256), guidance=3.0),
+        Row("schnell", "bf16", (512, 512)),
+        Row("schnell", "bf16", (1024, 1024)),
+    ],
+    ids=str,
 )
 def test_each_draws_what_is_asked(row: Row) -> None:
     with Artist(row.variant, str(MODELS / row.variant), row.precision) as artist:
@@ -23,6 +37,21 @@ def test_each_draws_what_is_asked(row: Row) -> None:
     found = scores(scenes, exam.judge.see(pictures))
     assert found["thing"] >= 0.9
     assert found["ink"] >= 0.8
+
+
+@pytest.mark.parametrize("size", [(512, 512), (1344, 768)], ids=str)
+@torch.no_grad()
+def test_a_drawing_has_the_same_latents_on_paper_of_any_size(size: tuple[int, int]) -> None:
+    vae, paper = load_vae(MODELS / "shared" / "vae"), Paper.of(size)
+    scenes, _ = held_out(4, 0, ONE_THING)
+    top, left = paper.corner
+    for number, scene in enumerate(scenes):
+        small, large = (
+            to_tensor(rendered(scene, paper_px, np.random.default_rng(number)))[None]
+            for paper_px in ((WHOLE_PX, WHOLE_PX), size)
+        )
+        there = encode(vae, large).view(*paper.grid, 64)[top : top + SIDE, left : left + SIDE].flatten(0, 1)
+        assert (there - coded(vae, small)[0, :-1]).square().mean().sqrt() < 0.2
 
 
 @pytest.mark.parametrize("name", LORAS)
