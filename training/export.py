@@ -29,6 +29,7 @@ def export_shared(runs: Path, folder: Path) -> None:
     vocabulary.save_clip_tokenizer(folder / "tokenizer")
     vocabulary.t5_tokenizer().save_pretrained(folder / "tokenizer_2")
     vae: AutoencoderKL = AutoencoderKL.from_pretrained(runs / "autoencoder" / "vae")
+    vae.register_to_config(_name_or_path="")  # Where it was trained is nobody's business.
     vae.half().save_pretrained(folder / "vae")
 
 
