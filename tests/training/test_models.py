@@ -45,13 +45,15 @@ def test_a_drawing_has_the_same_latents_on_paper_of_any_size(size: tuple[int, in
     vae, paper = load_vae(MODELS / "shared" / "vae"), Paper.of(size)
     scenes, _ = held_out(4, 0, ONE_THING)
     top, left = paper.corner
+    astray = []
     for number, scene in enumerate(scenes):
         small, large = (
             to_tensor(rendered(scene, paper_px, np.random.default_rng(number)))[None]
             for paper_px in ((WHOLE_PX, WHOLE_PX), size)
         )
         there = encode(vae, large).view(*paper.grid, 64)[top : top + SIDE, left : left + SIDE].flatten(0, 1)
-        assert (there - coded(vae, small)[0, :-1]).square().mean().sqrt() < 0.2
+        astray.append(float((there - coded(vae, small)[0, :-1]).square().mean().sqrt()))
+    assert max(astray) < 0.35, "of a spread of 1; an autoencoder that knows small paper alone is at 0.5 to 1.2"
 
 
 @pytest.mark.parametrize("name", LORAS)
