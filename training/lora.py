@@ -17,7 +17,7 @@ from peft import LoraConfig, get_peft_model_state_dict, set_peft_model_state_dic
 from training import encoders
 from training.attention import speed_up
 from training.bank import Shelf
-from training.curriculum import ANY_PAPER, PAPERS, one_of
+from training.curriculum import ANY_PAPER, HAND, PAPERS, one_of
 from training.drawings.sampling import Mixture
 from training.drawings.styles import Style, broad_nib, loose_pencil
 from training.flow import flow_loss
@@ -41,15 +41,17 @@ class Course:
     trigger: str
     style: Style
     mixture: Mixture
-    pictures: int = 600
+    pictures: int = 1500
     batch: int = 24
 
 
 COURSES = {
     "handwriting": Course(
-        "HWRIT handwriting", broad_nib, Mixture(two_things=0, word=0.9, labelled=0.1, longest_word=4)
+        "HWRIT handwriting",
+        broad_nib,
+        Mixture(two_things=0, word=0.9, labelled=0.1, longest_word=4, unsteadiness=HAND),
     ),
-    "sketch": Course("SKTCH sketch", loose_pencil, Mixture(two_things=0.2, word=0, labelled=0)),
+    "sketch": Course("SKTCH sketch", loose_pencil, Mixture(two_things=0.2, word=0, labelled=0, unsteadiness=HAND)),
 }
 
 
