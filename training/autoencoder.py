@@ -15,6 +15,7 @@ from training.drawings.ink import rendered
 from training.drawings.sampling import Mixture, sampled
 from training.machine import Machine, add_arguments, chosen
 from training.muon import Optimizers
+from training.norms import WideNorm
 from training.pixels import to_picture, to_tensor
 from training.run import Average, Run
 
@@ -42,14 +43,6 @@ SOME_INK = 2e-3
 """Mean strength from which a neighbourhood counts as having ink."""
 PAPER_TONE, PAPER_GAIN, INK_GAIN = 0.85, 9.0, 3.0
 """How colours stand in the latents: farther apart than all else, since what varies most is learned first."""
-
-
-class WideNorm(torch.nn.GroupNorm):
-    """The same norm in float32: its gradient in bfloat16 over many pixels takes three times as long on a CPU."""
-
-    def forward(self, given: torch.Tensor) -> torch.Tensor:
-        with torch.autocast(given.device.type, enabled=False):
-            return super().forward(given.float()).to(given.dtype)
 
 
 def build() -> AutoencoderKL:

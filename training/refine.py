@@ -15,6 +15,7 @@ import torch
 from diffusers import AutoencoderKL
 
 from training.autoencoder import FACTOR, SOME_INK, decoded, is_inner, loss_of_pictures, strength_of, touched
+from training.curriculum import HAND
 from training.drawings.ink import rendered
 from training.drawings.sampling import Mixture, sampled
 from training.drawings.strokes import Rng
@@ -30,7 +31,7 @@ SMALLEST_PX, LARGEST_PX = 300, 1280
 """Sides of the square papers that are learned."""
 BARE = 0.25
 """Share of pictures that are the square alone, to its edges."""
-UNSTEADINESS = (0.4, 1.0)
+UNSTEADINESS = (HAND, 1.0)
 
 
 def drawn(rng: Rng) -> torch.Tensor:

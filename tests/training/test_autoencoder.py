@@ -7,7 +7,6 @@ from training.autoencoder import (
     INK_GAIN,
     PAPER_GAIN,
     PAPER_TONE,
-    WideNorm,
     build,
     colours,
     is_inner,
@@ -16,6 +15,7 @@ from training.autoencoder import (
 )
 from training.crops import recoloured
 from training.muon import Optimizers
+from training.norms import WideNorm
 from training.pixels import to_picture, to_tensor
 
 
