@@ -12,12 +12,12 @@ import numpy as np
 from PIL import Image
 from safetensors.torch import load_file
 
-from serve.catalog import Size, VariantName
 from serve.engine import checkpoint
 from serve.engine.engine import Engine
-from serve.engine.job import Canceled, Done, EngineEvent, Failed, Job, Mask, Pixels
-from serve.lora.formats import FormatReader
+from serve.engine.request import Canceled, Done, EngineEvent, Failed, Job, Mask, Pixels
+from serve.lora.convert import FormatReader
 from serve.lora.weights import LoraWeights
+from serve.model_specs import Size, VariantName
 from serve.plan import LoraUse, Mode, Plan
 from serve.settings import ModelSettings, PoolSettings, Precision, Settings
 

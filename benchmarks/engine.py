@@ -17,15 +17,15 @@ import torch
 
 from benchmarks.geometry import GEOMETRIES, flops_per_pass, make_checkpoint
 from benchmarks.report import report
-from serve.catalog import Size
 from serve.engine.checkpoint import Checkpoint
+from serve.engine.denoiser import Stepper
 from serve.engine.device import finish, give_back_memory
-from serve.engine.draft import Draft
 from serve.engine.latents import LatentSpace
+from serve.engine.prompt_encoder import Text
 from serve.engine.quantize import weight_bytes
-from serve.engine.schedule import make_schedule
-from serve.engine.stepper import Stepper
-from serve.engine.text import Text
+from serve.engine.request_state import Draft
+from serve.engine.sigmas import make_schedule
+from serve.model_specs import Size
 from serve.settings import Precision
 
 WARM_UP_STEPS = 2

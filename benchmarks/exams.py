@@ -15,7 +15,7 @@ from benchmarks.artist import Artist, Order
 from benchmarks.recogniser import Recogniser
 from benchmarks.scores import scores
 from benchmarks.style import StyleScore
-from serve.catalog import VARIANTS, Size, VariantName
+from serve.model_specs import VARIANTS, Size, VariantName
 from serve.settings import Precision
 from training.drawings.ink import rendered
 from training.drawings.prompts import prompt

@@ -20,7 +20,7 @@ from typing import Any
 import httpx
 
 from benchmarks.report import percentiles, report
-from serve.local_service import local_service
+from serve.launch.subprocess_service import local_service
 from serve.settings import read_secrets
 
 PROGRESS_EVERY_S = 5.0

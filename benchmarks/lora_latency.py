@@ -17,8 +17,8 @@ import safetensors.torch
 import torch
 
 from serve.engine.checkpoint import read_geometry
-from serve.local_service import LocalService, local_service
-from serve.lora.geometry import Geometry
+from serve.launch.subprocess_service import LocalService, local_service
+from serve.lora.model_geometry import Geometry
 from serve.settings import Settings
 
 BYTES_A_NUMBER = 2

@@ -6,11 +6,11 @@ from typing import Any
 import torch
 from torch import nn
 
-from serve.catalog import Size
-from serve.engine.adapters import Adapters, Mix
-from serve.engine.job import Job
-from serve.engine.low_rank import LowRankBank
+from serve.engine.lora_manager import Adapters, Mix
+from serve.engine.lora_slots import LowRankBank
+from serve.engine.request import Job
 from serve.lora.weights import LoraWeights, LowRank
+from serve.model_specs import Size
 from serve.plan import LoraUse, Plan
 
 SIZE: Size = (512, 512)

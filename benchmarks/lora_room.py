@@ -15,12 +15,12 @@ from benchmarks.engine import make_drafts
 from benchmarks.geometry import make_checkpoint
 from benchmarks.lora_material import SIZE, make_bank, make_job, mix_of, random_lora
 from benchmarks.turns import extra, take_turns
-from serve.engine.adapters import Adapters
-from serve.engine.job import Done, Job
-from serve.engine.loop import Loop
-from serve.engine.stepper import Stepper
-from serve.engine.task import Task
-from serve.engine.watch import Watch
+from serve.engine.denoiser import Stepper
+from serve.engine.lora_manager import Adapters
+from serve.engine.request import Done, Job
+from serve.engine.request_state import Task
+from serve.engine.scheduler import Loop
+from serve.engine.watchdog import Watch
 from serve.settings import PoolSettings, Precision
 
 MOST_STEPS_OF_A_SWITCH = 2

@@ -15,9 +15,9 @@ from benchmarks.engine import make_drafts
 from benchmarks.geometry import FLUX1_DEV, make_checkpoint, random_transformer
 from benchmarks.lora_material import SIZE, make_bank, resident
 from benchmarks.turns import extra, take_turns
-from serve.engine.adapters import Mix
-from serve.engine.low_rank import LowRankBank
-from serve.engine.stepper import Stepper
+from serve.engine.denoiser import Stepper
+from serve.engine.lora_manager import Mix
+from serve.engine.lora_slots import LowRankBank
 from serve.settings import Precision
 
 POINTS_BESIDE_SHARE = 0.20

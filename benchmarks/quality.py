@@ -15,8 +15,7 @@ from benchmarks.artist import Artist
 from benchmarks.exams import Exam, Row, Scores, image_to_image, inpainting, styled, text_to_image
 from benchmarks.recogniser import Recogniser
 from benchmarks.report import report
-from serve.catalog import SIZES, VARIANTS, Size, VariantName
-from serve.embedded import LORAS, lora_file
+from serve.model_specs import LORAS, SIZES, VARIANTS, Size, VariantName, lora_file
 from serve.settings import Precision
 from training.drawings.contact_sheet import sheet
 from training.lora import COURSES

@@ -21,7 +21,7 @@ import httpx
 
 from benchmarks.report import report
 from serve.deployment import replica_environment
-from serve.local_service import ROOT, LocalService, local_service
+from serve.launch.subprocess_service import ROOT, LocalService, local_service
 from serve.settings import Settings
 
 POOL = "dev-bf16"

@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from benchmarks.recogniser import Recogniser, squared
-from serve.catalog import Size
+from serve.model_specs import Size
 from training.drawings.ink import rendered
 from training.drawings.sampling import sampled
 from training.drawings.strokes import Rng

@@ -20,7 +20,7 @@ from urllib.parse import unquote_to_bytes
 
 import httpx
 
-from serve.local_service import ServiceDidNotStart, local_service
+from serve.launch.subprocess_service import ServiceDidNotStart, local_service
 
 Prediction = dict[str, Any]
 

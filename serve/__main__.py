@@ -12,9 +12,9 @@ from typing import Any
 
 from ray.serve.schema import ServeDeploySchema
 
-from serve import foreground
-from serve.api.door import refuse_open_door
-from serve.config_file import ConfigFault, check, embedded_config, read_config, with_settings
+from serve.api.auth import refuse_open_door
+from serve.launch import foreground
+from serve.launch.config_file import ConfigFault, check, embedded_config, read_config, with_settings
 from serve.settings import Settings, read_secrets
 
 

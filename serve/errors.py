@@ -223,3 +223,14 @@ class CheckpointUnusable(Exception):
 
     def __str__(self) -> str:
         return f"cannot use the model {self.source}: {self.why}"
+
+
+def told(error: BaseException) -> ServiceError | None:
+    """The `ServiceError` that a caller may be shown for `error`, or None if its text must not be shown.
+
+    An error that crossed a replica's handle is wrapped by Ray: the wrapper's text is a traceback, the original is its
+    `cause`.
+    """
+    original = getattr(error, "cause", None)
+    known = original if isinstance(original, ServiceError) else error
+    return known if isinstance(known, ServiceError) else None

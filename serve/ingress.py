@@ -16,22 +16,22 @@ from starlette.applications import Starlette
 from starlette.exceptions import HTTPException
 from starlette.middleware import Middleware
 
-from serve.api import cog, files, replicate
-from serve.api.door import Door, refuse_open_door
-from serve.api.problem import ErrorTable, unrouted
+from serve.api import cog, output_files, replicate
+from serve.api.auth import Door, refuse_open_door
+from serve.api.error_responses import ErrorTable, unrouted
 from serve.api.replicate import prediction_body
-from serve.lora.spelling import check_short_names
-from serve.media.fetch import Fetcher
-from serve.media.outputs import OutputStore
-from serve.pool import HandlePool
-from serve.predictions.desk import Desk
-from serve.predictions.pictures import Pictures
-from serve.predictions.record import Prediction
+from serve.lora.parse import check_short_names
+from serve.lora_cache import SharedLoras
+from serve.media.output_store import OutputStore
+from serve.net.url_fetcher import Fetcher
+from serve.pool_client import HandlePool
+from serve.predictions.input_images import Pictures
+from serve.predictions.prediction import Prediction
+from serve.predictions.request import served_version
 from serve.predictions.runner import Runner
+from serve.predictions.service import Desk
 from serve.predictions.store import MemoryStore
-from serve.predictions.versions import served_version
 from serve.settings import Settings, read_secrets
-from serve.shared_loras import SharedLoras
 
 READY_POLL_S = 0.5
 CLOSE_GRACE_S = 60.0
@@ -60,7 +60,11 @@ class Ingress:
     def __serve_build_asgi_app__(self) -> Starlette:
         shared = (self._desk, self._outputs, self._settings)
         return Starlette(
-            routes=[*replicate.routes(*shared), *cog.routes(*shared), *files.routes(self._outputs, self._settings)],
+            routes=[
+                *replicate.routes(*shared),
+                *cog.routes(*shared),
+                *output_files.routes(self._outputs, self._settings),
+            ],
             middleware=[Middleware(ErrorTable), Middleware(Door, token=self._token)],
             exception_handlers={HTTPException: unrouted},
             lifespan=self._open_and_close,

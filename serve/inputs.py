@@ -9,8 +9,8 @@ from typing import Annotated, Any, Literal
 
 from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, ValidationError
 
-from serve.catalog import CUSTOM_SIDE_MAX, CUSTOM_SIDE_MIN
 from serve.errors import Fault, InvalidInput
+from serve.model_specs import CUSTOM_SIDE_MAX, CUSTOM_SIDE_MIN
 
 SHOWN_CHARS = 64
 

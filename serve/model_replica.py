@@ -14,11 +14,10 @@ from typing import TYPE_CHECKING
 
 from ray.exceptions import RayError
 
-from serve.engine.course import Course
-from serve.engine.job import Done, Failed, Job, Mask, Picture, Pixels
+from serve.engine.request import Done, Failed, Job, Mask, Picture, Pixels
 from serve.errors import LorasMissing
 from serve.events import Drawn, Event, Finished, Flagged, Started, Stepped
-from serve.lora.brought import Brought
+from serve.lora.reference import Brought
 from serve.lora_cache import Shared
 from serve.media.encode import encode
 from serve.plan import Plan
@@ -41,7 +40,7 @@ class ModelReplica:
         # Imported where models are: who only deploys this starts seconds sooner without torch.
         from serve.engine.checkpoint import load
         from serve.engine.engine import Engine
-        from serve.engine.safety import build_checker
+        from serve.engine.safety_checker import build_checker
 
         row = settings.pools[pool]
         token = read_secrets().hf_token
@@ -66,7 +65,7 @@ class ModelReplica:
         size; `loras` are all that the plan names. Closing the generator, or cancelling who waits for it, ends the work
         within one denoising step; the caller's slot is kept until the engine has let go of it. Raises `ServiceError`.
         """
-        course = Course(self._engine, Job(plan, picture, mask, await self._carry(loras)))
+        course = self._engine.stream(Job(plan, picture, mask, await self._carry(loras)))
         finishing: list[asyncio.Task[Event]] = []
         spent_ms: dict[str, float] = {}
         try:
@@ -92,7 +91,7 @@ class ModelReplica:
 
         A block on this node is read where it lies. Raises `LorasMissing` for what cannot be read: its owner died.
         """
-        from serve.lora.packed import unpack
+        from serve.lora.weights import unpack
 
         carried = {}
         for lora in loras:

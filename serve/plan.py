@@ -9,7 +9,9 @@ from typing import Literal, Self
 
 from pydantic import BaseModel, ConfigDict
 
-from serve.catalog import (
+from serve.errors import Fault, InvalidInput
+from serve.inputs import Inputs
+from serve.model_specs import (
     PICTURE_RATIO_MAX,
     PICTURE_SIDE_MAX,
     PICTURE_SIDE_MIN,
@@ -18,8 +20,6 @@ from serve.catalog import (
     Size,
     nearest_multiple,
 )
-from serve.errors import Fault, InvalidInput
-from serve.inputs import Inputs
 from serve.settings import Settings
 
 SEED_SPACE = 2**64

@@ -13,8 +13,7 @@ from typing import Annotated, Any, Literal, Self
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, SecretStr, model_validator
 
-from serve.catalog import Size, VariantName
-from serve.embedded import EMBEDDED
+from serve.model_specs import EMBEDDED, Size, VariantName
 
 Precision = Literal["bf16", "fp8", "float32"]
 Dtype = Literal["bfloat16", "float16", "float32"]

@@ -10,10 +10,9 @@ from numpy.typing import NDArray
 
 from serve.errors import FetchFailed
 from serve.events import Drawn, Event, Finished, Started, Stepped
-from serve.lora.brought import Brought, Copy, Facts
-from serve.lora.reference import Reference
+from serve.lora.reference import Brought, Copy, Facts, Reference
 from serve.plan import Plan
-from serve.predictions.record import Prediction
+from serve.predictions.prediction import Prediction
 
 NOON = datetime(2026, 1, 1, 12, tzinfo=UTC)
 

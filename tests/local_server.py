@@ -11,7 +11,7 @@ from cryptography import x509
 from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import ec
 
-from serve.media.dialer import UnknownHost
+from serve.net.ssrf_guard import UnknownHost
 
 Answer = Callable[[asyncio.StreamWriter], Awaitable[None]]
 

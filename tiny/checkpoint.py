@@ -21,7 +21,7 @@ import transformers
 from diffusers import FlowMatchEulerDiscreteScheduler
 from safetensors.torch import load_file, save_file
 
-from serve.catalog import VARIANTS, VariantName
+from serve.model_specs import VARIANTS, VariantName
 from tiny import networks, tokenizers, weights
 from tiny.networks import Geometry
 

@@ -9,7 +9,7 @@ import subprocess
 import sys
 from pathlib import Path
 
-from serve.embedded import LORAS
+from serve.model_specs import LORAS
 
 SHARES = {
     "autoencoder": 0.03,

@@ -11,7 +11,7 @@ import torch
 from diffusers import AutoencoderKL, FluxTransformer2DModel
 from transformers import CLIPTextModel, T5EncoderModel
 
-from serve.embedded import MODELS
+from serve.model_specs import MODELS
 from training.encoders import Encoders
 from training.transformer import build, start_file
 

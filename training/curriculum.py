@@ -4,7 +4,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from serve.catalog import SIZES
+from serve.model_specs import SIZES
 from training.drawings.sampling import Mixture
 from training.drawings.scene import FRAME_PX
 from training.drawings.strokes import Rng

@@ -13,7 +13,7 @@ from pathlib import Path
 import torch
 from diffusers import AutoencoderKL, FlowMatchEulerDiscreteScheduler
 
-from serve.embedded import LORAS, lora_file
+from serve.model_specs import LORAS, lora_file
 from tiny.checkpoint import MODEL_INDEX
 from training import encoders, lora, vocabulary
 from training.flow import BASE_SHIFT, BASE_TOKENS, MAX_SHIFT, MAX_TOKENS

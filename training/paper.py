@@ -9,7 +9,7 @@ from functools import cached_property
 import numpy as np
 import torch
 
-from serve.catalog import Size
+from serve.model_specs import Size
 from training.drawings.scene import corner_px
 from training.drawings.strokes import Rng
 from training.flow import Place

@@ -12,17 +12,14 @@ from starlette.responses import JSONResponse, Response
 from starlette.routing import Route
 from starlette.types import Receive
 
-from serve.api.body import check_keys, read_object
-from serve.api.output import shown_outputs
-from serve.api.prefer import read_preference
-from serve.api.schema import COG_VERSION, openapi
-from serve.api.timing import server_timing
+from serve.api.http_messages import check_keys, read_object, read_preference, server_timing, shown_outputs
+from serve.api.openapi import COG_VERSION, openapi
 from serve.errors import NotFound
 from serve.inputs import Inputs
-from serve.media.outputs import OutputStore
-from serve.predictions.desk import Desk, State
-from serve.predictions.record import Prediction, moments, rfc3339
-from serve.predictions.versions import ServedVersion, served_version
+from serve.media.output_store import OutputStore
+from serve.predictions.prediction import Prediction, moments, rfc3339
+from serve.predictions.request import ServedVersion, served_version
+from serve.predictions.service import Desk, State
 from serve.settings import Settings
 
 KEYS: dict[str, type] = {"input": dict}

@@ -9,16 +9,13 @@ from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
 from starlette.routing import Route
 
-from serve.api.body import check_keys, read_object
-from serve.api.output import shown_outputs
-from serve.api.prefer import read_preference
-from serve.api.schema import COG_VERSION, openapi
-from serve.api.timing import server_timing
+from serve.api.http_messages import check_keys, read_object, read_preference, server_timing, shown_outputs
+from serve.api.openapi import COG_VERSION, openapi
 from serve.errors import NotFound
-from serve.media.outputs import OutputStore
-from serve.predictions.desk import Desk
-from serve.predictions.record import Prediction, moments, rfc3339
-from serve.predictions.versions import ServedVersion, served_model, served_version
+from serve.media.output_store import OutputStore
+from serve.predictions.prediction import Prediction, moments, rfc3339
+from serve.predictions.request import ServedVersion, served_model, served_version
+from serve.predictions.service import Desk
 from serve.settings import Settings
 
 KEYS: dict[str, type] = {"input": dict, "version": str, "stream": bool}

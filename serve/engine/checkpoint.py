@@ -15,12 +15,11 @@ import torch
 from diffusers import AutoencoderKL, FlowMatchEulerDiscreteScheduler, FluxTransformer2DModel
 from transformers import CLIPTextModel, CLIPTokenizer, T5EncoderModel, T5TokenizerFast
 
-from serve.catalog import VARIANTS
-from serve.embedded import EMBEDDED, MODELS
-from serve.engine import quantize, source
-from serve.engine.low_rank import LowRankBank
+from serve.engine import checkpoint_files, quantize
+from serve.engine.lora_slots import LowRankBank
 from serve.errors import CheckpointUnusable
-from serve.lora.geometry import Geometry
+from serve.lora.model_geometry import Geometry
+from serve.model_specs import EMBEDDED, MODELS, VARIANTS
 from serve.settings import Dtypes, ModelSettings, PoolSettings
 
 PARTS = ("transformer", "vae", "text_encoder", "text_encoder_2", "tokenizer", "tokenizer_2", "scheduler")
@@ -89,8 +88,8 @@ def read_geometry(model: ModelSettings, hf_token: str | None) -> Geometry:
     """
     parts = ("transformer", "text_encoder")
     configs = [f"{part}/config.json" for part in parts]
-    folder = source.local_folder(_source(model), model.revision, configs, hf_token)
-    with source.reading(model.source):
+    folder = checkpoint_files.local_folder(_source(model), model.revision, configs, hf_token)
+    with checkpoint_files.reading(model.source):
         transformer, clip = (json.loads((folder / part / "config.json").read_bytes()) for part in parts)
         return Geometry.of(transformer, clip)
 
@@ -109,7 +108,7 @@ def _source(model: ModelSettings) -> str:
 
 def _folder(model: ModelSettings, hf_token: str | None) -> Path:
     files = [f"{part}/{kind}" for part in PARTS for kind in _FILES]
-    folder = source.local_folder(_source(model), model.revision, files, hf_token)
+    folder = checkpoint_files.local_folder(_source(model), model.revision, files, hf_token)
     missing = [part for part in PARTS if not (folder / part).is_dir()]
     if missing:
         why = f"it has no folder {', '.join(missing)}; give a checkpoint in diffusers' layout"
@@ -121,15 +120,17 @@ def _read(folder: Path, model: ModelSettings, pool: PoolSettings, device: torch.
     """Everything in the folder, still on the CPU, each network in the dtype that it will have."""
     dtypes = _FLOAT32 if pool.precision == "float32" else pool.dtypes[pool.device]
     text = _DTYPES[dtypes.text]
-    with source.reading(model.source):
-        transformer = source.read_network(FluxTransformer2DModel, folder / "transformer", _DTYPES[dtypes.transformer])
-        vae = source.read_network(AutoencoderKL, folder / "vae", _DTYPES[dtypes.vae])
+    with checkpoint_files.reading(model.source):
+        transformer = checkpoint_files.read_network(
+            FluxTransformer2DModel, folder / "transformer", _DTYPES[dtypes.transformer]
+        )
+        vae = checkpoint_files.read_network(AutoencoderKL, folder / "vae", _DTYPES[dtypes.vae])
         return Checkpoint(
             transformer=transformer,
             vae=vae,
-            clip=source.read_network(CLIPTextModel, folder / "text_encoder", text),
+            clip=checkpoint_files.read_network(CLIPTextModel, folder / "text_encoder", text),
             clip_tokenizer=CLIPTokenizer.from_pretrained(folder / "tokenizer", local_files_only=True),
-            t5=source.read_network(T5EncoderModel, folder / "text_encoder_2", text),
+            t5=checkpoint_files.read_network(T5EncoderModel, folder / "text_encoder_2", text),
             t5_tokenizer=T5TokenizerFast.from_pretrained(folder / "tokenizer_2", local_files_only=True),
             scheduler_config=FlowMatchEulerDiscreteScheduler.load_config(folder / "scheduler", local_files_only=True),
             pixel_stride=_PATCH * 2 ** (len(vae.config.block_out_channels) - 1),

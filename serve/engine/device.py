@@ -6,7 +6,7 @@ A CPU has finished when a call returns; a GPU has only been told.
 import torch
 from torch import Tensor
 
-from serve.engine.job import Picture
+from serve.engine.request import Picture
 
 
 def finish(device: torch.device) -> None:

@@ -1,13 +1,13 @@
-"""The engine: jobs in from any thread, events out, and one thread of its own that owns the device.
+"""The engine: accepts requests from any thread and runs them on one thread that owns the device."""
 
-Knows how to hand work to that thread and how to look at it; what the thread does is in `loop`. No Ray, no HTTP.
-"""
-
+import asyncio
 import itertools
 import logging
 import threading
-from collections.abc import Callable, Sequence
+import time
+from collections.abc import AsyncIterator, Callable, Sequence
 from concurrent.futures import Future
+from contextlib import suppress
 from dataclasses import dataclass
 from queue import SimpleQueue
 from typing import Any, TypeVar
@@ -15,13 +15,14 @@ from typing import Any, TypeVar
 import numpy as np
 import torch
 
-from serve.catalog import Size
 from serve.engine.checkpoint import Checkpoint
-from serve.engine.job import Canceled, Done, EngineEvent, Failed, Job, Listener
-from serve.engine.loop import Errand, Loop
-from serve.engine.task import Task, Ticket
-from serve.engine.watch import Pulse, Watch
+from serve.engine.request import Canceled, Done, EngineEvent, Failed, Job, Listener
+from serve.engine.request_state import Task, Ticket
+from serve.engine.scheduler import Errand, Loop
+from serve.engine.watchdog import Pulse, Watch
 from serve.errors import EngineFailed, NotReady
+from serve.events import Stepped
+from serve.model_specs import Size
 from serve.plan import Plan
 from serve.settings import PoolSettings
 
@@ -96,6 +97,10 @@ class Engine:
             self._arrived.append(task)
             self._changed.notify()
         return task.ticket
+
+    def stream(self, job: Job) -> "Course":
+        """Submits a job from a running event loop and returns its events. Raises as `submit` does."""
+        return Course(self, job)
 
     def cancel(self, ticket: Ticket) -> None:
         """Lets a job go before its next step; its last event is `Canceled`, unless it has ended meanwhile."""
@@ -174,3 +179,64 @@ def _warm_up_job(size: Size, guided: bool) -> Job:
     picture: Any = np.full((height, width, 3), 128, np.uint8)
     mask: Any = np.full((height, width), 255, np.uint8)
     return Job(plan, picture, mask)
+
+
+TELL_EVERY_S = 1.0
+
+
+class Course:
+    """Begins when it is made, in a running event loop; iterated once, it gives the job's events as they happen."""
+
+    def __init__(self, engine: "Engine", job: Job) -> None:
+        self._engine = engine
+        self._loop = asyncio.get_running_loop()
+        self._pace = Pace()
+        self._events: asyncio.Queue[EngineEvent] = asyncio.Queue()
+        self._ended = asyncio.Event()
+        self._ticket: Ticket = engine.submit(job, self._hear)
+
+    def _hear(self, event: EngineEvent) -> None:
+        """Called from the engine's thread."""
+        if not isinstance(event, Stepped) or self._pace.tells(event):
+            self._loop.call_soon_threadsafe(self._take, event)
+
+    def _take(self, event: EngineEvent) -> None:
+        self._events.put_nowait(event)
+        if isinstance(event, Done | Failed | Canceled):
+            self._ended.set()
+
+    async def __aiter__(self) -> AsyncIterator[EngineEvent]:
+        """Every event that is worth telling, the end included."""
+        while not (self._ended.is_set() and self._events.empty()):
+            yield await self._events.get()
+
+    async def leave(self) -> None:
+        """Cancels what is not over, and returns only when the engine has let go of it, however often it is cancelled.
+
+        Until then the caller's slot stays taken: a replica never works on more than its slots say.
+        """
+        if self._ended.is_set():
+            return
+        self._engine.cancel(self._ticket)
+        while not self._ended.is_set():
+            with suppress(asyncio.CancelledError):
+                await self._ended.wait()
+
+
+class Pace:
+    """Which steps of each image are worth telling: the first, the last, and between them one every `TELL_EVERY_S`.
+
+    An event on its way out wakes threads of several processes, and nobody reads faster than that.
+    """
+
+    def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
+        self._clock = clock
+        self._told_s: dict[int, float] = {}
+
+    def tells(self, step: Stepped) -> bool:
+        now_s = self._clock()
+        told_s = self._told_s.get(step.image)
+        if told_s is not None and now_s - told_s < TELL_EVERY_S and step.done < step.total:
+            return False
+        self._told_s[step.image] = now_s
+        return True

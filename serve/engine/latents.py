@@ -12,9 +12,9 @@ from diffusers.models.autoencoders.vae import DiagonalGaussianDistribution
 from diffusers.utils.torch_utils import randn_tensor
 from torch import Tensor
 
-from serve.catalog import Size
 from serve.engine.checkpoint import Checkpoint
-from serve.engine.job import Mask, Picture
+from serve.engine.request import Mask, Picture
+from serve.model_specs import Size
 
 _PATCH = 2
 """Latents a side of one transformer token."""

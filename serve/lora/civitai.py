@@ -8,11 +8,10 @@ from urllib.parse import urlencode
 from pydantic import BaseModel, BeforeValidator, Field, SecretStr, ValidationError
 
 from serve.errors import FetchFailed, LoraRefused
-from serve.lora.address import Address, Located
 from serve.lora.download import Downloader
-from serve.lora.header import shown
+from serve.lora.provider import Address, Located, Site
 from serve.lora.reference import CivitaiFile
-from serve.lora.site import Site
+from serve.lora.safetensors_header import shown
 
 KINDS = ("lora", "locon", "lycoris", "dora")
 """Types of models that may hold a LoRA; what they really hold, their tensors show."""

@@ -5,7 +5,7 @@ from typing import Literal
 
 from PIL import Image
 
-from serve.media.fit import Pixels
+from serve.media.decode import Pixels
 
 Format = Literal["webp", "jpg", "png"]
 

@@ -14,20 +14,17 @@ from datetime import datetime
 from functools import partial
 from typing import Any, Protocol, TypeVar
 
-from serve.errors import EngineFailed, LorasMissing
+from serve.aio import together
+from serve.errors import EngineFailed, LorasMissing, told
 from serve.events import Event
-from serve.lora.brought import Brought
-from serve.lora.reference import Reference
-from serve.media.fit import Pixels
-from serve.media.outputs import OutputStore
+from serve.lora.reference import Brought, Reference
+from serve.media.decode import Pixels
+from serve.media.output_store import OutputStore
 from serve.plan import Plan
-from serve.predictions.drawing import Drawing, ms_since
-from serve.predictions.failure import told
-from serve.predictions.loras import lora_lines, lora_metrics
-from serve.predictions.pictures import Awaited, Pictures, Prepared
-from serve.predictions.record import now
+from serve.predictions.event_recorder import Drawing, lora_lines, lora_metrics, ms_since
+from serve.predictions.input_images import Awaited, Pictures, Prepared
+from serve.predictions.prediction import now
 from serve.predictions.store import PredictionStore
-from serve.together import together
 
 LORA_ATTEMPTS = 3
 """Weights that were at hand can be lost on the way: a replica made room for others, or the cache died."""

@@ -11,7 +11,7 @@ from itertools import dropwhile, islice
 from typing import Protocol
 
 from serve.errors import NotFound
-from serve.predictions.record import Prediction, now
+from serve.predictions.prediction import Prediction, now
 
 Change = Callable[[Prediction], Prediction]
 

@@ -9,7 +9,7 @@ from typing import Any, TypeVar
 import httpx
 from PIL import Image
 
-from serve.local_service import LocalService
+from serve.launch.subprocess_service import LocalService
 
 Value = TypeVar("Value")
 

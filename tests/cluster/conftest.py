@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from serve.local_service import ROOT, LocalService
+from serve.launch.subprocess_service import ROOT, LocalService
 from tests.cluster.probe import Probe, probing
 
 

@@ -13,10 +13,9 @@ from typing import Any
 import ray
 from ray import serve
 
-from serve.local_service import ROOT, LocalService
-from serve.lora_cache import LoraCache
+from serve.launch.subprocess_service import ROOT, LocalService
+from serve.lora_cache import NAMESPACE, LoraCache
 from serve.settings import Settings
-from serve.shared_loras import NAMESPACE
 
 
 class Probe:

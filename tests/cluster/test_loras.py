@@ -12,12 +12,12 @@ from typing import Any
 
 import pytest
 
-from serve.local_service import LocalService, local_service
+from serve.launch.subprocess_service import LocalService, local_service
 from serve.lora.reference import ReplicateModel
 from tests.cluster.client import connect, contents, create, finish, predict, until
-from tests.cluster.lora_world import World, world
+from tests.cluster.fake_lora_providers import World, world
 from tests.cluster.probe import Probe
-from tests.unit.lora.imitations import (
+from tests.unit.lora.fake_providers import (
     PublishedFile,
     civitai_file,
     civitai_version,

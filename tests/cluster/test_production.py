@@ -5,7 +5,7 @@ from typing import Any
 
 import pytest
 
-from serve.local_service import ROOT, LocalService, local_service
+from serve.launch.subprocess_service import ROOT, LocalService, local_service
 from tests.cluster.client import SMALL, connect, data_uri, png, predict, size_of
 from tests.cluster.probe import Probe
 from tests.safety_folders import FLAGS_NONE, make_classifier, make_concepts

@@ -5,7 +5,7 @@ from typing import Any
 
 import pytest
 
-from serve.local_service import LocalService, local_service
+from serve.launch.subprocess_service import LocalService, local_service
 from tests.cluster.client import SMALL, cancel, contents, create, finish, predict, until
 from tests.cluster.probe import Probe
 

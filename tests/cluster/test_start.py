@@ -9,7 +9,7 @@ import sys
 import httpx
 import pytest
 
-from serve.local_service import ROOT, LocalService, ServiceDidNotStart, free_port, local_service
+from serve.launch.subprocess_service import ROOT, LocalService, ServiceDidNotStart, free_port, local_service
 from tests.cluster.client import connect, until
 
 

@@ -4,8 +4,8 @@ from functools import cache
 import pytest
 import torch
 
-from serve.catalog import VariantName
 from serve.engine.checkpoint import Checkpoint, load
+from serve.model_specs import VariantName
 from serve.settings import Device, Dtype, Dtypes, ModelSettings, PoolSettings, Precision
 from tiny import checkpoint as tiny
 

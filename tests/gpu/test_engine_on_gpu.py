@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 
-from serve.engine.job import Job, Picture
+from serve.engine.request import Job, Picture
 from serve.settings import Precision
 from tests.gpu.conftest import Load
 from tests.unit.engine import oracle

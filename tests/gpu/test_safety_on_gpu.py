@@ -5,7 +5,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from serve.engine.safety import build_checker
+from serve.engine.safety_checker import build_checker
 from serve.settings import SafetySettings
 from tests.gpu.conftest import DEVICE
 from tests.safety_folders import FLAGS_ALL, FLAGS_NONE, make_classifier, make_concepts

@@ -6,7 +6,7 @@ import pytest
 import torch
 from diffusers import FluxTransformer2DModel
 
-from serve.embedded import MODELS
+from serve.model_specs import MODELS
 from tests.training.bases import text
 from training import adopt, encoders, teacher
 from training.flow import Place, velocity

@@ -9,8 +9,7 @@ from diffusers import AutoencoderKL, FluxPipeline
 from PIL import Image
 
 from benchmarks.artist import Artist, Order
-from serve.catalog import VariantName
-from serve.embedded import LORAS
+from serve.model_specs import LORAS, VariantName
 from training import autoencoder, encoders, export, lora
 from training.run import Average
 from training.transformer import build

@@ -8,7 +8,7 @@ from benchmarks.artist import Artist
 from benchmarks.exams import ONE_THING, Exam, Row, held_out
 from benchmarks.recogniser import Recogniser
 from benchmarks.scores import scores
-from serve.embedded import LORAS, MODELS, lora_file
+from serve.model_specs import LORAS, MODELS, lora_file
 from training.drawings.ink import rendered
 from training.export import weight_bytes
 from training.latents import encode

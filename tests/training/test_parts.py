@@ -11,8 +11,8 @@ import torch
 from diffusers import AutoencoderKL, FluxTransformer2DModel
 from safetensors.torch import load_file
 
-from serve.lora.formats import FormatReader
-from serve.lora.geometry import Geometry
+from serve.lora.convert import FormatReader
+from serve.lora.model_geometry import Geometry
 from training import autoencoder, distil, encoders, lora, run, teacher, transformer
 from training.curriculum import STEADY, Lesson, Stage
 from training.flow import flow_loss

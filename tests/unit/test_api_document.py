@@ -7,7 +7,7 @@ from typing import Any, cast
 from starlette.routing import Route
 
 from serve import errors
-from serve.api import cog, files, replicate
+from serve.api import cog, output_files, replicate
 from serve.inputs import Inputs
 from serve.settings import Settings
 from tests.markdown import ROOT, rows
@@ -43,7 +43,7 @@ def test_the_tables_of_paths_are_the_routes() -> None:
     routes: list[Route] = [
         *replicate.routes(NOTHING, NOTHING, settings),
         *cog.routes(NOTHING, NOTHING, settings),
-        *files.routes(NOTHING, settings),
+        *output_files.routes(NOTHING, settings),
     ]
     told = {(method, path.strip("`")) for method, path, _ in rows(API, "| method | path | answer |")}
     served = {(method, route.path) for route in routes for method in route.methods or () if method != "HEAD"}

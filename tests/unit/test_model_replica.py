@@ -13,13 +13,12 @@ from ray.exceptions import ObjectLostError, OwnerDiedError
 
 from serve import model_replica
 from serve.engine.checkpoint import read_geometry
-from serve.engine.job import Picture
+from serve.engine.request import Picture
 from serve.errors import LorasMissing
 from serve.events import Drawn, Event, Finished, Flagged, Started, Stepped
 from serve.inputs import read_inputs
-from serve.lora.brought import Brought, Copy, Facts
-from serve.lora.packed import Block, pack
-from serve.lora.weights import LoraWeights, LowRank
+from serve.lora.reference import Brought, Copy, Facts
+from serve.lora.weights import Block, LoraWeights, LowRank, pack
 from serve.model_replica import ModelReplica
 from serve.plan import LoraUse, Plan, make_plan
 from serve.settings import Settings

@@ -5,9 +5,9 @@ from typing import Any
 
 import pytest
 
-from serve.catalog import SIZES, Size
 from serve.errors import InvalidInput
 from serve.inputs import read_inputs
+from serve.model_specs import SIZES, Size
 from serve.plan import LoraUse, Plan, lora_uses, make_plan
 from serve.settings import Settings
 

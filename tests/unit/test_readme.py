@@ -15,11 +15,11 @@ from starlette.routing import Match, Route
 
 from scripts import demo
 from serve.api import cog, replicate
-from serve.api.body import check_keys
-from serve.config_file import check, embedded_config, with_settings
+from serve.api.http_messages import check_keys
 from serve.inputs import read_inputs
+from serve.launch.config_file import check, embedded_config, with_settings
 from serve.plan import make_plan
-from serve.predictions.versions import served_version
+from serve.predictions.request import served_version
 from serve.settings import Settings
 from tests.markdown import DOCUMENTS, ROOT, blocks, commands, options
 

@@ -4,7 +4,7 @@ from collections.abc import Iterator
 
 import pytest
 
-from serve.local_service import LocalService, local_service
+from serve.launch.subprocess_service import LocalService, local_service
 from tests.cluster.probe import Probe, probing
 
 

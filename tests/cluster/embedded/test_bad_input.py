@@ -4,7 +4,7 @@ from typing import Any
 
 import pytest
 
-from serve.local_service import LocalService
+from serve.launch.subprocess_service import LocalService
 from tests.cluster.client import SMALL, connect, create, data_uri, finish, png, predict, until
 from tests.cluster.probe import Probe
 

@@ -4,7 +4,7 @@ import subprocess
 import sys
 from pathlib import Path
 
-from serve.local_service import ROOT, LocalService
+from serve.launch.subprocess_service import ROOT, LocalService
 from tests.cluster.client import SMALL, connect, contents, get, predict, size_of, until
 from tests.cluster.probe import Probe
 

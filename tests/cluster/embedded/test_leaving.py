@@ -6,7 +6,7 @@ from typing import Any
 
 import httpx
 
-from serve.local_service import LocalService
+from serve.launch.subprocess_service import LocalService
 from tests.cluster.client import SMALL, cancel, connect, create, finish, get, predict, until
 from tests.cluster.probe import Probe
 

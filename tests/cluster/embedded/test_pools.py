@@ -5,7 +5,7 @@ from typing import Any
 
 import pytest
 
-from serve.local_service import LocalService
+from serve.launch.subprocess_service import LocalService
 from tests.cluster.client import SMALL, connect, contents, predict, size_of
 
 POOLS: dict[str, dict[str, Any]] = {

@@ -7,8 +7,8 @@ import httpx
 import pytest
 
 from serve.settings import Settings
+from tests.app_factory import House, house
 from tests.fakes import ONE_IMAGE, FakePool
-from tests.house import House, house
 
 CAT = b'{"input": {"prompt": "a cat", "num_inference_steps": 2}}'
 FACES = ["/v1/predictions", "/v1/models/fofr/flux-handwriting-and-sketch/predictions", "/predictions"]

@@ -8,9 +8,9 @@ import pytest
 
 from serve.events import Started
 from serve.settings import PoolSettings, ServedModel, Settings
+from tests.app_factory import House, house
 from tests.fakes import ONE_IMAGE, FakePool
-from tests.house import House, house
-from tests.pictures import data_uri, png
+from tests.images import data_uri, png
 
 CAT = {"prompt": "a cat", "seed": 7, "num_inference_steps": 2}
 ONE_PLACE = Settings(pools={"dev-bf16": PoolSettings(model="dev", max_in_flight=1)})

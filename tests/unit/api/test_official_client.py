@@ -14,9 +14,9 @@ from replicate.version import Versions
 
 from serve.events import Event, Flagged, Started, Stepped
 from serve.settings import OutputSettings, PoolSettings, Settings
+from tests.app_factory import house
 from tests.fakes import DONE, ONE_IMAGE, WEBP, FakePool, drawn
-from tests.house import house
-from tests.pictures import png
+from tests.images import png
 
 MODEL = "fofr/flux-handwriting-and-sketch"
 CAT = {"prompt": "a cat", "num_inference_steps": 2}

@@ -2,7 +2,7 @@
 
 import pytest
 
-from serve.api.prefer import Preference, read_preference
+from serve.api.http_messages import Preference, read_preference
 
 
 @pytest.mark.parametrize(

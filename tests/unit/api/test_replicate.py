@@ -10,11 +10,11 @@ import httpx
 import pytest
 
 from serve.events import Flagged, Started
-from serve.media.fetch import Fetcher
+from serve.net.url_fetcher import Fetcher
 from serve.settings import OutputSettings, PoolSettings, Settings
+from tests.app_factory import House, house
 from tests.fakes import DONE, ONE_IMAGE, WEBP, FakePool, drawn
-from tests.house import House, house
-from tests.pictures import data_uri, png
+from tests.images import data_uri, png
 
 CAT = {"prompt": "a cat", "seed": 7, "num_inference_steps": 2}
 WAIT = {"Prefer": "wait=5"}

@@ -4,8 +4,8 @@ from dataclasses import replace
 from functools import cache
 from pathlib import Path
 
-from serve.catalog import VariantName
 from serve.engine.checkpoint import Checkpoint, load
+from serve.model_specs import VariantName
 from serve.settings import Dtype, Dtypes, ModelSettings, PoolSettings, Precision
 from tiny import checkpoint as tiny
 from tiny.networks import Geometry

@@ -6,14 +6,14 @@ from typing import Any
 import numpy as np
 from torch import Tensor
 
-from serve.catalog import Size
 from serve.engine.checkpoint import Checkpoint
-from serve.engine.job import Canceled, Done, EngineEvent, Failed, Job, Mask, Picture, Pixels
-from serve.engine.loop import Loop
-from serve.engine.task import Task
-from serve.engine.watch import Watch
+from serve.engine.request import Canceled, Done, EngineEvent, Failed, Job, Mask, Picture, Pixels
+from serve.engine.request_state import Task
+from serve.engine.scheduler import Loop
+from serve.engine.watchdog import Watch
 from serve.events import Stepped
 from serve.lora.weights import LoraWeights
+from serve.model_specs import Size
 from serve.plan import Mode, Plan
 from serve.settings import PoolSettings
 

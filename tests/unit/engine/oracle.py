@@ -9,7 +9,7 @@ from PIL import Image
 from torch import Tensor
 
 from serve.engine.checkpoint import Checkpoint
-from serve.engine.job import Job, Picture
+from serve.engine.request import Job, Picture
 
 _PIPELINES = {
     "text_to_image": FluxPipeline,

@@ -5,7 +5,7 @@ import pytest
 import torch
 
 from serve.engine.checkpoint import Checkpoint
-from serve.engine.job import Done
+from serve.engine.request import Done
 from serve.events import Started, Stepped
 from tests.unit.engine import oracle
 from tests.unit.engine.checkpoints import Checkpoints

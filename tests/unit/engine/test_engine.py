@@ -10,9 +10,9 @@ import pytest
 
 from serve.engine.checkpoint import Checkpoint
 from serve.engine.engine import Engine
-from serve.engine.job import Canceled, Done, EngineEvent, Failed, Job, Pixels
-from serve.engine.task import Ticket
-from serve.engine.watch import Pulse
+from serve.engine.request import Canceled, Done, EngineEvent, Failed, Job, Pixels
+from serve.engine.request_state import Ticket
+from serve.engine.watchdog import Pulse
 from serve.errors import EngineFailed, NotReady
 from serve.events import Started, Stepped
 from serve.settings import PoolSettings

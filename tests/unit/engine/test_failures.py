@@ -7,13 +7,13 @@ import numpy as np
 import pytest
 import torch
 
-from serve.engine import batching, device, passes
+from serve.engine import batching, denoiser, device
 from serve.engine.checkpoint import Checkpoint
 from serve.engine.engine import Engine
-from serve.engine.job import Canceled, Done, EngineEvent, Failed, Pixels
-from serve.engine.loop import Loop
-from serve.engine.task import Task
-from serve.engine.watch import Watch
+from serve.engine.request import Canceled, Done, EngineEvent, Failed, Pixels
+from serve.engine.request_state import Task
+from serve.engine.scheduler import Loop
+from serve.engine.watchdog import Watch
 from serve.errors import EngineFailed
 from serve.events import Stepped
 from serve.settings import PoolSettings
@@ -104,7 +104,7 @@ def test_a_round_that_breaks_ends_the_jobs_in_work_and_the_thread_goes_on(
             raise error
         return batching.next_turn(*arguments)
 
-    monkeypatch.setattr(passes, "next_turn", next_turn)
+    monkeypatch.setattr(denoiser, "next_turn", next_turn)
     engine = Engine(checkpoint, PoolSettings(model=""))
     engine.start()
     try:

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 
-from serve.engine.job import Done, Job
+from serve.engine.request import Done, Job
 from serve.settings import Precision
 from tests.unit.engine.checkpoints import SMALL, WIDE, Checkpoints
 from tests.unit.engine.jobs import draw, draw_together, make_job

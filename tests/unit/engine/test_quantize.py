@@ -14,8 +14,8 @@ from optimum.quanto.tensor.weights.qbytes import WeightQBytesTensor
 from torch import nn
 from torch._subclasses.fake_tensor import FakeTensorMode
 
-from serve.engine.job import Picture
 from serve.engine.quantize import float8, to_float8, weight_bytes
+from serve.engine.request import Picture
 from tests.unit.engine.checkpoints import Checkpoints
 from tests.unit.engine.jobs import draw, make_job
 from tiny.networks import Geometry

@@ -13,8 +13,8 @@ from diffusers import FluxPipeline
 from numpy.typing import NDArray
 from safetensors.torch import load_file
 
-from serve.catalog import VARIANTS, VariantName
 from serve.engine.latents import LatentSpace
+from serve.model_specs import VARIANTS, VariantName
 from serve.settings import Precision
 from tests.unit.engine.checkpoints import FIVE_STAGES, Checkpoints
 from tests.unit.engine.jobs import draw, make_job, make_picture

@@ -3,7 +3,7 @@
 from dataclasses import asdict
 from typing import Any
 
-from serve.lora.geometry import Geometry
+from serve.lora.model_geometry import Geometry
 
 TRUE_TRANSFORMER: dict[str, Any] = {
     "num_layers": 19,

@@ -4,7 +4,7 @@ from collections.abc import Iterable, Mapping
 
 import torch
 
-from serve.lora.geometry import Geometry
+from serve.lora.model_geometry import Geometry
 
 Pair = tuple[torch.Tensor, torch.Tensor]
 """Down [rank, in] and up [out, rank]."""

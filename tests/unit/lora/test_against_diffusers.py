@@ -9,8 +9,8 @@ from diffusers.loaders import FluxLoraLoaderMixin
 from peft.tuners.lora.layer import Linear
 from transformers import CLIPTextConfig, CLIPTextModel
 
-from serve.lora.formats import FormatReader
-from serve.lora.geometry import Geometry
+from serve.lora.convert import FormatReader
+from serve.lora.model_geometry import Geometry
 from serve.lora.weights import LowRank
 from tests.unit.lora import lora_files
 from tests.unit.lora.geometries import TRUE, TRUE_TRANSFORMER

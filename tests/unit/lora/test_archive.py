@@ -15,9 +15,8 @@ import pytest
 import safetensors.torch
 import torch
 
-from serve.lora.archive import Contents, open_contents
-from serve.lora.filekind import kind_of
-from serve.lora.header import BadFile
+from serve.lora.archive import Contents, kind_of, open_contents
+from serve.lora.safetensors_header import BadFile
 
 WEIGHTS = safetensors.torch.save({"a": torch.arange(6.0)})
 Member = tuple[str, bytes]

@@ -8,10 +8,10 @@ from urllib.parse import parse_qs, urlsplit
 import pytest
 
 from serve.errors import FetchFailed, LoraRefused
-from serve.lora.address import Located
+from serve.lora.provider import Located
 from serve.lora.reference import CivitaiFile
 from tests.local_server import LocalServer
-from tests.unit.lora.imitations import (
+from tests.unit.lora.fake_providers import (
     CIVITAI_TOKEN,
     asked_with,
     civitai_file,

@@ -13,13 +13,12 @@ import pytest
 from pydantic import SecretStr
 
 from serve.errors import FetchFailed
-from serve.lora.address import Address
 from serve.lora.download import Downloader, Progress, Saved
-from serve.lora.site import WEB, Site
+from serve.lora.provider import WEB, Address, Site
 from tests.local_server import LocalServer
 from tests.logs import Logs
-from tests.unit.lora.imitations import PublishedFile, asked_with, header, settings_for
-from tests.unit.media.test_fetch import TRUSTS_NOBODY
+from tests.unit.lora.fake_providers import PublishedFile, asked_with, header, settings_for
+from tests.unit.net.test_url_fetcher import TRUSTS_NOBODY
 
 BODY = os.urandom(3_000_000)
 SHA256 = hashlib.sha256(BODY).hexdigest()

@@ -6,8 +6,7 @@ from typing import Any
 import pytest
 import yaml
 
-from serve.lora.sites import ENDINGS
-from serve.lora.spelling import check_short_names, read_reference
+from serve.lora.parse import ENDINGS, check_short_names, read_reference
 from serve.settings import VARIABLES, LoraSettings, Settings
 from tests.markdown import ROOT, rows
 

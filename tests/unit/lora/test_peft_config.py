@@ -4,7 +4,7 @@ import json
 
 import pytest
 
-from serve.lora.peft_config import HEADER_KEY, PeftConfig, of_header, parse
+from serve.lora.convert import HEADER_KEY, PeftConfig, adapter_configs_in_header, parse_adapter_config
 
 
 @pytest.mark.parametrize(
@@ -36,7 +36,7 @@ def test_a_pattern_that_would_take_a_regular_expression_for_ever_takes_no_time()
 
 def test_the_header_has_strengths_by_part() -> None:
     told = {"transformer.lora_alpha": 8, "text_encoder.lora_alpha": 2, "unet.lora_alpha": 5}
-    configs = of_header({HEADER_KEY: json.dumps(told), "format": "pt"})
+    configs = adapter_configs_in_header({HEADER_KEY: json.dumps(told), "format": "pt"})
     assert {part: config.scale("x", 4) for part, config in configs.items()} == {"transformer": 2.0, "clip": 0.5}
 
 
@@ -44,9 +44,9 @@ def test_the_header_has_strengths_by_part() -> None:
     "metadata", [{}, {HEADER_KEY: ""}, {HEADER_KEY: "[1]"}, {HEADER_KEY: "{}"}, {HEADER_KEY: "[" * 9**6}]
 )
 def test_a_header_without_strengths_has_none(metadata: dict[str, str]) -> None:
-    assert of_header(metadata) == {}
+    assert adapter_configs_in_header(metadata) == {}
 
 
 @pytest.mark.parametrize("text", [b"", b"\xff", b"[]", b"{", b"[" * 100_000])
 def test_a_damaged_configuration_changes_nothing(text: bytes) -> None:
-    assert parse(text).scale("x", 4) == 1.0
+    assert parse_adapter_config(text).scale("x", 4) == 1.0

@@ -7,8 +7,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from serve.media.decode import Pixels
 from serve.media.encode import Format, encode
-from serve.media.fit import Pixels
 
 
 @pytest.fixture

@@ -3,7 +3,7 @@
 import pytest
 
 from serve.errors import PoolFull
-from serve.predictions.admission import Admission, Permit
+from serve.predictions.service import Admission, Permit
 from tests.fakes import FakeClock
 
 

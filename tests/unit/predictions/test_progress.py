@@ -4,7 +4,7 @@ import pytest
 from replicate.prediction import Prediction as ClientPrediction
 
 from serve.events import Stepped
-from serve.predictions.progress import Progress
+from serve.predictions.event_recorder import Progress
 from tests.fakes import FakeClock
 
 

@@ -5,7 +5,7 @@ import asyncio
 import pytest
 
 from serve.errors import NotFound
-from serve.predictions.record import Prediction
+from serve.predictions.prediction import Prediction
 from serve.predictions.store import MemoryStore
 from tests.fakes import NOON, FakeClock, prediction
 

@@ -3,7 +3,7 @@
 import pytest
 
 from serve.errors import NotFound, UnknownVersion
-from serve.predictions.versions import served_model, served_version
+from serve.predictions.request import served_model, served_version
 from serve.settings import ServedModel, Settings
 
 SETTINGS = Settings(

@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 
 from scripts import demo
-from serve import local_service
+from serve.launch import subprocess_service
 
 FAKE = Path(__file__).with_name("fake_service.py")
 SUCCEEDED = {
@@ -64,7 +64,7 @@ class FakeService:
 @pytest.fixture
 def fake(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> FakeService:
     service = FakeService(tmp_path / "service")
-    monkeypatch.setattr(local_service, "ROOT", service.folder)
+    monkeypatch.setattr(subprocess_service, "ROOT", service.folder)
     return service
 
 

@@ -9,7 +9,7 @@ import httpx
 import pytest
 
 from scripts import demo
-from serve.local_service import free_port, local_service
+from serve.launch.subprocess_service import free_port, local_service
 from tests.unit.scripts.conftest import SUCCEEDED, FakeService
 
 Demo = Callable[..., int]

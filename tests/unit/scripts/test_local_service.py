@@ -6,27 +6,27 @@ from collections.abc import Iterator
 
 import pytest
 
-from serve import local_service
+from serve.launch import subprocess_service
 from tests.unit.scripts.conftest import FakeService
 
 
 def test_it_is_asked_to_end_and_nothing_of_it_is_left(fake: FakeService) -> None:
-    with local_service.local_service():
+    with subprocess_service.local_service():
         assert fake.left_something_running(within_s=0.1)
     assert fake.ended == "SIGINT"
     assert not fake.left_something_running()
 
 
 def test_one_that_does_not_end_is_ended(fake: FakeService, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(local_service, "STOP_TIMEOUT_S", 0.2)
+    monkeypatch.setattr(subprocess_service, "STOP_TIMEOUT_S", 0.2)
     fake.behave(does_not_end=True)
-    with local_service.local_service():
+    with subprocess_service.local_service():
         pass
     assert not fake.left_something_running()
 
 
 def test_one_that_broke_down_leaves_no_child_behind(fake: FakeService) -> None:
-    with local_service.local_service() as service:
+    with subprocess_service.local_service() as service:
         os.kill(service.process_id, signal.SIGKILL)
     assert not fake.left_something_running()
 
@@ -42,12 +42,15 @@ def interruptible() -> Iterator[None]:
 @pytest.mark.usefixtures("interruptible")
 def test_an_impatient_caller_leaves_nothing_behind_either(fake: FakeService) -> None:
     fake.behave(interrupts_its_client_at_its_end=True)
-    with pytest.raises(KeyboardInterrupt), local_service.local_service():
+    with pytest.raises(KeyboardInterrupt), subprocess_service.local_service():
         pass
     assert not fake.left_something_running()
 
 
 def test_what_it_printed_says_why_it_did_not_start(fake: FakeService) -> None:
     fake.behave(fault="no such model")
-    with pytest.raises(local_service.ServiceDidNotStart, match="serve: no such model"), local_service.local_service():
+    with (
+        pytest.raises(subprocess_service.ServiceDidNotStart, match="serve: no such model"),
+        subprocess_service.local_service(),
+    ):
         pass

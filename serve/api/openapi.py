@@ -1,0 +1,142 @@
+"""OpenAPI document of a served model, in the form that Cog containers publish and clients read.
+
+Built from `serve.inputs`, so it always matches what is validated.
+"""
+
+from collections.abc import Mapping
+from typing import Any, get_args
+
+from serve.inputs import Inputs
+from serve.predictions.prediction import Status
+from serve.settings import ServedModel
+
+COG_VERSION = "0.15.8"
+"""The release of Cog whose envelope the service speaks."""
+
+Schema = dict[str, Any]
+
+BOUNDS = {"ge": "minimum", "le": "maximum", "minimum": "minimum", "maximum": "maximum"}
+OUTPUT: Schema = {"title": "Output", "type": "array", "items": {"type": "string", "format": "uri"}}
+
+
+def openapi(model: ServedModel) -> Schema:
+    """The document for the container face of one model, whose default inputs are the schema's defaults."""
+    return {
+        "openapi": "3.0.2",
+        "info": {"title": "Cog", "version": "0.1.0"},
+        "paths": {
+            "/": {"get": _operation("Root", "root__get", {})},
+            "/health-check": {"get": _operation("Healthcheck", "healthcheck_health_check_get", {})},
+            "/predictions": {"post": _predict_operation()},
+        },
+        "components": {"schemas": _components(model.default_inputs)},
+    }
+
+
+def _components(defaults: Mapping[str, Any]) -> dict[str, Schema]:
+    properties = Inputs.model_json_schema()["properties"]
+    inputs = {name: _input(name, order, properties, defaults) for order, name in enumerate(properties)}
+    required = [name for name, field in Inputs.model_fields.items() if field.is_required() and name not in defaults]
+    return {
+        "Input": {"title": "Input", "type": "object", "properties": inputs, "required": required},
+        "Output": OUTPUT,
+        **{
+            name: {"title": name, "type": "string", "enum": each["enum"], "description": "An enumeration."}
+            for name, each in properties.items()
+            if "enum" in each
+        },
+        "Status": {
+            "title": "Status",
+            "type": "string",
+            "enum": list(get_args(Status)),
+            "description": "An enumeration.",
+        },
+        "PredictionRequest": {
+            "title": "PredictionRequest",
+            "type": "object",
+            "properties": {"input": _reference("Input")},
+            "required": ["input"],
+        },
+        "PredictionResponse": _response(),
+        "ValidationError": _validation_error(),
+        "HTTPValidationError": {
+            "title": "HTTPValidationError",
+            "type": "object",
+            "properties": {"detail": {"title": "Detail", "type": "array", "items": _reference("ValidationError")}},
+        },
+    }
+
+
+def _input(name: str, order: int, properties: Mapping[str, Schema], defaults: Mapping[str, Any]) -> Schema:
+    """One property as Cog writes it: an optional one is left out rather than null, an enum stands apart."""
+    given = properties[name]
+    kind = next((each for each in given.get("anyOf", ()) if each["type"] != "null"), given)
+    schema: Schema = {"description": given["description"], "x-order": order}
+    default = defaults.get(name, given.get("default"))
+    if default is not None:
+        schema["default"] = default
+    if "enum" in kind:
+        return schema | {"allOf": [_reference(name)]}
+    schema |= {"title": given["title"], "type": kind["type"]}
+    schema |= {BOUNDS[key]: float(value) for key, value in kind.items() if key in BOUNDS}
+    return schema | ({"format": kind["format"]} if "format" in kind else {})
+
+
+def _response() -> Schema:
+    moment = {"type": "string", "format": "date-time"}
+    return {
+        "title": "PredictionResponse",
+        "type": "object",
+        "properties": {
+            "input": _reference("Input"),
+            "output": _reference("Output"),
+            "id": {"title": "Id", "type": "string"},
+            "version": {"title": "Version", "type": "string"},
+            "created_at": {"title": "Created At", **moment},
+            "started_at": {"title": "Started At", **moment},
+            "completed_at": {"title": "Completed At", **moment},
+            "logs": {"title": "Logs", "type": "string", "default": ""},
+            "error": {"title": "Error", "type": "string"},
+            "status": _reference("Status"),
+            "metrics": {"title": "Metrics", "type": "object"},
+        },
+        "required": ["input"],
+    }
+
+
+def _validation_error() -> Schema:
+    place = {"anyOf": [{"type": "string"}, {"type": "integer"}]}
+    return {
+        "title": "ValidationError",
+        "type": "object",
+        "properties": {
+            "loc": {"title": "Location", "type": "array", "items": place},
+            "msg": {"title": "Message", "type": "string"},
+            "type": {"title": "Error Type", "type": "string"},
+        },
+        "required": ["loc", "msg", "type"],
+    }
+
+
+def _predict_operation() -> Schema:
+    invalid = {"description": "Validation Error", "content": _json(_reference("HTTPValidationError"))}
+    return {
+        **_operation("Predict", "predict_predictions_post", _reference("PredictionResponse")),
+        "requestBody": {"required": True, "content": _json(_reference("PredictionRequest"))},
+    } | {"responses": {"200": _success(_reference("PredictionResponse")), "422": invalid}}
+
+
+def _operation(summary: str, operation_id: str, schema: Schema) -> Schema:
+    return {"summary": summary, "operationId": operation_id, "responses": {"200": _success(schema)}}
+
+
+def _success(schema: Schema) -> Schema:
+    return {"description": "Successful Response", "content": _json(schema)}
+
+
+def _json(schema: Schema) -> Schema:
+    return {"application/json": {"schema": schema}}
+
+
+def _reference(name: str) -> Schema:
+    return {"$ref": f"#/components/schemas/{name}"}

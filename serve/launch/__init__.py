@@ -1,0 +1,1 @@
+"""Starting the service: config file, foreground process, child process."""

@@ -1,0 +1,1 @@
+"""Guarded HTTP client for URLs from callers."""

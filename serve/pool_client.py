@@ -1,0 +1,76 @@
+"""Calls a pool of `ModelReplica`s through a Ray Serve handle."""
+
+import logging
+from collections.abc import AsyncGenerator, Sequence
+from contextlib import aclosing
+from typing import Any
+
+from ray.exceptions import RayActorError, RayTaskError
+from ray.serve.exceptions import BackPressureError, DeploymentUnavailableError
+from ray.serve.handle import DeploymentHandle
+
+from serve.engine.request import Mask, Picture
+from serve.errors import EngineFailed, PoolFull, ServiceError
+from serve.events import Event
+from serve.lora.reference import Brought
+from serve.plan import Plan
+
+log = logging.getLogger(__name__)
+
+RETRY_AFTER_S = 5.0
+
+
+class HandlePool:
+    """`generate` of a pool of `ModelReplica`s. Closing its generator cancels the work within one denoising step."""
+
+    def __init__(self, name: str, handle: DeploymentHandle) -> None:
+        self._name = name
+        # Configured once: each `.options()` call on a fresh handle would start its own router tasks.
+        self._handle = handle.options(method_name="generate", stream=True)
+
+    async def generate(
+        self,
+        plan: Plan,
+        picture: Picture | None = None,
+        mask: Mask | None = None,
+        loras: Sequence[Brought[Any]] = (),
+    ) -> AsyncGenerator[Event, None]:
+        """The events of one prediction, up to `Finished`.
+
+        A replica that dies takes all its requests along; since every seed is fixed, the plan runs once more elsewhere
+        and gives the same pictures, of which some may be told again. Raises `ServiceError`.
+        """
+        for last_try in (False, True):
+            try:
+                async with aclosing(self._call(plan, picture, mask, list(loras))) as events:
+                    async for event in events:
+                        yield event
+                return
+            except RayActorError as error:
+                log.warning("a replica of %s was lost: %s", self._name, type(error).__name__)
+                if last_try:
+                    raise EngineFailed("the replica that drew this was lost, twice; try again") from None
+
+    async def _call(self, *given: object) -> AsyncGenerator[Event, None]:
+        stream = self._handle.remote(*given)
+        ended = False
+        try:
+            async for event in stream:
+                yield event
+            ended = True
+        except RayActorError:
+            raise
+        except BackPressureError:
+            raise PoolFull(self._name, RETRY_AFTER_S) from None
+        except DeploymentUnavailableError:
+            raise EngineFailed(f"the pool {self._name!r} is not available; the operator's log has the cause") from None
+        except RayTaskError as error:
+            # The text of Ray's wrapper is a traceback with addresses; its cause is what the replica raised.
+            cause = error.cause
+            if isinstance(cause, ServiceError):
+                raise cause from None
+            log.error("a replica of %s failed: %s", self._name, error)
+            raise EngineFailed from None
+        finally:
+            if not ended:
+                stream.cancel()

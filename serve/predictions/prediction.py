@@ -1,0 +1,122 @@
+"""The record of one prediction: an immutable value and its state transitions.
+
+A prediction that has ended never changes again.
+"""
+
+import base64
+import secrets
+from collections.abc import Mapping
+from datetime import UTC, datetime
+from typing import Any, Literal, Self
+
+from pydantic import AwareDatetime, BaseModel, ConfigDict
+
+from serve.plan import Plan
+
+Status = Literal["starting", "processing", "succeeded", "failed", "canceled"]
+
+ENDED: frozenset[Status] = frozenset({"succeeded", "failed", "canceled"})
+
+
+class Output(BaseModel):
+    """A stored picture: which of the asked ones it is, and the name of its file."""
+
+    model_config = ConfigDict(frozen=True)
+
+    index: int
+    name: str
+
+
+class Prediction(BaseModel):
+    """JSON-serialisable by pydantic's `model_dump_json`. `revision` grows by one with every change."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    id: str
+    model: str
+    """`owner/name` of the served model."""
+    version: str
+    inputs: dict[str, Any]
+    """What the caller gave, before defaults and coercion."""
+    plan: Plan
+    created_at: AwareDatetime
+    started_at: AwareDatetime | None = None
+    completed_at: AwareDatetime | None = None
+    status: Status = "starting"
+    outputs: tuple[Output, ...] = ()
+    """In the order of their indices; a picture that was withheld leaves a gap."""
+    error: str | None = None
+    logs: str = ""
+    metrics: dict[str, Any] = {}
+    """Numbers and short texts; `loras` has an entry for each LoRA."""
+    stages_ms: dict[str, float] = {}
+    """Wall time of each stage so far."""
+    revision: int = 0
+
+    @property
+    def ended(self) -> bool:
+        return self.status in ENDED
+
+    def begun(self, at: datetime) -> Self:
+        """The first denoising step is about to run."""
+        return self._changed(status="processing", started_at=at) if self.status == "starting" else self
+
+    def noted(self, *lines: str) -> Self:
+        """`lines` at the end of the logs."""
+        return self._changed(logs=self.logs + "".join(f"{line}\n" for line in lines))
+
+    def planned(self, plan: Plan) -> Self:
+        return self._changed(plan=plan)
+
+    def drawn(self, output: Output) -> Self:
+        return self._changed(outputs=tuple(sorted((*self.outputs, output), key=lambda each: each.index)))
+
+    def timed(self, stages_ms: Mapping[str, float]) -> Self:
+        """Each stage longer by the given milliseconds."""
+        sums = {stage: self.stages_ms.get(stage, 0.0) + duration for stage, duration in stages_ms.items()}
+        return self._changed(stages_ms=self.stages_ms | sums)
+
+    def measured(self, metrics: Mapping[str, Any]) -> Self:
+        return self._changed(metrics=self.metrics | dict(metrics))
+
+    def succeeded(self, at: datetime) -> Self:
+        return self._end("succeeded", at)
+
+    def failed(self, at: datetime, error: str) -> Self:
+        return self._end("failed", at, error)
+
+    def canceled(self, at: datetime) -> Self:
+        return self._end("canceled", at)
+
+    def _end(self, status: Status, at: datetime, error: str | None = None) -> Self:
+        times_s = {"total_time": (at - self.created_at).total_seconds()}
+        if self.started_at is not None:
+            times_s["predict_time"] = (at - self.started_at).total_seconds()
+        return self._changed(status=status, completed_at=at, error=error, metrics=self.metrics | times_s)
+
+    def _changed(self, **changes: object) -> Self:
+        return self if self.ended else self.model_copy(update={**changes, "revision": self.revision + 1})
+
+
+def new_id() -> str:
+    """128 random bits as 26 lowercase letters and digits: not guessable, fit for a path and a file name."""
+    return base64.b32encode(secrets.token_bytes(16)).decode().rstrip("=").lower()
+
+
+def now() -> datetime:
+    return datetime.now(UTC)
+
+
+def rfc3339(moment: datetime) -> str:
+    """`2026-01-31T12:00:00.000Z`, as the clients of the API expect it."""
+    return moment.astimezone(UTC).isoformat(timespec="milliseconds").replace("+00:00", "Z")
+
+
+def moments(prediction: Prediction) -> dict[str, str | None]:
+    """When the prediction was made, begun and ended, as answers tell it."""
+    times = {
+        "created_at": prediction.created_at,
+        "started_at": prediction.started_at,
+        "completed_at": prediction.completed_at,
+    }
+    return {name: rfc3339(at) if at else None for name, at in times.items()}

@@ -1,0 +1,58 @@
+"""The OpenAPI document against the published schema of the API."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+from serve.api.openapi import openapi
+from serve.settings import ServedModel, Settings
+
+PUBLISHED = Path(__file__).parents[2] / "data" / "input_schema.json"
+
+
+def without_descriptions(schema: Any) -> Any:
+    if isinstance(schema, dict):
+        return {key: without_descriptions(value) for key, value in schema.items() if key != "description"}
+    return [without_descriptions(each) for each in schema] if isinstance(schema, list) else schema
+
+
+def components(model: ServedModel) -> dict[str, Any]:
+    schemas = openapi(model)["components"]["schemas"]
+    assert isinstance(schemas, dict)
+    return schemas
+
+
+def test_inputs_output_and_enums_are_the_published_ones_but_for_their_wording() -> None:
+    ours = without_descriptions(components(Settings().served_models[0]))
+    published = json.loads(PUBLISHED.read_text())
+    assert {name: ours[name] for name in published} == published
+
+
+def test_every_input_says_what_it_does() -> None:
+    inputs = components(Settings().served_models[0])["Input"]["properties"]
+    assert len(inputs) == 21
+    assert all(schema["description"] for schema in inputs.values())
+
+
+def test_bounds_are_floats_and_orders_are_integers_in_the_text() -> None:
+    width = components(Settings().served_models[0])["Input"]["properties"]["width"]
+    assert '"minimum": 256.0' in json.dumps(width)
+    assert '"x-order": 5' in json.dumps(width)
+
+
+def test_default_inputs_of_a_served_model_are_the_defaults_of_its_schema() -> None:
+    model = ServedModel(
+        owner="me", name="mine", versions=("1",), default_inputs={"prompt": "a cat", "num_inference_steps": 12}
+    )
+    inputs = components(model)["Input"]
+    assert inputs["properties"]["num_inference_steps"]["default"] == 12
+    assert inputs["properties"]["prompt"]["default"] == "a cat"
+    assert inputs["required"] == []
+
+
+def test_every_reference_leads_to_a_component() -> None:
+    document = openapi(Settings().served_models[0])
+    names = document["components"]["schemas"].keys()
+    references = {part.split('"')[0] for part in json.dumps(document).split('"#/components/schemas/')[1:]}
+    assert references <= names
+    assert {"Input", "Output", "PredictionResponse", "HTTPValidationError"} <= references

@@ -1,0 +1,125 @@
+"""Alone, every picture equals that of diffusers' pipeline for the same seed, to the bit."""
+
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from serve.engine.checkpoint import Checkpoint
+from serve.engine.request import Job
+from serve.model_specs import VariantName
+from serve.settings import Precision
+from tests.unit.engine import oracle
+from tests.unit.engine.checkpoints import FIVE_STAGES, SMALL, Checkpoints
+from tests.unit.engine.jobs import draw, make_job, make_picture
+from tiny.networks import Geometry
+
+PRECISIONS: tuple[Precision, ...] = ("float32", "bf16")
+
+
+def _checkpoint(checkpoints: Checkpoints, variant: VariantName, precision: Precision) -> Checkpoint:
+    """All in one dtype, as pipelines want it."""
+    return checkpoints.get(variant, precision, vae="float32" if precision == "float32" else "bfloat16")
+
+
+def _assert_equals_pipeline(checkpoint: Checkpoint, job: Job) -> None:
+    ours = draw(checkpoint, job).latents[0]
+    assert ours.dtype == checkpoint.transformer.dtype
+    assert torch.equal(ours, oracle.latents(checkpoint, job))
+
+
+@pytest.mark.parametrize("precision", PRECISIONS)
+@pytest.mark.parametrize(
+    ("variant", "fields"),
+    [
+        ("dev", {"size": (96, 64), "steps": 4, "guidance": 3.0}),
+        ("dev", {"size": (64, 96), "steps": 7, "guidance": 0.0}),
+        ("dev", {"size": (160, 48), "steps": 3, "guidance": 10.0, "seeds": (2**64 - 1,)}),
+        ("dev", {"size": (64, 64), "steps": 1}),
+        ("dev", {"size": (256, 240), "steps": 2, "prompt": "the word hello, 手書き, in blue ink " * 20}),
+        ("schnell", {"size": (96, 64), "steps": 4, "guidance": None}),
+        ("schnell", {"size": (48, 112), "steps": 1, "guidance": None, "prompt": ""}),
+    ],
+)
+def test_text_to_image_equals_its_pipeline(
+    checkpoints: Checkpoints, variant: VariantName, precision: Precision, fields: dict[str, Any]
+) -> None:
+    _assert_equals_pipeline(_checkpoint(checkpoints, variant, precision), make_job(**fields))
+
+
+@pytest.mark.parametrize("precision", PRECISIONS)
+@pytest.mark.parametrize("mode", ["image_to_image", "inpainting"])
+@pytest.mark.parametrize(
+    ("variant", "fields"),
+    [
+        ("dev", {"size": (96, 64), "steps": 4, "strength": 0.6}),
+        ("dev", {"size": (64, 96), "steps": 10, "strength": 0.8, "guidance": 7.5}),
+        ("dev", {"size": (80, 112), "steps": 7, "strength": 0.05}),
+        ("dev", {"size": (64, 64), "steps": 3, "strength": 1.0}),
+        ("dev", {"size": (64, 64), "steps": 1, "strength": 1.0}),
+        ("schnell", {"size": (96, 64), "steps": 4, "strength": 0.5, "guidance": None}),
+    ],
+)
+def test_drawing_over_a_picture_equals_its_pipeline(
+    checkpoints: Checkpoints, variant: VariantName, precision: Precision, mode: Any, fields: dict[str, Any]
+) -> None:
+    _assert_equals_pipeline(_checkpoint(checkpoints, variant, precision), make_job(mode, **fields))
+
+
+@pytest.mark.parametrize("mode", ["text_to_image", "image_to_image"])
+@pytest.mark.parametrize("size", [(96, 64), (48, 80)])
+def test_pixels_equal_those_of_the_pipeline(checkpoints: Checkpoints, mode: Any, size: tuple[int, int]) -> None:
+    checkpoint = _checkpoint(checkpoints, "dev", "float32")
+    job = make_job(mode, size=size)
+    assert np.array_equal(draw(checkpoint, job).pixels[0], oracle.pixels(checkpoint, job))
+
+
+@pytest.mark.parametrize("mode", ["image_to_image", "inpainting"])
+def test_a_float32_vae_beside_a_bf16_transformer_encodes_in_float32(checkpoints: Checkpoints, mode: Any) -> None:
+    """Pipelines cannot mix dtypes, but take latents for a picture; its sample is then drawn before."""
+    checkpoint = checkpoints.get("dev", "bf16", vae="float32")
+    job = make_job(mode, seeds=(11,))
+    assert job.picture is not None
+    generator = torch.Generator("cpu").manual_seed(11)
+    shades = torch.from_numpy(2.0 * (job.picture.astype(np.float32) / 255.0) - 1.0)
+    sample = checkpoint.vae.encode(shades.unsqueeze(0).permute(0, 3, 1, 2)).latent_dist.sample(generator)
+    latents = (sample - checkpoint.vae.config.shift_factor) * checkpoint.vae.config.scaling_factor
+    given = {"image": latents.bfloat16(), "generator": generator}
+    if mode == "inpainting":
+        given["masked_image_latents"] = torch.zeros_like(latents)
+    assert torch.equal(draw(checkpoint, job).latents[0], oracle.latents(checkpoint, job, **given))
+
+
+@pytest.mark.parametrize("mode", ["text_to_image", "image_to_image", "inpainting"])
+def test_a_vae_of_five_stages_equals_its_pipeline(checkpoints: Checkpoints, mode: Any) -> None:
+    checkpoint = checkpoints.get("dev", "float32", geometry=FIVE_STAGES)
+    assert checkpoint.pixel_stride == 32
+    _assert_equals_pipeline(checkpoint, make_job(mode, size=(96, 64)))
+
+
+@pytest.mark.parametrize(("geometry", "drawn_at"), [(SMALL, (112, 80)), (FIVE_STAGES, (128, 96))])
+def test_a_size_off_the_stride_is_drawn_larger_and_cropped(
+    checkpoints: Checkpoints, geometry: Geometry, drawn_at: tuple[int, int]
+) -> None:
+    checkpoint = checkpoints.get("dev", "float32", geometry=geometry)
+    asked, larger = make_job(size=(100, 72)), make_job(size=drawn_at)
+    assert np.array_equal(draw(checkpoint, asked).pixels[0], oracle.pixels(checkpoint, larger)[:72, :100])
+
+
+def test_a_picture_off_the_stride_is_padded_by_its_edge(checkpoints: Checkpoints) -> None:
+    checkpoint = checkpoints.get("dev", "float32")
+    job = make_job("image_to_image", size=(100, 72))
+    assert job.picture is not None
+    padded = np.pad(job.picture, ((0, 8), (0, 12), (0, 0)), mode="edge")
+    larger = Job(job.plan.model_copy(update={"size": (112, 80)}), padded)
+    assert np.array_equal(draw(checkpoint, job).pixels[0], oracle.pixels(checkpoint, larger)[:72, :100])
+
+
+def test_the_picture_and_the_mask_change_what_is_drawn() -> None:
+    """Else the comparisons above could agree on nothing."""
+    assert make_picture((96, 64)).std() > 50
+    mask = make_job("inpainting").mask
+    assert mask is not None
+    assert 0.2 < (mask >= 128).mean() < 0.8
+    assert np.isin(mask, (0, 255), invert=True).mean() > 0

@@ -1,0 +1,121 @@
+"""LoHa and LoKr multiply out into two matrices that are exactly what their formulas add to a weight."""
+
+import pytest
+import torch
+
+from serve.lora.convert import FormatReader
+from serve.lora.decompositions import factors
+from serve.lora.safetensors_header import BadFile
+from tests.unit.lora.geometries import TINY
+
+GENERATOR = torch.Generator().manual_seed(3)
+
+
+def random(*shape: int) -> torch.Tensor:
+    return torch.randn(*shape, generator=GENERATOR)
+
+
+W1, W1A, W1B = random(4, 2), random(4, 2), random(2, 2)
+W2, W2A, W2B = random(4, 8), random(4, 3), random(3, 8)
+
+
+@pytest.mark.parametrize(
+    ("tensors", "rank"),
+    [
+        ({"lokr_w1": W1, "lokr_w2_a": W2A, "lokr_w2_b": W2B}, 6),
+        ({"lokr_w1": W1.T, "lokr_w2_a": W2A, "lokr_w2_b": W2B}, 6),
+        ({"lokr_w1_a": W1A, "lokr_w1_b": W1B, "lokr_w2_a": W2A, "lokr_w2_b": W2B}, 6),
+        ({"lokr_w1_a": W1A, "lokr_w1_b": W1B, "lokr_w2": W2}, 8),
+        ({"lokr_w1": W1, "lokr_w2": W2}, 8),
+    ],
+)
+def test_lokr_is_the_kronecker_product(tensors: dict[str, torch.Tensor], rank: int) -> None:
+    w1 = tensors["lokr_w1"] if "lokr_w1" in tensors else W1A @ W1B
+    w2 = tensors["lokr_w2"] if "lokr_w2" in tensors else W2A @ W2B
+    product = factors(tensors, max_rank=8)
+    torch.testing.assert_close(product.up @ product.down, torch.kron(w1.contiguous(), w2))
+    assert product.down.shape[0] == rank
+
+
+LOHA = {"hada_w1_a": random(6, 2), "hada_w1_b": random(2, 5), "hada_w2_a": random(6, 3), "hada_w2_b": random(3, 5)}
+
+
+def test_loha_is_the_product_of_two_products_element_by_element() -> None:
+    product = factors(LOHA, max_rank=6)
+    torch.testing.assert_close(
+        product.up @ product.down,
+        (LOHA["hada_w1_a"] @ LOHA["hada_w1_b"]) * (LOHA["hada_w2_a"] @ LOHA["hada_w2_b"]),
+    )
+    assert product.down.shape[0] == 6
+
+
+@pytest.mark.parametrize(
+    ("tensors", "scale"),
+    [
+        ({"lokr_w1": random(4, 4), "lokr_w2_a": random(4, 2), "lokr_w2_b": random(2, 4)}, 0.5),
+        ({"lokr_w1_a": random(4, 2), "lokr_w1_b": random(2, 4), "lokr_w2": random(4, 4)}, 0.5),
+        ({"lokr_w1": random(4, 4), "lokr_w2": random(4, 4)}, 1.0),
+        (
+            {
+                "hada_w1_a": random(16, 2),
+                "hada_w1_b": random(2, 16),
+                "hada_w2_a": random(16, 2),
+                "hada_w2_b": random(2, 16),
+            },
+            0.5,
+        ),
+    ],
+    ids=["lokr", "lokr, first factored", "lokr of whole matrices knows no alpha", "loha"],
+)
+def test_alpha_is_divided_by_the_rank_that_was_trained(tensors: dict[str, torch.Tensor], scale: float) -> None:
+    layer = "lycoris_transformer_blocks_0_attn_to_q"
+    named = {f"{layer}.{role}": tensor for role, tensor in tensors.items()} | {f"{layer}.alpha": torch.tensor(1.0)}
+    weights = FormatReader(TINY, max_rank=16).read(named, {})
+    assert weights.transformer["transformer_blocks.0.attn.to_q"].scale == scale
+
+
+def test_products_over_a_fused_layer_are_split_like_any_other() -> None:
+    tensors = {"lokr_w1": random(3, 2), "lokr_w2_a": random(16, 1), "lokr_w2_b": random(1, 8)}
+    named = {f"diffusion_model.double_blocks.0.img_attn.qkv.{role}": tensor for role, tensor in tensors.items()}
+    weights = FormatReader(TINY, max_rank=16).read(named, {})
+    whole = torch.kron(tensors["lokr_w1"], tensors["lokr_w2_a"] @ tensors["lokr_w2_b"])
+    for layer, part in zip(("to_q", "to_k", "to_v"), torch.split(whole, 16), strict=True):
+        found = weights.transformer[f"transformer_blocks.0.attn.{layer}"]
+        torch.testing.assert_close(found.up @ found.down, part)
+
+
+def test_products_of_too_high_a_rank_are_refused_by_name() -> None:
+    with pytest.raises(BadFile, match="its LoHa matrices multiply out to rank 6, at most 5 is taken"):
+        factors(LOHA, max_rank=5)
+    with pytest.raises(BadFile, match="its LoKr matrices multiply out to rank 8, at most 7 is taken"):
+        factors({"lokr_w1": W1, "lokr_w2": W2}, max_rank=7)
+
+
+@pytest.mark.parametrize(
+    "tensors",
+    [
+        {**LOHA, "hada_w1_b": random(3, 5)},
+        {**LOHA, "hada_w2_a": random(7, 3)},
+        {**LOHA, "hada_w2_b": random(3, 4)},
+        {"lokr_w1": W1, "lokr_w2_a": W2A, "lokr_w2_b": random(4, 8)},
+    ],
+)
+def test_matrices_that_do_not_fit_each_other_are_refused(tensors: dict[str, torch.Tensor]) -> None:
+    with pytest.raises(BadFile, match="do not belong together"):
+        factors(tensors, max_rank=64)
+
+
+@pytest.mark.parametrize(
+    ("role", "name"),
+    [("hada_t1", "LoHa for conv"), ("lokr_t2", "LoKr for conv"), ("mid", "LoCon"), ("glora_b1", "GLoRA")],
+)
+def test_what_is_no_low_rank_product_is_refused_by_name(role: str, name: str) -> None:
+    with pytest.raises(BadFile, match=f"it is made with {name}"):
+        factors({role: random(2, 2), **LOHA}, max_rank=64)
+
+
+def test_a_kernel_of_one_pixel_is_a_matrix() -> None:
+    product = factors({"down": random(2, 5, 1, 1), "up": random(6, 2, 1, 1)}, max_rank=4)
+    assert (product.down.shape, product.up.shape) == ((2, 5), (6, 2))
+    with pytest.raises(BadFile, match=r"a tensor of shape \[2, 5, 3, 3\]"):
+        factors({"down": random(2, 5, 3, 3), "up": random(6, 2, 1, 1)}, max_rank=4)

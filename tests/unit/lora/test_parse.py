@@ -1,0 +1,368 @@
+"""Every form in which people write a LoRA is one reference; everything else is refused with what to write instead."""
+
+import base64
+import pickle
+from pathlib import Path
+
+import pytest
+
+from serve.lora.parse import check_short_names, read_reference
+from serve.lora.reference import (
+    BadReference,
+    CivitaiFile,
+    EmbeddedLora,
+    Enclosed,
+    HubFile,
+    LocalFile,
+    Reference,
+    ReplicateModel,
+    S3Object,
+    WebFile,
+)
+from serve.model_specs import LORAS
+from serve.settings import LoraSettings, Settings
+
+SETTINGS = LoraSettings(
+    short_names={
+        "sketch": "s3://studio-loras/sketch.safetensors",
+        "ink": " /loras/ink.safetensors ",
+        "fofr/mirrored": "https://mirror.example.com/fofr.tar",
+    },
+    folders=(Path("/loras"), Path("/mnt/more/")),
+)
+VERSION = "d592f697"
+LONG_VERSION = "3d1bbb3f1ea8ee8a4c8fdd2f4b5aaa0c1ea3f5a8c8b9d1b2a3f4e5d6c7b8a990"
+COMMIT = "3de623fc3c33e44ffbe2bad470d0f45bccf2eb21"
+MODEL = ReplicateModel("fofr", "flux-80s-cyberpunk")
+VERSIONED = ReplicateModel("fofr", "flux-80s-cyberpunk", VERSION)
+REPOSITORY = HubFile("multimodalart/flux-tarot-v1")
+FILE = HubFile("multimodalart/flux-tarot-v1", "main", "tarot.safetensors")
+WEB = WebFile("https://example.com/x.safetensors")
+WEIGHTS = b"\x02\0\0\0\0\0\0\0{}"
+
+FORMS: dict[Reference, tuple[str, ...]] = {
+    MODEL: (
+        "fofr/flux-80s-cyberpunk",
+        " fofr/flux-80s-cyberpunk\n",
+        "fofr/flux-80s-cyberpunk/",
+        "Fofr/Flux-80s-Cyberpunk",
+        "replicate.com/fofr/flux-80s-cyberpunk",
+        "https://replicate.com/fofr/flux-80s-cyberpunk",
+        "https://replicate.com/fofr/flux-80s-cyberpunk/",
+        "http://www.replicate.com/fofr/flux-80s-cyberpunk?utm_source=x#readme",
+        "HTTPS://Replicate.com/fofr/flux-80s-cyberpunk",
+    ),
+    VERSIONED: (
+        f"fofr/flux-80s-cyberpunk/{VERSION}",
+        f"fofr/flux-80s-cyberpunk:{VERSION}",
+        f"fofr/flux-80s-cyberpunk/versions/{VERSION}",
+        f"fofr/flux-80s-cyberpunk:{VERSION.upper()}",
+        f"replicate.com/fofr/flux-80s-cyberpunk:{VERSION}",
+        f"replicate.com/fofr/flux-80s-cyberpunk/{VERSION}",
+        f"replicate.com/fofr/flux-80s-cyberpunk/versions/{VERSION}",
+        f"https://replicate.com/fofr/flux-80s-cyberpunk/versions/{VERSION}/",
+    ),
+    ReplicateModel("a_b", "c.d-e", LONG_VERSION): (f"a_b/c.d-e:{LONG_VERSION}",),
+    REPOSITORY: (
+        "huggingface.co/multimodalart/flux-tarot-v1",
+        "https://huggingface.co/multimodalart/flux-tarot-v1",
+        "https://huggingface.co/multimodalart/flux-tarot-v1/",
+        "http://huggingface.co/multimodalart/flux-tarot-v1?library=diffusers",
+        "hf.co/multimodalart/flux-tarot-v1",
+        "https://hf.co/multimodalart/flux-tarot-v1",
+        "huggingface.co/multimodalart/flux-tarot-v1/tree/main",
+        "https://huggingface.co/multimodalart/flux-tarot-v1/tree/main/",
+        "huggingface.co/multimodalart/flux-tarot-v1@main",
+    ),
+    FILE: (
+        "huggingface.co/multimodalart/flux-tarot-v1/tarot.safetensors",
+        "https://huggingface.co/multimodalart/flux-tarot-v1/tarot.safetensors",
+        "hf.co/multimodalart/flux-tarot-v1/tarot.safetensors",
+        "multimodalart/flux-tarot-v1/tarot.safetensors",
+        "https://huggingface.co/multimodalart/flux-tarot-v1/resolve/main/tarot.safetensors",
+        "https://huggingface.co/multimodalart/flux-tarot-v1/resolve/main/tarot.safetensors?download=true",
+        "huggingface.co/multimodalart/flux-tarot-v1/resolve/main/tarot.safetensors",
+        "https://huggingface.co/multimodalart/flux-tarot-v1/blob/main/tarot.safetensors",
+        "hf.co/multimodalart/flux-tarot-v1/blob/main/tarot.safetensors",
+        "https://huggingface.co/multimodalart/flux-tarot-v1/raw/main/tarot.safetensors",
+        "huggingface.co/multimodalart/flux-tarot-v1@main/tarot.safetensors",
+    ),
+    HubFile("o/r", "v1.0", "a/b c/x.safetensors"): (
+        "huggingface.co/o/r/resolve/v1.0/a/b%20c/x.safetensors",
+        "huggingface.co/o/r@v1.0/a/b c/x.safetensors",
+        "https://hf.co/o/r/blob/v1.0/a/b%20c/x.safetensors",
+    ),
+    HubFile("o/r", "main", "a/x.safetensors"): ("o/r/a/x.safetensors", "huggingface.co/o/r/a/x.safetensors"),
+    HubFile("o/r", COMMIT): (f"huggingface.co/o/r@{COMMIT}", f"https://huggingface.co/o/r/tree/{COMMIT}"),
+    HubFile("o/r", "main", "loras"): ("huggingface.co/o/r/tree/main/loras", "huggingface.co/o/r/loras/"),
+    HubFile("o/r", "refs/pr/3", "x.safetensors"): (
+        "huggingface.co/o/r/resolve/refs%2Fpr%2F3/x.safetensors",
+        "huggingface.co/o/r/blob/refs/pr/3/x.safetensors",
+        "huggingface.co/o/r@refs/pr/3/x.safetensors",
+    ),
+    HubFile("o/r", "refs/pr/3"): ("huggingface.co/o/r/tree/refs%2Fpr%2F3", "huggingface.co/o/r@refs/pr/3"),
+    HubFile("o/r", "main", "lora.zip"): ("huggingface.co/o/r/resolve/main/lora.zip",),
+    CivitaiFile(model=633553): (
+        "civitai.com/models/633553",
+        "https://civitai.com/models/633553",
+        "https://civitai.com/models/633553/",
+        "https://civitai.com/models/633553/crystal-clear-super",
+        "https://www.civitai.com/models/633553/crystal-clear-super/?tab=1",
+        "https://civitai.green/models/633553",
+        "civitai:633553",
+        "urn:air:flux1:lora:civitai:633553",
+    ),
+    CivitaiFile(version=706528): (
+        "civitai.com/models/633553?modelVersionId=706528",
+        "https://civitai.com/models/633553/crystal-clear-super?modelVersionId=706528",
+        "https://civitai.com/models/633553?tab=1&modelversionid=706528#comments",
+        "civitai.com/api/download/models/706528",
+        "https://civitai.com/api/download/models/706528?type=Model&format=SafeTensor",
+        "https://civitai.com/model-versions/706528",
+        "civitai:633553@706528",
+        "CIVITAI:633553@706528",
+        "urn:air:flux1:lora:civitai:633553@706528",
+    ),
+    CivitaiFile(version=7, choice=(("fp", "fp16"), ("size", "pruned"))): (
+        "civitai.com/api/download/models/7?type=Model&format=SafeTensor&size=pruned&fp=fp16",
+        "https://civitai.com/api/download/models/7?fp=FP16&size=Pruned",
+    ),
+    CivitaiFile(version=7, token="mine"): ("https://civitai.com/api/download/models/7?token=mine",),
+    WEB: (
+        "https://example.com/x.safetensors",
+        "HTTPS://EXAMPLE.com:443/x.safetensors#part",
+        "https://example.com./x.safetensors",
+    ),
+    WebFile("https://example.com/a/X.SafeTensors?sig=a%2Fb&x=1"): (
+        "https://example.com/a/X.SafeTensors?sig=a%2Fb&x=1",
+    ),
+    WebFile("https://replicate.delivery/pbxt/abc/trained_model.tar"): (
+        "https://replicate.delivery/pbxt/abc/trained_model.tar",
+    ),
+    WebFile("https://pbxt.replicate.delivery/abc/trained_model.tar?x=1"): (
+        "https://pbxt.replicate.delivery/abc/trained_model.tar?x=1",
+    ),
+    WebFile("https://example.com/x.tar.gz"): ("https://example.com/x.tar.gz",),
+    WebFile("https://example.com/x.tgz"): ("https://example.com/x.tgz",),
+    WebFile("https://example.com/x.ZIP"): ("https://example.com/x.ZIP",),
+    S3Object("studio-loras", "sketch.safetensors"): ("s3://studio-loras/sketch.safetensors", "sketch", " sketch "),
+    S3Object("b.c", "deep/er.tar"): ("S3://b.c/deep/er.tar",),
+    EmbeddedLora("sketch"): ("embedded:sketch", " Embedded:Sketch\n"),
+    LocalFile(Path("/loras/ink.safetensors")): (
+        "/loras/ink.safetensors",
+        "/loras/./other/../ink.safetensors",
+        "file:///loras/ink.safetensors",
+        "file://localhost/loras/ink.safetensors",
+        "ink",
+    ),
+    LocalFile(Path("/mnt/more/a b.safetensors")): ("file:///mnt/more/a%20b.safetensors", "/mnt/more/a b.safetensors"),
+    WebFile("https://mirror.example.com/fofr.tar"): ("fofr/mirrored",),
+    Enclosed(WEIGHTS): (
+        f"data:application/octet-stream;base64,{base64.b64encode(WEIGHTS).decode()}",
+        f"data:;base64,{base64.b64encode(WEIGHTS).decode()}",
+        f" DATA:application/x-tar;base64,{base64.b64encode(WEIGHTS).decode()} ",
+        "data:,%02%00%00%00%00%00%00%00%7B%7D",
+    ),
+}
+SPELLINGS = [(text, reference) for reference, texts in FORMS.items() for text in texts]
+
+
+@pytest.mark.parametrize(("text", "reference"), SPELLINGS, ids=[text.strip()[:80] for text, _ in SPELLINGS])
+def test_every_form_is_the_same_reference(text: str, reference: Reference) -> None:
+    found = read_reference(text, SETTINGS)
+    assert found == reference
+    assert found.key == reference.key
+
+
+def test_different_references_have_different_keys() -> None:
+    keys = {reference.key for reference in FORMS}
+    assert len(keys) == len(FORMS)
+    assert all(len(key) == 64 for key in keys)
+
+
+def test_references_survive_the_way_between_processes() -> None:
+    for reference in FORMS:
+        assert pickle.loads(pickle.dumps(reference)) == reference
+
+
+NOT_LORAS = (
+    "",
+    "  ",
+    "cyberpunk",
+    "owner/",
+    "a b/c",
+    "owner/name/not-a-version",
+    "owner/name:latest",
+    "embedded:",
+    "embedded:../dev",
+    "embedded:oil",
+    "owner/name:",
+    "owner/name/versions",
+    "owner/name/versions/xyz",
+    "owner/name?x=1",
+    "owner/name.safetensors",
+    "owner/lora.pt",
+    "example.com/x.safetensors",
+    "example.com/a/x.safetensors",
+    "replicate.com",
+    "https://replicate.com/",
+    "replicate.com/fofr",
+    "https://replicate.com/docs/guides",
+    "https://replicate.com/p/zxcvbnm12345",
+    "https://replicate.com/collections/flux",
+    "https://replicate.com/fofr/../flux",
+    "https://replicate.com/fofr/%2e%2e",
+    "huggingface.co",
+    "huggingface.co/gpt2",
+    "huggingface.co/datasets/o",
+    "https://huggingface.co/spaces/o/r",
+    "https://huggingface.co/datasets/o/r/resolve/main/x.safetensors",
+    "https://huggingface.co/o/r/resolve/main",
+    "https://huggingface.co/o/r/blob/",
+    "https://huggingface.co/o/r/resolve/main/../x.safetensors",
+    "huggingface.co/o/r@",
+    "huggingface.co/o r/n",
+    "civitai.com",
+    "civitai.com/images/5",
+    "civitai.com/models/abc",
+    "civitai.com/models/5?modelVersionId=abc",
+    "civitai.com/models/-5",
+    "civitai.com/models/٣",
+    "civitai.com/api/download/models/",
+    "civitai:",
+    "civitai:x",
+    "civitai:5@",
+    "civitai:5@x",
+    "urn:air:flux1:lora:huggingface:5",
+    "https://example.com/",
+    "https://example.com/x.bin",
+    "https://example.com/x.safetensors.html",
+    "https://example.com/page?file=x.safetensors",
+    "https://github.com/o/r",
+    "ftp://example.com/x.safetensors",
+    "gs://bucket/x.safetensors",
+    "s3://bucket",
+    "s3://UP/x.safetensors",
+    "s3://bucket/x.bin",
+    "file://host/loras/x.safetensors",
+    "/loras/x.bin",
+    "/loras",
+    "https://example.com/" + "x" * 5000 + ".safetensors",
+    "owner/na\nme",
+    "owner/na\0me",
+)
+
+
+@pytest.mark.parametrize("text", NOT_LORAS, ids=[repr(text)[:60] for text in NOT_LORAS])
+def test_what_is_no_form_is_refused_with_all_that_are(text: str) -> None:
+    with pytest.raises(BadReference) as caught:
+        read_reference(text, SETTINGS)
+    message = str(caught.value)
+    assert message.startswith(
+        "this names no LoRA; write owner/name, owner/name/version or owner/name:version (Replicate)"
+    )
+    for form in (
+        "huggingface.co/owner/repo",
+        "civitai:ID@V",
+        "https URL",
+        "data: URI",
+        "embedded:handwriting or embedded:sketch",
+        "own names: fofr/mirrored, ink",
+    ):
+        assert form in message
+
+
+@pytest.mark.parametrize(
+    ("text", "why"),
+    [
+        ("http://example.com/x.safetensors", "the operator can allow it by lora.allow_http"),
+        ("https://me:secret@example.com/x.safetensors", "a user name or password in a URL is not taken"),
+        ("https://[::1/x.safetensors", "it is not a valid URL"),
+        ("https:///x.safetensors", "it names no host"),
+        ("huggingface.co/o/r/pytorch_lora_weights.bin", "only safetensors files are taken"),
+        ("huggingface.co/o/r/resolve/main/lora.ckpt", "only safetensors files are taken"),
+        ("civitai.com/api/download/models/5?format=PickleTensor", "only safetensors files are taken"),
+        ("/etc/passwd", "only from the folders that the operator named by lora.folders"),
+        ("/loras/../etc/x.safetensors", "only from the folders that the operator named"),
+        ("/loras-of-others/x.safetensors", "only from the folders that the operator named"),
+        ("file:///loras/%2e%2e/etc/x.safetensors", "only from the folders that the operator named"),
+        ("file:///loras/x%00.safetensors", "only from the folders that the operator named"),
+        ("//loras/x.safetensors", "only from the folders that the operator named"),
+        ("data:application/octet-stream;base64,???", "the data: URI is malformed: its data is not base64"),
+        ("data:nothing", "the data: URI is malformed: it needs a comma"),
+    ],
+)
+def test_a_form_that_may_not_be_used_is_refused_with_the_reason(text: str, why: str) -> None:
+    with pytest.raises(BadReference, match=why):
+        read_reference(text, SETTINGS)
+
+
+def test_a_data_uri_of_too_many_bytes_is_refused() -> None:
+    small = SETTINGS.model_copy(update={"fetch": SETTINGS.fetch.model_copy(update={"max_bytes": 10})})
+    with pytest.raises(BadReference, match="more than 10 bytes"):
+        read_reference(f"data:,{'x' * 11}", small)
+
+
+def test_without_folders_no_local_file_is_served() -> None:
+    with pytest.raises(BadReference, match=r"the operator can name folders of them by lora\.folders"):
+        read_reference("/loras/x.safetensors", LoraSettings())
+
+
+def test_the_weights_of_the_handwriting_and_sketch_model_come_along() -> None:
+    (model,) = (model for model in Settings().served_models if model.name == "flux-handwriting-and-sketch")
+    weights = [model.default_inputs[field] for field in ("replicate_weights", "extra_lora")]
+    assert [read_reference(text, LoraSettings()) for text in weights] == [EmbeddedLora(name) for name in LORAS]
+
+
+def test_plain_http_is_taken_where_the_operator_allows_it() -> None:
+    found = read_reference("http://example.com/x.safetensors", LoraSettings(allow_http=True))
+    assert found == WebFile("http://example.com/x.safetensors")
+
+
+def test_own_names_are_checked_when_the_service_starts() -> None:
+    check_short_names(SETTINGS)
+    with pytest.raises(ValueError, match=r"lora\.short_names\.one: this names no LoRA"):
+        check_short_names(LoraSettings(short_names={"one": "two", "two": "o/r"}))
+
+
+SHOWN = {
+    MODEL: "fofr/flux-80s-cyberpunk",
+    VERSIONED: f"fofr/flux-80s-cyberpunk:{VERSION}",
+    REPOSITORY: "huggingface.co/multimodalart/flux-tarot-v1",
+    HubFile("o/r", "v1", "a/x.safetensors"): "huggingface.co/o/r@v1/a/x.safetensors",
+    CivitaiFile(model=5): "civitai:5",
+    CivitaiFile(version=7, choice=(("fp", "fp16"),), token="secret"): "civitai.com/model-versions/7 fp=fp16",
+    WebFile("https://example.com/x.tar?sig=secret"): "https://example.com/x.tar",
+    S3Object("b", "x.tar"): "s3://b/x.tar",
+    LocalFile(Path("/secret/x.tar")): "x.tar",
+    EmbeddedLora("sketch"): "embedded:sketch",
+    Enclosed(b"secret"): "data:",
+}
+
+
+@pytest.mark.parametrize(("reference", "text"), SHOWN.items())
+def test_what_is_shown_holds_no_secret(reference: Reference, text: str) -> None:
+    assert reference.shown == text
+    if not isinstance(reference, LocalFile):
+        assert "secret" not in repr(reference)
+
+
+@pytest.mark.parametrize(
+    ("reference", "may_change"),
+    [
+        (MODEL, True),
+        (VERSIONED, False),
+        (REPOSITORY, True),
+        (HubFile("o/r", COMMIT, "x.safetensors"), False),
+        (HubFile("o/r", "refs/pr/3"), True),
+        (CivitaiFile(model=5), True),
+        (CivitaiFile(version=7), False),
+        (WEB, True),
+        (S3Object("b", "x.tar"), True),
+        (LocalFile(Path("/x.tar")), True),
+        (EmbeddedLora("sketch"), True),
+        (Enclosed(b"x"), False),
+    ],
+)
+def test_only_a_version_a_commit_and_content_stay_what_they_are(reference: Reference, may_change: bool) -> None:
+    assert reference.may_change is may_change

@@ -1,0 +1,61 @@
+"""How URLs are read, and what of them is shown."""
+
+import httpx
+import pytest
+
+from serve.net.url import BadUrl, read_url, shown
+
+
+@pytest.mark.parametrize(
+    ("text", "why"),
+    [
+        ("ftp://example.com/a.png", "only http and https"),
+        ("file:///etc/passwd", "only http and https"),
+        ("gopher://example.com/", "only http and https"),
+        ("//example.com/a.png", "only http and https"),
+        ("http://", "names no host"),
+        ("http:///a.png", "names no host"),
+        ("http://./a.png", "names no host"),
+        ("http://me:secret@example.com/", "user name or password"),
+        ("http://example.com\\@127.0.0.1/", "user name or password"),
+        ("http://example.com:0/", "port"),
+        ("http://example.com:65536/", "port"),
+        ("http://example.com:-1/", "port"),
+        ("http://example.com:eighty/", "not a valid URL"),
+        ("http://[::1/", "not a valid URL"),
+        ("http://0177.0.0.1/", "not a valid URL"),
+        ("http://①②⑦.⓪.⓪.①/", "not a valid URL"),
+        ("http://exam\nple.com/", "not a valid URL"),
+        ("http://example.com/" + "a" * 70_000, "not a valid URL"),
+    ],
+)
+def test_what_is_no_fetchable_url_is_refused_with_the_reason(text: str, why: str) -> None:
+    with pytest.raises(BadUrl, match=why):
+        read_url(text)
+
+
+@pytest.mark.parametrize(
+    ("location", "url"),
+    [
+        ("/b.png", "https://example.com:8443/b.png"),
+        ("b.png?x=1", "https://example.com:8443/a/b.png?x=1"),
+        ("//other.com/b.png", "https://other.com/b.png"),
+        ("http://other.com./b.png#top", "http://other.com/b.png"),
+    ],
+)
+def test_a_location_is_read_relative_to_the_url_it_came_from(location: str, url: str) -> None:
+    assert str(read_url(location, origin=httpx.URL("https://example.com:8443/a/x.png"))) == url
+
+
+@pytest.mark.parametrize(
+    ("text", "seen"),
+    [
+        ("https://example.com/a.png?token=secret#part", "https://example.com/a.png"),
+        ("https://me:secret@example.com:8443/a.png", "https://example.com:8443/a.png"),
+        ("http://exa mple.com:x/?token=secret", "the URL"),
+        ("http:///?token=secret", "the URL"),
+        ("https://example.com/" + "a" * 500, "https://example.com/" + "a" * 177 + "..."),
+    ],
+)
+def test_a_url_is_shown_without_what_may_be_secret(text: str, seen: str) -> None:
+    assert shown(text) == seen
