@@ -18,13 +18,13 @@ import torch
 from benchmarks.geometry import GEOMETRIES, flops_per_pass, make_checkpoint
 from benchmarks.report import report
 from serve.engine.checkpoint import Checkpoint
-from serve.engine.denoiser import Stepper
-from serve.engine.device import finish, give_back_memory
+from serve.engine.denoiser import Denoiser
+from serve.engine.device import empty_cache, synchronize
 from serve.engine.latents import LatentSpace
-from serve.engine.prompt_encoder import Text
+from serve.engine.prompt_encoder import PromptEmbeds
 from serve.engine.quantize import weight_bytes
-from serve.engine.request_state import Draft
-from serve.engine.sigmas import make_schedule
+from serve.engine.request_state import ImageState
+from serve.engine.sigmas import make_sigma_schedule
 from serve.model_specs import Size
 from serve.settings import Precision
 
@@ -33,20 +33,20 @@ WARM_UP_STEPS = 2
 
 def measure(checkpoint: Checkpoint, size: Size, batch: int, steps: int) -> list[float]:
     """Seconds of each of `steps` steps of `batch` images, after some that do not count."""
-    stepper, drafts = Stepper(checkpoint), make_drafts(checkpoint, size, batch, WARM_UP_STEPS + steps)
+    stepper, drafts = Denoiser(checkpoint), make_drafts(checkpoint, size, batch, WARM_UP_STEPS + steps)
     times_s = []
     for _ in range(WARM_UP_STEPS + steps):
-        finish(checkpoint.device)
+        synchronize(checkpoint.device)
         begun = time.perf_counter()
         moved = stepper.step(drafts)
-        finish(checkpoint.device)
+        synchronize(checkpoint.device)
         times_s.append(time.perf_counter() - begun)
         for draft, latents in zip(drafts, moved, strict=True):
-            draft.latents, draft.done = latents, draft.done + 1
+            draft.latents, draft.step = latents, draft.step + 1
     return times_s[WARM_UP_STEPS:]
 
 
-def make_drafts(checkpoint: Checkpoint, size: Size, batch: int, steps: int) -> list[Draft]:
+def make_drafts(checkpoint: Checkpoint, size: Size, batch: int, steps: int) -> list[ImageState]:
     """Images before their first step, each of its own noise, all of the same random numbers for a prompt."""
     space = LatentSpace(checkpoint)
     grid = space.grid(size)
@@ -56,17 +56,17 @@ def make_drafts(checkpoint: Checkpoint, size: Size, batch: int, steps: int) -> l
     def random(*shape: int) -> torch.Tensor:
         return torch.randn(shape, generator=numbers).to(checkpoint.device, dtype)
 
-    embeddings = random(1, checkpoint.text_tokens, config.joint_attention_dim)
-    text = Text(embeddings, random(1, config.pooled_projection_dim), notes=())
-    schedule = make_schedule(checkpoint.scheduler_config, grid.tokens, steps, strength=None)
+    embeddings = random(1, checkpoint.max_sequence_length, config.joint_attention_dim)
+    text = PromptEmbeds(embeddings, random(1, config.pooled_projection_dim), notes=())
+    schedule = make_sigma_schedule(checkpoint.scheduler_config, grid.tokens, steps, strength=None)
     return [
-        Draft(
-            image=image,
-            text=text,
+        ImageState(
+            index=image,
+            prompt_embeds=text,
             guidance=3.5,
-            schedule=schedule,
+            sigmas=schedule,
             grid=grid,
-            positions=space.positions(grid),
+            img_ids=space.img_ids(grid),
             latents=space.noise(torch.Generator().manual_seed(image), grid),
         )
         for image in range(batch)
@@ -81,19 +81,19 @@ def rows(options: argparse.Namespace) -> Iterator[dict[str, Any]]:
         weights_gb = weight_bytes(checkpoint.transformer) / 1e9
         for size in options.sizes:
             tokens = LatentSpace(checkpoint).grid(size).tokens
-            flops = flops_per_pass(checkpoint.transformer, tokens, checkpoint.text_tokens)
+            flops = flops_per_pass(checkpoint.transformer, tokens, checkpoint.max_sequence_length)
             for batch in options.batches:
                 row = {"precision": precision, "size": "x".join(map(str, size)), "batch": batch}
                 yield row | {"weights_gb": round(weights_gb, 4)} | _timed(checkpoint, size, batch, options.steps, flops)
         del checkpoint
-        give_back_memory(torch.device(options.device))
+        empty_cache(torch.device(options.device))
 
 
 def _timed(checkpoint: Checkpoint, size: Size, batch: int, steps: int, flops: int) -> dict[str, Any]:
     try:
         times_s = measure(checkpoint, size, batch, steps)
     except torch.OutOfMemoryError:
-        give_back_memory(checkpoint.device)
+        empty_cache(checkpoint.device)
         return {"failed": "out of memory"}
     median_s = statistics.median(times_s)
     return {

@@ -11,11 +11,11 @@ import torch
 from diffusers import FluxTransformer2DModel
 from torch.utils.flop_counter import FlopCounterMode
 
-from serve.engine.checkpoint import Checkpoint, load
-from serve.engine.quantize import to_float8
+from serve.engine.checkpoint import Checkpoint, load_checkpoint
+from serve.engine.quantize import quantize_to_float8
 from serve.settings import Device, ModelSettings, PoolSettings, Precision, Settings, cache_folder
-from tiny import checkpoint as tiny
-from tiny.networks import Geometry
+from test_checkpoints import checkpoint as test_checkpoint
+from test_checkpoints.networks import Geometry
 
 GeometryName = Literal["embedded", "flux1-dev"]
 GEOMETRIES: tuple[GeometryName, ...] = ("embedded", "flux1-dev")
@@ -29,9 +29,11 @@ def make_checkpoint(geometry: GeometryName, precision: Precision, device: Device
     pool = PoolSettings(model="dev", device=device, precision=precision)
     settings = Settings()
     if geometry == "embedded":
-        return load(settings.models["dev"], pool, hf_token=None)
-    source = tiny.ensure("dev", cache_folder(settings), Geometry(text_tokens=_FLUX1_TEXT_TOKENS))
-    beside = load(ModelSettings(variant="dev", source=str(source), text_tokens=_FLUX1_TEXT_TOKENS), pool, hf_token=None)
+        return load_checkpoint(settings.models["dev"], pool, hf_token=None)
+    source = test_checkpoint.ensure("dev", cache_folder(settings), Geometry(max_sequence_length=_FLUX1_TEXT_TOKENS))
+    beside = load_checkpoint(
+        ModelSettings(variant="dev", source=str(source), max_sequence_length=_FLUX1_TEXT_TOKENS), pool, hf_token=None
+    )
     return replace(beside, transformer=random_transformer(FLUX1_DEV, precision, beside.device))
 
 
@@ -49,21 +51,21 @@ def random_transformer(config: dict[str, Any], precision: Precision, device: tor
         else:
             weight.fill_(0 if name.endswith("bias") else 1)
     if precision == "fp8":
-        to_float8(transformer, device)
+        quantize_to_float8(transformer, device)
     return transformer
 
 
-def flops_per_pass(transformer: FluxTransformer2DModel, picture_tokens: int, text_tokens: int) -> int:
+def flops_per_pass(transformer: FluxTransformer2DModel, picture_tokens: int, max_sequence_length: int) -> int:
     """Floating-point operations of one image's pass, a multiplication and an addition each counted. Runs nothing."""
     with torch.device("meta"), FlopCounterMode(display=False) as counter, torch.no_grad():
         config = transformer.config
         FluxTransformer2DModel.from_config(config)(
             hidden_states=torch.empty(1, picture_tokens, config.in_channels),
-            encoder_hidden_states=torch.empty(1, text_tokens, config.joint_attention_dim),
+            encoder_hidden_states=torch.empty(1, max_sequence_length, config.joint_attention_dim),
             pooled_projections=torch.empty(1, config.pooled_projection_dim),
             timestep=torch.empty(1),
             guidance=torch.empty(1) if config.guidance_embeds else None,
             img_ids=torch.empty(picture_tokens, 3),
-            txt_ids=torch.empty(text_tokens, 3),
+            txt_ids=torch.empty(max_sequence_length, 3),
         )
     return int(counter.get_total_flops())

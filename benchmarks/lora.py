@@ -10,7 +10,7 @@ from typing import Any
 
 import torch
 
-from benchmarks import lora_latency, lora_room, lora_steps
+from benchmarks import lora_latency, lora_steps, lora_switching
 from benchmarks.report import report
 from serve.settings import Precision
 
@@ -30,17 +30,17 @@ def _blocks(options: argparse.Namespace) -> dict[str, Any]:
 
 
 def _switch(options: argparse.Namespace) -> dict[str, Any]:
-    return _for_each_precision(lora_room.switch, options.rank, options.seconds)
+    return _for_each_precision(lora_switching.switch, options.rank, options.seconds)
 
 
 def _mixing(options: argparse.Namespace) -> dict[str, Any]:
     return _for_each_precision(
-        lora_room.mixing, options.rank, options.seconds, options.steps, options.mixed_loras, options.images
+        lora_switching.mixing, options.rank, options.seconds, options.steps, options.mixed_loras, options.images
     )
 
 
 def _memory(options: argparse.Namespace) -> dict[str, Any]:
-    return lora_room.memory(options.memory_rank, options.loras, options.fitting)
+    return lora_switching.memory(options.memory_rank, options.loras, options.fitting)
 
 
 def _latency(options: argparse.Namespace) -> dict[str, Any]:

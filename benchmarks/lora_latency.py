@@ -18,7 +18,7 @@ import torch
 
 from serve.engine.checkpoint import read_geometry
 from serve.launch.subprocess_service import LocalService, local_service
-from serve.lora.model_geometry import Geometry
+from serve.lora.model_geometry import ModelGeometry
 from serve.settings import Settings
 
 BYTES_A_NUMBER = 2
@@ -64,7 +64,7 @@ def _ask(service: LocalService, lora: str) -> tuple[float, float]:
 
 
 @contextmanager
-def _service(geometry: Geometry, rank: int, base_url: str) -> Iterator[LocalService]:
+def _service(geometry: ModelGeometry, rank: int, base_url: str) -> Iterator[LocalService]:
     row_bytes = BYTES_A_NUMBER * sum(
         outputs + inputs
         for layers in (geometry.transformer_layers(), geometry.clip_layers())
@@ -82,7 +82,7 @@ def _service(geometry: Geometry, rank: int, base_url: str) -> Iterator[LocalServ
 
 
 @contextmanager
-def _files(geometry: Geometry, rank: int, rounds: int) -> Iterator[str]:
+def _files(geometry: ModelGeometry, rank: int, rounds: int) -> Iterator[str]:
     """A web server with a LoRA for each round, and one more."""
     with tempfile.TemporaryDirectory() as folder:
         for seed in range(rounds + 1):
@@ -94,7 +94,7 @@ def _files(geometry: Geometry, rank: int, rounds: int) -> Iterator[str]:
             server.shutdown()
 
 
-def _tensors(geometry: Geometry, rank: int, seed: int) -> dict[str, torch.Tensor]:
+def _tensors(geometry: ModelGeometry, rank: int, seed: int) -> dict[str, torch.Tensor]:
     """For every linear of the transformer, in float16, as most LoRAs are published."""
     generator = torch.Generator().manual_seed(seed)
     shapes = {

@@ -13,11 +13,11 @@ from torch import Tensor, nn
 
 from benchmarks.engine import make_drafts
 from benchmarks.geometry import FLUX1_DEV, make_checkpoint, random_transformer
-from benchmarks.lora_material import SIZE, make_bank, resident
-from benchmarks.turns import extra, take_turns
-from serve.engine.denoiser import Stepper
-from serve.engine.lora_manager import Mix
-from serve.engine.lora_slots import LowRankBank
+from benchmarks.lora_fixtures import SIZE, make_bank, resident
+from benchmarks.paired_timing import extra, take_turns
+from serve.engine.denoiser import Denoiser
+from serve.engine.lora_manager import ActiveLoras
+from serve.engine.lora_slots import LoraSlots
 from serve.settings import Precision
 
 POINTS_BESIDE_SHARE = 0.20
@@ -29,9 +29,9 @@ CPU = torch.device("cpu")
 def embedded_step(precision: Precision, rank: int, seconds: float) -> dict[str, Any]:
     """A step of one 512x512 image, with and without a LoRA on every linear of the transformer."""
     checkpoint = make_checkpoint("embedded", precision, "cpu")
-    stepper = Stepper(checkpoint)
+    stepper = Denoiser(checkpoint)
     plain, adapted = (make_drafts(checkpoint, SIZE, batch=1, steps=4) for _ in range(2))
-    adapted[0].mix = resident(checkpoint.low_rank, checkpoint.transformer, rank)
+    adapted[0].active_loras = resident(checkpoint.lora_slots, checkpoint.transformer, rank)
     ways = {"without": partial(stepper.step, plain), "with": partial(stepper.step, adapted)}
     spent_s = take_turns(ways, seconds, f"embedded step in {precision}")
     with _share_of_linears(checkpoint.transformer, rank) as share:
@@ -53,7 +53,7 @@ def true_blocks(precision: Precision, rank: int, seconds: float) -> dict[str, An
 
 
 def _block(
-    what: str, block: nn.Module, inputs: dict[str, Any], bank: LowRankBank, mix: Mix, seconds: float
+    what: str, block: nn.Module, inputs: dict[str, Any], bank: LoraSlots, mix: ActiveLoras, seconds: float
 ) -> dict[str, Any]:
     """Beside the two compared in turns, what the additions took of each pass: a machine that changes its speed from
     one second to the next changes both sides of that alike."""
@@ -61,7 +61,7 @@ def _block(
     shares: list[float] = []
 
     def adapted() -> None:
-        with bank.adding([mix.blend]), _clocked(block) as added_s:
+        with bank.apply([mix.selection]), _clocked(block) as added_s:
             begun = time.process_time()
             run()
             shares.append(added_s() / (time.process_time() - begun - added_s()))

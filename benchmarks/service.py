@@ -74,7 +74,7 @@ async def over_http(service: LocalService, options: argparse.Namespace) -> dict[
 async def bare(rounds: int, options: argparse.Namespace) -> None:
     """The same work by the replica's own code, one JSON line a round; a round begins when a line is read."""
     from serve.events import Finished
-    from serve.inputs import read_inputs
+    from serve.inputs import validate_inputs
     from serve.model_replica import ModelReplica
     from serve.plan import make_plan
 
@@ -82,7 +82,7 @@ async def bare(rounds: int, options: argparse.Namespace) -> None:
     replica = ModelReplica(settings, POOL)
 
     async def draw(inputs: dict[str, Any]) -> float:
-        read, _ = read_inputs(inputs, settings.max_prompt_chars)
+        read, _ = validate_inputs(inputs, settings.max_prompt_chars)
         events = [event async for event in replica.generate(make_plan(read, settings, 0))]
         assert isinstance(events[-1], Finished)
         return events[-1].mean_batch

@@ -20,7 +20,7 @@ from urllib.parse import unquote_to_bytes
 
 import httpx
 
-from serve.launch.subprocess_service import ServiceDidNotStart, local_service
+from serve.launch.subprocess_service import ServiceStartError, local_service
 
 Prediction = dict[str, Any]
 
@@ -117,7 +117,7 @@ def running_service(options: argparse.Namespace) -> Iterator[httpx.Client]:
         with local_service(*port, on_line=follow) as service, open_client(service.url, trust_env=False) as client:
             wait_until_open(client)
             yield client
-    except ServiceDidNotStart as failure:
+    except ServiceStartError as failure:
         last = str(failure).splitlines()[-1].removeprefix(FAULT)
         raise DemoFailed(f"the service did not start: {last}") from None
 

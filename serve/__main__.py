@@ -12,28 +12,28 @@ from typing import Any
 
 from ray.serve.schema import ServeDeploySchema
 
-from serve.api.auth import refuse_open_door
+from serve.api.auth import check_bind_address
 from serve.launch import foreground
-from serve.launch.config_file import ConfigFault, check, embedded_config, read_config, with_settings
+from serve.launch.config_file import ConfigError, apply_settings, embedded_config, read_config, validate_config
 from serve.settings import Settings, read_secrets
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
     options = _parse(arguments)
     try:
-        schema, settings = check(_configuration(options))
+        schema, settings = validate_config(_configuration(options))
         _check_door(schema, settings)
         foreground.run(schema, options.num_cpus, options.num_gpus)
-    except (ConfigFault, DoorUnusable) as fault:
+    except (ConfigError, BindError) as fault:
         return _say(str(fault))
-    except foreground.StartFailed as failure:
+    except foreground.StartupError as failure:
         return _say(f"start-up failed: {failure}")
     except KeyboardInterrupt:
         return 130
     return 0
 
 
-class DoorUnusable(Exception):
+class BindError(Exception):
     """The service cannot listen where it was told to."""
 
 
@@ -62,13 +62,13 @@ def _configuration(options: argparse.Namespace) -> dict[str, Any]:
     assignments = dict(_assignment(text) for text in options.set)
     if not options.config:
         assignments.setdefault("outputs.public_url", f"http://{http['host']}:{http['port']}")
-    return with_settings({**config, "http_options": http}, assignments)
+    return apply_settings({**config, "http_options": http}, assignments)
 
 
 def _assignment(text: str) -> tuple[str, str]:
     key, equals, value = text.partition("=")
     if not (key and equals):
-        raise ConfigFault(f"--set {text}: should be KEY=VALUE")
+        raise ConfigError(f"--set {text}: should be KEY=VALUE")
     return key, value
 
 
@@ -76,16 +76,16 @@ def _check_door(schema: ServeDeploySchema, settings: Settings) -> None:
     """What Serve would only tell in a worker's log: an open door, and a port that is taken."""
     host, port = schema.http_options.host, schema.http_options.port
     try:
-        refuse_open_door(host, read_secrets().api_token is not None, settings.open_without_token)
+        check_bind_address(host, read_secrets().api_token is not None, settings.allow_unauthenticated)
     except ValueError as fault:
-        raise DoorUnusable(str(fault)) from None
+        raise BindError(str(fault)) from None
     try:
         family = socket.AF_INET6 if ":" in host else socket.AF_INET
         with socket.socket(family) as probe:
             probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
             probe.bind((host, port))
     except OSError as error:
-        raise DoorUnusable(f"cannot listen on {host}:{port}: {error.strerror}; try another --port") from None
+        raise BindError(f"cannot listen on {host}:{port}: {error.strerror}; try another --port") from None
 
 
 if __name__ == "__main__":

@@ -6,7 +6,7 @@ from contextlib import asynccontextmanager
 
 
 @asynccontextmanager
-async def together() -> AsyncGenerator[asyncio.TaskGroup, None]:
+async def first_error_task_group() -> AsyncGenerator[asyncio.TaskGroup, None]:
     """A group of tasks, all ended with the block. The first failure ends the others, and is raised itself."""
     try:
         async with asyncio.TaskGroup() as group:

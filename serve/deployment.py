@@ -70,7 +70,7 @@ def replica_environment(row: PoolSettings) -> dict[str, str]:
     On a CPU the memory of a step's tensors goes back to the allocator and not to the system, from which the next step
     would have to ask it again page by page.
     """
-    threads = {"OMP_NUM_THREADS": str(row.threads), "OMP_WAIT_POLICY": "PASSIVE"}
+    threads = {"OMP_NUM_THREADS": str(row.num_threads), "OMP_WAIT_POLICY": "PASSIVE"}
     if row.device != "cpu":
         return threads
     return threads | {

@@ -1,7 +1,7 @@
 """Every failure a caller can meet, and the HTTP answer it becomes. Imports nothing of ours.
 
 ServiceError
-├── NotJson            400  the body is no JSON
+├── MalformedBody            400  the body is no JSON
 ├── Unauthenticated    401
 ├── NotFound           404
 ├── BodyTooLarge       413
@@ -11,15 +11,15 @@ ServiceError
 ├── NotReady           503  start-up is not over, or the service is stopping
 └── PredictionFailed   500  an accepted prediction ended without pictures
     ├── FetchFailed         a URL of the request could not be had
-    ├── PictureRefused      what was fetched is no picture we take
-    ├── LoraRefused         what was fetched are no LoRA weights that fit the model
+    ├── InvalidImage      what was fetched is no picture we take
+    ├── InvalidLora         what was fetched are no LoRA weights that fit the model
     ├── LorasTooLarge       a device has no room for the LoRAs of one prediction together
     ├── LorasMissing        between replica and engine: weights that were counted on left the device; bring them
     ├── StorageFailed       the pictures were drawn and could not be kept
-    ├── AllFlagged          every picture was flagged by the safety checker
+    ├── AllImagesFlagged          every picture was flagged by the safety checker
     └── EngineFailed        our fault: the cause is in the log, not in the message
 
-CheckpointUnusable is apart: it fails a replica's start-up, is read by operators, and has no HTTP status.
+ModelLoadError is apart: it fails a replica's start-up, is read by operators, and has no HTTP status.
 
 Every constructor passes all its arguments positionally to `super().__init__`: only then does an error survive pickling
 between a replica and its caller. Messages are read by users: no traceback, path, address or token belongs in one.
@@ -28,7 +28,7 @@ between a replica and its caller. Messages are read by users: no traceback, path
 from typing import NamedTuple
 
 
-class Fault(NamedTuple):
+class FieldError(NamedTuple):
     """One faulty input: which field, what is wrong with it, and the kind of fault as a short word for programs."""
 
     field: str
@@ -48,7 +48,7 @@ class ServiceError(Exception):
         return None
 
 
-class NotJson(ServiceError):
+class MalformedBody(ServiceError):
     status = 400
     title = "Malformed request"
 
@@ -85,12 +85,12 @@ class InvalidInput(ServiceError):
     status = 422
     title = "Input validation failed"
 
-    def __init__(self, faults: tuple[Fault, ...]) -> None:
+    def __init__(self, faults: tuple[FieldError, ...]) -> None:
         super().__init__(faults)
-        self.faults = faults
+        self.field_errors = faults
 
     def __str__(self) -> str:
-        return "\n".join(f"- {fault.field}: {fault.message}" for fault in self.faults)
+        return "\n".join(f"- {fault.field}: {fault.message}" for fault in self.field_errors)
 
 
 class UnknownVersion(ServiceError):
@@ -143,7 +143,7 @@ class FetchFailed(PredictionFailed):
         return f"could not fetch {self.what}: {self.why}"
 
 
-class PictureRefused(PredictionFailed):
+class InvalidImage(PredictionFailed):
     """`field` is the input that held the picture, `why` the reason."""
 
     def __init__(self, field: str, why: str) -> None:
@@ -155,7 +155,7 @@ class PictureRefused(PredictionFailed):
         return f"{self.field}: {self.why}"
 
 
-class LoraRefused(PredictionFailed):
+class InvalidLora(PredictionFailed):
     """`what` names the LoRA as its caller did, without secrets, `why` the reason a user can act on."""
 
     def __init__(self, what: str, why: str) -> None:
@@ -173,11 +173,11 @@ class LorasTooLarge(PredictionFailed):
     def __init__(self, rank: int, room: int) -> None:
         super().__init__(rank, room)
         self.rank = rank
-        self.room = room
+        self.capacity = room
 
     def __str__(self) -> str:
         return (
-            f"the LoRAs have rank {self.rank} together, there is room for {self.room}; take smaller ones, or one less"
+            f"the LoRAs have a total rank of {self.rank}, at most {self.capacity} fit; use smaller LoRAs, or only one"
         )
 
 
@@ -200,7 +200,7 @@ class StorageFailed(PredictionFailed):
         return "the picture could not be stored; the operator's log has the cause"
 
 
-class AllFlagged(PredictionFailed):
+class AllImagesFlagged(PredictionFailed):
     def __init__(self) -> None:
         super().__init__()
 
@@ -213,7 +213,7 @@ class EngineFailed(PredictionFailed):
         super().__init__(why)
 
 
-class CheckpointUnusable(Exception):
+class ModelLoadError(Exception):
     """A model cannot be loaded. `source` is what the settings name, `why` the reason and what an operator can do."""
 
     def __init__(self, source: str, why: str) -> None:
@@ -225,7 +225,7 @@ class CheckpointUnusable(Exception):
         return f"cannot use the model {self.source}: {self.why}"
 
 
-def told(error: BaseException) -> ServiceError | None:
+def public_error(error: BaseException) -> ServiceError | None:
     """The `ServiceError` that a caller may be shown for `error`, or None if its text must not be shown.
 
     An error that crossed a replica's handle is wrapped by Ray: the wrapper's text is a traceback, the original is its

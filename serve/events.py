@@ -16,16 +16,16 @@ class Started:
 
 
 @dataclass(frozen=True, slots=True)
-class Stepped:
+class StepDone:
     """Image `image` has done `done` of its `total` denoising steps. A replica does not tell of every one."""
 
     image: int
-    done: int
+    step: int
     total: int
 
 
 @dataclass(frozen=True, slots=True)
-class Drawn:
+class ImageFinished:
     """Image `image` is finished, passed the safety check, and is encoded as the plan asked."""
 
     image: int
@@ -34,7 +34,7 @@ class Drawn:
 
 
 @dataclass(frozen=True, slots=True)
-class Flagged:
+class ImageFlagged:
     """Image `image` is finished, and was withheld by the safety checker."""
 
     image: int
@@ -50,4 +50,4 @@ class Finished:
     """Images that shared a transformer pass with this prediction's, itself included, on average over its steps."""
 
 
-Event = Started | Stepped | Drawn | Flagged | Finished
+Event = Started | StepDone | ImageFinished | ImageFlagged | Finished

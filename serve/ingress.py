@@ -17,19 +17,19 @@ from starlette.exceptions import HTTPException
 from starlette.middleware import Middleware
 
 from serve.api import cog, output_files, replicate
-from serve.api.auth import Door, refuse_open_door
-from serve.api.error_responses import ErrorTable, unrouted
-from serve.api.replicate import prediction_body
-from serve.lora.parse import check_short_names
-from serve.lora_cache import SharedLoras
+from serve.api.auth import AuthMiddleware, check_bind_address
+from serve.api.error_responses import ErrorMiddleware, http_exception
+from serve.api.replicate import prediction_json
+from serve.lora.parse import check_aliases
+from serve.lora_cache import LoraCacheClient
 from serve.media.output_store import OutputStore
-from serve.net.url_fetcher import Fetcher
-from serve.pool_client import HandlePool
-from serve.predictions.input_images import Pictures
+from serve.net.url_fetcher import UrlFetcher
+from serve.pool_client import PoolClient
+from serve.predictions.input_images import InputImages
 from serve.predictions.prediction import Prediction
-from serve.predictions.request import served_version
-from serve.predictions.runner import Runner
-from serve.predictions.service import Desk
+from serve.predictions.request import resolve_version
+from serve.predictions.runner import PredictionRunner
+from serve.predictions.service import PredictionService
 from serve.predictions.store import MemoryStore
 from serve.settings import Settings, read_secrets
 
@@ -44,16 +44,18 @@ class Ingress:
     def __init__(self, settings: Settings, handles: Mapping[str, DeploymentHandle]) -> None:
         self._settings = settings
         self._token = read_secrets().api_token
-        refuse_open_door(_get_global_client().http_config.host, self._token is not None, settings.open_without_token)
-        check_short_names(settings.lora)
+        check_bind_address(
+            _get_global_client().http_config.host, self._token is not None, settings.allow_unauthenticated
+        )
+        check_aliases(settings.lora)
         self._outputs = OutputStore(settings.outputs)
-        self._fetcher = Fetcher(settings.fetch)
-        pictures = Pictures(settings, self._fetcher)
+        self._fetcher = UrlFetcher(settings.fetch)
+        pictures = InputImages(settings, self._fetcher)
         store = MemoryStore(settings.max_records, settings.record_max_age_s)
-        pools = {name: HandlePool(name, handle) for name, handle in handles.items()}
-        self._loras = SharedLoras(settings, serve.get_replica_context().app_name)
-        runner = Runner(store, pools, pictures, self._loras, self._outputs)
-        self._desk = Desk(settings, store, runner, pictures)
+        pools = {name: PoolClient(name, handle) for name, handle in handles.items()}
+        self._loras = LoraCacheClient(settings, serve.get_replica_context().app_name)
+        runner = PredictionRunner(store, pools, pictures, self._loras, self._outputs)
+        self._desk = PredictionService(settings, store, runner, pictures)
         self._pools = tuple(handles)
         self._opened = asyncio.Event()
 
@@ -65,8 +67,8 @@ class Ingress:
                 *cog.routes(*shared),
                 *output_files.routes(self._outputs, self._settings),
             ],
-            middleware=[Middleware(ErrorTable), Middleware(Door, token=self._token)],
-            exception_handlers={HTTPException: unrouted},
+            middleware=[Middleware(ErrorMiddleware), Middleware(AuthMiddleware, token=self._token)],
+            exception_handlers={HTTPException: http_exception},
             lifespan=self._open_and_close,
         )
 
@@ -79,19 +81,19 @@ class Ingress:
 
         Raises `InvalidInput`, `PoolFull`, `NotReady` or `UnknownVersion` of `serve.errors`.
         """
-        async with self._desk.attached(inputs, served_version(self._settings, version)) as prediction:
+        async with self._desk.create_attached(inputs, resolve_version(self._settings, version)) as prediction:
             return await self._body(await self._desk.wait(prediction.id))
 
     async def stream(
         self, inputs: Mapping[str, Any], version: str | None = None
     ) -> AsyncGenerator[dict[str, Any], None]:
         """The prediction as it is accepted, and after every change to its end. Raises as `predict` does."""
-        async with self._desk.attached(inputs, served_version(self._settings, version)) as prediction:
+        async with self._desk.create_attached(inputs, resolve_version(self._settings, version)) as prediction:
             async for state in self._desk.watch(prediction.id):
                 yield await self._body(state)
 
     async def _body(self, prediction: Prediction) -> dict[str, Any]:
-        return await prediction_body(prediction, self._outputs, self._settings)
+        return await prediction_json(prediction, self._outputs, self._settings)
 
     @asynccontextmanager
     async def _open_and_close(self, app: Starlette) -> AsyncGenerator[None, None]:
@@ -114,7 +116,7 @@ class Ingress:
     async def _keep_loras(self) -> None:
         """Only once it is open: the cache then starts beside the first predictions, and not beside the models."""
         await self._opened.wait()
-        await self._loras.stay()
+        await self._loras.keep_alive()
 
     async def _sweep(self) -> None:
         while True:

@@ -9,7 +9,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, ValidationError
 
-from serve.errors import Fault, InvalidInput
+from serve.errors import FieldError, InvalidInput
 from serve.model_specs import CUSTOM_SIDE_MAX, CUSTOM_SIDE_MIN
 
 SHOWN_CHARS = 64
@@ -38,12 +38,12 @@ def _unicode(value: str) -> str:
     return value
 
 
-Text = Annotated[str, AfterValidator(_unicode)]
+UnicodeText = Annotated[str, AfterValidator(_unicode)]
 Integer = Annotated[int, BeforeValidator(_no_boolean)]
 Number = Annotated[float, BeforeValidator(_no_boolean), Field(allow_inf_nan=False)]
 Side = Annotated[Integer, Field(ge=CUSTOM_SIDE_MIN, le=CUSTOM_SIDE_MAX)]
 Scale = Annotated[Number, Field(ge=-1, le=3)]
-PictureUri = Annotated[str, Field(pattern=r"^(?i:https?://|data:).+", json_schema_extra={"format": "uri"})]
+ImageUri = Annotated[str, Field(pattern=r"^(?i:https?://|data:).+", json_schema_extra={"format": "uri"})]
 
 
 class Inputs(BaseModel):
@@ -51,11 +51,11 @@ class Inputs(BaseModel):
 
     model_config = ConfigDict(frozen=True, extra="ignore")
 
-    prompt: Text = Field(description="What the picture should show.")
-    image: PictureUri | None = Field(
+    prompt: UnicodeText = Field(description="What the picture should show.")
+    image: ImageUri | None = Field(
         default=None, description="Picture to start from. With one, aspect_ratio, width and height are ignored."
     )
-    mask: PictureUri | None = Field(
+    mask: ImageUri | None = Field(
         default=None, description="Where to repaint `image`: white repaints, black keeps every pixel as it was."
     )
     aspect_ratio: AspectRatio = Field(
@@ -90,19 +90,19 @@ class Inputs(BaseModel):
     megapixels: Annotated[Literal["1", "0.25"], BeforeValidator(_number_as_text)] = Field(
         default="1", description="Rough size of the picture."
     )
-    replicate_weights: Text | None = Field(default=None, description="LoRA to draw with.")
+    replicate_weights: UnicodeText | None = Field(default=None, description="LoRA to draw with.")
     lora_scale: Scale = Field(default=1.0, description="How strongly the LoRA acts.")
-    extra_lora: Text | None = Field(default=None, description="A second LoRA.")
+    extra_lora: UnicodeText | None = Field(default=None, description="A second LoRA.")
     extra_lora_scale: Scale = Field(default=1.0, description="How strongly the second LoRA acts.")
 
 
-def read_inputs(raw: Mapping[str, Any], max_prompt_chars: int) -> tuple[Inputs, tuple[str, ...]]:
+def validate_inputs(raw: Mapping[str, Any], max_prompt_chars: int) -> tuple[Inputs, tuple[str, ...]]:
     """The inputs of a request, and the names of the keys that were dropped, fit to be shown.
 
     Raises `InvalidInput` with every faulty field.
     """
     given = {key: value for key, value in raw.items() if value is not None}
-    faults: list[Fault] = []
+    faults: list[FieldError] = []
     inputs: Inputs | None = None
     try:
         inputs = Inputs.model_validate(given)
@@ -122,17 +122,17 @@ def printable(name: str) -> str:
     return short.encode(errors="backslashreplace").decode()
 
 
-def _fault(location: tuple[int | str, ...], message: str, kind: str) -> Fault:
+def _fault(location: tuple[int | str, ...], message: str, kind: str) -> FieldError:
     field = str(location[0])
     if field in ("image", "mask") and "pattern" in message:
         message = "Input should be an http(s) URL or a data: URI"
-    return Fault(field, message.removeprefix("Value error, "), kind)
+    return FieldError(field, message.removeprefix("Value error, "), kind)
 
 
-def _prompt_faults(prompt: object, max_chars: int) -> list[Fault]:
+def _prompt_faults(prompt: object, max_chars: int) -> list[FieldError]:
     if isinstance(prompt, str) and len(prompt) > max_chars:
         return [
-            Fault(
+            FieldError(
                 "prompt", f"Input should have at most {max_chars} characters, it has {len(prompt)}", "string_too_long"
             )
         ]

@@ -18,53 +18,53 @@ from ray.actor import ActorHandle
 from ray.exceptions import RayActorError, RayTaskError
 
 from serve import __version__
-from serve.aio import together
+from serve.aio import first_error_task_group
 from serve.errors import EngineFailed, ServiceError
-from serve.lora.model_geometry import Geometry
-from serve.lora.reference import Brought, Reference
+from serve.lora.model_geometry import ModelGeometry
+from serve.lora.reference import Reference, ResolvedLora
 from serve.settings import Settings, cache_folder, read_secrets
 
 if TYPE_CHECKING:
     from serve.lora.weights import Block
 
-LEASE_S = 300.0
+IDLE_TIMEOUT_S = 300.0
 """An actor that nobody has asked for this long ends itself: its service was taken away, or replaced by a newer one."""
 
-Shared = tuple["ray.ObjectRef[Block]"]
+BlockRef = tuple["ray.ObjectRef[Block]"]
 """Where a block lies. A tuple, since Ray replaces references that are arguments themselves by what they refer to."""
 
 log = logging.getLogger(__name__)
 
 
-class LoraCache:
-    def __init__(self, settings: Settings, lease_s: float = LEASE_S) -> None:
+class LoraCacheActor:
+    def __init__(self, settings: Settings, lease_s: float = IDLE_TIMEOUT_S) -> None:
         # Imported where it runs: who only makes the actor does without torch.
-        from serve.lora.cache_manager import Library
-        from serve.lora.disk_cache import Shelf
-        from serve.lora.loader import Loader
+        from serve.lora.cache_manager import LoraCacheManager
+        from serve.lora.disk_cache import DiskCache
+        from serve.lora.loader import LoraLoader
 
         secrets = read_secrets()
         self._settings = settings
         self._hf_token = secrets.hf_token.get_secret_value() if secrets.hf_token else None
         folder = settings.lora.cache.folder or cache_folder(settings) / "loras"
-        self._loader = Loader(settings.lora, secrets, _scratch(folder, 2 * settings.lora.fetch.total_timeout_s))
-        self._library = Library(
+        self._loader = LoraLoader(settings.lora, secrets, _scratch(folder, 2 * settings.lora.fetch.total_timeout_s))
+        self._library = LoraCacheManager(
             self._loader,
-            Shelf(folder, settings.lora.cache.disk_bytes),
+            DiskCache(folder, settings.lora.cache.disk_bytes),
             lambda block: (ray.put(block),),
             settings.lora,
         )
-        self._geometries: dict[str, Geometry] = {}
+        self._geometries: dict[str, ModelGeometry] = {}
         self._lease_s = lease_s
         self._renewed_s = time.monotonic()
         self._watching: asyncio.Task[None] | None = None
 
-    async def bring(self, reference: Reference, model: str, lost: Collection[str] = ()) -> Brought[Shared]:
+    async def get(self, reference: Reference, model: str, lost: Collection[str] = ()) -> ResolvedLora[BlockRef]:
         """The LoRA for the model of that row of the settings, as `Library.bring` says."""
-        await self.renew()
-        return await self._library.bring(reference, await self._geometry(model), lost)
+        await self.heartbeat()
+        return await self._library.get(reference, await self._geometry(model), lost)
 
-    async def renew(self) -> None:
+    async def heartbeat(self) -> None:
         """Somebody may still need this. Returns when there is something to ask."""
         self._renewed_s = time.monotonic()
         if self._watching is None:
@@ -77,7 +77,7 @@ class LoraCache:
         await self._library.close()
         self._loader.close()
 
-    async def _geometry(self, model: str) -> Geometry:
+    async def _geometry(self, model: str) -> ModelGeometry:
         from serve.engine.checkpoint import read_geometry
 
         if model not in self._geometries:
@@ -111,9 +111,9 @@ def _scratch(folder: Path, work_s: float) -> Path | None:
 
 NAMESPACE = "flux-serve"
 ATTEMPTS = 5
-BACK_OFF_S = 0.2
-RENEW_EVERY_S = 60.0
-MAX_CALLS = 10_000
+BACKOFF_S = 0.2
+HEARTBEAT_PERIOD_S = 60.0
+MAX_CONCURRENCY = 10_000
 
 Result = TypeVar("Result")
 Call = Callable[[Any], Awaitable[Result]]
@@ -121,7 +121,7 @@ Call = Callable[[Any], Awaitable[Result]]
 log = logging.getLogger(__name__)
 
 
-class SharedLoras:
+class LoraCacheClient:
     """The cache of one application. One that runs with other settings is left to itself, and ends when unused."""
 
     def __init__(self, settings: Settings, application: str) -> None:
@@ -130,33 +130,33 @@ class SharedLoras:
         self._connecting = asyncio.Lock()
         self._cache: ActorHandle[Any] | None = None
 
-    async def bring(
+    async def get(
         self, references: Mapping[str, Reference], pool: str, lost: Collection[str] = ()
-    ) -> dict[str, Brought[Any]]:
+    ) -> dict[str, ResolvedLora[Any]]:
         """The LoRAs for the model of `pool`, by the names in `references`.
 
         `lost` has the numbers of copies that could not be read. Raises `FetchFailed` and
-        `LoraRefused`, of the first that failed, and `EngineFailed` if there is no cache to be had.
+        `InvalidLora`, of the first that failed, and `EngineFailed` if there is no cache to be had.
         """
         model = self._settings.pools[pool].model
-        async with together() as bringing:
+        async with first_error_task_group() as bringing:
             tasks = {
                 name: bringing.create_task(self._bring(reference, model, lost))
                 for name, reference in references.items()
             }
         return {name: task.result() for name, task in tasks.items()}
 
-    async def stay(self) -> None:
+    async def keep_alive(self) -> None:
         """Keeps the cache alive, from now on until it is cancelled."""
         while True:
             try:
-                await self._ask(lambda cache: cache.renew.remote())
+                await self._ask(lambda cache: cache.heartbeat.remote())
             except ServiceError:
                 log.exception("there is no LoRA cache")
-            await asyncio.sleep(RENEW_EVERY_S)
+            await asyncio.sleep(HEARTBEAT_PERIOD_S)
 
-    async def _bring(self, reference: Reference, model: str, lost: Collection[str]) -> Brought[Any]:
-        return await self._ask(lambda cache: cache.bring.remote(reference, model, tuple(lost)))
+    async def _bring(self, reference: Reference, model: str, lost: Collection[str]) -> ResolvedLora[Any]:
+        return await self._ask(lambda cache: cache.get.remote(reference, model, tuple(lost)))
 
     async def _ask(self, call: Call[Result]) -> Result:
         """The answer of the cache, of another one if it dies meanwhile."""
@@ -173,7 +173,7 @@ class SharedLoras:
                 # ValueError: of two who make the actor at once, one may find it gone again.
                 log.warning("the LoRA cache was lost: %s", type(error).__name__)
                 self._cache = None
-                await asyncio.sleep(BACK_OFF_S * 2**attempt)
+                await asyncio.sleep(BACKOFF_S * 2**attempt)
         raise EngineFailed("the LoRA cache is not available; the operator's log has the cause")
 
     async def _connected(self) -> "ActorHandle[Any]":
@@ -188,20 +188,20 @@ class SharedLoras:
         cache = await asyncio.to_thread(self._make)
         try:
             async with asyncio.timeout(limit_s):
-                await cache.renew.remote()
+                await cache.heartbeat.remote()
         except TimeoutError:
             log.error("the LoRA cache did not start within %g s; is there a node with lora.cache.resources?", limit_s)
             raise EngineFailed("the LoRA cache did not start; the operator's log has the cause") from None
         return cache
 
     def _make(self) -> "ActorHandle[Any]":
-        actor = ray.remote(LoraCache).options(
+        actor = ray.remote(LoraCacheActor).options(
             name=self._name,
             namespace=NAMESPACE,
             get_if_exists=True,
             lifetime="detached",
             max_restarts=-1,
-            max_concurrency=MAX_CALLS,
+            max_concurrency=MAX_CONCURRENCY,
             num_cpus=0,
             resources=self._settings.lora.cache.resources,
             runtime_env={"env_vars": {"OMP_NUM_THREADS": "1", "OMP_WAIT_POLICY": "PASSIVE"}},

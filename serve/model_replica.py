@@ -14,12 +14,12 @@ from typing import TYPE_CHECKING
 
 from ray.exceptions import RayError
 
-from serve.engine.request import Done, Failed, Job, Mask, Picture, Pixels
+from serve.engine.request import Completed, Failed, GenerationRequest, ImageArray, ImageReady, MaskArray
 from serve.errors import LorasMissing
-from serve.events import Drawn, Event, Finished, Flagged, Started, Stepped
-from serve.lora.reference import Brought
-from serve.lora_cache import Shared
-from serve.media.encode import encode
+from serve.events import Event, Finished, ImageFinished, ImageFlagged, Started, StepDone
+from serve.lora.reference import ResolvedLora
+from serve.lora_cache import BlockRef
+from serve.media.encode import encode_image
 from serve.plan import Plan
 from serve.settings import Settings, read_secrets
 
@@ -38,7 +38,7 @@ class ModelReplica:
 
     def __init__(self, settings: Settings, pool: str) -> None:
         # Imported where models are: who only deploys this starts seconds sooner without torch.
-        from serve.engine.checkpoint import load
+        from serve.engine.checkpoint import load_checkpoint
         from serve.engine.engine import Engine
         from serve.engine.safety_checker import build_checker
 
@@ -47,17 +47,17 @@ class ModelReplica:
         hf_token = token.get_secret_value() if token else None
         self._checker = build_checker(settings.safety, hf_token)
         self._finishers = ThreadPoolExecutor(FINISHING_THREADS, thread_name_prefix="finish")
-        checkpoint = load(settings.models[row.model], row, hf_token)
+        checkpoint = load_checkpoint(settings.models[row.model], row, hf_token)
         self._engine = Engine(checkpoint, row)
         self._engine.start()
-        self._engine.warm(row.warm_sizes)
+        self._engine.warm_up(row.warmup_sizes)
 
     async def generate(
         self,
         plan: Plan,
-        picture: Picture | None = None,
-        mask: Mask | None = None,
-        loras: Sequence[Brought[Shared]] = (),
+        picture: ImageArray | None = None,
+        mask: MaskArray | None = None,
+        loras: Sequence[ResolvedLora[BlockRef]] = (),
     ) -> AsyncGenerator[Event, None]:
         """The events of one prediction; `Finished` is the last.
 
@@ -65,28 +65,28 @@ class ModelReplica:
         size; `loras` are all that the plan names. Closing the generator, or cancelling who waits for it, ends the work
         within one denoising step; the caller's slot is kept until the engine has let go of it. Raises `ServiceError`.
         """
-        course = self._engine.stream(Job(plan, picture, mask, await self._carry(loras)))
+        course = self._engine.stream(GenerationRequest(plan, picture, mask, await self._carry(loras)))
         finishing: list[asyncio.Task[Event]] = []
         spent_ms: dict[str, float] = {}
         try:
             async for event in course:
                 match event:
-                    case Pixels():
+                    case ImageReady():
                         finishing.append(asyncio.create_task(self._finish(event, plan, spent_ms)))
-                    case Done():
+                    case Completed():
                         for ready in asyncio.as_completed(finishing):
                             yield await ready
                         yield Finished(event.stages_ms | spent_ms, event.mean_batch)
                     case Failed():
                         raise event.error
-                    case Started() | Stepped():
+                    case Started() | StepDone():
                         yield event
         finally:
             for task in finishing:
                 task.cancel()
-            await course.leave()
+            await course.cancel()
 
-    async def _carry(self, loras: Sequence[Brought[Shared]]) -> "dict[str, LoraWeights]":
+    async def _carry(self, loras: Sequence[ResolvedLora[BlockRef]]) -> "dict[str, LoraWeights]":
         """The weights, also of those that lie on the device, which may let go of them until the job's turn comes.
 
         A block on this node is read where it lies. Raises `LorasMissing` for what cannot be read: its owner died.
@@ -95,7 +95,7 @@ class ModelReplica:
 
         carried = {}
         for lora in loras:
-            key, (block,) = lora.facts.key, lora.copy.held
+            key, (block,) = lora.metadata.key, lora.handle.block
             try:
                 async with asyncio.timeout(LORA_READ_TIMEOUT_S):
                     carried[key] = unpack(await block)
@@ -104,7 +104,7 @@ class ModelReplica:
                 raise LorasMissing((key,)) from None
         return carried
 
-    async def _finish(self, pixels: Pixels, plan: Plan, spent_ms: dict[str, float]) -> Drawn | Flagged:
+    async def _finish(self, pixels: ImageReady, plan: Plan, spent_ms: dict[str, float]) -> ImageFinished | ImageFlagged:
         """The picture as it leaves the replica; what it took is added to `spent_ms`."""
         told, took_ms = await asyncio.get_running_loop().run_in_executor(
             self._finishers, self._check_and_encode, pixels, plan
@@ -113,31 +113,33 @@ class ModelReplica:
             spent_ms[stage] = spent_ms.get(stage, 0.0) + milliseconds
         return told
 
-    def _check_and_encode(self, pixels: Pixels, plan: Plan) -> tuple[Drawn | Flagged, dict[str, float]]:
+    def _check_and_encode(
+        self, pixels: ImageReady, plan: Plan
+    ) -> tuple[ImageFinished | ImageFlagged, dict[str, float]]:
         begun = time.perf_counter()
         picture = pixels.to_host()
         flagged = plan.check_safety and self._flag(picture)
         checked = time.perf_counter()
         took_ms = {"safety": 1000 * (checked - begun)}
         if flagged:
-            return Flagged(pixels.image), took_ms
-        content, media_type = encode(picture, plan.output_format, plan.output_quality)
+            return ImageFlagged(pixels.image), took_ms
+        content, media_type = encode_image(picture, plan.output_format, plan.output_quality)
         took_ms["encode"] = 1000 * (time.perf_counter() - checked)
-        return Drawn(pixels.image, content, media_type), took_ms
+        return ImageFinished(pixels.image, content, media_type), took_ms
 
-    def _flag(self, picture: Picture) -> bool:
+    def _flag(self, picture: ImageArray) -> bool:
         """Asks the checker, which on a device must share the engine's thread."""
         if self._checker.on_device:
-            return self._engine.run_on_device(lambda: self._checker.flag(picture)).result()
-        return self._checker.flag(picture)
+            return self._engine.run_on_device(lambda: self._checker.is_flagged(picture)).result()
+        return self._checker.is_flagged(picture)
 
     def stats(self) -> dict[str, float]:
         """The engine's counters since it started."""
-        counters = self._engine.counters
+        counters = self._engine.stats
         return {**asdict(counters), "mean_batch": counters.mean_batch}
 
     def check_health(self) -> None:
         """Raises when the engine's thread has died, or hangs in one piece of work."""
-        pulse = self._engine.pulse
+        pulse = self._engine.health
         if not pulse.healthy:
             raise RuntimeError(f"the engine is stuck: {pulse}")

@@ -12,36 +12,36 @@ VariantName = Literal["dev", "schnell"]
 
 
 @dataclass(frozen=True, slots=True)
-class Variant:
+class ModelSpec:
     """A trained kind of FLUX, as its authors published it."""
 
     repository: str
     revision: str
     licence: str
-    guided: bool
+    guidance_embeds: bool
     """Has a guidance embedding, so `guidance_scale` means something."""
-    enough_steps: int
+    recommended_steps: int
     """Steps after which more no longer pay."""
-    max_text_tokens: int
+    max_sequence_length: int
     """Longest prompt in T5 tokens that it was trained on."""
 
 
-VARIANTS: dict[VariantName, Variant] = {
-    "dev": Variant(
+MODEL_SPECS: dict[VariantName, ModelSpec] = {
+    "dev": ModelSpec(
         repository="black-forest-labs/FLUX.1-dev",
         revision="3de623fc3c33e44ffbe2bad470d0f45bccf2eb21",
         licence="FLUX.1 [dev] Non-Commercial License",
-        guided=True,
-        enough_steps=28,
-        max_text_tokens=512,
+        guidance_embeds=True,
+        recommended_steps=28,
+        max_sequence_length=512,
     ),
-    "schnell": Variant(
+    "schnell": ModelSpec(
         repository="black-forest-labs/FLUX.1-schnell",
         revision="741f7c3ce8b383c54771c7003378a50191e9efe9",
         licence="Apache-2.0",
-        guided=False,
-        enough_steps=4,
-        max_text_tokens=256,
+        guidance_embeds=False,
+        recommended_steps=4,
+        max_sequence_length=256,
     ),
 }
 
@@ -83,9 +83,9 @@ SIZE_MULTIPLE = 16
 
 CUSTOM_SIDE_MIN = 256
 CUSTOM_SIDE_MAX = 1440
-PICTURE_SIDE_MIN = 64
-PICTURE_SIDE_MAX = 1440
-PICTURE_RATIO_MAX = 8.0
+IMAGE_SIDE_MIN = 64
+IMAGE_SIDE_MAX = 1440
+IMAGE_RATIO_MAX = 8.0
 
 
 def nearest_multiple(side: float, multiple: int = SIZE_MULTIPLE) -> int:
@@ -95,11 +95,11 @@ def nearest_multiple(side: float, multiple: int = SIZE_MULTIPLE) -> int:
 
 EMBEDDED = "embedded"
 """As a model's `source`: the small models. Before a colon and a name: a LoRA for them."""
-MODELS = Path(__file__).parent / "models"
+EMBEDDED_MODELS_FOLDER = Path(__file__).parent / "models"
 """A folder for each variant."""
-LORAS = ("handwriting", "sketch")
+EMBEDDED_LORAS = ("handwriting", "sketch")
 
 
-def lora_file(name: str, models: Path = MODELS) -> Path:
+def embedded_lora_file(name: str, models: Path = EMBEDDED_MODELS_FOLDER) -> Path:
     """Of one of `LORAS`; of another export, if its folder is given."""
     return models / "loras" / f"{name}.safetensors"

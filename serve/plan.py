@@ -9,14 +9,14 @@ from typing import Literal, Self
 
 from pydantic import BaseModel, ConfigDict
 
-from serve.errors import Fault, InvalidInput
+from serve.errors import FieldError, InvalidInput
 from serve.inputs import Inputs
 from serve.model_specs import (
-    PICTURE_RATIO_MAX,
-    PICTURE_SIDE_MAX,
-    PICTURE_SIDE_MIN,
+    IMAGE_RATIO_MAX,
+    IMAGE_SIDE_MAX,
+    IMAGE_SIDE_MIN,
+    MODEL_SPECS,
     SIZES,
-    VARIANTS,
     Size,
     nearest_multiple,
 )
@@ -27,7 +27,7 @@ SEED_SPACE = 2**64
 Mode = Literal["text_to_image", "image_to_image", "inpainting"]
 
 
-class LoraUse(BaseModel):
+class PlannedLora(BaseModel):
     """One LoRA, and how strongly it acts."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
@@ -60,17 +60,17 @@ class Plan(BaseModel):
     output_quality: int
     check_safety: bool
     max_megapixels: float
-    loras: tuple[LoraUse, ...] = ()
+    loras: tuple[PlannedLora, ...] = ()
     """The same one twice adds up."""
     notes: tuple[str, ...] = ()
     """What the caller should know: inputs that had no effect, and where it ran. One log line each."""
 
-    def with_picture(self, size: Size) -> Self:
+    def with_image_size(self, size: Size) -> Self:
         """The plan completed by the size of the input picture, orientation applied.
 
         Raises `InvalidInput` naming `image` for a picture that is too small or too long.
         """
-        return self.model_copy(update={"size": _check_area(picture_size(size), self.max_megapixels, ("image",))})
+        return self.model_copy(update={"size": _check_area(input_image_size(size), self.max_megapixels, ("image",))})
 
     def with_lora_keys(self, keys: Mapping[str, str]) -> Self:
         """The plan with each LoRA named anew; `keys` has the new names by the present ones."""
@@ -78,14 +78,14 @@ class Plan(BaseModel):
         return self.model_copy(update={"loras": loras})
 
 
-def picture_size(size: Size) -> Size:
+def input_image_size(size: Size) -> Size:
     """The size at which an input picture is worked on: capped, then each side to its nearest multiple."""
     width, height = size
-    if min(size) < PICTURE_SIDE_MIN:
-        raise _refusal(f"the picture is {width}x{height}; each side needs at least {PICTURE_SIDE_MIN} pixels")
-    if max(size) > PICTURE_RATIO_MAX * min(size):
-        raise _refusal(f"the picture is {width}x{height}; no side may be over {PICTURE_RATIO_MAX:g} times the other")
-    scale = min(1.0, PICTURE_SIDE_MAX / max(size))
+    if min(size) < IMAGE_SIDE_MIN:
+        raise _refusal(f"the picture is {width}x{height}; each side needs at least {IMAGE_SIDE_MIN} pixels")
+    if max(size) > IMAGE_RATIO_MAX * min(size):
+        raise _refusal(f"the picture is {width}x{height}; no side may be over {IMAGE_RATIO_MAX:g} times the other")
+    scale = min(1.0, IMAGE_SIDE_MAX / max(size))
     return nearest_multiple(width * scale), nearest_multiple(height * scale)
 
 
@@ -97,7 +97,7 @@ def make_plan(inputs: Inputs, settings: Settings, random_seed: int, picture: Siz
     """
     _check_combination(inputs)
     pool, route_notes = _route(inputs, settings)
-    guided = VARIANTS[inputs.model].guided
+    guided = MODEL_SPECS[inputs.model].guidance_embeds
     max_megapixels = settings.pools[pool].max_megapixels
     seed = random_seed if inputs.seed is None else inputs.seed
     loras, lora_notes = lora_uses(inputs, settings, pool)
@@ -112,20 +112,22 @@ def make_plan(inputs: Inputs, settings: Settings, random_seed: int, picture: Siz
         seeds=tuple((seed + index) % SEED_SPACE for index in range(inputs.num_outputs)),
         output_format=inputs.output_format,
         output_quality=inputs.output_quality,
-        check_safety=not (inputs.disable_safety_checker and settings.safety.may_be_disabled),
+        check_safety=not (inputs.disable_safety_checker and settings.safety.allow_disabling),
         max_megapixels=max_megapixels,
         loras=loras,
         notes=(*route_notes, *lora_notes, *_ignored(inputs), *_advice(inputs, settings)),
     )
-    return plan.with_picture(picture) if inputs.image and picture else plan
+    return plan.with_image_size(picture) if inputs.image and picture else plan
 
 
-def lora_uses(inputs: Inputs, settings: Settings, pool: str) -> tuple[tuple[LoraUse, ...], tuple[str, ...]]:
+def lora_uses(inputs: Inputs, settings: Settings, pool: str) -> tuple[tuple[PlannedLora, ...], tuple[str, ...]]:
     """The LoRAs of the inputs, by what the caller wrote, at the scales that `pool` applies; and notes on them."""
     asked = ((inputs.replicate_weights, inputs.lora_scale), (inputs.extra_lora, inputs.extra_lora_scale))
     factor = settings.fp8_lora_factor if settings.pools[pool].precision == "fp8" else 1.0
     uses = tuple(
-        LoraUse(key=text.strip(), scale=factor * scale) for text, scale in asked if text is not None and text.strip()
+        PlannedLora(key=text.strip(), scale=factor * scale)
+        for text, scale in asked
+        if text is not None and text.strip()
     )
     notes = (f"LoRA scales are multiplied by {factor:g} in fp8",) if uses and factor != 1 else ()
     return uses, notes
@@ -134,10 +136,10 @@ def lora_uses(inputs: Inputs, settings: Settings, pool: str) -> tuple[tuple[Lora
 def _check_combination(inputs: Inputs) -> None:
     faults = []
     if inputs.mask and not inputs.image:
-        faults.append(Fault("mask", "a mask needs an image"))
+        faults.append(FieldError("mask", "a mask needs an image"))
     if inputs.aspect_ratio == "custom" and not inputs.image:
         faults += [
-            Fault(side, "is needed when aspect_ratio is custom")
+            FieldError(side, "is needed when aspect_ratio is custom")
             for side in ("width", "height")
             if getattr(inputs, side) is None
         ]
@@ -149,7 +151,7 @@ def _route(inputs: Inputs, settings: Settings) -> tuple[str, tuple[str, ...]]:
     """The pool for the inputs: the asked precision where the variant has it, else what the variant has."""
     rows = {name: pool.precision for name, pool in settings.pools.items() if settings.variant_of(name) == inputs.model}
     if not rows:
-        raise InvalidInput((Fault("model", f"{inputs.model} is not served here"),))
+        raise InvalidInput((FieldError("model", f"{inputs.model} is not served here"),))
     fast = [name for name, precision in rows.items() if precision == "fp8"]
     full = [name for name, precision in rows.items() if precision != "fp8"]
     if inputs.go_fast and not fast:
@@ -181,7 +183,7 @@ def _check_area(size: Size, max_megapixels: float, fields: tuple[str, ...]) -> S
     width, height = size
     if width * height > max_megapixels * 1e6:
         why = f"{width}x{height} pixels are more than the {max_megapixels:g} megapixels drawn here"
-        raise InvalidInput(tuple(Fault(field, why) for field in fields))
+        raise InvalidInput(tuple(FieldError(field, why) for field in fields))
     return size
 
 
@@ -194,7 +196,7 @@ def _ignored(inputs: Inputs) -> tuple[str, ...]:
         (inputs.image is None and not custom, ("width", "height"), "unless aspect_ratio is custom"),
         (inputs.image is None and custom, ("megapixels",), "with aspect_ratio custom"),
         (inputs.image is None, ("prompt_strength",), "without an image"),
-        (not VARIANTS[inputs.model].guided, ("guidance_scale",), f"with {inputs.model}"),
+        (not MODEL_SPECS[inputs.model].guidance_embeds, ("guidance_scale",), f"with {inputs.model}"),
     )
     return tuple(
         f"{field} has no effect {why}" for holds, fields, why in rules if holds for field in fields if field in given
@@ -203,13 +205,13 @@ def _ignored(inputs: Inputs) -> tuple[str, ...]:
 
 def _advice(inputs: Inputs, settings: Settings) -> tuple[str, ...]:
     lines = []
-    enough = VARIANTS[inputs.model].enough_steps
+    enough = MODEL_SPECS[inputs.model].recommended_steps
     if inputs.model == "schnell" and inputs.num_inference_steps > enough:
         lines.append(f"schnell needs only {enough} steps; {inputs.num_inference_steps} were asked for")
-    if inputs.disable_safety_checker and not settings.safety.may_be_disabled:
+    if inputs.disable_safety_checker and not settings.safety.allow_disabling:
         lines.append("disable_safety_checker has no effect: the operator forbids it")
     return tuple(lines)
 
 
 def _refusal(why: str) -> InvalidInput:
-    return InvalidInput((Fault("image", why),))
+    return InvalidInput((FieldError("image", why),))

@@ -9,10 +9,10 @@ from ray.exceptions import RayActorError, RayTaskError
 from ray.serve.exceptions import BackPressureError, DeploymentUnavailableError
 from ray.serve.handle import DeploymentHandle
 
-from serve.engine.request import Mask, Picture
+from serve.engine.request import ImageArray, MaskArray
 from serve.errors import EngineFailed, PoolFull, ServiceError
 from serve.events import Event
-from serve.lora.reference import Brought
+from serve.lora.reference import ResolvedLora
 from serve.plan import Plan
 
 log = logging.getLogger(__name__)
@@ -20,7 +20,7 @@ log = logging.getLogger(__name__)
 RETRY_AFTER_S = 5.0
 
 
-class HandlePool:
+class PoolClient:
     """`generate` of a pool of `ModelReplica`s. Closing its generator cancels the work within one denoising step."""
 
     def __init__(self, name: str, handle: DeploymentHandle) -> None:
@@ -31,9 +31,9 @@ class HandlePool:
     async def generate(
         self,
         plan: Plan,
-        picture: Picture | None = None,
-        mask: Mask | None = None,
-        loras: Sequence[Brought[Any]] = (),
+        picture: ImageArray | None = None,
+        mask: MaskArray | None = None,
+        loras: Sequence[ResolvedLora[Any]] = (),
     ) -> AsyncGenerator[Event, None]:
         """The events of one prediction, up to `Finished`.
 

@@ -36,13 +36,13 @@ class ModelSettings(Strict):
     """Commit of the hub repository."""
     pixel_stride: Positive = 16
     """Pixels a side of one transformer token: the VAE's factor times the 2x2 packing of latents."""
-    text_tokens: Positive
+    max_sequence_length: Positive
     """Length to which T5 pads and cuts every prompt."""
 
 
 class Dtypes(Strict):
     transformer: Dtype
-    text: Dtype
+    text_encoders: Dtype
     vae: Dtype
 
 
@@ -76,26 +76,26 @@ class PoolSettings(Strict):
     dtypes: dict[Device, Dtypes] = Field(
         default={
             # bf16 convolutions on a CPU are 30 to 60 times slower than float32 ones.
-            "cpu": Dtypes(transformer="bfloat16", text="bfloat16", vae="float32"),
-            "cuda": Dtypes(transformer="bfloat16", text="bfloat16", vae="bfloat16"),
+            "cpu": Dtypes(transformer="bfloat16", text_encoders="bfloat16", vae="float32"),
+            "cuda": Dtypes(transformer="bfloat16", text_encoders="bfloat16", vae="bfloat16"),
         }
     )
-    quantize_text: bool = False
+    quantize_t5: bool = False
     """Keep T5's linears in float8 too: half its memory."""
     max_batch: Positive = 8
     """Images that share one transformer pass."""
-    batch_alone: bool = False
+    disable_batching: bool = False
     """Run each image by itself: on a GPU the batch size may change rounding, this rules it out."""
-    warm_sizes: tuple[Size, ...] = ((512, 512), (1024, 1024))
+    warmup_sizes: tuple[Size, ...] = ((512, 512), (1024, 1024))
     """Drawn once before a replica says that it is ready."""
     max_megapixels: Annotated[float, Field(gt=0)] = 2.1
     """Larger pictures are refused."""
-    threads: Positive = 1
+    num_threads: Positive = 1
     """CPU threads of torch. Two busy processes of two threads each on two cores are 35 times slower than with one."""
     prompt_cache_entries: Annotated[int, Field(ge=0)] = 64
     lora_bytes: Positive = 256 * 2**20
     """Memory of the device that is set aside for LoRAs: for FLUX 11.2 MB for each rank, 179 MB for one of rank 16."""
-    mix_loras: bool = True
+    batch_across_loras: bool = True
     """Images with different LoRAs share a pass; without, only those with the same LoRAs at the same scales."""
     max_in_flight: Positive = 64
     """Predictions accepted for this pool and not ended, over all replicas; the next one is answered 429."""
@@ -128,12 +128,12 @@ class FetchSettings(Strict):
 
     max_bytes: Positive = 64 * 2**20
     connect_timeout_s: Seconds = 5
-    stall_timeout_s: Seconds = 15
+    read_timeout_s: Seconds = 15
     total_timeout_s: Seconds = 60
     max_redirects: Annotated[int, Field(ge=0)] = 5
     max_attempts: Positive = 3
     """In all, where the failure may pass: no connection, 429, or a 5xx."""
-    back_off_s: Seconds = 0.5
+    backoff_s: Seconds = 0.5
     """Pause before the second attempt; it doubles with each further one, less up to half by chance."""
     max_concurrent: Positive = 16
     allowed_hosts: tuple[str, ...] = ()
@@ -147,7 +147,7 @@ class LoraFetchSettings(FetchSettings):
     """The same bounds for LoRAs, which are larger than pictures."""
 
     max_bytes: Positive = 2 * 2**30
-    stall_timeout_s: Seconds = 30
+    read_timeout_s: Seconds = 30
     total_timeout_s: Seconds = 900
     max_attempts: Positive = 4
     max_concurrent: Positive = 8
@@ -170,7 +170,7 @@ class LoraCacheSettings(Strict):
 class LoraSettings(Strict):
     """Where LoRAs may come from, and bounds on what is taken."""
 
-    short_names: dict[str, str] = {}
+    aliases: dict[str, str] = {}
     """The operator's own names: a name to any reference that callers could write, and to local files."""
     folders: tuple[Path, ...] = ()
     """Local folders whose files callers may name by path; none by default."""
@@ -189,7 +189,7 @@ class LoraSettings(Strict):
     max_tensors: Positive = 10_000
     revalidate_after_s: Seconds = 300
     """Age from which a name that may mean other weights by now, such as `owner/name`, is looked up again."""
-    remember_failure_s: Seconds = 30
+    failure_ttl_s: Seconds = 30
     """A reference that failed fails again at once for this long."""
 
 
@@ -218,14 +218,14 @@ class SafetySettings(Strict):
     concept_model: str = "CompVis/stable-diffusion-safety-checker"
     classifier_model: str = "Falconsai/nsfw_image_detection"
     device: Device = "cpu"
-    may_be_disabled: bool = True
+    allow_disabling: bool = True
     """Whether `disable_safety_checker` is obeyed."""
 
 
 class Settings(Strict):
     models: Annotated[dict[str, ModelSettings], Field(min_length=1)] = {
-        "dev": ModelSettings(variant="dev", pixel_stride=32, text_tokens=64),
-        "schnell": ModelSettings(variant="schnell", pixel_stride=32, text_tokens=64),
+        "dev": ModelSettings(variant="dev", pixel_stride=32, max_sequence_length=64),
+        "schnell": ModelSettings(variant="schnell", pixel_stride=32, max_sequence_length=64),
     }
     pools: Annotated[dict[str, PoolSettings], Field(min_length=1)] = {
         "dev-bf16": PoolSettings(model="dev"),
@@ -247,16 +247,16 @@ class Settings(Strict):
     """The API documents that LoRAs act more weakly on float8 weights, so pools in fp8 multiply their scales by this."""
     max_body_bytes: Positive = 32 * 2**20
     max_prompt_chars: Positive = 10_000
-    max_picture_megapixels: Annotated[float, Field(gt=0)] = 50
+    max_image_megapixels: Annotated[float, Field(gt=0)] = 50
     """Input pictures that say to be larger are refused before they are decoded."""
     record_max_age_s: Seconds = 3600
     max_records: Positive = 10_000
-    wait_default_s: Seconds = 60
+    max_wait_s: Seconds = 60
     """`Prefer: wait` without a number, and its upper bound."""
     ingress_replicas: Literal[1] = 1
     """Records live in the ingress' memory: a second replica would not know those of the first."""
     ingress_num_cpus: Annotated[float, Field(ge=0)] = 0.4
-    open_without_token: bool = False
+    allow_unauthenticated: bool = False
     """Listen beyond loopback although no token guards the service: only behind something else that does."""
     cache_folder: Path | None = None
     """Where LoRAs are kept, if `lora.cache` names no folder; None is the user's cache folder."""
@@ -295,7 +295,7 @@ class Secrets(Strict):
     """Opens private models on Replicate."""
 
 
-VARIABLES = {
+ENVIRONMENT_VARIABLES = {
     "api_token": "FLUX_SERVE_TOKEN",
     "hf_token": "HF_TOKEN",
     "civitai_token": "CIVITAI_API_TOKEN",
@@ -306,7 +306,7 @@ VARIABLES = {
 
 def read_secrets(environment: Mapping[str, str] = os.environ) -> Secrets:
     """The secrets in `VARIABLES`; an empty one counts as not set."""
-    named = {field: environment.get(variable) for field, variable in VARIABLES.items()}
+    named = {field: environment.get(variable) for field, variable in ENVIRONMENT_VARIABLES.items()}
     return Secrets.model_validate({field: value for field, value in named.items() if value})
 
 

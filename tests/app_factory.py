@@ -15,13 +15,13 @@ from starlette.exceptions import HTTPException
 from starlette.middleware import Middleware
 
 from serve.api import cog, output_files, replicate
-from serve.api.error_responses import ErrorTable, unrouted
+from serve.api.error_responses import ErrorMiddleware, http_exception
 from serve.media.output_store import OutputStore
-from serve.predictions.input_images import Fetcher, Pictures
+from serve.predictions.input_images import Fetcher, InputImages
 from serve.predictions.prediction import Prediction
-from serve.predictions.request import ServedVersion, served_version
-from serve.predictions.runner import Loras, Pool, Runner
-from serve.predictions.service import Desk
+from serve.predictions.request import ServedVersion, resolve_version
+from serve.predictions.runner import LoraSource, PoolProtocol, PredictionRunner
+from serve.predictions.service import PredictionService
 from serve.predictions.store import MemoryStore
 from serve.settings import Settings
 from tests.fakes import FakeFetcher, FakeLoras
@@ -30,7 +30,7 @@ from tests.listening import listening
 
 @dataclass(frozen=True)
 class House:
-    desk: Desk
+    desk: PredictionService
     served: ServedVersion
     app: Starlette
     made: list[str]
@@ -52,10 +52,10 @@ class House:
 
 
 def house(
-    pool: Pool,
+    pool: PoolProtocol,
     settings: Settings | None = None,
     fetcher: Fetcher | None = None,
-    loras: Loras | None = None,
+    loras: LoraSource | None = None,
     opened: bool = True,
 ) -> House:
     """One pool stands for all rows of the settings. Outputs lie in a folder that goes with the house."""
@@ -68,10 +68,10 @@ def house(
 
     settings, folder = settings or Settings(), tempfile.mkdtemp(prefix="flux-serve-house-")
     store = NotingStore(settings.max_records, settings.record_max_age_s)
-    pictures = Pictures(settings, fetcher or FakeFetcher({}))
+    pictures = InputImages(settings, fetcher or FakeFetcher({}))
     outputs = OutputStore(settings.outputs.model_copy(update={"folder": Path(folder)}))
-    runner = Runner(store, dict.fromkeys(settings.pools, pool), pictures, loras or FakeLoras(), outputs)
-    desk = Desk(settings, store, runner, pictures)
+    runner = PredictionRunner(store, dict.fromkeys(settings.pools, pool), pictures, loras or FakeLoras(), outputs)
+    desk = PredictionService(settings, store, runner, pictures)
     if opened:
         desk.open()
     routes = [
@@ -79,7 +79,9 @@ def house(
         *cog.routes(desk, outputs, settings),
         *output_files.routes(outputs, settings),
     ]
-    app = Starlette(routes=routes, middleware=[Middleware(ErrorTable)], exception_handlers={HTTPException: unrouted})
-    home = House(desk, served_version(settings, None), app, made)
+    app = Starlette(
+        routes=routes, middleware=[Middleware(ErrorMiddleware)], exception_handlers={HTTPException: http_exception}
+    )
+    home = House(desk, resolve_version(settings, None), app, made)
     weakref.finalize(home, shutil.rmtree, folder)
     return home

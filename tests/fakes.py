@@ -9,8 +9,8 @@ from numpy import uint8
 from numpy.typing import NDArray
 
 from serve.errors import FetchFailed
-from serve.events import Drawn, Event, Finished, Started, Stepped
-from serve.lora.reference import Brought, Copy, Facts, Reference
+from serve.events import Event, Finished, ImageFinished, Started, StepDone
+from serve.lora.reference import CacheHandle, LoraMetadata, Reference, ResolvedLora
 from serve.plan import Plan
 from serve.predictions.prediction import Prediction
 
@@ -20,12 +20,12 @@ NOON = datetime(2026, 1, 1, 12, tzinfo=UTC)
 WEBP = b"RIFF....WEBP"
 
 
-def drawn(image: int) -> Drawn:
-    return Drawn(image, WEBP, "image/webp")
+def drawn(image: int) -> ImageFinished:
+    return ImageFinished(image, WEBP, "image/webp")
 
 
 DONE = Finished({"queue": 1.0, "text": 2.0, "denoise": 30.0}, mean_batch=2.5)
-ONE_IMAGE: tuple[Event, ...] = (Started(), Stepped(0, 1, 2), Stepped(0, 2, 2), drawn(0), DONE)
+ONE_IMAGE: tuple[Event, ...] = (Started(), StepDone(0, 1, 2), StepDone(0, 2, 2), drawn(0), DONE)
 """The whole life of a prediction of one image in two steps."""
 
 
@@ -39,7 +39,7 @@ class FakePool:
         self.events = events
         self.going = asyncio.Event()
         self.calls: list[tuple[Plan, NDArray[uint8] | None, NDArray[uint8] | None]] = []
-        self.loras: list[Sequence[Brought[Any]]] = []
+        self.loras: list[Sequence[ResolvedLora[Any]]] = []
         """Of each call."""
         self.stopped = 0
         self.let_go = asyncio.Event()
@@ -53,7 +53,7 @@ class FakePool:
         plan: Plan,
         picture: NDArray[uint8] | None,
         mask: NDArray[uint8] | None,
-        loras: Sequence[Brought[Any]],
+        loras: Sequence[ResolvedLora[Any]],
     ) -> AsyncGenerator[Event, None]:
         self.calls.append((plan, picture, mask))
         self.loras.append(loras)
@@ -83,21 +83,21 @@ class FakeLoras:
         if going:
             self.going.set()
 
-    async def bring(
+    async def get(
         self, references: Mapping[str, Reference], pool: str, lost: Collection[str] = ()
-    ) -> dict[str, Brought[Any]]:
-        self.asked.append((tuple(each.shown for each in references.values()), pool, tuple(lost)))
+    ) -> dict[str, ResolvedLora[Any]]:
+        self.asked.append((tuple(each.display_name for each in references.values()), pool, tuple(lost)))
         await self.going.wait()
-        return {key: self._bring(reference.shown) for key, reference in references.items()}
+        return {key: self._bring(reference.display_name) for key, reference in references.items()}
 
-    def _bring(self, shown: str) -> Brought[Any]:
+    def _bring(self, shown: str) -> ResolvedLora[Any]:
         if shown in self._failures:
             raise self._failures[shown]
         times = self._times[shown] = self._times.get(shown, 0) + 1
-        facts = Facts(f"{shown} {times}", size_bytes=5_000_000, rank=16)
-        return Brought(
+        facts = LoraMetadata(f"{shown} {times}", size_bytes=5_000_000, rank=16)
+        return ResolvedLora(
             facts,
-            Copy(None, f"copy {times} of {shown}"),
+            CacheHandle(None, f"copy {times} of {shown}"),
             "download",
             fetched_bytes=10_000_000,
             fetch_s=0.5,

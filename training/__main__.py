@@ -9,7 +9,7 @@ import subprocess
 import sys
 from pathlib import Path
 
-from serve.model_specs import LORAS
+from serve.model_specs import EMBEDDED_LORAS
 
 SHARES = {
     "autoencoder": 0.03,
@@ -20,7 +20,7 @@ SHARES = {
     "transformer": 0.66,
     "dev": 0.05,
     "schnell": 0.05,
-    **dict.fromkeys(LORAS, 0.01),
+    **dict.fromkeys(EMBEDDED_LORAS, 0.01),
 }
 """Of the whole time, about as the shipped models had it. The recogniser is frozen before those that it will judge."""
 
@@ -37,11 +37,11 @@ def commands(
         ["training.refine", "--runs", str(runs), *spans["refine"]],
         ["training.text", "--folder", str(runs / "text"), *spans["text"]],
         ["training.triggers", "--folder", str(runs / "text"), *spans["triggers"]],
-        ["training.recogniser", "--folder", str(runs / "recogniser"), *spans["recogniser"]],
+        ["training.train_recogniser", "--folder", str(runs / "recogniser"), *spans["recogniser"]],
         ["training.transformer", "--runs", str(runs), *spans["transformer"], *blocks],
         ["training.distil", "dev", "--runs", str(runs), *spans["dev"], *blocks],
         ["training.distil", "schnell", "--runs", str(runs), *spans["schnell"], *blocks],
-        *(["training.lora", name, "--runs", str(runs), *spans[name], *blocks] for name in LORAS),
+        *(["training.lora", name, "--runs", str(runs), *spans[name], *blocks] for name in EMBEDDED_LORAS),
         ["training.export", str(out), "--runs", str(runs)],
     ]
 

@@ -8,7 +8,7 @@ from serve.model_specs import SIZES
 from training.drawings.sampling import Mixture
 from training.drawings.scene import FRAME_PX
 from training.drawings.strokes import Rng
-from training.paper import Paper
+from training.padding import Paper
 
 HAND = 0.4
 """Unsteadiness of what is taught: the less a form varies, the sooner it is learned. The judge knows hands of 1."""

@@ -17,9 +17,9 @@ from diffusers import FluxTransformer2DModel
 from training.attention import speed_up
 from training.curriculum import STAGES, Stage
 from training.flow import noised, velocity
-from training.journey import Journey, Stretch
 from training.machine import Machine, add_arguments, chosen
 from training.muon import Optimizers
+from training.rollout import Journey, Stretch
 from training.run import Average, Run
 from training.students import COURSES, Course, Given, begun
 from training.teacher import Teacher

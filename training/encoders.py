@@ -6,7 +6,7 @@ import torch
 from torch import nn
 from transformers import CLIPTextConfig, CLIPTextModel, T5Config, T5EncoderModel
 
-from tiny.tokenizers import CLIP_TOKENS
+from test_checkpoints.tokenizers import CLIP_TOKENS
 from training.vocabulary import TEXT_TOKENS, clip_tokenizer, t5_tokenizer
 
 WIDTH = 128
@@ -51,10 +51,10 @@ class Encoders(nn.Module):
         self.t5, self.clip = t5(), clip()
         self.t5_tokenizer, self.clip_tokenizer = t5_tokenizer(), clip_tokenizer()
 
-    def forward(self, prompts: list[str], text_tokens: int) -> tuple[torch.Tensor, torch.Tensor]:
-        """(batch, text_tokens, width) and (batch, width); as FLUX does, no attention mask for T5's padding."""
+    def forward(self, prompts: list[str], max_sequence_length: int) -> tuple[torch.Tensor, torch.Tensor]:
+        """(batch, max_sequence_length, width) and (batch, width); as FLUX does, no attention mask for T5's padding."""
         ids = self.t5_tokenizer(
-            prompts, padding="max_length", max_length=text_tokens, truncation=True, return_tensors="pt"
+            prompts, padding="max_length", max_length=max_sequence_length, truncation=True, return_tensors="pt"
         ).input_ids
         # CLIP looks only backwards, so what stands behind the end of a prompt changes nothing.
         short = self.clip_tokenizer(

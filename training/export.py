@@ -13,8 +13,8 @@ from pathlib import Path
 import torch
 from diffusers import AutoencoderKL, FlowMatchEulerDiscreteScheduler
 
-from serve.model_specs import LORAS, lora_file
-from tiny.checkpoint import MODEL_INDEX
+from serve.model_specs import EMBEDDED_LORAS, embedded_lora_file
+from test_checkpoints.checkpoint import MODEL_INDEX
 from training import encoders, lora, vocabulary
 from training.flow import BASE_SHIFT, BASE_TOKENS, MAX_SHIFT, MAX_TOKENS
 from training.transformer import load
@@ -52,8 +52,8 @@ def export_variant(runs: Path, variant: str, folder: Path) -> None:
 
 
 def export_loras(runs: Path, out: Path) -> None:
-    for name in LORAS:
-        file = lora_file(name, out)
+    for name in EMBEDDED_LORAS:
+        file = embedded_lora_file(name, out)
         file.parent.mkdir(parents=True, exist_ok=True)
         shutil.copyfile(lora.trained(runs, name), file)
 

@@ -11,7 +11,7 @@ import torch
 from diffusers import FluxTransformer2DModel
 
 Text = tuple[torch.Tensor, torch.Tensor]
-"""T5's tokens (batch, text_tokens, width) and CLIP's pooled vectors (batch, width)."""
+"""T5's tokens (batch, max_sequence_length, width) and CLIP's pooled vectors (batch, width)."""
 
 
 class Place(NamedTuple):

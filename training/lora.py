@@ -16,11 +16,11 @@ from peft import LoraConfig, get_peft_model_state_dict, set_peft_model_state_dic
 
 from training import encoders
 from training.attention import speed_up
-from training.bank import Shelf
 from training.curriculum import ANY_PAPER, HAND, PAPERS, one_of
 from training.drawings.sampling import Mixture
 from training.drawings.styles import Style, broad_nib, loose_pencil
 from training.flow import flow_loss
+from training.latent_cache import Shelf
 from training.machine import Machine, add_arguments, chosen
 from training.run import Run
 from training.teacher import load_vae

@@ -10,9 +10,9 @@ from pathlib import Path
 import torch
 from diffusers import FluxTransformer2DModel
 
-from training.adopt import ahead_file, go_ahead
 from training.flow import Place, Text, guided, schedule, shift, training_times
-from training.journey import Stretch, even_marks, warped_marks
+from training.import_weights import ahead_file, go_ahead
+from training.rollout import Stretch, even_marks, warped_marks
 from training.transformer import build
 
 GUIDANCE_FROM, GUIDANCE_TO = 1.0, 7.0

@@ -6,10 +6,10 @@ import torch
 from diffusers import AutoencoderKL
 
 from training import encoders
-from training.bank import Batch, Shelf
 from training.curriculum import LESSONS, PAPERS, Stage, one_of, stage_at
 from training.drawings.strokes import Rng
 from training.flow import Text
+from training.latent_cache import Batch, Shelf
 from training.machine import Machine
 from training.norms import make_countable
 from training.vocabulary import TEXT_TOKENS

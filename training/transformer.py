@@ -1,7 +1,7 @@
 """Trains the transformer to draw what prompts ask for: rectified flow on latents, larger pictures as it gets better.
 
 `python -m training.transformer --minutes 1200`. It has no guidance embedding yet: `training.distil` makes [dev] and
-[schnell] of it. Begins from nothing, or from what `training.adopt` took up.
+[schnell] of it. Begins from nothing, or from what `training.import_weights` took up.
 """
 
 import argparse

@@ -8,8 +8,8 @@ from pathlib import Path
 
 from transformers import CLIPTokenizer, T5Tokenizer
 
-from tiny import tokenizers
-from tiny.tokenizers import END_OF_WORD, Merges, make_clip_tokenizer, make_t5_tokenizer
+from test_checkpoints import tokenizers
+from test_checkpoints.tokenizers import END_OF_WORD, Merges, make_clip_tokenizer, make_t5_tokenizer
 from training.drawings import prompts
 from training.drawings.scene import INKS, PAPERS, THINGS
 

@@ -17,7 +17,7 @@ _PLAIN_ID = re.compile(r"[A-Za-z0-9._-]{1,64}")
 _SCHEMES = ("bearer", "token")
 
 
-class Door:
+class AuthMiddleware:
     """ASGI middleware. An `Unauthenticated` it raises is answered by the face's own error table."""
 
     def __init__(self, app: ASGIApp, token: SecretStr | None) -> None:
@@ -36,13 +36,13 @@ class Door:
         await self._app(scope, receive, send)
 
 
-def refuse_open_door(host: str, guarded: bool, forced: bool) -> None:
+def check_bind_address(host: str, guarded: bool, forced: bool) -> None:
     """Raises ValueError when `host` can be reached from other machines and nothing guards the service there."""
     if guarded or forced or _is_loopback(host):
         return
     raise ValueError(
         f"{host} can be reached from other machines: set FLUX_SERVE_TOKEN to a secret,"
-        " or open_without_token when something else guards it"
+        " or allow_unauthenticated when something else guards it"
     )
 
 

@@ -12,14 +12,14 @@ from starlette.responses import JSONResponse, Response
 from starlette.routing import Route
 from starlette.types import Receive
 
-from serve.api.http_messages import check_keys, read_object, read_preference, server_timing, shown_outputs
-from serve.api.openapi import COG_VERSION, openapi
+from serve.api.http_messages import check_body_keys, output_uris, parse_prefer, read_json_object, server_timing_header
+from serve.api.openapi import COG_VERSION, openapi_document
 from serve.errors import NotFound
 from serve.inputs import Inputs
 from serve.media.output_store import OutputStore
-from serve.predictions.prediction import Prediction, moments, rfc3339
-from serve.predictions.request import ServedVersion, served_version
-from serve.predictions.service import Desk, State
+from serve.predictions.prediction import Prediction, rfc3339, timestamps
+from serve.predictions.request import ServedVersion, resolve_version
+from serve.predictions.service import PredictionService, State
 from serve.settings import Settings
 
 KEYS: dict[str, type] = {"input": dict}
@@ -27,7 +27,7 @@ NOT_SERVED = frozenset({"id", "created_at", "context", "output_file_prefix", "we
 HEALTH: dict[State, str] = {"starting": "STARTING", "ready": "READY", "full": "BUSY", "closing": "DEFUNCT"}
 
 
-def routes(desk: Desk, outputs: OutputStore, settings: Settings) -> list[Route]:
+def routes(desk: PredictionService, outputs: OutputStore, settings: Settings) -> list[Route]:
     face = _Face(desk, outputs, settings)
     table = (
         ("/", "GET", face.index),
@@ -40,11 +40,11 @@ def routes(desk: Desk, outputs: OutputStore, settings: Settings) -> list[Route]:
 
 
 class _Face:
-    def __init__(self, desk: Desk, outputs: OutputStore, settings: Settings) -> None:
+    def __init__(self, desk: PredictionService, outputs: OutputStore, settings: Settings) -> None:
         self._desk = desk
         self._outputs = outputs
         self._settings = settings
-        self._served = served_version(settings, None)
+        self._served = resolve_version(settings, None)
 
     async def index(self, request: Request) -> Response:
         return JSONResponse(
@@ -68,12 +68,12 @@ class _Face:
         return JSONResponse({"status": HEALTH[self._desk.state], "setup": setup})
 
     async def openapi(self, request: Request) -> Response:
-        return JSONResponse(openapi(self._served.model))
+        return JSONResponse(openapi_document(self._served.model))
 
     async def predict(self, request: Request) -> Response:
-        body = await read_object(request, self._settings.max_body_bytes)
-        check_keys(body, KEYS, NOT_SERVED)
-        if read_preference(request.headers.getlist("prefer"), self._settings.wait_default_s).respond_async:
+        body = await read_json_object(request, self._settings.max_body_bytes)
+        check_body_keys(body, KEYS, NOT_SERVED)
+        if parse_prefer(request.headers.getlist("prefer"), self._settings.max_wait_s).respond_async:
             prediction = await self._desk.create(body["input"], self._served)
             return await self._answer(prediction, 202)
         return await self._answer(await _unless_left(request.receive, self._run(body["input"])))
@@ -86,23 +86,23 @@ class _Face:
         return JSONResponse({})
 
     async def _run(self, inputs: dict[str, Any]) -> Prediction:
-        async with self._desk.attached(inputs, self._served) as prediction:
+        async with self._desk.create_attached(inputs, self._served) as prediction:
             return await self._desk.wait(prediction.id)
 
     async def _answer(self, prediction: Prediction, status: int = 200) -> Response:
-        body = await envelope(prediction, self._outputs, self._served)
-        return JSONResponse(body, status, server_timing(prediction))
+        body = await prediction_response(prediction, self._outputs, self._served)
+        return JSONResponse(body, status, server_timing_header(prediction))
 
 
-async def envelope(prediction: Prediction, outputs: OutputStore, served: ServedVersion) -> dict[str, Any]:
+async def prediction_response(prediction: Prediction, outputs: OutputStore, served: ServedVersion) -> dict[str, Any]:
     """The prediction as Cog's Python server shows it: with every input, defaults included."""
     given = {key: value for key, value in prediction.inputs.items() if value is not None}
     return {
         "input": Inputs.model_validate(served.model.default_inputs | given).model_dump(),
-        "output": await shown_outputs(prediction, outputs),
+        "output": await output_uris(prediction, outputs),
         "id": prediction.id,
         "version": prediction.version,
-        **moments(prediction),
+        **timestamps(prediction),
         "logs": prediction.logs,
         "error": prediction.error,
         "status": prediction.status,

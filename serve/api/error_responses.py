@@ -11,17 +11,17 @@ from starlette.responses import JSONResponse, Response
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from serve.api.http_messages import InvalidBody
-from serve.errors import InvalidInput, ServiceError, Unauthenticated, told
+from serve.errors import InvalidInput, ServiceError, Unauthenticated, public_error
 
 log = logging.getLogger(__name__)
 
-CLIENT_LEFT = 499
+CLIENT_CLOSED_REQUEST = 499
 """For logs only: nobody reads the answer."""
 
 Style = Callable[[ServiceError], dict[str, Any]]
 
 
-class ErrorTable:
+class ErrorMiddleware:
     """ASGI middleware around the faces, and around what guards them: every error that leaves them becomes an answer."""
 
     def __init__(self, app: ASGIApp) -> None:
@@ -43,7 +43,7 @@ class ErrorTable:
             await _answer(error, scope)(scope, receive, send)
 
 
-def problem(error: ServiceError) -> dict[str, Any]:
+def problem_json(error: ServiceError) -> dict[str, Any]:
     """`application/problem+json` (RFC 9457), as the `/v1` face speaks it."""
     body: dict[str, Any] = {"title": error.title, "detail": str(error), "status": error.status}
     if error.retry_after_s is not None:
@@ -52,25 +52,27 @@ def problem(error: ServiceError) -> dict[str, Any]:
         within = "" if isinstance(error, InvalidBody) else "input."
         body["invalid_fields"] = [
             {"type": fault.kind, "field": f"{within}{fault.field}", "description": fault.message}
-            for fault in error.faults
+            for fault in error.field_errors
         ]
     return body
 
 
-def detail(error: ServiceError) -> dict[str, Any]:
+def cog_detail(error: ServiceError) -> dict[str, Any]:
     """A single `detail`, as Cog's containers speak it: a list of faults, or one sentence."""
     if not isinstance(error, InvalidInput):
         return {"detail": str(error)}
     within = ("body",) if isinstance(error, InvalidBody) else ("body", "input")
     return {
-        "detail": [{"loc": [*within, fault.field], "msg": fault.message, "type": fault.kind} for fault in error.faults]
+        "detail": [
+            {"loc": [*within, fault.field], "msg": fault.message, "type": fault.kind} for fault in error.field_errors
+        ]
     }
 
 
-MEDIA_TYPES: dict[Style, str] = {problem: "application/problem+json", detail: "application/json"}
+MEDIA_TYPES: dict[Style, str] = {problem_json: "application/problem+json", cog_detail: "application/json"}
 
 
-async def unrouted(request: Request, error: Exception) -> Response:
+async def http_exception(request: Request, error: Exception) -> Response:
     """Starlette's handler for the `HTTPException` that its router raises for unknown paths and methods."""
     assert isinstance(error, HTTPException)
     known = ServiceError(error.detail)
@@ -83,8 +85,8 @@ async def unrouted(request: Request, error: Exception) -> Response:
 def _answer(error: Exception, scope: Scope) -> Response:
     request_id = scope.get("state", {}).get("request_id")
     if isinstance(error, ClientDisconnect):
-        return Response(status_code=CLIENT_LEFT)
-    known = told(error)
+        return Response(status_code=CLIENT_CLOSED_REQUEST)
+    known = public_error(error)
     if known is None:
         log.error("request %s: %s %s failed", request_id, scope["method"], scope["path"], exc_info=error)
         known = ServiceError(f"the service could not answer; the operator's log has the cause of request {request_id}")
@@ -95,7 +97,7 @@ def _answer(error: Exception, scope: Scope) -> Response:
 
 
 def _styled(error: ServiceError, scope: Scope) -> Response:
-    style = problem if scope["path"].startswith("/v1/") else detail
+    style = problem_json if scope["path"].startswith("/v1/") else cog_detail
     response = JSONResponse(style(error), error.status, media_type=MEDIA_TYPES[style])
     if error.retry_after_s is not None:
         response.headers["Retry-After"] = str(math.ceil(error.retry_after_s))

@@ -7,7 +7,7 @@ from typing import Any, NamedTuple, cast
 
 from starlette.requests import Request
 
-from serve.errors import BodyTooLarge, Fault, InvalidInput, NotFound, NotJson
+from serve.errors import BodyTooLarge, FieldError, InvalidInput, MalformedBody, NotFound
 from serve.inputs import printable
 from serve.media.output_store import OutputStore
 from serve.predictions.prediction import Prediction
@@ -17,31 +17,31 @@ class InvalidBody(InvalidInput):
     """Faults of the body's own keys, rather than of the inputs that it holds."""
 
 
-async def read_object(request: Request, max_bytes: int) -> dict[str, Any]:
+async def read_json_object(request: Request, max_bytes: int) -> dict[str, Any]:
     """The body as a JSON object.
 
-    Raises `BodyTooLarge` as soon as the bound is passed, whatever the Content-Length says, and `NotJson` for all that
-    is no JSON object in UTF-8. NaN and Infinity are read as Python does: they are faults of the field that holds them.
+    Raises `BodyTooLarge` as soon as the limit is passed, whatever Content-Length says, and `MalformedBody` if the body
+    is not a JSON object in UTF-8. NaN and Infinity are accepted here and rejected by the validation of their field.
     """
     content = await _read(request, max_bytes)
     try:
         value = json.loads(content.decode())
     except ValueError:  # also for bad UTF-8, and for whole numbers of thousands of digits
-        raise NotJson("the request body is not valid JSON in UTF-8") from None
+        raise MalformedBody("the request body is not valid JSON in UTF-8") from None
     except RecursionError:
-        raise NotJson("the request body is nested too deeply") from None
+        raise MalformedBody("the request body is nested too deeply") from None
     if not isinstance(value, dict):
-        raise NotJson("the request body must be a JSON object")
+        raise MalformedBody("the request body must be a JSON object")
     return cast(dict[str, Any], value)
 
 
-def check_keys(body: dict[str, Any], known: dict[str, type], not_served: frozenset[str]) -> None:
+def check_body_keys(body: dict[str, Any], known: dict[str, type], not_served: frozenset[str]) -> None:
     """Raises `InvalidBody` naming every key of a body that has no place in it, or a value of the wrong type.
 
     `known` maps each key to the type of its value, `not_served` names keys that the API has and this service has not.
     """
     faults = [_key_fault(key, value, known, not_served) for key, value in body.items()]
-    missing = [] if "input" in body else [Fault("input", "Field required", "missing")]
+    missing = [] if "input" in body else [FieldError("input", "Field required", "missing")]
     found = (*missing, *(fault for fault in faults if fault))
     if found:
         raise InvalidBody(found)
@@ -50,15 +50,15 @@ def check_keys(body: dict[str, Any], known: dict[str, type], not_served: frozens
 JSON_NAMES: dict[type, str] = {dict: "an object", str: "a string", bool: "a boolean"}
 
 
-def _key_fault(key: str, value: object, known: dict[str, type], not_served: frozenset[str]) -> Fault | None:
+def _key_fault(key: str, value: object, known: dict[str, type], not_served: frozenset[str]) -> FieldError | None:
     if key in not_served:
-        return Fault(key, "is not served by this version; leave the field out", "unsupported")
+        return FieldError(key, "is not served by this version; leave the field out", "unsupported")
     if key not in known:
-        return Fault(printable(key), "Extra inputs are not permitted", "extra_forbidden")
+        return FieldError(printable(key), "Extra inputs are not permitted", "extra_forbidden")
     if value is None and key != "input":
         return None
     if not isinstance(value, known[key]):
-        return Fault(key, f"Input should be {JSON_NAMES[known[key]]}", f"{known[key].__name__}_type")
+        return FieldError(key, f"Input should be {JSON_NAMES[known[key]]}", f"{known[key].__name__}_type")
     return None
 
 
@@ -81,11 +81,11 @@ class Preference(NamedTuple):
     wait_s: float | None
     """Seconds to wait for the end of a prediction; None: answer at once."""
     respond_async: bool
-    applied: str | None
+    preference_applied: str | None
     """For the header `Preference-Applied`."""
 
 
-def read_preference(headers: Iterable[str], wait_max_s: float) -> Preference:
+def parse_prefer(headers: Iterable[str], wait_max_s: float) -> Preference:
     """What the `Prefer` headers of a request ask for.
 
     A wait is held to `wait_max_s`; `wait` alone is the most, and `wait=0` is none. The first mention of a name counts.
@@ -111,13 +111,13 @@ STAGES = (
 )  # fmt: skip
 
 
-def server_timing(prediction: Prediction) -> dict[str, str]:
+def server_timing_header(prediction: Prediction) -> dict[str, str]:
     """The header, with the stages that the prediction has gone through in their order; milliseconds."""
     stages = [f"{stage};dur={prediction.stages_ms[stage]:.1f}" for stage in STAGES if stage in prediction.stages_ms]
     return {"Server-Timing": ", ".join(stages)} if stages else {}
 
 
-async def shown_outputs(prediction: Prediction, outputs: OutputStore) -> list[str] | None:
+async def output_uris(prediction: Prediction, outputs: OutputStore) -> list[str] | None:
     """The URIs of a prediction that succeeded; None for any other, and when its pictures are kept no longer."""
     if prediction.status != "succeeded":
         return None

@@ -19,7 +19,7 @@ BOUNDS = {"ge": "minimum", "le": "maximum", "minimum": "minimum", "maximum": "ma
 OUTPUT: Schema = {"title": "Output", "type": "array", "items": {"type": "string", "format": "uri"}}
 
 
-def openapi(model: ServedModel) -> Schema:
+def openapi_document(model: ServedModel) -> Schema:
     """The document for the container face of one model, whose default inputs are the schema's defaults."""
     return {
         "openapi": "3.0.2",

@@ -9,13 +9,13 @@ from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
 from starlette.routing import Route
 
-from serve.api.http_messages import check_keys, read_object, read_preference, server_timing, shown_outputs
-from serve.api.openapi import COG_VERSION, openapi
+from serve.api.http_messages import check_body_keys, output_uris, parse_prefer, read_json_object, server_timing_header
+from serve.api.openapi import COG_VERSION, openapi_document
 from serve.errors import NotFound
 from serve.media.output_store import OutputStore
-from serve.predictions.prediction import Prediction, moments, rfc3339
-from serve.predictions.request import ServedVersion, served_model, served_version
-from serve.predictions.service import Desk
+from serve.predictions.prediction import Prediction, rfc3339, timestamps
+from serve.predictions.request import ServedVersion, resolve_model, resolve_version
+from serve.predictions.service import PredictionService
 from serve.settings import Settings
 
 KEYS: dict[str, type] = {"input": dict, "version": str, "stream": bool}
@@ -25,7 +25,7 @@ PAGE_LENGTH = 100
 NOT_SERVED = frozenset({"webhook", "webhook_completed", "webhook_events_filter"})
 
 
-def routes(desk: Desk, outputs: OutputStore, settings: Settings) -> list[Route]:
+def routes(desk: PredictionService, outputs: OutputStore, settings: Settings) -> list[Route]:
     face = _Face(desk, outputs, settings)
     table = (
         ("/v1/predictions", "POST", face.create),
@@ -39,20 +39,20 @@ def routes(desk: Desk, outputs: OutputStore, settings: Settings) -> list[Route]:
 
 
 class _Face:
-    def __init__(self, desk: Desk, outputs: OutputStore, settings: Settings) -> None:
+    def __init__(self, desk: PredictionService, outputs: OutputStore, settings: Settings) -> None:
         self._desk = desk
         self._outputs = outputs
         self._settings = settings
 
     async def create(self, request: Request) -> Response:
-        body = await read_object(request, self._settings.max_body_bytes)
-        check_keys(body, KEYS, NOT_SERVED)
-        return await self._created(request, body["input"], served_version(self._settings, body.get("version")))
+        body = await read_json_object(request, self._settings.max_body_bytes)
+        check_body_keys(body, KEYS, NOT_SERVED)
+        return await self._created(request, body["input"], resolve_version(self._settings, body.get("version")))
 
     async def create_for_model(self, request: Request) -> Response:
-        served = served_model(self._settings, request.path_params["owner"], request.path_params["name"])
-        body = await read_object(request, self._settings.max_body_bytes)
-        check_keys(body, MODEL_KEYS, NOT_SERVED)
+        served = resolve_model(self._settings, request.path_params["owner"], request.path_params["name"])
+        body = await read_json_object(request, self._settings.max_body_bytes)
+        check_body_keys(body, MODEL_KEYS, NOT_SERVED)
         return await self._created(request, body["input"], served)
 
     async def page(self, request: Request) -> Response:
@@ -71,7 +71,7 @@ class _Face:
     async def _listed(self, prediction: Prediction) -> dict[str, Any]:
         if self._settings.outputs.as_data:
             return _body(prediction, None, self._settings) | {"data_removed": False}
-        return await prediction_body(prediction, self._outputs, self._settings)
+        return await prediction_json(prediction, self._outputs, self._settings)
 
     async def get(self, request: Request) -> Response:
         return await self._answer(await self._desk.get(request.path_params["prediction_id"]))
@@ -81,7 +81,7 @@ class _Face:
 
     async def version(self, request: Request) -> Response:
         owner, name, version = (request.path_params[key] for key in ("owner", "name", "version"))
-        model = served_model(self._settings, owner, name).model
+        model = resolve_model(self._settings, owner, name).model
         if version not in model.versions:
             raise NotFound(f"{model.full_name} has no version {version[:100]!r} here")
         return JSONResponse(
@@ -89,28 +89,28 @@ class _Face:
                 "id": version,
                 "created_at": rfc3339(self._desk.created_at),
                 "cog_version": COG_VERSION,
-                "openapi_schema": openapi(model),
+                "openapi_schema": openapi_document(model),
             }
         )
 
     async def _created(self, request: Request, inputs: dict[str, Any], served: ServedVersion) -> Response:
-        preference = read_preference(request.headers.getlist("prefer"), self._settings.wait_default_s)
+        preference = parse_prefer(request.headers.getlist("prefer"), self._settings.max_wait_s)
         prediction = await self._desk.create(inputs, served)
         if preference.wait_s is not None:
             prediction = await self._desk.wait(prediction.id, preference.wait_s)
         response = await self._answer(prediction if prediction.ended else _unstarted(prediction), 201)
-        if preference.applied:
-            response.headers["Preference-Applied"] = preference.applied
+        if preference.preference_applied:
+            response.headers["Preference-Applied"] = preference.preference_applied
         return response
 
     async def _answer(self, prediction: Prediction, status: int = 200) -> Response:
-        body = await prediction_body(prediction, self._outputs, self._settings)
-        return JSONResponse(body, status, server_timing(prediction))
+        body = await prediction_json(prediction, self._outputs, self._settings)
+        return JSONResponse(body, status, server_timing_header(prediction))
 
 
-async def prediction_body(prediction: Prediction, outputs: OutputStore, settings: Settings) -> dict[str, Any]:
+async def prediction_json(prediction: Prediction, outputs: OutputStore, settings: Settings) -> dict[str, Any]:
     """The prediction as the API shows it."""
-    return _body(prediction, await shown_outputs(prediction, outputs), settings)
+    return _body(prediction, await output_uris(prediction, outputs), settings)
 
 
 def _body(prediction: Prediction, pictures: list[str] | None, settings: Settings) -> dict[str, Any]:
@@ -126,7 +126,7 @@ def _body(prediction: Prediction, pictures: list[str] | None, settings: Settings
         "logs": prediction.logs,
         "metrics": prediction.metrics,
         "data_removed": prediction.status == "succeeded" and pictures is None,
-        **moments(prediction),
+        **timestamps(prediction),
         "urls": {"get": here, "cancel": f"{here}/cancel", "web": here},
     }
 

@@ -12,41 +12,41 @@ from itertools import groupby
 from operator import attrgetter
 from typing import Generic, TypeVar
 
-Group = TypeVar("Group", bound=Hashable)
+Key = TypeVar("Key", bound=Hashable)
 
 
 @dataclass(frozen=True, slots=True)
-class Waiting(Generic[Group]):
+class PendingImage(Generic[Key]):
     """An image that has steps to go."""
 
     request: int
     """The smaller, the older."""
     image: int
-    group: Group
+    key: Key
     """Images of equal groups can share a pass."""
 
 
 @dataclass(frozen=True, slots=True)
-class Turn(Generic[Group]):
-    batch: tuple[Waiting[Group], ...]
+class ScheduledBatch(Generic[Key]):
+    images: tuple[PendingImage[Key], ...]
     """The images that step now, all of one group."""
-    groups: tuple[Group, ...]
+    next_keys: tuple[Key, ...]
     """The groups that still have images, the next to be served first; to be handed to the next call."""
 
 
-def next_turn(waiting: Sequence[Waiting[Group]], groups: Sequence[Group], max_batch: int) -> Turn[Group]:
+def select_batch(waiting: Sequence[PendingImage[Key]], groups: Sequence[Key], max_batch: int) -> ScheduledBatch[Key]:
     """The next pass of at most `max_batch` images; `groups` are those of the turn before."""
     by_age = sorted(waiting, key=attrgetter("request", "image"))
-    present = list(dict.fromkeys(image.group for image in by_age))
+    present = list(dict.fromkeys(image.key for image in by_age))
     if not present:
-        return Turn((), ())
+        return ScheduledBatch((), ())
     known = [group for group in groups if group in present]
     first, *others = known + [group for group in present if group not in known]
-    batch = tuple(_fill([image for image in by_age if image.group == first], max_batch))
-    return Turn(batch, (*others, first))
+    batch = tuple(_fill([image for image in by_age if image.key == first], max_batch))
+    return ScheduledBatch(batch, (*others, first))
 
 
-def _fill(by_age: Sequence[Waiting[Group]], room: int) -> Iterator[Waiting[Group]]:
+def _fill(by_age: Sequence[PendingImage[Key]], room: int) -> Iterator[PendingImage[Key]]:
     """Whole requests by age as long as they fit; one that never could fit whole takes what room is left."""
     max_batch = room
     for _, of_request in groupby(by_age, key=attrgetter("request")):

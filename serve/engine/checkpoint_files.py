@@ -17,7 +17,7 @@ from huggingface_hub.errors import (
 )
 from safetensors import SafetensorError
 
-from serve.errors import CheckpointUnusable
+from serve.errors import ModelLoadError
 
 if TYPE_CHECKING:
     import torch
@@ -27,35 +27,35 @@ _DAMAGE = (OSError, ValueError, RuntimeError, KeyError, SafetensorError)
 _log = logging.getLogger(__name__)
 
 
-def local_folder(source: str, revision: str | None, files: Iterable[str], hf_token: str | None) -> Path:
+def resolve_folder(source: str, revision: str | None, files: Iterable[str], hf_token: str | None) -> Path:
     """The folder of `source`: a local one as it is, or the hub repository at `revision`, fetched on first use.
 
     Of a repository only what matches one of the patterns `files` is fetched, in which `*` also crosses folders. Raises
-    CheckpointUnusable with what the operator can do.
+    ModelLoadError with what the operator can do.
     """
     folder = Path(source).expanduser()
     if folder.is_dir():
         return folder
     if folder.is_absolute() or source.startswith((".", "~")):
-        raise CheckpointUnusable(source, "there is no such folder; correct `source`, or mount it on this node")
+        raise ModelLoadError(source, "there is no such folder; correct `source`, or mount it on this node")
     _log.info("looking up %s at %s", source, revision or "its newest revision")
     try:
         return Path(snapshot_download(source, revision=revision, allow_patterns=list(files), token=hf_token))
     except (HFValidationError, httpx.HTTPError, OSError) as error:
-        raise CheckpointUnusable(source, _what_to_do(error, revision)) from error
+        raise ModelLoadError(source, _what_to_do(error, revision)) from error
 
 
 @contextmanager
-def reading(source: str) -> Iterator[None]:
-    """Turns what the libraries say of unreadable files of `source` into CheckpointUnusable."""
+def model_load_errors(source: str) -> Iterator[None]:
+    """Turns what the libraries say of unreadable files of `source` into ModelLoadError."""
     try:
         yield
     except _DAMAGE as error:
         first_line = next(iter(str(error).splitlines()), "")
-        raise CheckpointUnusable(source, f"it cannot be loaded: {type(error).__name__}: {first_line}") from error
+        raise ModelLoadError(source, f"it cannot be loaded: {type(error).__name__}: {first_line}") from error
 
 
-def read_network(kind: Any, folder: Path, dtype: "torch.dtype") -> Any:
+def load_network(kind: Any, folder: Path, dtype: "torch.dtype") -> Any:
     """The network of class `kind` in a folder, on the CPU, in evaluation mode and without gradients.
 
     Where weights are missing the libraries draw some, or none: here that is a ValueError.

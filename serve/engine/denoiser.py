@@ -11,11 +11,11 @@ from torch.nn.functional import linear
 from torch.overrides import TorchFunctionMode
 
 from serve.engine import device
-from serve.engine.batching import Waiting, next_turn
+from serve.engine.batching import PendingImage, select_batch
 from serve.engine.checkpoint import Checkpoint
-from serve.engine.request_state import Draft, Group, Original, Task, add_noise
-from serve.engine.watchdog import Watch, Work
-from serve.events import Stepped
+from serve.engine.request_state import BatchKey, ImageState, InpaintLatents, RequestState, add_noise
+from serve.engine.watchdog import Watchdog, WorkItem
+from serve.events import StepDone
 from serve.settings import PoolSettings
 
 
@@ -46,42 +46,42 @@ _TIME_UNIT = 1000
 """The transformer multiplies its times by this; schedules count in the product."""
 
 
-class Stepper:
+class Denoiser:
     """The transformer of one checkpoint."""
 
     def __init__(self, checkpoint: Checkpoint) -> None:
         self._transformer = checkpoint.transformer
-        self._low_rank = checkpoint.low_rank
-        self._guided = checkpoint.guided
+        self._low_rank = checkpoint.lora_slots
+        self._guided = checkpoint.guidance_embeds
         self._device = checkpoint.device
 
     @torch.no_grad()
-    def step(self, drafts: list[Draft]) -> list[Tensor]:
+    def step(self, drafts: list[ImageState]) -> list[Tensor]:
         """The latents of each draft after its next step. All must have the same grid and text length."""
         latents = torch.cat([draft.latents for draft in drafts])
         velocity = self._velocity(latents, drafts)
         # diffusers multiplies in the transformer's dtype, so the width of the step is rounded to it.
-        width = self._numbers([draft.schedule.sigma_change(draft.done) for draft in drafts]).to(velocity.dtype)
+        width = self._numbers([draft.sigmas.sigma_delta(draft.step) for draft in drafts]).to(velocity.dtype)
         moved = (latents.float() + width[:, None, None] * velocity).to(velocity.dtype)
         return [
-            after if draft.original is None else _keep(after, draft.original, draft.schedule.sigmas[draft.done + 1])
+            after if draft.inpaint is None else _keep(after, draft.inpaint, draft.sigmas.sigmas[draft.step + 1])
             for draft, after in zip(drafts, moved.chunk(len(drafts)), strict=True)
         ]
 
-    def _velocity(self, latents: Tensor, drafts: list[Draft]) -> Tensor:
-        times = self._numbers([draft.schedule.timesteps[draft.done] for draft in drafts])
+    def _velocity(self, latents: Tensor, drafts: list[ImageState]) -> Tensor:
+        times = self._numbers([draft.sigmas.timesteps[draft.step] for draft in drafts])
         guidance = self._numbers([draft.guidance for draft in drafts]) if self._guided else None
-        embeddings = torch.cat([draft.text.embeddings for draft in drafts])
+        embeddings = torch.cat([draft.prompt_embeds.prompt_embeds for draft in drafts])
         invariant = batch_invariant(self._device) if len(drafts) > 1 else nullcontext()
-        with invariant, self._low_rank.adding([draft.mix.blend for draft in drafts]):
+        with invariant, self._low_rank.apply([draft.active_loras.selection for draft in drafts]):
             velocity: Tensor = self._transformer(
                 hidden_states=latents,
                 timestep=times.to(latents.dtype) / _TIME_UNIT,
                 guidance=guidance,
-                pooled_projections=torch.cat([draft.text.summary for draft in drafts]),
+                pooled_projections=torch.cat([draft.prompt_embeds.pooled_prompt_embeds for draft in drafts]),
                 encoder_hidden_states=embeddings,
-                txt_ids=drafts[0].positions.new_zeros(embeddings.shape[1], 3),
-                img_ids=drafts[0].positions,
+                txt_ids=drafts[0].img_ids.new_zeros(embeddings.shape[1], 3),
+                img_ids=drafts[0].img_ids,
                 return_dict=False,
             )[0]
         return velocity
@@ -90,49 +90,49 @@ class Stepper:
         return torch.tensor(numbers, device=self._device, dtype=torch.float32)
 
 
-def _keep(latents: Tensor, original: Original, sigma: float) -> Tensor:
+def _keep(latents: Tensor, original: InpaintLatents, sigma: float) -> Tensor:
     """`latents` where the mask repaints, elsewhere the original at the noise of the step that comes next."""
     kept = add_noise(original.latents, original.noise, sigma) if sigma else original.latents
-    return (1 - original.repaint) * kept + original.repaint * latents
+    return (1 - original.mask) * kept + original.mask * latents
 
 
-Member = tuple[Task, Draft]
+Member = tuple[RequestState, ImageState]
 _log = logging.getLogger(__name__)
 
 
-class Passes:
+class BatchExecutor:
     """One pass at a time, over whatever images there are then."""
 
-    def __init__(self, checkpoint: Checkpoint, pool: PoolSettings, watch: Watch) -> None:
-        self._stepper = Stepper(checkpoint)
+    def __init__(self, checkpoint: Checkpoint, pool: PoolSettings, watch: Watchdog) -> None:
+        self._stepper = Denoiser(checkpoint)
         self._device = checkpoint.device
-        self._max_batch = 1 if pool.batch_alone else pool.max_batch
-        self._mix_loras = pool.mix_loras
+        self._max_batch = 1 if pool.disable_batching else pool.max_batch
+        self._mix_loras = pool.batch_across_loras
         self._watch = watch
-        self._groups: tuple[Group, ...] = ()
-        self.done = 0
+        self._groups: tuple[BatchKey, ...] = ()
+        self.batches = 0
         """Passes so far; one that was tried again in parts counts by its parts."""
         self.image_steps = 0
 
-    def one(self, tasks: Sequence[Task]) -> list[Task]:
+    def run_next(self, tasks: Sequence[RequestState]) -> list[RequestState]:
         """Steps the images whose turn it is. Returns the tasks of those that cannot be stepped."""
         members = {
-            (task.number, draft.image): (task, draft)
+            (task.number, draft.index): (task, draft)
             for task in tasks
-            for draft in task.drafts or ()
+            for draft in task.images or ()
             if not draft.finished
         }
-        waiting = [Waiting(task.number, draft.image, self._group(draft)) for task, draft in members.values()]
-        turn = next_turn(waiting, self._groups, self._max_batch)
-        self._groups = turn.groups
-        failed: list[Task] = []
-        self._pass([members[image.request, image.image] for image in turn.batch], failed)
+        waiting = [PendingImage(task.number, draft.index, self._group(draft)) for task, draft in members.values()]
+        turn = select_batch(waiting, self._groups, self._max_batch)
+        self._groups = turn.next_keys
+        failed: list[RequestState] = []
+        self._pass([members[image.request, image.image] for image in turn.images], failed)
         return failed
 
-    def _group(self, draft: Draft) -> Group:
-        return draft.group if self._mix_loras else draft.group._replace(loras=draft.mix.scales)
+    def _group(self, draft: ImageState) -> BatchKey:
+        return draft.batch_key if self._mix_loras else draft.batch_key._replace(loras=draft.active_loras.scales)
 
-    def _pass(self, members: Sequence[Member], failed: list[Task]) -> None:
+    def _pass(self, members: Sequence[Member], failed: list[RequestState]) -> None:
         """Steps `members` together; if that fails, in halves, until it is known who fails alone."""
         members = [(task, draft) for task, draft in members if task not in failed]
         if not members:
@@ -145,7 +145,7 @@ class Passes:
         elif len(members) == 1:
             failed.append(members[0][0])
         else:
-            device.give_back_memory(self._device)
+            device.empty_cache(self._device)
             middle = len(members) // 2
             self._pass(members[:middle], failed)
             self._pass(members[middle:], failed)
@@ -153,22 +153,22 @@ class Passes:
     def _try_step(self, members: Sequence[Member]) -> list[Tensor] | None:
         """The latents that each has after its step, or None. Holds on to nothing of a failure: that may be memory."""
         task, _ = members[0]
-        work = Work("step", images=len(members), pixels=task.pixels)
+        work = WorkItem("step", images=len(members), pixels=task.pixels)
         try:
-            with self._watch.during(work):
+            with self._watch.track(work):
                 moved = self._stepper.step([draft for _, draft in members])
-                device.finish(self._device)
+                device.synchronize(self._device)
         except Exception:
             _log.exception("%s failed%s", work, ", it is tried again in halves" if len(members) > 1 else "")
             return None
         return moved
 
     def _moved(self, members: Sequence[Member], moved: Sequence[Tensor]) -> None:
-        self.done += 1
+        self.batches += 1
         self.image_steps += len(members)
         for task in dict.fromkeys(task for task, _ in members):
-            task.shared_pass(len(members))
+            task.record_batch(len(members))
         for (task, draft), latents in zip(members, moved, strict=True):
             draft.latents = latents
-            draft.done += 1
-            task.tell(Stepped(draft.image, draft.done, draft.schedule.steps))
+            draft.step += 1
+            task.emit(StepDone(draft.index, draft.step, draft.sigmas.steps))

@@ -6,22 +6,22 @@ A CPU has finished when a call returns; a GPU has only been told.
 import torch
 from torch import Tensor
 
-from serve.engine.request import Picture
+from serve.engine.request import ImageArray
 
 
-def finish(device: torch.device) -> None:
+def synchronize(device: torch.device) -> None:
     """Returns when `device` has done all that this thread gave it. Raises what went wrong there."""
     if device.type == "cuda":
         torch.cuda.current_stream(device).synchronize()
 
 
-def give_back_memory(device: torch.device) -> None:
+def empty_cache(device: torch.device) -> None:
     """Hands memory that was kept for reuse back to the device, so that it can be cut anew."""
     if device.type == "cuda":
         torch.cuda.empty_cache()
 
 
-def answers(device: torch.device) -> bool:
+def is_responsive(device: torch.device) -> bool:
     """Whether the device still computes; after some faults a GPU refuses everything until the process ends."""
     try:
         return float(torch.ones(1, device=device).add_(1)) == 2
@@ -29,7 +29,7 @@ def answers(device: torch.device) -> bool:
         return False
 
 
-def to_host(picture: Tensor) -> Picture:
+def to_host(picture: Tensor) -> ImageArray:
     """The picture as an array. From a GPU it is copied beside the work that goes on there, not behind it."""
     if picture.device.type != "cuda":
         return picture.numpy()

@@ -13,7 +13,7 @@ from diffusers.utils.torch_utils import randn_tensor
 from torch import Tensor
 
 from serve.engine.checkpoint import Checkpoint
-from serve.engine.request import Mask, Picture
+from serve.engine.request import ImageArray, MaskArray
 from serve.model_specs import Size
 
 _PATCH = 2
@@ -23,7 +23,7 @@ _REPAINT = 128
 
 
 @dataclass(frozen=True, slots=True)
-class Grid:
+class LatentGrid:
     """A picture's size in transformer tokens."""
 
     rows: int
@@ -46,24 +46,24 @@ class LatentSpace:
         self._scaling = checkpoint.vae.config.scaling_factor
         self._offset = checkpoint.vae.config.shift_factor
 
-    def grid(self, size: Size) -> Grid:
+    def grid(self, size: Size) -> LatentGrid:
         """The tokens that cover `size`."""
         width, height = size
-        return Grid(rows=-(-height // self._stride), columns=-(-width // self._stride))
+        return LatentGrid(rows=-(-height // self._stride), columns=-(-width // self._stride))
 
-    def positions(self, grid: Grid) -> Tensor:
+    def img_ids(self, grid: LatentGrid) -> Tensor:
         """[tokens, 3]: nothing, row and column of every token, as the transformer wants them."""
         rows, columns = torch.meshgrid(torch.arange(grid.rows), torch.arange(grid.columns), indexing="ij")
         ids = torch.stack((torch.zeros_like(rows), rows, columns), dim=-1).reshape(grid.tokens, 3)
         return ids.to(self._device, self._dtype)
 
-    def noise(self, generator: torch.Generator, grid: Grid) -> Tensor:
+    def noise(self, generator: torch.Generator, grid: LatentGrid) -> Tensor:
         """Packed noise, [1, tokens, channels]: float32 from a CPU generator, then in the transformer's dtype."""
         shape = (1, self._channels, grid.rows * _PATCH, grid.columns * _PATCH)
         drawn = randn_tensor(shape, generator=generator, device=self._device, dtype=torch.float32)
         return pack(drawn.to(self._dtype))
 
-    def encode(self, picture: Picture) -> DiagonalGaussianDistribution:
+    def encode(self, picture: ImageArray) -> DiagonalGaussianDistribution:
         """The distribution of a picture's latents; the picture is padded by its edge to whole tokens."""
         shades = 2.0 * (self._pad(picture).astype(np.float32) / 255.0) - 1.0
         # Convolutions choose how they sum by the strides, so these are diffusers' too.
@@ -76,13 +76,13 @@ class LatentSpace:
         latents = (posterior.sample(generator) - self._offset) * self._scaling
         return pack(latents.to(self._dtype))
 
-    def repaint(self, mask: Mask) -> Tensor:
+    def pack_mask(self, mask: MaskArray) -> Tensor:
         """1 where latents are drawn anew and 0 where they are kept, packed: [1, tokens, channels]."""
         pixels_per_latent = self._stride // _PATCH
         latents = torch.from_numpy(self._pad(mask)[::pixels_per_latent, ::pixels_per_latent] >= _REPAINT)
         return pack(latents.to(self._device, self._dtype).expand(1, self._channels, -1, -1))
 
-    def decode(self, latents: Tensor, grid: Grid, size: Size) -> Tensor:
+    def decode(self, latents: Tensor, grid: LatentGrid, size: Size) -> Tensor:
         """Packed latents of one picture become its pixels: uint8 [height, width, 3] on the device."""
         unpacked = unpack(latents, grid).to(self._vae.dtype)
         decoded = self._vae.decode(unpacked / self._scaling + self._offset, return_dict=False)[0]
@@ -102,13 +102,13 @@ def pack(latents: Tensor) -> Tensor:
     return torch.nn.functional.pixel_unshuffle(latents, _PATCH).flatten(2).transpose(1, 2).contiguous()
 
 
-def unpack(tokens: Tensor, grid: Grid) -> Tensor:
+def unpack(tokens: Tensor, grid: LatentGrid) -> Tensor:
     """The reverse of `pack`."""
     squares = tokens.transpose(1, 2).reshape(1, -1, grid.rows, grid.columns)
     return torch.nn.functional.pixel_shuffle(squares, _PATCH)
 
 
-def paste_kept(drawn: Tensor, picture: Picture, mask: Mask) -> Tensor:
+def paste_kept_pixels(drawn: Tensor, picture: ImageArray, mask: MaskArray) -> Tensor:
     """`drawn` where the mask repaints, and the very pixels of `picture` elsewhere; uint8 [height, width, 3]."""
     repainted = torch.tensor(mask >= _REPAINT, device=drawn.device)[..., None]
     return torch.where(repainted, drawn, torch.tensor(picture, device=drawn.device))

@@ -4,26 +4,26 @@ from collections import Counter, OrderedDict
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 
-from serve.engine.lora_slots import Blend, LowRankBank
+from serve.engine.lora_slots import LoraSlots, SlotSelection
 from serve.errors import LorasMissing, LorasTooLarge
 from serve.lora.weights import LoraWeights
-from serve.plan import LoraUse
+from serve.plan import PlannedLora
 
 Scales = tuple[tuple[str, float], ...]
 """Keys of LoRAs, sorted, with the scale of each."""
 
 
 @dataclass(frozen=True, slots=True, eq=False)
-class Mix:
+class ActiveLoras:
     """The LoRAs of a job, which stay on the device until it leaves them."""
 
     scales: Scales = ()
     text_scales: Scales = ()
     """Those of them that act on CLIP."""
-    blend: Blend | None = None
+    selection: SlotSelection | None = None
 
 
-NO_LORAS = Mix()
+NO_LORAS = ActiveLoras()
 
 
 @dataclass(frozen=True, slots=True)
@@ -33,25 +33,25 @@ class _Resident:
     reads_text: bool
 
 
-class Adapters:
+class LoraManager:
     """LoRAs by key in the rows of a bank."""
 
-    def __init__(self, bank: LowRankBank) -> None:
+    def __init__(self, bank: LoraSlots) -> None:
         self._bank = bank
-        self._free = list(range(1, bank.rows + 1))
+        self._free = list(range(1, bank.count + 1))
         self._residents: OrderedDict[str, _Resident] = OrderedDict()
         """Those used last stand last."""
         self._pins: Counter[str] = Counter()
         self.keys: frozenset[str] = frozenset()
         """The LoRAs on the device; may be read from any thread."""
-        self.copies = 0
+        self.loads = 0
         """LoRAs that were brought since the start."""
 
-    def hold(self, uses: Iterable[LoraUse]) -> bool:
+    def are_resident(self, uses: Iterable[PlannedLora]) -> bool:
         """Whether all that `uses` need lies on the device."""
         return dict(_summed(uses)).keys() <= self._residents.keys()
 
-    def take(self, uses: Iterable[LoraUse], carried: Mapping[str, LoraWeights]) -> Mix | None:
+    def acquire(self, uses: Iterable[PlannedLora], carried: Mapping[str, LoraWeights]) -> ActiveLoras | None:
         """What a job with these `uses` draws with, copied out of what it carried if need be; to be left in the end.
 
         The same LoRA twice adds up, and one at scale 0 is none. None while others use the room that it needs. Raises
@@ -72,14 +72,14 @@ class Adapters:
             self._residents.move_to_end(key)
         return self._mix(scales)
 
-    def leave(self, mix: Mix) -> None:
+    def release(self, mix: ActiveLoras) -> None:
         self._pins -= Counter(key for key, _ in mix.scales)
 
     def _make_room(self, rank: int, needed: set[str]) -> bool:
         """Lets go as few as must go for `rank` rows, and nobody if that is not enough."""
         kept = sum(len(resident.rows) for key, resident in self._residents.items() if key in needed)
-        if kept + rank > self._bank.rows:
-            raise LorasTooLarge(kept + rank, self._bank.rows)
+        if kept + rank > self._bank.count:
+            raise LorasTooLarge(kept + rank, self._bank.count)
         going, room = [], len(self._free)
         for key, resident in self._residents.items():
             if room < rank and key not in needed and not self._pins[key]:
@@ -102,21 +102,21 @@ class Adapters:
         self._bank.write(rows, matrices)
         del self._free[: weights.rank]
         self._residents[key] = _Resident(tuple(rows), frozenset(matrices), bool(weights.clip))
-        self.copies += 1
+        self.loads += 1
         self._publish()
 
-    def _mix(self, scales: Scales) -> Mix:
+    def _mix(self, scales: Scales) -> ActiveLoras:
         residents = [(self._residents[key], key, scale) for key, scale in scales]
         gains = {row: scale for resident, _, scale in residents for row in resident.rows}
         layers = frozenset[str]().union(*(resident.layers for resident, _, _ in residents))
         text_scales = tuple((key, scale) for resident, key, scale in residents if resident.reads_text)
-        return Mix(scales, text_scales, self._bank.blend(gains, layers))
+        return ActiveLoras(scales, text_scales, self._bank.select(gains, layers))
 
     def _publish(self) -> None:
         self.keys = frozenset(self._residents)
 
 
-def _summed(uses: Iterable[LoraUse]) -> Scales:
+def _summed(uses: Iterable[PlannedLora]) -> Scales:
     scales: dict[str, float] = {}
     for use in uses:
         scales[use.key] = scales.get(use.key, 0.0) + use.scale

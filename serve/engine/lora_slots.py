@@ -15,18 +15,18 @@ _SMALLEST_RANK = 16
 
 
 @dataclass(frozen=True, slots=True, eq=False)
-class Blend:
+class SlotSelection:
     """Which rows an image draws with, and how much of each."""
 
     layers: frozenset[str]
     """The linears beside which some of the rows are not zero."""
-    rows: Tensor
+    slots: Tensor
     """[rank] on the device. Few ranks occur: what is left over is filled with row 0, which is always zero."""
     gains: Tensor
     """[rank], float32."""
 
 
-class LowRankBank:
+class LoraSlots:
     """The rows beside all linears of some networks. Belongs to the thread that runs them."""
 
     def __init__(self, networks: Mapping[str, nn.Module], size_bytes: int, max_rows: int | None = None) -> None:
@@ -41,13 +41,13 @@ class LowRankBank:
             for path, module in root.named_modules()
             if isinstance(module, nn.Linear)
         }
-        self.row_bytes = sum(map(_row_bytes, linears.values()))
-        fitting = max(0, size_bytes // self.row_bytes - 1) if linears else 0
-        self.rows = fitting if max_rows is None else min(fitting, max_rows)
+        self.slot_bytes = sum(map(_row_bytes, linears.values()))
+        fitting = max(0, size_bytes // self.slot_bytes - 1) if linears else 0
+        self.count = fitting if max_rows is None else min(fitting, max_rows)
         """Those that can be written to are 1 to `rows`."""
         self._device = next((linear.weight.device for linear in linears.values()), torch.device("cpu"))
         self._running = _Running()
-        self._layers = {name: _Layer(linear, name, self.rows + 1, self._running) for name, linear in linears.items()}
+        self._layers = {name: _Layer(linear, name, self.count + 1, self._running) for name, linear in linears.items()}
 
     def write(self, rows: Sequence[int], matrices: Mapping[str, LowRank]) -> None:
         """Fills `rows` with matrices of at most as many ranks, by linear; beside all other linears they become zero.
@@ -62,20 +62,20 @@ class LowRankBank:
         for name, layer in self._layers.items():
             layer.write(index, matrices.get(name))
 
-    def blend(self, gains: Mapping[int, float], layers: frozenset[str]) -> Blend:
+    def select(self, gains: Mapping[int, float], layers: frozenset[str]) -> SlotSelection:
         """The choice of rows with these gains, all zero but beside `layers`."""
         rank = _SMALLEST_RANK
         while rank < len(gains):
             rank *= 2
         filling = [0] * (rank - len(gains))
-        return Blend(
+        return SlotSelection(
             layers,
             torch.tensor([*gains, *filling], device=self._device),
             torch.tensor([*gains.values(), *filling], device=self._device, dtype=torch.float32),
         )
 
     @contextmanager
-    def adding(self, blends: Sequence[Blend | None]) -> Iterator[None]:
+    def apply(self, blends: Sequence[SlotSelection | None]) -> Iterator[None]:
         """Within it, image i of a batch passes through the networks with `blends[i]`."""
         if any(blends):
             self._running.blends = tuple(map(self._own, blends))
@@ -84,17 +84,17 @@ class LowRankBank:
         finally:
             self._running.blends = ()
 
-    def _own(self, blend: Blend | None) -> Blend:
+    def _own(self, blend: SlotSelection | None) -> SlotSelection:
         """In tensors of its own, also for none: a compiled network is tied to which of its inputs are the same."""
-        blend = blend or self.blend({}, frozenset())
-        return replace(blend, rows=blend.rows.clone(), gains=blend.gains.clone())
+        blend = blend or self.select({}, frozenset())
+        return replace(blend, slots=blend.slots.clone(), gains=blend.gains.clone())
 
 
 @dataclass(slots=True)
 class _Running:
     """What is on its way through the networks."""
 
-    blends: tuple[Blend, ...] = ()
+    blends: tuple[SlotSelection, ...] = ()
     """One an image; none if no image has rows."""
 
 
@@ -131,8 +131,8 @@ class _Layer:
             if torch.compiler.is_compiling() or self._name in blend.layers:
                 tokens = inputs[0][image : image + 1].flatten(0, -2)
                 sums = output[image : image + 1].view(-1, output.shape[-1])
-                inner = torch.mm(tokens, self._down.index_select(0, blend.rows).t()).mul_(blend.gains)
-                sums.addmm_(inner, self._up.index_select(0, blend.rows))
+                inner = torch.mm(tokens, self._down.index_select(0, blend.slots).t()).mul_(blend.gains)
+                sums.addmm_(inner, self._up.index_select(0, blend.slots))
 
 
 def _row_bytes(linear: nn.Linear) -> int:

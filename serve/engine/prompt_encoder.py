@@ -11,32 +11,32 @@ import torch
 from torch import Tensor
 
 from serve.engine.checkpoint import Checkpoint
-from serve.engine.lora_manager import NO_LORAS, Mix, Scales
+from serve.engine.lora_manager import NO_LORAS, ActiveLoras, Scales
 
 
 @dataclass(frozen=True, slots=True)
-class Text:
+class PromptEmbeds:
     """An encoded prompt."""
 
-    embeddings: Tensor
+    prompt_embeds: Tensor
     """From T5: [1, text tokens, width], in the transformer's dtype."""
-    summary: Tensor
+    pooled_prompt_embeds: Tensor
     """From CLIP: [1, width], in the transformer's dtype."""
     notes: tuple[str, ...]
     """A line for each encoder that did not read the whole prompt."""
 
 
-class TextEncoder:
+class PromptEncoder:
     """Encodes prompts, and remembers the last ones that were asked for."""
 
     def __init__(self, checkpoint: Checkpoint, cache_entries: int) -> None:
         """`cache_entries` 0 remembers nothing."""
         self._checkpoint = checkpoint
         self._cache_entries = cache_entries
-        self._cache: OrderedDict[tuple[str, Scales], Text] = OrderedDict()
+        self._cache: OrderedDict[tuple[str, Scales], PromptEmbeds] = OrderedDict()
 
     @torch.no_grad()
-    def encode(self, prompt: str, mix: Mix = NO_LORAS) -> Text:
+    def encode(self, prompt: str, mix: ActiveLoras = NO_LORAS) -> PromptEmbeds:
         """The prompt as CLIP reads it with the LoRAs of `mix`."""
         key = (prompt, mix.text_scales)
         text = self._cache.get(key) or self._encode(prompt, mix)
@@ -46,19 +46,19 @@ class TextEncoder:
             self._cache.popitem(last=False)
         return text
 
-    def _encode(self, prompt: str, mix: Mix) -> Text:
+    def _encode(self, prompt: str, mix: ActiveLoras) -> PromptEmbeds:
         models = self._checkpoint
         dtype = models.transformer.dtype
         clip_tokens = models.clip_tokenizer.model_max_length
         clip_ids = self._ids(models.clip_tokenizer, prompt, clip_tokens)
-        t5_ids = self._ids(models.t5_tokenizer, prompt, models.text_tokens)
-        with models.low_rank.adding([mix.blend]):
+        t5_ids = self._ids(models.t5_tokenizer, prompt, models.max_sequence_length)
+        with models.lora_slots.apply([mix.selection]):
             summary = models.clip(clip_ids).pooler_output
-        return Text(
-            embeddings=models.t5(t5_ids).last_hidden_state.to(dtype),
-            summary=summary.to(dtype),
+        return PromptEmbeds(
+            prompt_embeds=models.t5(t5_ids).last_hidden_state.to(dtype),
+            pooled_prompt_embeds=summary.to(dtype),
             notes=(
-                *_cut(models.t5_tokenizer, prompt, models.text_tokens, "T5"),
+                *_cut(models.t5_tokenizer, prompt, models.max_sequence_length, "T5"),
                 *_cut(models.clip_tokenizer, prompt, clip_tokens, "CLIP"),
             ),
         )

@@ -8,7 +8,7 @@ from optimum.quanto import AbsmaxOptimizer, QLinear, QTensor, qfloat8_e4m3fn, qu
 from torch import nn
 
 
-def to_float8(model: nn.Module, device: torch.device) -> None:
+def quantize_to_float8(model: nn.Module, device: torch.device) -> None:
     """Replaces all linear layers of `model` by float8 ones on `device`, in place; the rest of it moves there too.
 
     One layer at a time, so that the device never holds more than the float8 weights and a single bf16 layer.
@@ -16,11 +16,11 @@ def to_float8(model: nn.Module, device: torch.device) -> None:
     quantize(model, weights=qfloat8_e4m3fn)
     for layer in model.modules():
         if isinstance(layer, QLinear):
-            layer.weight = nn.Parameter(float8(layer.weight.detach().to(device)), requires_grad=False)
+            layer.weight = nn.Parameter(float8_weight(layer.weight.detach().to(device)), requires_grad=False)
     model.to(device)
 
 
-def float8(weight: torch.Tensor) -> torch.Tensor:
+def float8_weight(weight: torch.Tensor) -> torch.Tensor:
     """`weight` as quanto's float8 tensor, with one scale a row.
 
     quanto picks a kernel by what a weight says of the activations it will meet. If that is "not quantized", CUDA gets

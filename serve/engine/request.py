@@ -11,25 +11,25 @@ import numpy as np
 from numpy.typing import NDArray
 
 from serve.errors import ServiceError
-from serve.events import Started, Stepped
+from serve.events import Started, StepDone
 from serve.plan import Plan
 
 if TYPE_CHECKING:
     from serve.lora.weights import LoraWeights
 
-Picture = NDArray[np.uint8]
+ImageArray = NDArray[np.uint8]
 """[height, width, 3], RGB."""
-Mask = NDArray[np.uint8]
+MaskArray = NDArray[np.uint8]
 """[height, width]; from 128 on a pixel is repainted, below it is kept."""
 
 
 @dataclass(frozen=True, slots=True)
-class Job:
+class GenerationRequest:
     """A plan with its pictures, already of the plan's size, and its LoRAs."""
 
     plan: Plan
-    picture: Picture | None = None
-    mask: Mask | None = None
+    image: ImageArray | None = None
+    mask: MaskArray | None = None
     loras: "Mapping[str, LoraWeights]" = field(default_factory=dict, repr=False)
     """By key. Those that lie on the device may be left out, at the risk of `LorasMissing` if they have gone by then."""
 
@@ -43,22 +43,22 @@ class Job:
             "image_to_image": ((height, width, 3), None),
             "inpainting": ((height, width, 3), (height, width)),
         }[self.plan.mode]
-        given = tuple(None if array is None else array.shape for array in (self.picture, self.mask))
+        given = tuple(None if array is None else array.shape for array in (self.image, self.mask))
         if given != wanted:
             raise ValueError(f"{self.plan.mode} at {width}x{height} needs picture and mask {wanted}, not {given}")
 
 
 @dataclass(frozen=True, slots=True)
-class Pixels:
+class ImageReady:
     """Image `image` is finished."""
 
     image: int
-    to_host: Callable[[], Picture] = field(repr=False)
+    to_host: Callable[[], ImageArray] = field(repr=False)
     """Copies the picture from the device, [height, width, 3]. Not for the engine's thread: it waits for the copy."""
 
 
 @dataclass(frozen=True, slots=True)
-class Done:
+class Completed:
     """Every image was told of; the fields are those of `serve.events.Finished`."""
 
     stages_ms: dict[str, float]
@@ -77,7 +77,7 @@ class Canceled:
     """The job was left by who asked for it."""
 
 
-End = Done | Failed | Canceled
-EngineEvent = Started | Stepped | Pixels | End
+End = Completed | Failed | Canceled
+EngineEvent = Started | StepDone | ImageReady | End
 Listener = Callable[[EngineEvent], None]
 """Called from the engine's thread: it must return at once, and hand on whatever takes time."""

@@ -10,77 +10,83 @@ import torch
 from diffusers.models.autoencoders.vae import DiagonalGaussianDistribution
 from torch import Tensor
 
-from serve.engine.latents import Grid, LatentSpace
-from serve.engine.lora_manager import NO_LORAS, Mix, Scales
-from serve.engine.prompt_encoder import Text
-from serve.engine.request import Canceled, Done, EngineEvent, Failed, Job, Listener
-from serve.engine.sigmas import Schedule, make_schedule
+from serve.engine.latents import LatentGrid, LatentSpace
+from serve.engine.lora_manager import NO_LORAS, ActiveLoras, Scales
+from serve.engine.prompt_encoder import PromptEmbeds
+from serve.engine.request import Canceled, Completed, EngineEvent, Failed, GenerationRequest, Listener
+from serve.engine.sigmas import SigmaSchedule, make_sigma_schedule
 from serve.errors import ServiceError
 from serve.events import Started
 from serve.model_specs import Size
 
 
 @dataclass(frozen=True, slots=True)
-class Original:
+class InpaintLatents:
     """What an inpainting returns to wherever its mask keeps the picture. Packed, [1, tokens, channels] each."""
 
     latents: Tensor
     noise: Tensor
-    repaint: Tensor
+    mask: Tensor
     """1 where latents are drawn anew, 0 where they are kept."""
 
 
-class Group(NamedTuple):
+class BatchKey(NamedTuple):
     """What images must agree in to share a pass."""
 
-    grid: Grid
-    text_tokens: int
+    grid: LatentGrid
+    max_sequence_length: int
     loras: Scales = ()
     """Nothing, unless LoRAs are kept apart."""
 
 
 @dataclass(slots=True, eq=False)
-class Draft:
+class ImageState:
     """One image of a job between its noise and its pixels."""
 
-    image: int
+    index: int
     """Its index among the images of its job."""
-    text: Text
+    prompt_embeds: PromptEmbeds
     guidance: float
     """Not read by transformers without a guidance embedding."""
-    schedule: Schedule
-    grid: Grid
-    positions: Tensor
+    sigmas: SigmaSchedule
+    grid: LatentGrid
+    img_ids: Tensor
     """[tokens, 3]"""
     latents: Tensor
     """[1, tokens, channels], after `done` steps."""
-    mix: Mix = NO_LORAS
-    original: Original | None = None
-    done: int = 0
+    active_loras: ActiveLoras = NO_LORAS
+    inpaint: InpaintLatents | None = None
+    step: int = 0
 
     @property
     def finished(self) -> bool:
-        return self.done == self.schedule.steps
+        return self.step == self.sigmas.steps
 
     @property
-    def group(self) -> Group:
-        return Group(self.grid, self.text.embeddings.shape[1])
+    def batch_key(self) -> BatchKey:
+        return BatchKey(self.grid, self.prompt_embeds.prompt_embeds.shape[1])
 
 
-class Drafting:
+class LatentsPreparer:
     """Begins the images of jobs in one latent space."""
 
     def __init__(self, space: LatentSpace, scheduler_config: Mapping[str, Any]) -> None:
         self._space = space
         self._scheduler_config = scheduler_config
 
-    def begin(self, job: Job, text: Text, mix: Mix, posterior: DiagonalGaussianDistribution | None) -> list[Draft]:
+    def prepare(
+        self,
+        job: GenerationRequest,
+        text: PromptEmbeds,
+        mix: ActiveLoras,
+        posterior: DiagonalGaussianDistribution | None,
+    ) -> list[ImageState]:
         """All images of the job, before their first step. `posterior` is that of its picture, if it has one."""
         assert job.plan.size is not None
         plan, grid = job.plan, self._space.grid(job.plan.size)
-        schedule = make_schedule(self._scheduler_config, grid.tokens, plan.steps, plan.strength)
-        positions = self._space.positions(grid)
-        repaint = None if job.mask is None else self._space.repaint(job.mask)
+        schedule = make_sigma_schedule(self._scheduler_config, grid.tokens, plan.steps, plan.strength)
+        positions = self._space.img_ids(grid)
+        repaint = None if job.mask is None else self._space.pack_mask(job.mask)
         drafts = []
         for image, seed in enumerate(plan.seeds):
             generator = torch.Generator("cpu").manual_seed(seed)
@@ -88,9 +94,9 @@ class Drafting:
             sample = None if posterior is None else self._space.sample(posterior, generator)
             noise = self._space.noise(generator, grid)
             latents = noise if sample is None else add_noise(sample, noise, schedule.sigmas[0])
-            draft = Draft(image, text, plan.guidance or 0.0, schedule, grid, positions, latents, mix)
+            draft = ImageState(image, text, plan.guidance or 0.0, schedule, grid, positions, latents, mix)
             if sample is not None and repaint is not None:
-                draft.original = Original(sample, noise, repaint)
+                draft.inpaint = InpaintLatents(sample, noise, repaint)
             drafts.append(draft)
         return drafts
 
@@ -105,27 +111,27 @@ _PREPARATIONS = ("lora", "text", "encode_image")
 _log = logging.getLogger(__name__)
 
 
-class Ticket:
+class CancelToken:
     """What the submitter of a job holds on to."""
 
     def __init__(self) -> None:
-        self.left = False
+        self.cancelled = False
         """The submitter no longer wants the job."""
 
 
 @dataclass(slots=True, eq=False)
-class Task:
+class RequestState:
     """One job from its arrival to its end. All but `ticket` belongs to the engine's thread."""
 
     number: int
     """The smaller, the older."""
-    job: Job
+    request: GenerationRequest
     listener: Listener
-    ticket: Ticket = field(default_factory=Ticket)
-    mix: Mix | None = None
+    cancel_token: CancelToken = field(default_factory=CancelToken)
+    active_loras: ActiveLoras | None = None
     """Its LoRAs; None until they are on the device."""
-    text: Text | None = None
-    drafts: list[Draft] | None = None
+    prompt_embeds: PromptEmbeds | None = None
+    images: list[ImageState] | None = None
     """Its images that have no pixels yet; None until they have begun."""
     ended: bool = False
     _submitted_s: float = field(default_factory=time.monotonic)
@@ -135,58 +141,58 @@ class Task:
     _passes: int = 0
     _shared: int = 0
 
-    def equip(self, mix: Mix | None) -> None:
+    def attach_loras(self, mix: ActiveLoras | None) -> None:
         """Its LoRAs are on the device, unless `mix` is None; what it carried is no longer needed then."""
         if mix is not None:
-            self.mix = mix
-            self.job = replace(self.job, loras={})
+            self.active_loras = mix
+            self.request = replace(self.request, loras={})
 
     @property
     def size(self) -> Size:
-        assert self.job.plan.size is not None
-        return self.job.plan.size
+        assert self.request.plan.size is not None
+        return self.request.plan.size
 
     @property
     def pixels(self) -> int:
         width, height = self.size
         return width * height
 
-    def tell(self, event: EngineEvent) -> None:
+    def emit(self, event: EngineEvent) -> None:
         """A listener that fails is one that has gone."""
         try:
             self.listener(event)
         except Exception:
             _log.exception("a listener failed, so its job is let go")
-            self.ticket.left = True
+            self.cancel_token.cancelled = True
 
     def start(self) -> None:
         """Says, the first time, that its images are drawn from now on."""
         if self._started_s is None:
             self._started_s = time.monotonic()
-            self.tell(Started(self.text.notes if self.text else ()))
+            self.emit(Started(self.prompt_embeds.notes if self.prompt_embeds else ()))
 
-    def spend(self, kind: str, seconds: float) -> None:
+    def record_time(self, kind: str, seconds: float) -> None:
         """A piece of work was done for this job alone."""
         self._spent_s[kind] = self._spent_s.get(kind, 0.0) + seconds
 
-    def shared_pass(self, batch: int) -> None:
+    def record_batch(self, batch: int) -> None:
         """A pass of `batch` images held some of its own."""
         self._passes += 1
         self._shared += batch
         self._stepped_s = time.monotonic()
 
     def finish(self) -> None:
-        self._end(Done(self._stages_ms(), self._shared / self._passes if self._passes else 0.0))
+        self._end(Completed(self._stages_ms(), self._shared / self._passes if self._passes else 0.0))
 
     def fail(self, error: ServiceError) -> None:
         self._end(Failed(error))
 
-    def leave(self) -> None:
+    def cancel(self) -> None:
         self._end(Canceled())
 
-    def _end(self, event: Done | Failed | Canceled) -> None:
+    def _end(self, event: Completed | Failed | Canceled) -> None:
         self.ended = True
-        self.tell(event)
+        self.emit(event)
 
     def _stages_ms(self) -> dict[str, float]:
         """Each moment counts for one stage: before the first step what is no preparation was the queue, after the last

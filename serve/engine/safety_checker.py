@@ -11,9 +11,9 @@ from transformers import ViTForImageClassification
 from transformers.models.clip.image_processing_pil_clip import CLIPImageProcessorPil
 from transformers.models.vit.image_processing_pil_vit import ViTImageProcessorPil
 
-from serve.engine.checkpoint_files import local_folder, read_network, reading
-from serve.engine.request import Picture
-from serve.errors import CheckpointUnusable
+from serve.engine.checkpoint_files import load_network, model_load_errors, resolve_folder
+from serve.engine.request import ImageArray
+from serve.errors import ModelLoadError
 from serve.settings import SafetySettings
 
 _FILES = ("config.json", "preprocessor_config.json", "model.safetensors", "pytorch_model.bin")
@@ -26,22 +26,22 @@ class SafetyChecker(Protocol):
 
     on_device: bool
 
-    def flag(self, pixels: Picture) -> bool:
+    def is_flagged(self, pixels: ImageArray) -> bool:
         """Whether to withhold the picture, uint8 [height, width, 3]."""
 
 
 def build_checker(settings: SafetySettings, hf_token: str | None) -> SafetyChecker:
-    """The checker that the settings ask for. Raises CheckpointUnusable if its models cannot be had."""
+    """The checker that the settings ask for. Raises ModelLoadError if its models cannot be had."""
     if settings.checker == "none":
         return NoChecker()
     if settings.checker == "opennsfw":
         if settings.device != "cpu":
-            raise CheckpointUnusable("opennsfw", "it runs on the CPU only; set `safety.device` to cpu")
-        return OpenNsfw(settings.threshold)
-    concepts = local_folder(settings.concept_model, None, _FILES, hf_token)
-    classifier = local_folder(settings.classifier_model, None, _FILES, hf_token)
-    with reading(f"{settings.concept_model} or {settings.classifier_model}"):
-        return TwoStages(concepts, classifier, torch.device(settings.device))
+            raise ModelLoadError("opennsfw", "it runs on the CPU only; set `safety.device` to cpu")
+        return OpenNsfwChecker(settings.threshold)
+    concepts = resolve_folder(settings.concept_model, None, _FILES, hf_token)
+    classifier = resolve_folder(settings.classifier_model, None, _FILES, hf_token)
+    with model_load_errors(f"{settings.concept_model} or {settings.classifier_model}"):
+        return TwoStageChecker(concepts, classifier, torch.device(settings.device))
 
 
 class NoChecker:
@@ -49,11 +49,11 @@ class NoChecker:
 
     on_device = False
 
-    def flag(self, pixels: Picture) -> bool:
+    def is_flagged(self, pixels: ImageArray) -> bool:
         return False
 
 
-class OpenNsfw:
+class OpenNsfwChecker:
     """A small classifier whose weights come with its package. Some tens of milliseconds on one CPU thread."""
 
     on_device = False
@@ -64,11 +64,11 @@ class OpenNsfw:
             providers=["CPUExecutionProvider"], threshold=threshold, intra_op_num_threads=1
         )
 
-    def flag(self, pixels: Picture) -> bool:
+    def is_flagged(self, pixels: ImageArray) -> bool:
         return bool(self._classifier.classify(pixels).is_nsfw)
 
 
-class TwoStages:
+class TwoStageChecker:
     """Concepts that a picture must not be close to; what they flag is shown to a classifier, which may clear it.
 
     The first stage flags too much on purpose. A picture that the second cannot judge stays flagged.
@@ -82,21 +82,21 @@ class TwoStages:
         self.on_device = device.type != "cpu"
         self._device = device
         self._dtype = torch.float16 if self.on_device else torch.float32
-        self._concepts = read_network(StableDiffusionSafetyChecker, concepts, self._dtype).to(device)
+        self._concepts = load_network(StableDiffusionSafetyChecker, concepts, self._dtype).to(device)
         self._concepts_eye = CLIPImageProcessorPil.from_pretrained(concepts, local_files_only=True)
-        self._classifier = read_network(ViTForImageClassification, classifier, self._dtype).to(device)
+        self._classifier = load_network(ViTForImageClassification, classifier, self._dtype).to(device)
         self._classifier_eye = ViTImageProcessorPil.from_pretrained(classifier, local_files_only=True)
         if _HARMLESS not in self._classifier.config.id2label.values():
             raise ValueError(f"{classifier.name} has no label {_HARMLESS!r}")
 
-    def flag(self, pixels: Picture) -> bool:
+    def is_flagged(self, pixels: ImageArray) -> bool:
         return self._near_a_concept(pixels) and not self._cleared(pixels)
 
-    def _near_a_concept(self, pixels: Picture) -> bool:
+    def _near_a_concept(self, pixels: ImageArray) -> bool:
         _, (flagged,) = self._concepts(clip_input=self._see(self._concepts_eye, pixels), images=[torch.empty(0)])
         return bool(flagged)
 
-    def _cleared(self, pixels: Picture) -> bool:
+    def _cleared(self, pixels: ImageArray) -> bool:
         try:
             with torch.no_grad():
                 scores = self._classifier(self._see(self._classifier_eye, pixels)).logits[0]
@@ -106,6 +106,6 @@ class TwoStages:
             return False
         return label == _HARMLESS
 
-    def _see(self, eye: Any, pixels: Picture) -> torch.Tensor:
+    def _see(self, eye: Any, pixels: ImageArray) -> torch.Tensor:
         seen: torch.Tensor = eye(pixels, input_data_format="channels_last", return_tensors="pt").pixel_values
         return seen.to(self._device, self._dtype)

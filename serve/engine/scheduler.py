@@ -13,41 +13,41 @@ from torch import Tensor
 
 from serve.engine import device
 from serve.engine.checkpoint import Checkpoint
-from serve.engine.denoiser import Passes
-from serve.engine.latents import LatentSpace, paste_kept
-from serve.engine.lora_manager import NO_LORAS, Adapters
-from serve.engine.prompt_encoder import TextEncoder
-from serve.engine.request import Pixels
-from serve.engine.request_state import Draft, Drafting, Task
-from serve.engine.watchdog import Watch, Work
+from serve.engine.denoiser import BatchExecutor
+from serve.engine.latents import LatentSpace, paste_kept_pixels
+from serve.engine.lora_manager import NO_LORAS, LoraManager
+from serve.engine.prompt_encoder import PromptEncoder
+from serve.engine.request import ImageReady
+from serve.engine.request_state import ImageState, LatentsPreparer, RequestState
+from serve.engine.watchdog import Watchdog, WorkItem
 from serve.errors import EngineFailed, ServiceError
 from serve.settings import PoolSettings
 
 Result = TypeVar("Result")
-Errand = tuple["Future[Any]", Callable[[], Any]]
+DeviceCall = tuple["Future[Any]", Callable[[], Any]]
 """Something else that needs the device, such as a safety model, and where its result goes."""
 _log = logging.getLogger(__name__)
 
 
-class Loop:
+class Scheduler:
     """The jobs in work, and the parts of a checkpoint that work on them."""
 
-    def __init__(self, checkpoint: Checkpoint, pool: PoolSettings, watch: Watch) -> None:
+    def __init__(self, checkpoint: Checkpoint, pool: PoolSettings, watch: Watchdog) -> None:
         self._device = checkpoint.device
         self._watch = watch
-        self._encoder = TextEncoder(checkpoint, pool.prompt_cache_entries)
+        self._encoder = PromptEncoder(checkpoint, pool.prompt_cache_entries)
         self._space = LatentSpace(checkpoint)
-        self._drafting = Drafting(self._space, checkpoint.scheduler_config)
-        self._passes = Passes(checkpoint, pool, watch)
-        self.adapters = Adapters(checkpoint.low_rank)
-        self._tasks: list[Task] = []
-        self._errands: deque[Errand] = deque()
+        self._drafting = LatentsPreparer(self._space, checkpoint.scheduler_config)
+        self._passes = BatchExecutor(checkpoint, pool, watch)
+        self.loras = LoraManager(checkpoint.lora_slots)
+        self._tasks: list[RequestState] = []
+        self._errands: deque[DeviceCall] = deque()
         self.device_lost = False
 
     @property
     def passes(self) -> int:
         """Times that the transformer ran."""
-        return self._passes.done
+        return self._passes.batches
 
     @property
     def image_steps(self) -> int:
@@ -61,21 +61,21 @@ class Loop:
     @property
     def images(self) -> int:
         """Images of the jobs that have not ended."""
-        return sum(len(task.job.plan.seeds) for task in self._tasks if not task.ended)
+        return sum(len(task.request.plan.seeds) for task in self._tasks if not task.ended)
 
-    def admit(self, tasks: Sequence[Task], errands: Sequence[Errand]) -> None:
+    def add(self, tasks: Sequence[RequestState], errands: Sequence[DeviceCall]) -> None:
         """Takes on tasks, each younger than all before."""
         self._tasks = [*self._tasks, *tasks]
         self._errands.extend(errands)
 
     @torch.no_grad()
-    def round(self) -> None:
+    def step(self) -> None:
         for part in (self._bring_loras, self._read_prompts, self._one_picture, self._one_errand, self._one_pass):
             self._let_go()
             part()
         self._let_go()
 
-    def end_all(self, error: EngineFailed) -> None:
+    def fail_all(self, error: EngineFailed) -> None:
         for task in self._tasks:
             if not task.ended:
                 task.fail(error)
@@ -86,90 +86,90 @@ class Loop:
 
     def _let_go(self) -> None:
         for task in self._tasks:
-            if task.ticket.left and not task.ended:
-                task.leave()
+            if task.cancel_token.cancelled and not task.ended:
+                task.cancel()
         for task in self._tasks:
-            if task.ended and task.mix is not None:
-                self.adapters.leave(task.mix)
+            if task.ended and task.active_loras is not None:
+                self.loras.release(task.active_loras)
         self._tasks = [task for task in self._tasks if not task.ended]
 
     def _bring_loras(self) -> None:
         """Jobs get their LoRAs by age, so that none waits for room which younger ones take, and one copy at most."""
         for task in self._tasks:
-            if task.mix is None and not task.job.plan.loras:
-                task.equip(NO_LORAS)
-        for task in [task for task in self._tasks if task.mix is None]:
-            at_hand = self.adapters.hold(task.job.plan.loras)
-            self._attempt(task, Work("lora"), partial(self._bring, task))
+            if task.active_loras is None and not task.request.plan.loras:
+                task.attach_loras(NO_LORAS)
+        for task in [task for task in self._tasks if task.active_loras is None]:
+            at_hand = self.loras.are_resident(task.request.plan.loras)
+            self._attempt(task, WorkItem("lora"), partial(self._bring, task))
             if not at_hand:
                 return
 
-    def _bring(self, task: Task) -> None:
-        task.equip(self.adapters.take(task.job.plan.loras, task.job.loras))
+    def _bring(self, task: RequestState) -> None:
+        task.attach_loras(self.loras.acquire(task.request.plan.loras, task.request.loras))
 
     def _read_prompts(self) -> None:
         for task in self._tasks:
-            if task.text is None and task.mix is not None:
+            if task.prompt_embeds is None and task.active_loras is not None:
                 self._read(task)
 
-    def _read(self, task: Task) -> None:
+    def _read(self, task: RequestState) -> None:
         """Encodes the job's prompt; without a picture its images can begin."""
 
         def read() -> None:
-            assert task.mix is not None
-            task.text = self._encoder.encode(task.job.plan.prompt, task.mix)
-            if task.job.picture is None:
-                task.drafts = self._drafting.begin(task.job, task.text, task.mix, None)
+            assert task.active_loras is not None
+            task.prompt_embeds = self._encoder.encode(task.request.plan.prompt, task.active_loras)
+            if task.request.image is None:
+                task.images = self._drafting.prepare(task.request, task.prompt_embeds, task.active_loras, None)
 
-        self._attempt(task, Work("text"), read)
+        self._attempt(task, WorkItem("text"), read)
 
     def _one_picture(self) -> None:
         """The oldest job that has a picture to encode or to decode gets one done."""
         for task in self._tasks:
-            if task.text is not None and task.drafts is None:
+            if task.prompt_embeds is not None and task.images is None:
                 self._encode(task)
                 return
-            finished = next((draft for draft in task.drafts or () if draft.finished), None)
+            finished = next((draft for draft in task.images or () if draft.finished), None)
             if finished is not None:
                 self._decode(task, finished)
                 return
 
-    def _encode(self, task: Task) -> None:
+    def _encode(self, task: RequestState) -> None:
         """Encodes the job's picture, so its images can begin."""
 
         def encode() -> None:
-            assert task.mix is not None
-            assert task.text is not None
-            assert task.job.picture is not None
-            posterior = self._space.encode(task.job.picture)
-            task.drafts = self._drafting.begin(task.job, task.text, task.mix, posterior)
+            assert task.active_loras is not None
+            assert task.prompt_embeds is not None
+            assert task.request.image is not None
+            posterior = self._space.encode(task.request.image)
+            task.images = self._drafting.prepare(task.request, task.prompt_embeds, task.active_loras, posterior)
 
-        self._attempt(task, Work("encode_image", pixels=task.pixels), encode)
+        self._attempt(task, WorkItem("encode_image", pixels=task.pixels), encode)
 
-    def _decode(self, task: Task, draft: Draft) -> None:
-        assert task.drafts is not None
+    def _decode(self, task: RequestState, draft: ImageState) -> None:
+        assert task.images is not None
         task.start()
-        pixels = self._attempt(task, Work("decode", pixels=task.pixels), lambda: self._pixels(task, draft))
-        if pixels is None or task.ticket.left:
+        pixels = self._attempt(task, WorkItem("decode", pixels=task.pixels), lambda: self._pixels(task, draft))
+        if pixels is None or task.cancel_token.cancelled:
             return
-        task.drafts.remove(draft)
-        task.tell(Pixels(draft.image, partial(device.to_host, pixels)))
-        if not task.drafts:
+        task.images.remove(draft)
+        task.emit(ImageReady(draft.index, partial(device.to_host, pixels)))
+        if not task.images:
             task.finish()
 
-    def _pixels(self, task: Task, draft: Draft) -> Tensor:
+    def _pixels(self, task: RequestState, draft: ImageState) -> Tensor:
         pixels = self._space.decode(draft.latents, draft.grid, task.size)
-        if task.job.picture is None or task.job.mask is None:
+        if task.request.image is None or task.request.mask is None:
             return pixels
-        return paste_kept(pixels, task.job.picture, task.job.mask)
+        return paste_kept_pixels(pixels, task.request.image, task.request.mask)
 
-    def _attempt(self, task: Task, work: Work, action: Callable[[], Result]) -> Result | None:
+    def _attempt(self, task: RequestState, work: WorkItem, action: Callable[[], Result]) -> Result | None:
         """Does a piece of work for one job. If it fails, so has the job; what went wrong is in the log only."""
         begin = monotonic()
         try:
-            with self._watch.during(work):
+            with self._watch.track(work):
                 result = action()
-                device.finish(self._device)
+                device.synchronize(self._device)
         except ServiceError as error:
             task.fail(error)
             return None
@@ -177,7 +177,7 @@ class Loop:
             _log.exception("%s failed, and its job with it", work)
             self._failed(task)
             return None
-        task.spend(work.kind, monotonic() - begin)
+        task.record_time(work.kind, monotonic() - begin)
         return result
 
     def _one_errand(self) -> None:
@@ -187,16 +187,16 @@ class Loop:
         if not future.set_running_or_notify_cancel():
             return
         try:
-            with self._watch.during(Work("other")):
+            with self._watch.track(WorkItem("other")):
                 future.set_result(action())
         except Exception as error:
             future.set_exception(error)
 
     def _one_pass(self) -> None:
-        for task in self._passes.one(self._tasks):
+        for task in self._passes.run_next(self._tasks):
             self._failed(task)
 
-    def _failed(self, task: Task) -> None:
+    def _failed(self, task: RequestState) -> None:
         task.fail(EngineFailed())
-        device.give_back_memory(self._device)
-        self.device_lost = self.device_lost or not device.answers(self._device)
+        device.empty_cache(self._device)
+        self.device_lost = self.device_lost or not device.is_responsive(self._device)

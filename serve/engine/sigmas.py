@@ -13,7 +13,7 @@ from diffusers import FlowMatchEulerDiscreteScheduler
 
 
 @dataclass(frozen=True, slots=True)
-class Schedule:
+class SigmaSchedule:
     """The steps of one image. All numbers are exact float32 values."""
 
     sigmas: tuple[float, ...]
@@ -25,12 +25,12 @@ class Schedule:
     def steps(self) -> int:
         return len(self.timesteps)
 
-    def sigma_change(self, step: int) -> float:
+    def sigma_delta(self, step: int) -> float:
         """How far step `step` moves, as float32; negative."""
         return float(np.float32(self.sigmas[step + 1]) - np.float32(self.sigmas[step]))
 
 
-def make_schedule(config: Mapping[str, Any], tokens: int, steps: int, strength: float | None) -> Schedule:
+def make_sigma_schedule(config: Mapping[str, Any], tokens: int, steps: int, strength: float | None) -> SigmaSchedule:
     """The schedule of a picture of `tokens` tokens, asked for `steps` steps by the scheduler config of a checkpoint.
 
     With a `strength` the first steps are left out, as diffusers does, but never so that a strength below 1 forgets the
@@ -40,7 +40,7 @@ def make_schedule(config: Mapping[str, Any], tokens: int, steps: int, strength: 
     scheduler = FlowMatchEulerDiscreteScheduler.from_config(dict(config))
     scheduler.set_timesteps(sigmas=_unshifted(steps, strength), mu=_shift(scheduler.config, tokens))
     first = _first_step(steps, strength)
-    return Schedule(tuple(scheduler.sigmas[first:].tolist()), tuple(scheduler.timesteps[first:].tolist()))
+    return SigmaSchedule(tuple(scheduler.sigmas[first:].tolist()), tuple(scheduler.timesteps[first:].tolist()))
 
 
 def _unshifted(steps: int, strength: float | None) -> list[float]:

@@ -12,14 +12,14 @@ from typing import Literal
 SLACK = 40
 """How many times the learnt time is a hang: a busy neighbour on the same cores was measured to slow a step 35 times."""
 
-Kind = Literal["lora", "text", "encode_image", "step", "decode", "other"]
+WorkKind = Literal["lora", "text", "encode_image", "step", "decode", "other"]
 
 
 @dataclass(frozen=True, slots=True)
-class Work:
+class WorkItem:
     """A piece of work that the thread does in one go."""
 
-    kind: Kind
+    kind: WorkKind
     images: int = 1
     pixels: int = 1
     """Of one image."""
@@ -29,12 +29,12 @@ class Work:
 
 
 @dataclass(frozen=True, slots=True)
-class Pulse:
+class EngineHealth:
     """A moment of the thread."""
 
     alive: bool
     """The thread runs and its device answers."""
-    work: Work | None
+    work: WorkItem | None
     """None while it waits for work."""
     busy_s: float
     limit_s: float | None
@@ -47,27 +47,27 @@ class Pulse:
 
 @dataclass(frozen=True, slots=True)
 class _Measured:
-    work: Work
+    work: WorkItem
     seconds: float
 
-    def limit_s(self, work: Work) -> float:
+    def limit_s(self, work: WorkItem) -> float:
         """Attention grows with the square of the pixels, everything else less."""
         images = max(1.0, work.images / self.work.images)
         pixels = max(1.0, work.pixels / self.work.pixels)
         return SLACK * self.seconds * images * pixels**2
 
 
-class Watch:
+class Watchdog:
     """One thread works under it, any thread may look."""
 
     def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
         self._clock = clock
-        self._now: tuple[Work, float] | None = None
+        self._now: tuple[WorkItem, float] | None = None
         self._learning = False
-        self._slowest: dict[Kind, _Measured] = {}
+        self._slowest: dict[WorkKind, _Measured] = {}
 
     @contextmanager
-    def learning(self) -> Iterator[None]:
+    def warm_up(self) -> Iterator[None]:
         """Work that is done meanwhile shows how long each kind takes."""
         self._learning = True
         try:
@@ -76,7 +76,7 @@ class Watch:
             self._learning = False
 
     @contextmanager
-    def during(self, work: Work) -> Iterator[None]:
+    def track(self, work: WorkItem) -> Iterator[None]:
         begin = self._clock()
         self._now = (work, begin)
         try:
@@ -86,13 +86,13 @@ class Watch:
             if self._learning:
                 self._learn(_Measured(work, self._clock() - begin))
 
-    def pulse(self, alive: bool) -> Pulse:
+    def health(self, alive: bool) -> EngineHealth:
         now = self._now
         if now is None:
-            return Pulse(alive, None, 0.0, None)
+            return EngineHealth(alive, None, 0.0, None)
         work, begin = now
         learnt = self._slowest.get(work.kind)
-        return Pulse(alive, work, self._clock() - begin, learnt.limit_s(work) if learnt else None)
+        return EngineHealth(alive, work, self._clock() - begin, learnt.limit_s(work) if learnt else None)
 
     def _learn(self, measured: _Measured) -> None:
         known = self._slowest.get(measured.work.kind)

@@ -12,13 +12,13 @@ from pydantic import BaseModel, ValidationError
 from ray.serve.config import AutoscalingConfig
 from ray.serve.schema import DeploymentSchema, ServeDeploySchema
 
-from serve.lora.parse import check_short_names
+from serve.lora.parse import check_aliases
 from serve.settings import Settings, override
 
 IMPORT_PATH = "serve.deployment:build"
 
 
-class ConfigFault(Exception):
+class ConfigError(Exception):
     """The file, or what was set on top of it, is no valid configuration; one line a fault."""
 
 
@@ -36,15 +36,15 @@ def read_config(path: Path) -> dict[str, Any]:
     try:
         tree = yaml.safe_load(path.read_text())
     except OSError as error:
-        raise ConfigFault(f"{path}: {error.strerror}") from error
+        raise ConfigError(f"{path}: {error.strerror}") from error
     except yaml.YAMLError as error:
-        raise ConfigFault(f"{path}: {' '.join(str(error).split())}") from error
+        raise ConfigError(f"{path}: {' '.join(str(error).split())}") from error
     if not isinstance(tree, dict):
-        raise ConfigFault(f"{path}: not a mapping")
+        raise ConfigError(f"{path}: not a mapping")
     return tree
 
 
-def with_settings(config: Mapping[str, Any], assignments: Mapping[str, str]) -> dict[str, Any]:
+def apply_settings(config: Mapping[str, Any], assignments: Mapping[str, str]) -> dict[str, Any]:
     """`config` with settings of its application replaced: dotted name -> value as YAML text."""
     application = _only_application(config)
     defaults = Settings().model_dump(mode="json")
@@ -57,7 +57,7 @@ def with_settings(config: Mapping[str, Any], assignments: Mapping[str, str]) -> 
     return {**config, "applications": [{**application, "args": args}]}
 
 
-def check(config: Mapping[str, Any]) -> tuple[ServeDeploySchema, Settings]:
+def validate_config(config: Mapping[str, Any]) -> tuple[ServeDeploySchema, Settings]:
     """The configuration as Serve's schema and our settings. Raises `ConfigFault` naming every fault."""
     application = _only_application(config)
     faults = list(_unknown_keys(config, ServeDeploySchema, ""))
@@ -65,11 +65,11 @@ def check(config: Mapping[str, Any]) -> tuple[ServeDeploySchema, Settings]:
         schema = ServeDeploySchema.model_validate(config)
         settings = Settings.model_validate(application.get("args") or {})
     except ValidationError as error:
-        raise ConfigFault("\n".join([*faults, *_lines(error)])) from error
+        raise ConfigError("\n".join([*faults, *_lines(error)])) from error
     if application.get("import_path") != IMPORT_PATH:
         faults.append(f"applications.0.import_path: should be {IMPORT_PATH}")
     try:
-        check_short_names(settings.lora)
+        check_aliases(settings.lora)
     except ValueError as fault:
         faults.append(str(fault))
     known = {"ingress", *settings.pools}
@@ -79,14 +79,14 @@ def check(config: Mapping[str, Any]) -> tuple[ServeDeploySchema, Settings]:
         if row.get("name") not in known
     ]
     if faults:
-        raise ConfigFault("\n".join(faults))
+        raise ConfigError("\n".join(faults))
     return schema, settings
 
 
 def _only_application(config: Mapping[str, Any]) -> Mapping[str, Any]:
     applications = config.get("applications")
     if not isinstance(applications, list) or len(applications) != 1 or not isinstance(applications[0], dict):
-        raise ConfigFault("applications: one application is needed")
+        raise ConfigError("applications: one application is needed")
     return applications[0]
 
 

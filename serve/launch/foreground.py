@@ -19,7 +19,7 @@ RAY_HOST = "127.0.0.2"
 POLL_S = 0.5
 
 
-class StartFailed(Exception):
+class StartupError(Exception):
     """The message is for whoever started the service."""
 
 
@@ -95,7 +95,7 @@ def _wait_until_running(name: str, stop: threading.Event) -> bool:
                 serve.get_app_handle(name).wait_until_open.remote().result()
                 return True
             if application.status == ApplicationStatus.DEPLOY_FAILED:
-                raise StartFailed(_reason(application.message, application.deployments))
+                raise StartupError(_reason(application.message, application.deployments))
         time.sleep(POLL_S)
     return False
 

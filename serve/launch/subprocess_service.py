@@ -20,7 +20,7 @@ STOP_TIMEOUT_S = 60.0
 _RAY_WORKER_PORTS = range(10002, 20000)
 
 
-class ServiceDidNotStart(Exception):
+class ServiceStartError(Exception):
     """The message is what the service printed instead of becoming ready."""
 
 
@@ -94,7 +94,7 @@ def _wait_until_ready(
             return line.split()
         said.append(line)
         on_line(line.rstrip())
-    raise ServiceDidNotStart("".join(said).strip() or f"nothing was heard of it for {timeout_s:g} s")
+    raise ServiceStartError("".join(said).strip() or f"nothing was heard of it for {timeout_s:g} s")
 
 
 def _read(child: "subprocess.Popen[str]", printed: "queue.SimpleQueue[str | None]") -> None:

@@ -16,11 +16,11 @@ from io import BytesIO, FileIO
 from pathlib import Path, PurePosixPath
 from typing import IO, Literal, Protocol
 
-from serve.lora.safetensors_header import BadFile, shown
+from serve.lora.safetensors_header import InvalidLoraFile, shown
 
-Kind = Literal["safetensors", "tar", "gzip", "zip"]
+FileType = Literal["safetensors", "tar", "gzip", "zip"]
 
-_ARCHIVES: tuple[tuple[bytes, Kind], ...] = ((b"\x1f\x8b", "gzip"), (b"PK\x03\x04", "zip"), (b"PK\x05\x06", "zip"))
+_ARCHIVES: tuple[tuple[bytes, FileType], ...] = ((b"\x1f\x8b", "gzip"), (b"PK\x03\x04", "zip"), (b"PK\x05\x06", "zip"))
 _STRANGERS = (
     *((bytes((0x80, protocol)), "a pickle, which could run code here") for protocol in range(2, 6)),
     (b"GGUF", "a GGUF file"),
@@ -35,8 +35,8 @@ _LARGEST_LENGTH = 2**32
 """A safetensors file begins with the length of its header: any text there would be a far larger number."""
 
 
-def kind_of(path: Path) -> Kind:
-    """The kind of a file that may hold weights. Raises `BadFile` for anything else, naming what it is."""
+def detect_file_type(path: Path) -> FileType:
+    """The kind of a file that may hold weights. Raises `InvalidLoraFile` for anything else, naming what it is."""
     with path.open("rb") as file:
         head = file.read(tarfile.BLOCKSIZE)
     if head[8:9] == b"{" and int.from_bytes(head[:8], "little") < _LARGEST_LENGTH:
@@ -45,7 +45,7 @@ def kind_of(path: Path) -> Kind:
     if kind or _is_tar(head):
         return kind or "tar"
     found = next((what for magic, what in _STRANGERS if head.lstrip().startswith(magic)), "of another kind")
-    raise BadFile(
+    raise InvalidLoraFile(
         f"the file is {found if head else 'empty'}; give a .safetensors file, or a tar, tar.gz or zip that holds one"
     )
 
@@ -75,7 +75,7 @@ _DAMAGE = (tarfile.TarError, zipfile.BadZipFile, gzip.BadGzipFile, zlib.error, s
 
 
 @dataclass(frozen=True, slots=True)
-class Contents:
+class ExtractedFiles:
     """The files that matter of what was downloaded."""
 
     weights: Path
@@ -95,18 +95,18 @@ class _Member:
         return PurePosixPath(self.name.replace("\\", "/"))
 
 
-def open_contents(path: Path, folder: Path, max_weights_bytes: int, max_unpacked_bytes: int) -> Contents:
+def extract_weights(path: Path, folder: Path, max_weights_bytes: int, max_unpacked_bytes: int) -> ExtractedFiles:
     """The weights in the file at `path`, which is that file itself if it is no archive.
 
-    Unpacks into `folder`, where nothing else may be; blocks. Raises `BadFile` with a reason for users, and `OSError`
-    for a disk that does not take it.
+    Unpacks into the empty `folder`. Blocking. Raises `InvalidLoraFile` with a reason for users, and `OSError` if the
+    disk cannot be written.
     """
     try:
-        kind = kind_of(path)
+        kind = detect_file_type(path)
         if kind == "gzip":
             with gzip.open(path) as packed:
                 path = _copied(packed, folder / "inflated", max_unpacked_bytes)
-            kind = kind_of(path)
+            kind = detect_file_type(path)
         if kind == "tar":
             with _SparingFile(path) as file, tarfile.open(fileobj=file, mode="r:") as tar:
                 return _unpacked(_members_of_tar(tar), folder, max_weights_bytes)
@@ -115,10 +115,10 @@ def open_contents(path: Path, folder: Path, max_weights_bytes: int, max_unpacked
             with zipfile.ZipFile(path) as archive:
                 return _unpacked(_members_of_zip(archive), folder, max_weights_bytes)
     except _DAMAGE as error:
-        raise BadFile("the archive is damaged or cut off") from error
+        raise InvalidLoraFile("the archive is damaged or cut off") from error
     if kind != "safetensors":
-        raise BadFile("it is an archive in an archive")
-    return Contents(path)
+        raise InvalidLoraFile("it is an archive in an archive")
+    return ExtractedFiles(path)
 
 
 class _Readable(Protocol):
@@ -131,7 +131,7 @@ class _SparingFile(FileIO):
 
     def read(self, size: int | None = -1, /) -> bytes:
         if size is None or not 0 <= size <= 2 * _CHUNK_BYTES:
-            raise BadFile("the archive has a header of unreasonable size")
+            raise InvalidLoraFile("the archive has a header of unreasonable size")
         return super().read(size) or b""
 
 
@@ -143,22 +143,22 @@ def _members_of_tar(tar: tarfile.TarFile) -> Iterator[_Member]:
 def _members_of_zip(archive: zipfile.ZipFile) -> Iterator[_Member]:
     for info in archive.infolist():
         if info.flag_bits & 1:
-            raise BadFile("the archive is encrypted")
+            raise InvalidLoraFile("the archive is encrypted")
         if info.compress_type not in (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED):
-            raise BadFile("the archive is compressed in an unusual way; pack it with deflate")
+            raise InvalidLoraFile("the archive is compressed in an unusual way; pack it with deflate")
         kind = stat.S_IFMT(info.external_attr >> 16)
         is_file = not info.is_dir() and kind in (0, stat.S_IFREG)
         yield _Member(info.filename, is_file, info.is_dir(), partial(archive.open, info))
 
 
-def _unpacked(members: Iterable[_Member], folder: Path, max_weights_bytes: int) -> Contents:
+def _unpacked(members: Iterable[_Member], folder: Path, max_weights_bytes: int) -> ExtractedFiles:
     """The one weights file among `members`, written to `folder`, and the configuration in the same place."""
     weights: dict[PurePosixPath, Path] = {}
     configs: dict[PurePosixPath, bytes] = {}
     others: list[str] = []
     for number, member in enumerate(members, start=1):
         if number > MAX_MEMBERS:
-            raise BadFile(f"the archive holds more than {MAX_MEMBERS} files")
+            raise InvalidLoraFile(f"the archive holds more than {MAX_MEMBERS} files")
         _check(member)
         if not member.is_file or _is_of_macos(member.path):
             continue
@@ -166,23 +166,25 @@ def _unpacked(members: Iterable[_Member], folder: Path, max_weights_bytes: int) 
             weights[member.path] = _extracted(member, folder / f"{len(weights)}{WEIGHTS_SUFFIX}", max_weights_bytes)
             if len(weights) > 1:
                 names = " and ".join(shown(str(path)) for path in weights)
-                raise BadFile(f"the archive holds two weights files, {names}; give the link of one")
+                raise InvalidLoraFile(f"the archive holds two weights files, {names}; give the link of one")
         elif member.path.name == CONFIG_NAME:
             kept = _extracted(member, folder / CONFIG_NAME, MAX_CONFIG_BYTES)
             configs[member.path.parent] = kept.read_bytes()
         else:
             others.append(member.name)
     if not weights:
-        raise BadFile(_without_weights(others))
+        raise InvalidLoraFile(_without_weights(others))
     ((path, file),) = weights.items()
-    return Contents(file, configs.get(path.parent))
+    return ExtractedFiles(file, configs.get(path.parent))
 
 
 def _check(member: _Member) -> None:
     if not member.is_file and not member.is_folder:
-        raise BadFile(f"the archive holds {shown(member.name)}, which is a link or a device; only files are taken")
+        raise InvalidLoraFile(
+            f"the archive holds {shown(member.name)}, which is a link or a device; only files are taken"
+        )
     if member.path.is_absolute() or ".." in member.path.parts:
-        raise BadFile(f"the archive holds {shown(member.name)}, a path that leads out of it")
+        raise InvalidLoraFile(f"the archive holds {shown(member.name)}, a path that leads out of it")
 
 
 def _is_of_macos(path: PurePosixPath) -> bool:
@@ -211,7 +213,7 @@ def _copied(source: _Readable, into: Path, max_bytes: int) -> Path:
         while chunk := source.read(_CHUNK_BYTES):
             written += len(chunk)
             if written > max_bytes:
-                raise BadFile(f"it unpacks to more than {max_bytes} bytes")
+                raise InvalidLoraFile(f"it unpacks to more than {max_bytes} bytes")
             file.write(chunk)
     return into
 
@@ -224,7 +226,7 @@ def _check_directory(path: Path) -> None:
         tail = file.read()
     at = tail.rfind(b"PK\x05\x06")
     if at < 0 or len(tail) - at < _END_OF_ZIP.size:
-        raise BadFile("the archive is damaged or cut off")
+        raise InvalidLoraFile("the archive is damaged or cut off")
     directory_bytes = _END_OF_ZIP.unpack_from(tail, at)[5]
     if directory_bytes > MAX_DIRECTORY_BYTES or b"PK\x06\x07" in tail[max(0, at - 20) : at]:
-        raise BadFile("the archive holds too many files")
+        raise InvalidLoraFile("the archive holds too many files")

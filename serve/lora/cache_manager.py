@@ -15,29 +15,29 @@ from dataclasses import replace
 from typing import Generic, Protocol
 
 from serve.errors import FetchFailed, PredictionFailed
-from serve.lora.disk_cache import Card, Shelf, key_of
-from serve.lora.loader import Loaded
-from serve.lora.model_geometry import Geometry
-from serve.lora.reference import Brought, Copy, Facts, Held, Reference
+from serve.lora.disk_cache import CacheEntry, DiskCache, block_key
+from serve.lora.loader import LoadedLora
+from serve.lora.model_geometry import ModelGeometry
+from serve.lora.reference import BlockRefT, CacheHandle, LoraMetadata, Reference, ResolvedLora
 from serve.lora.weights import Block
 from serve.settings import LoraSettings
 
 MAX_REMEMBERED = 1000
 
 
-class Failures:
+class NegativeCache:
     """By name; the time is given by who asks, in seconds of any one clock."""
 
     def __init__(self, remember_s: float) -> None:
         self._remember_s = remember_s
         self._until_s: OrderedDict[str, tuple[float, PredictionFailed]] = OrderedDict()
 
-    def remember(self, name: str, failure: PredictionFailed, now_s: float) -> None:
+    def add(self, name: str, failure: PredictionFailed, now_s: float) -> None:
         self._until_s[name] = now_s + self._remember_s, failure
         if len(self._until_s) > MAX_REMEMBERED:
             self._until_s.popitem(last=False)
 
-    def tell_again(self, name: str, now_s: float) -> None:
+    def raise_if_cached(self, name: str, now_s: float) -> None:
         """Raises what is remembered of `name`."""
         until_s, failure = self._until_s.get(name, (now_s, None))
         if failure is None:
@@ -48,33 +48,33 @@ class Failures:
         del self._until_s[name]
 
 
-class Memory(Generic[Held]):
+class MemoryCache(Generic[BlockRefT]):
     """`put` takes a block into memory for as long as somebody keeps what it returns."""
 
-    def __init__(self, put: Callable[[Block], Held], max_bytes: int) -> None:
+    def __init__(self, put: Callable[[Block], BlockRefT], max_bytes: int) -> None:
         self._put = put
         self._max_bytes = max_bytes
-        self._copies: OrderedDict[str, Copy[Held]] = OrderedDict()
+        self._copies: OrderedDict[str, CacheHandle[BlockRefT]] = OrderedDict()
         self._sizes: dict[str, int] = {}
 
-    def get(self, key: str) -> Copy[Held] | None:
+    def get(self, key: str) -> CacheHandle[BlockRefT] | None:
         if key in self._copies:
             self._copies.move_to_end(key)
         return self._copies.get(key)
 
-    def take(self, key: str, block: Block) -> Copy[Held]:
+    def put(self, key: str, block: Block) -> CacheHandle[BlockRefT]:
         """The block in memory. One that is larger than the budget stays only for as long as the caller keeps it."""
         if (known := self.get(key)) is not None:
             return known
         self._make_room(block.nbytes)
-        copy = Copy(self._put(block), secrets.token_hex(8))
+        copy = CacheHandle(self._put(block), secrets.token_hex(8))
         if block.nbytes <= self._max_bytes:
             self._copies[key], self._sizes[key] = copy, block.nbytes
         return copy
 
-    def forget(self, numbers: Collection[str]) -> None:
+    def remove(self, numbers: Collection[str]) -> None:
         """Lets go of those copies; a later copy of the same stays."""
-        for key in [key for key, copy in self._copies.items() if copy.number in numbers]:
+        for key in [key for key, copy in self._copies.items() if copy.id in numbers]:
             self._let_go(key)
 
     def _make_room(self, size_bytes: int) -> None:
@@ -85,53 +85,57 @@ class Memory(Generic[Held]):
         del self._copies[key], self._sizes[key]
 
 
-MAX_CARDS = 10_000
+MAX_ENTRIES = 10_000
 """Names whose weights are known at once."""
 
 log = logging.getLogger(__name__)
 
 
-class Loading(Protocol):
+class LoraLoaderProtocol(Protocol):
     """As `serve.lora.loader.Loader` does it."""
 
-    async def load(self, reference: Reference, geometry: Geometry, known_revision: str | None = None) -> Loaded | None:
+    async def load(
+        self, reference: Reference, geometry: ModelGeometry, known_revision: str | None = None
+    ) -> LoadedLora | None:
         """The LoRA, or None if its content is still that of `known_revision`."""
 
 
-class Library(Generic[Held]):
+class LoraCacheManager(Generic[BlockRefT]):
     """Belongs to one event loop. `put` takes a block into memory for as long as what it returns is kept."""
 
     def __init__(
         self,
-        loader: Loading,
-        shelf: Shelf,
-        put: Callable[[Block], Held],
+        loader: LoraLoaderProtocol,
+        shelf: DiskCache,
+        put: Callable[[Block], BlockRefT],
         settings: LoraSettings,
         clock: Callable[[], float] = time.time,
     ) -> None:
         self._loader = loader
         self._shelf = shelf
         self._at_the_shelf = ThreadPoolExecutor(1, thread_name_prefix="lora-shelf")
-        self._memory = Memory(put, settings.cache.memory_bytes)
+        self._memory = MemoryCache(put, settings.cache.memory_bytes)
         self._settings = settings
         self._clock = clock
-        self._cards = OrderedDict(shelf.cards())
-        self._failures = Failures(settings.remember_failure_s)
-        self._errands: dict[str, asyncio.Task[Brought[Held]]] = {}
+        self._cards = OrderedDict(shelf.entries())
+        self._failures = NegativeCache(settings.failure_ttl_s)
+        self._errands: dict[str, asyncio.Task[ResolvedLora[BlockRefT]]] = {}
         self._writing: set[asyncio.Future[None]] = set()
 
-    async def bring(self, reference: Reference, geometry: Geometry, lost: Collection[str] = ()) -> Brought[Held]:
+    async def get(
+        self, reference: Reference, geometry: ModelGeometry, lost: Collection[str] = ()
+    ) -> ResolvedLora[BlockRefT]:
         """The LoRA for models of `geometry`.
 
         `lost` has the numbers of copies that could not be read: other ones take their place. Who
         leaves meanwhile leaves the work to others, and to those who will ask later. Raises `FetchFailed` and
-        `LoraRefused`, also what was found a moment ago.
+        `InvalidLora`, also what was found a moment ago.
         """
-        self._memory.forget(lost)
+        self._memory.remove(lost)
         name = self._name(reference, geometry)
-        self._failures.tell_again(name, self._clock())
+        self._failures.raise_if_cached(name, self._clock())
         if errand := self._errands.get(name):
-            return (await asyncio.shield(errand)).again()
+            return (await asyncio.shield(errand)).as_memory_hit()
         return await asyncio.shield(self._send(name, reference, geometry))
 
     async def close(self) -> None:
@@ -141,15 +145,17 @@ class Library(Generic[Held]):
         await asyncio.gather(*self._errands.values(), *self._writing, return_exceptions=True)
         self._at_the_shelf.shutdown()
 
-    def _name(self, reference: Reference, geometry: Geometry) -> str:
+    def _name(self, reference: Reference, geometry: ModelGeometry) -> str:
         """What was asked for. Whether a file is taken, and what becomes of it, depends on more than the file."""
         asked = f"{reference.key} {geometry} {self._settings.max_rank} {self._settings.max_tensors}"
         return hashlib.sha256(asked.encode()).hexdigest()
 
-    def _is_current(self, card: Card, reference: Reference) -> bool:
+    def _is_current(self, card: CacheEntry, reference: Reference) -> bool:
         return not reference.may_change or self._clock() - card.checked_at < self._settings.revalidate_after_s
 
-    def _send(self, name: str, reference: Reference, geometry: Geometry) -> "asyncio.Task[Brought[Held]]":
+    def _send(
+        self, name: str, reference: Reference, geometry: ModelGeometry
+    ) -> "asyncio.Task[ResolvedLora[BlockRefT]]":
         errand = asyncio.create_task(self._find(name, reference, geometry))
         self._errands[name] = errand
 
@@ -157,12 +163,12 @@ class Library(Generic[Held]):
             del self._errands[name]
             failure = None if errand.cancelled() else errand.exception()
             if isinstance(failure, PredictionFailed):
-                self._failures.remember(name, failure, self._clock())
+                self._failures.add(name, failure, self._clock())
 
         errand.add_done_callback(done)
         return errand
 
-    async def _find(self, name: str, reference: Reference, geometry: Geometry) -> Brought[Held]:
+    async def _find(self, name: str, reference: Reference, geometry: ModelGeometry) -> ResolvedLora[BlockRefT]:
         card = self._cards.get(name)
         known = await self._at_hand(card) if card else None
         if card is None or known is None:
@@ -174,43 +180,45 @@ class Library(Generic[Held]):
         try:
             newer = await self._loader.load(reference, geometry, card.revision)
         except FetchFailed as failure:
-            log.warning("%s cannot be looked up again, what is known of it is used: %s", reference.shown, failure.why)
+            log.warning(
+                "%s cannot be looked up again, what is known of it is used: %s", reference.display_name, failure.why
+            )
             return self._put_off(name, card, known)
         return await self._keep(name, newer) if newer else self._confirm(name, card, known)
 
-    async def _at_hand(self, card: Card) -> Brought[Held] | None:
-        key = card.facts.key
+    async def _at_hand(self, card: CacheEntry) -> ResolvedLora[BlockRefT] | None:
+        key = card.metadata.key
         if copy := self._memory.get(key):
-            return Brought(card.facts, copy, "memory")
+            return ResolvedLora(card.metadata, copy, "memory")
         block = await asyncio.get_running_loop().run_in_executor(self._at_the_shelf, self._shelf.read, key)
-        return None if block is None else Brought(card.facts, self._memory.take(key, block), "disk")
+        return None if block is None else ResolvedLora(card.metadata, self._memory.put(key, block), "disk")
 
-    async def _keep(self, name: str, loaded: Loaded) -> Brought[Held]:
-        key = await asyncio.to_thread(key_of, loaded.block)
-        facts = Facts(key, loaded.block.nbytes, loaded.weights.rank, loaded.weights.named)
-        card = Card(facts, loaded.revision, self._clock())
-        copy = self._memory.take(key, loaded.block)
+    async def _keep(self, name: str, loaded: LoadedLora) -> ResolvedLora[BlockRefT]:
+        key = await asyncio.to_thread(block_key, loaded.block)
+        facts = LoraMetadata(key, loaded.block.nbytes, loaded.weights.rank, loaded.weights.unapplied)
+        card = CacheEntry(facts, loaded.revision, self._clock())
+        copy = self._memory.put(key, loaded.block)
         self._remember(name, card)
-        self._write(lambda: self._shelf.keep(name, card, loaded.block))
-        return Brought(facts, copy, "download", loaded.fetched_bytes, loaded.fetch_s, loaded.check_s)
+        self._write(lambda: self._shelf.write(name, card, loaded.block))
+        return ResolvedLora(facts, copy, "download", loaded.fetched_bytes, loaded.fetch_s, loaded.check_s)
 
-    def _confirm(self, name: str, card: Card, known: Brought[Held]) -> Brought[Held]:
+    def _confirm(self, name: str, card: CacheEntry, known: ResolvedLora[BlockRefT]) -> ResolvedLora[BlockRefT]:
         """The name still means the same."""
         card = replace(card, checked_at=self._clock())
         self._remember(name, card)
-        self._write(lambda: self._shelf.note(name, card))
+        self._write(lambda: self._shelf.write_entry(name, card))
         return known
 
-    def _put_off(self, name: str, card: Card, known: Brought[Held]) -> Brought[Held]:
+    def _put_off(self, name: str, card: CacheEntry, known: ResolvedLora[BlockRefT]) -> ResolvedLora[BlockRefT]:
         """What is known is used until the next attempt, which is not made for each request."""
-        waited_s = self._settings.revalidate_after_s - self._settings.remember_failure_s
+        waited_s = self._settings.revalidate_after_s - self._settings.failure_ttl_s
         self._remember(name, replace(card, checked_at=self._clock() - waited_s))
-        return replace(known, outdated=True)
+        return replace(known, stale=True)
 
-    def _remember(self, name: str, card: Card) -> None:
+    def _remember(self, name: str, card: CacheEntry) -> None:
         self._cards[name] = card
         self._cards.move_to_end(name)
-        if len(self._cards) > MAX_CARDS:
+        if len(self._cards) > MAX_ENTRIES:
             self._cards.popitem(last=False)
 
     def _write(self, work: Callable[[], None]) -> None:

@@ -7,13 +7,13 @@ from urllib.parse import urlencode
 
 from pydantic import BaseModel, BeforeValidator, Field, SecretStr, ValidationError
 
-from serve.errors import FetchFailed, LoraRefused
+from serve.errors import FetchFailed, InvalidLora
 from serve.lora.download import Downloader
-from serve.lora.provider import Address, Located, Site
+from serve.lora.provider import Provider, RemoteFile, ResolvedFile
 from serve.lora.reference import CivitaiFile
 from serve.lora.safetensors_header import shown
 
-KINDS = ("lora", "locon", "lycoris", "dora")
+MODEL_TYPES = ("lora", "locon", "lycoris", "dora")
 """Types of models that may hold a LoRA; what they really hold, their tensors show."""
 FAMILY = "flux.1"
 UNKNOWN_FAMILIES = ("", "other")
@@ -55,29 +55,33 @@ class _Page(_Model):
     versions: Annotated[tuple[_Version, ...], Field(alias="modelVersions", min_length=1)]
 
 
-async def locate(reference: CivitaiFile, site: Site, downloader: Downloader) -> Located:
-    """The file of the version. Raises `FetchFailed`, and `LoraRefused` for what is no LoRA for FLUX."""
+async def resolve(reference: CivitaiFile, site: Provider, downloader: Downloader) -> ResolvedFile:
+    """The file of the version. Raises `FetchFailed`, and `InvalidLora` for what is no LoRA for FLUX."""
     if reference.token:
         site = replace(site, token=SecretStr(reference.token))
     base = site.base_url.rstrip("/")
     try:
         if reference.version is None:
-            tree = await downloader.document(Address(f"{base}/api/v1/models/{reference.model}", site), reference.shown)
+            tree = await downloader.fetch_json(
+                RemoteFile(f"{base}/api/v1/models/{reference.model}", site), reference.display_name
+            )
             page = _Page.model_validate(tree)
             version, kind = _newest(page.versions), page.type
         else:
             url = f"{base}/api/v1/model-versions/{reference.version}"
-            version = _Version.model_validate(await downloader.document(Address(url, site), reference.shown))
+            version = _Version.model_validate(
+                await downloader.fetch_json(RemoteFile(url, site), reference.display_name)
+            )
             kind = version.model.type
     except ValidationError as error:
-        raise FetchFailed(reference.shown, "CivitAI describes the model in an unknown way") from error
+        raise FetchFailed(reference.display_name, "CivitAI describes the model in an unknown way") from error
     file = _chosen(reference, version, kind)
     query = {"type": file.type} | {
         name: str(file.metadata[name]) for name in ("format", "size", "fp") if file.metadata.get(name)
     }
     sha256 = file.hashes.sha256.lower() or None
-    address = Address(f"{base}/api/download/models/{version.id}?{urlencode(query)}", site, sha256)
-    return Located(address, revision=sha256 or str(version.id))
+    address = RemoteFile(f"{base}/api/download/models/{version.id}?{urlencode(query)}", site, sha256)
+    return ResolvedFile(address, revision=sha256 or str(version.id))
 
 
 def _newest(versions: Sequence[_Version]) -> _Version:
@@ -86,13 +90,13 @@ def _newest(versions: Sequence[_Version]) -> _Version:
 
 
 def _chosen(reference: CivitaiFile, version: _Version, kind: str) -> _File:
-    if kind and kind.lower() not in KINDS:
-        raise LoraRefused(reference.shown, f"CivitAI lists it as {shown(kind)}, not as a LoRA")
+    if kind and kind.lower() not in MODEL_TYPES:
+        raise InvalidLora(reference.display_name, f"CivitAI lists it as {shown(kind)}, not as a LoRA")
     family = version.base_model
     if not family.lower().startswith(FAMILY) and family.lower() not in UNKNOWN_FAMILIES:
-        raise LoraRefused(reference.shown, f"CivitAI lists it for {shown(family)}, not for FLUX.1")
+        raise InvalidLora(reference.display_name, f"CivitAI lists it for {shown(family)}, not for FLUX.1")
     weights = [file for file in version.files if file.is_weights]
     wanted = [file for file in weights if all(file.has(name, value) for name, value in reference.choice)]
     if not wanted:
-        raise LoraRefused(reference.shown, "this version has no such safetensors file on CivitAI")
+        raise InvalidLora(reference.display_name, "this version has no such safetensors file on CivitAI")
     return next((file for file in wanted if file.primary), wanted[0])

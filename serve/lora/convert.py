@@ -12,10 +12,10 @@ from typing import Any, Self
 
 import torch
 
-from serve.lora.decompositions import Factors, Tensors, factors
-from serve.lora.key_mapping import Group, Part, Target, layers, take_stock, targets
-from serve.lora.model_geometry import Geometry
-from serve.lora.safetensors_header import BadFile, shown
+from serve.lora.decompositions import LowRankProduct, Tensors, to_low_rank
+from serve.lora.key_mapping import LayerTarget, Part, TensorGroup, group_tensors, layer_shapes, layer_targets
+from serve.lora.model_geometry import ModelGeometry
+from serve.lora.safetensors_header import InvalidLoraFile, shown
 from serve.lora.weights import LoraWeights, LowRank
 
 HEADER_KEY = "lora_adapter_metadata"
@@ -29,29 +29,29 @@ class PeftConfig:
     alpha: float | None = None
     alphas: Mapping[str, float] = field(default_factory=dict)
     """Where they differ: by the end of a layer's name."""
-    by_root: bool = False
+    rank_stabilized: bool = False
     """Divided by the root of the rank: rank-stabilised LoRA."""
 
     @classmethod
-    def read(cls, tree: Mapping[str, Any]) -> Self:
+    def from_dict(cls, tree: Mapping[str, Any]) -> Self:
         """From PEFT's own words. What is no number is left out."""
         pattern = tree.get("alpha_pattern")
         alphas = pattern if isinstance(pattern, dict) else {}
         return cls(
             alpha=_number(tree.get("lora_alpha")),
             alphas={key.strip("^$"): alpha for key, value in alphas.items() if (alpha := _number(value)) is not None},
-            by_root=tree.get("use_rslora") is True,
+            rank_stabilized=tree.get("use_rslora") is True,
         )
 
     def scale(self, layer: str, rank: int) -> float:
         """The factor for `layer`, by its own name."""
         alpha = next((alpha for end, alpha in self.alphas.items() if f".{layer}".endswith(f".{end}")), self.alpha)
-        return 1.0 if alpha is None else alpha / (math.sqrt(rank) if self.by_root else rank)
+        return 1.0 if alpha is None else alpha / (math.sqrt(rank) if self.rank_stabilized else rank)
 
 
 def parse_adapter_config(text: str | bytes) -> PeftConfig:
     """The strengths in an `adapter_config.json`; none where it is damaged."""
-    return PeftConfig.read(_tree(text))
+    return PeftConfig.from_dict(_tree(text))
 
 
 def adapter_configs_in_header(metadata: Mapping[str, str]) -> Mapping[str, PeftConfig]:
@@ -62,7 +62,7 @@ def adapter_configs_in_header(metadata: Mapping[str, str]) -> Mapping[str, PeftC
         part: {key.removeprefix(prefix): value for key, value in tree.items() if key.startswith(prefix)}
         for part, prefix in parts.items()
     }
-    return {part: PeftConfig.read(entries) for part, entries in found.items() if entries}
+    return {part: PeftConfig.from_dict(entries) for part, entries in found.items() if entries}
 
 
 def _tree(text: str | bytes) -> dict[str, Any]:
@@ -78,7 +78,7 @@ def _number(value: object) -> float | None:
     return float(value) if usable and isinstance(value, int | float) else None
 
 
-STORED = {
+STORED_DTYPES = {
     torch.float32: torch.float32,
     torch.float16: torch.float16,
     torch.bfloat16: torch.bfloat16,
@@ -89,50 +89,50 @@ STORED = {
 """The type of a tensor in a file to that of the matrix made of it, which loses nothing but of float64."""
 
 
-class FormatReader:
+class StateDictConverter:
     """Reads LoRAs for models of one geometry. What it derives from the geometry, it derives once."""
 
-    def __init__(self, geometry: Geometry, max_rank: int) -> None:
-        self._targets = targets(geometry)
-        self._shapes = layers(geometry)
+    def __init__(self, geometry: ModelGeometry, max_rank: int) -> None:
+        self._targets = layer_targets(geometry)
+        self._shapes = layer_shapes(geometry)
         self._max_rank = max_rank
 
-    def read(self, tensors: Mapping[str, torch.Tensor], configs: Mapping[str, PeftConfig]) -> LoraWeights:
+    def convert(self, tensors: Mapping[str, torch.Tensor], configs: Mapping[str, PeftConfig]) -> LoraWeights:
         """The weights in `tensors`, which are by their names in the file, with strengths kept apart, by part.
 
-        Raises `BadFile` with a reason for users.
+        Raises `InvalidLoraFile` with a reason for users.
         """
-        inventory = take_stock(tensors, self._targets)
-        unused = dict(inventory.unused)
+        inventory = group_tensors(tensors, self._targets)
+        unused = dict(inventory.unapplied)
         found: dict[tuple[Part, str], LowRank] = {}
         for group in inventory.groups:
             for layer, low_rank in self._layers(group, configs).items():
                 if found.setdefault((group.target.part, layer), low_rank) is not low_rank:
                     unused[group.name] = f"the file has {layer} under another name too"
         if not found:
-            raise BadFile(f"nothing in it applies to this model; {_instead(unused)}")
+            raise InvalidLoraFile(f"nothing in it applies to this model; {_instead(unused)}")
         return LoraWeights(
             transformer={layer: low_rank for (part, layer), low_rank in found.items() if part == "transformer"},
             clip={layer: low_rank for (part, layer), low_rank in found.items() if part == "clip"},
-            named=tuple(f"{shown(name)}: {why}" for name, why in sorted(unused.items())),
+            unapplied=tuple(f"{shown(name)}: {why}" for name, why in sorted(unused.items())),
         )
 
-    def _layers(self, group: Group, configs: Mapping[str, PeftConfig]) -> dict[str, LowRank]:
+    def _layers(self, group: TensorGroup, configs: Mapping[str, PeftConfig]) -> dict[str, LowRank]:
         """One published layer as the layers of the model that it is for."""
         try:
-            product = factors({role: _finite(tensor) for role, tensor in group.tensors.items()}, self._max_rank)
+            product = to_low_rank({role: _finite(tensor) for role, tensor in group.tensors.items()}, self._max_rank)
             scale = _scale(product, group.tensors, group.target, configs)
             return self._split(product, scale, group.target)
-        except BadFile as error:
-            raise BadFile(f"{error} (in {shown(group.name)})") from error
+        except InvalidLoraFile as error:
+            raise InvalidLoraFile(f"{error} (in {shown(group.name)})") from error
 
-    def _split(self, product: Factors, scale: float, target: Target) -> dict[str, LowRank]:
+    def _split(self, product: LowRankProduct, scale: float, target: LayerTarget) -> dict[str, LowRank]:
         shapes = [self._shapes[target.part, layer] for layer in target.layers]
         heights = [outputs for outputs, _ in shapes]
         made_for, here = (product.up.shape[0], product.down.shape[1]), (sum(heights), shapes[0][1])
         if made_for != here:
             sizes = f"[{made_for[0]}, {made_for[1]}] where this one's are [{here[0]}, {here[1]}]"
-            raise BadFile(f"it is made for another model, whose weights are {sizes}")
+            raise InvalidLoraFile(f"it is made for another model, whose weights are {sizes}")
         dtype = torch.promote_types(product.down.dtype, product.up.dtype)
         down, up = product.down.to(dtype), product.up.to(dtype)
         up = torch.cat(up.chunk(2)[::-1]) if target.halves_swapped else up
@@ -143,27 +143,27 @@ class FormatReader:
 
     def _bounded(self, low_rank: LowRank) -> LowRank:
         if low_rank.rank > self._max_rank:
-            raise BadFile(f"its rank is {low_rank.rank}, at most {self._max_rank} is taken")
+            raise InvalidLoraFile(f"its rank is {low_rank.rank}, at most {self._max_rank} is taken")
         return low_rank
 
 
 def _finite(tensor: torch.Tensor) -> torch.Tensor:
     """`tensor` in a type that is kept; float8 has no operators of its own."""
-    kept = tensor.to(STORED.get(tensor.dtype, tensor.dtype))
+    kept = tensor.to(STORED_DTYPES.get(tensor.dtype, tensor.dtype))
     # Many times quicker than `isfinite` of each value: NaN comes through, and is no number either.
     if kept.is_floating_point() and kept.numel() and not all(torch.isfinite(end) for end in torch.aminmax(kept)):
-        raise BadFile("it holds values that are no numbers: NaN or infinite")
+        raise InvalidLoraFile("it holds values that are no numbers: NaN or infinite")
     return kept
 
 
-def _scale(product: Factors, tensors: Tensors, target: Target, configs: Mapping[str, PeftConfig]) -> float:
+def _scale(product: LowRankProduct, tensors: Tensors, target: LayerTarget, configs: Mapping[str, PeftConfig]) -> float:
     if product.rank_trained is None:
         return 1.0
     if "alpha" not in tensors:
         config = configs.get(target.part)
         return config.scale(target.layers[0], product.rank_trained) if config else 1.0
     if tensors["alpha"].numel() != 1 or not math.isfinite(alpha := float(tensors["alpha"])):
-        raise BadFile("its alpha is not one number")
+        raise InvalidLoraFile("its alpha is not one number")
     return alpha / product.rank_trained
 
 

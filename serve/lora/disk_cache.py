@@ -13,10 +13,10 @@ from pathlib import Path
 
 import numpy as np
 
-from serve.lora.reference import Facts
+from serve.lora.reference import LoraMetadata
 from serve.lora.weights import Block
 
-_FORMAT = "1"
+_FORMAT = "2"
 """Changes when blocks or cards of before must not be read any more."""
 _CARD = "card-"
 
@@ -24,17 +24,17 @@ log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, slots=True)
-class Card:
+class CacheEntry:
     """What is known of the weights that a name meant when they were looked up."""
 
-    facts: Facts
+    metadata: LoraMetadata
     revision: str | None
     """Tells whether the name still means the same content; None where nobody can."""
     checked_at: float
     """Seconds since the epoch."""
 
 
-class Shelf:
+class DiskCache:
     """Belongs to one process. Its methods block on the disk."""
 
     def __init__(self, folder: Path, max_bytes: int) -> None:
@@ -42,9 +42,9 @@ class Shelf:
         self._folder = folder / _FORMAT
         self._max_bytes = max_bytes
 
-    def cards(self) -> dict[str, Card]:
+    def entries(self) -> dict[str, CacheEntry]:
         """All cards on the shelf by name, the newest where several folders have one."""
-        found: dict[str, Card] = {}
+        found: dict[str, CacheEntry] = {}
         for path in self._folder.glob(f"*/{_CARD}*"):
             card = _read_card(path)
             name = path.name.removeprefix(_CARD)
@@ -60,24 +60,24 @@ class Shelf:
             os.utime(path)
         except OSError:
             return None
-        if key_of(block) == key:
+        if block_key(block) == key:
             return block
         log.warning("a LoRA on the disk was damaged, and is brought again")
         shutil.rmtree(path.parent, ignore_errors=True)
         return None
 
-    def keep(self, name: str, card: Card, block: Block) -> None:
+    def write(self, name: str, card: CacheEntry, block: Block) -> None:
         """Puts a block on the shelf under `name`, which means no other from now on."""
         with _forgiven():
-            folder = self._folder / card.facts.key
+            folder = self._folder / card.metadata.key
             if not (folder / "block").is_file() and self._make_room(block.nbytes):
                 _write(folder / "block", block.data)
-        self.note(name, card)
+        self.write_entry(name, card)
 
-    def note(self, name: str, card: Card) -> None:
+    def write_entry(self, name: str, card: CacheEntry) -> None:
         """Writes the card of a block that lies on the shelf."""
         with _forgiven():
-            path = self._folder / card.facts.key / f"{_CARD}{name}"
+            path = self._folder / card.metadata.key / f"{_CARD}{name}"
             if path.with_name("block").is_file():
                 _write(path, json.dumps(asdict(card)).encode())
                 for other in self._folder.glob(f"*/{path.name}"):
@@ -97,16 +97,16 @@ class Shelf:
         return True
 
 
-def key_of(block: Block) -> str:
+def block_key(block: Block) -> str:
     """The name of a block's content."""
     return hashlib.sha256(block.data).hexdigest()
 
 
-def _read_card(path: Path) -> Card | None:
+def _read_card(path: Path) -> CacheEntry | None:
     try:
         told = json.loads(path.read_bytes())
-        facts = Facts(**{**told["facts"], "unapplied": tuple(told["facts"]["unapplied"])})
-        return Card(facts, told["revision"], told["checked_at"])
+        facts = LoraMetadata(**{**told["metadata"], "unapplied": tuple(told["metadata"]["unapplied"])})
+        return CacheEntry(facts, told["revision"], told["checked_at"])
     except (OSError, ValueError, TypeError, KeyError):
         log.warning("a card of a LoRA on the disk was damaged")
         return None

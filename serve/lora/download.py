@@ -15,22 +15,22 @@ from pathlib import Path
 from typing import Any
 
 from serve.errors import FetchFailed
-from serve.lora.provider import Address
-from serve.net.http_client import Answer, Failure, Transport
+from serve.lora.provider import RemoteFile
+from serve.net.http_client import HttpClient, RequestFailed, Response
 from serve.net.ssrf_guard import Resolver
-from serve.net.url import BadUrl, read_url
+from serve.net.url import InvalidUrl, parse_url
 from serve.settings import LoraSettings
 
 FLUSHED_BYTES = 2**20
 _RANGE = re.compile(r"bytes (\d+)-\d+/(\d+|\*)")
 
 
-class Partial:
+class PartialDownload:
     """What has arrived of a download; `path` is its file."""
 
     def __init__(self, path: Path) -> None:
         self.path = path
-        self.tag: str | None = None
+        self.etag: str | None = None
         """How the server tells this content from another."""
         self.received = 0
         self._hash = hashlib.sha256()
@@ -41,29 +41,29 @@ class Partial:
         """Of all that was flushed."""
         return self._hash.hexdigest()
 
-    def rest(self) -> dict[str, str]:
+    def resume_headers(self) -> dict[str, str]:
         """The headers that ask for what is missing, where the server has a tag by which it can be trusted to go on."""
-        if not self.received or not self.tag or self.tag.startswith("W/"):
+        if not self.received or not self.etag or self.etag.startswith("W/"):
             return {}
-        return {"Range": f"bytes={self.received}-", "If-Range": self.tag}
+        return {"Range": f"bytes={self.received}-", "If-Range": self.etag}
 
-    def begin(self, answer: Answer) -> int | None:
+    def start(self, answer: Response) -> int | None:
         """Takes up where `answer` does: at what is missing, or at the beginning. Returns the bytes of the whole.
 
         Raises `Failure` for an answer with another part.
         """
         if answer.status != PARTIAL_CONTENT:
-            self.forget()
-            self.tag = answer.headers.get("etag") or answer.headers.get("last-modified")
+            self.reset()
+            self.etag = answer.headers.get("etag") or answer.headers.get("last-modified")
             length = answer.headers.get("content-length")
             return int(length) if length else None
         match = _RANGE.fullmatch(answer.headers.get("content-range", ""))
         if not match or int(match[1]) != self.received:
-            self.forget()
-            raise Failure("its server sent another part than it was asked for", passing=True)
+            self.reset()
+            raise RequestFailed("its server sent another part than it was asked for", passing=True)
         return None if match[2] == "*" else int(match[2])
 
-    async def add(self, chunk: bytes) -> None:
+    async def append(self, chunk: bytes) -> None:
         self._waiting += chunk
         self.received += len(chunk)
         if len(self._waiting) >= FLUSHED_BYTES:
@@ -74,10 +74,10 @@ class Partial:
         waiting, self._waiting = self._waiting, bytearray()
         await asyncio.to_thread(self._append, waiting)
 
-    def forget(self) -> None:
+    def reset(self) -> None:
         """Drops all that has arrived."""
         self.path.unlink(missing_ok=True)
-        self.tag, self.received = None, 0
+        self.etag, self.received = None, 0
         self._hash, self._waiting = hashlib.sha256(), bytearray()
 
     def _append(self, content: bytearray) -> None:
@@ -96,10 +96,10 @@ log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, slots=True)
-class Saved:
+class Download:
     """What a download turned out to be."""
 
-    tag: str | None
+    etag: str | None
     """How its server tells one content from another, for asking whether it is still the same."""
     size_bytes: int
     sha256: str
@@ -115,47 +115,52 @@ class Downloader:
         self, settings: LoraSettings, resolver: Resolver | None = None, tls: ssl.SSLContext | None = None
     ) -> None:
         self._bounds = settings.fetch
-        self._transport = Transport(settings.fetch, resolver, tls, name="lora.fetch", downgrade=settings.allow_http)
+        self._transport = HttpClient(settings.fetch, resolver, tls, name="lora.fetch", downgrade=settings.allow_http)
         self._slots = asyncio.Semaphore(settings.fetch.max_concurrent)
 
-    async def document(self, address: Address, shown: str) -> Any:
+    async def fetch_json(self, address: RemoteFile, shown: str) -> Any:
         """The JSON at an address, small enough for memory. Raises `FetchFailed` for the LoRA that is `shown`."""
 
         async def attempt() -> bytes:
             async with self._get(address, {}) as answer:
                 if answer.status != OK:
-                    raise answer.refusal(address.site.hint(answer.status, answer.headers))
+                    raise answer.status_error(address.provider.hint(answer.status, answer.headers))
                 return b"".join([chunk async for chunk in answer.body(MAX_DOCUMENT_BYTES)])
 
         async with self._bounded(shown):
-            content = await self._transport.persist(attempt)
+            content = await self._transport.with_retries(attempt)
         try:
             return json.loads(content)
         except (ValueError, RecursionError) as error:
-            raise FetchFailed(shown, f"{address.site.name} answered with something that is no JSON") from error
+            raise FetchFailed(shown, f"{address.provider.name} answered with something that is no JSON") from error
 
     async def save(
-        self, address: Address, path: Path, shown: str, known_tag: str | None = None, progress: Progress | None = None
-    ) -> Saved | None:
+        self,
+        address: RemoteFile,
+        path: Path,
+        shown: str,
+        known_tag: str | None = None,
+        progress: Progress | None = None,
+    ) -> Download | None:
         """Brings the bytes to `path`, which appears with all of them; None if they are still those of `known_tag`.
 
         What is unfinished is left beside `path`. Raises `FetchFailed` for the LoRA that is `shown`.
         """
-        partial = Partial(path.with_name(f"{path.name}.part"))
+        partial = PartialDownload(path.with_name(f"{path.name}.part"))
         async with self._slots, self._bounded(shown):
-            size = await self._transport.persist(lambda: self._attempt(address, partial, known_tag, progress))
+            size = await self._transport.with_retries(lambda: self._attempt(address, partial, known_tag, progress))
             if size is None:
                 return None
             await asyncio.to_thread(os.replace, partial.path, path)
-            return Saved(partial.tag, size, partial.sha256)
+            return Download(partial.etag, size, partial.sha256)
 
     def close(self) -> None:
         """Lets go of the threads that resolve names. Downloads that run are not waited for."""
         self._transport.close()
 
-    def _get(self, address: Address, headers: Mapping[str, str]) -> AbstractAsyncContextManager[Answer]:
-        url = read_url(address.url)
-        return self._transport.get(url, headers, address.site.secrets(url))
+    def _get(self, address: RemoteFile, headers: Mapping[str, str]) -> AbstractAsyncContextManager[Response]:
+        url = parse_url(address.url)
+        return self._transport.get(url, headers, address.provider.auth_headers(url))
 
     @asynccontextmanager
     async def _bounded(self, shown: str) -> AsyncIterator[None]:
@@ -164,43 +169,43 @@ class Downloader:
                 yield
         except TimeoutError as error:
             raise FetchFailed(shown, f"it was not complete after {self._bounds.total_timeout_s:g} s") from error
-        except Failure as failure:
-            raise FetchFailed(shown, failure.why) from failure
-        except BadUrl as error:
+        except RequestFailed as failure:
+            raise FetchFailed(shown, failure.reason) from failure
+        except InvalidUrl as error:
             raise FetchFailed(shown, str(error)) from error
         except OSError as error:
             log.exception("%s could not be stored", shown)
             raise FetchFailed(shown, "it could not be stored; the operator's log has the cause") from error
 
     async def _attempt(
-        self, address: Address, partial: Partial, known_tag: str | None, progress: Progress | None
+        self, address: RemoteFile, partial: PartialDownload, known_tag: str | None, progress: Progress | None
     ) -> int | None:
         """Bytes in the file, when they are all there; None if they are those of `known_tag`."""
-        asked = partial.rest() or (_unless(known_tag) if known_tag else {})
+        asked = partial.resume_headers() or (_unless(known_tag) if known_tag else {})
         async with self._get(address, asked) as answer:
             if answer.status == NOT_MODIFIED and known_tag and "Range" not in asked:
                 return None
             self._check_head(answer, address, partial)
-            total = partial.begin(answer)
+            total = partial.start(answer)
             async for chunk in answer.body(self._bounds.max_bytes, partial.received):
-                await partial.add(chunk)
+                await partial.append(chunk)
                 if progress:
                     progress(partial.received, total)
         await partial.flush()
         if address.sha256 and partial.sha256 != address.sha256:
-            partial.forget()
-            raise Failure(f"its checksum is not the one that {address.site.name} lists", passing=True)
+            partial.reset()
+            raise RequestFailed(f"its checksum is not the one that {address.provider.name} lists", passing=True)
         return partial.received
 
-    def _check_head(self, answer: Answer, address: Address, partial: Partial) -> None:
+    def _check_head(self, answer: Response, address: RemoteFile, partial: PartialDownload) -> None:
         if answer.status == REQUESTED_RANGE_NOT_SATISFIABLE and partial.received:
-            partial.forget()
-            raise Failure("its server does not go on where it broke off", passing=True)
+            partial.reset()
+            raise RequestFailed("its server does not go on where it broke off", passing=True)
         if answer.status not in (OK, PARTIAL_CONTENT):
-            raise answer.refusal(address.site.hint(answer.status, answer.headers))
+            raise answer.status_error(address.provider.hint(answer.status, answer.headers))
         is_page = answer.headers.get("content-type", "").startswith("text/html")
         if is_page and answer.url.path.rstrip("/").endswith("/login"):
-            raise Failure(f"its server asks to sign in; {address.site.sign_in}")
+            raise RequestFailed(f"its server asks to sign in; {address.provider.sign_in_hint}")
 
 
 def _unless(tag: str) -> Mapping[str, str]:

@@ -6,11 +6,11 @@ from urllib.parse import quote
 from huggingface_hub import hf_hub_url
 from pydantic import BaseModel, Field, ValidationError
 
-from serve.errors import FetchFailed, LoraRefused
+from serve.errors import FetchFailed, InvalidLora
 from serve.lora.archive import CONFIG_NAME, WEIGHTS_SUFFIX
 from serve.lora.download import Downloader
 from serve.lora.parse import ENDINGS
-from serve.lora.provider import Address, Located, Site
+from serve.lora.provider import Provider, RemoteFile, ResolvedFile
 from serve.lora.reference import HubFile
 from serve.lora.safetensors_header import shown
 
@@ -41,24 +41,24 @@ class _Repository(BaseModel):
     files: tuple[_File, ...] = Field(default=(), alias="siblings")
 
 
-async def locate(reference: HubFile, site: Site, downloader: Downloader) -> Located:
-    """The file in the repository. Raises `FetchFailed`, and `LoraRefused` where it is not clear which file is meant."""
+async def resolve(reference: HubFile, site: Provider, downloader: Downloader) -> ResolvedFile:
+    """The file in the repository. Raises `FetchFailed`, and `InvalidLora` where it is not clear which file is meant."""
     revision = quote(reference.revision, safe="")
     url = f"{site.base_url.rstrip('/')}/api/models/{quote(reference.repository)}/revision/{revision}?blobs=true"
-    tree = await downloader.document(Address(url, site), reference.shown)
+    tree = await downloader.fetch_json(RemoteFile(url, site), reference.display_name)
     try:
         repository = _Repository.model_validate(tree)
     except ValidationError as error:
-        raise FetchFailed(reference.shown, f"{site.name} describes the repository in an unknown way") from error
+        raise FetchFailed(reference.display_name, f"{site.name} describes the repository in an unknown way") from error
     files = {file.name: file for file in repository.files}
     name = _chosen(reference, sorted(files))
     config = f"{name.rpartition('/')[0]}/{CONFIG_NAME}".lstrip("/")
 
-    def address(name: str) -> Address:
+    def address(name: str) -> RemoteFile:
         url = hf_hub_url(reference.repository, name, revision=repository.commit, endpoint=site.base_url.rstrip("/"))
-        return Address(url, site, files[name].sha256)
+        return RemoteFile(url, site, files[name].sha256)
 
-    return Located(
+    return ResolvedFile(
         address(name),
         revision=files[name].sha256 or repository.commit,
         config=address(config) if config in files and name.endswith("adapter_model.safetensors") else None,
@@ -78,7 +78,7 @@ def _chosen(reference: HubFile, names: Sequence[str]) -> str:
     for found in (weights, top, usual, archives if not weights else []):
         if len(found) == 1:
             return found[0]
-    raise LoraRefused(reference.shown, _unclear(reference, weights or archives))
+    raise InvalidLora(reference.display_name, _unclear(reference, weights or archives))
 
 
 def _unclear(reference: HubFile, names: Iterable[str]) -> str:

@@ -8,14 +8,14 @@ from typing import Literal
 import torch
 
 from serve.lora.decompositions import SUFFIXES
-from serve.lora.model_geometry import Geometry, Shape
-from serve.lora.safetensors_header import BadFile, shown
+from serve.lora.model_geometry import ModelGeometry, Shape
+from serve.lora.safetensors_header import InvalidLoraFile, shown
 
 Part = Literal["transformer", "clip"]
 
 
 @dataclass(frozen=True, slots=True)
-class Target:
+class LayerTarget:
     """Where one published pair of matrices goes."""
 
     part: Part
@@ -23,7 +23,7 @@ class Target:
     """Layers of the model that it is split for: their outputs are stacked in this order."""
     halves_swapped: bool = False
     """Published with the first half of the outputs behind the second."""
-    own: bool = False
+    is_native: bool = False
     """The name is the model's own, which wins where a file holds a layer under two names."""
 
 
@@ -83,7 +83,7 @@ _PREFIXES = (
 _OTHER_TEXT_ENCODERS = ("text_encoder_2.", "text_encoders.t5", "text_encoders.clip_g", "lora_te2_", "lora_te3_")
 
 
-def layers(geometry: Geometry) -> Mapping[tuple[Part, str], Shape]:
+def layer_shapes(geometry: ModelGeometry) -> Mapping[tuple[Part, str], Shape]:
     """The shape of every layer that a LoRA can act on."""
     return {
         **{("transformer", name): shape for name, shape in geometry.transformer_layers().items()},
@@ -91,52 +91,52 @@ def layers(geometry: Geometry) -> Mapping[tuple[Part, str], Shape]:
     }
 
 
-def targets(geometry: Geometry) -> Mapping[str, Target]:
+def layer_targets(geometry: ModelGeometry) -> Mapping[str, LayerTarget]:
     """Every published name of a layer, without its prefix, in each spelling."""
-    found: dict[str, Target] = {}
+    found: dict[str, LayerTarget] = {}
     for name, target in (*_own_names(geometry), *_published_names(geometry)):
         found[name] = found[name.replace(".", "_")] = target
     return found
 
 
-def bare(name: str) -> str:
+def strip_prefixes(name: str) -> str:
     """`name` without the prefixes that trainers put before it."""
     for prefix in _PREFIXES:
         if name.startswith(prefix):
-            return bare(name.removeprefix(prefix))
+            return strip_prefixes(name.removeprefix(prefix))
     return name
 
 
-def is_of_another_text_encoder(name: str) -> bool:
+def is_other_text_encoder(name: str) -> bool:
     """Whether `name` is a layer of a text encoder beside CLIP: T5's, or that of another model."""
     return name.startswith(_OTHER_TEXT_ENCODERS)
 
 
-def _own_names(geometry: Geometry) -> Iterator[tuple[str, Target]]:
+def _own_names(geometry: ModelGeometry) -> Iterator[tuple[str, LayerTarget]]:
     for name in geometry.transformer_layers():
-        yield name, Target("transformer", (name,), own=True)
+        yield name, LayerTarget("transformer", (name,), is_native=True)
     for name in geometry.clip_layers():
-        yield name, Target("clip", (name,), own=True)
+        yield name, LayerTarget("clip", (name,), is_native=True)
         # Until its release 5, transformers kept the text model one level deeper.
-        yield f"text_model.{name}", Target("clip", (name,), own=True)
+        yield f"text_model.{name}", LayerTarget("clip", (name,), is_native=True)
 
 
-def _published_names(geometry: Geometry) -> Iterator[tuple[str, Target]]:
+def _published_names(geometry: ModelGeometry) -> Iterator[tuple[str, LayerTarget]]:
     for block in range(geometry.double_blocks):
         for name, stacked in _DOUBLE.items():
             own = tuple(f"transformer_blocks.{block}.{layer}" for layer in stacked)
-            yield f"double_blocks.{block}.{name}", Target("transformer", own)
+            yield f"double_blocks.{block}.{name}", LayerTarget("transformer", own)
     for block in range(geometry.single_blocks):
         for name, stacked in _SINGLE.items():
             own = tuple(f"single_transformer_blocks.{block}.{layer}" for layer in stacked)
-            yield f"single_blocks.{block}.{name}", Target("transformer", own)
+            yield f"single_blocks.{block}.{name}", LayerTarget("transformer", own)
     known = geometry.transformer_layers()
     for name, layer in _OUTSIDE.items():
         if layer in known:
-            yield name, Target("transformer", (layer,), halves_swapped=name in _SWAPPED)
+            yield name, LayerTarget("transformer", (layer,), halves_swapped=name in _SWAPPED)
 
 
-FAMILIES = tuple(
+BASE_MODELS = tuple(
     (re.compile(pattern), family)
     for pattern, family in (
         (r"lora_te2_text_model|text_encoder_2\.text_model|add_embedding|label_emb", "Stable Diffusion XL"),
@@ -153,10 +153,10 @@ FAMILIES = tuple(
 )
 
 
-def family(names: Iterable[str]) -> str | None:
+def detect_base_model(names: Iterable[str]) -> str | None:
     """The model that calls its layers as `names` do, or None where no table knows them; the surest sign decides."""
     listed = tuple(names)
-    return next((found for pattern, found in FAMILIES if any(pattern.search(name) for name in listed)), None)
+    return next((found for pattern, found in BASE_MODELS if any(pattern.search(name) for name in listed)), None)
 
 
 _ENDING = re.compile(rf"(?P<layer>.+?)\.(?P<suffix>{'|'.join(re.escape(suffix) for suffix in SUFFIXES)})")
@@ -166,47 +166,47 @@ _BLOCK = re.compile(r"(blocks[._])\d+")
 
 
 @dataclass(frozen=True, slots=True)
-class Group:
+class TensorGroup:
     """All tensors of one published layer."""
 
     name: str
     """As in the file."""
-    target: Target
+    target: LayerTarget
     tensors: Mapping[str, torch.Tensor]
     """By role."""
 
 
 @dataclass(frozen=True, slots=True)
-class Inventory:
-    groups: tuple[Group, ...]
+class GroupedTensors:
+    groups: tuple[TensorGroup, ...]
     """The model's own names first: where a file has a layer under two names, they are the ones that count."""
-    unused: Mapping[str, str]
+    unapplied: Mapping[str, str]
     """Name of a tensor to the reason why it is not applied."""
 
 
-def take_stock(tensors: Mapping[str, torch.Tensor], known: Mapping[str, Target]) -> Inventory:
+def group_tensors(tensors: Mapping[str, torch.Tensor], known: Mapping[str, LayerTarget]) -> GroupedTensors:
     """Sorts the tensors of a file by the names that are known.
 
-    Raises `BadFile` where they show that the file was made for another model.
+    Raises `InvalidLoraFile` where they show that the file was made for another model.
     """
     groups: dict[str, dict[str, torch.Tensor]] = {}
     unused: dict[str, str] = {}
     for name, tensor in tensors.items():
         layer, role = _read(name)
-        if is_of_another_text_encoder(layer):
+        if is_other_text_encoder(layer):
             unused[name] = "only the CLIP text encoder is adapted here"
-        elif role and bare(layer) in known:
+        elif role and strip_prefixes(layer) in known:
             group = groups.setdefault(layer, {})
             if role in group:
-                raise BadFile(f"it has the layer {shown(layer)} twice")
+                raise InvalidLoraFile(f"it has the layer {shown(layer)} twice")
             group[role] = tensor
         elif role:
             unused[name] = "this model has no such layer that could be adapted"
         else:
             unused[name] = "only the low-rank matrices of linear layers are applied"
     _check_model(unused, known)
-    found = (Group(layer, known[bare(layer)], group) for layer, group in groups.items())
-    return Inventory(tuple(sorted(found, key=lambda group: not group.target.own)), unused)
+    found = (TensorGroup(layer, known[strip_prefixes(layer)], group) for layer, group in groups.items())
+    return GroupedTensors(tuple(sorted(found, key=lambda group: not group.target.is_native)), unused)
 
 
 def _read(name: str) -> tuple[str, str | None]:
@@ -215,11 +215,11 @@ def _read(name: str) -> tuple[str, str | None]:
     return (match["layer"], SUFFIXES[match["suffix"]]) if match else (name, None)
 
 
-def _check_model(unused: Mapping[str, str], known: Mapping[str, Target]) -> None:
-    other = family(unused)
+def _check_model(unused: Mapping[str, str], known: Mapping[str, LayerTarget]) -> None:
+    other = detect_base_model(unused)
     if other:
-        raise BadFile(f"it is made for {other}, not for FLUX.1")
+        raise InvalidLoraFile(f"it is made for {other}, not for FLUX.1")
     for name in unused:
-        layer = bare(_read(name)[0])
+        layer = strip_prefixes(_read(name)[0])
         if layer not in known and _BLOCK.sub(r"\g<1>0", layer) in known:
-            raise BadFile(f"it is made for another model: this one has fewer blocks than {shown(name)} needs")
+            raise InvalidLoraFile(f"it is made for another model: this one has fewer blocks than {shown(name)} needs")

@@ -12,14 +12,14 @@ import safetensors.torch
 import torch
 from safetensors import SafetensorError
 
-from serve.errors import FetchFailed, LoraRefused
-from serve.lora.archive import open_contents
-from serve.lora.convert import FormatReader, adapter_configs_in_header, parse_adapter_config
+from serve.errors import FetchFailed, InvalidLora
+from serve.lora.archive import extract_weights
+from serve.lora.convert import StateDictConverter, adapter_configs_in_header, parse_adapter_config
 from serve.lora.download import Progress
-from serve.lora.lora_fetcher import Fetched, Fetching
-from serve.lora.model_geometry import Geometry
+from serve.lora.lora_fetcher import FetchedFile, LoraFetcher
+from serve.lora.model_geometry import ModelGeometry
 from serve.lora.reference import Reference
-from serve.lora.safetensors_header import BadFile, Header, read_header
+from serve.lora.safetensors_header import Header, InvalidLoraFile, read_header
 from serve.lora.weights import Block, LoraWeights, pack, unpack
 from serve.net.ssrf_guard import Resolver
 from serve.settings import LoraSettings, Secrets
@@ -28,7 +28,7 @@ log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, slots=True, eq=False)
-class Loaded:
+class LoadedLora:
     """A LoRA that can be drawn with, and what is worth knowing of how it came."""
 
     weights: LoraWeights
@@ -44,7 +44,7 @@ class Loaded:
     """Unpacking, checking and converting it."""
 
 
-class Loader:
+class LoraLoader:
     """Loads LoRAs within the bounds of `settings`.
 
     Files lie below `scratch` while they are worked on, by default in the system's temporary folder; it must have room
@@ -61,20 +61,20 @@ class Loader:
         tls: ssl.SSLContext | None = None,
     ) -> None:
         self._settings = settings
-        self._fetching = Fetching(settings, secrets, resolver, tls)
+        self._fetching = LoraFetcher(settings, secrets, resolver, tls)
         self._scratch = scratch
-        self._readers: dict[Geometry, FormatReader] = {}
+        self._readers: dict[ModelGeometry, StateDictConverter] = {}
 
     async def load(
         self,
         reference: Reference,
-        geometry: Geometry,
+        geometry: ModelGeometry,
         known_revision: str | None = None,
         progress: Progress | None = None,
-    ) -> Loaded | None:
+    ) -> LoadedLora | None:
         """The LoRA for models of `geometry`, or None if its content is still that of `known_revision`.
 
-        Raises `FetchFailed` and `LoraRefused`, whose texts tell a user what to do.
+        Raises `FetchFailed` and `InvalidLora`, whose texts tell a user what to do.
         """
         with tempfile.TemporaryDirectory(
             prefix="flux-serve-lora-", dir=self._scratch, ignore_cleanup_errors=True
@@ -85,7 +85,7 @@ class Loader:
                 return None
             fetched_s = time.monotonic()
             block = await asyncio.to_thread(self._check, reference, fetched, geometry)
-            return Loaded(
+            return LoadedLora(
                 unpack(block),
                 block,
                 fetched.revision,
@@ -98,31 +98,33 @@ class Loader:
         """Lets go of threads. Loads that run are not waited for."""
         self._fetching.close()
 
-    def _check(self, reference: Reference, fetched: Fetched, geometry: Geometry) -> Block:
+    def _check(self, reference: Reference, fetched: FetchedFile, geometry: ModelGeometry) -> Block:
         """What was fetched, unpacked, checked and converted."""
-        reader = self._readers.setdefault(geometry, FormatReader(geometry, self._settings.max_rank))
+        reader = self._readers.setdefault(geometry, StateDictConverter(geometry, self._settings.max_rank))
         unpacked = fetched.path.with_name("unpacked")
         try:
             unpacked.mkdir()
             bounds = self._settings.fetch.max_bytes, self._settings.max_unpacked_bytes
-            contents = open_contents(fetched.path, unpacked, *bounds)
+            contents = extract_weights(fetched.path, unpacked, *bounds)
             header, tensors = _read(contents.weights, self._settings.max_tensors)
             configs = adapter_configs_in_header(header.metadata)
             if beside := fetched.config or contents.config:
                 configs = {"transformer": parse_adapter_config(beside), **configs}
-            return pack(reader.read(tensors, configs))
-        except BadFile as error:
-            raise LoraRefused(reference.shown, str(error)) from error
+            return pack(reader.convert(tensors, configs))
+        except InvalidLoraFile as error:
+            raise InvalidLora(reference.display_name, str(error)) from error
         except OSError as error:
-            log.exception("%s could not be unpacked", reference.shown)
-            raise FetchFailed(reference.shown, "it could not be stored; the operator's log has the cause") from error
+            log.exception("%s could not be unpacked", reference.display_name)
+            raise FetchFailed(
+                reference.display_name, "it could not be stored; the operator's log has the cause"
+            ) from error
 
 
 def _read(path: Path, max_tensors: int) -> tuple[Header, dict[str, torch.Tensor]]:
-    """The tensors of a weights file, after its header was checked. Raises `BadFile`."""
+    """The tensors of a weights file, after its header was checked. Raises `InvalidLoraFile`."""
     with path.open("rb") as file:
         header = read_header(file, path.stat().st_size, max_tensors)
     try:
         return header, safetensors.torch.load_file(path)
     except SafetensorError as error:
-        raise BadFile("the file is damaged") from error
+        raise InvalidLoraFile("the file is damaged") from error

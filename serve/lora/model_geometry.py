@@ -14,7 +14,7 @@ Shape = tuple[int, int]
 
 
 @dataclass(frozen=True, slots=True)
-class Geometry:
+class ModelGeometry:
     """Depths and widths of one model. Equal ones take the same LoRAs."""
 
     double_blocks: int
@@ -26,13 +26,13 @@ class Geometry:
     """Of T5's output."""
     pooled_width: int
     """Of CLIP's pooled output."""
-    guided: bool
+    guidance_embeds: bool
     clip_blocks: int
     clip_width: int
     clip_mlp_width: int
 
     @classmethod
-    def of(cls, transformer: Mapping[str, Any], clip: Mapping[str, Any]) -> Self:
+    def from_configs(cls, transformer: Mapping[str, Any], clip: Mapping[str, Any]) -> Self:
         """From the `config.json` of a FluxTransformer2DModel and of a CLIPTextModel."""
         return cls(
             double_blocks=transformer["num_layers"],
@@ -43,7 +43,7 @@ class Geometry:
             * transformer.get("patch_size", 1) ** 2,
             text_width=transformer["joint_attention_dim"],
             pooled_width=transformer["pooled_projection_dim"],
-            guided=transformer["guidance_embeds"],
+            guidance_embeds=transformer["guidance_embeds"],
             clip_blocks=clip["num_hidden_layers"],
             clip_width=clip["hidden_size"],
             clip_mlp_width=clip["intermediate_size"],
@@ -87,7 +87,7 @@ class Geometry:
         """The layers before and behind the blocks."""
         width = self.width
         embedders = {"timestep_embedder": _TIME_CHANNELS, "text_embedder": self.pooled_width}
-        if self.guided:
+        if self.guidance_embeds:
             embedders["guidance_embedder"] = _TIME_CHANNELS
         layers: dict[str, Shape] = {
             "x_embedder": (width, self.in_channels),

@@ -7,22 +7,22 @@ from pathlib import Path
 from typing import NamedTuple
 from urllib.parse import parse_qs, unquote
 
-from serve.errors import PictureRefused
+from serve.errors import InvalidImage
 from serve.lora.reference import (
-    BadReference,
     CivitaiFile,
     EmbeddedLora,
-    Enclosed,
     HubFile,
+    InlineFile,
+    InvalidReference,
     LocalFile,
     Reference,
     ReplicateModel,
     S3Object,
-    WebFile,
+    UrlFile,
 )
-from serve.media.data_uri import is_data_uri, read_data_uri
-from serve.model_specs import EMBEDDED, LORAS
-from serve.net.url import BadUrl, read_url
+from serve.media.data_uri import decode_data_uri, is_data_uri
+from serve.model_specs import EMBEDDED, EMBEDDED_LORAS
+from serve.net.url import InvalidUrl, parse_url
 from serve.settings import LoraSettings
 
 ENDINGS = (".safetensors", ".tar", ".tar.gz", ".tgz", ".zip")
@@ -42,11 +42,11 @@ _NO_OWNERS = frozenset(("account", "blog", "collections", "docs", "explore", "p"
 _NO_REPOSITORIES = frozenset(("collections", "datasets", "docs", "papers", "spaces"))
 
 
-class NoForm(Exception):
+class UnrecognizedForm(Exception):
     """The text has none of the accepted forms."""
 
 
-class Behind(NamedTuple):
+class ParsedPath(NamedTuple):
     """What stands behind a host."""
 
     segments: tuple[str, ...]
@@ -55,53 +55,53 @@ class Behind(NamedTuple):
     """By names in lower case."""
 
     @classmethod
-    def read(cls, text: str) -> "Behind":
+    def read(cls, text: str) -> "ParsedPath":
         """Raises `NoForm` for a path that no site has."""
         path, _, query = text.partition("#")[0].partition("?")
         segments = tuple(unquote(segment) for segment in path.split("/") if segment)
         if any(segment in (".", "..") or "\\" in segment or not segment.isprintable() for segment in segments):
-            raise NoForm
+            raise UnrecognizedForm
         return cls(segments, {name.lower(): values[0] for name, values in parse_qs(query).items()})
 
 
-def replicate(behind: Behind) -> Reference:
+def replicate(behind: ParsedPath) -> Reference:
     """`owner/name`, `owner/name:version`, `owner/name/version` or `owner/name/versions/version`."""
     match behind.segments:
         case (owner, name):
             name, colon, version = name.partition(":")
             if colon and not version:
-                raise NoForm
+                raise UnrecognizedForm
         case (owner, name, version) | (owner, name, "versions", version):
             pass
         case _:
-            raise NoForm
+            raise UnrecognizedForm
     named = _OWNER.fullmatch(owner) and _NAME.fullmatch(name) and owner.lower() not in _NO_OWNERS
     if not named or name.lower().endswith((*ENDINGS, *FOREIGN_ENDINGS)):
-        raise NoForm
+        raise UnrecognizedForm
     if version and not _VERSION.fullmatch(version):
-        raise NoForm
+        raise UnrecognizedForm
     return ReplicateModel(owner.lower(), name.lower(), version.lower() or None)
 
 
-def hub(behind: Behind) -> Reference:
+def hub(behind: ParsedPath) -> Reference:
     """`owner/name[@revision][/path]`, or with `resolve`, `blob`, `raw` or `tree` before revision and path."""
     match behind.segments:
         case (owner, name, *rest):
             name, at, revision = name.partition("@")
         case _:
-            raise NoForm
+            raise UnrecognizedForm
     if owner in _NO_REPOSITORIES or not _NAME.fullmatch(owner) or not _NAME.fullmatch(name):
-        raise NoForm
+        raise UnrecognizedForm
     if at:
         revision, path = _revision_and_path((revision, *rest))
     elif rest and rest[0] in ("resolve", "blob", "raw", "tree"):
         revision, path = _revision_and_path(rest[1:])
         if not path and rest[0] != "tree":
-            raise NoForm
+            raise UnrecognizedForm
     else:
         revision, path = "main", "/".join(rest)
     if path.lower().endswith(FOREIGN_ENDINGS):
-        raise BadReference("only safetensors files are taken: others could run code here, or are no LoRA")
+        raise InvalidReference("only safetensors files are taken: others could run code here, or are no LoRA")
     return HubFile(f"{owner}/{name}", revision, path)
 
 
@@ -110,11 +110,11 @@ def _revision_and_path(segments: tuple[str, ...] | list[str]) -> tuple[str, str]
     long = _LONG_REVISION.match(behind)
     revision, path = (long[0], behind[long.end() :].lstrip("/")) if long else behind.partition("/")[::2]
     if not revision:
-        raise NoForm
+        raise UnrecognizedForm
     return revision, path
 
 
-def civitai(behind: Behind) -> Reference:
+def civitai(behind: ParsedPath) -> Reference:
     """The page of a model, with or without a version, or the address of a download."""
     query = behind.query
     match behind.segments:
@@ -123,9 +123,9 @@ def civitai(behind: Behind) -> Reference:
         case ("api", "download", "models", version) | ("model-versions", version):
             ids = _ids(None, version)
         case _:
-            raise NoForm
+            raise UnrecognizedForm
     if query.get("format", "safetensor").lower() != "safetensor":
-        raise BadReference("only safetensors files are taken: others could run code here")
+        raise InvalidReference("only safetensors files are taken: others could run code here")
     choice = tuple((name, query[name].lower()) for name in ("fp", "size") if name in query)
     return CivitaiFile(*ids, choice, query.get("token"))
 
@@ -134,18 +134,18 @@ def civitai_name(text: str) -> Reference:
     """`civitai:model` or `civitai:model@version`, also as the end of an AIR."""
     air = _AIR.fullmatch(text)
     if not air:
-        raise NoForm
+        raise UnrecognizedForm
     return CivitaiFile(*_ids(air["model"], air["version"]))
 
 
 def _ids(model: str | None, version: str | None) -> tuple[int | None, int | None]:
     """Model and version; the version says all where there is one."""
     if not all(_ID.fullmatch(text) for text in (model, version) if text is not None):
-        raise NoForm
+        raise UnrecognizedForm
     return (None, int(version)) if version else (int(model or 0), None)
 
 
-SITES: Mapping[str, Callable[[Behind], Reference]] = {
+SITES: Mapping[str, Callable[[ParsedPath], Reference]] = {
     "replicate.com": replicate,
     "huggingface.co": hub,
     "hf.co": hub,
@@ -162,7 +162,7 @@ FORMS = (
     "civitai.com/models/ID, with ?modelVersionId=V behind it, or civitai:ID@V",
     "an https URL of a .safetensors, .tar, .tar.gz or .zip file",
     "a data: URI of such a file",
-    " or ".join(f"{EMBEDDED}:{name}" for name in LORAS) + " (for the embedded model)",
+    " or ".join(f"{EMBEDDED}:{name}" for name in EMBEDDED_LORAS) + " (for the embedded model)",
 )
 
 _SITE = re.compile(rf"(?:https?://)?(?:www\.)?({'|'.join(map(re.escape, SITES))})((?:[/?#].*)?)", re.IGNORECASE)
@@ -170,41 +170,41 @@ _SCHEME = re.compile(r"([a-z][a-z0-9+.-]*)://", re.IGNORECASE)
 _BUCKET = re.compile(r"[a-z0-9][a-z0-9.-]{1,61}[a-z0-9]")
 
 
-def read_reference(text: str, settings: LoraSettings) -> Reference:
-    """The LoRA that `text` names. Raises `BadReference`."""
+def parse_reference(text: str, settings: LoraSettings) -> Reference:
+    """The LoRA that `text` names. Raises `InvalidReference`."""
     named = text.strip()
-    named = settings.short_names.get(named, named).strip()
+    named = settings.aliases.get(named, named).strip()
     try:
         return _read(named, settings)
-    except NoForm as error:
-        raise BadReference(f"this names no LoRA; write {'; '.join(_forms(settings))}") from error
-    except PictureRefused as refusal:
-        raise BadReference(refusal.why) from refusal
-    except BadUrl as error:
-        raise BadReference(str(error)) from error
+    except UnrecognizedForm as error:
+        raise InvalidReference(f"this names no LoRA; write {'; '.join(_forms(settings))}") from error
+    except InvalidImage as refusal:
+        raise InvalidReference(refusal.why) from refusal
+    except InvalidUrl as error:
+        raise InvalidReference(str(error)) from error
 
 
-def check_short_names(settings: LoraSettings) -> None:
+def check_aliases(settings: LoraSettings) -> None:
     """Raises `ValueError` for an operator's own name that leads nowhere."""
-    for name in settings.short_names:
+    for name in settings.aliases:
         try:
-            read_reference(name, settings)
-        except BadReference as error:
-            raise ValueError(f"lora.short_names.{name}: {error}") from error
+            parse_reference(name, settings)
+        except InvalidReference as error:
+            raise ValueError(f"lora.aliases.{name}: {error}") from error
 
 
 def _forms(settings: LoraSettings) -> tuple[str, ...]:
-    own = ", ".join(sorted(settings.short_names))
+    own = ", ".join(sorted(settings.aliases))
     return (*FORMS, f"one of this service's own names: {own}") if own else FORMS
 
 
 def _read(text: str, settings: LoraSettings) -> Reference:
     if is_data_uri(text):
-        return Enclosed(read_data_uri(text, "", settings.fetch.max_bytes))
+        return InlineFile(decode_data_uri(text, "", settings.fetch.max_bytes))
     if len(text) > MAX_CHARS or not text.isprintable():
-        raise NoForm
+        raise UnrecognizedForm
     if site := _SITE.fullmatch(text):
-        return SITES[site[1].lower()](Behind.read(site[2]))
+        return SITES[site[1].lower()](ParsedPath.read(site[2]))
     if text.lower().startswith(("civitai:", "urn:air:")):
         return civitai_name(text)
     if text.lower().startswith(f"{EMBEDDED}:"):
@@ -215,57 +215,57 @@ def _read(text: str, settings: LoraSettings) -> Reference:
 
 
 def _embedded(name: str) -> Reference:
-    if name not in LORAS:
-        raise NoForm
+    if name not in EMBEDDED_LORAS:
+        raise UnrecognizedForm
     return EmbeddedLora(name)
 
 
 def _without_host(text: str) -> Reference:
     """A model of Replicate, or what can only be a file of the hub."""
     if set(text) & set("?#%@"):
-        raise NoForm
-    behind = Behind.read(text)
+        raise UnrecognizedForm
+    behind = ParsedPath.read(text)
     is_file = len(behind.segments) > 2 and behind.segments[-1].lower().endswith(ENDINGS)
     # A host has a dot in it, which no owner has.
     return hub(behind) if is_file and "." not in behind.segments[0] else replicate(behind)
 
 
 def _web(text: str, settings: LoraSettings) -> Reference:
-    url = read_url(text)
+    url = parse_url(text)
     if not url.path.lower().endswith(ENDINGS):
-        raise NoForm
+        raise UnrecognizedForm
     if url.scheme == "http" and not settings.allow_http:
-        raise BadReference("plain http is not taken, use https; the operator can allow it by lora.allow_http")
-    return WebFile(str(url))
+        raise InvalidReference("plain http is not taken, use https; the operator can allow it by lora.allow_http")
+    return UrlFile(str(url))
 
 
 def _s3(text: str, settings: LoraSettings) -> Reference:
     bucket, _, name = text[len("s3://") :].partition("/")
     if not _BUCKET.fullmatch(bucket) or not name.lower().endswith(ENDINGS):
-        raise NoForm
+        raise UnrecognizedForm
     return S3Object(bucket, name)
 
 
 def _file(text: str, settings: LoraSettings) -> Reference:
     host, slash, path = text[len("file://") :].partition("/")
     if host not in ("", "localhost"):
-        raise NoForm
+        raise UnrecognizedForm
     return _local(slash + unquote(path), settings)
 
 
 def _local(text: str, settings: LoraSettings) -> Reference:
     if not settings.folders:
-        raise BadReference("local files are not served here; the operator can name folders of them by lora.folders")
+        raise InvalidReference("local files are not served here; the operator can name folders of them by lora.folders")
     path = Path(os.path.normpath(text))
     if "\0" in text or not any(path.is_relative_to(os.path.normpath(folder)) for folder in settings.folders):
-        raise BadReference("local files are served only from the folders that the operator named by lora.folders")
+        raise InvalidReference("local files are served only from the folders that the operator named by lora.folders")
     if not path.name.lower().endswith(ENDINGS):
-        raise NoForm
+        raise UnrecognizedForm
     return LocalFile(path)
 
 
 def _unknown(text: str, settings: LoraSettings) -> Reference:
-    raise NoForm
+    raise UnrecognizedForm
 
 
 _SCHEMES: Mapping[str, Callable[[str, LoraSettings], Reference]] = {

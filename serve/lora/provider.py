@@ -8,28 +8,28 @@ import httpx
 from pydantic import SecretStr
 
 from serve.net.http_client import origin
-from serve.settings import VARIABLES, LoraSettings, Secrets
+from serve.settings import ENVIRONMENT_VARIABLES, LoraSettings, Secrets
 
 
 @dataclass(frozen=True, slots=True)
-class Site:
+class Provider:
     """One host. What has no `token_variable` is read without signing in."""
 
     name: str
     base_url: str = ""
     token_variable: str | None = None
     token: SecretStr | None = None
-    meanings: Mapping[str, str] = field(default_factory=dict)
+    error_meanings: Mapping[str, str] = field(default_factory=dict)
     """What the site's own words for a refusal, in its header `x-error-code`, mean."""
 
-    def secrets(self, url: httpx.URL) -> dict[str, str]:
+    def auth_headers(self, url: httpx.URL) -> dict[str, str]:
         """The header that signs in at `url`; empty for what is not on this site, and without a credential."""
         if not self.token or origin(url) != origin(httpx.URL(self.base_url)):
             return {}
         return {"Authorization": f"Bearer {self.token.get_secret_value()}"}
 
     @property
-    def sign_in(self) -> str:
+    def sign_in_hint(self) -> str:
         """What to do where an account is needed."""
         if not self.token_variable:
             return "it must be readable without signing in"
@@ -39,9 +39,9 @@ class Site:
 
     def hint(self, status: int, headers: httpx.Headers) -> str:
         """What to do about a refusal; empty where nobody knows."""
-        meaning = self.meanings.get(headers.get("x-error-code", ""))
+        meaning = self.error_meanings.get(headers.get("x-error-code", ""))
         if status in (UNAUTHORIZED, FORBIDDEN):
-            return f"{meaning}; {self.sign_in}" if meaning else self.sign_in
+            return f"{meaning}; {self.sign_in_hint}" if meaning else self.sign_in_hint
         if status == NOT_FOUND:
             return meaning or "check how it is written"
         return ""
@@ -53,43 +53,51 @@ _HUB_MEANINGS = {
     "RevisionNotFound": "the repository has no such revision",
     "EntryNotFound": "the repository has no such file",
 }
-WEB = Site("its server")
+ANY_HOST = Provider("its server")
 """Any host, without a credential."""
 
 
 @dataclass(frozen=True, slots=True)
-class Sites:
-    replicate: Site
-    hub: Site
-    civitai: Site
+class Providers:
+    replicate: Provider
+    hub: Provider
+    civitai: Provider
 
     @classmethod
-    def of(cls, settings: LoraSettings, secrets: Secrets) -> "Sites":
+    def of(cls, settings: LoraSettings, secrets: Secrets) -> "Providers":
         """As the settings place them, with the credentials that there are."""
         return cls(
-            Site("Replicate", settings.replicate_url, VARIABLES["replicate_token"], secrets.replicate_token),
-            Site("Hugging Face", settings.huggingface_url, VARIABLES["hf_token"], secrets.hf_token, _HUB_MEANINGS),
-            Site("CivitAI", settings.civitai_url, VARIABLES["civitai_token"], secrets.civitai_token),
+            Provider(
+                "Replicate", settings.replicate_url, ENVIRONMENT_VARIABLES["replicate_token"], secrets.replicate_token
+            ),
+            Provider(
+                "Hugging Face",
+                settings.huggingface_url,
+                ENVIRONMENT_VARIABLES["hf_token"],
+                secrets.hf_token,
+                _HUB_MEANINGS,
+            ),
+            Provider("CivitAI", settings.civitai_url, ENVIRONMENT_VARIABLES["civitai_token"], secrets.civitai_token),
         )
 
 
 @dataclass(frozen=True, slots=True)
-class Address:
+class RemoteFile:
     """One file of a site."""
 
     url: str
-    site: Site
+    provider: Provider
     """Who is asked: whose credential goes along, and what its refusals mean."""
     sha256: str | None = None
     """What the site says that the bytes hash to, in lower case."""
 
 
 @dataclass(frozen=True, slots=True)
-class Located:
+class ResolvedFile:
     """The file that a reference means now."""
 
-    file: Address
+    file: RemoteFile
     revision: str | None = None
     """Names the content; None where only its server can tell, by the tag of the download."""
-    config: Address | None = None
+    config: RemoteFile | None = None
     """PEFT's configuration beside the weights."""

@@ -8,12 +8,12 @@ from pathlib import Path
 from typing import Generic, Literal, TypeVar
 
 from serve.model_specs import EMBEDDED
-from serve.net.url import shown as shown_url
+from serve.net.url import display_url as shown_url
 
 COMMIT = re.compile(r"[0-9a-f]{40}")
 
 
-class BadReference(ValueError):
+class InvalidReference(ValueError):
     """A text names no LoRA; the message says why and what does, fit for a user."""
 
 
@@ -29,7 +29,7 @@ class Reference(ABC):
 
     @property
     @abstractmethod
-    def shown(self) -> str:
+    def display_name(self) -> str:
         """The shortest text that names it to a user, without secrets."""
 
     @property
@@ -54,10 +54,10 @@ class ReplicateModel(Reference):
 
     @property
     def _canonical(self) -> str:
-        return self.shown
+        return self.display_name
 
     @property
-    def shown(self) -> str:
+    def display_name(self) -> str:
         return f"{self.owner}/{self.name}{f':{self.version}' if self.version else ''}"
 
     @property
@@ -78,10 +78,10 @@ class HubFile(Reference):
 
     @property
     def _canonical(self) -> str:
-        return self.shown
+        return self.display_name
 
     @property
-    def shown(self) -> str:
+    def display_name(self) -> str:
         revision = "" if self.revision == "main" else f"@{self.revision}"
         return f"huggingface.co/{self.repository}{revision}{f'/{self.path}' if self.path else ''}"
 
@@ -104,10 +104,10 @@ class CivitaiFile(Reference):
     @property
     def _canonical(self) -> str:
         # Who has no token must not be served from the cache what needs one.
-        return f"{self.shown} {self.token or ''}"
+        return f"{self.display_name} {self.token or ''}"
 
     @property
-    def shown(self) -> str:
+    def display_name(self) -> str:
         site = f"civitai.com/model-versions/{self.version}" if self.version else f"civitai:{self.model}"
         return site + "".join(f" {name}={value}" for name, value in self.choice)
 
@@ -117,7 +117,7 @@ class CivitaiFile(Reference):
 
 
 @dataclass(frozen=True, slots=True)
-class WebFile(Reference):
+class UrlFile(Reference):
     """A file at any URL, which may have a signature in its query."""
 
     url: str = field(repr=False)
@@ -127,7 +127,7 @@ class WebFile(Reference):
         return self.url
 
     @property
-    def shown(self) -> str:
+    def display_name(self) -> str:
         return shown_url(self.url)
 
     @property
@@ -142,10 +142,10 @@ class S3Object(Reference):
 
     @property
     def _canonical(self) -> str:
-        return self.shown
+        return self.display_name
 
     @property
-    def shown(self) -> str:
+    def display_name(self) -> str:
         return f"s3://{self.bucket}/{self.name}"
 
     @property
@@ -164,7 +164,7 @@ class EmbeddedLora(Reference):
         return self.name
 
     @property
-    def shown(self) -> str:
+    def display_name(self) -> str:
         return f"{EMBEDDED}:{self.name}"
 
     @property
@@ -183,7 +183,7 @@ class LocalFile(Reference):
         return str(self.path)
 
     @property
-    def shown(self) -> str:
+    def display_name(self) -> str:
         return self.path.name
 
     @property
@@ -192,7 +192,7 @@ class LocalFile(Reference):
 
 
 @dataclass(frozen=True, slots=True)
-class Enclosed(Reference):
+class InlineFile(Reference):
     """A file that came in a `data:` URI."""
 
     content: bytes = field(repr=False)
@@ -202,7 +202,7 @@ class Enclosed(Reference):
         return hashlib.sha256(self.content).hexdigest()
 
     @property
-    def shown(self) -> str:
+    def display_name(self) -> str:
         return "data:"
 
     @property
@@ -210,13 +210,13 @@ class Enclosed(Reference):
         return False
 
 
-Held = TypeVar("Held")
+BlockRefT = TypeVar("BlockRefT")
 
 Origin = Literal["download", "disk", "memory"]
 
 
 @dataclass(frozen=True, slots=True)
-class Facts:
+class LoraMetadata:
     """What is known of the weights of a LoRA beside the weights themselves."""
 
     key: str
@@ -229,28 +229,28 @@ class Facts:
 
 
 @dataclass(frozen=True, slots=True)
-class Copy(Generic[Held]):
+class CacheHandle(Generic[BlockRefT]):
     """The weights in memory, as a block of `serve.lora.weights`."""
 
-    held: Held
+    block: BlockRefT
     """Where they lie."""
-    number: str
+    id: str
     """Tells it from a later copy of the same."""
 
 
 @dataclass(frozen=True, slots=True)
-class Brought(Generic[Held]):
-    facts: Facts
-    copy: Copy[Held]
+class ResolvedLora(Generic[BlockRefT]):
+    metadata: LoraMetadata
+    handle: CacheHandle[BlockRefT]
     origin: Origin
     """Where they came from for this request."""
     fetched_bytes: int = 0
     """What was downloaded for this request, before conversion."""
     fetch_s: float = 0.0
     check_s: float = 0.0
-    outdated: bool = False
+    stale: bool = False
     """They are older than they may be, but where they came from could not be asked again."""
 
-    def again(self) -> "Brought[Held]":
+    def as_memory_hit(self) -> "ResolvedLora[BlockRefT]":
         """The same for a request that finds it in memory."""
-        return replace(self, origin="memory", fetched_bytes=0, fetch_s=0.0, check_s=0.0, outdated=False)
+        return replace(self, origin="memory", fetched_bytes=0, fetch_s=0.0, check_s=0.0, stale=False)

@@ -22,12 +22,12 @@ ITEM_BYTES = {
 }
 
 
-class BadFile(ValueError):
+class InvalidLoraFile(ValueError):
     """The file cannot be used; the message says why, fit for a user."""
 
 
 @dataclass(frozen=True, slots=True)
-class Entry:
+class TensorEntry:
     """One tensor as the header tells it; `begin` and `end` are offsets in bytes behind the header."""
 
     dtype: str
@@ -38,26 +38,28 @@ class Entry:
 
 @dataclass(frozen=True, slots=True)
 class Header:
-    entries: Mapping[str, Entry]
+    entries: Mapping[str, TensorEntry]
     metadata: Mapping[str, str]
     data_offset: int
     """Where the data begins in the file."""
 
 
 def read_header(file: BinaryIO, size_bytes: int, max_tensors: int) -> Header:
-    """The header of a file of `size_bytes`, of which `file` stands at the beginning. Raises `BadFile`."""
+    """The header of a file of `size_bytes`, of which `file` stands at the beginning. Raises `InvalidLoraFile`."""
     length = int.from_bytes(file.read(LENGTH_BYTES), "little")
     if size_bytes < LENGTH_BYTES or not 2 <= length <= MAX_HEADER_BYTES:
-        raise BadFile("it is no safetensors file")
+        raise InvalidLoraFile("it is no safetensors file")
     data_offset = LENGTH_BYTES + length
     if data_offset > size_bytes:
-        raise BadFile(f"the file is cut off: it has {size_bytes} bytes, and its header alone needs {data_offset}")
+        raise InvalidLoraFile(
+            f"the file is cut off: it has {size_bytes} bytes, and its header alone needs {data_offset}"
+        )
     tree = _parsed(file.read(length))
     metadata = tree.pop("__metadata__", {})
     if not isinstance(metadata, dict) or not all(isinstance(value, str) for value in metadata.values()):
-        raise BadFile("the metadata in its header are not texts")
+        raise InvalidLoraFile("the metadata in its header are not texts")
     if len(tree) > max_tensors:
-        raise BadFile(f"it has {len(tree)} tensors, at most {max_tensors} are taken")
+        raise InvalidLoraFile(f"it has {len(tree)} tensors, at most {max_tensors} are taken")
     entries = {name: _entry(name, fields) for name, fields in tree.items()}
     _check_cover(entries, data_offset, size_bytes)
     return Header(entries, metadata, data_offset)
@@ -73,9 +75,9 @@ def _parsed(text: bytes) -> dict[str, Any]:
     try:
         tree = json.loads(text, object_pairs_hook=_without_repeats)
     except (ValueError, RecursionError) as error:
-        raise BadFile("its header is damaged: it is no JSON, or names a tensor twice") from error
+        raise InvalidLoraFile("its header is damaged: it is no JSON, or names a tensor twice") from error
     if not isinstance(tree, dict):
-        raise BadFile("its header is damaged: it is no JSON object")
+        raise InvalidLoraFile("its header is damaged: it is no JSON object")
     return tree
 
 
@@ -86,32 +88,32 @@ def _without_repeats(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     return tree
 
 
-def _entry(name: str, fields: object) -> Entry:
-    fault = BadFile(f"its header is damaged at the tensor {shown(name)}")
+def _entry(name: str, fields: object) -> TensorEntry:
+    fault = InvalidLoraFile(f"its header is damaged at the tensor {shown(name)}")
     if not isinstance(fields, dict) or fields.keys() != {"dtype", "shape", "data_offsets"}:
         raise fault
     dtype, shape, offsets = fields["dtype"], fields["shape"], fields["data_offsets"]
     if not isinstance(dtype, str) or dtype not in ITEM_BYTES:
-        raise BadFile(f"its tensor {shown(name)} has the unknown type {shown(str(dtype))}")
+        raise InvalidLoraFile(f"its tensor {shown(name)} has the unknown type {shown(str(dtype))}")
     if not _are_sizes(shape) or len(shape) > MAX_DIMENSIONS or not _are_sizes(offsets) or len(offsets) != 2:
         raise fault
     if offsets[1] - offsets[0] != math.prod(shape) * ITEM_BYTES[dtype]:
         raise fault
-    return Entry(dtype, tuple(shape), offsets[0], offsets[1])
+    return TensorEntry(dtype, tuple(shape), offsets[0], offsets[1])
 
 
 def _are_sizes(values: object) -> bool:
     return isinstance(values, list) and all(type(value) is int and 0 <= value < 2**63 for value in values)
 
 
-def _check_cover(entries: Mapping[str, Entry], data_offset: int, size_bytes: int) -> None:
+def _check_cover(entries: Mapping[str, TensorEntry], data_offset: int, size_bytes: int) -> None:
     """Tensors that overlap could make a small file a large one; gaps could hide something else."""
     spans = sorted((entry.begin, entry.end) for entry in entries.values())
     ends = [0, *(end for _, end in spans)]
     if [begin for begin, _ in spans] != ends[:-1]:
-        raise BadFile("its header is damaged: tensors overlap or leave gaps")
+        raise InvalidLoraFile("its header is damaged: tensors overlap or leave gaps")
     expected = data_offset + ends[-1]
     if size_bytes < expected:
-        raise BadFile(f"the file is cut off: it should have {expected} bytes and has {size_bytes}")
+        raise InvalidLoraFile(f"the file is cut off: it should have {expected} bytes and has {size_bytes}")
     if size_bytes > expected:
-        raise BadFile(f"it has {size_bytes - expected} bytes behind its last tensor")
+        raise InvalidLoraFile(f"it has {size_bytes - expected} bytes behind its last tensor")

@@ -12,7 +12,7 @@ import safetensors.torch
 import torch
 from numpy.typing import NDArray
 
-from serve.lora.safetensors_header import LENGTH_BYTES, Entry, Header, read_header
+from serve.lora.safetensors_header import LENGTH_BYTES, Header, TensorEntry, read_header
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -43,7 +43,7 @@ class LoraWeights:
     """As in `transformer_blocks.0.attn.to_q`."""
     clip: Mapping[str, LowRank]
     """As in `encoder.layers.0.self_attn.q_proj`: that model has no `text_model` inside since transformers 5."""
-    named: tuple[str, ...] = ()
+    unapplied: tuple[str, ...] = ()
     """Tensors of the file that are not applied, each with the reason, fit to be shown to the caller."""
 
     @property
@@ -80,13 +80,13 @@ def pack(weights: LoraWeights) -> Block:
     def table(part: Mapping[str, LowRank]) -> dict[str, tuple[str, str, float]]:
         return {layer: (number(each.down), number(each.up), each.scale) for layer, each in part.items()}
 
-    told = {"transformer": table(weights.transformer), "clip": table(weights.clip), "named": weights.named}
+    told = {"transformer": table(weights.transformer), "clip": table(weights.clip), "named": weights.unapplied}
     # One entry: the library writes several in any order, and equal weights should be equal bytes.
     return np.frombuffer(safetensors.torch.save(matrices, {_TOLD: json.dumps(told)}), np.uint8)
 
 
 def unpack(block: Block) -> LoraWeights:
-    """The weights in a block that `pack` made, which they keep alive; nobody may write to them. Raises `BadFile`."""
+    """The weights in a block made by `pack`, without a copy: do not write to them. Raises `InvalidLoraFile`."""
     view = memoryview(block.data)
     head_bytes = LENGTH_BYTES + int.from_bytes(view[:LENGTH_BYTES], "little")
     header = read_header(BytesIO(view[:head_bytes]), view.nbytes, _MAX_MATRICES)
@@ -99,7 +99,7 @@ def unpack(block: Block) -> LoraWeights:
     return LoraWeights(part("transformer"), part("clip"), tuple(told["named"]))
 
 
-def _matrix(view: memoryview, header: Header, entry: Entry) -> torch.Tensor:
+def _matrix(view: memoryview, header: Header, entry: TensorEntry) -> torch.Tensor:
     dtype = _DTYPES[entry.dtype]
     with warnings.catch_warnings():
         # The block may be read-only, and is by design never written to.

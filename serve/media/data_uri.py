@@ -7,7 +7,7 @@ import binascii
 
 import numpy as np
 
-from serve.errors import PictureRefused
+from serve.errors import InvalidImage
 
 SCHEME = "data:"
 HEAD_CHARS = 1000
@@ -21,21 +21,21 @@ def is_data_uri(uri: str) -> bool:
     return uri[: len(SCHEME)].lower() == SCHEME
 
 
-def read_data_uri(uri: str, field: str, max_bytes: int) -> bytes:
+def decode_data_uri(uri: str, field: str, max_bytes: int) -> bytes:
     """The content of `uri`. Its media type is not looked at: what the bytes are, they show.
 
-    Raises `PictureRefused` naming `field`.
+    Raises `InvalidImage` naming `field`.
     """
     if not is_data_uri(uri):
-        raise PictureRefused(field, "this is no data: URI")
-    too_large = PictureRefused(field, f"the data: URI holds more than {max_bytes} bytes")
+        raise InvalidImage(field, "this is no data: URI")
+    too_large = InvalidImage(field, f"the data: URI holds more than {max_bytes} bytes")
     # A base64 character of 6 bits takes up to 3 when it is written with a percent sign.
     if len(uri) > HEAD_CHARS + 4 * max_bytes + 12:
         raise too_large
     try:
         content = _content(uri[len(SCHEME) :])
     except ValueError as error:
-        raise PictureRefused(field, f"the data: URI is malformed: {error}") from error
+        raise InvalidImage(field, f"the data: URI is malformed: {error}") from error
     if len(content) > max_bytes:
         raise too_large
     return content

@@ -12,7 +12,7 @@ import numpy as np
 import numpy.typing as npt
 from PIL import Image, ImageCms, ImageOps, UnidentifiedImageError
 
-from serve.errors import PictureRefused
+from serve.errors import InvalidImage
 from serve.model_specs import Size
 
 FULL_SCALES = {"I;16": (65535.0,), "I": (255.0, 65535.0, 2.0**31 - 1), "F": (1.0, 255.0, 65535.0)}
@@ -31,7 +31,7 @@ def to_rgb(image: Image.Image, background: str = "white") -> Image.Image:
     return _in_srgb(opaque, profile) if profile else _in_mode(opaque, "RGB")
 
 
-def to_grey(image: Image.Image, background: str = "black") -> Image.Image:
+def to_grayscale(image: Image.Image, background: str = "black") -> Image.Image:
     """Mode L, what is transparent laid on `background`. Values are taken as they are, without a colour profile."""
     opaque = _opaque(_eight_bit(image), background)
     return opaque if opaque.mode == "L" else _in_mode(opaque, "RGB").convert("L")
@@ -91,10 +91,10 @@ MAX_SCANS = 100
 START_OF_SCAN = b"\xff\xda"
 
 
-def decode(content: bytes, field: str, max_megapixels: float) -> Image.Image:
+def decode_image(content: bytes, field: str, max_megapixels: float) -> Image.Image:
     """The picture in `content`, upright, as RGB; the first of an animation; transparency on white.
 
-    Raises `PictureRefused` naming `field`.
+    Raises `InvalidImage` naming `field`.
     """
     with _refusals(field):
         return to_rgb(_upright(content, field, max_megapixels))
@@ -103,19 +103,19 @@ def decode(content: bytes, field: str, max_megapixels: float) -> Image.Image:
 def decode_mask(content: bytes, field: str, max_megapixels: float) -> Image.Image:
     """The mask in `content`, upright, as L; transparency on black, so what nobody painted on is kept.
 
-    Raises `PictureRefused` naming `field`.
+    Raises `InvalidImage` naming `field`.
     """
     with _refusals(field):
-        return to_grey(_upright(content, field, max_megapixels))
+        return to_grayscale(_upright(content, field, max_megapixels))
 
 
 def _upright(content: bytes, field: str, max_megapixels: float) -> Image.Image:
     image = Image.open(BytesIO(content), formats=FORMATS)
     width, height = image.size
     if width * height > max_megapixels * 1e6:
-        raise PictureRefused(field, f"the picture is {width}x{height}; at most {max_megapixels:g} megapixels are taken")
+        raise InvalidImage(field, f"the picture is {width}x{height}; at most {max_megapixels:g} megapixels are taken")
     if image.format in ("JPEG", "MPO") and content.count(START_OF_SCAN) > MAX_SCANS:
-        raise PictureRefused(field, f"the picture is a JPEG of more than {MAX_SCANS} scans; save it anew")
+        raise InvalidImage(field, f"the picture is a JPEG of more than {MAX_SCANS} scans; save it anew")
     image.load()
     # In place, so that a damaged EXIF block can spoil its own rewriting only. It is no reason to refuse a picture.
     with suppress(Exception):
@@ -125,36 +125,36 @@ def _upright(content: bytes, field: str, max_megapixels: float) -> Image.Image:
 
 @contextmanager
 def _refusals(field: str) -> Iterator[None]:
-    """Makes every fault of the content a `PictureRefused`: what decoders raise on hostile bytes is not documented."""
+    """Makes every fault of the content a `InvalidImage`: what decoders raise on hostile bytes is not documented."""
     try:
         yield
-    except PictureRefused:
+    except InvalidImage:
         raise
     except UnidentifiedImageError as error:
         known = ", ".join(FORMATS)
-        raise PictureRefused(field, f"this is no picture that can be read; send one of {known}") from error
+        raise InvalidImage(field, f"this is no picture that can be read; send one of {known}") from error
     except Image.DecompressionBombError as error:
-        raise PictureRefused(field, "the picture has more pixels than are taken") from error
+        raise InvalidImage(field, "the picture has more pixels than are taken") from error
     except Exception as error:
-        raise PictureRefused(field, "the picture is cut short or damaged") from error
+        raise InvalidImage(field, "the picture is cut short or damaged") from error
 
 
-Pixels = npt.NDArray[np.uint8]
+ImageArray = npt.NDArray[np.uint8]
 
-REPAINTED_FROM = 128
+MASK_THRESHOLD = 128
 """Grey level from which a mask counts as white."""
 
 
-def fit(image: Image.Image, size: Size) -> Pixels:
+def resize_image(image: Image.Image, size: Size) -> ImageArray:
     """`image`, in mode RGB, as [height, width, 3]. A picture of this size already comes back unchanged to the bit."""
     return np.array(ImageOps.fit(image, size, method=Image.Resampling.LANCZOS))
 
 
-def fit_mask(mask: Image.Image, picture_size: Size, size: Size) -> Pixels:
+def resize_mask(mask: Image.Image, picture_size: Size, size: Size) -> ImageArray:
     """`mask`, in mode L, as [height, width] of 0 (keep) and 255 (repaint), in register with the fitted picture.
 
     `picture_size` is that of the decoded picture before it was fitted; a mask of another size is stretched to it.
     """
     whole = mask.resize(picture_size, Image.Resampling.NEAREST)
     cropped = np.asarray(ImageOps.fit(whole, size, method=Image.Resampling.NEAREST))
-    return np.where(cropped >= REPAINTED_FROM, np.uint8(255), np.uint8(0))
+    return np.where(cropped >= MASK_THRESHOLD, np.uint8(255), np.uint8(0))

@@ -5,15 +5,15 @@ from typing import Literal
 
 from PIL import Image
 
-from serve.media.decode import Pixels
+from serve.media.decode import ImageArray
 
-Format = Literal["webp", "jpg", "png"]
+ImageFormat = Literal["webp", "jpg", "png"]
 
 MEDIA_TYPES: dict[str, str] = {"webp": "image/webp", "jpg": "image/jpeg", "png": "image/png"}
 """Format, which is the file's extension too, to its media type."""
 
 
-def encode(pixels: Pixels, file_format: Format, quality: int) -> tuple[bytes, str]:
+def encode_image(pixels: ImageArray, file_format: ImageFormat, quality: int) -> tuple[bytes, str]:
     """The file and its media type, from [height, width, 3] in RGB.
 
     `quality`, 0 to 100, is that of jpg and webp; png loses nothing. The same pixels give the same bytes, and no

@@ -18,7 +18,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from serve.errors import NotFound, StorageFailed
-from serve.media.encode import MEDIA_TYPES, Format
+from serve.media.encode import MEDIA_TYPES, ImageFormat
 from serve.settings import OutputSettings
 
 ID = re.compile(r"[A-Za-z0-9][A-Za-z0-9_-]{0,99}")
@@ -57,7 +57,7 @@ class OutputStore:
         """By prediction id, the oldest first."""
         self._writing = threading.Lock()
 
-    async def save(self, prediction_id: str, index: int, content: bytes, file_format: Format) -> str:
+    async def save(self, prediction_id: str, index: int, content: bytes, file_format: ImageFormat) -> str:
         """Keeps picture `index` of a prediction, makes room for it, and returns its name.
 
         Raises `StorageFailed` when the disk does not take it, and `ValueError` for an id that can be no folder's name.

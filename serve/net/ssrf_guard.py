@@ -17,7 +17,7 @@ from urllib.parse import urlsplit
 
 import httpcore
 
-Address = IPv4Address | IPv6Address
+IpAddress = IPv4Address | IPv6Address
 
 NOT_PUBLIC = tuple(
     ip_network(network)
@@ -37,7 +37,7 @@ TRANSLATED = ip_network("64:ff9b::/96")
 """NAT64: how a network without IPv4 reaches an IPv4 address, which is the last 32 bits."""
 
 
-def is_public(address: Address) -> bool:
+def is_public(address: IpAddress) -> bool:
     """Whether everybody on the internet reaches the same machine under `address`."""
     address = _unwrapped(address)
     if address.version == 6 and address not in GLOBAL_UNICAST:
@@ -46,7 +46,7 @@ def is_public(address: Address) -> bool:
     return address.is_global and not address.is_multicast and not listed
 
 
-def _unwrapped(address: Address) -> Address:
+def _unwrapped(address: IpAddress) -> IpAddress:
     """The IPv4 address that an IPv6 one stands for, or the address itself."""
     if isinstance(address, IPv4Address):
         return address
@@ -94,7 +94,7 @@ def _canonical(host: str) -> str:
         return name
 
 
-TRIED_ADDRESSES = 4
+MAX_ADDRESSES_TRIED = 4
 
 
 class UnknownHost(httpcore.ConnectError):
@@ -102,10 +102,10 @@ class UnknownHost(httpcore.ConnectError):
 
     def __init__(self, passing: bool) -> None:
         super().__init__()
-        self.passing = passing
+        self.retryable = passing
 
 
-class NotPublic(httpcore.ConnectError):
+class AddressNotPublic(httpcore.ConnectError):
     """The host has an address that may not be fetched from."""
 
 
@@ -136,7 +136,7 @@ class SystemResolver:
         self._threads.shutdown(wait=False, cancel_futures=True)
 
 
-class Dialer(httpcore.AsyncNetworkBackend):
+class GuardedNetworkBackend(httpcore.AsyncNetworkBackend):
     """The network as `httpcore` sees it. `network` makes the connections, to addresses only."""
 
     def __init__(
@@ -157,7 +157,7 @@ class Dialer(httpcore.AsyncNetworkBackend):
         """A connection to `host`. Raises `NotPublic`, and what `httpcore` raises when none can be had."""
         try:
             async with asyncio.timeout(timeout):
-                addresses = (await self._checked(host, port))[:TRIED_ADDRESSES]
+                addresses = (await self._checked(host, port))[:MAX_ADDRESSES_TRIED]
                 share_s = timeout / len(addresses) if timeout else None
                 for address in addresses[:-1]:
                     try:
@@ -173,7 +173,7 @@ class Dialer(httpcore.AsyncNetworkBackend):
         if not addresses:
             raise UnknownHost(passing=False)
         if not self._allowed.covers(host, port) and not all(self._may_reach(address, port) for address in addresses):
-            raise NotPublic
+            raise AddressNotPublic
         return addresses
 
     def _may_reach(self, address: str, port: int) -> bool:

@@ -8,16 +8,16 @@ from typing import Any
 
 from tqdm import tqdm
 
-from serve.errors import AllFlagged, EngineFailed
-from serve.events import Drawn, Event, Finished, Flagged, Started, Stepped
-from serve.lora.reference import Brought, Reference
+from serve.errors import AllImagesFlagged, EngineFailed
+from serve.events import Event, Finished, ImageFinished, ImageFlagged, Started, StepDone
+from serve.lora.reference import Reference, ResolvedLora
 from serve.media.output_store import OutputStore
-from serve.plan import LoraUse, Plan
+from serve.plan import Plan, PlannedLora
 from serve.predictions.prediction import Output
-from serve.predictions.store import Change, PredictionStore
+from serve.predictions.store import PredictionStore, PredictionUpdate
 
 
-class Progress:
+class ProgressBar:
     """The images of a prediction share one bar: it stands where the image that is furthest behind stands."""
 
     def __init__(self, images: int, clock: Callable[[], float] = time.monotonic) -> None:
@@ -25,10 +25,10 @@ class Progress:
         self._clock = clock
         self._since_s = clock()
 
-    def line(self, event: Stepped) -> str | None:
+    def update(self, event: StepDone) -> str | None:
         """The new line of the log, or None when the bar did not move."""
         before = min(self._done)
-        self._done[event.image] = event.done
+        self._done[event.image] = event.step
         done = min(self._done)
         if done == before:
             return None
@@ -39,26 +39,26 @@ SHOWN_TENSORS = 3
 MEGABYTE = 1e6
 
 
-def lora_lines(
-    uses: Iterable[LoraUse], references: Mapping[str, Reference], brought: Mapping[str, Brought[Any]]
+def lora_log_lines(
+    uses: Iterable[PlannedLora], references: Mapping[str, Reference], brought: Mapping[str, ResolvedLora[Any]]
 ) -> tuple[str, ...]:
     """Log lines. All three name a LoRA by the key of its reference."""
     return tuple(
         line
         for use in uses
-        for line in _lines(f"LoRA {references[use.key].shown} at scale {use.scale:g}", brought[use.key])
+        for line in _lines(f"LoRA {references[use.key].display_name} at scale {use.scale:g}", brought[use.key])
     )
 
 
 def lora_metrics(
-    uses: Iterable[LoraUse], references: Mapping[str, Reference], brought: Mapping[str, Brought[Any]]
+    uses: Iterable[PlannedLora], references: Mapping[str, Reference], brought: Mapping[str, ResolvedLora[Any]]
 ) -> dict[str, Any]:
     """The metric `loras`, where there are any: one entry a use, with bytes and seconds."""
     entries = [_entry(use, references[use.key], brought[use.key]) for use in uses]
     return {"loras": entries} if entries else {}
 
 
-def _lines(what: str, lora: Brought[Any]) -> Iterator[str]:
+def _lines(what: str, lora: ResolvedLora[Any]) -> Iterator[str]:
     match lora.origin:
         case "memory":
             yield f"{what}: it was at hand"
@@ -67,20 +67,20 @@ def _lines(what: str, lora: Brought[Any]) -> Iterator[str]:
         case "download":
             megabytes = f"{lora.fetched_bytes / MEGABYTE:.1f} MB"
             yield f"{what}: downloaded {megabytes} in {lora.fetch_s:.2f} s, checked in {lora.check_s:.2f} s"
-    if lora.outdated:
+    if lora.stale:
         yield f"{what}: it could not be looked up again, so this is how it was last seen"
-    if unapplied := lora.facts.unapplied:
+    if unapplied := lora.metadata.unapplied:
         more = f"; and {len(unapplied) - SHOWN_TENSORS} more" if len(unapplied) > SHOWN_TENSORS else ""
         yield f"{what}: some of its tensors are not applied: {'; '.join(unapplied[:SHOWN_TENSORS])}{more}"
 
 
-def _entry(use: LoraUse, reference: Reference, lora: Brought[Any]) -> dict[str, Any]:
+def _entry(use: PlannedLora, reference: Reference, lora: ResolvedLora[Any]) -> dict[str, Any]:
     return {
-        "lora": reference.shown,
+        "lora": reference.display_name,
         "scale": use.scale,
         "origin": lora.origin,
-        "rank": lora.facts.rank,
-        "size_bytes": lora.facts.size_bytes,
+        "rank": lora.metadata.rank,
+        "size_bytes": lora.metadata.size_bytes,
         "fetched_bytes": lora.fetched_bytes,
         "fetch_s": round(lora.fetch_s, 3),
         "check_s": round(lora.check_s, 3),
@@ -90,7 +90,7 @@ def _entry(use: LoraUse, reference: Reference, lora: Brought[Any]) -> dict[str, 
 log = logging.getLogger(__name__)
 
 
-class Drawing:
+class EventRecorder:
     """Takes every event of a pool in turn, then `finish` ends the record as succeeded."""
 
     def __init__(
@@ -108,59 +108,62 @@ class Drawing:
         self._clock = clock
         self._called_s = time.perf_counter()
         self._waited_ms: float | None = None
-        self._progress = Progress(len(plan.seeds))
+        self._progress = ProgressBar(len(plan.seeds))
         self._drawn: set[int] = set()
         self._flagged: set[int] = set()
         self._finished: Finished | None = None
 
-    async def take(self, event: Event) -> None:
+    async def record(self, event: Event) -> None:
         if self._waited_ms is None:
             await self._begin(event)
         match event:
-            case Drawn(image) | Flagged(image) if image in self._drawn | self._flagged:
+            case ImageFinished(image) | ImageFlagged(image) if image in self._drawn | self._flagged:
                 # A replica was lost, and another one draws the same again.
                 return
-            case Stepped():
-                if line := self._progress.line(event):
-                    await self._update(lambda record: record.noted(line))
-            case Drawn():
+            case StepDone():
+                if line := self._progress.update(event):
+                    await self._update(lambda record: record.with_log_lines(line))
+            case ImageFinished():
                 await self._keep(event)
-            case Flagged(image):
+            case ImageFlagged(image):
                 self._flagged.add(image)
                 await self._update(
-                    lambda record: record.noted(f"Image {image} was withheld: the safety checker flagged it")
+                    lambda record: record.with_log_lines(f"Image {image} was withheld: the safety checker flagged it")
                 )
             case Finished():
                 self._finished = event
 
     async def finish(self) -> None:
-        """Raises `AllFlagged` when no picture is left, and `EngineFailed` when the events were not complete."""
+        """Raises `AllImagesFlagged` when no picture is left, and `EngineFailed` when the events were not complete."""
         finished = self._finished
         if finished is None or self._drawn | self._flagged != set(range(len(self._plan.seeds))):
             log.error("prediction %s: its pool told of no end, or not of every image", self._id)
             raise EngineFailed
         if not self._drawn:
-            raise AllFlagged
+            raise AllImagesFlagged
         stages_ms = finished.stages_ms | {"queue": self._queue_ms(finished)}
         mean_batch = {"mean_batch": round(finished.mean_batch, 2)}
         await self._store.finish(
-            self._id, lambda record: record.timed(stages_ms).measured(mean_batch).succeeded(self._clock())
+            self._id,
+            lambda record: record.with_stage_times(stages_ms).with_metrics(mean_batch).succeeded(self._clock()),
         )
 
     async def _begin(self, first: Event) -> None:
-        self._waited_ms = ms_since(self._called_s)
-        self._progress = Progress(len(self._plan.seeds))
+        self._waited_ms = elapsed_ms(self._called_s)
+        self._progress = ProgressBar(len(self._plan.seeds))
         notes = first.notes if isinstance(first, Started) else ()
-        await self._update(lambda record: record.noted(*notes).begun(self._clock()))
+        await self._update(lambda record: record.with_log_lines(*notes).started(self._clock()))
 
-    async def _keep(self, event: Drawn) -> None:
+    async def _keep(self, event: ImageFinished) -> None:
         since_s = time.perf_counter()
         name = await self._outputs.save(self._id, event.image, event.content, self._plan.output_format)
-        stored_ms = {"store": ms_since(since_s)}
+        stored_ms = {"store": elapsed_ms(since_s)}
         self._drawn.add(event.image)
-        await self._update(lambda record: record.drawn(Output(index=event.image, name=name)).timed(stored_ms))
+        await self._update(
+            lambda record: record.with_output(Output(index=event.image, name=name)).with_stage_times(stored_ms)
+        )
 
-    async def _update(self, change: Change) -> None:
+    async def _update(self, change: PredictionUpdate) -> None:
         await self._store.update(self._id, change)
 
     def _queue_ms(self, finished: Finished) -> float:
@@ -169,6 +172,6 @@ class Drawing:
         return max(finished.stages_ms.get("queue", 0.0), (self._waited_ms or 0.0) - busy_ms)
 
 
-def ms_since(since_s: float) -> float:
+def elapsed_ms(since_s: float) -> float:
     """Milliseconds since a moment of `time.perf_counter`."""
     return (time.perf_counter() - since_s) * 1000

@@ -15,7 +15,7 @@ from serve.plan import Plan
 
 Status = Literal["starting", "processing", "succeeded", "failed", "canceled"]
 
-ENDED: frozenset[Status] = frozenset({"succeeded", "failed", "canceled"})
+FINAL_STATUSES: frozenset[Status] = frozenset({"succeeded", "failed", "canceled"})
 
 
 class Output(BaseModel):
@@ -55,28 +55,28 @@ class Prediction(BaseModel):
 
     @property
     def ended(self) -> bool:
-        return self.status in ENDED
+        return self.status in FINAL_STATUSES
 
-    def begun(self, at: datetime) -> Self:
+    def started(self, at: datetime) -> Self:
         """The first denoising step is about to run."""
         return self._changed(status="processing", started_at=at) if self.status == "starting" else self
 
-    def noted(self, *lines: str) -> Self:
+    def with_log_lines(self, *lines: str) -> Self:
         """`lines` at the end of the logs."""
         return self._changed(logs=self.logs + "".join(f"{line}\n" for line in lines))
 
-    def planned(self, plan: Plan) -> Self:
+    def with_plan(self, plan: Plan) -> Self:
         return self._changed(plan=plan)
 
-    def drawn(self, output: Output) -> Self:
+    def with_output(self, output: Output) -> Self:
         return self._changed(outputs=tuple(sorted((*self.outputs, output), key=lambda each: each.index)))
 
-    def timed(self, stages_ms: Mapping[str, float]) -> Self:
+    def with_stage_times(self, stages_ms: Mapping[str, float]) -> Self:
         """Each stage longer by the given milliseconds."""
         sums = {stage: self.stages_ms.get(stage, 0.0) + duration for stage, duration in stages_ms.items()}
         return self._changed(stages_ms=self.stages_ms | sums)
 
-    def measured(self, metrics: Mapping[str, Any]) -> Self:
+    def with_metrics(self, metrics: Mapping[str, Any]) -> Self:
         return self._changed(metrics=self.metrics | dict(metrics))
 
     def succeeded(self, at: datetime) -> Self:
@@ -103,7 +103,7 @@ def new_id() -> str:
     return base64.b32encode(secrets.token_bytes(16)).decode().rstrip("=").lower()
 
 
-def now() -> datetime:
+def utc_now() -> datetime:
     return datetime.now(UTC)
 
 
@@ -112,7 +112,7 @@ def rfc3339(moment: datetime) -> str:
     return moment.astimezone(UTC).isoformat(timespec="milliseconds").replace("+00:00", "Z")
 
 
-def moments(prediction: Prediction) -> dict[str, str | None]:
+def timestamps(prediction: Prediction) -> dict[str, str | None]:
     """When the prediction was made, begun and ended, as answers tell it."""
     times = {
         "created_at": prediction.created_at,

@@ -5,10 +5,10 @@ from dataclasses import dataclass
 from datetime import datetime
 from typing import Any, NamedTuple
 
-from serve.errors import Fault, InvalidInput, NotFound, UnknownVersion
-from serve.inputs import Inputs, read_inputs
-from serve.lora.parse import read_reference
-from serve.lora.reference import BadReference, Reference
+from serve.errors import FieldError, InvalidInput, NotFound, UnknownVersion
+from serve.inputs import Inputs, validate_inputs
+from serve.lora.parse import parse_reference
+from serve.lora.reference import InvalidReference, Reference
 from serve.plan import Plan, make_plan
 from serve.predictions.prediction import Prediction, new_id
 from serve.settings import ServedModel, Settings
@@ -19,7 +19,7 @@ class ServedVersion(NamedTuple):
     version: str
 
 
-def served_version(settings: Settings, reference: str | None) -> ServedVersion:
+def resolve_version(settings: Settings, reference: str | None) -> ServedVersion:
     """The model for a version id, `owner/name` or `owner/name:id`; the first row for None.
 
     Raises `UnknownVersion`.
@@ -35,7 +35,7 @@ def served_version(settings: Settings, reference: str | None) -> ServedVersion:
     raise UnknownVersion(reference)
 
 
-def served_model(settings: Settings, owner: str, name: str) -> ServedVersion:
+def resolve_model(settings: Settings, owner: str, name: str) -> ServedVersion:
     """The model with a name, as it stands in a path. Raises `NotFound`."""
     for model in settings.served_models:
         if (owner, name) == (model.owner, model.name):
@@ -54,7 +54,7 @@ LORA_FIELDS = ("replicate_weights", "extra_lora")
 
 
 @dataclass(frozen=True, slots=True)
-class Order:
+class PreparedRequest:
     served: ServedVersion
     given: Mapping[str, Any]
     """What the caller gave, without defaults."""
@@ -77,37 +77,39 @@ class Order:
             created_at=at,
             metrics={"seed": seed, "pool": plan.pool},
         )
-        return prediction.noted(*_dropped_note(self.dropped), *plan.notes, f"Using seed: {seed}")
+        return prediction.with_log_lines(*_dropped_note(self.dropped), *plan.notes, f"Using seed: {seed}")
 
 
-def read_order(raw: Mapping[str, Any], served: ServedVersion, settings: Settings, random_seed: int) -> Order:
+def prepare_request(
+    raw: Mapping[str, Any], served: ServedVersion, settings: Settings, random_seed: int
+) -> PreparedRequest:
     """The order for raw inputs, with the default inputs of the served model beneath them.
 
     Raises `InvalidInput`.
     """
     given = {key: value for key, value in raw.items() if value is not None}
-    inputs, dropped = read_inputs(served.model.default_inputs | given, settings.max_prompt_chars)
+    inputs, dropped = validate_inputs(served.model.default_inputs | given, settings.max_prompt_chars)
     references, faults = _read_references(inputs, settings)
     try:
         plan = make_plan(inputs, settings, random_seed)
     except InvalidInput as refusal:
-        raise InvalidInput((*refusal.faults, *faults)) from None
+        raise InvalidInput((*refusal.field_errors, *faults)) from None
     if faults:
         raise InvalidInput(faults)
     plan = plan.with_lora_keys({text: reference.key for text, reference in references.items()})
-    return Order(served, raw, inputs, dropped, plan, {each.key: each for each in references.values()})
+    return PreparedRequest(served, raw, inputs, dropped, plan, {each.key: each for each in references.values()})
 
 
-def _read_references(inputs: Inputs, settings: Settings) -> tuple[dict[str, Reference], tuple[Fault, ...]]:
+def _read_references(inputs: Inputs, settings: Settings) -> tuple[dict[str, Reference], tuple[FieldError, ...]]:
     """The LoRAs of the inputs by what was written, and a fault for each text that names none."""
     references, faults = {}, []
     for field in LORA_FIELDS:
         text = (getattr(inputs, field) or "").strip()
         try:
             if text:
-                references[text] = read_reference(text, settings.lora)
-        except BadReference as error:
-            faults.append(Fault(field, str(error)))
+                references[text] = parse_reference(text, settings.lora)
+        except InvalidReference as error:
+            faults.append(FieldError(field, str(error)))
     return references, tuple(faults)
 
 

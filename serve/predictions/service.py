@@ -16,12 +16,12 @@ from types import TracebackType
 from typing import Any, Literal, Self
 
 from serve.errors import NotReady, PoolFull
-from serve.predictions.event_recorder import ms_since
-from serve.predictions.input_images import Pictures
-from serve.predictions.prediction import Prediction, now
-from serve.predictions.request import ServedVersion, read_order
-from serve.predictions.runner import Job, Runner
-from serve.predictions.store import Change, PredictionStore
+from serve.predictions.event_recorder import elapsed_ms
+from serve.predictions.input_images import InputImages
+from serve.predictions.prediction import Prediction, utc_now
+from serve.predictions.request import ServedVersion, prepare_request
+from serve.predictions.runner import PredictionRunner, RunnerJob
+from serve.predictions.store import PredictionStore, PredictionUpdate
 from serve.settings import Settings
 
 RECENT = 32
@@ -49,7 +49,7 @@ class Permit:
         self.release()
 
 
-class Admission:
+class AdmissionControl:
     def __init__(self, max_in_flight: Mapping[str, int], clock: Callable[[], float] = time.monotonic) -> None:
         self._gates = {pool: _PoolGate(limit, clock) for pool, limit in max_in_flight.items()}
 
@@ -102,23 +102,23 @@ State = Literal["starting", "ready", "full", "closing"]
 STOPPED = "the service was stopped before the prediction had ended; send it again"
 
 
-class Desk:
+class PredictionService:
     """Takes predictions between `open` and `close`. Methods with an id raise `NotFound` for one that is not known."""
 
     def __init__(
         self,
         settings: Settings,
         store: PredictionStore,
-        runner: Runner,
-        pictures: Pictures,
-        clock: Callable[[], datetime] = now,
+        runner: PredictionRunner,
+        pictures: InputImages,
+        clock: Callable[[], datetime] = utc_now,
     ) -> None:
         self._settings = settings
         self._store = store
         self._runner = runner
         self._pictures = pictures
         self._clock = clock
-        self._admission = Admission({name: pool.max_in_flight for name, pool in settings.pools.items()})
+        self._admission = AdmissionControl({name: pool.max_in_flight for name, pool in settings.pools.items()})
         self._tasks: dict[str, asyncio.Task[None]] = {}
         self._closing = False
         self.created_at = clock()
@@ -143,19 +143,19 @@ class Desk:
         """
         self._check_ready()
         since_s = time.perf_counter()
-        order = read_order(raw_inputs, served, self._settings, secrets.randbits(32))
+        order = prepare_request(raw_inputs, served, self._settings, secrets.randbits(32))
         permit = self._admission.admit(order.plan.pool)
         try:
-            planned_ms = {"plan": ms_since(since_s)}
+            planned_ms = {"plan": elapsed_ms(since_s)}
             pictures = await self._pictures.open(order.inputs, order.plan)
-            opened_ms = {"fetch": ms_since(since_s) - planned_ms["plan"]} if order.inputs.image else {}
+            opened_ms = {"fetch": elapsed_ms(since_s) - planned_ms["plan"]} if order.inputs.image else {}
             self._check_ready()
-            prediction = order.record(pictures.plan, self._clock()).timed(planned_ms | opened_ms)
+            prediction = order.record(pictures.plan, self._clock()).with_stage_times(planned_ms | opened_ms)
             await self._store.create(prediction)
         except BaseException:
             permit.release()
             raise
-        self._start(Job(prediction.id, pictures, order.references), permit)
+        self._start(RunnerJob(prediction.id, pictures, order.references), permit)
         return prediction
 
     async def get(self, prediction_id: str) -> Prediction:
@@ -190,7 +190,9 @@ class Desk:
         return await self._store.get(prediction_id)
 
     @asynccontextmanager
-    async def attached(self, raw_inputs: Mapping[str, Any], served: ServedVersion) -> AsyncGenerator[Prediction, None]:
+    async def create_attached(
+        self, raw_inputs: Mapping[str, Any], served: ServedVersion
+    ) -> AsyncGenerator[Prediction, None]:
         """`create` for a caller who stays until the end: leaving the block before it cancels the prediction."""
         prediction = await self.create(raw_inputs, served)
         try:
@@ -214,7 +216,7 @@ class Desk:
         if self.opened_at is None:
             raise NotReady("the service is starting, try again soon")
 
-    def _start(self, job: Job, permit: Permit) -> None:
+    def _start(self, job: RunnerJob, permit: Permit) -> None:
         # Ray cancels what was called from the context of a request when its client hangs up, however shielded: only a
         # task with an empty context outlives it.
         task = asyncio.get_running_loop().create_task(self._runner.run(job), context=contextvars.Context())
@@ -230,7 +232,7 @@ class Desk:
     def _canceled(self, record: Prediction) -> Prediction:
         return record.canceled(self._clock())
 
-    async def _stop(self, prediction_id: str, ending: Change) -> None:
+    async def _stop(self, prediction_id: str, ending: PredictionUpdate) -> None:
         """Ends the record first, so that the cancelled runner finds it ended. The pool lets go of its place later."""
         task = self._tasks.get(prediction_id)
         if await self._store.finish(prediction_id, ending) and task is not None:

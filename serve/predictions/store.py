@@ -11,9 +11,9 @@ from itertools import dropwhile, islice
 from typing import Protocol
 
 from serve.errors import NotFound
-from serve.predictions.prediction import Prediction, now
+from serve.predictions.prediction import Prediction, utc_now
 
-Change = Callable[[Prediction], Prediction]
+PredictionUpdate = Callable[[Prediction], Prediction]
 
 
 class PredictionStore(Protocol):
@@ -30,10 +30,10 @@ class PredictionStore(Protocol):
     async def claim(self, prediction_id: str) -> Prediction | None:
         """The record, for the one caller who may run it; None when somebody has claimed it, or it has ended."""
 
-    async def update(self, prediction_id: str, change: Change) -> Prediction:
+    async def update(self, prediction_id: str, change: PredictionUpdate) -> Prediction:
         """Applies a change that does not end the record, and returns what is kept then."""
 
-    async def finish(self, prediction_id: str, change: Change) -> bool:
+    async def finish(self, prediction_id: str, change: PredictionUpdate) -> bool:
         """Applies a change that ends the record. False when it had ended before, or even left: the first end stands."""
 
     async def changed(self, seen: Prediction) -> Prediction:
@@ -50,7 +50,7 @@ class _Entry:
 class MemoryStore:
     """At most about `max_records` records, none longer than `max_age_s` after its end. Running ones never leave."""
 
-    def __init__(self, max_records: int, max_age_s: float, clock: Callable[[], datetime] = now) -> None:
+    def __init__(self, max_records: int, max_age_s: float, clock: Callable[[], datetime] = utc_now) -> None:
         self._max_records = max_records
         self._max_age = timedelta(seconds=max_age_s)
         self._clock = clock
@@ -79,12 +79,12 @@ class MemoryStore:
         entry.claimed = True
         return entry.prediction
 
-    async def update(self, prediction_id: str, change: Change) -> Prediction:
+    async def update(self, prediction_id: str, change: PredictionUpdate) -> Prediction:
         entry = self._entry(prediction_id)
         self._keep(entry, change(entry.prediction))
         return entry.prediction
 
-    async def finish(self, prediction_id: str, change: Change) -> bool:
+    async def finish(self, prediction_id: str, change: PredictionUpdate) -> bool:
         entry = self._entries.get(prediction_id)
         if entry is None or entry.prediction.ended:
             return False

@@ -9,7 +9,7 @@ import safetensors.torch
 import torch
 
 from serve.engine.checkpoint import read_geometry
-from serve.lora.model_geometry import Geometry
+from serve.lora.model_geometry import ModelGeometry
 from serve.settings import Settings
 from tests.local_server import LocalServer
 from tests.unit.lora.lora_files import Pair, diffusers
@@ -18,7 +18,7 @@ from tests.unit.lora.lora_files import Pair, diffusers
 class World:
     """`site` stands for the sites, `store` for the hosts of files that they redirect to."""
 
-    def __init__(self, geometry: Geometry) -> None:
+    def __init__(self, geometry: ModelGeometry) -> None:
         self.geometry = geometry
         self.site, self.store = LocalServer(), LocalServer()
         self.loop = asyncio.new_event_loop()
@@ -35,7 +35,7 @@ class World:
             "s3_url": f"'{site}/{{bucket}}'",
             "allow_http": "true",
             "fetch.allowed_hosts": hosts,
-            "fetch.back_off_s": 0.01,
+            "fetch.backoff_s": 0.01,
         }
         return tuple(f"lora.{key}={value}" for key, value in values.items())
 

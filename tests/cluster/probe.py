@@ -14,7 +14,7 @@ import ray
 from ray import serve
 
 from serve.launch.subprocess_service import ROOT, LocalService
-from serve.lora_cache import NAMESPACE, LoraCache
+from serve.lora_cache import NAMESPACE, LoraCacheActor
 from serve.settings import Settings
 
 
@@ -81,7 +81,7 @@ def _lora_caches() -> list[str]:
 
 def _make_forgetful_lora_cache() -> None:
     options = {"name": "forgetful", "namespace": NAMESPACE, "lifetime": "detached", "max_restarts": -1, "num_cpus": 0}
-    ray.get(ray.remote(LoraCache).options(**options).remote(Settings(), lease_s=1.0).renew.remote())
+    ray.get(ray.remote(LoraCacheActor).options(**options).remote(Settings(), lease_s=1.0).heartbeat.remote())
 
 
 def _kill_lora_caches() -> int:

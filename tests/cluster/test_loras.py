@@ -44,8 +44,8 @@ SETTINGS = (
     "pools.dev-bf16.max_in_flight=200",
     "pools.schnell.scaling.min_replicas=0",
     f"served_models=[{PLAIN_MODEL}, {DEFAULT_MODEL}]",
-    "lora.short_names={ink: 's3://bucket/ink.safetensors'}",
-    "lora.remember_failure_s=0.1",
+    "lora.aliases={ink: 's3://bucket/ink.safetensors'}",
+    "lora.failure_ttl_s=0.1",
 )
 
 

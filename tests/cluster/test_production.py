@@ -6,11 +6,11 @@ from typing import Any
 import pytest
 
 from serve.launch.subprocess_service import ROOT, LocalService, local_service
+from test_checkpoints.checkpoint import ensure
+from test_checkpoints.networks import Geometry
 from tests.cluster.client import SMALL, connect, data_uri, png, predict, size_of
 from tests.cluster.probe import Probe
 from tests.safety_folders import FLAGS_NONE, make_classifier, make_concepts
-from tiny.checkpoint import ensure
-from tiny.networks import Geometry
 
 PUBLIC = "https://flux.example.com"
 POOLS = ("dev-bf16", "dev-fp8", "schnell")
@@ -20,8 +20,8 @@ POOLS = ("dev-bf16", "dev-fp8", "schnell")
 def service(environment: dict[str, str], tmp_path_factory: pytest.TempPathFactory) -> Iterator[LocalService]:
     folder = tmp_path_factory.mktemp("models")
     models = {
-        "models.dev.source": ensure("dev", folder, Geometry(text_tokens=512)),
-        "models.schnell.source": ensure("schnell", folder, Geometry(text_tokens=256)),
+        "models.dev.source": ensure("dev", folder, Geometry(max_sequence_length=512)),
+        "models.schnell.source": ensure("schnell", folder, Geometry(max_sequence_length=256)),
         "safety.concept_model": make_concepts(folder / "concepts", FLAGS_NONE),
         "safety.classifier_model": make_classifier(folder / "classifier", normal=9.0),
     }

@@ -34,7 +34,7 @@ def service(environment: dict[str, str]) -> Iterator[LocalService]:
         for pool, scaling in bounds.items()
         for key, value in (quick | scaling).items()
     }
-    settings |= {f"pools.{pool}.warm_sizes": "[[512, 512]]" for pool in bounds}
+    settings |= {f"pools.{pool}.warmup_sizes": "[[512, 512]]" for pool in bounds}
     settings |= {f"pools.{pool}.num_cpus": 0.2 for pool in bounds}
     assignments = [part for key, value in settings.items() for part in ("--set", f"{key}={value}")]
     with local_service(*assignments, environment=environment) as running:

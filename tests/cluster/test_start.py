@@ -9,7 +9,7 @@ import sys
 import httpx
 import pytest
 
-from serve.launch.subprocess_service import ROOT, LocalService, ServiceDidNotStart, free_port, local_service
+from serve.launch.subprocess_service import ROOT, LocalService, ServiceStartError, free_port, local_service
 from tests.cluster.client import connect, until
 
 
@@ -54,7 +54,7 @@ def test_a_setting_that_does_not_fit_is_named(environment: dict[str, str], setti
 
 def test_a_missing_model_fails_the_start_with_one_line_that_says_what_to_do(environment: dict[str, str]) -> None:
     with (
-        pytest.raises(ServiceDidNotStart, match=r"start-up failed: .*nowhere") as caught,
+        pytest.raises(ServiceStartError, match=r"start-up failed: .*nowhere") as caught,
         local_service("--set", "models.dev.source=./nowhere", environment=environment),
     ):
         pass

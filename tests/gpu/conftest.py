@@ -4,10 +4,10 @@ from functools import cache
 import pytest
 import torch
 
-from serve.engine.checkpoint import Checkpoint, load
+from serve.engine.checkpoint import Checkpoint, load_checkpoint
 from serve.model_specs import VariantName
 from serve.settings import Device, Dtype, Dtypes, ModelSettings, PoolSettings, Precision
-from tiny import checkpoint as tiny
+from test_checkpoints import checkpoint as test_checkpoint
 
 DEVICE: Device = "cuda"
 Load = Callable[..., Checkpoint]
@@ -26,11 +26,13 @@ def on_gpu(tmp_path_factory: pytest.TempPathFactory) -> Load:
 
     @cache
     def load_it(
-        variant: VariantName = "dev", precision: Precision = "bf16", vae: Dtype = "float32", quantize_text: bool = False
+        variant: VariantName = "dev", precision: Precision = "bf16", vae: Dtype = "float32", quantize_t5: bool = False
     ) -> Checkpoint:
-        model = ModelSettings(variant=variant, source=str(tiny.ensure(variant, folder)), text_tokens=128)
-        dtypes = Dtypes(transformer="bfloat16", text="bfloat16", vae=vae)
-        row = {"precision": precision, "quantize_text": quantize_text, "dtypes": {DEVICE: dtypes}, "device": DEVICE}
-        return load(model, PoolSettings.model_validate({"model": "dev"} | row), None)
+        model = ModelSettings(
+            variant=variant, source=str(test_checkpoint.ensure(variant, folder)), max_sequence_length=128
+        )
+        dtypes = Dtypes(transformer="bfloat16", text_encoders="bfloat16", vae=vae)
+        row = {"precision": precision, "quantize_t5": quantize_t5, "dtypes": {DEVICE: dtypes}, "device": DEVICE}
+        return load_checkpoint(model, PoolSettings.model_validate({"model": "dev"} | row), None)
 
     return load_it

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 
-from serve.engine.request import Job, Picture
+from serve.engine.request import GenerationRequest, ImageArray
 from serve.settings import Precision
 from tests.gpu.conftest import Load
 from tests.unit.engine import oracle
@@ -17,12 +17,12 @@ BATCH_PSNR_DB = 40
 """Least likeness of a picture drawn in a batch to the same drawn alone: a GPU's kernels are chosen by the batch."""
 
 
-def psnr_db(one: Picture, other: Picture) -> float:
+def psnr_db(one: ImageArray, other: ImageArray) -> float:
     error = np.mean((one.astype(float) - other) ** 2)
     return float(10 * np.log10(255**2 / error)) if error else float("inf")
 
 
-def jobs_of_all_kinds() -> list[tuple[int, Job]]:
+def jobs_of_all_kinds() -> list[tuple[int, GenerationRequest]]:
     return [
         (0, make_job(size=SIZE, seeds=(1, 2), steps=8)),
         (2, make_job("image_to_image", size=SIZE, seeds=(3,), steps=6, prompt="a gold star", guidance=7.0)),
@@ -51,7 +51,7 @@ def test_in_a_batch_pictures_are_those_drawn_alone_within_a_tolerance(on_gpu: Lo
 
 def test_with_the_switch_they_are_the_same_to_the_bit(on_gpu: Load) -> None:
     checkpoint, jobs = on_gpu(), jobs_of_all_kinds()
-    _, sittings = draw_together(checkpoint, jobs, batch_alone=True)
+    _, sittings = draw_together(checkpoint, jobs, disable_batching=True)
     for sitting, (_, job) in zip(sittings, jobs, strict=True):
         alone = draw(checkpoint, job)
         assert all(torch.equal(sitting.latents[image], latents) for image, latents in alone.latents.items())

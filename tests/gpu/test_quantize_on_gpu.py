@@ -6,7 +6,7 @@ from optimum.quanto import QLinear
 from optimum.quanto.tensor.weights.qbytes import WeightQBytesTensor
 from torch import nn
 
-from serve.engine.quantize import to_float8, weight_bytes
+from serve.engine.quantize import quantize_to_float8, weight_bytes
 from tests.gpu.conftest import DEVICE, Load
 from tests.gpu.test_engine_on_gpu import SIZE, psnr_db
 from tests.unit.engine.jobs import draw, make_job
@@ -25,7 +25,7 @@ def test_it_takes_little_more_than_half_the_memory(on_gpu: Load) -> None:
 
 
 def test_no_weight_is_laid_out_for_marlin(on_gpu: Load) -> None:
-    checkpoint = on_gpu("dev", "fp8", quantize_text=True)
+    checkpoint = on_gpu("dev", "fp8", quantize_t5=True)
     layers = [
         layer
         for network in (checkpoint.transformer, checkpoint.t5)
@@ -44,7 +44,7 @@ def test_the_bias_is_added(moved_after: bool) -> None:
     inputs = torch.randn(64, 256, dtype=torch.bfloat16)
     expected = linear(inputs).float()
     model = nn.Sequential(linear)
-    to_float8(model, torch.device("cpu" if moved_after else DEVICE))
+    quantize_to_float8(model, torch.device("cpu" if moved_after else DEVICE))
     layer = model.to(DEVICE)[0]
     assert isinstance(layer, QLinear)
     assert (layer(inputs.to(DEVICE)).cpu().float() - expected).abs().max() < 2

@@ -23,4 +23,4 @@ def test_both_stages_decide_there_as_on_a_cpu(tmp_path: Path, threshold: float, 
     )
     checker = build_checker(settings, None)
     assert checker.on_device == (DEVICE != "cpu")
-    assert checker.flag(np.random.default_rng(0).integers(0, 256, (64, 48, 3)).astype(np.uint8)) is flagged
+    assert checker.is_flagged(np.random.default_rng(0).integers(0, 256, (64, 48, 3)).astype(np.uint8)) is flagged

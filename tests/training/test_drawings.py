@@ -13,7 +13,7 @@ from training.drawings.sampling import Mixture, sampled
 from training.drawings.scene import INKS, THINGS, Inked, Item, Relation, Scene, Size, inked
 from training.drawings.strokes import bounds
 from training.drawings.styles import Style, broad_nib, loose_pencil
-from training.drawings.words import TEST_WORDS, TRAINING_WORDS, made_up, training_word
+from training.drawings.word_lists import TEST_WORDS, TRAINING_WORDS, made_up, training_word
 
 
 def ink_centre(picture: Image.Image, ink: str) -> tuple[float, float]:

@@ -8,9 +8,9 @@ import torch
 from diffusers import AutoencoderKL, FluxPipeline
 from PIL import Image
 
-from benchmarks.artist import Artist, Order
-from serve.model_specs import LORAS, VariantName
+from serve.model_specs import EMBEDDED_LORAS, VariantName
 from training import autoencoder, encoders, export, lora
+from training.evaluation.generator import Artist, Order
 from training.run import Average
 from training.transformer import build
 
@@ -29,7 +29,7 @@ def exported(tmp_path_factory: pytest.TempPathFactory) -> Path:
         (runs / variant).mkdir()
         average = Average(build(guided=variant == "dev"), 0.9)
         torch.save({"parts": {"average": average.state_dict()}}, runs / variant / "run.pt")
-    for name in LORAS:
+    for name in EMBEDDED_LORAS:
         model = build(guided=True)
         lora.adapted(model)
         lora.save(model, lora.trained(runs, name))
@@ -48,11 +48,11 @@ def test_diffusers_loads_and_draws_with_it(exported: Path, variant: str) -> None
 
 def test_shared_parts_are_stored_once(exported: Path) -> None:
     weights = {path.resolve() for path in exported.rglob("*.safetensors")}
-    assert len(weights) == 5 + len(LORAS)
+    assert len(weights) == 5 + len(EMBEDDED_LORAS)
 
 
 def test_there_is_a_course_for_each_lora_that_comes_along() -> None:
-    assert lora.COURSES.keys() == set(LORAS)
+    assert lora.COURSES.keys() == set(EMBEDDED_LORAS)
 
 
 def test_all_weights_fit_the_budget(exported: Path) -> None:

@@ -4,15 +4,15 @@ import numpy as np
 import pytest
 import torch
 
-from benchmarks.artist import Artist
-from benchmarks.exams import ONE_THING, Exam, Row, held_out
-from benchmarks.recogniser import Recogniser
-from benchmarks.scores import scores
-from serve.model_specs import LORAS, MODELS, lora_file
+from serve.model_specs import EMBEDDED_LORAS, EMBEDDED_MODELS_FOLDER, embedded_lora_file
 from training.drawings.ink import rendered
+from training.evaluation.generator import Artist
+from training.evaluation.recogniser import Recogniser
+from training.evaluation.scores import scores
+from training.evaluation.tasks import ONE_THING, Exam, Row, held_out
 from training.export import weight_bytes
 from training.latents import encode
-from training.paper import Paper
+from training.padding import Paper
 from training.pixels import to_tensor
 from training.squares import SIDE, WHOLE_PX, coded
 from training.teacher import load_vae
@@ -30,7 +30,7 @@ COUNT = 16
     ids=str,
 )
 def test_each_draws_what_is_asked(row: Row) -> None:
-    with Artist(row.variant, str(MODELS / row.variant), row.precision) as artist:
+    with Artist(row.variant, str(EMBEDDED_MODELS_FOLDER / row.variant), row.precision) as artist:
         exam = Exam(artist, row, Recogniser.load(), COUNT, seed=0)
         scenes, prompts = held_out(COUNT, exam.seed, ONE_THING)
         pictures = exam.drawn([exam.order(said, number) for number, said in enumerate(prompts)])
@@ -42,7 +42,7 @@ def test_each_draws_what_is_asked(row: Row) -> None:
 @pytest.mark.parametrize("size", [(512, 512), (1344, 768)], ids=str)
 @torch.no_grad()
 def test_a_drawing_has_the_same_latents_on_paper_of_any_size(size: tuple[int, int]) -> None:
-    vae, paper = load_vae(MODELS / "shared" / "vae"), Paper.of(size)
+    vae, paper = load_vae(EMBEDDED_MODELS_FOLDER / "shared" / "vae"), Paper.of(size)
     scenes, _ = held_out(4, 0, ONE_THING)
     top, left = paper.corner
     astray = []
@@ -56,10 +56,10 @@ def test_a_drawing_has_the_same_latents_on_paper_of_any_size(size: tuple[int, in
     assert max(astray) < 0.35, "of a spread of 1; an autoencoder that knows small paper alone is at 0.5 to 1.2"
 
 
-@pytest.mark.parametrize("name", LORAS)
+@pytest.mark.parametrize("name", EMBEDDED_LORAS)
 def test_each_lora_is_small(name: str) -> None:
-    assert lora_file(name).stat().st_size < 1e6
+    assert embedded_lora_file(name).stat().st_size < 1e6
 
 
 def test_all_that_comes_along_fits_the_budget() -> None:
-    assert weight_bytes(MODELS) <= 40e6
+    assert weight_bytes(EMBEDDED_MODELS_FOLDER) <= 40e6

@@ -11,8 +11,8 @@ import torch
 from diffusers import AutoencoderKL, FluxTransformer2DModel
 from safetensors.torch import load_file
 
-from serve.lora.convert import FormatReader
-from serve.lora.model_geometry import Geometry
+from serve.lora.convert import StateDictConverter
+from serve.lora.model_geometry import ModelGeometry
 from training import autoencoder, distil, encoders, lora, run, teacher, transformer
 from training.curriculum import STEADY, Lesson, Stage
 from training.flow import flow_loss
@@ -94,9 +94,9 @@ def test_a_lora_is_trained_for_dev_and_read_by_the_service(runs: Path, dev: Flux
     course = replace(lora.COURSES["sketch"], pictures=4, batch=2)
     lora.train("sketch", course, runs, STUDENT_STEPS / 60, 0, 1e-3, CPU)
     file = runs / "lora-sketch" / "sketch.safetensors"
-    geometry = Geometry.of(dev.config, encoders.clip().config.to_dict())
-    weights = FormatReader(geometry, max_rank=lora.RANK).read(load_file(file), {})
-    assert weights.named == ()
+    geometry = ModelGeometry.from_configs(dev.config, encoders.clip().config.to_dict())
+    weights = StateDictConverter(geometry, max_rank=lora.RANK).convert(load_file(file), {})
+    assert weights.unapplied == ()
     assert "single_transformer_blocks.5.proj_out" in weights.transformer
     assert "proj_out" not in weights.transformer
     assert any(low_rank.up.any() for low_rank in weights.transformer.values())

@@ -2,11 +2,11 @@
 
 import numpy as np
 
-from benchmarks import style
-from benchmarks.exams import MIXTURE, held_out
-from benchmarks.quality import rows, swept_rows
-from benchmarks.recogniser import Recogniser
-from training.drawings.words import TEST_WORDS
+from training.drawings.word_lists import TEST_WORDS
+from training.evaluation import style
+from training.evaluation.quality import rows, swept_rows
+from training.evaluation.recogniser import Recogniser
+from training.evaluation.tasks import MIXTURE, held_out
 from training.lora import COURSES
 
 

@@ -1,7 +1,7 @@
 """The judge that comes along reads what it never saw, and does not guess."""
 
-from benchmarks.recogniser import Recogniser
-from training.recogniser import trust
+from training.evaluation.recogniser import Recogniser
+from training.train_recogniser import trust
 
 
 def test_the_judge_can_be_trusted() -> None:

@@ -3,9 +3,9 @@
 import pytest
 import torch
 
-from benchmarks.recogniser import LETTERS, Seen, read
-from benchmarks.scores import scores
 from training.drawings.scene import Item, Scene
+from training.evaluation.recogniser import LETTERS, Seen, read
+from training.evaluation.scores import scores
 
 STAR = Item("thing", "star", "red")
 HEART = Item("thing", "heart", "blue")

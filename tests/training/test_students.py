@@ -8,10 +8,10 @@ from diffusers import FluxTransformer2DModel
 
 from tests.training.bases import empty, speaking_base, text
 from training import students
-from training.adopt import ahead_file, ahead_of
 from training.distil import taken
 from training.flow import Place, velocity
-from training.journey import Journey
+from training.import_weights import ahead_file, ahead_of
+from training.rollout import Journey
 from training.students import COURSES, Given, begun, dev_from, schnell_from
 
 pytestmark = pytest.mark.filterwarnings("ignore:Mismatch dtype")

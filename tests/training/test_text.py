@@ -6,8 +6,8 @@ import torch
 
 from training.drawings.scene import INKS, THINGS, Item, Scene
 from training.encoders import Encoders
-from training.recogniser import targets
 from training.text import NOTHING, QUESTIONS, Readers, answers, batch, loss_of
+from training.train_recogniser import targets
 
 STAR, HEART = Item("thing", "star", "red"), Item("thing", "heart", "blue")
 THING, INK = list(THINGS), list(INKS)

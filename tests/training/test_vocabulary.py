@@ -6,7 +6,7 @@ import pytest
 from transformers import CLIPTokenizer, T5TokenizerFast
 
 from training import vocabulary
-from training.drawings.words import TEST_WORDS
+from training.drawings.word_lists import TEST_WORDS
 
 PROMPT = 'A red sketch of a sailboat, the word "zoo" in blue ink'
 

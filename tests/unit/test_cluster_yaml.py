@@ -12,7 +12,7 @@ from ray.autoscaler._private.node_provider_availability_tracker import NodeAvail
 from ray.autoscaler._private.resource_demand_scheduler import _default_utilization_scorer, get_nodes_for
 from ray.autoscaler._private.util import prepare_config, validate_config
 
-from serve.launch.config_file import check, read_config
+from serve.launch import config_file
 
 ROOT = Path(__file__).parents[2]
 CLUSTER: dict[str, Any] = yaml.safe_load((ROOT / "cluster.yaml").read_text())
@@ -23,7 +23,7 @@ COMMANDS = [command for key, commands in CLUSTER.items() if key.endswith("_comma
 
 def demands() -> list[dict[str, float]]:
     """What every replica that the production configuration allows asks of a node."""
-    schema, settings = check(read_config(ROOT / "serve_config.yaml"))
+    schema, settings = config_file.validate_config(config_file.read_config(ROOT / "serve_config.yaml"))
     most = {row.name: row.autoscaling_config["max_replicas"] for row in schema.applications[0].deployments}
     return [
         {"CPU": pool.num_cpus, "GPU": pool.num_gpus}
@@ -77,7 +77,7 @@ def test_machines_that_stay_are_started_before_those_that_may_be_taken_away() ->
 
 
 def test_the_head_holds_the_ingress() -> None:
-    _, settings = check(read_config(ROOT / "serve_config.yaml"))
+    _, settings = config_file.validate_config(config_file.read_config(ROOT / "serve_config.yaml"))
     assert settings.ingress_replicas * settings.ingress_num_cpus <= HEAD["resources"]["CPU"]
 
 

@@ -8,7 +8,7 @@ from serve.settings import PoolSettings
 
 @pytest.mark.parametrize("threads", [1, 8])
 def test_a_replica_has_the_threads_of_its_row_and_none_that_spins(threads: int) -> None:
-    environment = replica_environment(PoolSettings(model="", device="cuda", threads=threads))
+    environment = replica_environment(PoolSettings(model="", device="cuda", num_threads=threads))
     assert environment == {"OMP_NUM_THREADS": str(threads), "OMP_WAIT_POLICY": "PASSIVE"}
 
 

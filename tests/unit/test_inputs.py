@@ -5,19 +5,19 @@ from typing import Any
 import pytest
 
 from serve.errors import InvalidInput
-from serve.inputs import Inputs, read_inputs
+from serve.inputs import Inputs, validate_inputs
 
 LIMIT = 10_000
 
 
 def read(**raw: Any) -> Inputs:
-    return read_inputs({"prompt": "a boat", **raw}, LIMIT)[0]
+    return validate_inputs({"prompt": "a boat", **raw}, LIMIT)[0]
 
 
 def faulty_fields(**raw: Any) -> list[str]:
     with pytest.raises(InvalidInput) as caught:
         read(**raw)
-    return [fault.field for fault in caught.value.faults]
+    return [fault.field for fault in caught.value.field_errors]
 
 
 @pytest.mark.parametrize(
@@ -96,7 +96,7 @@ def test_every_faulty_field_is_told_at_once() -> None:
 
 def test_a_missing_prompt_is_named() -> None:
     with pytest.raises(InvalidInput, match="prompt: Field required"):
-        read_inputs({}, LIMIT)
+        validate_inputs({}, LIMIT)
 
 
 def test_null_is_the_same_as_absent() -> None:
@@ -106,7 +106,7 @@ def test_null_is_the_same_as_absent() -> None:
 
 
 def test_unknown_keys_are_dropped_and_named() -> None:
-    inputs, dropped = read_inputs({"prompt": "a boat", "negative_prompt": "x", "hue": None}, LIMIT)
+    inputs, dropped = validate_inputs({"prompt": "a boat", "negative_prompt": "x", "hue": None}, LIMIT)
     assert dropped == ("negative_prompt",)
     assert inputs == read()
 

@@ -12,7 +12,7 @@ import pytest
 ROOT = Path(__file__).parents[2]
 PROJECT: dict[str, Any] = tomllib.loads((ROOT / "pyproject.toml").read_text())
 LOCKS = ("requirements.lock", "requirements-dev.lock")
-OURS = {"serve", "tiny", "benchmarks", "scripts", "training"}
+OURS = {"serve", "test_checkpoints", "benchmarks", "scripts", "training"}
 
 
 def pins(*names: str) -> dict[str, str]:
@@ -62,7 +62,7 @@ PACKAGES = {"PIL": "pillow", "yaml": "pyyaml", "optimum": "optimum-quanto"}
 """Libraries that are imported by another name than they are installed by."""
 
 
-@pytest.mark.parametrize("folder", ["serve", "tiny", "benchmarks", "scripts", "examples"])
+@pytest.mark.parametrize("folder", ["serve", "test_checkpoints", "benchmarks", "scripts", "examples"])
 def test_what_the_product_imports_is_a_dependency_of_its_own(folder: str) -> None:
     """A library that comes only because another one needs it may go with that one's next release."""
     wanted = {normal(re.split(r"[\[=]", dependency)[0]) for dependency in PROJECT["project"]["dependencies"]}

@@ -11,7 +11,7 @@ import torch
 
 from serve.lora.reference import LocalFile
 from serve.lora.weights import Block, unpack
-from serve.lora_cache import LoraCache
+from serve.lora_cache import LoraCacheActor
 from serve.settings import Settings
 
 
@@ -41,22 +41,22 @@ def ink(folder: Path) -> LocalFile:
 
 async def test_a_lora_is_checked_for_the_model_of_its_row_and_kept(tmp_path: Path) -> None:
     made, reference = settings(tmp_path), ink(tmp_path)
-    cache = LoraCache(made)
-    first, second = await cache.bring(reference, "schnell"), await cache.bring(reference, "schnell")
-    (block,) = first.copy.held
+    cache = LoraCacheActor(made)
+    first, second = await cache.get(reference, "schnell"), await cache.get(reference, "schnell")
+    (block,) = first.handle.block
     assert unpack(block).transformer["x_embedder"].rank == 2
     assert [first.origin, second.origin] == ["download", "memory"]
     await cache.close()
-    later = LoraCache(made)
-    assert (await later.bring(reference, "schnell")).origin == "disk"
+    later = LoraCacheActor(made)
+    assert (await later.get(reference, "schnell")).origin == "disk"
     await later.close()
 
 
 async def test_a_disk_that_cannot_be_written_costs_only_time(tmp_path: Path) -> None:
     occupied = tmp_path / "occupied"
     occupied.write_bytes(b"")
-    cache = LoraCache(settings(tmp_path, folder=occupied))
-    assert (await cache.bring(ink(tmp_path), "schnell")).origin == "download"
+    cache = LoraCacheActor(settings(tmp_path, folder=occupied))
+    assert (await cache.get(ink(tmp_path), "schnell")).origin == "download"
     await cache.close()
 
 
@@ -66,5 +66,5 @@ async def test_what_an_earlier_cache_left_unfinished_is_removed(tmp_path: Path) 
     for folder in (old, new):
         folder.mkdir(parents=True)
     os.utime(old, (0, 0))
-    await LoraCache(made).close()
+    await LoraCacheActor(made).close()
     assert [old.exists(), new.exists()] == [False, True]

@@ -7,13 +7,13 @@ import pytest
 from ray.exceptions import ActorDiedError, ActorUnavailableError, RayTaskError
 
 from serve import lora_cache
-from serve.errors import EngineFailed, FetchFailed, LoraRefused, ServiceError
-from serve.lora.reference import Brought, Copy, Facts, Reference, ReplicateModel
-from serve.lora_cache import SharedLoras
+from serve.errors import EngineFailed, FetchFailed, InvalidLora, ServiceError
+from serve.lora.reference import CacheHandle, LoraMetadata, Reference, ReplicateModel, ResolvedLora
+from serve.lora_cache import LoraCacheClient
 from serve.settings import Settings
 
 INK, PENCIL = ReplicateModel("me", "ink"), ReplicateModel("me", "pencil")
-FOUND = Brought(Facts("0", 8, 4), Copy(None, "1"), "memory")
+FOUND = ResolvedLora(LoraMetadata("0", 8, 4), CacheHandle(None, "1"), "memory")
 
 
 class FakeMethod:
@@ -33,11 +33,11 @@ class FakeMethod:
 
 class FakeCache:
     def __init__(self, *script: Any) -> None:
-        self.bring = FakeMethod(*script)
-        self.renew = FakeMethod(None)
+        self.get = FakeMethod(*script)
+        self.heartbeat = FakeMethod(None)
 
 
-class Bench(SharedLoras):
+class Bench(LoraCacheClient):
     """Makes one cache after the other, of those that it was given."""
 
     def __init__(self, *caches: FakeCache, settings: Settings | None = None) -> None:
@@ -47,13 +47,13 @@ class Bench(SharedLoras):
     def _make(self) -> Any:
         return self._caches.pop(0)
 
-    async def one(self, reference: Reference = INK, lost: tuple[str, ...] = ()) -> Brought[Any]:
-        return (await self.bring({"it": reference}, "dev-fp8", lost))["it"]
+    async def one(self, reference: Reference = INK, lost: tuple[str, ...] = ()) -> ResolvedLora[Any]:
+        return (await self.get({"it": reference}, "dev-fp8", lost))["it"]
 
 
 @pytest.fixture(autouse=True)
 def impatient(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(lora_cache, "BACK_OFF_S", 0.001)
+    monkeypatch.setattr(lora_cache, "BACKOFF_S", 0.001)
 
 
 def wrapped(cause: Exception) -> Exception:
@@ -64,13 +64,13 @@ def wrapped(cause: Exception) -> Exception:
 
 async def test_all_loras_are_asked_for_at_once_for_the_model_of_the_pool() -> None:
     cache = FakeCache(FOUND)
-    brought = await Bench(cache).bring({"a": INK, "b": PENCIL}, "schnell", ["lost"])
+    brought = await Bench(cache).get({"a": INK, "b": PENCIL}, "schnell", ["lost"])
     assert brought == {"a": FOUND, "b": FOUND}
-    assert cache.bring.calls == [(INK, "schnell", ("lost",)), (PENCIL, "schnell", ("lost",))]
+    assert cache.get.calls == [(INK, "schnell", ("lost",)), (PENCIL, "schnell", ("lost",))]
 
 
 async def test_without_references_there_is_nothing_to_ask() -> None:
-    assert await Bench().bring({}, "schnell") == {}
+    assert await Bench().get({}, "schnell") == {}
 
 
 @pytest.mark.parametrize("death", [ActorDiedError(), ActorUnavailableError("gone", None)])
@@ -84,7 +84,7 @@ async def test_caches_that_die_all_the_time_are_given_up() -> None:
         await bench.one()
 
 
-@pytest.mark.parametrize("error", [FetchFailed("me/ink", "404"), LoraRefused("me/ink", "rank 4096")])
+@pytest.mark.parametrize("error", [FetchFailed("me/ink", "404"), InvalidLora("me/ink", "rank 4096")])
 async def test_failures_of_a_lora_come_through_as_they_are(error: ServiceError) -> None:
     cache = FakeCache(wrapped(error), FOUND)
     bench = Bench(cache)
@@ -106,7 +106,7 @@ async def test_a_cache_that_finds_no_node_is_not_waited_for_forever() -> None:
     async def never() -> None:
         await asyncio.Event().wait()
 
-    cache.renew.remote = never  # type: ignore[method-assign]
+    cache.heartbeat.remote = never  # type: ignore[method-assign]
     settings = Settings.model_validate({"lora": {"cache": {"start_timeout_s": 0.01}}})
     with pytest.raises(EngineFailed, match="did not start"):
         await Bench(cache, settings=settings).one()
@@ -116,10 +116,10 @@ async def test_many_who_come_at_once_make_one_cache() -> None:
     cache = FakeCache(FOUND)
     bench = Bench(cache)
     await asyncio.gather(*(bench.one() for _ in range(20)))
-    assert len(cache.bring.calls) == 20
+    assert len(cache.get.calls) == 20
 
 
 def test_caches_of_other_settings_have_other_names() -> None:
     changed = Settings.model_validate({"lora": {"max_rank": 8}})
-    names = {SharedLoras(settings, "flux")._name for settings in (Settings(), Settings(), changed)}
+    names = {LoraCacheClient(settings, "flux")._name for settings in (Settings(), Settings(), changed)}
     assert len(names) == 2

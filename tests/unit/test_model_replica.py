@@ -13,14 +13,14 @@ from ray.exceptions import ObjectLostError, OwnerDiedError
 
 from serve import model_replica
 from serve.engine.checkpoint import read_geometry
-from serve.engine.request import Picture
+from serve.engine.request import ImageArray
 from serve.errors import LorasMissing
-from serve.events import Drawn, Event, Finished, Flagged, Started, Stepped
-from serve.inputs import read_inputs
-from serve.lora.reference import Brought, Copy, Facts
+from serve.events import Event, Finished, ImageFinished, ImageFlagged, Started, StepDone
+from serve.inputs import validate_inputs
+from serve.lora.reference import CacheHandle, LoraMetadata, ResolvedLora
 from serve.lora.weights import Block, LoraWeights, LowRank, pack
 from serve.model_replica import ModelReplica
-from serve.plan import LoraUse, Plan, make_plan
+from serve.plan import Plan, PlannedLora, make_plan
 from serve.settings import Settings
 
 POOL = "schnell"
@@ -34,13 +34,13 @@ def replica() -> Iterator[ModelReplica]:
 
 
 def settings() -> Settings:
-    row = {"model": "schnell", "warm_sizes": [(64, 64)]}
+    row = {"model": "schnell", "warmup_sizes": [(64, 64)]}
     return Settings.model_validate({"pools": {POOL: row}})
 
 
 def plan(steps: int = 2, images: int = 2, checked: bool = True) -> Plan:
     raw = {"prompt": "a boat", "model": "schnell", "num_inference_steps": steps, "num_outputs": images, "seed": 1}
-    inputs, _ = read_inputs({**raw, "disable_safety_checker": not checked}, 100)
+    inputs, _ = validate_inputs({**raw, "disable_safety_checker": not checked}, 100)
     return make_plan(inputs, Settings(), 0).model_copy(update={"size": (96, 64)})
 
 
@@ -52,7 +52,7 @@ class FlagsImage0:
     def __init__(self) -> None:
         self.seen = 0
 
-    def flag(self, pixels: Picture) -> bool:
+    def is_flagged(self, pixels: ImageArray) -> bool:
         self.seen += 1
         return self.seen == 1
 
@@ -60,10 +60,10 @@ class FlagsImage0:
 async def test_a_prediction_is_told_from_its_first_step_to_its_files(replica: ModelReplica) -> None:
     events = [event async for event in replica.generate(plan())]
     assert isinstance(events[0], Started)
-    assert [event for event in events if isinstance(event, Stepped)] == [
-        Stepped(image, step, 2) for step in (1, 2) for image in (0, 1)
+    assert [event for event in events if isinstance(event, StepDone)] == [
+        StepDone(image, step, 2) for step in (1, 2) for image in (0, 1)
     ]
-    drawn = {event.image: event for event in events if isinstance(event, Drawn)}
+    drawn = {event.image: event for event in events if isinstance(event, ImageFinished)}
     assert set(drawn) == {0, 1}
     with Image.open(io.BytesIO(drawn[0].content)) as picture:
         assert (picture.size, picture.format) == ((96, 64), "WEBP")
@@ -77,8 +77,8 @@ async def test_a_flagged_picture_is_withheld_and_its_index_kept(
 ) -> None:
     monkeypatch.setattr(replica, "_checker", FlagsImage0())
     events = [event async for event in replica.generate(plan())]
-    assert len([event for event in events if isinstance(event, Flagged)]) == 1
-    assert len([event for event in events if isinstance(event, Drawn)]) == 1
+    assert len([event for event in events if isinstance(event, ImageFlagged)]) == 1
+    assert len([event for event in events if isinstance(event, ImageFinished)]) == 1
 
 
 async def test_an_unchecked_plan_is_not_shown_to_the_checker(
@@ -88,7 +88,7 @@ async def test_an_unchecked_plan_is_not_shown_to_the_checker(
     monkeypatch.setattr(replica, "_checker", checker)
     events = [event async for event in replica.generate(plan(checked=False))]
     assert checker.seen == 0
-    assert not [event for event in events if isinstance(event, Flagged)]
+    assert not [event for event in events if isinstance(event, ImageFlagged)]
 
 
 async def test_a_checker_on_the_device_is_asked_on_the_engines_thread(
@@ -99,7 +99,7 @@ async def test_a_checker_on_the_device_is_asked_on_the_engines_thread(
     class OnDevice(FlagsImage0):
         on_device = True
 
-        def flag(self, pixels: Picture) -> bool:
+        def is_flagged(self, pixels: ImageArray) -> bool:
             threads.add(threading.current_thread().name)
             return False
 
@@ -112,7 +112,7 @@ async def test_a_checker_on_the_device_is_asked_on_the_engines_thread(
 async def test_a_caller_who_leaves_frees_the_engine_before_the_slot(replica: ModelReplica, how: str) -> None:
     events = replica.generate(plan(steps=50))
     async for event in events:
-        if isinstance(event, Stepped):
+        if isinstance(event, StepDone):
             break
     if how == "closed":
         await events.aclose()
@@ -155,18 +155,18 @@ def ink(replica: ModelReplica) -> Block:
     return pack(LoraWeights({LINEAR: LowRank(down, up)}, {}))
 
 
-def at_hand(reading: Awaitable[Block]) -> Brought[Any]:
+def at_hand(reading: Awaitable[Block]) -> ResolvedLora[Any]:
     """A LoRA whose block is read by waiting for `reading`, as for Ray's references."""
-    return Brought(Facts("ink", 0, 4), Copy((reading,), "1"), "memory")
+    return ResolvedLora(LoraMetadata("ink", 0, 4), CacheHandle((reading,), "1"), "memory")
 
 
 def with_ink(scale: float) -> Plan:
-    return plan(images=1).model_copy(update={"loras": (LoraUse(key="ink", scale=scale),)})
+    return plan(images=1).model_copy(update={"loras": (PlannedLora(key="ink", scale=scale),)})
 
 
-async def drawn(replica: ModelReplica, asked: Plan, *loras: Brought[Any]) -> bytes:
+async def drawn(replica: ModelReplica, asked: Plan, *loras: ResolvedLora[Any]) -> bytes:
     events = [event async for event in replica.generate(asked, loras=loras)]
-    (picture,) = (event.content for event in events if isinstance(event, Drawn))
+    (picture,) = (event.content for event in events if isinstance(event, ImageFinished))
     return picture
 
 

@@ -6,9 +6,9 @@ from typing import Any
 import pytest
 
 from serve.errors import InvalidInput
-from serve.inputs import read_inputs
+from serve.inputs import validate_inputs
 from serve.model_specs import SIZES, Size
-from serve.plan import LoraUse, Plan, lora_uses, make_plan
+from serve.plan import Plan, PlannedLora, lora_uses, make_plan
 from serve.settings import Settings
 
 PICTURE = "https://example.com/a.png"
@@ -16,14 +16,14 @@ RANDOM_SEED = 1234
 
 
 def plan(settings: Settings | None = None, picture: Size | None = None, **raw: Any) -> Plan:
-    inputs, _ = read_inputs({"prompt": "a boat", **raw}, 10_000)
+    inputs, _ = validate_inputs({"prompt": "a boat", **raw}, 10_000)
     return make_plan(inputs, settings or Settings(), RANDOM_SEED, picture)
 
 
 def faults(**raw: Any) -> dict[str, str]:
     with pytest.raises(InvalidInput) as caught:
         plan(**raw)
-    return {fault.field: fault.message for fault in caught.value.faults}
+    return {fault.field: fault.message for fault in caught.value.field_errors}
 
 
 @pytest.mark.parametrize(
@@ -97,13 +97,13 @@ def test_custom_without_its_sides_names_the_missing_ones() -> None:
 )
 def test_pictures_are_capped_and_rounded(picture: Size, size: Size) -> None:
     assert plan(image=PICTURE, picture=picture).size == size
-    assert plan(image=PICTURE).with_picture(picture) == plan(image=PICTURE, picture=picture)
+    assert plan(image=PICTURE).with_image_size(picture) == plan(image=PICTURE, picture=picture)
 
 
 @pytest.mark.parametrize("picture", [(63, 64), (64, 63), (64, 513), (4000, 100)])
 def test_pictures_too_small_or_too_long_are_refused(picture: Size) -> None:
     with pytest.raises(InvalidInput, match="image: the picture is"):
-        plan(image=PICTURE).with_picture(picture)
+        plan(image=PICTURE).with_image_size(picture)
 
 
 def test_the_size_waits_for_a_picture_that_is_not_fetched_yet() -> None:
@@ -167,7 +167,7 @@ def test_a_plain_request_has_nothing_to_say() -> None:
 
 
 def test_the_safety_check_can_be_disabled_unless_the_operator_forbids_it() -> None:
-    strict = Settings.model_validate({"safety": {"may_be_disabled": False}})
+    strict = Settings.model_validate({"safety": {"allow_disabling": False}})
     assert plan().check_safety
     assert not plan(disable_safety_checker=True).check_safety
     assert plan(strict, disable_safety_checker=True).check_safety
@@ -182,13 +182,13 @@ def test_a_plan_is_a_json_value_of_a_known_version() -> None:
 
 def test_the_plan_has_the_loras_at_the_scales_of_its_pool() -> None:
     made = plan(replicate_weights="a/b", go_fast=True)
-    assert (made.pool, made.loras) == ("dev-fp8", (LoraUse(key="a/b", scale=1.5),))
+    assert (made.pool, made.loras) == ("dev-fp8", (PlannedLora(key="a/b", scale=1.5),))
     assert "LoRA scales are multiplied by 1.5 in fp8" in made.notes
 
 
 def _uses(pool: str = "dev-bf16", settings: Settings | None = None, **raw: Any) -> tuple[dict[str, float], list[str]]:
     """Scales by what the caller wrote, and notes."""
-    inputs, _ = read_inputs({"prompt": "a boat", **raw}, 10_000)
+    inputs, _ = validate_inputs({"prompt": "a boat", **raw}, 10_000)
     uses, notes = lora_uses(inputs, settings or Settings(), pool)
     return {use.key: use.scale for use in uses}, list(notes)
 
@@ -217,13 +217,13 @@ def test_loras_have_the_scales_that_were_asked_for_and_more_in_fp8(
 
 
 def test_the_same_lora_twice_is_used_twice() -> None:
-    inputs, _ = read_inputs({"prompt": "a boat", "replicate_weights": "a/b", "extra_lora": "a/b"}, 10_000)
+    inputs, _ = validate_inputs({"prompt": "a boat", "replicate_weights": "a/b", "extra_lora": "a/b"}, 10_000)
     uses, _ = lora_uses(inputs, Settings(), "dev-bf16")
     assert [use.key for use in uses] == ["a/b", "a/b"]
 
 
 def test_loras_are_named_by_their_weights_once_these_are_known() -> None:
-    asked = plan().model_copy(update={"loras": (LoraUse(key="a/b", scale=0.5), LoraUse(key="c/d", scale=1.0))})
+    asked = plan().model_copy(update={"loras": (PlannedLora(key="a/b", scale=0.5), PlannedLora(key="c/d", scale=1.0))})
     named = asked.with_lora_keys({"a/b": "sha256:1", "c/d": "sha256:2"})
-    assert named.loras == (LoraUse(key="sha256:1", scale=0.5), LoraUse(key="sha256:2", scale=1.0))
+    assert named.loras == (PlannedLora(key="sha256:1", scale=0.5), PlannedLora(key="sha256:2", scale=1.0))
     assert Plan.model_validate_json(named.model_dump_json()) == named

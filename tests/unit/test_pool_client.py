@@ -8,11 +8,11 @@ from ray.exceptions import ActorDiedError, RayTaskError
 from ray.serve.exceptions import BackPressureError
 from ray.serve.handle import DeploymentHandle
 
-from serve.errors import AllFlagged, EngineFailed, PoolFull, ServiceError
-from serve.events import Drawn, Event, Finished, Started
-from serve.inputs import read_inputs
+from serve.errors import AllImagesFlagged, EngineFailed, PoolFull, ServiceError
+from serve.events import Event, Finished, ImageFinished, Started
+from serve.inputs import validate_inputs
 from serve.plan import Plan, make_plan
-from serve.pool_client import HandlePool
+from serve.pool_client import PoolClient
 from serve.settings import Settings
 
 Script = Sequence[Event | Exception]
@@ -52,17 +52,17 @@ class FakeHandle:
 
 
 def plan() -> Plan:
-    inputs, _ = read_inputs({"prompt": "x", "num_outputs": 2}, 100)
+    inputs, _ = validate_inputs({"prompt": "x", "num_outputs": 2}, 100)
     return make_plan(inputs, Settings(), 0)
 
 
 async def told(handle: FakeHandle) -> list[Event]:
-    pool = HandlePool("dev-bf16", cast(DeploymentHandle, handle))
+    pool = PoolClient("dev-bf16", cast(DeploymentHandle, handle))
     return [event async for event in pool.generate(plan())]
 
 
-def picture(image: int) -> Drawn:
-    return Drawn(image, b"", "image/webp")
+def picture(image: int) -> ImageFinished:
+    return ImageFinished(image, b"", "image/webp")
 
 
 WHOLE = (Started(), picture(0), picture(1), Finished())
@@ -89,7 +89,7 @@ async def test_a_second_death_fails_the_prediction() -> None:
     ("raised", "error"),
     [
         (BackPressureError(num_queued_requests=1, max_queued_requests=1), PoolFull),
-        (RayTaskError("generate", "a traceback of 10.0.0.1", AllFlagged()), AllFlagged),
+        (RayTaskError("generate", "a traceback of 10.0.0.1", AllImagesFlagged()), AllImagesFlagged),
         (RayTaskError("generate", "a traceback of 10.0.0.1", KeyError("secret")), EngineFailed),
     ],
 )
@@ -102,7 +102,7 @@ async def test_what_ray_raises_becomes_an_error_of_ours(raised: Exception, error
 
 async def test_who_leaves_cancels_the_call() -> None:
     handle = FakeHandle(WHOLE)
-    events = HandlePool("dev-bf16", cast(DeploymentHandle, handle)).generate(plan())
+    events = PoolClient("dev-bf16", cast(DeploymentHandle, handle)).generate(plan())
     await anext(events)
     await events.aclose()
     assert handle.streams[0].cancelled

@@ -15,11 +15,11 @@ from starlette.routing import Match, Route
 
 from scripts import demo
 from serve.api import cog, replicate
-from serve.api.http_messages import check_keys
-from serve.inputs import read_inputs
-from serve.launch.config_file import check, embedded_config, with_settings
+from serve.api.http_messages import check_body_keys
+from serve.inputs import validate_inputs
+from serve.launch.config_file import apply_settings, embedded_config, validate_config
 from serve.plan import make_plan
-from serve.predictions.request import served_version
+from serve.predictions.request import resolve_version
 from serve.settings import Settings
 from tests.markdown import DOCUMENTS, ROOT, blocks, commands, options
 
@@ -45,9 +45,9 @@ def test_every_curl_asks_for_pictures_that_would_be_drawn(words: list[str]) -> N
     path = urlsplit(url).path
     scope = {"type": "http", "method": "POST", "path": path, "headers": []}
     assert any(route.matches(scope)[0] is Match.FULL for route in ROUTES), path
-    check_keys(body, replicate.KEYS if path.startswith("/v1/") else cog.KEYS, frozenset())
-    served_version(SETTINGS, body.get("version"))
-    inputs, unknown = read_inputs(body["input"], SETTINGS.max_prompt_chars)
+    check_body_keys(body, replicate.KEYS if path.startswith("/v1/") else cog.KEYS, frozenset())
+    resolve_version(SETTINGS, body.get("version"))
+    inputs, unknown = validate_inputs(body["input"], SETTINGS.max_prompt_chars)
     assert not unknown
     plan = make_plan(inputs, SETTINGS, 0, picture=(640, 480))
     assert plan.size is not None
@@ -67,7 +67,7 @@ def test_the_readme_shows_every_way_to_draw() -> None:
 def test_every_demo_is_one(words: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     Path("out-0.webp").write_bytes(b"a picture")
-    inputs, unknown = read_inputs(demo.inputs_of(demo.parse(words)), SETTINGS.max_prompt_chars)
+    inputs, unknown = validate_inputs(demo.inputs_of(demo.parse(words)), SETTINGS.max_prompt_chars)
     assert inputs.prompt
     assert not unknown
 
@@ -75,7 +75,7 @@ def test_every_demo_is_one(words: list[str], tmp_path: Path, monkeypatch: pytest
 @pytest.mark.parametrize("words", commands("scripts/serve"), ids=" ".join)
 def test_every_setting_on_a_command_line_exists(words: list[str]) -> None:
     given = dict(assignment.split("=", 1) for assignment in options(words, "--set"))
-    check(with_settings(embedded_config(), given))
+    validate_config(apply_settings(embedded_config(), given))
     assert all((ROOT / word).exists() for word in words if word.endswith(".yaml"))
 
 
@@ -90,7 +90,7 @@ def test_every_python_block_compiles_and_its_inputs_are_accepted(text: str) -> N
         if isinstance(node, ast.Dict) and any(
             isinstance(key, ast.Constant) and key.value == "prompt" for key in node.keys
         ):
-            inputs, unknown = read_inputs(ast.literal_eval(node), SETTINGS.max_prompt_chars)
+            inputs, unknown = validate_inputs(ast.literal_eval(node), SETTINGS.max_prompt_chars)
             assert not unknown
             make_plan(inputs, SETTINGS, 0)
 

@@ -90,4 +90,4 @@ def test_outputs_are_data_uris_while_the_public_address_is_plain_http() -> None:
 
 def test_the_variant_of_a_pool_is_that_of_its_model() -> None:
     assert Settings().variant_of("dev-fp8") == "dev"
-    assert ModelSettings(variant="dev", text_tokens=512).pixel_stride == 16
+    assert ModelSettings(variant="dev", max_sequence_length=512).pixel_stride == 16

@@ -4,7 +4,7 @@ from dataclasses import dataclass
 
 from training.drawings.scene import INKS, PAPERS, THINGS, Item, Relation, Scene
 from training.drawings.strokes import Rng
-from training.drawings.words import TEST_WORDS, training_word
+from training.drawings.word_lists import TEST_WORDS, training_word
 
 
 @dataclass(frozen=True, slots=True)

@@ -9,16 +9,16 @@ from starlette.requests import Request
 from starlette.responses import JSONResponse
 from starlette.routing import Route
 
-from serve.api.auth import Door, refuse_open_door
-from serve.api.error_responses import ErrorTable
+from serve.api.auth import AuthMiddleware, check_bind_address
+from serve.api.error_responses import ErrorMiddleware
 
 
 async def ask(headers: dict[str, str], token: str | None = "sésame", path: str = "/v1/id") -> httpx.Response:
     async def told(request: Request) -> JSONResponse:
         return JSONResponse(request.state.request_id)
 
-    door = Middleware(Door, token=SecretStr(token) if token else None)
-    app = Starlette(routes=[Route(path, told)], middleware=[Middleware(ErrorTable), door])
+    door = Middleware(AuthMiddleware, token=SecretStr(token) if token else None)
+    app = Starlette(routes=[Route(path, told)], middleware=[Middleware(ErrorMiddleware), door])
     async with httpx.AsyncClient(transport=httpx.ASGITransport(app), base_url="http://service") as client:
         return await client.get(path, headers=headers)
 
@@ -53,12 +53,12 @@ async def test_a_plain_request_id_is_kept_and_any_other_is_replaced(given: str, 
 
 @pytest.mark.parametrize("host", ["127.0.0.1", "127.8.8.8", "::1", "localhost"])
 def test_loopback_needs_no_token(host: str) -> None:
-    refuse_open_door(host, guarded=False, forced=False)
+    check_bind_address(host, guarded=False, forced=False)
 
 
 @pytest.mark.parametrize("host", ["0.0.0.0", "::", "192.168.0.7", "example.com"])
 def test_any_other_address_does(host: str) -> None:
-    refuse_open_door(host, guarded=True, forced=False)
-    refuse_open_door(host, guarded=False, forced=True)
+    check_bind_address(host, guarded=True, forced=False)
+    check_bind_address(host, guarded=False, forced=True)
     with pytest.raises(ValueError, match="FLUX_SERVE_TOKEN"):
-        refuse_open_door(host, guarded=False, forced=False)
+        check_bind_address(host, guarded=False, forced=False)

@@ -11,7 +11,7 @@ from starlette.responses import Response, StreamingResponse
 from starlette.routing import Route
 from starlette.types import ASGIApp, Receive, Scope, Send
 
-from serve.api.error_responses import ErrorTable
+from serve.api.error_responses import ErrorMiddleware
 from serve.errors import EngineFailed, NotFound, NotReady, PoolFull, Unauthenticated
 from tests.logs import Logs
 
@@ -30,7 +30,7 @@ class RequestIds:
 
 
 async def answered(path: str, endpoint: Callable[[Request], Awaitable[Response]]) -> httpx.Response:
-    app = Starlette(routes=[Route(path, endpoint)], middleware=[Middleware(ErrorTable), Middleware(RequestIds)])
+    app = Starlette(routes=[Route(path, endpoint)], middleware=[Middleware(ErrorMiddleware), Middleware(RequestIds)])
     async with httpx.AsyncClient(transport=httpx.ASGITransport(app), base_url="http://service") as client:
         return await client.get(path)
 

@@ -12,7 +12,7 @@ from replicate.exceptions import ModelError, ReplicateError
 from replicate.helpers import FileOutput
 from replicate.version import Versions
 
-from serve.events import Event, Flagged, Started, Stepped
+from serve.events import Event, ImageFlagged, Started, StepDone
 from serve.settings import OutputSettings, PoolSettings, Settings
 from tests.app_factory import house
 from tests.fakes import DONE, ONE_IMAGE, WEBP, FakePool, drawn
@@ -56,7 +56,7 @@ async def test_run_gives_files_to_asynchronous_callers() -> None:
 
 async def test_run_polls_on_when_its_wait_has_expired() -> None:
     pool = FakePool(ONE_IMAGE, going=False)
-    async with client(pool, Settings(wait_default_s=0.05)) as official:
+    async with client(pool, Settings(max_wait_s=0.05)) as official:
         asyncio.get_running_loop().call_later(0.2, pool.going.set)
         [output] = await run(official, MODEL)
     assert output.read() == WEBP
@@ -66,26 +66,26 @@ async def test_run_polls_on_when_its_wait_expires_while_pictures_are_drawn() -> 
     class Pausing(FakePool):
         async def generate(self, *arguments: Any) -> AsyncGenerator[Event, None]:
             yield Started()
-            yield Stepped(0, 1, 2)
+            yield StepDone(0, 1, 2)
             await asyncio.sleep(0.2)
             yield drawn(0)
             yield DONE
 
-    async with client(Pausing(()), Settings(wait_default_s=0.05)) as official:
+    async with client(Pausing(()), Settings(max_wait_s=0.05)) as official:
         [output] = await run(official, MODEL)
     assert output.read() == WEBP
 
 
 async def test_withheld_pictures_are_missing_in_the_list() -> None:
     settings = Settings(outputs=OutputSettings(public_url="https://flux.example"))
-    async with client(FakePool((Started(), Flagged(0), drawn(1), DONE)), settings) as official:
+    async with client(FakePool((Started(), ImageFlagged(0), drawn(1), DONE)), settings) as official:
         [output] = await run(official, MODEL, input={"num_outputs": 2})
     assert isinstance(output, FileOutput)
     assert output.url.endswith("/out-1.webp")
 
 
 async def test_a_failed_run_raises_what_the_service_said() -> None:
-    async with client(FakePool((Started(), Flagged(0), DONE))) as official:
+    async with client(FakePool((Started(), ImageFlagged(0), DONE))) as official:
         with pytest.raises(ModelError, match="All generated images contained NSFW content") as failed:
             await run(official, MODEL)
     assert failed.value.prediction.status == "failed"

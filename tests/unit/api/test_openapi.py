@@ -4,7 +4,7 @@ import json
 from pathlib import Path
 from typing import Any
 
-from serve.api.openapi import openapi
+from serve.api.openapi import openapi_document
 from serve.settings import ServedModel, Settings
 
 PUBLISHED = Path(__file__).parents[2] / "data" / "input_schema.json"
@@ -17,7 +17,7 @@ def without_descriptions(schema: Any) -> Any:
 
 
 def components(model: ServedModel) -> dict[str, Any]:
-    schemas = openapi(model)["components"]["schemas"]
+    schemas = openapi_document(model)["components"]["schemas"]
     assert isinstance(schemas, dict)
     return schemas
 
@@ -51,7 +51,7 @@ def test_default_inputs_of_a_served_model_are_the_defaults_of_its_schema() -> No
 
 
 def test_every_reference_leads_to_a_component() -> None:
-    document = openapi(Settings().served_models[0])
+    document = openapi_document(Settings().served_models[0])
     names = document["components"]["schemas"].keys()
     references = {part.split('"')[0] for part in json.dumps(document).split('"#/components/schemas/')[1:]}
     assert references <= names

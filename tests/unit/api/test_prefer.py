@@ -2,7 +2,7 @@
 
 import pytest
 
-from serve.api.http_messages import Preference, read_preference
+from serve.api.http_messages import Preference, parse_prefer
 
 
 @pytest.mark.parametrize(
@@ -31,4 +31,4 @@ from serve.api.http_messages import Preference, read_preference
 def test_preferences_are_read_and_unknown_ones_ignored(
     headers: list[str], preference: tuple[float | None, bool, str | None]
 ) -> None:
-    assert read_preference(headers, wait_max_s=60) == Preference(*preference)
+    assert parse_prefer(headers, wait_max_s=60) == Preference(*preference)

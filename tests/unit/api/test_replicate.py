@@ -9,8 +9,8 @@ from typing import Any
 import httpx
 import pytest
 
-from serve.events import Flagged, Started
-from serve.net.url_fetcher import Fetcher
+from serve.events import ImageFlagged, Started
+from serve.net.url_fetcher import UrlFetcher
 from serve.settings import OutputSettings, PoolSettings, Settings
 from tests.app_factory import House, house
 from tests.fakes import DONE, ONE_IMAGE, WEBP, FakePool, drawn
@@ -80,7 +80,7 @@ async def test_a_client_that_would_rather_not_wait_is_told_that_it_need_not() ->
 
 async def test_a_wait_that_expires_answers_starting_although_the_work_has_begun() -> None:
     pool = FakePool((Started(), drawn(0)), slow_to_stop=True)
-    home = house(pool, settings=Settings(wait_default_s=0.05))
+    home = house(pool, settings=Settings(max_wait_s=0.05))
     made = await post(home, {"input": CAT}, {"Prefer": "wait"})
     body = made.json()
     assert made.status_code == 201
@@ -127,7 +127,7 @@ async def test_cancelling_answers_with_the_canceled_prediction() -> None:
 
 
 async def test_a_failed_prediction_is_an_answer_and_no_error() -> None:
-    made = await post(house(FakePool((Started(), Flagged(0), DONE))), {"input": CAT}, WAIT)
+    made = await post(house(FakePool((Started(), ImageFlagged(0), DONE))), {"input": CAT}, WAIT)
     assert made.status_code == 201
     assert (made.json()["status"], made.json()["output"]) == ("failed", None)
     assert made.json()["error"].startswith("All generated images contained NSFW content.")
@@ -135,7 +135,7 @@ async def test_a_failed_prediction_is_an_answer_and_no_error() -> None:
 
 async def test_indices_of_withheld_pictures_stay_free() -> None:
     settings = Settings(outputs=OutputSettings(public_url="https://flux.example/"))
-    home = house(FakePool((Started(), drawn(0), Flagged(1), drawn(2), DONE)), settings=settings)
+    home = house(FakePool((Started(), drawn(0), ImageFlagged(1), drawn(2), DONE)), settings=settings)
     made = (await post(home, {"input": CAT | {"num_outputs": 3}}, WAIT)).json()
     base = f"https://flux.example/outputs/{made['id']}"
     assert made["output"] == [f"{base}/out-0.webp", f"{base}/out-2.webp"]
@@ -250,7 +250,7 @@ async def test_faulty_inputs_are_all_named(inputs: dict[str, Any], faulty: list[
 
 
 async def test_a_picture_over_the_limit_by_its_header_is_refused_before_it_is_decoded() -> None:
-    settings = Settings(max_picture_megapixels=0.01)
+    settings = Settings(max_image_megapixels=0.01)
     refused = await post(house(FakePool(ONE_IMAGE), settings), {"input": CAT | {"image": data_uri(png(200, 100))}})
     assert fields(refused) == ["input.image"]
     assert "0.01 megapixels" in refused.json()["detail"]
@@ -269,7 +269,7 @@ async def test_a_picture_over_the_limit_by_its_header_is_refused_before_it_is_de
 )
 async def test_a_picture_at_a_private_address_fails_the_prediction_with_a_reason(url: str) -> None:
     pool = FakePool(ONE_IMAGE)
-    home = house(pool, fetcher=Fetcher(Settings().fetch))
+    home = house(pool, fetcher=UrlFetcher(Settings().fetch))
     failed = (await post(home, {"input": CAT | {"image": url}}, WAIT)).json()
     assert failed["status"] == "failed"
     assert "its address is not public" in failed["error"]

@@ -4,13 +4,13 @@ from dataclasses import replace
 from functools import cache
 from pathlib import Path
 
-from serve.engine.checkpoint import Checkpoint, load
+from serve.engine.checkpoint import Checkpoint, load_checkpoint
 from serve.model_specs import VariantName
 from serve.settings import Dtype, Dtypes, ModelSettings, PoolSettings, Precision
-from tiny import checkpoint as tiny
-from tiny.networks import Geometry
+from test_checkpoints import checkpoint as test_checkpoint
+from test_checkpoints.networks import Geometry
 
-SMALL = Geometry(double_blocks=1, single_blocks=1, text_tokens=32)
+SMALL = Geometry(double_blocks=1, single_blocks=1, max_sequence_length=32)
 """Shallower than the embedded checkpoints, and with short texts: half the time of each step."""
 FIVE_STAGES = replace(SMALL, vae_widths=(8, 16, 16, 16, 16))
 """Its VAE shrinks a side 16 times instead of 8."""
@@ -38,13 +38,13 @@ class Checkpoints:
         lora_bytes: int = LORA_BYTES,
     ) -> Checkpoint:
         """One of its own, which a test may change."""
-        source = tiny.ensure(variant, self._folder, geometry)
+        source = test_checkpoint.ensure(variant, self._folder, geometry)
         model = ModelSettings(
             variant=variant,
             source=str(source),
             pixel_stride=geometry.pixel_stride,
-            text_tokens=geometry.text_tokens,
+            max_sequence_length=geometry.max_sequence_length,
         )
-        dtypes = Dtypes(transformer="bfloat16", text="bfloat16", vae=vae)
+        dtypes = Dtypes(transformer="bfloat16", text_encoders="bfloat16", vae=vae)
         pool = PoolSettings(model="", precision=precision, dtypes={"cpu": dtypes}, lora_bytes=lora_bytes)
-        return load(model, pool, None)
+        return load_checkpoint(model, pool, None)

@@ -8,7 +8,7 @@ from torch import nn
 
 from serve.engine.checkpoint import Checkpoint
 from serve.lora.weights import LoraWeights, LowRank
-from serve.plan import LoraUse
+from serve.plan import PlannedLora
 
 STRENGTH = 0.3
 """What a LoRA makes of an input of about 1; the linears of embedded checkpoints make about 0.6 of it."""
@@ -40,5 +40,5 @@ def low_rank(linear: nn.Linear, rank: int, generator: torch.Generator, **fields:
     return LowRank(down, up, **fields)
 
 
-def uses(**scales: float) -> tuple[LoraUse, ...]:
-    return tuple(LoraUse(key=key, scale=scale) for key, scale in scales.items())
+def uses(**scales: float) -> tuple[PlannedLora, ...]:
+    return tuple(PlannedLora(key=key, scale=scale) for key, scale in scales.items())

@@ -9,7 +9,7 @@ from PIL import Image
 from torch import Tensor
 
 from serve.engine.checkpoint import Checkpoint
-from serve.engine.request import Job, Picture
+from serve.engine.request import GenerationRequest, ImageArray
 
 _PIPELINES = {
     "text_to_image": FluxPipeline,
@@ -18,13 +18,13 @@ _PIPELINES = {
 }
 
 
-def latents(checkpoint: Checkpoint, job: Job, image: int = 0, /, **arguments: Any) -> Tensor:
+def latents(checkpoint: Checkpoint, job: GenerationRequest, image: int = 0, /, **arguments: Any) -> Tensor:
     """What the pipeline makes of the job's image before it is decoded: [1, tokens, channels]."""
     made: Tensor = _run(checkpoint, job, image, output_type="latent", **arguments)
     return made
 
 
-def pixels(checkpoint: Checkpoint, job: Job, image: int = 0, /, **arguments: Any) -> Picture:
+def pixels(checkpoint: Checkpoint, job: GenerationRequest, image: int = 0, /, **arguments: Any) -> ImageArray:
     return np.asarray(_run(checkpoint, job, image, output_type="pil", **arguments)[0])
 
 
@@ -41,7 +41,7 @@ def pipeline_over(checkpoint: Checkpoint, mode: str = "text_to_image") -> Any:
     )
 
 
-def _run(checkpoint: Checkpoint, job: Job, image: int, /, **arguments: Any) -> Any:
+def _run(checkpoint: Checkpoint, job: GenerationRequest, image: int, /, **arguments: Any) -> Any:
     plan = job.plan
     pipeline = pipeline_over(checkpoint, plan.mode)
     pipeline.set_progress_bar_config(disable=True)
@@ -54,10 +54,10 @@ def _run(checkpoint: Checkpoint, job: Job, image: int, /, **arguments: Any) -> A
         "num_inference_steps": plan.steps,
         "guidance_scale": plan.guidance,
         "generator": torch.Generator("cpu").manual_seed(plan.seeds[image]),
-        "max_sequence_length": checkpoint.text_tokens,
+        "max_sequence_length": checkpoint.max_sequence_length,
     }
-    if job.picture is not None:
-        given |= {"image": Image.fromarray(job.picture), "strength": plan.strength}
+    if job.image is not None:
+        given |= {"image": Image.fromarray(job.image), "strength": plan.strength}
     if job.mask is not None:
         given["mask_image"] = Image.fromarray(job.mask)
     return pipeline(**given | arguments).images

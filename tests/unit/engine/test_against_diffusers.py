@@ -7,13 +7,13 @@ import pytest
 import torch
 
 from serve.engine.checkpoint import Checkpoint
-from serve.engine.request import Job
+from serve.engine.request import GenerationRequest
 from serve.model_specs import VariantName
 from serve.settings import Precision
+from test_checkpoints.networks import Geometry
 from tests.unit.engine import oracle
 from tests.unit.engine.checkpoints import FIVE_STAGES, SMALL, Checkpoints
 from tests.unit.engine.jobs import draw, make_job, make_picture
-from tiny.networks import Geometry
 
 PRECISIONS: tuple[Precision, ...] = ("float32", "bf16")
 
@@ -23,7 +23,7 @@ def _checkpoint(checkpoints: Checkpoints, variant: VariantName, precision: Preci
     return checkpoints.get(variant, precision, vae="float32" if precision == "float32" else "bfloat16")
 
 
-def _assert_equals_pipeline(checkpoint: Checkpoint, job: Job) -> None:
+def _assert_equals_pipeline(checkpoint: Checkpoint, job: GenerationRequest) -> None:
     ours = draw(checkpoint, job).latents[0]
     assert ours.dtype == checkpoint.transformer.dtype
     assert torch.equal(ours, oracle.latents(checkpoint, job))
@@ -80,9 +80,9 @@ def test_a_float32_vae_beside_a_bf16_transformer_encodes_in_float32(checkpoints:
     """Pipelines cannot mix dtypes, but take latents for a picture; its sample is then drawn before."""
     checkpoint = checkpoints.get("dev", "bf16", vae="float32")
     job = make_job(mode, seeds=(11,))
-    assert job.picture is not None
+    assert job.image is not None
     generator = torch.Generator("cpu").manual_seed(11)
-    shades = torch.from_numpy(2.0 * (job.picture.astype(np.float32) / 255.0) - 1.0)
+    shades = torch.from_numpy(2.0 * (job.image.astype(np.float32) / 255.0) - 1.0)
     sample = checkpoint.vae.encode(shades.unsqueeze(0).permute(0, 3, 1, 2)).latent_dist.sample(generator)
     latents = (sample - checkpoint.vae.config.shift_factor) * checkpoint.vae.config.scaling_factor
     given = {"image": latents.bfloat16(), "generator": generator}
@@ -110,9 +110,9 @@ def test_a_size_off_the_stride_is_drawn_larger_and_cropped(
 def test_a_picture_off_the_stride_is_padded_by_its_edge(checkpoints: Checkpoints) -> None:
     checkpoint = checkpoints.get("dev", "float32")
     job = make_job("image_to_image", size=(100, 72))
-    assert job.picture is not None
-    padded = np.pad(job.picture, ((0, 8), (0, 12), (0, 0)), mode="edge")
-    larger = Job(job.plan.model_copy(update={"size": (112, 80)}), padded)
+    assert job.image is not None
+    padded = np.pad(job.image, ((0, 8), (0, 12), (0, 0)), mode="edge")
+    larger = GenerationRequest(job.plan.model_copy(update={"size": (112, 80)}), padded)
     assert np.array_equal(draw(checkpoint, job).pixels[0], oracle.pixels(checkpoint, larger)[:72, :100])
 
 

@@ -3,15 +3,15 @@ from collections.abc import Iterable
 
 import pytest
 
-from serve.engine.batching import Waiting, next_turn
+from serve.engine.batching import PendingImage, select_batch
 
 
-def _waiting(*rows: tuple[int, int, str]) -> list[Waiting[str]]:
+def _waiting(*rows: tuple[int, int, str]) -> list[PendingImage[str]]:
     """Rows of request, number of its images, group."""
-    return [Waiting(request, image, group) for request, images, group in rows for image in range(images)]
+    return [PendingImage(request, image, group) for request, images, group in rows for image in range(images)]
 
 
-def _names(batch: Iterable[Waiting[str]]) -> list[str]:
+def _names(batch: Iterable[PendingImage[str]]) -> list[str]:
     return [f"{image.request}.{image.image}" for image in batch]
 
 
@@ -32,7 +32,7 @@ def _names(batch: Iterable[Waiting[str]]) -> list[str]:
     ],
 )
 def test_who_steps(waiting: list[tuple[int, int, str]], max_batch: int, batch: list[str]) -> None:
-    assert _names(next_turn(_waiting(*waiting), (), max_batch).batch) == batch
+    assert _names(select_batch(_waiting(*waiting), (), max_batch).images) == batch
 
 
 @pytest.mark.parametrize(
@@ -45,28 +45,28 @@ def test_who_steps(waiting: list[tuple[int, int, str]], max_batch: int, batch: l
     ],
 )
 def test_groups_take_turns(present: list[str], before: tuple[str, ...], served: str, after: tuple[str, ...]) -> None:
-    turn = next_turn(_waiting(*((number, 1, group) for number, group in enumerate(present))), before, 8)
-    assert {image.group for image in turn.batch} == {served}
-    assert turn.groups == after
+    turn = select_batch(_waiting(*((number, 1, group) for number, group in enumerate(present))), before, 8)
+    assert {image.key for image in turn.images} == {served}
+    assert turn.next_keys == after
 
 
 def test_the_arguments_are_left_as_they_were() -> None:
     waiting, groups = _waiting((2, 1, "a"), (1, 1, "b")), ["a", "b"]
-    next_turn(waiting, groups, 1)
+    select_batch(waiting, groups, 1)
     assert (waiting, groups) == (_waiting((2, 1, "a"), (1, 1, "b")), ["a", "b"])
 
 
 def test_a_busy_group_does_not_starve_a_single_image() -> None:
     """Twelve images of one size crowd out neither the single one, nor it them."""
-    left = Counter({Waiting(request, 0, "busy"): 6 for request in range(12)})
-    left[Waiting(12, 0, "single")] = 3
+    left = Counter({PendingImage(request, 0, "busy"): 6 for request in range(12)})
+    left[PendingImage(12, 0, "single")] = 3
     groups: tuple[str, ...] = ()
     served = []
     while left:
-        turn = next_turn(list(left), groups, 4)
-        groups = turn.groups
-        served.append(turn.batch[0].group)
-        left -= Counter(turn.batch)
+        turn = select_batch(list(left), groups, 4)
+        groups = turn.next_keys
+        served.append(turn.images[0].key)
+        left -= Counter(turn.images)
     assert served[:6] == ["busy", "single"] * 3
     assert len(served) == 3 + 12 * 6 / 4
 
@@ -75,10 +75,10 @@ def test_a_stream_of_new_sizes_does_not_starve_an_old_one() -> None:
     groups: tuple[str, ...] = ()
     served = []
     for number in range(1, 9):
-        newcomers = [Waiting(number, 0, f"new {number}")] if number > 1 else []
-        turn = next_turn([Waiting(0, 0, "old"), *newcomers], groups, 4)
-        groups = turn.groups
-        served.append(turn.batch[0].group)
+        newcomers = [PendingImage(number, 0, f"new {number}")] if number > 1 else []
+        turn = select_batch([PendingImage(0, 0, "old"), *newcomers], groups, 4)
+        groups = turn.next_keys
+        served.append(turn.images[0].key)
     assert served.count("old") >= len(served) // 2
 
 
@@ -87,8 +87,8 @@ def test_a_request_that_waits_for_room_gets_it_before_younger_ones() -> None:
     steps_left = {(1, 0): 2, (2, 0): 3, (3, 0): 9, (4, 0): 4, (4, 1): 4}
     youngest = 5
     for turn_number in range(6):
-        waiting = [Waiting(request, image, "a") for request, image in steps_left]
-        batch = next_turn(waiting, ("a",), 4).batch
+        waiting = [PendingImage(request, image, "a") for request, image in steps_left]
+        batch = select_batch(waiting, ("a",), 4).images
         if {(4, 0), (4, 1)} <= {(image.request, image.image) for image in batch}:
             assert turn_number == 2
             return

@@ -11,12 +11,12 @@ import torch
 from optimum.quanto import QLinear
 from safetensors.torch import load_file, save_file
 
-from serve.engine.checkpoint import MAX_LORA_ROWS, Checkpoint, load
-from serve.errors import CheckpointUnusable
+from serve.engine.checkpoint import MAX_LORA_ROWS, Checkpoint, load_checkpoint
+from serve.errors import ModelLoadError
 from serve.settings import Dtypes, ModelSettings, PoolSettings, Settings
+from test_checkpoints import checkpoint as test_checkpoint
+from test_checkpoints.networks import Geometry
 from tests.unit.engine.checkpoints import LORA_BYTES, Checkpoints
-from tiny import checkpoint as tiny
-from tiny.networks import Geometry
 
 SHARD = "transformer/diffusion_pytorch_model-00002-of-00002.safetensors"
 
@@ -29,36 +29,36 @@ def cache(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture
 def folder(cache: Path, tmp_path: Path) -> Path:
     """A checkpoint of [dev] that a test may spoil."""
-    return Path(shutil.copytree(tiny.ensure("dev", cache), tmp_path / "checkpoint"))
+    return Path(shutil.copytree(test_checkpoint.ensure("dev", cache), tmp_path / "checkpoint"))
 
 
 def load_local(folder: Path, variant: Any = "dev", pool: PoolSettings | None = None, **fields: Any) -> Checkpoint:
-    model = ModelSettings(**{"variant": variant, "source": str(folder), "text_tokens": 128} | fields)
+    model = ModelSettings(**{"variant": variant, "source": str(folder), "max_sequence_length": 128} | fields)
     pool = pool or PoolSettings(model="dev")
     if "lora_bytes" not in pool.model_fields_set:
         pool = pool.model_copy(update={"lora_bytes": LORA_BYTES})
-    return load(model, pool, None)
+    return load_checkpoint(model, pool, None)
 
 
 def test_the_embedded_source_is_the_model_that_comes_along() -> None:
-    checkpoint = load(Settings().models["schnell"], PoolSettings(model=""), None)
-    assert not checkpoint.guided
+    checkpoint = load_checkpoint(Settings().models["schnell"], PoolSettings(model=""), None)
+    assert not checkpoint.guidance_embeds
     assert checkpoint.pixel_stride == 32
 
 
 def test_its_facts_are_those_of_its_files(folder: Path) -> None:
-    checkpoint = load_local(folder, text_tokens=100)
-    assert (checkpoint.pixel_stride, checkpoint.text_tokens, checkpoint.guided) == (16, 100, True)
+    checkpoint = load_local(folder, max_sequence_length=100)
+    assert (checkpoint.pixel_stride, checkpoint.max_sequence_length, checkpoint.guidance_embeds) == (16, 100, True)
     assert checkpoint.scheduler_config["use_dynamic_shifting"] is True
     assert checkpoint.device == torch.device("cpu")
 
 
 def test_a_small_model_does_not_set_aside_what_a_large_one_needs(folder: Path) -> None:
-    assert load_local(folder, pool=PoolSettings(model="", lora_bytes=10**12)).low_rank.rows == MAX_LORA_ROWS
+    assert load_local(folder, pool=PoolSettings(model="", lora_bytes=10**12)).lora_slots.count == MAX_LORA_ROWS
 
 
 def test_networks_do_not_train(folder: Path) -> None:
-    checkpoint = load_local(folder, pool=PoolSettings(model="", precision="fp8", quantize_text=True))
+    checkpoint = load_local(folder, pool=PoolSettings(model="", precision="fp8", quantize_t5=True))
     for network in (checkpoint.transformer, checkpoint.vae, checkpoint.clip, checkpoint.t5):
         assert not network.training
         assert not any(parameter.requires_grad for parameter in network.parameters())
@@ -70,7 +70,7 @@ def test_networks_do_not_train(folder: Path) -> None:
         ({}, torch.bfloat16, torch.bfloat16, torch.float32),
         ({"precision": "float32"}, torch.float32, torch.float32, torch.float32),
         (
-            {"dtypes": {"cpu": Dtypes(transformer="float32", text="bfloat16", vae="bfloat16")}},
+            {"dtypes": {"cpu": Dtypes(transformer="float32", text_encoders="bfloat16", vae="bfloat16")}},
             torch.float32,
             torch.bfloat16,
             torch.bfloat16,
@@ -89,7 +89,7 @@ def test_dtypes_are_those_of_the_pools_row_for_its_device(
 
 @pytest.mark.parametrize(
     ("pool", "transformer", "text"),
-    [({}, False, False), ({"precision": "fp8"}, True, False), ({"quantize_text": True}, False, True)],
+    [({}, False, False), ({"precision": "fp8"}, True, False), ({"quantize_t5": True}, False, True)],
 )
 def test_the_pools_row_says_what_is_float8(folder: Path, pool: dict[str, Any], transformer: bool, text: bool) -> None:
     checkpoint = load_local(folder, pool=PoolSettings(model="", **pool))
@@ -106,21 +106,21 @@ def test_a_vae_of_five_stages_doubles_the_pixel_stride(checkpoints: Checkpoints)
     ("fields", "advice"),
     [
         ({"pixel_stride": 32}, "its pixel stride is 16; set `pixel_stride: 16`"),
-        ({"text_tokens": 129}, "it reads at most 128 text tokens; set `text_tokens: 128` or less"),
+        ({"max_sequence_length": 129}, "it reads at most 128 text tokens; set `max_sequence_length: 128` or less"),
         ({"variant": "schnell"}, "it has a guidance embedding, so it is not schnell; correct `variant` or `source`"),
     ],
 )
 def test_settings_that_do_not_fit_the_files_are_refused(folder: Path, fields: dict[str, Any], advice: str) -> None:
-    with pytest.raises(CheckpointUnusable) as caught:
+    with pytest.raises(ModelLoadError) as caught:
         load_local(folder, **fields)
     assert str(caught.value) == f"cannot use the model {folder}: {advice}"
 
 
 def test_a_variant_is_not_given_longer_texts_than_it_was_trained_on(tmp_path: Path) -> None:
-    source = tiny.ensure("schnell", tmp_path, Geometry(text_tokens=512))
-    with pytest.raises(CheckpointUnusable, match="it reads at most 256 text tokens"):
-        load_local(source, "schnell", text_tokens=512)
-    assert load_local(source, "schnell", text_tokens=256).text_tokens == 256
+    source = test_checkpoint.ensure("schnell", tmp_path, Geometry(max_sequence_length=512))
+    with pytest.raises(ModelLoadError, match="it reads at most 256 text tokens"):
+        load_local(source, "schnell", max_sequence_length=512)
+    assert load_local(source, "schnell", max_sequence_length=256).max_sequence_length == 256
 
 
 @pytest.mark.parametrize(
@@ -134,8 +134,8 @@ def test_parts_of_other_models_are_refused(
     cache: Path, folder: Path, part: str, from_geometry: Geometry, why: str
 ) -> None:
     shutil.rmtree(folder / part)
-    shutil.copytree(tiny.ensure("dev", cache, from_geometry) / part, folder / part)
-    with pytest.raises(CheckpointUnusable, match=f"{why}; its parts do not fit"):
+    shutil.copytree(test_checkpoint.ensure("dev", cache, from_geometry) / part, folder / part)
+    with pytest.raises(ModelLoadError, match=f"{why}; its parts do not fit"):
         load_local(folder)
 
 
@@ -187,7 +187,7 @@ def _widen(folder: Path) -> None:
 )
 def test_a_damaged_folder_is_refused_in_one_line(folder: Path, spoil: Callable[[Path], None], why: str) -> None:
     spoil(folder)
-    with pytest.raises(CheckpointUnusable) as caught:
+    with pytest.raises(ModelLoadError) as caught:
         load_local(folder)
     assert why in str(caught.value)
     assert "\n" not in str(caught.value)
@@ -195,5 +195,5 @@ def test_a_damaged_folder_is_refused_in_one_line(folder: Path, spoil: Callable[[
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="has a GPU")
 def test_a_gpu_pool_without_a_gpu_is_refused(folder: Path) -> None:
-    with pytest.raises(CheckpointUnusable, match="no GPU is visible here; set `device` to cpu"):
+    with pytest.raises(ModelLoadError, match="no GPU is visible here; set `device` to cpu"):
         load_local(folder, pool=PoolSettings(model="dev", device="cuda"))

@@ -8,8 +8,8 @@ from pathlib import Path
 
 import pytest
 
-from serve.engine.checkpoint_files import local_folder
-from serve.errors import CheckpointUnusable
+from serve.engine.checkpoint_files import resolve_folder
+from serve.errors import ModelLoadError
 from tests.unit.engine.hub import REVISION, Hub
 
 REFUSALS = {
@@ -21,14 +21,14 @@ REFUSALS = {
 }
 ASK = """
 import json, sys
-from serve.engine.checkpoint_files import local_folder
-from serve.errors import CheckpointUnusable
+from serve.engine.checkpoint_files import resolve_folder
+from serve.errors import ModelLoadError
 
 answers = {}
 for source in sys.argv[3:]:
     try:
-        answers[source] = str(local_folder(source, sys.argv[1], ["part/*.json"], sys.argv[2] or None))
-    except CheckpointUnusable as error:
+        answers[source] = str(resolve_folder(source, sys.argv[1], ["part/*.json"], sys.argv[2] or None))
+    except ModelLoadError as error:
         answers[source] = str(error)
 print(json.dumps(answers))
 """
@@ -59,7 +59,7 @@ def answers(hub: Hub, tmp_path_factory: pytest.TempPathFactory) -> dict[str, str
 
 
 def test_a_local_folder_is_taken_as_it_is(tmp_path: Path) -> None:
-    assert local_folder(str(tmp_path), None, [], None) == tmp_path
+    assert resolve_folder(str(tmp_path), None, [], None) == tmp_path
 
 
 def test_of_a_repository_only_what_is_asked_for_is_fetched(hub: Hub, answers: dict[str, str]) -> None:
@@ -105,6 +105,6 @@ def test_without_a_network_only_the_local_cache_counts(tmp_path: Path) -> None:
     ],
 )
 def test_what_cannot_be_a_source_is_not_looked_up(source: str, advice: str) -> None:
-    with pytest.raises(CheckpointUnusable, match=advice) as caught:
-        local_folder(source, None, [], None)
+    with pytest.raises(ModelLoadError, match=advice) as caught:
+        resolve_folder(source, None, [], None)
     assert caught.value.source == source

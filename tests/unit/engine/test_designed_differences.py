@@ -5,8 +5,8 @@ import pytest
 import torch
 
 from serve.engine.checkpoint import Checkpoint
-from serve.engine.request import Done
-from serve.events import Started, Stepped
+from serve.engine.request import Completed
+from serve.events import Started, StepDone
 from tests.unit.engine import oracle
 from tests.unit.engine.checkpoints import Checkpoints
 from tests.unit.engine.jobs import draw, make_job, make_picture
@@ -31,8 +31,8 @@ def test_strength_0_returns_the_picture_through_the_vae_where_pipelines_refuse(
     expected = (through * 0.5 + 0.5).clamp(0, 1).permute(1, 2, 0) * 255
     assert np.abs(sitting.pixels[0] - expected.numpy()).max() <= 1
     assert isinstance(sitting.events[0], Started)
-    assert not any(isinstance(event, Stepped) for event in sitting.events)
-    assert isinstance(sitting.end, Done)
+    assert not any(isinstance(event, StepDone) for event in sitting.events)
+    assert isinstance(sitting.end, Completed)
     assert "denoise" not in sitting.end.stages_ms
     assert sitting.end.mean_batch == 0
 
@@ -63,12 +63,12 @@ def test_kept_pixels_are_those_of_the_picture_where_pipelines_send_them_through_
     checkpoint: Checkpoint,
 ) -> None:
     job = make_job("inpainting")
-    assert job.picture is not None
+    assert job.image is not None
     assert job.mask is not None
     ours, theirs = draw(checkpoint, job).pixels[0], oracle.pixels(checkpoint, job)
     kept = job.mask < 128
-    assert np.array_equal(ours[kept], job.picture[kept])
-    assert not np.array_equal(theirs[kept], job.picture[kept])
+    assert np.array_equal(ours[kept], job.image[kept])
+    assert not np.array_equal(theirs[kept], job.image[kept])
     assert np.array_equal(ours[~kept], theirs[~kept])
 
 

@@ -10,12 +10,12 @@ import torch
 from serve.engine import batching, denoiser, device
 from serve.engine.checkpoint import Checkpoint
 from serve.engine.engine import Engine
-from serve.engine.request import Canceled, Done, EngineEvent, Failed, Pixels
-from serve.engine.request_state import Task
-from serve.engine.scheduler import Loop
-from serve.engine.watchdog import Watch
+from serve.engine.request import Canceled, Completed, EngineEvent, Failed, ImageReady
+from serve.engine.request_state import RequestState
+from serve.engine.scheduler import Scheduler
+from serve.engine.watchdog import Watchdog
 from serve.errors import EngineFailed
-from serve.events import Stepped
+from serve.events import StepDone
 from serve.settings import PoolSettings
 from tests.logs import Logs
 from tests.unit.engine.checkpoints import Checkpoints
@@ -59,7 +59,7 @@ def test_the_image_that_breaks_a_pass_is_found_and_the_others_go_on(checkpoint: 
     jobs = [(0, make_job(guidance=guidance, seeds=(1, 2))) for guidance in (3.0, 6.5, 1.0)]
     loop, (first, bad, last) = draw_together(faulty, jobs)
     assert isinstance(bad.end, Failed)
-    assert not any(isinstance(event, Stepped | Pixels) for event in bad.events)
+    assert not any(isinstance(event, StepDone | ImageReady) for event in bad.events)
     for sitting, (_, job) in ((first, jobs[0]), (last, jobs[2])):
         assert np.array_equal(sitting.pixels, draw(checkpoint, job).pixels)
     assert not loop.busy
@@ -81,16 +81,16 @@ def test_a_listener_that_fails_loses_its_job_only(checkpoint: Checkpoint) -> Non
 
     def listen(event: EngineEvent) -> None:
         heard.append(event)
-        if isinstance(event, Stepped):
+        if isinstance(event, StepDone):
             raise RuntimeError("the event loop is closed")
 
-    loop = Loop(checkpoint, PoolSettings(model=""), Watch())
+    loop = Scheduler(checkpoint, PoolSettings(model=""), Watchdog())
     other: list[EngineEvent] = []
-    loop.admit([Task(0, make_job(steps=9), listen), Task(1, make_job(steps=2), other.append)], ())
+    loop.add([RequestState(0, make_job(steps=9), listen), RequestState(1, make_job(steps=2), other.append)], ())
     while loop.busy:
-        loop.round()
+        loop.step()
     assert isinstance(heard[-1], Canceled)
-    assert isinstance(other[-1], Done)
+    assert isinstance(other[-1], Completed)
     assert loop.image_steps == 1 + 2
 
 
@@ -102,15 +102,15 @@ def test_a_round_that_breaks_ends_the_jobs_in_work_and_the_thread_goes_on(
     def next_turn(*arguments: Any) -> Any:
         for error in rounds:
             raise error
-        return batching.next_turn(*arguments)
+        return batching.select_batch(*arguments)
 
-    monkeypatch.setattr(denoiser, "next_turn", next_turn)
+    monkeypatch.setattr(denoiser, "select_batch", next_turn)
     engine = Engine(checkpoint, PoolSettings(model=""))
     engine.start()
     try:
         with pytest.raises(EngineFailed):
-            engine.warm([(64, 64)])
-        engine.warm([(64, 64)])
+            engine.warm_up([(64, 64)])
+        engine.warm_up([(64, 64)])
     finally:
         engine.stop()
 
@@ -121,17 +121,17 @@ def test_a_device_that_no_longer_answers_is_not_healthy(
     engine = Engine(
         _with_fault(checkpoint, "vae", condition=first_call(), error=SECRET, method="encode"), PoolSettings(model="")
     )
-    monkeypatch.setattr(device, "answers", lambda _: False)
+    monkeypatch.setattr(device, "is_responsive", lambda _: False)
     engine.start()
     try:
-        assert engine.pulse.healthy
+        assert engine.health.healthy
         with pytest.raises(EngineFailed):
-            engine.warm([(64, 64)])
-        assert not engine.pulse.healthy
+            engine.warm_up([(64, 64)])
+        assert not engine.health.healthy
     finally:
         engine.stop()
 
 
 def test_a_device_answers() -> None:
-    assert device.answers(torch.device("cpu"))
-    assert not device.answers(torch.device("cuda", 17))
+    assert device.is_responsive(torch.device("cpu"))
+    assert not device.is_responsive(torch.device("cuda", 17))

@@ -11,16 +11,16 @@ import torch
 from torch import Tensor
 
 from serve.engine.checkpoint import Checkpoint
-from serve.engine.request import Canceled, Done, Failed, Job
-from serve.engine.scheduler import Loop
-from serve.engine.watchdog import Watch
+from serve.engine.request import Canceled, Completed, Failed, GenerationRequest
+from serve.engine.scheduler import Scheduler
+from serve.engine.watchdog import Watchdog
 from serve.lora.weights import LoraWeights, LowRank
 from serve.settings import PoolSettings, Precision
+from test_checkpoints.networks import Geometry
 from tests.unit.engine.checkpoints import SMALL, WIDE, Checkpoints
 from tests.unit.engine.faults import Faulty
 from tests.unit.engine.jobs import Sitting, draw, draw_together, make_job
 from tests.unit.engine.loras import make_lora, uses
-from tiny.networks import Geometry
 
 TINY = (64, 64)
 ROOM_FOR_ALL = 16 * 2**20
@@ -40,7 +40,7 @@ def _loras(checkpoint: Checkpoint) -> Mapping[str, LoraWeights]:
     }
 
 
-def _mixed_jobs(checkpoint: Checkpoint) -> list[tuple[int, Job]]:
+def _mixed_jobs(checkpoint: Checkpoint) -> list[tuple[int, GenerationRequest]]:
     """Of one size, and different in all else; each with the round in which it arrives."""
     loras = _loras(checkpoint)
     return [
@@ -53,16 +53,16 @@ def _mixed_jobs(checkpoint: Checkpoint) -> list[tuple[int, Job]]:
 
 
 @pytest.mark.parametrize(
-    ("precision", "geometry", "mix_loras"),
+    ("precision", "geometry", "batch_across_loras"),
     [("bf16", WIDE, True), ("fp8", SMALL, True), ("bf16", SMALL, False)],
 )
 def test_in_a_batch_of_different_loras_each_image_is_what_it_is_alone(
-    checkpoints: Checkpoints, precision: Precision, geometry: Geometry, mix_loras: bool
+    checkpoints: Checkpoints, precision: Precision, geometry: Geometry, batch_across_loras: bool
 ) -> None:
     checkpoint = checkpoints.get("dev", precision, geometry=geometry, lora_bytes=ROOM_FOR_ALL)
     jobs = _mixed_jobs(checkpoint)
-    loop, sittings = draw_together(checkpoint, jobs, mix_loras=mix_loras)
-    assert loop.passes < loop.image_steps / 2 or not mix_loras
+    loop, sittings = draw_together(checkpoint, jobs, batch_across_loras=batch_across_loras)
+    assert loop.passes < loop.image_steps / 2 or not batch_across_loras
     for sitting, (_, job) in zip(sittings, jobs, strict=True):
         alone = draw(checkpoint, job)
         assert all(torch.equal(sitting.latents[image], latents) for image, latents in alone.latents.items())
@@ -83,10 +83,10 @@ def test_kept_apart_by_setting_no_pass_holds_two_mixes(checkpoints: Checkpoints)
     loras = _loras(checkpoint)
     bringing = (0, make_job(steps=1, loras=uses(whole=1.0), carried=loras))
     jobs = [(1, make_job(steps=2, loras=uses(whole=scale))) for scale in (1.0, 0.5, 1.0)]
-    for mix_loras, means in ((True, [3, 3, 3]), (False, [2, 1, 2])):
-        _, (_, *sittings) = draw_together(checkpoint, [bringing, *jobs], mix_loras=mix_loras)
+    for batch_across_loras, means in ((True, [3, 3, 3]), (False, [2, 1, 2])):
+        _, (_, *sittings) = draw_together(checkpoint, [bringing, *jobs], batch_across_loras=batch_across_loras)
         ends = [sitting.end for sitting in sittings]
-        assert [end.mean_batch for end in ends if isinstance(end, Done)] == means
+        assert [end.mean_batch for end in ends if isinstance(end, Completed)] == means
 
 
 @pytest.mark.parametrize("precision", ["bf16", "fp8", "float32"])
@@ -126,7 +126,7 @@ class Requests:
         self._loras["broken"] = LoraWeights({**self._loras["lora 0"].transformer, "x_embedder": broken}, {})
         self._loras["too large"] = make_lora(checkpoint, 0, rank=300, layers="x_embedder")
 
-    def next(self) -> Job:
+    def next(self) -> GenerationRequest:
         names = self._random.sample(sorted(self._loras), self._random.choice((1, 2)))
         scales = {name: self._random.choice((-1.0, 0.0, 0.5, 1.0, 3.0)) for name in names}
         carried = self._loras if self._random.random() < 0.8 else {}
@@ -154,19 +154,19 @@ def test_pictures_without_loras_are_the_same_before_between_and_after_many_reque
         return bool((guidance == 6.5).any())
 
     transformer: Any = Faulty(checkpoint.transformer, breaks, RuntimeError("no such kernel"))
-    loop = Loop(replace(checkpoint, transformer=transformer), PoolSettings(model=""), Watch())
+    loop = Scheduler(replace(checkpoint, transformer=transformer), PoolSettings(model=""), Watchdog())
     sittings = [Sitting(number, plain if number % 6 == 0 else requests.next()) for number in range(count)]
     for start in range(0, count, 6):
-        loop.admit([sitting.task for sitting in sittings[start : start + 6]], ())
-        sittings[start + 1].task.ticket.left = start % 4 == 0
-        loop.round()
-        loop.round()
+        loop.add([sitting.task for sitting in sittings[start : start + 6]], ())
+        sittings[start + 1].task.cancel_token.cancelled = start % 4 == 0
+        loop.step()
+        loop.step()
     while loop.busy:
-        loop.round()
+        loop.step()
     assert all(np.array_equal(sitting.pixels[0], pure) for sitting in sittings[::6])
-    ends = [type(sitting.end) for sitting in sittings if sitting.task.job.plan.loras]
+    ends = [type(sitting.end) for sitting in sittings if sitting.task.request.plan.loras]
     assert len(ends) == count * 5 / 6
-    assert min(ends.count(Done), ends.count(Failed)) >= count / 5
+    assert min(ends.count(Completed), ends.count(Failed)) >= count / 5
     assert ends.count(Canceled) >= count / 24
     assert weights == _state(checkpoint)
 

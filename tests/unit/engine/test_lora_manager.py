@@ -6,11 +6,11 @@ import pytest
 import torch
 from torch import nn
 
-from serve.engine.lora_manager import NO_LORAS, Adapters, Mix
-from serve.engine.lora_slots import LowRankBank
+from serve.engine.lora_manager import NO_LORAS, ActiveLoras, LoraManager
+from serve.engine.lora_slots import LoraSlots
 from serve.errors import LorasMissing, LorasTooLarge
 from serve.lora.weights import LoraWeights, LowRank
-from serve.plan import LoraUse
+from serve.plan import PlannedLora
 from tests.unit.engine.loras import uses
 
 ROWS = 10
@@ -33,26 +33,26 @@ LORAS: Mapping[str, LoraWeights] = {
 }
 
 
-def _bank() -> LowRankBank:
+def _bank() -> LoraSlots:
     networks = {"transformer": nn.Linear(WIDTH, WIDTH), "clip": nn.Linear(WIDTH, WIDTH)}
-    return LowRankBank(networks, (ROWS + 1) * 2 * 2 * WIDTH * 4)
+    return LoraSlots(networks, (ROWS + 1) * 2 * 2 * WIDTH * 4)
 
 
 @pytest.fixture
-def adapters() -> Adapters:
-    return Adapters(_bank())
+def adapters() -> LoraManager:
+    return LoraManager(_bank())
 
 
-def _take(adapters: Adapters, keys: Iterable[str]) -> Mix | None:
-    return adapters.take(uses(**dict.fromkeys(keys, 1.0)), LORAS)
+def _take(adapters: LoraManager, keys: Iterable[str]) -> ActiveLoras | None:
+    return adapters.acquire(uses(**dict.fromkeys(keys, 1.0)), LORAS)
 
 
-def _drawn(adapters: Adapters, *jobs: Iterable[str]) -> None:
+def _drawn(adapters: LoraManager, *jobs: Iterable[str]) -> None:
     """Jobs that take their LoRAs and leave them at once."""
     for keys in jobs:
         mix = _take(adapters, keys)
         assert mix is not None
-        adapters.leave(mix)
+        adapters.release(mix)
 
 
 @pytest.mark.parametrize(
@@ -68,28 +68,28 @@ def _drawn(adapters: Adapters, *jobs: Iterable[str]) -> None:
     ],
 )
 def test_those_used_last_stay(
-    adapters: Adapters, jobs: list[Iterable[str]], resident: Iterable[str], copies: int
+    adapters: LoraManager, jobs: list[Iterable[str]], resident: Iterable[str], copies: int
 ) -> None:
     _drawn(adapters, *jobs)
     assert adapters.keys == set(resident)
-    assert adapters.copies == copies
+    assert adapters.loads == copies
 
 
-def test_what_a_job_draws_with_stays_until_it_leaves(adapters: Adapters) -> None:
+def test_what_a_job_draws_with_stays_until_it_leaves(adapters: LoraManager) -> None:
     first, second = _take(adapters, "a"), _take(adapters, "ab")
     _drawn(adapters, "d")
     assert _take(adapters, "c") is not None
     assert adapters.keys == {"a", "b", "c"}
     assert first is not None
     assert second is not None
-    adapters.leave(second)
+    adapters.release(second)
     assert _take(adapters, "d") is None
-    adapters.leave(first)
+    adapters.release(first)
     assert _take(adapters, "d") is not None
     assert adapters.keys == {"c", "d"}
 
 
-def test_who_gets_no_room_drives_nobody_away(adapters: Adapters) -> None:
+def test_who_gets_no_room_drives_nobody_away(adapters: LoraManager) -> None:
     _drawn(adapters, "a")
     assert _take(adapters, "d") is not None
     assert _take(adapters, ["large"]) is None
@@ -97,25 +97,25 @@ def test_who_gets_no_room_drives_nobody_away(adapters: Adapters) -> None:
 
 
 @pytest.mark.parametrize("keys", [["larger"], ["large", "a"], ["a", "b", "c", "text", "d"]])
-def test_more_than_ever_fits_is_refused_with_the_figures(adapters: Adapters, keys: list[str]) -> None:
+def test_more_than_ever_fits_is_refused_with_the_figures(adapters: LoraManager, keys: list[str]) -> None:
     _drawn(adapters, "b")
-    with pytest.raises(LorasTooLarge, match=rf"rank {sum(LORAS[key].rank for key in keys)} .* {ROWS};"):
+    with pytest.raises(LorasTooLarge, match=rf"rank of {sum(LORAS[key].rank for key in keys)}, .* {ROWS} fit"):
         _take(adapters, keys)
     assert adapters.keys == {"b"}
 
 
-def test_what_lies_on_the_device_need_not_be_carried_and_what_does_not_is_named(adapters: Adapters) -> None:
+def test_what_lies_on_the_device_need_not_be_carried_and_what_does_not_is_named(adapters: LoraManager) -> None:
     _drawn(adapters, "a")
-    assert adapters.take(uses(a=1.0), {}) is not None
-    assert not adapters.hold(uses(a=1.0, b=1.0, c=1.0))
+    assert adapters.acquire(uses(a=1.0), {}) is not None
+    assert not adapters.are_resident(uses(a=1.0, b=1.0, c=1.0))
     with pytest.raises(LorasMissing) as caught:
-        adapters.take(uses(a=1.0, b=1.0, c=1.0), {"c": LORAS["c"]})
+        adapters.acquire(uses(a=1.0, b=1.0, c=1.0), {"c": LORAS["c"]})
     assert caught.value.keys == ("b",)
-    assert adapters.hold(uses(a=1.0))
+    assert adapters.are_resident(uses(a=1.0))
 
 
-def _take_scaled(adapters: Adapters, *scales: tuple[str, float]) -> Mix:
-    mix = adapters.take([LoraUse(key=key, scale=scale) for key, scale in scales], LORAS)
+def _take_scaled(adapters: LoraManager, *scales: tuple[str, float]) -> ActiveLoras:
+    mix = adapters.acquire([PlannedLora(key=key, scale=scale) for key, scale in scales], LORAS)
     assert mix is not None
     return mix
 
@@ -131,7 +131,7 @@ def _take_scaled(adapters: Adapters, *scales: tuple[str, float]) -> Mix:
     ],
 )
 def test_scales_are_summed_for_each_lora(
-    adapters: Adapters, scales: list[tuple[str, float]], summed: tuple[tuple[str, float], ...]
+    adapters: LoraManager, scales: list[tuple[str, float]], summed: tuple[tuple[str, float], ...]
 ) -> None:
     mix = _take_scaled(adapters, *scales)
     assert mix.scales == summed
@@ -139,20 +139,20 @@ def test_scales_are_summed_for_each_lora(
     assert (mix is NO_LORAS) == (not summed)
 
 
-def test_a_blend_has_the_rows_of_its_loras_and_is_filled_up_with_none(adapters: Adapters) -> None:
+def test_a_blend_has_the_rows_of_its_loras_and_is_filled_up_with_none(adapters: LoraManager) -> None:
     mix = _take_scaled(adapters, ("text", 2.0), ("c", 0.5))
-    assert mix.blend is not None
-    assert mix.blend.layers == {"transformer.", "clip."}
+    assert mix.selection is not None
+    assert mix.selection.layers == {"transformer.", "clip."}
     assert mix.text_scales == (("text", 2.0),)
-    assert mix.blend.rows.shape == mix.blend.gains.shape == (16,)
-    gains = dict(zip(mix.blend.rows.tolist(), mix.blend.gains.tolist(), strict=True))
+    assert mix.selection.slots.shape == mix.selection.gains.shape == (16,)
+    gains = dict(zip(mix.selection.slots.tolist(), mix.selection.gains.tolist(), strict=True))
     assert sorted(gains.values()) == [0.0, 0.5, 0.5, 0.5, 0.5, 2.0]
     assert gains[0] == 0
 
 
-def test_weights_that_do_not_fit_take_no_room(adapters: Adapters) -> None:
+def test_weights_that_do_not_fit_take_no_room(adapters: LoraManager) -> None:
     wrong = LoraWeights(transformer={"": LowRank(torch.ones(8, WIDTH + 1), torch.ones(WIDTH, 8))}, clip={})
     with pytest.raises(ValueError, match="matrices"):
-        adapters.take(uses(wrong=1.0), {"wrong": wrong})
+        adapters.acquire(uses(wrong=1.0), {"wrong": wrong})
     assert adapters.keys == set()
     _drawn(adapters, ["large"])

@@ -7,8 +7,8 @@ import pytest
 import torch
 
 from serve.engine.checkpoint import Checkpoint
-from serve.engine.lora_manager import Adapters, Mix
-from serve.engine.prompt_encoder import TextEncoder
+from serve.engine.lora_manager import ActiveLoras, LoraManager
+from serve.engine.prompt_encoder import PromptEncoder
 from tests.unit.engine.checkpoints import Checkpoints
 from tests.unit.engine.faults import Faulty
 from tests.unit.engine.loras import make_lora, uses
@@ -27,8 +27,8 @@ class Reader:
     def __init__(self, checkpoint: Checkpoint) -> None:
         self.calls = 0
         clip: Any = Faulty(checkpoint.clip, self._count, RuntimeError())
-        self._encoder = TextEncoder(replace(checkpoint, clip=clip), cache_entries=8)
-        self._adapters = Adapters(checkpoint.low_rank)
+        self._encoder = PromptEncoder(replace(checkpoint, clip=clip), cache_entries=8)
+        self._adapters = LoraManager(checkpoint.lora_slots)
         self._loras = {
             "text": make_lora(checkpoint, 1, layers="x_embedder", clip=True),
             "picture": make_lora(checkpoint, 2),
@@ -38,16 +38,16 @@ class Reader:
         self.calls += 1
         return False
 
-    def mix(self, **scales: float) -> Mix:
-        mix = self._adapters.take(uses(**scales), self._loras)
+    def mix(self, **scales: float) -> ActiveLoras:
+        mix = self._adapters.acquire(uses(**scales), self._loras)
         assert mix is not None
         return mix
 
     def summary(self, **scales: float) -> torch.Tensor:
-        return self._encoder.encode(PROMPT, self.mix(**scales)).summary
+        return self._encoder.encode(PROMPT, self.mix(**scales)).pooled_prompt_embeds
 
     def embeddings(self, **scales: float) -> torch.Tensor:
-        return self._encoder.encode(PROMPT, self.mix(**scales)).embeddings
+        return self._encoder.encode(PROMPT, self.mix(**scales)).prompt_embeds
 
 
 @pytest.fixture
@@ -76,7 +76,10 @@ def test_the_other_encoder_reads_as_ever(reader: Reader) -> None:
 
 def test_what_was_read_without_a_memory_is_the_same(checkpoint: Checkpoint, reader: Reader) -> None:
     """So it was not the memory that kept them apart."""
-    forgetful = TextEncoder(checkpoint, cache_entries=0)
-    with_it, without = forgetful.encode(PROMPT, reader.mix(text=1.0)).summary, forgetful.encode(PROMPT).summary
+    forgetful = PromptEncoder(checkpoint, cache_entries=0)
+    with_it, without = (
+        forgetful.encode(PROMPT, reader.mix(text=1.0)).pooled_prompt_embeds,
+        forgetful.encode(PROMPT).pooled_prompt_embeds,
+    )
     assert torch.equal(with_it, reader.summary(text=1.0))
     assert torch.equal(without, reader.summary())

@@ -7,9 +7,9 @@ from collections.abc import Mapping
 import pytest
 
 from serve.engine.checkpoint import Checkpoint
-from serve.engine.request import Canceled, Done, Failed, Job
-from serve.engine.scheduler import Loop
-from serve.engine.watchdog import Watch
+from serve.engine.request import Canceled, Completed, Failed, GenerationRequest
+from serve.engine.scheduler import Scheduler
+from serve.engine.watchdog import Watchdog
 from serve.errors import EngineFailed, LorasMissing, LorasTooLarge
 from serve.events import Started
 from serve.lora.weights import LoraWeights
@@ -25,7 +25,7 @@ RANK = 16
 def checkpoint(checkpoints: Checkpoints) -> Checkpoint:
     """With room for two LoRAs."""
     checkpoint = checkpoints.load("dev", "bf16", lora_bytes=2**20)
-    assert 2 * RANK <= checkpoint.low_rank.rows < 3 * RANK
+    assert 2 * RANK <= checkpoint.lora_slots.count < 3 * RANK
     return checkpoint
 
 
@@ -38,26 +38,26 @@ class Table:
     """A loop, and jobs that come to it."""
 
     def __init__(self, checkpoint: Checkpoint, loras: Mapping[str, LoraWeights]) -> None:
-        self.loop = Loop(checkpoint, PoolSettings(model=""), Watch())
+        self.loop = Scheduler(checkpoint, PoolSettings(model=""), Watchdog())
         self._loras = loras
         self._comers = 0
 
     def seat(self, keys: str, steps: int = 2) -> Sitting:
         return self.admit(make_job(steps=steps, loras=uses(**dict.fromkeys(keys, 1.0)), carried=self._loras))
 
-    def admit(self, job: Job) -> Sitting:
+    def admit(self, job: GenerationRequest) -> Sitting:
         sitting = Sitting(self._comers, job)
         self._comers += 1
-        self.loop.admit([sitting.task], ())
+        self.loop.add([sitting.task], ())
         return sitting
 
     def rounds(self, number: int) -> None:
         for _ in range(number):
-            self.loop.round()
+            self.loop.step()
 
     def to_the_end(self) -> None:
         while self.loop.busy:
-            self.loop.round()
+            self.loop.step()
 
 
 @pytest.fixture
@@ -73,9 +73,9 @@ def test_between_two_steps_the_loras_of_one_job_are_copied_at_most(table: Table)
     sittings = [table.seat("a"), table.seat("b"), table.seat("a"), table.seat("")]
     for copies, begun in ((1, [True, False, False, True]), (2, [True, True, False, True]), (2, [True] * 4)):
         table.rounds(1)
-        assert table.loop.adapters.copies == copies
+        assert table.loop.loras.loads == copies
         assert _begun(*sittings) == begun
-    table.loop.end_all(EngineFailed())
+    table.loop.fail_all(EngineFailed())
 
 
 def test_those_whose_loras_lie_on_the_device_begin_together(table: Table) -> None:
@@ -84,7 +84,7 @@ def test_those_whose_loras_lie_on_the_device_begin_together(table: Table) -> Non
     sittings = [table.seat("a") for _ in range(4)]
     table.rounds(1)
     assert _begun(*sittings) == [True] * 4
-    table.loop.end_all(EngineFailed())
+    table.loop.fail_all(EngineFailed())
 
 
 def test_who_finds_no_room_waits_for_it_and_those_without_loras_pass_by(table: Table) -> None:
@@ -93,11 +93,11 @@ def test_who_finds_no_room_waits_for_it_and_those_without_loras_pass_by(table: T
     waiting, plain = table.seat("c"), table.seat("")
     table.rounds(2)
     assert _begun(waiting, plain) == [False, True]
-    assert table.loop.adapters.keys == {"a", "b"}
+    assert table.loop.loras.keys == {"a", "b"}
     table.rounds(2)
-    assert isinstance(sitting[0].end, Done)
+    assert isinstance(sitting[0].end, Completed)
     assert _begun(waiting) == [True]
-    assert table.loop.adapters.keys == {"b", "c"}
+    assert table.loop.loras.keys == {"b", "c"}
     table.to_the_end()
 
 
@@ -111,9 +111,9 @@ def test_a_stream_of_requests_for_one_lora_does_not_starve_another(table: Table)
     for _ in range(12):
         newcomers.append(table.seat("ab", steps=3))
         table.rounds(1)
-    assert isinstance(other.end, Done)
+    assert isinstance(other.end, Completed)
     table.to_the_end()
-    assert all(isinstance(sitting.end, Done) for sitting in newcomers)
+    assert all(isinstance(sitting.end, Completed) for sitting in newcomers)
 
 
 def test_two_that_each_hold_what_the_other_needs_both_end(table: Table) -> None:
@@ -121,8 +121,8 @@ def test_two_that_each_hold_what_the_other_needs_both_end(table: Table) -> None:
         table.seat(keys, steps=1)
     first, second = table.seat("ab"), table.seat("bc")
     table.to_the_end()
-    assert isinstance(first.end, Done)
-    assert isinstance(second.end, Done)
+    assert isinstance(first.end, Completed)
+    assert isinstance(second.end, Completed)
 
 
 @pytest.mark.parametrize("leaving", ["waits", "steps"])
@@ -132,20 +132,20 @@ def test_who_leaves_makes_room(table: Table, leaving: str) -> None:
     assert _begun(stepping, waiting, next_one) == [True, False, False]
     left = {"waits": [waiting, stepping], "steps": [stepping, waiting]}[leaving]
     for sitting in left:
-        sitting.task.ticket.left = True
+        sitting.task.cancel_token.cancelled = True
         table.rounds(1)
         assert isinstance(sitting.end, Canceled)
     table.to_the_end()
-    assert isinstance(next_one.end, Done)
+    assert isinstance(next_one.end, Completed)
 
 
 def test_when_all_fail_their_room_is_free_again(table: Table) -> None:
     table.seat("ab", steps=9)
     table.rounds(2)
-    table.loop.end_all(EngineFailed())
+    table.loop.fail_all(EngineFailed())
     after = table.seat("cd")
     table.to_the_end()
-    assert isinstance(after.end, Done)
+    assert isinstance(after.end, Completed)
 
 
 def test_a_job_that_carries_too_little_or_too_much_fails_alone(
@@ -160,11 +160,11 @@ def test_a_job_that_carries_too_little_or_too_much_fails_alone(
     strange = LoraWeights({"to_q": loras["b"].transformer["transformer_blocks.0.attn.to_q"]}, {})
     foreign = table.admit(make_job(loras=uses(strange=1.0), carried={"strange": strange}))
     table.to_the_end()
-    assert isinstance(bare.end, Done)
+    assert isinstance(bare.end, Completed)
     errors = [sitting.end.error for sitting in (lacking, larger, foreign) if isinstance(sitting.end, Failed)]
     assert [type(error) for error in errors] == [LorasMissing, LorasTooLarge, EngineFailed]
-    assert "rank 76" in str(errors[1])
-    assert table.loop.adapters.keys == {"a"}
+    assert "rank of 76" in str(errors[1])
+    assert table.loop.loras.keys == {"a"}
 
 
 def test_weights_that_were_copied_are_let_go(table: Table, checkpoint: Checkpoint) -> None:
@@ -178,11 +178,11 @@ def test_weights_that_were_copied_are_let_go(table: Table, checkpoint: Checkpoin
     table.rounds(1)
     gc.collect()
     assert alive() is None
-    table.loop.end_all(EngineFailed())
+    table.loop.fail_all(EngineFailed())
 
 
 def test_bringing_loras_is_a_stage_of_its_own(table: Table) -> None:
     adapted, plain = table.seat("a"), table.seat("")
     table.to_the_end()
-    stages = [list(sitting.end.stages_ms) for sitting in (adapted, plain) if isinstance(sitting.end, Done)]
+    stages = [list(sitting.end.stages_ms) for sitting in (adapted, plain) if isinstance(sitting.end, Completed)]
     assert stages == [["queue", "lora", "text", "denoise", "decode"], ["queue", "text", "denoise", "decode"]]

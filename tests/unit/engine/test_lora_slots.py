@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from serve.engine import quantize
 from serve.engine.denoiser import batch_invariant
-from serve.engine.lora_slots import LowRankBank
+from serve.engine.lora_slots import LoraSlots
 from serve.lora.weights import LowRank
 from tests.unit.engine.loras import low_rank
 
@@ -26,7 +26,7 @@ def _network(precision: str) -> nn.Sequential:
     if precision != "float32":
         network.bfloat16()
     if precision == "fp8":
-        quantize.to_float8(network, CPU)
+        quantize.quantize_to_float8(network, CPU)
     return network.eval().requires_grad_(False)
 
 
@@ -46,12 +46,12 @@ class Bench:
         self.network = _network(precision)
         self.dtype = torch.float32 if precision == "float32" else torch.bfloat16
         row_bytes = 2 * (WIDTH + HIDDEN) * self.dtype.itemsize
-        self.bank = LowRankBank({"net": self.network}, (rows + 1) * row_bytes)
+        self.bank = LoraSlots({"net": self.network}, (rows + 1) * row_bytes)
 
     def widened(self, inputs: Tensor, *gains: dict[int, float]) -> Tensor:
         """What the first linear gives; each image draws with rows at some gains, none with none of them."""
-        blends = [self.bank.blend(chosen, frozenset({WIDEN})) if chosen else None for chosen in gains]
-        with self.bank.adding(blends), batch_invariant(CPU):
+        blends = [self.bank.select(chosen, frozenset({WIDEN})) if chosen else None for chosen in gains]
+        with self.bank.apply(blends), batch_invariant(CPU):
             widened: Tensor = self.network[0](inputs)
             return widened
 
@@ -109,7 +109,7 @@ def test_rows_written_anew_keep_nothing_of_what_they_held() -> None:
     inputs, layers = _inputs(1, torch.float32), frozenset({WIDEN, NARROW})
     outputs = []
     for bench in (used, fresh):
-        with bench.bank.adding([bench.bank.blend(dict.fromkeys(range(1, 9), 1.0), layers)]):
+        with bench.bank.apply([bench.bank.select(dict.fromkeys(range(1, 9), 1.0), layers)]):
             outputs.append(bench.network(inputs))
     assert torch.equal(*outputs)
 
@@ -119,7 +119,7 @@ def test_nothing_is_added_after_a_pass_that_failed() -> None:
     bench.bank.write([1], {WIDEN: _matrix(1, rank=1)})
     inputs = _inputs(1, torch.float32)
     plain = bench.network(inputs)
-    with pytest.raises(RuntimeError), bench.bank.adding([bench.bank.blend({1: 1.0}, frozenset({WIDEN}))]):
+    with pytest.raises(RuntimeError), bench.bank.apply([bench.bank.select({1: 1.0}, frozenset({WIDEN}))]):
         raise RuntimeError
     assert torch.equal(bench.network(inputs), plain)
 
@@ -138,9 +138,9 @@ def test_matrices_that_do_not_fit_are_refused_before_anything_is_written(
 ) -> None:
     bench = Bench()
     bench.bank.write([1, 2, 3], {NARROW: _matrix(1, rank=3, layer=NARROW)})
-    blend = bench.bank.blend(dict.fromkeys((1, 2, 3), 1.0), frozenset({NARROW}))
+    blend = bench.bank.select(dict.fromkeys((1, 2, 3), 1.0), frozenset({NARROW}))
     inputs = _inputs(1, torch.float32)
-    with bench.bank.adding([blend]):
+    with bench.bank.apply([blend]):
         before = bench.network(inputs)
         with pytest.raises(ValueError, match=r"net\.|linear"):
             bench.bank.write(range(1, rows + 1), {NARROW: _matrix(2, rank=1, layer=NARROW), layer: matrix})
@@ -153,8 +153,8 @@ def test_matrices_that_do_not_fit_are_refused_before_anything_is_written(
 )
 def test_as_many_rows_as_fit_in_the_bytes(size_bytes: int, max_rows: int | None, rows: int) -> None:
     """A row of this network in float32 has 4864 bytes, and one more is kept at zero."""
-    bank = LowRankBank({"net": _network("float32")}, size_bytes, max_rows)
-    assert (bank.row_bytes, bank.rows) == (4864, rows)
+    bank = LoraSlots({"net": _network("float32")}, size_bytes, max_rows)
+    assert (bank.slot_bytes, bank.count) == (4864, rows)
 
 
 def _counting_backend(compiled: list[int]) -> Callable[..., Any]:
@@ -184,8 +184,8 @@ def test_a_compiled_network_is_compiled_once_for_all_loras(precision: str) -> No
     bank.write([1, 2], {WIDEN: _matrix(1, rank=2), NARROW: _matrix(2, rank=2, layer=NARROW)})
     bank.write(range(3, 10), {NARROW: _matrix(3, rank=7, layer=NARROW)})
     both, one = frozenset({WIDEN, NARROW}), frozenset({NARROW})
-    first, second = bank.blend({1: 1.0, 2: 1.0}, both), bank.blend(dict.fromkeys(range(3, 10), -0.4), one)
-    sum_of_both = bank.blend(dict.fromkeys(range(1, 10), 0.5), both)
+    first, second = bank.select({1: 1.0, 2: 1.0}, both), bank.select(dict.fromkeys(range(3, 10), -0.4), one)
+    sum_of_both = bank.select(dict.fromkeys(range(1, 10), 0.5), both)
     inputs = _inputs(3, bench.dtype)
     passes = [
         (first, None, None),
@@ -198,7 +198,7 @@ def test_a_compiled_network_is_compiled_once_for_all_loras(precision: str) -> No
         network(inputs)
         for blends in passes:
             bank.write([1, 2], {WIDEN: _matrix(len(compiled), rank=2)})
-            with bank.adding(blends):
+            with bank.apply(blends):
                 assert torch.equal(network(inputs), bench.network(inputs))
         network(inputs)
     assert len(compiled) == 2

@@ -6,14 +6,14 @@ import numpy as np
 import pytest
 import torch
 
-from serve.engine.request import Done, Job
+from serve.engine.request import Completed, GenerationRequest
 from serve.settings import Precision
+from test_checkpoints.networks import Geometry
 from tests.unit.engine.checkpoints import SMALL, WIDE, Checkpoints
 from tests.unit.engine.jobs import draw, draw_together, make_job
-from tiny.networks import Geometry
 
 
-def _mixed_jobs(size: tuple[int, int]) -> list[tuple[int, Job]]:
+def _mixed_jobs(size: tuple[int, int]) -> list[tuple[int, GenerationRequest]]:
     """Of one size, and different in all else; each with the round in which it arrives."""
     return [
         (0, make_job(size=size, prompt="a red sailboat", seeds=(1,), guidance=3.0, steps=5)),
@@ -88,7 +88,7 @@ def test_the_same_job_twice_gives_the_same_bytes(checkpoints: Checkpoints) -> No
 
 def test_alone_by_setting_no_pass_is_shared(checkpoints: Checkpoints) -> None:
     jobs = [(0, make_job(seeds=(1, 2), steps=2)), (0, make_job(seeds=(3,), steps=3))]
-    loop, sittings = draw_together(checkpoints.get("dev", "bf16"), jobs, batch_alone=True)
+    loop, sittings = draw_together(checkpoints.get("dev", "bf16"), jobs, disable_batching=True)
     assert loop.passes == loop.image_steps == 2 * 2 + 3
     assert [_mean_batch(sitting.end) for sitting in sittings] == [1.0, 1.0]
 
@@ -102,5 +102,5 @@ def test_the_mean_batch_counts_all_who_shared_the_passes(checkpoints: Checkpoint
 
 
 def _mean_batch(end: object) -> float:
-    assert isinstance(end, Done)
+    assert isinstance(end, Completed)
     return end.mean_batch

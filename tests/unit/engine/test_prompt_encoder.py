@@ -5,7 +5,7 @@ import pytest
 import torch
 
 from serve.engine.checkpoint import Checkpoint
-from serve.engine.prompt_encoder import TextEncoder
+from serve.engine.prompt_encoder import PromptEncoder
 from tests.unit.engine.checkpoints import Checkpoints
 
 
@@ -27,12 +27,16 @@ def checkpoint(checkpoints: Checkpoints) -> Checkpoint:
 
 
 def test_texts_have_the_checkpoints_length_whatever_the_prompt(checkpoint: Checkpoint) -> None:
-    encoder = TextEncoder(checkpoint, cache_entries=4)
+    encoder = PromptEncoder(checkpoint, cache_entries=4)
     for prompt in ("", "a red fish", "a red fish " * 200, "手書きの文字"):
         text = encoder.encode(prompt)
-        assert text.embeddings.shape == (1, checkpoint.text_tokens, checkpoint.transformer.config.joint_attention_dim)
-        assert text.summary.shape == (1, checkpoint.transformer.config.pooled_projection_dim)
-        assert text.embeddings.dtype == text.summary.dtype == torch.bfloat16
+        assert text.prompt_embeds.shape == (
+            1,
+            checkpoint.max_sequence_length,
+            checkpoint.transformer.config.joint_attention_dim,
+        )
+        assert text.pooled_prompt_embeds.shape == (1, checkpoint.transformer.config.pooled_projection_dim)
+        assert text.prompt_embeds.dtype == text.pooled_prompt_embeds.dtype == torch.bfloat16
 
 
 @pytest.mark.parametrize(
@@ -41,7 +45,7 @@ def test_texts_have_the_checkpoints_length_whatever_the_prompt(checkpoint: Check
 )
 def test_a_prompt_that_is_cut_is_told(checkpoint: Checkpoint, words: int, encoders: list[str]) -> None:
     """A word of the vocabulary is one token; T5 adds one to them, CLIP two."""
-    notes = TextEncoder(checkpoint, cache_entries=1).encode(" ".join(["fish"] * words)).notes
+    notes = PromptEncoder(checkpoint, cache_entries=1).encode(" ".join(["fish"] * words)).notes
     assert [note.split()[0] for note in notes] == encoders
     if "T5" in encoders:
         assert notes[0] == f"T5 reads only the first 32 of the prompt's {words + 1} tokens"
@@ -59,14 +63,14 @@ def test_a_prompt_that_is_cut_is_told(checkpoint: Checkpoint, words: int, encode
 )
 def test_the_last_prompts_are_remembered(checkpoint: Checkpoint, cache_entries: int, prompts: str, calls: int) -> None:
     t5: Any = CountingT5(checkpoint.t5)
-    encoder = TextEncoder(replace(checkpoint, t5=t5), cache_entries)
+    encoder = PromptEncoder(replace(checkpoint, t5=t5), cache_entries)
     for prompt in prompts:
         encoder.encode(prompt)
     assert t5.calls == calls
 
 
 def test_a_remembered_text_is_the_same(checkpoint: Checkpoint) -> None:
-    encoder = TextEncoder(checkpoint, cache_entries=4)
+    encoder = PromptEncoder(checkpoint, cache_entries=4)
     first = encoder.encode("a red fish")
-    assert not torch.equal(first.embeddings, encoder.encode("a blue fish").embeddings)
-    assert torch.equal(first.embeddings, encoder.encode("a red fish").embeddings)
+    assert not torch.equal(first.prompt_embeds, encoder.encode("a blue fish").prompt_embeds)
+    assert torch.equal(first.prompt_embeds, encoder.encode("a red fish").prompt_embeds)

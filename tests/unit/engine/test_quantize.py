@@ -14,11 +14,11 @@ from optimum.quanto.tensor.weights.qbytes import WeightQBytesTensor
 from torch import nn
 from torch._subclasses.fake_tensor import FakeTensorMode
 
-from serve.engine.quantize import float8, to_float8, weight_bytes
-from serve.engine.request import Picture
+from serve.engine.quantize import float8_weight, quantize_to_float8, weight_bytes
+from serve.engine.request import ImageArray
+from test_checkpoints.networks import Geometry
 from tests.unit.engine.checkpoints import Checkpoints
 from tests.unit.engine.jobs import draw, make_job
-from tiny.networks import Geometry
 
 CPU = torch.device("cpu")
 
@@ -33,7 +33,7 @@ class Layer(nn.Module):
         self.requires_grad_(False)
 
 
-def psnr_db(one: Picture, other: Picture) -> float:
+def psnr_db(one: ImageArray, other: ImageArray) -> float:
     error = np.mean((one.astype(float) - other) ** 2)
     return float(10 * np.log10(255**2 / error))
 
@@ -57,7 +57,7 @@ def test_the_transformer_takes_little_more_than_half_the_memory(checkpoints: Che
 def test_bytes_are_counted_as_they_are_stored() -> None:
     layer = Layer()
     assert weight_bytes(layer) == 2 * (128 * 128 + 128)
-    to_float8(layer, CPU)
+    quantize_to_float8(layer, CPU)
     scales, biases, scales_of_activations = 128, 128, 2
     assert weight_bytes(layer) == 128 * 128 + 2 * (scales + biases + scales_of_activations)
 
@@ -75,7 +75,7 @@ def test_t5_is_quantized_where_the_pool_says_so(checkpoints: Checkpoints) -> Non
     checkpoint = checkpoints.get("dev", "fp8")
     assert not any(isinstance(layer, QLinear) for layer in checkpoint.t5.modules())
     t5 = copy.deepcopy(checkpoint.t5)
-    to_float8(t5, CPU)
+    quantize_to_float8(t5, CPU)
     ids = checkpoint.t5_tokenizer("a red sailboat", return_tensors="pt").input_ids
     with torch.no_grad():
         full, half = checkpoint.t5(ids).last_hidden_state.float(), t5(ids).last_hidden_state.float()
@@ -90,7 +90,7 @@ def test_the_bias_is_added() -> None:
         layer.linear.bias.float(),
         torch.randn(3, 128, dtype=torch.bfloat16),
     )
-    to_float8(layer, CPU)
+    quantize_to_float8(layer, CPU)
     expected = inputs.float() @ weight.T + bias
     assert (layer.linear(inputs).float() - expected).abs().max() < 0.1 * expected.abs().max()
     layer.linear.bias.add_(100)
@@ -100,7 +100,7 @@ def test_the_bias_is_added() -> None:
 def test_a_row_of_zeros_stays_so() -> None:
     layer = Layer()
     layer.linear.weight[5] = 0
-    to_float8(layer, CPU)
+    quantize_to_float8(layer, CPU)
     assert torch.equal(layer.linear.weight.dequantize()[5], torch.zeros(128, dtype=torch.bfloat16))
 
 
@@ -136,7 +136,7 @@ def quantos_own() -> WeightQBytesTensor:
 @pytest.fixture
 def ours() -> WeightQBytesTensor:
     layer = Layer()
-    to_float8(layer, CPU)
+    quantize_to_float8(layer, CPU)
     weight: WeightQBytesTensor = layer.linear.weight
     return weight
 
@@ -156,6 +156,6 @@ def test_our_weights_never_get_marlin(ours: WeightQBytesTensor, faked_gpu: None)
 
 
 def test_nor_do_weights_that_are_quantized_on_the_gpu(faked_gpu: None) -> None:
-    weight = float8(torch.empty(128, 128, dtype=torch.bfloat16, device="cuda:0"))
+    weight = float8_weight(torch.empty(128, 128, dtype=torch.bfloat16, device="cuda:0"))
     assert type(weight) is WeightQBytesTensor
     assert weight.device.type == "cuda"

@@ -7,9 +7,9 @@ from typing import Any
 import pytest
 
 from serve.engine.checkpoint import Checkpoint
-from serve.engine.request import Canceled, Job
-from serve.engine.scheduler import Loop
-from serve.engine.watchdog import Watch
+from serve.engine.request import Canceled, GenerationRequest
+from serve.engine.scheduler import Scheduler
+from serve.engine.watchdog import Watchdog
 from serve.errors import EngineFailed
 from serve.settings import PoolSettings
 from tests.unit.engine.checkpoints import Checkpoints
@@ -37,7 +37,7 @@ def _watched(checkpoint: Checkpoint, told: Callable[[str], object]) -> Checkpoin
     return replace(checkpoint, **parts)
 
 
-def _worked(checkpoint: Checkpoint, arrivals: list[tuple[int, Job]]) -> list[str]:
+def _worked(checkpoint: Checkpoint, arrivals: list[tuple[int, GenerationRequest]]) -> list[str]:
     names: list[str] = []
     draw_together(_watched(checkpoint, names.append), arrivals)
     return names
@@ -76,13 +76,13 @@ def test_who_leaves_during_a_piece_of_work_has_no_further_one(checkpoint: Checkp
     def leave(name: str) -> None:
         names.append(name)
         if name == during:
-            sitting.task.ticket.left = True
+            sitting.task.cancel_token.cancelled = True
 
     sitting = Sitting(0, make_job("image_to_image", steps=5, strength=1.0, seeds=(1, 2)))
-    loop = Loop(_watched(checkpoint, leave), PoolSettings(model=""), Watch())
-    loop.admit([sitting.task], ())
+    loop = Scheduler(_watched(checkpoint, leave), PoolSettings(model=""), Watchdog())
+    loop.add([sitting.task], ())
     while loop.busy:
-        loop.round()
+        loop.step()
     assert isinstance(sitting.end, Canceled)
     assert names.count(during) == 1
     assert names[-1] == during
@@ -91,11 +91,11 @@ def test_who_leaves_during_a_piece_of_work_has_no_further_one(checkpoint: Checkp
 
 def test_sizes_take_turns(checkpoint: Checkpoint) -> None:
     sittings = [Sitting(0, make_job(size=(96, 64), steps=9)), Sitting(1, make_job(size=(64, 64), steps=3))]
-    loop = Loop(checkpoint, PoolSettings(model=""), Watch())
-    loop.admit([sitting.task for sitting in sittings], ())
+    loop = Scheduler(checkpoint, PoolSettings(model=""), Watchdog())
+    loop.add([sitting.task for sitting in sittings], ())
     steps = []
     for _ in range(8):
-        loop.round()
+        loop.step()
         steps.append(tuple(sitting.steps for sitting in sittings))
     assert steps == [(1, 0), (1, 1), (2, 1), (2, 2), (3, 2), (3, 3), (4, 3), (5, 3)]
-    loop.end_all(EngineFailed())
+    loop.fail_all(EngineFailed())

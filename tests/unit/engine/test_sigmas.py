@@ -3,7 +3,7 @@ from typing import Any
 
 import pytest
 
-from serve.engine.sigmas import make_schedule
+from serve.engine.sigmas import make_sigma_schedule
 
 FIXED = {"shift": 1.0, "use_dynamic_shifting": False}
 DYNAMIC = {
@@ -44,7 +44,7 @@ def _shifted(sigma: float, tokens: int) -> float:
 def test_where_a_schedule_begins(
     config: dict[str, Any], steps: int, strength: float | None, first_sigma: float, steps_run: int
 ) -> None:
-    schedule = make_schedule(config, 1024, steps, strength)
+    schedule = make_sigma_schedule(config, 1024, steps, strength)
     assert schedule.steps == steps_run
     assert schedule.sigmas[0] == pytest.approx(first_sigma, abs=1e-6)
     assert schedule.sigmas[-1] == 0
@@ -52,16 +52,16 @@ def test_where_a_schedule_begins(
 
 
 def test_the_shift_grows_with_the_picture() -> None:
-    small, large = (make_schedule(DYNAMIC, tokens, 4, None) for tokens in (256, 4096))
+    small, large = (make_sigma_schedule(DYNAMIC, tokens, 4, None) for tokens in (256, 4096))
     assert small.sigmas[1] == pytest.approx(_shifted(0.75, 256), abs=1e-6)
     assert large.sigmas[1] == pytest.approx(_shifted(0.75, 4096), abs=1e-6)
 
 
 def test_without_dynamic_shifting_every_size_has_one_schedule() -> None:
-    assert make_schedule(FIXED, 24, 5, None) == make_schedule(FIXED, 4096, 5, None)
+    assert make_sigma_schedule(FIXED, 24, 5, None) == make_sigma_schedule(FIXED, 4096, 5, None)
 
 
 def test_times_and_widths_follow_from_the_sigmas() -> None:
-    schedule = make_schedule(DYNAMIC, 1024, 6, 0.7)
+    schedule = make_sigma_schedule(DYNAMIC, 1024, 6, 0.7)
     assert schedule.timesteps == pytest.approx([1000 * sigma for sigma in schedule.sigmas[:-1]])
-    assert sum(map(schedule.sigma_change, range(schedule.steps))) == pytest.approx(-schedule.sigmas[0], abs=1e-6)
+    assert sum(map(schedule.sigma_delta, range(schedule.steps))) == pytest.approx(-schedule.sigmas[0], abs=1e-6)

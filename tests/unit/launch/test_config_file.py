@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from serve.launch.config_file import ConfigFault, check, embedded_config, read_config, with_settings
+from serve.launch.config_file import ConfigError, apply_settings, embedded_config, read_config, validate_config
 from serve.model_specs import SIZES
 
 PRODUCTION = Path(__file__).parents[3] / "serve_config.yaml"
@@ -23,14 +23,14 @@ def production() -> dict[str, Any]:
 def test_production_has_three_pools_of_one_gpu_with_real_weights_and_every_size_warm(
     production: dict[str, Any],
 ) -> None:
-    schema, settings = check(production)
+    schema, settings = validate_config(production)
     assert set(settings.pools) == {"dev-bf16", "dev-fp8", "schnell"}
     assert {row.name for row in schema.applications[0].deployments} == set(settings.pools)
     every_size = {size for table in SIZES.values() for size in table.values()}
     for pool in settings.pools.values():
         assert pool.num_gpus == 1
         assert pool.device == "cuda"
-        assert set(pool.warm_sizes) == every_size
+        assert set(pool.warmup_sizes) == every_size
     assert settings.models["dev"].revision == "3de623fc3c33e44ffbe2bad470d0f45bccf2eb21"
     assert settings.models["schnell"].revision == "741f7c3ce8b383c54771c7003378a50191e9efe9"
 
@@ -60,30 +60,30 @@ def application(config: dict[str, Any]) -> dict[str, Any]:
         (lambda config: application(config).update(import_path="serve.deploy:app"), "import_path: should be"),
         (lambda config: config.update(applications=[]), "one application is needed"),
         (
-            lambda config: application(config)["args"]["lora"].update(short_names={"ink": "nowhere"}),
-            "lora.short_names.ink: this names no LoRA",
+            lambda config: application(config)["args"]["lora"].update(aliases={"ink": "nowhere"}),
+            "lora.aliases.ink: this names no LoRA",
         ),
     ],
 )
 def test_a_misspelt_key_is_a_fault_that_names_it(production: dict[str, Any], change: Change, fault: str) -> None:
     change(production)
-    with pytest.raises(ConfigFault, match=fault):
-        check(production)
+    with pytest.raises(ConfigError, match=fault):
+        validate_config(production)
 
 
 def test_settings_are_put_on_top_by_dotted_name(production: dict[str, Any]) -> None:
     before = copy.deepcopy(production)
-    changed = with_settings(production, {"pools.dev-fp8.device": "cpu", "safety.checker": "none", "max_records": "7"})
-    _, settings = check(changed)
+    changed = apply_settings(production, {"pools.dev-fp8.device": "cpu", "safety.checker": "none", "max_records": "7"})
+    _, settings = validate_config(changed)
     assert settings.pools["dev-fp8"].device == "cpu"
-    assert settings.pools["dev-fp8"].quantize_text
+    assert settings.pools["dev-fp8"].quantize_t5
     assert settings.safety.checker == "none"
     assert settings.max_records == 7
     assert production == before
 
 
 def test_setting_one_key_of_an_embedded_pool_keeps_the_other_pools() -> None:
-    _, settings = check(with_settings(embedded_config(), {"pools.schnell.scaling.min_replicas": "0"}))
+    _, settings = validate_config(apply_settings(embedded_config(), {"pools.schnell.scaling.min_replicas": "0"}))
     assert settings.pools["schnell"].scaling.min_replicas == 0
     assert set(settings.pools) == {"dev-bf16", "dev-fp8", "schnell"}
 
@@ -92,10 +92,10 @@ def test_setting_one_key_of_an_embedded_pool_keeps_the_other_pools() -> None:
 def test_what_is_no_yaml_mapping_is_refused_with_its_name(tmp_path: Path, text: str, fault: str) -> None:
     file = tmp_path / "config.yaml"
     file.write_text(text)
-    with pytest.raises(ConfigFault, match=fault):
+    with pytest.raises(ConfigError, match=fault):
         read_config(file)
 
 
 def test_a_missing_file_is_one_line() -> None:
-    with pytest.raises(ConfigFault, match=r"nowhere\.yaml: No such file"):
+    with pytest.raises(ConfigError, match=r"nowhere\.yaml: No such file"):
         read_config(Path("nowhere.yaml"))

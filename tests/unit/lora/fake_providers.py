@@ -10,8 +10,8 @@ from typing import Any
 from pydantic import SecretStr
 
 from serve.lora.download import Downloader
-from serve.lora.lora_fetcher import Downloadable, Source
-from serve.lora.provider import Located
+from serve.lora.lora_fetcher import Downloadable, FileResolver
+from serve.lora.provider import ResolvedFile
 from serve.lora.reference import ReplicateModel
 from serve.settings import LoraSettings, Secrets
 from tests.local_server import LocalServer
@@ -29,7 +29,7 @@ SECRETS = Secrets(
 def settings_for(*servers: LocalServer, **changes: Any) -> LoraSettings:
     """All sites are the first server; all servers may be reached."""
     base = f"http://127.0.0.1:{servers[0].port}"
-    fetch = {"back_off_s": 0.001, "allowed_hosts": [f"127.0.0.1:{server.port}" for server in servers]}
+    fetch = {"backoff_s": 0.001, "allowed_hosts": [f"127.0.0.1:{server.port}" for server in servers]}
     return LoraSettings.model_validate(
         {
             "huggingface_url": base,
@@ -43,12 +43,12 @@ def settings_for(*servers: LocalServer, **changes: Any) -> LoraSettings:
     )
 
 
-async def locate(site: LocalServer, reference: Downloadable) -> Located:
+async def locate(site: LocalServer, reference: Downloadable) -> ResolvedFile:
     """What a reference means, asked of a server that stands for all sites."""
     settings = settings_for(site)
     downloader = Downloader(settings, tls=TRUSTS_NOBODY)
     try:
-        return await Source(settings, SECRETS, downloader).locate(reference)
+        return await FileResolver(settings, SECRETS, downloader).resolve(reference)
     finally:
         downloader.close()
 

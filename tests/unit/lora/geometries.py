@@ -3,7 +3,7 @@
 from dataclasses import asdict
 from typing import Any
 
-from serve.lora.model_geometry import Geometry
+from serve.lora.model_geometry import ModelGeometry
 
 TRUE_TRANSFORMER: dict[str, Any] = {
     "num_layers": 19,
@@ -19,8 +19,8 @@ TRUE_TRANSFORMER: dict[str, Any] = {
 }
 TRUE_CLIP: dict[str, Any] = {"num_hidden_layers": 12, "hidden_size": 768, "intermediate_size": 3072}
 
-TRUE = Geometry.of(TRUE_TRANSFORMER, TRUE_CLIP)
-TINY = Geometry(
+TRUE = ModelGeometry.from_configs(TRUE_TRANSFORMER, TRUE_CLIP)
+TINY = ModelGeometry(
     double_blocks=2,
     single_blocks=2,
     width=16,
@@ -28,12 +28,12 @@ TINY = Geometry(
     out_channels=8,
     text_width=12,
     pooled_width=10,
-    guided=True,
+    guidance_embeds=True,
     clip_blocks=2,
     clip_width=10,
     clip_mlp_width=24,
 )
 
 
-def changed(geometry: Geometry, **fields: Any) -> Geometry:
-    return Geometry(**{**asdict(geometry), **fields})
+def changed(geometry: ModelGeometry, **fields: Any) -> ModelGeometry:
+    return ModelGeometry(**{**asdict(geometry), **fields})

@@ -4,7 +4,7 @@ from collections.abc import Iterable, Mapping
 
 import torch
 
-from serve.lora.model_geometry import Geometry
+from serve.lora.model_geometry import ModelGeometry
 
 Pair = tuple[torch.Tensor, torch.Tensor]
 """Down [rank, in] and up [out, rank]."""
@@ -69,12 +69,12 @@ def random_pairs(
     return pairs
 
 
-def tiny_pairs(geometry: Geometry, rank: int = 3) -> dict[str, Pair]:
+def tiny_pairs(geometry: ModelGeometry, rank: int = 3) -> dict[str, Pair]:
     names = bfl_names(range(geometry.double_blocks), range(geometry.single_blocks), outside=True)
     return random_pairs(names, geometry.transformer_layers(), rank)
 
 
-def clip_pairs(geometry: Geometry, rank: int = 3) -> dict[str, Pair]:
+def clip_pairs(geometry: ModelGeometry, rank: int = 3) -> dict[str, Pair]:
     names = {name: (name,) for name in geometry.clip_layers()}
     return random_pairs(names, geometry.clip_layers(), rank)
 

@@ -9,8 +9,8 @@ from diffusers.loaders import FluxLoraLoaderMixin
 from peft.tuners.lora.layer import Linear
 from transformers import CLIPTextConfig, CLIPTextModel
 
-from serve.lora.convert import FormatReader
-from serve.lora.model_geometry import Geometry
+from serve.lora.convert import StateDictConverter
+from serve.lora.model_geometry import ModelGeometry
 from serve.lora.weights import LowRank
 from tests.unit.lora import lora_files
 from tests.unit.lora.geometries import TRUE, TRUE_TRANSFORMER
@@ -85,7 +85,7 @@ def plain() -> Tensors:
 def test_the_converters_agree_at_the_true_geometry(make: Callable[[], Tensors]) -> None:
     tensors = make()
     theirs = dict(pairs_of(FluxLoraLoaderMixin.lora_state_dict(dict(tensors))))
-    ours = FormatReader(TRUE, max_rank=16).read(tensors, {}).transformer
+    ours = StateDictConverter(TRUE, max_rank=16).convert(tensors, {}).transformer
     assert theirs.keys() == ours.keys()
     for layer, (down, up) in theirs.items():
         if make is bfl_control and layer == "norm_out.linear":
@@ -112,9 +112,9 @@ def test_the_text_encoder_gets_what_diffusers_and_peft_give_it() -> None:
     clip = CLIPTextModel(
         CLIPTextConfig(num_hidden_layers=2, hidden_size=12, intermediate_size=20, num_attention_heads=4)
     )
-    geometry = Geometry.of(TRUE_TRANSFORMER, clip.config.to_dict())
+    geometry = ModelGeometry.from_configs(TRUE_TRANSFORMER, clip.config.to_dict())
     tensors = lora_files.flat(lora_files.clip_pairs(geometry), "lora_te1_text_model_", alpha=1.5)
-    ours = FormatReader(geometry, max_rank=16).read(tensors, {}).clip
+    ours = StateDictConverter(geometry, max_rank=16).convert(tensors, {}).clip
     # The converter multiplies alpha into the very tensors that it is given.
     theirs = FluxLoraLoaderMixin.lora_state_dict({name: tensor.clone() for name, tensor in tensors.items()})
     FluxLoraLoaderMixin.load_lora_into_text_encoder(theirs, None, clip, prefix="text_encoder", adapter_name="one")

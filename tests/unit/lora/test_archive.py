@@ -15,8 +15,8 @@ import pytest
 import safetensors.torch
 import torch
 
-from serve.lora.archive import Contents, kind_of, open_contents
-from serve.lora.safetensors_header import BadFile
+from serve.lora.archive import ExtractedFiles, detect_file_type, extract_weights
+from serve.lora.safetensors_header import InvalidLoraFile
 
 WEIGHTS = safetensors.torch.save({"a": torch.arange(6.0)})
 Member = tuple[str, bytes]
@@ -57,11 +57,11 @@ def zipped_link(name: str) -> zipfile.ZipInfo:
 
 def opened(
     tmp_path: Path, content: bytes, max_weights_bytes: int = 10_000, max_unpacked_bytes: int = 100_000
-) -> Contents:
+) -> ExtractedFiles:
     folder = tmp_path / "unpacked"
     folder.mkdir()
     (tmp_path / "download").write_bytes(content)
-    return open_contents(tmp_path / "download", folder, max_weights_bytes, max_unpacked_bytes)
+    return extract_weights(tmp_path / "download", folder, max_weights_bytes, max_unpacked_bytes)
 
 
 TRAINED = (
@@ -164,7 +164,7 @@ FAULTS: dict[str, tuple[bytes, str]] = {
 @pytest.mark.parametrize(("content", "why"), FAULTS.values(), ids=FAULTS)
 def test_what_is_no_archive_of_one_weights_file_is_refused(tmp_path: Path, content: bytes, why: str) -> None:
     began = time.monotonic()
-    with pytest.raises(BadFile, match=why):
+    with pytest.raises(InvalidLoraFile, match=why):
         opened(tmp_path, content)
     assert time.monotonic() - began < 5
 
@@ -173,7 +173,7 @@ def test_an_encrypted_zip_is_refused(tmp_path: Path) -> None:
     content = bytearray(zip_of(("lora.safetensors", WEIGHTS)))
     content[6] |= 1
     content[content.rfind(b"PK\x01\x02") + 8] |= 1
-    with pytest.raises(BadFile, match="encrypted"):
+    with pytest.raises(InvalidLoraFile, match="encrypted"):
         opened(tmp_path, bytes(content))
 
 
@@ -183,14 +183,14 @@ def test_a_tar_whose_headers_would_fill_the_memory_is_refused(tmp_path: Path, fi
     info = special("././@LongLink", kind)
     info.size = 2**33
     content = info.tobuf(tarfile.GNU_FORMAT) + bytes(2048)
-    with pytest.raises(BadFile, match="a header of unreasonable size"):
+    with pytest.raises(InvalidLoraFile, match="a header of unreasonable size"):
         opened(tmp_path, content)
 
 
 def test_a_tar_whose_headers_go_on_and_on_is_refused(tmp_path: Path) -> None:
     info = special("././@LongLink", tarfile.GNUTYPE_LONGNAME)
     info.size = 512
-    with pytest.raises(BadFile, match="damaged or cut off"):
+    with pytest.raises(InvalidLoraFile, match="damaged or cut off"):
         opened(tmp_path, (info.tobuf(tarfile.GNU_FORMAT) + b"x" * 512) * 5000)
 
 
@@ -201,7 +201,7 @@ def test_a_sparse_file_that_claims_to_be_large_is_cut_off(tmp_path: Path) -> Non
     packed = io.BytesIO()
     with tarfile.open(fileobj=packed, mode="w", format=tarfile.PAX_FORMAT) as tar:
         tar.addfile(info, io.BytesIO(b"x"))
-    with pytest.raises(BadFile, match="unpacks to more than 10000 bytes"):
+    with pytest.raises(InvalidLoraFile, match="unpacks to more than 10000 bytes"):
         opened(tmp_path, packed.getvalue())
 
 
@@ -213,17 +213,17 @@ def test_a_zip_whose_list_would_fill_the_memory_is_refused(tmp_path: Path, locat
         content[end:end] = b"PK\x06\x07" + bytes(16)
     else:
         struct.pack_into("<L", content, end + 12, 2**31)
-    with pytest.raises(BadFile, match="holds too many files"):
+    with pytest.raises(InvalidLoraFile, match="holds too many files"):
         opened(tmp_path, bytes(content))
 
 
 def test_a_disk_that_is_full_is_no_fault_of_the_file(tmp_path: Path) -> None:
     (tmp_path / "download").write_bytes(tar_of(*TRAINED))
     with pytest.raises(OSError, match="No such file"):
-        open_contents(tmp_path / "download", tmp_path / "missing", 10_000, 10_000)
+        extract_weights(tmp_path / "download", tmp_path / "missing", 10_000, 10_000)
 
 
 def test_a_kind_is_told_by_the_bytes_and_not_by_a_name(tmp_path: Path) -> None:
     for name, content, kind in (("a.tar", WEIGHTS, "safetensors"), ("a.safetensors", tar_of(*TRAINED), "tar")):
         (tmp_path / name).write_bytes(content)
-        assert kind_of(tmp_path / name) == kind
+        assert detect_file_type(tmp_path / name) == kind

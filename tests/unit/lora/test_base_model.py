@@ -4,7 +4,7 @@ from collections.abc import Callable
 
 import pytest
 
-from serve.lora.key_mapping import family
+from serve.lora.key_mapping import detect_base_model
 from tests.unit.lora import lora_files
 from tests.unit.lora.geometries import TRUE
 
@@ -22,7 +22,7 @@ FLUX = [
     "write", [str, lambda name: "lora_unet_" + name.replace(".", "_")], ids=["dots", "underscores"]
 )
 def test_flux_is_not_taken_for_another_model(write: Callable[[str], str]) -> None:
-    assert family(write(name) for name in FLUX) is None
+    assert detect_base_model(write(name) for name in FLUX) is None
 
 
 @pytest.mark.parametrize(
@@ -47,4 +47,4 @@ def test_flux_is_not_taken_for_another_model(write: Callable[[str], str]) -> Non
     ],
 )
 def test_another_model_is_known_by_its_names(name: str, model: str) -> None:
-    assert family([*FLUX, name]) == model
+    assert detect_base_model([*FLUX, name]) == model

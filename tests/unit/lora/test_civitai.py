@@ -7,8 +7,8 @@ from urllib.parse import parse_qs, urlsplit
 
 import pytest
 
-from serve.errors import FetchFailed, LoraRefused
-from serve.lora.provider import Located
+from serve.errors import FetchFailed, InvalidLora
+from serve.lora.provider import ResolvedFile
 from serve.lora.reference import CivitaiFile
 from tests.local_server import LocalServer
 from tests.unit.lora.fake_providers import (
@@ -25,7 +25,7 @@ SHA256 = hashlib.sha256(BODY).hexdigest()
 FILE = civitai_file(BODY)
 
 
-def query_of(located: Located) -> dict[str, str]:
+def query_of(located: ResolvedFile) -> dict[str, str]:
     return {name: values[0] for name, values in parse_qs(urlsplit(located.file.url).query).items()}
 
 
@@ -115,7 +115,7 @@ async def test_what_civitai_lists_as_something_else_is_not_downloaded(
 ) -> None:
     publish_on_civitai(site, store, 5, [version], BODY, kind)
     for reference in (CivitaiFile(model=5), CivitaiFile(version=72)):
-        with pytest.raises(LoraRefused) as caught:
+        with pytest.raises(InvalidLora) as caught:
             await locate(site, reference)
         assert why in caught.value.why
     assert not any("download" in path for path in site.asked)

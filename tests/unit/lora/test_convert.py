@@ -8,8 +8,8 @@ from typing import Any
 import pytest
 import torch
 
-from serve.lora.convert import FormatReader, PeftConfig
-from serve.lora.safetensors_header import BadFile
+from serve.lora.convert import PeftConfig, StateDictConverter
+from serve.lora.safetensors_header import InvalidLoraFile
 from serve.lora.weights import LoraWeights, LowRank
 from tests.unit.lora import lora_files
 from tests.unit.lora.geometries import TINY, changed
@@ -22,7 +22,7 @@ QUERY = "transformer_blocks.0.attn.to_q"
 
 
 def read(tensors: Tensors, configs: Mapping[str, PeftConfig] | None = None, **geometry: Any) -> LoraWeights:
-    return FormatReader(changed(TINY, **geometry), max_rank=16).read(tensors, configs or {})
+    return StateDictConverter(changed(TINY, **geometry), max_rank=16).convert(tensors, configs or {})
 
 
 def delta(low_rank: LowRank) -> torch.Tensor:
@@ -65,7 +65,7 @@ def test_every_format_gives_the_weights_of_the_same_lora(tensors: Callable[[], T
     weights = read(tensors())
     assert_same(weights.transformer, PAIRS)
     assert weights.clip == {}
-    assert weights.named == ()
+    assert weights.unapplied == ()
 
 
 def test_xlabs_gives_the_weights_of_its_layers() -> None:
@@ -76,7 +76,7 @@ def test_xlabs_gives_the_weights_of_its_layers() -> None:
         if ("attn" in layer and "norm" not in layer) or (layer.startswith("single") and layer.endswith("proj_out"))
     }
     assert_same(weights.transformer, attention)
-    assert weights.named == ()
+    assert weights.unapplied == ()
 
 
 @pytest.mark.parametrize(
@@ -169,7 +169,7 @@ def test_two_types_in_one_layer_become_the_wider_one() -> None:
 
 
 def test_strengths_kept_apart_scale_what_has_no_alpha() -> None:
-    config = PeftConfig.read({"lora_alpha": 6, "alpha_pattern": {"^x_embedder$": 12, "attn.to_k": 3.0}})
+    config = PeftConfig.from_dict({"lora_alpha": 6, "alpha_pattern": {"^x_embedder$": 12, "attn.to_k": 3.0}})
     weights = read(lora_files.diffusers(PAIRS) | lora_files.diffusers(CLIP, "text_encoder."), {"transformer": config})
     assert weights.transformer[QUERY].scale == 2
     assert weights.transformer["x_embedder"].scale == 4
@@ -179,7 +179,7 @@ def test_strengths_kept_apart_scale_what_has_no_alpha() -> None:
 
 
 def test_rank_stabilised_strength_is_divided_by_the_root() -> None:
-    config = PeftConfig.read({"lora_alpha": 3, "use_rslora": True})
+    config = PeftConfig.from_dict({"lora_alpha": 3, "use_rslora": True})
     found = read(lora_files.diffusers(PAIRS), {"transformer": config}).transformer[QUERY]
     assert found.scale == pytest.approx(3**0.5)
 
@@ -193,7 +193,7 @@ def test_what_has_no_use_is_named_with_the_reason() -> None:
     }
     weights = read(lora_files.diffusers(PAIRS) | others)
     assert_same(weights.transformer, PAIRS)
-    assert weights.named == (
+    assert weights.unapplied == (
         "lora_te1_text_projection.lora_down.weight: this model has no such layer that could be adapted",
         "lora_te3_encoder_block_0_layer_0_SelfAttention_q.lora_down.weight: only the CLIP text encoder is adapted here",
         "transformer.transformer_blocks.0.attn.norm_q.diff: only the low-rank matrices of linear layers are applied",
@@ -205,14 +205,16 @@ def test_a_layer_under_two_names_counts_once_under_the_models_own() -> None:
     doubled = {layer: (down, 2 * up) for layer, (down, up) in PAIRS.items()}
     weights = read(lora_files.kohya(doubled, NAMES) | lora_files.diffusers(PAIRS))
     assert_same(weights.transformer, PAIRS)
-    assert len(weights.named) == len(NAMES)
-    assert all(re.match(r"lora_unet_\w+: the file has [\w.]+ under another name too", line) for line in weights.named)
+    assert len(weights.unapplied) == len(NAMES)
+    assert all(
+        re.match(r"lora_unet_\w+: the file has [\w.]+ under another name too", line) for line in weights.unapplied
+    )
 
 
 def test_a_model_without_guidance_takes_the_rest_of_a_lora_for_one_with_it() -> None:
-    weights = read(lora_files.kohya(PAIRS, NAMES), guided=False)
-    assert len(weights.named) == 4
-    assert all("guidance_in" in line for line in weights.named)
+    weights = read(lora_files.kohya(PAIRS, NAMES), guidance_embeds=False)
+    assert len(weights.unapplied) == 4
+    assert all("guidance_in" in line for line in weights.unapplied)
     assert len(weights.transformer) == len(PAIRS) - 2
 
 
@@ -226,7 +228,7 @@ def test_a_model_without_guidance_takes_the_rest_of_a_lora_for_one_with_it() -> 
     ],
 )
 def test_a_part_of_a_layer_is_a_fault(ending: str, why: str) -> None:
-    with pytest.raises(BadFile, match=rf"{why} \(in lora_unet_img_in\)"):
+    with pytest.raises(InvalidLoraFile, match=rf"{why} \(in lora_unet_img_in\)"):
         read({f"lora_unet_img_in.{ending}": torch.ones(2, 2)})
 
 
@@ -316,5 +318,5 @@ FAULTS: dict[str, tuple[Tensors, str]] = {
 
 @pytest.mark.parametrize(("tensors", "why"), FAULTS.values(), ids=FAULTS)
 def test_what_cannot_be_applied_is_refused_with_the_reason(tensors: Tensors, why: str) -> None:
-    with pytest.raises(BadFile, match=why):
+    with pytest.raises(InvalidLoraFile, match=why):
         read(tensors)

@@ -3,9 +3,9 @@
 import pytest
 import torch
 
-from serve.lora.convert import FormatReader
-from serve.lora.decompositions import factors
-from serve.lora.safetensors_header import BadFile
+from serve.lora.convert import StateDictConverter
+from serve.lora.decompositions import to_low_rank
+from serve.lora.safetensors_header import InvalidLoraFile
 from tests.unit.lora.geometries import TINY
 
 GENERATOR = torch.Generator().manual_seed(3)
@@ -32,7 +32,7 @@ W2, W2A, W2B = random(4, 8), random(4, 3), random(3, 8)
 def test_lokr_is_the_kronecker_product(tensors: dict[str, torch.Tensor], rank: int) -> None:
     w1 = tensors["lokr_w1"] if "lokr_w1" in tensors else W1A @ W1B
     w2 = tensors["lokr_w2"] if "lokr_w2" in tensors else W2A @ W2B
-    product = factors(tensors, max_rank=8)
+    product = to_low_rank(tensors, max_rank=8)
     torch.testing.assert_close(product.up @ product.down, torch.kron(w1.contiguous(), w2))
     assert product.down.shape[0] == rank
 
@@ -41,7 +41,7 @@ LOHA = {"hada_w1_a": random(6, 2), "hada_w1_b": random(2, 5), "hada_w2_a": rando
 
 
 def test_loha_is_the_product_of_two_products_element_by_element() -> None:
-    product = factors(LOHA, max_rank=6)
+    product = to_low_rank(LOHA, max_rank=6)
     torch.testing.assert_close(
         product.up @ product.down,
         (LOHA["hada_w1_a"] @ LOHA["hada_w1_b"]) * (LOHA["hada_w2_a"] @ LOHA["hada_w2_b"]),
@@ -70,14 +70,14 @@ def test_loha_is_the_product_of_two_products_element_by_element() -> None:
 def test_alpha_is_divided_by_the_rank_that_was_trained(tensors: dict[str, torch.Tensor], scale: float) -> None:
     layer = "lycoris_transformer_blocks_0_attn_to_q"
     named = {f"{layer}.{role}": tensor for role, tensor in tensors.items()} | {f"{layer}.alpha": torch.tensor(1.0)}
-    weights = FormatReader(TINY, max_rank=16).read(named, {})
+    weights = StateDictConverter(TINY, max_rank=16).convert(named, {})
     assert weights.transformer["transformer_blocks.0.attn.to_q"].scale == scale
 
 
 def test_products_over_a_fused_layer_are_split_like_any_other() -> None:
     tensors = {"lokr_w1": random(3, 2), "lokr_w2_a": random(16, 1), "lokr_w2_b": random(1, 8)}
     named = {f"diffusion_model.double_blocks.0.img_attn.qkv.{role}": tensor for role, tensor in tensors.items()}
-    weights = FormatReader(TINY, max_rank=16).read(named, {})
+    weights = StateDictConverter(TINY, max_rank=16).convert(named, {})
     whole = torch.kron(tensors["lokr_w1"], tensors["lokr_w2_a"] @ tensors["lokr_w2_b"])
     for layer, part in zip(("to_q", "to_k", "to_v"), torch.split(whole, 16), strict=True):
         found = weights.transformer[f"transformer_blocks.0.attn.{layer}"]
@@ -85,10 +85,10 @@ def test_products_over_a_fused_layer_are_split_like_any_other() -> None:
 
 
 def test_products_of_too_high_a_rank_are_refused_by_name() -> None:
-    with pytest.raises(BadFile, match="its LoHa matrices multiply out to rank 6, at most 5 is taken"):
-        factors(LOHA, max_rank=5)
-    with pytest.raises(BadFile, match="its LoKr matrices multiply out to rank 8, at most 7 is taken"):
-        factors({"lokr_w1": W1, "lokr_w2": W2}, max_rank=7)
+    with pytest.raises(InvalidLoraFile, match="its LoHa matrices multiply out to rank 6, at most 5 is taken"):
+        to_low_rank(LOHA, max_rank=5)
+    with pytest.raises(InvalidLoraFile, match="its LoKr matrices multiply out to rank 8, at most 7 is taken"):
+        to_low_rank({"lokr_w1": W1, "lokr_w2": W2}, max_rank=7)
 
 
 @pytest.mark.parametrize(
@@ -101,8 +101,8 @@ def test_products_of_too_high_a_rank_are_refused_by_name() -> None:
     ],
 )
 def test_matrices_that_do_not_fit_each_other_are_refused(tensors: dict[str, torch.Tensor]) -> None:
-    with pytest.raises(BadFile, match="do not belong together"):
-        factors(tensors, max_rank=64)
+    with pytest.raises(InvalidLoraFile, match="do not belong together"):
+        to_low_rank(tensors, max_rank=64)
 
 
 @pytest.mark.parametrize(
@@ -110,12 +110,12 @@ def test_matrices_that_do_not_fit_each_other_are_refused(tensors: dict[str, torc
     [("hada_t1", "LoHa for conv"), ("lokr_t2", "LoKr for conv"), ("mid", "LoCon"), ("glora_b1", "GLoRA")],
 )
 def test_what_is_no_low_rank_product_is_refused_by_name(role: str, name: str) -> None:
-    with pytest.raises(BadFile, match=f"it is made with {name}"):
-        factors({role: random(2, 2), **LOHA}, max_rank=64)
+    with pytest.raises(InvalidLoraFile, match=f"it is made with {name}"):
+        to_low_rank({role: random(2, 2), **LOHA}, max_rank=64)
 
 
 def test_a_kernel_of_one_pixel_is_a_matrix() -> None:
-    product = factors({"down": random(2, 5, 1, 1), "up": random(6, 2, 1, 1)}, max_rank=4)
+    product = to_low_rank({"down": random(2, 5, 1, 1), "up": random(6, 2, 1, 1)}, max_rank=4)
     assert (product.down.shape, product.up.shape) == ((2, 5), (6, 2))
-    with pytest.raises(BadFile, match=r"a tensor of shape \[2, 5, 3, 3\]"):
-        factors({"down": random(2, 5, 3, 3), "up": random(6, 2, 1, 1)}, max_rank=4)
+    with pytest.raises(InvalidLoraFile, match=r"a tensor of shape \[2, 5, 3, 3\]"):
+        to_low_rank({"down": random(2, 5, 3, 3), "up": random(6, 2, 1, 1)}, max_rank=4)

@@ -13,8 +13,8 @@ import pytest
 from pydantic import SecretStr
 
 from serve.errors import FetchFailed
-from serve.lora.download import Downloader, Progress, Saved
-from serve.lora.provider import WEB, Address, Site
+from serve.lora.download import Download, Downloader, Progress
+from serve.lora.provider import ANY_HOST, Provider, RemoteFile
 from tests.local_server import LocalServer
 from tests.logs import Logs
 from tests.unit.lora.fake_providers import PublishedFile, asked_with, header, settings_for
@@ -35,13 +35,13 @@ async def downloader_for(*servers: LocalServer, **fetch: Any) -> AsyncIterator[D
 
 async def save(
     server: LocalServer,
-    address: Address | str,
+    address: RemoteFile | str,
     path: Path,
     known_tag: str | None = None,
     progress: Progress | None = None,
     **fetch: Any,
-) -> Saved | None:
-    address = Address(address, WEB) if isinstance(address, str) else address
+) -> Download | None:
+    address = RemoteFile(address, ANY_HOST) if isinstance(address, str) else address
     async with downloader_for(server, **fetch) as downloader:
         return await downloader.save(address, path, "the LoRA", known_tag, progress)
 
@@ -50,7 +50,7 @@ def files_in(folder: Path) -> list[str]:
     return [path.name for path in folder.iterdir()] if folder.is_dir() else []
 
 
-async def failure(server: LocalServer, address: Address | str, path: Path, **fetch: Any) -> str:
+async def failure(server: LocalServer, address: RemoteFile | str, path: Path, **fetch: Any) -> str:
     with pytest.raises(FetchFailed) as caught:
         await save(server, address, path, **fetch)
     assert path.name not in files_in(path.parent), "a file that is not whole never has its name"
@@ -61,7 +61,7 @@ async def failure(server: LocalServer, address: Address | str, path: Path, **fet
 async def test_a_file_arrives_as_it_is(site: LocalServer, tmp_path: Path) -> None:
     file = PublishedFile(site, "/a.safetensors", BODY)
     saved = await save(site, file.url, tmp_path / "a")
-    assert saved == Saved('"one"', len(BODY), SHA256)
+    assert saved == Download('"one"', len(BODY), SHA256)
     assert (tmp_path / "a").read_bytes() == BODY
     assert files_in(tmp_path) == ["a"]
 
@@ -77,7 +77,7 @@ async def test_what_broke_off_goes_on_where_it_was(site: LocalServer, tmp_path: 
     file = PublishedFile(site, "/a", BODY, breaks=[1_500_000, 700_000])
     told: list[tuple[int, int | None]] = []
     saved = await save(site, file.url, tmp_path / "a", progress=lambda *now: told.append(now))
-    assert saved == Saved('"one"', len(BODY), SHA256)
+    assert saved == Download('"one"', len(BODY), SHA256)
     assert file.starts == [0, 1_500_000, 2_200_000]
     assert {total for _, total in told} == {len(BODY)}
 
@@ -101,7 +101,7 @@ async def test_what_broke_off_begins_anew_where_going_on_is_not_sure(
 async def test_a_date_is_enough_to_go_on(site: LocalServer, tmp_path: Path) -> None:
     date = "Wed, 21 Oct 2026 07:28:00 GMT"
     file = PublishedFile(site, "/a", BODY, tag=None, date=date, breaks=[1_000_000])
-    assert await save(site, file.url, tmp_path / "a") == Saved(date, len(BODY), SHA256)
+    assert await save(site, file.url, tmp_path / "a") == Download(date, len(BODY), SHA256)
     assert file.starts == [0, 1_000_000]
 
 
@@ -114,7 +114,7 @@ async def test_a_file_that_changed_in_between_is_not_mixed_with_what_it_was(site
         file.body, file.tag = BODY, '"two"'
 
     site.behave("/a", change)
-    assert await save(site, file.url, tmp_path / "a") == Saved('"two"', len(BODY), SHA256)
+    assert await save(site, file.url, tmp_path / "a") == Download('"two"', len(BODY), SHA256)
     assert (tmp_path / "a").read_bytes() == BODY
 
 
@@ -150,10 +150,10 @@ async def test_what_is_still_the_same_is_not_sent_again(
     file = PublishedFile(site, "/a", BODY, **published)
     first = await save(site, file.url, tmp_path / "a")
     assert first is not None
-    assert await save(site, file.url, tmp_path / "b", known_tag=first.tag) is None
+    assert await save(site, file.url, tmp_path / "b", known_tag=first.etag) is None
     assert not (tmp_path / "b").exists()
     file.tag, file.date = '"two"', None
-    assert await save(site, file.url, tmp_path / "b", known_tag=first.tag) is not None
+    assert await save(site, file.url, tmp_path / "b", known_tag=first.etag) is not None
 
 
 async def test_a_busy_server_is_asked_again(site: LocalServer, tmp_path: Path) -> None:
@@ -173,11 +173,11 @@ async def test_a_busy_server_is_asked_again(site: LocalServer, tmp_path: Path) -
 
 async def test_a_wrong_checksum_is_tried_again_and_then_a_failure(site: LocalServer, tmp_path: Path) -> None:
     file = PublishedFile(site, "/a", BODY)
-    address = Address(file.url, Site("Hugging Face", file.url), sha256="0" * 64)
+    address = RemoteFile(file.url, Provider("Hugging Face", file.url), sha256="0" * 64)
     why = await failure(site, address, tmp_path / "a", max_attempts=2)
     assert why == "its checksum is not the one that Hugging Face lists"
     assert file.starts == [0, 0]
-    assert await save(site, Address(file.url, WEB, SHA256), tmp_path / "a") is not None
+    assert await save(site, RemoteFile(file.url, ANY_HOST, SHA256), tmp_path / "a") is not None
 
 
 async def test_a_body_of_twenty_gigabytes_is_not_begun(site: LocalServer, tmp_path: Path) -> None:
@@ -214,7 +214,7 @@ async def test_a_server_that_stalls_is_left(site: LocalServer, tmp_path: Path) -
         await writer.drain()
         await asyncio.sleep(5)
 
-    why = await failure(site, site.behave("/a", stall), tmp_path / "a", stall_timeout_s=0.1)
+    why = await failure(site, site.behave("/a", stall), tmp_path / "a", read_timeout_s=0.1)
     assert why == "its server sent nothing for 0.1 s"
 
 
@@ -255,7 +255,7 @@ async def test_only_so_many_downloads_run_at_once(site: LocalServer, tmp_path: P
 
     site.behave("/a", count)
     async with downloader_for(site, max_concurrent=2) as downloader:
-        each = (downloader.save(Address(file.url, WEB), tmp_path / str(number), "one") for number in range(6))
+        each = (downloader.save(RemoteFile(file.url, ANY_HOST), tmp_path / str(number), "one") for number in range(6))
         await asyncio.gather(*each)
     assert most == 2
 
@@ -271,9 +271,9 @@ async def test_a_cancelled_download_ends_at_once(site: LocalServer, tmp_path: Pa
     assert not (tmp_path / "a").exists()
 
 
-def hub(server: LocalServer, token: str | None = None) -> Site:
+def hub(server: LocalServer, token: str | None = None) -> Provider:
     base = f"http://127.0.0.1:{server.port}"
-    return Site("Hugging Face", base, "HF_TOKEN", SecretStr(token) if token else None, {"GatedRepo": "it is gated"})
+    return Provider("Hugging Face", base, "HF_TOKEN", SecretStr(token) if token else None, {"GatedRepo": "it is gated"})
 
 
 async def test_a_credential_goes_to_its_site_and_not_across_a_redirect(
@@ -284,7 +284,7 @@ async def test_a_credential_goes_to_its_site_and_not_across_a_redirect(
     site.answer("/inside", status="302 Found", Location=f"http://127.0.0.1:{store.port}/away")
     url = site.answer("/start", status="302 Found", Location="/inside")
     async with downloader_for(site, store) as downloader:
-        await downloader.save(Address(url, hub(site, "sesame")), tmp_path / "a", "the LoRA")
+        await downloader.save(RemoteFile(url, hub(site, "sesame")), tmp_path / "a", "the LoRA")
     bearer = "Bearer sesame"
     assert asked_with(site, "authorization") == [("/start", bearer), ("/inside", bearer), ("/back", None)]
     assert asked_with(store, "authorization") == [("/away", None)]
@@ -295,7 +295,7 @@ async def test_a_credential_is_not_for_another_host_under_the_same_site(
 ) -> None:
     file = PublishedFile(store, "/a", BODY)
     async with downloader_for(site, store) as downloader:
-        await downloader.save(Address(file.url, hub(site, "sesame")), tmp_path / "a", "the LoRA")
+        await downloader.save(RemoteFile(file.url, hub(site, "sesame")), tmp_path / "a", "the LoRA")
     assert asked_with(store, "authorization") == [("/a", None)]
 
 
@@ -328,7 +328,7 @@ async def test_a_refusal_says_what_to_do(
     site: LocalServer, tmp_path: Path, status: str, headers: dict[str, str], token: str | None, why: str
 ) -> None:
     url = site.answer("/a", status, b"", **headers)
-    found = await failure(site, Address(url, hub(site, token)), tmp_path / "a", max_attempts=1)
+    found = await failure(site, RemoteFile(url, hub(site, token)), tmp_path / "a", max_attempts=1)
     assert found.endswith(why)
 
 
@@ -343,13 +343,13 @@ async def test_a_host_without_a_credential_must_be_readable_by_all(
 async def test_a_page_to_sign_in_is_no_file(site: LocalServer, tmp_path: Path) -> None:
     site.answer("/login", body=b"<html>", Content_Type="text/html; charset=utf-8")
     url = site.answer("/a", status="307 Temporary Redirect", Location="/login?returnUrl=%2Fa&reason=download-auth")
-    found = await failure(site, Address(url, hub(site)), tmp_path / "a")
+    found = await failure(site, RemoteFile(url, hub(site)), tmp_path / "a")
     assert found.startswith("its server asks to sign in; it needs an account at Hugging Face: the operator")
 
 
 async def test_no_secret_is_in_an_error_or_a_log(site: LocalServer, tmp_path: Path, logs: Logs) -> None:
     logging.getLogger().setLevel(logging.DEBUG)
-    address = Address(site.answer("/a?sig=query", status="403 Forbidden"), hub(site, "sesame"))
+    address = RemoteFile(site.answer("/a?sig=query", status="403 Forbidden"), hub(site, "sesame"))
     site.answer("/a", status="403 Forbidden")
     for path in (tmp_path / "a", tmp_path / "missing" / "a"):
         with pytest.raises(FetchFailed) as caught:
@@ -366,7 +366,7 @@ async def test_no_secret_is_in_an_error_or_a_log(site: LocalServer, tmp_path: Pa
 
 async def document(server: LocalServer, url: str) -> Any:
     async with downloader_for(server) as downloader:
-        return await downloader.document(Address(url, hub(server, "sesame")), "the LoRA")
+        return await downloader.fetch_json(RemoteFile(url, hub(server, "sesame")), "the LoRA")
 
 
 async def test_a_document_is_read_with_the_credential(site: LocalServer) -> None:

@@ -7,8 +7,8 @@ from typing import Any
 
 import pytest
 
-from serve.errors import FetchFailed, LoraRefused
-from serve.lora.provider import Located
+from serve.errors import FetchFailed, InvalidLora
+from serve.lora.provider import ResolvedFile
 from serve.lora.reference import HubFile
 from tests.local_server import LocalServer
 from tests.unit.lora.fake_providers import COMMIT, HUB_TOKEN, asked_with, locate, publish_on_hub
@@ -18,7 +18,7 @@ SHA256 = hashlib.sha256(BODY).hexdigest()
 REPOSITORY = "multimodalart/flux-tarot-v1"
 
 
-def path_of(located: Located, site: LocalServer) -> str:
+def path_of(located: ResolvedFile, site: LocalServer) -> str:
     return located.file.url.removeprefix(f"http://127.0.0.1:{site.port}")
 
 
@@ -92,7 +92,7 @@ async def test_it_is_said_what_is_there_where_it_is_not_clear(
     site: LocalServer, store: LocalServer, path: str, names: list[str], why: str
 ) -> None:
     publish_on_hub(site, store, "o/r", dict.fromkeys(names, BODY))
-    with pytest.raises(LoraRefused) as caught:
+    with pytest.raises(InvalidLora) as caught:
         await locate(site, HubFile("o/r", "main", path))
     assert why in caught.value.why
     assert caught.value.what.startswith("huggingface.co/o/r")

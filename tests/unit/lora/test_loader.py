@@ -14,10 +14,10 @@ import pytest
 import safetensors.torch
 import torch
 
-from serve.errors import FetchFailed, LoraRefused, PredictionFailed
+from serve.errors import FetchFailed, InvalidLora, PredictionFailed
 from serve.lora.convert import HEADER_KEY
-from serve.lora.loader import Loaded, Loader
-from serve.lora.parse import read_reference
+from serve.lora.loader import LoadedLora, LoraLoader
+from serve.lora.parse import parse_reference
 from serve.lora.reference import ReplicateModel
 from serve.settings import Secrets
 from tests.local_server import LocalServer, Names
@@ -46,26 +46,26 @@ class Bench:
         self.scratch, self.local = folder / "scratch", folder / "local"
         self.scratch.mkdir()
         self.local.mkdir()
-        self._loader: Loader | None = None
+        self._loader: LoraLoader | None = None
         self.set_up()
 
     def set_up(self, names: Names | None = None, secrets: Secrets = SECRETS, **settings: Any) -> None:
         self.close()
         self.settings = settings_for(self.site, self.store, folders=[str(self.local)], **settings)
-        self._loader = Loader(self.settings, secrets, self.scratch, names, TRUSTS_NOBODY)
+        self._loader = LoraLoader(self.settings, secrets, self.scratch, names, TRUSTS_NOBODY)
 
     def close(self) -> None:
         if self._loader:
             self._loader.close()
 
-    async def load(self, text: str, known_revision: str | None = None, **arguments: Any) -> Loaded | None:
+    async def load(self, text: str, known_revision: str | None = None, **arguments: Any) -> LoadedLora | None:
         assert self._loader
-        reference = read_reference(text, self.settings)
+        reference = parse_reference(text, self.settings)
         loaded = await self._loader.load(reference, TINY, known_revision, **arguments)
         assert list(self.scratch.iterdir()) == []
         return loaded
 
-    async def loaded(self, text: str) -> Loaded:
+    async def loaded(self, text: str) -> LoadedLora:
         loaded = await self.load(text)
         assert loaded is not None
         return loaded
@@ -174,7 +174,7 @@ UNNAMED = (in_the_request, packed_in_the_request)
 async def test_a_lora_of_every_source_becomes_weights(bench: Bench, publish: Publish) -> None:
     loaded = await bench.loaded(publish(bench, WEIGHTS))
     assert_same(loaded.weights.transformer, PAIRS)
-    assert loaded.weights.named == ()
+    assert loaded.weights.unapplied == ()
     assert loaded.revision
     assert loaded.fetched_bytes > 0.5 * len(WEIGHTS)
     assert 0 < loaded.fetch_s < 60
@@ -305,7 +305,7 @@ async def test_what_is_no_lora_for_this_model_is_refused_alone(
     async with still_working(bench):
         url = bench.publish(path, body())
         error = await bench.failure(f"{url}?signature=secret")
-    assert isinstance(error, LoraRefused)
+    assert isinstance(error, InvalidLora)
     assert str(error).startswith(f"cannot use the LoRA {url}: {why}")
     assert "secret" not in str(error)
 
@@ -382,8 +382,8 @@ async def test_a_local_file_that_cannot_be_read_fails_without_its_folder(bench: 
 async def test_a_lora_that_comes_along_needs_no_folder_of_the_operators(
     bench: Bench, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
-    monkeypatch.setattr("serve.model_specs.MODELS", tmp_path)
-    monkeypatch.setattr("serve.lora.lora_fetcher.MODELS", tmp_path)
+    monkeypatch.setattr("serve.model_specs.EMBEDDED_MODELS_FOLDER", tmp_path)
+    monkeypatch.setattr("serve.lora.lora_fetcher.EMBEDDED_MODELS_FOLDER", tmp_path)
     assert str(await bench.failure("embedded:sketch")) == "could not fetch embedded:sketch: there is no such file"
     (tmp_path / "loras").mkdir()
     (tmp_path / "loras" / "sketch.safetensors").write_bytes(WEIGHTS)
@@ -413,7 +413,7 @@ async def test_a_full_disk_while_unpacking_is_told_to_the_operator(
     def full(*_: object) -> None:
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr("serve.lora.loader.open_contents", full)
+    monkeypatch.setattr("serve.lora.loader.extract_weights", full)
     error = await bench.failure(at_a_url(bench, WEIGHTS))
     assert isinstance(error, FetchFailed)
     assert error.why == "it could not be stored; the operator's log has the cause"

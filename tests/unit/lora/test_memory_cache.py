@@ -2,7 +2,7 @@
 
 import numpy as np
 
-from serve.lora.cache_manager import Memory
+from serve.lora.cache_manager import MemoryCache
 from serve.lora.weights import Block
 
 
@@ -11,14 +11,14 @@ class Store:
 
     def __init__(self, max_bytes: int) -> None:
         self.puts = 0
-        self.memory = Memory(self._put, max_bytes)
+        self.memory = MemoryCache(self._put, max_bytes)
 
     def get(self, key: str) -> int | None:
         copy = self.memory.get(key)
-        return copy.held if copy else None
+        return copy.block if copy else None
 
     def take(self, key: str, size: int) -> int:
-        return self.memory.take(key, np.zeros(size, np.uint8)).held
+        return self.memory.put(key, np.zeros(size, np.uint8)).block
 
     def _put(self, block: Block) -> int:
         self.puts += 1
@@ -55,7 +55,7 @@ def test_what_is_larger_than_all_room_is_given_and_not_kept() -> None:
 
 def test_a_copy_that_is_forgotten_is_put_again_and_the_new_one_stays() -> None:
     store = Store(100)
-    lost = [store.memory.take("a", np.zeros(10, np.uint8)).number]
+    lost = [store.memory.put("a", np.zeros(10, np.uint8)).id]
     for _ in range(2):
-        store.memory.forget(lost)
+        store.memory.remove(lost)
         assert store.take("a", 10) == 2

@@ -7,7 +7,7 @@ import torch
 from diffusers import FluxTransformer2DModel
 from transformers import CLIPTextConfig, CLIPTextModel
 
-from serve.lora.model_geometry import Geometry
+from serve.lora.model_geometry import ModelGeometry
 from tests.unit.lora.geometries import TRUE, TRUE_CLIP, TRUE_TRANSFORMER
 
 SMALL = {
@@ -37,18 +37,18 @@ def linears(model: torch.nn.Module) -> dict[str, tuple[int, int]]:
 def test_the_transformer_has_the_layers_of_the_table_and_no_others(config: dict[str, Any]) -> None:
     with torch.device("meta"):
         model = FluxTransformer2DModel(**config)
-    assert Geometry.of(dict(model.config), TRUE_CLIP).transformer_layers() == linears(model)
+    assert ModelGeometry.from_configs(dict(model.config), TRUE_CLIP).transformer_layers() == linears(model)
 
 
 @pytest.mark.parametrize("config", [TRUE_CLIP, {"num_hidden_layers": 3, "hidden_size": 12, "intermediate_size": 20}])
 def test_clip_has_the_layers_of_the_table_and_no_others(config: dict[str, Any]) -> None:
     with torch.device("meta"):
         model = CLIPTextModel(CLIPTextConfig(**config, num_attention_heads=4))
-    assert Geometry.of(TRUE_TRANSFORMER, model.config.to_dict()).clip_layers() == linears(model)
+    assert ModelGeometry.from_configs(TRUE_TRANSFORMER, model.config.to_dict()).clip_layers() == linears(model)
 
 
 def test_guided_and_unguided_models_differ_and_the_rest_is_equal() -> None:
-    schnell = Geometry.of({**TRUE_TRANSFORMER, "guidance_embeds": False}, TRUE_CLIP)
+    schnell = ModelGeometry.from_configs({**TRUE_TRANSFORMER, "guidance_embeds": False}, TRUE_CLIP)
     assert set(TRUE.transformer_layers()) - set(schnell.transformer_layers()) == {
         "time_text_embed.guidance_embedder.linear_1",
         "time_text_embed.guidance_embedder.linear_2",

@@ -6,24 +6,24 @@ from pathlib import Path
 
 import pytest
 
-from serve.lora.parse import check_short_names, read_reference
+from serve.lora.parse import check_aliases, parse_reference
 from serve.lora.reference import (
-    BadReference,
     CivitaiFile,
     EmbeddedLora,
-    Enclosed,
     HubFile,
+    InlineFile,
+    InvalidReference,
     LocalFile,
     Reference,
     ReplicateModel,
     S3Object,
-    WebFile,
+    UrlFile,
 )
-from serve.model_specs import LORAS
+from serve.model_specs import EMBEDDED_LORAS
 from serve.settings import LoraSettings, Settings
 
 SETTINGS = LoraSettings(
-    short_names={
+    aliases={
         "sketch": "s3://studio-loras/sketch.safetensors",
         "ink": " /loras/ink.safetensors ",
         "fofr/mirrored": "https://mirror.example.com/fofr.tar",
@@ -37,7 +37,7 @@ MODEL = ReplicateModel("fofr", "flux-80s-cyberpunk")
 VERSIONED = ReplicateModel("fofr", "flux-80s-cyberpunk", VERSION)
 REPOSITORY = HubFile("multimodalart/flux-tarot-v1")
 FILE = HubFile("multimodalart/flux-tarot-v1", "main", "tarot.safetensors")
-WEB = WebFile("https://example.com/x.safetensors")
+WEB = UrlFile("https://example.com/x.safetensors")
 WEIGHTS = b"\x02\0\0\0\0\0\0\0{}"
 
 FORMS: dict[Reference, tuple[str, ...]] = {
@@ -133,18 +133,18 @@ FORMS: dict[Reference, tuple[str, ...]] = {
         "HTTPS://EXAMPLE.com:443/x.safetensors#part",
         "https://example.com./x.safetensors",
     ),
-    WebFile("https://example.com/a/X.SafeTensors?sig=a%2Fb&x=1"): (
+    UrlFile("https://example.com/a/X.SafeTensors?sig=a%2Fb&x=1"): (
         "https://example.com/a/X.SafeTensors?sig=a%2Fb&x=1",
     ),
-    WebFile("https://replicate.delivery/pbxt/abc/trained_model.tar"): (
+    UrlFile("https://replicate.delivery/pbxt/abc/trained_model.tar"): (
         "https://replicate.delivery/pbxt/abc/trained_model.tar",
     ),
-    WebFile("https://pbxt.replicate.delivery/abc/trained_model.tar?x=1"): (
+    UrlFile("https://pbxt.replicate.delivery/abc/trained_model.tar?x=1"): (
         "https://pbxt.replicate.delivery/abc/trained_model.tar?x=1",
     ),
-    WebFile("https://example.com/x.tar.gz"): ("https://example.com/x.tar.gz",),
-    WebFile("https://example.com/x.tgz"): ("https://example.com/x.tgz",),
-    WebFile("https://example.com/x.ZIP"): ("https://example.com/x.ZIP",),
+    UrlFile("https://example.com/x.tar.gz"): ("https://example.com/x.tar.gz",),
+    UrlFile("https://example.com/x.tgz"): ("https://example.com/x.tgz",),
+    UrlFile("https://example.com/x.ZIP"): ("https://example.com/x.ZIP",),
     S3Object("studio-loras", "sketch.safetensors"): ("s3://studio-loras/sketch.safetensors", "sketch", " sketch "),
     S3Object("b.c", "deep/er.tar"): ("S3://b.c/deep/er.tar",),
     EmbeddedLora("sketch"): ("embedded:sketch", " Embedded:Sketch\n"),
@@ -156,8 +156,8 @@ FORMS: dict[Reference, tuple[str, ...]] = {
         "ink",
     ),
     LocalFile(Path("/mnt/more/a b.safetensors")): ("file:///mnt/more/a%20b.safetensors", "/mnt/more/a b.safetensors"),
-    WebFile("https://mirror.example.com/fofr.tar"): ("fofr/mirrored",),
-    Enclosed(WEIGHTS): (
+    UrlFile("https://mirror.example.com/fofr.tar"): ("fofr/mirrored",),
+    InlineFile(WEIGHTS): (
         f"data:application/octet-stream;base64,{base64.b64encode(WEIGHTS).decode()}",
         f"data:;base64,{base64.b64encode(WEIGHTS).decode()}",
         f" DATA:application/x-tar;base64,{base64.b64encode(WEIGHTS).decode()} ",
@@ -169,7 +169,7 @@ SPELLINGS = [(text, reference) for reference, texts in FORMS.items() for text in
 
 @pytest.mark.parametrize(("text", "reference"), SPELLINGS, ids=[text.strip()[:80] for text, _ in SPELLINGS])
 def test_every_form_is_the_same_reference(text: str, reference: Reference) -> None:
-    found = read_reference(text, SETTINGS)
+    found = parse_reference(text, SETTINGS)
     assert found == reference
     assert found.key == reference.key
 
@@ -255,8 +255,8 @@ NOT_LORAS = (
 
 @pytest.mark.parametrize("text", NOT_LORAS, ids=[repr(text)[:60] for text in NOT_LORAS])
 def test_what_is_no_form_is_refused_with_all_that_are(text: str) -> None:
-    with pytest.raises(BadReference) as caught:
-        read_reference(text, SETTINGS)
+    with pytest.raises(InvalidReference) as caught:
+        parse_reference(text, SETTINGS)
     message = str(caught.value)
     assert message.startswith(
         "this names no LoRA; write owner/name, owner/name/version or owner/name:version (Replicate)"
@@ -293,36 +293,38 @@ def test_what_is_no_form_is_refused_with_all_that_are(text: str) -> None:
     ],
 )
 def test_a_form_that_may_not_be_used_is_refused_with_the_reason(text: str, why: str) -> None:
-    with pytest.raises(BadReference, match=why):
-        read_reference(text, SETTINGS)
+    with pytest.raises(InvalidReference, match=why):
+        parse_reference(text, SETTINGS)
 
 
 def test_a_data_uri_of_too_many_bytes_is_refused() -> None:
     small = SETTINGS.model_copy(update={"fetch": SETTINGS.fetch.model_copy(update={"max_bytes": 10})})
-    with pytest.raises(BadReference, match="more than 10 bytes"):
-        read_reference(f"data:,{'x' * 11}", small)
+    with pytest.raises(InvalidReference, match="more than 10 bytes"):
+        parse_reference(f"data:,{'x' * 11}", small)
 
 
 def test_without_folders_no_local_file_is_served() -> None:
-    with pytest.raises(BadReference, match=r"the operator can name folders of them by lora\.folders"):
-        read_reference("/loras/x.safetensors", LoraSettings())
+    with pytest.raises(InvalidReference, match=r"the operator can name folders of them by lora\.folders"):
+        parse_reference("/loras/x.safetensors", LoraSettings())
 
 
 def test_the_weights_of_the_handwriting_and_sketch_model_come_along() -> None:
     (model,) = (model for model in Settings().served_models if model.name == "flux-handwriting-and-sketch")
     weights = [model.default_inputs[field] for field in ("replicate_weights", "extra_lora")]
-    assert [read_reference(text, LoraSettings()) for text in weights] == [EmbeddedLora(name) for name in LORAS]
+    assert [parse_reference(text, LoraSettings()) for text in weights] == [
+        EmbeddedLora(name) for name in EMBEDDED_LORAS
+    ]
 
 
 def test_plain_http_is_taken_where_the_operator_allows_it() -> None:
-    found = read_reference("http://example.com/x.safetensors", LoraSettings(allow_http=True))
-    assert found == WebFile("http://example.com/x.safetensors")
+    found = parse_reference("http://example.com/x.safetensors", LoraSettings(allow_http=True))
+    assert found == UrlFile("http://example.com/x.safetensors")
 
 
 def test_own_names_are_checked_when_the_service_starts() -> None:
-    check_short_names(SETTINGS)
-    with pytest.raises(ValueError, match=r"lora\.short_names\.one: this names no LoRA"):
-        check_short_names(LoraSettings(short_names={"one": "two", "two": "o/r"}))
+    check_aliases(SETTINGS)
+    with pytest.raises(ValueError, match=r"lora\.aliases\.one: this names no LoRA"):
+        check_aliases(LoraSettings(aliases={"one": "two", "two": "o/r"}))
 
 
 SHOWN = {
@@ -332,17 +334,17 @@ SHOWN = {
     HubFile("o/r", "v1", "a/x.safetensors"): "huggingface.co/o/r@v1/a/x.safetensors",
     CivitaiFile(model=5): "civitai:5",
     CivitaiFile(version=7, choice=(("fp", "fp16"),), token="secret"): "civitai.com/model-versions/7 fp=fp16",
-    WebFile("https://example.com/x.tar?sig=secret"): "https://example.com/x.tar",
+    UrlFile("https://example.com/x.tar?sig=secret"): "https://example.com/x.tar",
     S3Object("b", "x.tar"): "s3://b/x.tar",
     LocalFile(Path("/secret/x.tar")): "x.tar",
     EmbeddedLora("sketch"): "embedded:sketch",
-    Enclosed(b"secret"): "data:",
+    InlineFile(b"secret"): "data:",
 }
 
 
 @pytest.mark.parametrize(("reference", "text"), SHOWN.items())
 def test_what_is_shown_holds_no_secret(reference: Reference, text: str) -> None:
-    assert reference.shown == text
+    assert reference.display_name == text
     if not isinstance(reference, LocalFile):
         assert "secret" not in repr(reference)
 
@@ -361,7 +363,7 @@ def test_what_is_shown_holds_no_secret(reference: Reference, text: str) -> None:
         (S3Object("b", "x.tar"), True),
         (LocalFile(Path("/x.tar")), True),
         (EmbeddedLora("sketch"), True),
-        (Enclosed(b"x"), False),
+        (InlineFile(b"x"), False),
     ],
 )
 def test_only_a_version_a_commit_and_content_stay_what_they_are(reference: Reference, may_change: bool) -> None:

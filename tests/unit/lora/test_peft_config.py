@@ -26,11 +26,11 @@ from serve.lora.convert import HEADER_KEY, PeftConfig, adapter_configs_in_header
     ],
 )
 def test_a_layer_has_its_own_strength_or_that_of_all(config: dict[str, object], layer: str, scale: float) -> None:
-    assert PeftConfig.read(config).scale(layer, rank=4) == scale
+    assert PeftConfig.from_dict(config).scale(layer, rank=4) == scale
 
 
 def test_a_pattern_that_would_take_a_regular_expression_for_ever_takes_no_time() -> None:
-    config = PeftConfig.read({"alpha_pattern": {"(a+)+$": 2, "(x|x)*y": 3}})
+    config = PeftConfig.from_dict({"alpha_pattern": {"(a+)+$": 2, "(x|x)*y": 3}})
     assert config.scale("a" * 100_000 + "!", rank=1) == 1.0
 
 

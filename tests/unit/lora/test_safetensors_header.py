@@ -10,7 +10,7 @@ import pytest
 import safetensors.torch
 import torch
 
-from serve.lora.safetensors_header import BadFile, Entry, Header, read_header, shown
+from serve.lora.safetensors_header import Header, InvalidLoraFile, TensorEntry, read_header, shown
 
 
 def packed(header: object, data: bytes = b"") -> bytes:
@@ -40,7 +40,7 @@ def test_what_the_library_writes_is_read() -> None:
 def test_offsets_are_those_behind_the_header() -> None:
     content = packed({"a": entry()}, b"12345678")
     header = read(content)
-    assert header.entries == {"a": Entry("F32", (2,), 0, 8)}
+    assert header.entries == {"a": TensorEntry("F32", (2,), 0, 8)}
     assert content[header.data_offset :] == b"12345678"
 
 
@@ -96,7 +96,7 @@ FAULTS: dict[str, tuple[bytes, str]] = {
 @pytest.mark.parametrize(("content", "why"), FAULTS.values(), ids=FAULTS)
 def test_a_damaged_or_hostile_file_is_refused_with_the_reason(content: bytes, why: str) -> None:
     began = time.monotonic()
-    with pytest.raises(BadFile, match=why):
+    with pytest.raises(InvalidLoraFile, match=why):
         read(content)
     assert time.monotonic() - began < 1
 

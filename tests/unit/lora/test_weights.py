@@ -4,8 +4,8 @@ import numpy as np
 import pytest
 import torch
 
-from serve.lora.convert import FormatReader
-from serve.lora.safetensors_header import BadFile
+from serve.lora.convert import StateDictConverter
+from serve.lora.safetensors_header import InvalidLoraFile
 from serve.lora.weights import LoraWeights, LowRank, pack, unpack
 from tests.unit.lora import lora_files
 from tests.unit.lora.geometries import TINY
@@ -17,7 +17,7 @@ def weights(dtype: torch.dtype = torch.float32) -> LoraWeights:
     pairs = {layer: (down.to(dtype), up.to(dtype)) for layer, (down, up) in lora_files.tiny_pairs(TINY).items()}
     tensors = lora_files.kohya(pairs, NAMES, alpha=1.5) | lora_files.flat(lora_files.clip_pairs(TINY), "lora_te1_")
     tensors["lora_te3_x.alpha"] = torch.tensor(1.0)
-    return FormatReader(TINY, max_rank=16).read(tensors, {})
+    return StateDictConverter(TINY, max_rank=16).convert(tensors, {})
 
 
 def distinct_downs(weights: LoraWeights) -> int:
@@ -35,8 +35,8 @@ def test_a_block_holds_all_that_weights_are(dtype: torch.dtype) -> None:
             assert torch.equal(ours[layer].down, low_rank.down)
             assert torch.equal(ours[layer].up, low_rank.up)
             assert (ours[layer].scale, ours[layer].up.dtype) == (low_rank.scale, low_rank.up.dtype)
-    assert found.named == given.named
-    assert len(given.named) == 1
+    assert found.unapplied == given.unapplied
+    assert len(given.unapplied) == 1
     assert (found.rank, found.size_bytes) == (given.rank, given.size_bytes)
 
 
@@ -73,5 +73,5 @@ def test_an_equal_lora_has_an_equal_block() -> None:
 def test_a_block_that_was_cut_off_is_refused() -> None:
     block = pack(LoraWeights({"x_embedder": LowRank(torch.ones(1, 2), torch.ones(3, 1))}, {}))
     assert unpack(block).transformer["x_embedder"].rank == 1
-    with pytest.raises(BadFile, match="cut off"):
+    with pytest.raises(InvalidLoraFile, match="cut off"):
         unpack(np.ascontiguousarray(block[:-1]))

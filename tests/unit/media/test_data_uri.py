@@ -4,8 +4,8 @@ import base64
 
 import pytest
 
-from serve.errors import PictureRefused
-from serve.media.data_uri import is_data_uri, read_data_uri
+from serve.errors import InvalidImage
+from serve.media.data_uri import decode_data_uri, is_data_uri
 
 EVERY_BYTE = bytes(range(256))
 
@@ -35,7 +35,7 @@ def encoded(content: bytes) -> str:
     ],
 )
 def test_the_content_of_a_data_uri_is_read(uri: str, content: bytes) -> None:
-    assert read_data_uri(uri, "image", 1000) == content
+    assert decode_data_uri(uri, "image", 1000) == content
 
 
 @pytest.mark.parametrize(
@@ -61,8 +61,8 @@ def test_the_content_of_a_data_uri_is_read(uri: str, content: bytes) -> None:
     ],
 )
 def test_a_malformed_data_uri_is_refused_with_the_reason(uri: str, why: str) -> None:
-    with pytest.raises(PictureRefused, match=why) as caught:
-        read_data_uri(uri, "mask", 1000)
+    with pytest.raises(InvalidImage, match=why) as caught:
+        decode_data_uri(uri, "mask", 1000)
     assert caught.value.field == "mask"
 
 
@@ -75,10 +75,10 @@ def test_no_more_bytes_are_taken_than_allowed(content: bytes, form: str) -> None
         "percent signs": "data:," + "".join(f"%{byte:02X}" for byte in content),
     }[form]
     if len(content) <= 3000:
-        assert read_data_uri(uri, "image", 3000) == content
+        assert decode_data_uri(uri, "image", 3000) == content
     else:
-        with pytest.raises(PictureRefused, match="more than 3000 bytes"):
-            read_data_uri(uri, "image", 3000)
+        with pytest.raises(InvalidImage, match="more than 3000 bytes"):
+            decode_data_uri(uri, "image", 3000)
 
 
 @pytest.mark.parametrize(

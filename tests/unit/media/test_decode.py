@@ -10,8 +10,8 @@ import numpy as np
 import pytest
 from PIL import Image, ImageCms, ImageOps
 
-from serve.errors import PictureRefused
-from serve.media.decode import FORMATS, decode, decode_mask
+from serve.errors import InvalidImage
+from serve.media.decode import FORMATS, decode_image, decode_mask
 
 # What Pillow says of damaged files while it reads them.
 pytestmark = pytest.mark.filterwarnings(
@@ -49,7 +49,7 @@ def difference(one: Image.Image, other: Image.Image) -> float:
 
 @pytest.mark.parametrize("file_format", FORMATS)
 def test_each_format_is_read(file_format: str) -> None:
-    image = decode(
+    image = decode_image(
         saved(PHOTO, file_format, **({} if file_format in ("PNG", "BMP", "TIFF", "GIF") else {"quality": 95})),
         "image",
         1,
@@ -64,13 +64,13 @@ def test_each_mode_without_transparency_looks_as_it_did(mode: str) -> None:
     flat.paste((0, 0, 0), (0, 0, 20, 32))
     file_format = "PNG" if mode in ("1", "L", "P", "RGB") else "TIFF"
     source = flat.convert("RGB").convert(mode) if mode != "HSV" else flat
-    image = decode(saved(source, file_format), "image", 1)
+    image = decode_image(saved(source, file_format), "image", 1)
     assert image.mode == "RGB"
     assert difference(image, flat) < 1
 
 
 def test_a_cmyk_jpeg_looks_as_it_did() -> None:
-    image = decode(saved(PHOTO.convert("CMYK"), "JPEG", quality=95), "image", 1)
+    image = decode_image(saved(PHOTO.convert("CMYK"), "JPEG", quality=95), "image", 1)
     assert difference(image, PHOTO) < 5
 
 
@@ -91,17 +91,17 @@ def test_a_cmyk_jpeg_looks_as_it_did() -> None:
     ],
 )
 def test_more_than_8_bits_are_scaled_and_not_cut_off(values: np.ndarray, levels: list[int]) -> None:
-    assert greys(decode(saved(Image.fromarray(values), "TIFF"), "image", 1)) == levels
+    assert greys(decode_image(saved(Image.fromarray(values), "TIFF"), "image", 1)) == levels
 
 
 def test_a_16_bit_png_is_scaled() -> None:
     content = saved(Image.fromarray(np.array([[0, 256, 32768, 65535]], np.uint16)), "PNG")
-    assert greys(decode(content, "image", 1)) == [0, 1, 128, 255]
+    assert greys(decode_image(content, "image", 1)) == [0, 1, 128, 255]
 
 
 def test_a_16_bit_big_endian_tiff_is_scaled() -> None:
     image = Image.frombytes("I;16B", (2, 1), b"\x80\x00\xff\xff")
-    assert greys(decode(saved(image, "TIFF"), "image", 1)) == [128, 255]
+    assert greys(decode_image(saved(image, "TIFF"), "image", 1)) == [128, 255]
 
 
 def palette(index: int) -> Image.Image:
@@ -134,32 +134,32 @@ TRANSPARENT = {
 
 @pytest.mark.parametrize("content", TRANSPARENT.values(), ids=TRANSPARENT.keys())
 def test_what_is_transparent_is_white_in_a_picture_and_black_in_a_mask(content: bytes) -> None:
-    assert colours(decode(content, "image", 1)) == {WHITE}
+    assert colours(decode_image(content, "image", 1)) == {WHITE}
     mask = decode_mask(content, "mask", 1)
     assert (mask.mode, mask.getextrema()) == ("L", (0, 0))
 
 
 def test_a_key_colour_makes_no_other_colour_transparent() -> None:
     content = saved(Image.fromarray(np.array([[0, 700, 65535]], np.uint16)), "PNG", transparency=700)
-    assert greys(decode(content, "image", 1)) == [0, 255, 255]
+    assert greys(decode_image(content, "image", 1)) == [0, 255, 255]
     assert list(decode_mask(content, "mask", 1).tobytes()) == [0, 0, 255]
 
 
 def test_half_transparency_mixes_with_the_ground() -> None:
     content = saved(Image.new("RGBA", SIZE, (255, 0, 0, 128)), "PNG")
-    assert colours(decode(content, "image", 1)) == {(255, 127, 127)}
+    assert colours(decode_image(content, "image", 1)) == {(255, 127, 127)}
 
 
 def test_an_opaque_picture_with_an_alpha_channel_stays_as_it_is() -> None:
     opaque = PHOTO.copy()
     opaque.putalpha(255)
-    assert decode(saved(opaque, "PNG"), "image", 1).tobytes() == PHOTO.tobytes()
+    assert decode_image(saved(opaque, "PNG"), "image", 1).tobytes() == PHOTO.tobytes()
 
 
 @pytest.mark.parametrize("file_format", ["GIF", "WEBP", "PNG", "TIFF", "AVIF", "MPO"])
 def test_of_several_pictures_in_a_file_the_first_is_taken(file_format: str) -> None:
     first, second = (Image.new("RGB", SIZE, colour) for colour in (BLACK, WHITE))
-    image = decode(saved(first, file_format, save_all=True, append_images=[second]), "image", 1)
+    image = decode_image(saved(first, file_format, save_all=True, append_images=[second]), "image", 1)
     assert image.size == SIZE
     assert max(max(colour) for colour in colours(image)) < 20
 
@@ -180,7 +180,7 @@ def test_a_picture_stands_upright_whatever_its_exif_says(file_format: str, orien
     exif[0x0112] = orientation
     lying = PHOTO.transpose(undo[orientation]) if orientation in undo else PHOTO
     content = saved(lying, file_format, exif=exif, quality=95)
-    image = decode(content, "image", 1)
+    image = decode_image(content, "image", 1)
     assert image.size == SIZE
     assert difference(image, PHOTO) < 6
     assert decode_mask(content, "mask", 1).size == SIZE
@@ -189,7 +189,7 @@ def test_a_picture_stands_upright_whatever_its_exif_says(file_format: str, orien
 @pytest.mark.parametrize("exif", [b"Exif\x00\x00garbage", b"Exif\x00\x00MM\x00*\x00\x00\x00\x08\xff\xff broken"])
 def test_a_damaged_exif_block_spoils_no_picture(exif: bytes) -> None:
     content = saved(PHOTO, "PNG", exif=exif)
-    assert decode(content, "image", 1).tobytes() == PHOTO.tobytes()
+    assert decode_image(content, "image", 1).tobytes() == PHOTO.tobytes()
 
 
 def profile_with_red_and_blue_swapped(name: str) -> bytes:
@@ -205,13 +205,13 @@ def profile_with_red_and_blue_swapped(name: str) -> bytes:
 def test_an_embedded_colour_profile_is_followed() -> None:
     profile = profile_with_red_and_blue_swapped("sBGR")
     content = saved(Image.new("RGB", SIZE, (250, 100, 10)), "PNG", icc_profile=profile)
-    ((red, green, blue),) = colours(decode(content, "image", 1))
+    ((red, green, blue),) = colours(decode_image(content, "image", 1))
     assert np.allclose((red, green, blue), (10, 100, 250), atol=5)
 
 
 def test_a_profile_that_calls_itself_srgb_changes_no_pixel() -> None:
     content = saved(PHOTO, "PNG", icc_profile=profile_with_red_and_blue_swapped("sRGB"))
-    assert decode(content, "image", 1).tobytes() == PHOTO.tobytes()
+    assert decode_image(content, "image", 1).tobytes() == PHOTO.tobytes()
 
 
 @pytest.mark.parametrize("mode", ["RGB", "L", "CMYK"])
@@ -219,7 +219,7 @@ def test_a_profile_that_calls_itself_srgb_changes_no_pixel() -> None:
 def test_a_profile_that_does_not_fit_is_ignored(mode: str, profile: bytes) -> None:
     picture = PHOTO.convert(mode)
     content = saved(picture, "TIFF", icc_profile=profile)
-    assert decode(content, "image", 1).tobytes() == picture.convert("RGB").tobytes()
+    assert decode_image(content, "image", 1).tobytes() == picture.convert("RGB").tobytes()
 
 
 def png_header(width: int, height: int) -> bytes:
@@ -234,26 +234,26 @@ def png_header(width: int, height: int) -> bytes:
 
 @pytest.mark.parametrize(("width", "height"), [(7072, 7072), (50_000_001, 1), (13_000, 13_000), (65_000, 65_000)])
 def test_a_picture_over_the_limit_is_refused_by_its_header(width: int, height: int) -> None:
-    with pytest.raises(PictureRefused, match=r"50 megapixels|more pixels than are taken"):
-        decode(png_header(width, height), "image", 50)
+    with pytest.raises(InvalidImage, match=r"50 megapixels|more pixels than are taken"):
+        decode_image(png_header(width, height), "image", 50)
 
 
 def test_the_limit_is_told_with_the_size() -> None:
-    with pytest.raises(PictureRefused) as caught:
-        decode(saved(Image.new("L", (2000, 1000)), "PNG"), "mask", 1.5)
+    with pytest.raises(InvalidImage) as caught:
+        decode_image(saved(Image.new("L", (2000, 1000)), "PNG"), "mask", 1.5)
     assert str(caught.value) == "mask: the picture is 2000x1000; at most 1.5 megapixels are taken"
 
 
 def test_a_picture_at_the_limit_is_taken() -> None:
-    assert decode(saved(Image.new("1", (2000, 1000)), "PNG"), "image", 2).size == (2000, 1000)
+    assert decode_image(saved(Image.new("1", (2000, 1000)), "PNG"), "image", 2).size == (2000, 1000)
 
 
 def test_a_jpeg_that_goes_over_its_area_again_and_again_is_refused() -> None:
     content = saved(PHOTO, "JPEG", progressive=True)
     last_scan = content[content.rfind(b"\xff\xc4") : -2]
-    assert decode(content[:-2] + last_scan * 50 + b"\xff\xd9", "image", 1).size == SIZE
-    with pytest.raises(PictureRefused, match="more than 100 scans"):
-        decode(content[:-2] + last_scan * 100 + b"\xff\xd9", "image", 1)
+    assert decode_image(content[:-2] + last_scan * 50 + b"\xff\xd9", "image", 1).size == SIZE
+    with pytest.raises(InvalidImage, match="more than 100 scans"):
+        decode_image(content[:-2] + last_scan * 100 + b"\xff\xd9", "image", 1)
 
 
 NO_PICTURES = {
@@ -269,8 +269,8 @@ NO_PICTURES = {
 
 @pytest.mark.parametrize("content", NO_PICTURES.values(), ids=NO_PICTURES.keys())
 def test_what_is_no_picture_of_a_known_format_is_refused(content: bytes) -> None:
-    with pytest.raises(PictureRefused, match="no picture that can be read; send one of PNG, JPEG, WEBP") as caught:
-        decode(content, "image", 1)
+    with pytest.raises(InvalidImage, match="no picture that can be read; send one of PNG, JPEG, WEBP") as caught:
+        decode_image(content, "image", 1)
     assert caught.value.field == "image"
 
 
@@ -279,8 +279,8 @@ def test_what_is_no_picture_of_a_known_format_is_refused(content: bytes) -> None
 def test_a_truncated_picture_is_refused(file_format: str, kept: float) -> None:
     noise = Image.fromarray(np.random.default_rng(1).integers(0, 256, (64, 64, 3), np.uint8))
     content = saved(noise, file_format)
-    with pytest.raises(PictureRefused, match=r"cut short or damaged|no picture"):
-        decode(content[: int(len(content) * kept)], "image", 1)
+    with pytest.raises(InvalidImage, match=r"cut short or damaged|no picture"):
+        decode_image(content[: int(len(content) * kept)], "image", 1)
 
 
 @pytest.mark.parametrize("file_format", FORMATS)
@@ -293,9 +293,9 @@ def test_damaged_bytes_end_as_a_picture_or_a_refusal_and_nothing_else(file_forma
         for _ in range(chance.randint(1, 8)):
             damaged[chance.randrange(min(len(damaged), 300))] = chance.randrange(256)
         try:
-            decode(bytes(damaged), "image", 0.1)
+            decode_image(bytes(damaged), "image", 0.1)
             decode_mask(bytes(damaged), "mask", 0.1)
-        except PictureRefused:
+        except InvalidImage:
             refused += 1
     assert refused > 0
 

@@ -7,12 +7,12 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from serve.media.decode import Pixels
-from serve.media.encode import Format, encode
+from serve.media.decode import ImageArray
+from serve.media.encode import ImageFormat, encode_image
 
 
 @pytest.fixture
-def pixels() -> Pixels:
+def pixels() -> ImageArray:
     """A smooth picture with some grain, 96 wide and 64 high."""
     rows, columns = np.mgrid[:64, :96]
     smooth = np.dstack([rows * 3, columns * 2, (rows + columns) * 1.5])
@@ -23,24 +23,24 @@ def pixels() -> Pixels:
     ("file_format", "media_type", "name"),
     [("webp", "image/webp", "WEBP"), ("jpg", "image/jpeg", "JPEG"), ("png", "image/png", "PNG")],
 )
-def test_each_format_is_what_it_says(pixels: Pixels, file_format: Format, media_type: str, name: str) -> None:
-    content, told = encode(pixels, file_format, 80)
+def test_each_format_is_what_it_says(pixels: ImageArray, file_format: ImageFormat, media_type: str, name: str) -> None:
+    content, told = encode_image(pixels, file_format, 80)
     image = Image.open(BytesIO(content))
     assert (told, image.format, image.size, image.mode) == (media_type, name, (96, 64), "RGB")
     assert not image.getexif()
 
 
-def test_png_loses_nothing(pixels: Pixels) -> None:
-    content, _ = encode(pixels, "png", 0)
+def test_png_loses_nothing(pixels: ImageArray) -> None:
+    content, _ = encode_image(pixels, "png", 0)
     assert (np.asarray(Image.open(BytesIO(content))) == pixels).all()
 
 
 @pytest.mark.parametrize("file_format", ["webp", "jpg"])
-def test_quality_is_used_over_its_whole_range(pixels: Pixels, file_format: Format) -> None:
+def test_quality_is_used_over_its_whole_range(pixels: ImageArray, file_format: ImageFormat) -> None:
     """0 too, which is easily taken for "not given"."""
     sizes, errors = [], []
     for quality in (0, 10, 40, 75, 90, 100):
-        content, _ = encode(pixels, file_format, quality)
+        content, _ = encode_image(pixels, file_format, quality)
         sizes.append(len(content))
         errors.append(float(np.abs(np.asarray(Image.open(BytesIO(content)), np.float32) - pixels).mean()))
     assert all(low < high for low, high in pairwise(sizes))
@@ -48,11 +48,11 @@ def test_quality_is_used_over_its_whole_range(pixels: Pixels, file_format: Forma
 
 
 @pytest.mark.parametrize("file_format", ["webp", "jpg", "png"])
-def test_the_same_pixels_give_the_same_bytes(pixels: Pixels, file_format: Format) -> None:
-    assert encode(pixels, file_format, 80) == encode(pixels.copy(), file_format, 80)
+def test_the_same_pixels_give_the_same_bytes(pixels: ImageArray, file_format: ImageFormat) -> None:
+    assert encode_image(pixels, file_format, 80) == encode_image(pixels.copy(), file_format, 80)
 
 
 @pytest.mark.parametrize("file_format", ["webp", "jpg", "png"])
-def test_noise_at_the_best_quality_fits_too(file_format: Format) -> None:
+def test_noise_at_the_best_quality_fits_too(file_format: ImageFormat) -> None:
     noise = np.random.default_rng(0).integers(0, 256, (512, 512, 3), np.uint8)
-    assert encode(noise, file_format, 100)[0]
+    assert encode_image(noise, file_format, 100)[0]

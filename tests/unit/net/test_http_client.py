@@ -6,7 +6,7 @@ from pathlib import Path
 import httpx
 import pytest
 
-from serve.net.http_client import Failure, Transport, origin
+from serve.net.http_client import HttpClient, RequestFailed, origin
 from serve.settings import FetchSettings
 from tests.local_server import LocalServer, Names, certificate
 from tests.unit.net.test_url_fetcher import TRUSTS_NOBODY
@@ -28,7 +28,7 @@ async def away() -> AsyncIterator[LocalServer]:
     await server.stop()
 
 
-async def body(transport: Transport, url: str, limit_bytes: int = 100, received: int = 0) -> bytes:
+async def body(transport: HttpClient, url: str, limit_bytes: int = 100, received: int = 0) -> bytes:
     headers, secrets = {"If-None-Match": "tag"}, {"Authorization": "Bearer sesame"}
     try:
         async with transport.get(httpx.URL(url), headers, secrets) as answer:
@@ -42,7 +42,7 @@ async def test_secrets_end_at_the_first_other_host_and_headers_go_on(home: Local
     away.answer("/b", status="302 Found", Location=f"http://127.0.0.1:{home.port}/end")
     home.answer("/a", status="302 Found", Location=f"http://127.0.0.1:{away.port}/b")
     url = home.answer("/start", status="307 Temporary Redirect", Location="/a")
-    transport = Transport(FetchSettings(allowed_hosts=("127.0.0.1",)), None, TRUSTS_NOBODY)
+    transport = HttpClient(FetchSettings(allowed_hosts=("127.0.0.1",)), None, TRUSTS_NOBODY)
     assert await body(transport, url) == b"there"
     assert ["Bearer sesame" in head for head in home.heads] == [True, True, False]
     assert ["Bearer sesame" in head for head in away.heads] == [False]
@@ -57,20 +57,20 @@ async def test_a_redirect_to_plain_http_needs_leave(tmp_path: Path, away: LocalS
     secure.answer("/a", status="302 Found", Location=away.answer("/b", body=b"plain"))
     settings = FetchSettings(allowed_hosts=("127.0.0.1",))
     names = Names(files_test=[["127.0.0.1"]], **{"127_0_0_1": [["127.0.0.1"]]})
-    transport = Transport(settings, names, client_side, downgrade=downgrade)
+    transport = HttpClient(settings, names, client_side, downgrade=downgrade)
     url = f"https://files.test:{secure.port}/a"
     if downgrade:
         assert await body(transport, url) == b"plain"
     else:
-        with pytest.raises(Failure, match="it redirects from https to plain http"):
+        with pytest.raises(RequestFailed, match="it redirects from https to plain http"):
             await body(transport, url)
         assert away.asked == []
     await secure.stop()
 
 
 async def test_a_refused_address_names_the_setting_that_allows_it(home: LocalServer) -> None:
-    transport = Transport(FetchSettings(), None, TRUSTS_NOBODY, name="lora.fetch")
-    with pytest.raises(Failure, match=r"by lora\.fetch\.allowed_hosts$"):
+    transport = HttpClient(FetchSettings(), None, TRUSTS_NOBODY, name="lora.fetch")
+    with pytest.raises(RequestFailed, match=r"by lora\.fetch\.allowed_hosts$"):
         await body(transport, home.answer("/a", body=b"x"))
 
 
@@ -78,12 +78,12 @@ async def test_the_limit_counts_what_was_received_before(home: LocalServer) -> N
     url = home.answer("/a", body=b"x" * 60)
     claimed = home.answer("/claimed", body=b"", Content_Length=60)
     settings = FetchSettings(allowed_hosts=("127.0.0.1",))
-    assert len(await body(Transport(settings, None, TRUSTS_NOBODY), url, received=40)) == 60
-    with pytest.raises(Failure, match="it has more than 100 bytes"):
-        await body(Transport(settings, None, TRUSTS_NOBODY), claimed, received=41)
+    assert len(await body(HttpClient(settings, None, TRUSTS_NOBODY), url, received=40)) == 60
+    with pytest.raises(RequestFailed, match="it has more than 100 bytes"):
+        await body(HttpClient(settings, None, TRUSTS_NOBODY), claimed, received=41)
     unsized = home.answer("/b", body=b"x" * 60, Content_Length="")
-    with pytest.raises(Failure, match="it has more than 100 bytes"):
-        await body(Transport(settings, None, TRUSTS_NOBODY), unsized, received=41)
+    with pytest.raises(RequestFailed, match="it has more than 100 bytes"):
+        await body(HttpClient(settings, None, TRUSTS_NOBODY), unsized, received=41)
 
 
 @pytest.mark.parametrize(

@@ -6,7 +6,7 @@ from collections.abc import Iterable, Sequence
 import httpcore
 import pytest
 
-from serve.net.ssrf_guard import AllowedHosts, Dialer, NotPublic, SystemResolver, UnknownHost
+from serve.net.ssrf_guard import AddressNotPublic, AllowedHosts, GuardedNetworkBackend, SystemResolver, UnknownHost
 
 
 class Answers:
@@ -48,16 +48,16 @@ class Network(httpcore.AsyncNetworkBackend):
 
 async def test_a_name_that_turns_private_after_the_check_changes_nothing() -> None:
     names, network = Answers(["8.8.8.8"], ["127.0.0.1"]), Network()
-    await Dialer(AllowedHosts(()), names, network).connect_tcp("rebind.test", 80)
+    await GuardedNetworkBackend(AllowedHosts(()), names, network).connect_tcp("rebind.test", 80)
     assert network.dialled == [("8.8.8.8", 80)]
     assert names.answers == [["127.0.0.1"]], "the name was asked for once"
 
 
 async def test_a_name_is_checked_anew_for_each_connection() -> None:
     network = Network()
-    dialer = Dialer(AllowedHosts(()), Answers(["8.8.8.8"], ["127.0.0.1"]), network)
+    dialer = GuardedNetworkBackend(AllowedHosts(()), Answers(["8.8.8.8"], ["127.0.0.1"]), network)
     await dialer.connect_tcp("rebind.test", 80)
-    with pytest.raises(NotPublic):
+    with pytest.raises(AddressNotPublic):
         await dialer.connect_tcp("rebind.test", 80)
     assert network.dialled == [("8.8.8.8", 80)]
 
@@ -65,21 +65,21 @@ async def test_a_name_is_checked_anew_for_each_connection() -> None:
 @pytest.mark.parametrize("addresses", [["127.0.0.1"], ["8.8.8.8", "10.0.0.1"], ["::1", "8.8.8.8"], ["::ffff:10.0.0.1"]])
 async def test_one_private_address_among_those_of_a_name_is_enough_to_refuse_it(addresses: list[str]) -> None:
     network = Network()
-    with pytest.raises(NotPublic):
-        await Dialer(AllowedHosts(()), Answers(addresses), network).connect_tcp("mixed.test", 80)
+    with pytest.raises(AddressNotPublic):
+        await GuardedNetworkBackend(AllowedHosts(()), Answers(addresses), network).connect_tcp("mixed.test", 80)
     assert network.dialled == []
 
 
 async def test_the_next_address_is_tried_when_one_refuses_or_stays_silent() -> None:
     network = Network(dead=["8.8.8.8"], silent=["8.8.4.4"])
-    dialer = Dialer(AllowedHosts(()), Answers(["8.8.8.8", "8.8.4.4", "8.8.8.8", "1.1.1.1"]), network)
+    dialer = GuardedNetworkBackend(AllowedHosts(()), Answers(["8.8.8.8", "8.8.4.4", "8.8.8.8", "1.1.1.1"]), network)
     await dialer.connect_tcp("many.test", 443, timeout=0.1)
     assert network.dialled == [("8.8.8.8", 443), ("8.8.4.4", 443), ("1.1.1.1", 443)]
 
 
 async def test_all_addresses_together_get_the_time_of_one_connection() -> None:
     addresses = [f"8.8.8.{last}" for last in range(20)]
-    dialer = Dialer(AllowedHosts(()), Answers(addresses), Network(silent=addresses))
+    dialer = GuardedNetworkBackend(AllowedHosts(()), Answers(addresses), Network(silent=addresses))
     loop = asyncio.get_running_loop()
     began = loop.time()
     with pytest.raises(httpcore.ConnectTimeout):
@@ -89,7 +89,7 @@ async def test_all_addresses_together_get_the_time_of_one_connection() -> None:
 
 async def test_a_name_without_addresses_is_unknown() -> None:
     with pytest.raises(UnknownHost):
-        await Dialer(AllowedHosts(()), Answers([]), Network()).connect_tcp("empty.test", 80)
+        await GuardedNetworkBackend(AllowedHosts(()), Answers([]), Network()).connect_tcp("empty.test", 80)
 
 
 async def test_the_system_resolver_knows_this_machine() -> None:

@@ -3,7 +3,7 @@
 import httpx
 import pytest
 
-from serve.net.url import BadUrl, read_url, shown
+from serve.net.url import InvalidUrl, display_url, parse_url
 
 
 @pytest.mark.parametrize(
@@ -30,8 +30,8 @@ from serve.net.url import BadUrl, read_url, shown
     ],
 )
 def test_what_is_no_fetchable_url_is_refused_with_the_reason(text: str, why: str) -> None:
-    with pytest.raises(BadUrl, match=why):
-        read_url(text)
+    with pytest.raises(InvalidUrl, match=why):
+        parse_url(text)
 
 
 @pytest.mark.parametrize(
@@ -44,7 +44,7 @@ def test_what_is_no_fetchable_url_is_refused_with_the_reason(text: str, why: str
     ],
 )
 def test_a_location_is_read_relative_to_the_url_it_came_from(location: str, url: str) -> None:
-    assert str(read_url(location, origin=httpx.URL("https://example.com:8443/a/x.png"))) == url
+    assert str(parse_url(location, origin=httpx.URL("https://example.com:8443/a/x.png"))) == url
 
 
 @pytest.mark.parametrize(
@@ -58,4 +58,4 @@ def test_a_location_is_read_relative_to_the_url_it_came_from(location: str, url:
     ],
 )
 def test_a_url_is_shown_without_what_may_be_secret(text: str, seen: str) -> None:
-    assert shown(text) == seen
+    assert display_url(text) == seen

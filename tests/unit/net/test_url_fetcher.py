@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from serve.errors import FetchFailed
-from serve.net.url_fetcher import Fetcher
+from serve.net.url_fetcher import UrlFetcher
 from serve.settings import FetchSettings
 from tests.local_server import LocalServer, Names, certificate
 
@@ -36,15 +36,15 @@ TRUSTS_NOBODY = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
 """Spares each test the 70 ms in which the certificates of the internet are read."""
 
 
-def a_fetcher(names: Names | None = None, **settings: object) -> Fetcher:
-    return Fetcher(FetchSettings.model_validate({"back_off_s": 0.001, **settings}), names, TRUSTS_NOBODY)
+def a_fetcher(names: Names | None = None, **settings: object) -> UrlFetcher:
+    return UrlFetcher(FetchSettings.model_validate({"backoff_s": 0.001, **settings}), names, TRUSTS_NOBODY)
 
 
-def fetcher_for(server: LocalServer, **settings: object) -> Fetcher:
+def fetcher_for(server: LocalServer, **settings: object) -> UrlFetcher:
     return a_fetcher(None, allowed_hosts=(f"127.0.0.1:{server.port}",), **settings)
 
 
-async def failure(fetcher: Fetcher, url: str) -> FetchFailed:
+async def failure(fetcher: UrlFetcher, url: str) -> FetchFailed:
     with pytest.raises(FetchFailed) as caught:
         await fetcher.fetch(url)
     await fetcher.aclose()
@@ -212,7 +212,7 @@ async def test_a_body_that_says_it_is_too_large_is_not_read(server: LocalServer)
         await writer.drain()
         await asyncio.sleep(1)
 
-    error = await failure(fetcher_for(server, stall_timeout_s=0.5), server.behave("/a", announce))
+    error = await failure(fetcher_for(server, read_timeout_s=0.5), server.behave("/a", announce))
     assert error.why == f"it has more than {64 * 2**20} bytes"
 
 
@@ -250,7 +250,7 @@ async def test_a_server_that_falls_silent_is_left(server: LocalServer, start: by
         await writer.drain()
         await asyncio.sleep(1)
 
-    error = await failure(fetcher_for(server, stall_timeout_s=0.1), server.behave("/a", stall))
+    error = await failure(fetcher_for(server, read_timeout_s=0.1), server.behave("/a", stall))
     assert error.why == "its server sent nothing for 0.1 s"
     assert len(server.asked) == 1
 
@@ -259,7 +259,7 @@ async def test_a_server_that_drips_is_left_after_the_total_time(server: LocalSer
     url = server.behave("/a", lambda writer: server.drip(writer, b"x", 0.02))
     loop = asyncio.get_running_loop()
     began = loop.time()
-    error = await failure(fetcher_for(server, stall_timeout_s=1, total_timeout_s=0.2), url)
+    error = await failure(fetcher_for(server, read_timeout_s=1, total_timeout_s=0.2), url)
     assert error.why == "it was not complete after 0.2 s"
     assert 0.2 <= loop.time() - began < 3
 
@@ -344,7 +344,7 @@ async def test_pauses_between_attempts_grow(server: LocalServer) -> None:
     url = server.answer("/a", status="503 Busy")
     loop = asyncio.get_running_loop()
     began = loop.time()
-    await failure(fetcher_for(server, max_attempts=5, back_off_s=0.02), url)
+    await failure(fetcher_for(server, max_attempts=5, backoff_s=0.02), url)
     assert loop.time() - began >= 0.15
 
 
@@ -423,7 +423,7 @@ async def test_tls_checks_the_name_while_the_checked_address_is_connected_to(
 ) -> None:
     server, tls = secure
     settings = FetchSettings(allowed_hosts=(f"127.0.0.1:{server.port}",))
-    fetcher = Fetcher(settings, Names(pictures_test=[["127.0.0.1"]]), tls)
+    fetcher = UrlFetcher(settings, Names(pictures_test=[["127.0.0.1"]]), tls)
     assert await fetcher.fetch(f"https://pictures.test.:{server.port}/a") == b"sealed"
     assert server.names == ["pictures.test"]
     assert f"Host: pictures.test:{server.port}\r\n" in server.heads[0]
@@ -435,7 +435,7 @@ async def test_a_server_that_cannot_prove_its_name_is_refused(
 ) -> None:
     server, tls = secure
     names = Names(impostor_test=[["127.0.0.1"]], **{"127_0_0_1": [["127.0.0.1"]]})
-    fetcher = Fetcher(FetchSettings(allowed_hosts=(f"127.0.0.1:{server.port}",)), names, tls)
+    fetcher = UrlFetcher(FetchSettings(allowed_hosts=(f"127.0.0.1:{server.port}",)), names, tls)
     error = await failure(fetcher, f"https://{host}:{server.port}/a")
     assert error.why == "the certificate of its server is not valid for it"
     assert server.asked == []

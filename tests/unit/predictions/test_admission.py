@@ -3,16 +3,16 @@
 import pytest
 
 from serve.errors import PoolFull
-from serve.predictions.service import Admission, Permit
+from serve.predictions.service import AdmissionControl, Permit
 from tests.fakes import FakeClock
 
 
-def admitted(admission: Admission, pool: str, count: int) -> list[Permit]:
+def admitted(admission: AdmissionControl, pool: str, count: int) -> list[Permit]:
     return [admission.admit(pool) for _ in range(count)]
 
 
 def test_a_full_pool_refuses_and_another_does_not() -> None:
-    admission = Admission({"small": 2, "large": 9})
+    admission = AdmissionControl({"small": 2, "large": 9})
     admitted(admission, "small", 2)
     with pytest.raises(PoolFull, match="'small' is full"):
         admission.admit("small")
@@ -21,7 +21,7 @@ def test_a_full_pool_refuses_and_another_does_not() -> None:
 
 
 def test_a_place_is_given_back_exactly_once() -> None:
-    admission = Admission({"pool": 2})
+    admission = AdmissionControl({"pool": 2})
     first, _ = admitted(admission, "pool", 2)
     first.release()
     first.release()
@@ -42,7 +42,7 @@ def test_a_place_is_given_back_exactly_once() -> None:
 )
 def test_retry_after_is_when_a_place_should_fall_free(limit: int, stays_s: list[float], retry_after_s: float) -> None:
     clock = FakeClock()
-    admission = Admission({"pool": limit}, clock)
+    admission = AdmissionControl({"pool": limit}, clock)
     for stay_s in stays_s:
         permit = admission.admit("pool")
         clock.elapsed_s += stay_s
@@ -55,7 +55,7 @@ def test_retry_after_is_when_a_place_should_fall_free(limit: int, stays_s: list[
 
 def test_before_any_has_ended_the_oldest_stay_is_the_measure() -> None:
     clock = FakeClock()
-    admission = Admission({"pool": 2}, clock)
+    admission = AdmissionControl({"pool": 2}, clock)
     admitted(admission, "pool", 2)
     clock.elapsed_s = 30
     with pytest.raises(PoolFull) as refused:
@@ -65,7 +65,7 @@ def test_before_any_has_ended_the_oldest_stay_is_the_measure() -> None:
 
 def test_only_recent_stays_count() -> None:
     clock = FakeClock()
-    admission = Admission({"pool": 1}, clock)
+    admission = AdmissionControl({"pool": 1}, clock)
     for stay_s in [50.0] + [4.0] * 32:
         permit = admission.admit("pool")
         clock.elapsed_s += stay_s

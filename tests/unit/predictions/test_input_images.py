@@ -8,7 +8,7 @@ import pytest
 from serve.errors import FetchFailed, InvalidInput
 from serve.inputs import Inputs
 from serve.plan import make_plan
-from serve.predictions.input_images import Awaited, Pictures, Prepared
+from serve.predictions.input_images import InputImages, LoadedImages, PendingImages
 from serve.settings import Settings
 from tests.fakes import FakeFetcher
 from tests.images import data_uri, png
@@ -21,22 +21,22 @@ def asked(image: str | None, mask: str | None = None) -> Inputs:
     return Inputs(prompt="a cat", image=image, mask=mask)
 
 
-def pictures(fetcher: FakeFetcher | None = None) -> Pictures:
-    return Pictures(SETTINGS, fetcher or FakeFetcher({}))
+def pictures(fetcher: FakeFetcher | None = None) -> InputImages:
+    return InputImages(SETTINGS, fetcher or FakeFetcher({}))
 
 
-async def opened(inputs: Inputs, fetcher: FakeFetcher | None = None) -> Prepared | Awaited:
+async def opened(inputs: Inputs, fetcher: FakeFetcher | None = None) -> LoadedImages | PendingImages:
     return await pictures(fetcher).open(inputs, make_plan(inputs, SETTINGS, random_seed=1))
 
 
-async def prepared(inputs: Inputs, fetcher: FakeFetcher) -> Prepared:
-    return await pictures(fetcher).prepare(await opened(inputs, fetcher))
+async def prepared(inputs: Inputs, fetcher: FakeFetcher) -> LoadedImages:
+    return await pictures(fetcher).fetch_pending(await opened(inputs, fetcher))
 
 
 async def test_without_a_picture_there_is_nothing_to_prepare() -> None:
     ready = await opened(asked(None))
-    assert isinstance(ready, Prepared)
-    assert (ready.plan.size, ready.picture, ready.mask) == ((1024, 1024), None, None)
+    assert isinstance(ready, LoadedImages)
+    assert (ready.plan.size, ready.image, ready.mask) == ((1024, 1024), None, None)
 
 
 @pytest.mark.parametrize("masked", [False, True])
@@ -48,9 +48,9 @@ async def test_pictures_are_the_same_wherever_they_come_from(source: str, masked
     ready = await prepared(asked(image, mask if masked else None), FakeFetcher(files))
     expected = await prepared(asked(HERE, THERE if masked else None), FakeFetcher(files))
     assert ready.plan.size == (208, 96)
-    assert ready.picture is not None
-    assert ready.picture.shape == (96, 208, 3)
-    assert np.array_equal(ready.picture, expected.picture)  # type: ignore[arg-type]
+    assert ready.image is not None
+    assert ready.image.shape == (96, 208, 3)
+    assert np.array_equal(ready.image, expected.image)  # type: ignore[arg-type]
     if masked:
         assert ready.mask is not None
         assert ready.mask.shape == (96, 208)
@@ -60,7 +60,7 @@ async def test_pictures_are_the_same_wherever_they_come_from(source: str, masked
 async def test_nothing_is_fetched_before_acceptance() -> None:
     fetcher = FakeFetcher({HERE: png(200, 100)})
     ready = await opened(asked(HERE), fetcher)
-    assert isinstance(ready, Awaited)
+    assert isinstance(ready, PendingImages)
     assert ready.plan.size is None
     assert fetcher.fetched == []
 
@@ -90,7 +90,7 @@ async def test_faults_of_data_uris_are_told_at_once_and_before_acceptance(
 ) -> None:
     with pytest.raises(InvalidInput) as refused:
         await opened(asked(image, mask))
-    assert [fault.field for fault in refused.value.faults] == fields
+    assert [fault.field for fault in refused.value.field_errors] == fields
 
 
 @pytest.mark.parametrize("content", [b"not a picture", png(100, 100)[:200], png(20, 20), png(900, 100)])

@@ -7,9 +7,9 @@ import pytest
 
 from serve.errors import EngineFailed, FetchFailed, LorasMissing
 from serve.events import Started
-from serve.lora.reference import Brought, Copy, Facts, ReplicateModel
-from serve.plan import LoraUse
-from serve.predictions.event_recorder import lora_lines, lora_metrics
+from serve.lora.reference import CacheHandle, LoraMetadata, ReplicateModel, ResolvedLora
+from serve.plan import PlannedLora
+from serve.predictions.event_recorder import lora_log_lines, lora_metrics
 from serve.predictions.prediction import Prediction
 from tests.app_factory import House, house
 from tests.fakes import DONE, ONE_IMAGE, FakeFetcher, FakeLoras, FakePool, drawn
@@ -29,9 +29,9 @@ async def test_the_pool_gets_the_weights_and_a_plan_that_names_them() -> None:
     last = await ended(house(pool, loras=loras), WITH_BOTH)
     assert last.status == "succeeded"
     assert loras.asked == [((INK, PENCIL), "dev-bf16", ())]
-    uses = (LoraUse(key=f"{INK} 1", scale=0.5), LoraUse(key=f"{PENCIL} 1", scale=1.0))
+    uses = (PlannedLora(key=f"{INK} 1", scale=0.5), PlannedLora(key=f"{PENCIL} 1", scale=1.0))
     assert pool.calls[0][0].loras == uses == last.plan.loras
-    assert [lora.facts.key for lora in pool.loras[0]] == [use.key for use in uses]
+    assert [lora.metadata.key for lora in pool.loras[0]] == [use.key for use in uses]
 
 
 async def test_the_record_tells_which_ran_from_where_and_what_it_took() -> None:
@@ -118,14 +118,14 @@ async def test_a_cache_that_is_not_there_fails_the_prediction_with_a_reason() ->
     assert (last.status, last.error) == ("failed", str(failure))
 
 
-COPY = Copy(None, "1")
+COPY = CacheHandle(None, "1")
 KEY = ReplicateModel("me", "ink").key
 
 
 def told(**changes: Any) -> tuple[str, ...]:
-    facts = Facts("0", size_bytes=8, rank=4, unapplied=changes.pop("unapplied", ()))
-    lora = Brought(facts, COPY, **{"origin": "memory", **changes})
-    return lora_lines([LoraUse(key=KEY, scale=-1.5)], {KEY: ReplicateModel("me", "ink")}, {KEY: lora})
+    facts = LoraMetadata("0", size_bytes=8, rank=4, unapplied=changes.pop("unapplied", ()))
+    lora = ResolvedLora(facts, COPY, **{"origin": "memory", **changes})
+    return lora_log_lines([PlannedLora(key=KEY, scale=-1.5)], {KEY: ReplicateModel("me", "ink")}, {KEY: lora})
 
 
 @pytest.mark.parametrize(
@@ -134,7 +134,7 @@ def told(**changes: Any) -> tuple[str, ...]:
         ({}, ["it was at hand"]),
         ({"origin": "disk"}, ["it was on the disk of the cache"]),
         (
-            {"outdated": True},
+            {"stale": True},
             ["it was at hand", "it could not be looked up again, so this is how it was last seen"],
         ),
         (
@@ -148,8 +148,8 @@ def test_lines_say_what_a_caller_should_know(lora: dict[str, Any], lines: list[s
 
 
 def test_metrics_have_an_entry_for_each_use() -> None:
-    lora = Brought(Facts("0", size_bytes=8, rank=4), COPY, "download", 6, 0.12345, 0.5)
-    uses = [LoraUse(key=KEY, scale=scale) for scale in (1.0, 0.5)]
+    lora = ResolvedLora(LoraMetadata("0", size_bytes=8, rank=4), COPY, "download", 6, 0.12345, 0.5)
+    uses = [PlannedLora(key=KEY, scale=scale) for scale in (1.0, 0.5)]
     (first, second) = lora_metrics(uses, {KEY: ReplicateModel("me", "ink")}, {KEY: lora})["loras"]
     assert first == {
         "lora": "me/ink",

@@ -7,7 +7,7 @@ import pytest
 
 from serve.errors import InvalidInput
 from serve.predictions.prediction import Prediction
-from serve.predictions.request import Order, read_order, served_version
+from serve.predictions.request import PreparedRequest, prepare_request, resolve_version
 from serve.settings import ServedModel, Settings
 from tests.fakes import NOON
 
@@ -21,8 +21,8 @@ SETTINGS = Settings(
 )
 
 
-def order(raw: Mapping[str, Any], model: str = "me/plain") -> Order:
-    return read_order({"prompt": "a cat", **raw}, served_version(SETTINGS, model), SETTINGS, random_seed=99)
+def order(raw: Mapping[str, Any], model: str = "me/plain") -> PreparedRequest:
+    return prepare_request({"prompt": "a cat", **raw}, resolve_version(SETTINGS, model), SETTINGS, random_seed=99)
 
 
 def record(raw: Mapping[str, Any], model: str = "me/plain") -> Prediction:
@@ -86,7 +86,7 @@ def test_notes_of_the_plan_are_lines_of_the_log() -> None:
 def test_every_fault_is_told_at_once() -> None:
     with pytest.raises(InvalidInput) as refused:
         order({"prompt": None, "num_outputs": 9, "seed": float("nan")})
-    assert [(fault.field, fault.kind) for fault in refused.value.faults] == [
+    assert [(fault.field, fault.kind) for fault in refused.value.field_errors] == [
         ("prompt", "missing"),
         ("num_outputs", "less_than_equal"),
         ("seed", "finite_number"),
@@ -100,7 +100,7 @@ WEIGHTS = "huggingface.co/me/ink"
 def test_a_lora_is_planned_by_the_key_of_what_its_text_means(field: str) -> None:
     asked, same = (order({field: text}) for text in (f"  https://{WEIGHTS}", WEIGHTS))
     (key,) = asked.references
-    assert asked.references[key].shown == WEIGHTS
+    assert asked.references[key].display_name == WEIGHTS
     assert [use.key for use in asked.plan.loras] == [key] == [use.key for use in same.plan.loras]
 
 
@@ -121,7 +121,7 @@ def test_texts_that_name_no_lora_are_faults_beside_the_others() -> None:
         order(
             {"replicate_weights": "a cat", "extra_lora": "file:///etc/passwd", "mask": "https://there.example/mask.png"}
         )
-    faults = {fault.field: fault.message for fault in caught.value.faults}
+    faults = {fault.field: fault.message for fault in caught.value.field_errors}
     assert set(faults) == {"replicate_weights", "extra_lora", "mask"}
     assert "owner/name" in faults["replicate_weights"], "the accepted forms are shown"
     assert "lora.folders" in faults["extra_lora"]
@@ -141,5 +141,5 @@ def test_weights_of_the_served_model_are_replaced_by_those_of_the_caller(
 ) -> None:
     weighted = ServedModel(owner="fofr", name="ink", versions=("1",), default_inputs={"replicate_weights": "fofr/ink"})
     settings = Settings(served_models=(weighted,))
-    asked = read_order({"prompt": "a cat", **raw}, served_version(settings, None), settings, random_seed=1)
-    assert [each.shown for each in asked.references.values()] == shown
+    asked = prepare_request({"prompt": "a cat", **raw}, resolve_version(settings, None), settings, random_seed=1)
+    assert [each.display_name for each in asked.references.values()] == shown

@@ -7,7 +7,7 @@ import time
 import pytest
 
 from serve.errors import (
-    AllFlagged,
+    AllImagesFlagged,
     EngineFailed,
     FetchFailed,
     InvalidInput,
@@ -16,7 +16,7 @@ from serve.errors import (
     PoolFull,
     ServiceError,
 )
-from serve.events import Event, Flagged, Started, Stepped
+from serve.events import Event, ImageFlagged, Started, StepDone
 from serve.predictions.prediction import Prediction
 from serve.settings import PoolSettings, Settings
 from tests.app_factory import House, house
@@ -101,7 +101,7 @@ async def test_a_random_seed_of_32_bits_is_fixed_when_none_is_given() -> None:
 
 
 async def test_flagged_pictures_are_dropped_and_the_others_keep_their_index() -> None:
-    events = (Started(), drawn(2), Flagged(1), drawn(0), DONE)
+    events = (Started(), drawn(2), ImageFlagged(1), drawn(0), DONE)
     last = await ended(house(FakePool(events)), CAT | {"num_outputs": 3})
     assert [output.name for output in last.outputs] == ["out-0.webp", "out-2.webp"]
     assert "Image 1 was withheld" in last.logs
@@ -109,7 +109,7 @@ async def test_flagged_pictures_are_dropped_and_the_others_keep_their_index() ->
 
 @pytest.mark.parametrize("how", ["by events", "by the error of the pool"])
 async def test_all_flagged_fails_with_the_sentence_that_clients_know(how: str) -> None:
-    events = (Started(), Flagged(0), DONE) if how == "by events" else (Started(), AllFlagged())
+    events = (Started(), ImageFlagged(0), DONE) if how == "by events" else (Started(), AllImagesFlagged())
     last = await ended(house(FakePool(events)), CAT)
     assert (last.status, last.error) == (
         "failed",
@@ -151,7 +151,7 @@ async def test_any_other_error_gives_a_fixed_sentence_and_a_traceback_in_the_log
 
 
 @pytest.mark.parametrize(
-    "events", [(), (Started(), Stepped(0, 1, 2)), (Started(), DONE), (Started(), drawn(0), drawn(0), DONE)]
+    "events", [(), (Started(), StepDone(0, 1, 2)), (Started(), DONE), (Started(), drawn(0), drawn(0), DONE)]
 )
 async def test_events_that_stop_short_fail_the_prediction(events: tuple[Event, ...]) -> None:
     last = await ended(house(FakePool(events)), CAT | {"num_outputs": 2})
@@ -302,7 +302,7 @@ async def test_an_attached_caller_who_is_cancelled_cancels_the_prediction() -> N
     ids: list[str] = []
 
     async def attached() -> None:
-        async with home.desk.attached(CAT, home.served) as prediction:
+        async with home.desk.create_attached(CAT, home.served) as prediction:
             ids.append(prediction.id)
             await home.desk.wait(prediction.id)
 
@@ -318,7 +318,7 @@ async def test_an_attached_caller_who_is_cancelled_cancels_the_prediction() -> N
 async def test_an_attached_caller_who_has_seen_enough_cancels_the_prediction() -> None:
     pool = FakePool(ONE_IMAGE, going=False)
     home = house(pool)
-    async with home.desk.attached(CAT, home.served) as prediction:
+    async with home.desk.create_attached(CAT, home.served) as prediction:
         async for _ in home.desk.watch(prediction.id):
             break
     assert (await home.desk.get(prediction.id)).status == "canceled"
@@ -326,7 +326,7 @@ async def test_an_attached_caller_who_has_seen_enough_cancels_the_prediction() -
 
 async def test_an_attached_caller_who_stays_gets_the_end() -> None:
     home = house(FakePool(ONE_IMAGE))
-    async with home.desk.attached(CAT, home.served) as prediction:
+    async with home.desk.create_attached(CAT, home.served) as prediction:
         last = await home.desk.wait(prediction.id)
     assert last.status == "succeeded"
     assert await home.desk.get(prediction.id) == last

@@ -17,7 +17,7 @@ def succeeded(record: Prediction) -> Prediction:
 
 
 def noted(record: Prediction) -> Prediction:
-    return record.noted("a line")
+    return record.with_log_lines("a line")
 
 
 async def store_of(*ids: str, max_records: int = 100, clock: FakeClock | None = None) -> MemoryStore:

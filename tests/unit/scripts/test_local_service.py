@@ -50,7 +50,7 @@ def test_an_impatient_caller_leaves_nothing_behind_either(fake: FakeService) -> 
 def test_what_it_printed_says_why_it_did_not_start(fake: FakeService) -> None:
     fake.behave(fault="no such model")
     with (
-        pytest.raises(subprocess_service.ServiceDidNotStart, match="serve: no such model"),
+        pytest.raises(subprocess_service.ServiceStartError, match="serve: no such model"),
         subprocess_service.local_service(),
     ):
         pass

@@ -19,7 +19,7 @@ from training.drawings.strokes import Rng
 from training.drawings.styles import Style
 from training.flow import Place
 from training.machine import Machine
-from training.paper import Paper
+from training.padding import Paper
 from training.pixels import to_tensor
 from training.squares import SIDE, WHOLE_PX, coded
 from training.text import spoken

@@ -12,11 +12,11 @@ import torch
 from numpy.typing import NDArray
 from PIL import Image
 
-from benchmarks.recogniser import Recogniser, squared
 from serve.model_specs import Size
 from training.drawings.ink import rendered
 from training.drawings.sampling import sampled
 from training.drawings.strokes import Rng
+from training.evaluation.recogniser import Recogniser, squared
 from training.lora import Course
 
 FITTED_ON = 200

@@ -1,6 +1,6 @@
 """A small network that says what is drawn: things, inks, and the word. The yardstick of `benchmarks/quality.py`.
 
-Trained by `training.recogniser` on renderings alone, before any model was tuned; kept out of the service. Knows
+Trained by `training.train_recogniser` on renderings alone, before any model was tuned; kept out of the service. Knows
 nothing of how a picture came about.
 """
 

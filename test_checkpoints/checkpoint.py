@@ -21,9 +21,9 @@ import transformers
 from diffusers import FlowMatchEulerDiscreteScheduler
 from safetensors.torch import load_file, save_file
 
-from serve.model_specs import VARIANTS, VariantName
-from tiny import networks, tokenizers, weights
-from tiny.networks import Geometry
+from serve.model_specs import MODEL_SPECS, VariantName
+from test_checkpoints import networks, tokenizers, weights
+from test_checkpoints.networks import Geometry
 
 _TRANSFORMER_SHARD = "2MB"
 MODEL_INDEX = {
@@ -61,8 +61,8 @@ def ensure(variant: VariantName, cache_folder: Path, geometry: Geometry | None =
 
 def build(variant: VariantName, geometry: Geometry, folder: Path) -> None:
     """Writes the checkpoint to `folder`. The same weights for the same arguments, whatever was drawn before."""
-    guided = VARIANTS[variant].guided
-    tokenizer = tokenizers.t5_tokenizer(geometry.text_tokens)
+    guided = MODEL_SPECS[variant].guidance_embeds
+    tokenizer = tokenizers.t5_tokenizer(geometry.max_sequence_length)
     with _no_progress_bars():
         tokenizers.save_clip_tokenizer(folder / "tokenizer")
         tokenizer.save_pretrained(folder / "tokenizer_2")

@@ -42,19 +42,19 @@ def make_clip_tokenizer(merges: Merges) -> CLIPTokenizer:
     return CLIPTokenizer(vocab=_clip_ids(merges), merges=list(merges), model_max_length=CLIP_TOKENS)
 
 
-def t5_tokenizer(text_tokens: int) -> T5Tokenizer:
-    """`text_tokens` is the longest prompt in tokens, kept in the tokenizer's own configuration."""
-    return make_t5_tokenizer(WORDS, text_tokens)
+def t5_tokenizer(max_sequence_length: int) -> T5Tokenizer:
+    """`max_sequence_length` is the longest prompt in tokens, kept in the tokenizer's own configuration."""
+    return make_t5_tokenizer(WORDS, max_sequence_length)
 
 
-def make_t5_tokenizer(words: Iterable[str], text_tokens: int) -> T5Tokenizer:
+def make_t5_tokenizer(words: Iterable[str], max_sequence_length: int) -> T5Tokenizer:
     """Each of `words` is one token, as it is written there; all else is spelt."""
     special = [("<pad>", 0.0), ("</s>", 0.0), ("<unk>", 0.0), ("▁", -2.0)]
     letters = [(character, -8.0) for character in string.printable.strip()]
     whole = [(f"▁{word}", -5.0) for word in words]
     sentinels = [(f"<extra_id_{index}>", 0.0) for index in reversed(range(_SENTINELS))]
     return T5Tokenizer(
-        vocab=[*special, *letters, *whole, *sentinels], extra_ids=_SENTINELS, model_max_length=text_tokens
+        vocab=[*special, *letters, *whole, *sentinels], extra_ids=_SENTINELS, model_max_length=max_sequence_length
     )
 
 

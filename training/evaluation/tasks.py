@@ -11,17 +11,17 @@ import numpy as np
 from PIL import Image
 from tqdm import tqdm
 
-from benchmarks.artist import Artist, Order
-from benchmarks.recogniser import Recogniser
-from benchmarks.scores import scores
-from benchmarks.style import StyleScore
-from serve.model_specs import VARIANTS, Size, VariantName
+from serve.model_specs import MODEL_SPECS, Size, VariantName
 from serve.settings import Precision
 from training.drawings.ink import rendered
 from training.drawings.prompts import prompt
 from training.drawings.sampling import Mixture, sampled
 from training.drawings.scene import Item, Scene
 from training.drawings.strokes import Rng
+from training.evaluation.generator import Artist, Order
+from training.evaluation.recogniser import Recogniser
+from training.evaluation.scores import scores
+from training.evaluation.style import StyleScore
 from training.lora import COURSES
 
 AT_ONCE = 8
@@ -41,7 +41,7 @@ class Row:
 
     @property
     def steps(self) -> int:
-        return VARIANTS[self.variant].enough_steps
+        return MODEL_SPECS[self.variant].recommended_steps
 
     def __str__(self) -> str:
         guidance = "" if self.guidance is None else f" guidance {self.guidance:g}"

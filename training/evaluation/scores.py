@@ -2,8 +2,8 @@
 
 from collections.abc import Sequence
 
-from benchmarks.recogniser import Seen
 from training.drawings.scene import Scene
+from training.evaluation.recogniser import Seen
 
 INK_FROM = 0.5
 """Sureness from which an ink counts as seen."""

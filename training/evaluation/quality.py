@@ -1,4 +1,4 @@
-"""Does the embedded model draw what the prompt says? `python -m benchmarks.quality --pictures out`.
+"""Does the embedded model draw what the prompt says? `python -m training.evaluation.quality --pictures out`.
 
 Held-out prompts are drawn in every way of the table and judged by the recogniser: sizes in both precisions, shapes,
 guidances, strengths, a mask, LoRAs. Grids of pictures lie beside the table. Ends with one JSON line.
@@ -10,14 +10,14 @@ from itertools import product
 from pathlib import Path
 from typing import Any
 
-from benchmarks import style
-from benchmarks.artist import Artist
-from benchmarks.exams import Exam, Row, Scores, image_to_image, inpainting, styled, text_to_image
-from benchmarks.recogniser import Recogniser
 from benchmarks.report import report
-from serve.model_specs import LORAS, SIZES, VARIANTS, Size, VariantName, lora_file
+from serve.model_specs import EMBEDDED_LORAS, MODEL_SPECS, SIZES, Size, VariantName, embedded_lora_file
 from serve.settings import Precision
 from training.drawings.contact_sheet import sheet
+from training.evaluation import style
+from training.evaluation.generator import Artist
+from training.evaluation.recogniser import Recogniser
+from training.evaluation.tasks import Exam, Row, Scores, image_to_image, inpainting, styled, text_to_image
 from training.lora import COURSES
 
 PRECISIONS: tuple[Precision, ...] = ("bf16", "fp8")
@@ -27,7 +27,7 @@ GRID = 24
 """Pictures on a sheet."""
 
 
-def rows(sizes: Iterable[Size], variants: Sequence[VariantName] = tuple(VARIANTS)) -> list[Row]:
+def rows(sizes: Iterable[Size], variants: Sequence[VariantName] = tuple(MODEL_SPECS)) -> list[Row]:
     """Sizes in both precisions for each variant."""
     guidances = {"dev": GUIDANCE, "schnell": None}
     return [
@@ -72,10 +72,10 @@ class Table:
             self.add(f"{row} inpainting", inpainting(exam))
 
     def draw_in_styles(self, row: Row, scales: Iterable[float], count: int) -> None:
-        loras = {name: lora_file(name, self.models) for name in LORAS}
+        loras = {name: embedded_lora_file(name, self.models) for name in EMBEDDED_LORAS}
         with self.artist(row, loras=loras) as artist:
             exam = Exam(artist, row, self.judge, count, self.seed)
-            for name in LORAS:
+            for name in EMBEDDED_LORAS:
                 score, trusted = style.fitted(self.judge, COURSES[name], row.size, self.seed)
                 self.add(f"judge of {name}", {"right": trusted})
                 found, plain = styled(exam, name, score, None)
@@ -89,7 +89,9 @@ class Table:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--models", type=Path, default=Path("serve/models"), help="folder of dev, schnell and loras")
-    parser.add_argument("--variants", nargs="+", default=list(VARIANTS), choices=VARIANTS, help="drawn in all sizes")
+    parser.add_argument(
+        "--variants", nargs="+", default=list(MODEL_SPECS), choices=MODEL_SPECS, help="drawn in all sizes"
+    )
     parser.add_argument("--sizes", type=int, nargs="+", default=[256, 512, 1024], help="sides of square pictures")
     parser.add_argument(
         "--counts", type=int, nargs="+", default=[500], help="pictures a row: one number, or one a size"

@@ -1,6 +1,6 @@
 """Trains the recogniser of the quality benchmark on renderings, and shows that it can be trusted.
 
-`python -m training.recogniser --minutes 8`. It must read at least 98 % of pictures that it never saw, with words that
+`python -m training.train_recogniser --minutes 8`. It must read at least 98 % of unseen images, with words that
 it never saw, and no more than chance when the prompts are shuffled. Knows nothing of the models that it will judge.
 """
 
@@ -12,12 +12,12 @@ import numpy as np
 import torch
 from torch import nn
 
-from benchmarks.recogniser import LETTERS, SIDE, WEIGHTS, Recogniser, squared
-from benchmarks.scores import scores
 from training.drawings.ink import rendered
 from training.drawings.sampling import Mixture, sampled
 from training.drawings.scene import INKS, THINGS, Scene
 from training.drawings.strokes import Rng
+from training.evaluation.recogniser import LETTERS, SIDE, WEIGHTS, Recogniser, squared
+from training.evaluation.scores import scores
 from training.machine import Machine, add_arguments, chosen
 from training.run import Average, Run
 

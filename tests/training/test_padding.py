@@ -11,7 +11,7 @@ from training.curriculum import AROUND, PAPERS
 from training.drawings.scene import FRAME_PX, Item, Scene, inked
 from training.flow import Place, velocity
 from training.latents import STRIDE_PX
-from training.paper import Paper
+from training.padding import Paper
 from training.squares import SIDE
 
 pytestmark = pytest.mark.filterwarnings("ignore:Mismatch dtype")

@@ -14,12 +14,12 @@ from numpy.typing import NDArray
 from safetensors.torch import load_file
 
 from serve.engine.latents import LatentSpace
-from serve.model_specs import VARIANTS, VariantName
+from serve.model_specs import MODEL_SPECS, VariantName
 from serve.settings import Precision
+from test_checkpoints import checkpoint as test_checkpoint
+from test_checkpoints.networks import Geometry
 from tests.unit.engine.checkpoints import FIVE_STAGES, Checkpoints
 from tests.unit.engine.jobs import draw, make_job, make_picture
-from tiny import checkpoint as tiny
-from tiny.networks import Geometry
 
 FILES = {
     "model_index.json",
@@ -48,17 +48,17 @@ def cache(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return tmp_path_factory.mktemp("cache")
 
 
-@pytest.mark.parametrize("variant", VARIANTS)
+@pytest.mark.parametrize("variant", MODEL_SPECS)
 def test_diffusers_own_pipeline_loads_it_and_draws(cache: Path, variant: VariantName) -> None:
-    pipeline = FluxPipeline.from_pretrained(tiny.ensure(variant, cache), dtype=torch.bfloat16)
+    pipeline = FluxPipeline.from_pretrained(test_checkpoint.ensure(variant, cache), dtype=torch.bfloat16)
     pipeline.set_progress_bar_config(disable=True)
     (picture,) = pipeline("a cat", width=48, height=32, num_inference_steps=2, max_sequence_length=128).images
     assert picture.size == (48, 32)
 
 
-@pytest.mark.parametrize("variant", VARIANTS)
+@pytest.mark.parametrize("variant", MODEL_SPECS)
 def test_it_has_the_files_and_the_configuration_of_the_real_repository(cache: Path, variant: VariantName) -> None:
-    folder = tiny.ensure(variant, cache)
+    folder = test_checkpoint.ensure(variant, cache)
     files = {str(file.relative_to(folder)): file.stat().st_size for file in folder.rglob("*") if file.is_file()}
     assert files.keys() == FILES
     assert sum(files.values()) < 8e6
@@ -67,7 +67,7 @@ def test_it_has_the_files_and_the_configuration_of_the_real_repository(cache: Pa
         config: dict[str, object] = json.loads((folder / file).read_text())
         return config
 
-    guided = VARIANTS[variant].guided
+    guided = MODEL_SPECS[variant].guidance_embeds
     assert read("transformer/config.json")["guidance_embeds"] is guided
     assert read("scheduler/scheduler_config.json")["use_dynamic_shifting"] is guided
     assert read("scheduler/scheduler_config.json")["shift"] == (3.0 if guided else 1.0)
@@ -77,7 +77,7 @@ def test_it_has_the_files_and_the_configuration_of_the_real_repository(cache: Pa
 
 
 def test_weights_have_the_names_under_which_they_were_published(cache: Path) -> None:
-    folder = tiny.ensure("dev", cache)
+    folder = test_checkpoint.ensure("dev", cache)
     names = load_file(folder / "text_encoder/model.safetensors").keys()
     assert "text_model.encoder.layers.0.self_attn.q_proj.weight" in names
     assert all(name.startswith("text_model.") for name in names)
@@ -90,17 +90,20 @@ def test_the_weights_are_the_same_whatever_was_drawn_before_and_disturb_no_one(t
     for turn in (1, 2):
         torch.manual_seed(turn)
         state = torch.get_rng_state()
-        tiny.build("dev", Geometry(), tmp_path / str(turn))
+        test_checkpoint.build("dev", Geometry(), tmp_path / str(turn))
         assert torch.equal(torch.get_rng_state(), state)
         digests.append(_digests(tmp_path / str(turn)))
     assert digests[0] == digests[1]
 
 
 def test_it_is_built_once_and_apart_for_each_recipe(tmp_path: Path) -> None:
-    folder = tiny.ensure("schnell", tmp_path)
+    folder = test_checkpoint.ensure("schnell", tmp_path)
     (folder / "mark").touch()
-    assert (tiny.ensure("schnell", tmp_path) / "mark").exists()
-    others = [tiny.ensure("dev", tmp_path), tiny.ensure("schnell", tmp_path, Geometry(text_tokens=64))]
+    assert (test_checkpoint.ensure("schnell", tmp_path) / "mark").exists()
+    others = [
+        test_checkpoint.ensure("dev", tmp_path),
+        test_checkpoint.ensure("schnell", tmp_path, Geometry(max_sequence_length=64)),
+    ]
     assert len({folder, *others}) == 3
     assert not any((other / "mark").exists() for other in others)
 
@@ -121,7 +124,7 @@ def test_processes_that_build_it_at_once_end_with_one_whole_folder(tmp_path: Pat
 def test_a_cache_that_cannot_be_written_is_an_error(tmp_path: Path) -> None:
     (tmp_path / "file").touch()
     with pytest.raises(OSError, match="Not a directory"):
-        tiny.ensure("dev", tmp_path / "file")
+        test_checkpoint.ensure("dev", tmp_path / "file")
 
 
 @pytest.mark.parametrize(
@@ -163,7 +166,7 @@ def test_prompt_seed_and_guidance_each_change_the_picture(checkpoints: Checkpoin
 
 def _race(cache: Path, together: "multiprocessing.synchronize.Barrier") -> None:
     together.wait()
-    tiny.ensure("dev", cache)
+    test_checkpoint.ensure("dev", cache)
 
 
 def _digests(folder: Path) -> dict[str, str]:

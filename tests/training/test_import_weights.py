@@ -6,9 +6,9 @@ import pytest
 import torch
 from diffusers import FluxTransformer2DModel
 
-from serve.model_specs import MODELS
+from serve.model_specs import EMBEDDED_MODELS_FOLDER
 from tests.training.bases import text
-from training import adopt, encoders, teacher
+from training import encoders, import_weights, teacher
 from training.flow import Place, velocity
 from training.students import begun
 from training.transformer import build, start_file
@@ -19,7 +19,7 @@ pytestmark = pytest.mark.filterwarnings("ignore:Mismatch dtype")
 @pytest.fixture(scope="module")
 def runs(tmp_path_factory: pytest.TempPathFactory) -> Path:
     runs = tmp_path_factory.mktemp("runs")
-    adopt.adopt(MODELS, runs)
+    import_weights.adopt(EMBEDDED_MODELS_FOLDER, runs)
     return runs
 
 
@@ -31,7 +31,9 @@ def base(runs: Path) -> FluxTransformer2DModel:
 
 
 def shipped(variant: str) -> FluxTransformer2DModel:
-    model: FluxTransformer2DModel = FluxTransformer2DModel.from_pretrained(MODELS / variant / "transformer")
+    model: FluxTransformer2DModel = FluxTransformer2DModel.from_pretrained(
+        EMBEDDED_MODELS_FOLDER / variant / "transformer"
+    )
     return model.float().requires_grad_(False).eval()
 
 

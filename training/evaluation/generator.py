@@ -14,11 +14,11 @@ from safetensors.torch import load_file
 
 from serve.engine import checkpoint
 from serve.engine.engine import Engine
-from serve.engine.request import Canceled, Done, EngineEvent, Failed, Job, Mask, Pixels
-from serve.lora.convert import FormatReader
+from serve.engine.request import Canceled, Completed, EngineEvent, Failed, GenerationRequest, ImageReady, MaskArray
+from serve.lora.convert import StateDictConverter
 from serve.lora.weights import LoraWeights
 from serve.model_specs import Size, VariantName
-from serve.plan import LoraUse, Mode, Plan
+from serve.plan import Mode, Plan, PlannedLora
 from serve.settings import ModelSettings, PoolSettings, Precision, Settings
 
 MAX_RANK = 256
@@ -36,12 +36,12 @@ class Order:
     picture: Image.Image | None = None
     """To begin from, of the order's size."""
     strength: float | None = None
-    mask: Mask | None = None
+    mask: MaskArray | None = None
     """What of `picture` is repainted: [height, width], white from 128 on."""
     scales: Mapping[str, float] = field(default_factory=dict)
     """Of the artist's LoRAs, by name; others are not used."""
 
-    def job(self, loras: Mapping[str, LoraWeights]) -> Job:
+    def job(self, loras: Mapping[str, LoraWeights]) -> GenerationRequest:
         mode: Mode = (
             "text_to_image" if self.picture is None else "image_to_image" if self.mask is None else "inpainting"
         )
@@ -58,10 +58,10 @@ class Order:
             output_quality=100,
             check_safety=False,
             max_megapixels=4.0,
-            loras=tuple(LoraUse(key=name, scale=scale) for name, scale in self.scales.items()),
+            loras=tuple(PlannedLora(key=name, scale=scale) for name, scale in self.scales.items()),
         )
         picture = None if self.picture is None else np.array(self.picture.convert("RGB"))
-        return Job(plan, picture, self.mask, {name: loras[name] for name in self.scales})
+        return GenerationRequest(plan, picture, self.mask, {name: loras[name] for name in self.scales})
 
 
 class Artist:
@@ -77,9 +77,9 @@ class Artist:
     ) -> None:
         pool = PoolSettings(model=variant, precision=precision)
         model = model or Settings().models[variant].model_copy(update={"source": source})
-        self._engine = Engine(checkpoint.load(model, pool, None), pool)
-        reader = FormatReader(checkpoint.read_geometry(model, None), max_rank=MAX_RANK)
-        self._loras = {name: reader.read(load_file(path), {}) for name, path in (loras or {}).items()}
+        self._engine = Engine(checkpoint.load_checkpoint(model, pool, None), pool)
+        reader = StateDictConverter(checkpoint.read_geometry(model, None), max_rank=MAX_RANK)
+        self._loras = {name: reader.convert(load_file(path), {}) for name, path in (loras or {}).items()}
 
     def __enter__(self) -> Self:
         self._engine.start()
@@ -99,11 +99,11 @@ class Artist:
         ended = 0
         while ended < len(orders):
             place, event = heard.get()
-            if isinstance(event, Pixels):
+            if isinstance(event, ImageReady):
                 pictures[place] = Image.fromarray(event.to_host())
             elif isinstance(event, Failed):
                 raise event.error
-            ended += isinstance(event, Done | Canceled)
+            ended += isinstance(event, Completed | Canceled)
         return [pictures[place] for place in range(len(orders))]
 
 

@@ -13,14 +13,14 @@ import torch
 
 from benchmarks.engine import make_drafts
 from benchmarks.geometry import make_checkpoint
-from benchmarks.lora_material import SIZE, make_bank, make_job, mix_of, random_lora
-from benchmarks.turns import extra, take_turns
-from serve.engine.denoiser import Stepper
-from serve.engine.lora_manager import Adapters
-from serve.engine.request import Done, Job
-from serve.engine.request_state import Task
-from serve.engine.scheduler import Loop
-from serve.engine.watchdog import Watch
+from benchmarks.lora_fixtures import SIZE, make_bank, make_job, mix_of, random_lora
+from benchmarks.paired_timing import extra, take_turns
+from serve.engine.denoiser import Denoiser
+from serve.engine.lora_manager import LoraManager
+from serve.engine.request import Completed, GenerationRequest
+from serve.engine.request_state import RequestState
+from serve.engine.scheduler import Scheduler
+from serve.engine.watchdog import Watchdog
 from serve.settings import PoolSettings, Precision
 
 MOST_STEPS_OF_A_SWITCH = 2
@@ -32,14 +32,14 @@ def switch(precision: Precision, rank: int, seconds: float) -> dict[str, Any]:
     checkpoint = make_checkpoint("embedded", precision, "cpu")
     loras = {key: random_lora(checkpoint.transformer, rank, seed) for seed, key in enumerate("ab")}
 
-    def there_and_back(adapters: Adapters) -> None:
+    def there_and_back(adapters: LoraManager) -> None:
         for key, lora in loras.items():
-            adapters.leave(mix_of(adapters, key, lora))
+            adapters.release(mix_of(adapters, key, lora))
 
     ways: dict[str, Callable[[], Any]] = {
-        "step": partial(Stepper(checkpoint).step, make_drafts(checkpoint, SIZE, batch=1, steps=4)),
-        "copied": partial(there_and_back, Adapters(make_bank(checkpoint.transformer, rank))),
-        "resident": partial(there_and_back, Adapters(make_bank(checkpoint.transformer, 2 * rank))),
+        "step": partial(Denoiser(checkpoint).step, make_drafts(checkpoint, SIZE, batch=1, steps=4)),
+        "copied": partial(there_and_back, LoraManager(make_bank(checkpoint.transformer, rank))),
+        "resident": partial(there_and_back, LoraManager(make_bank(checkpoint.transformer, 2 * rank))),
     }
     best_s = {name: min(spent_s) for name, spent_s in take_turns(ways, seconds, f"switch in {precision}").items()}
     in_steps = {name: round(best_s[name] / 2 / best_s["step"], 4) for name in ("copied", "resident")}
@@ -58,20 +58,24 @@ def mixing(precision: Precision, rank: int, seconds: float, steps: int, loras: i
     names = [f"lora {image % loras}" for image in range(images)]
     jobs = [make_job(steps, {name: weights[name]}, seeds=(image,)) for image, name in enumerate(names)]
     ways = {
-        "mixed": partial(_draw, Loop(checkpoint, PoolSettings(model="", mix_loras=True), Watch()), jobs),
-        "apart": partial(_draw, Loop(checkpoint, PoolSettings(model="", mix_loras=False), Watch()), jobs),
+        "mixed": partial(
+            _draw, Scheduler(checkpoint, PoolSettings(model="", batch_across_loras=True), Watchdog()), jobs
+        ),
+        "apart": partial(
+            _draw, Scheduler(checkpoint, PoolSettings(model="", batch_across_loras=False), Watchdog()), jobs
+        ),
     }
     spent_s = take_turns(ways, seconds, f"mixing in {precision}")
     rates = {name: round(images / min(times_s), 3) for name, times_s in spent_s.items()}
     return {"pictures_per_s": rates, "extra_apart": extra(spent_s["mixed"], spent_s["apart"])}
 
 
-def _draw(loop: Loop, jobs: list[Job]) -> None:
+def _draw(loop: Scheduler, jobs: list[GenerationRequest]) -> None:
     ends: list[Any] = []
-    loop.admit([Task(number, job, ends.append) for number, job in enumerate(jobs)], ())
+    loop.add([RequestState(number, job, ends.append) for number, job in enumerate(jobs)], ())
     while loop.busy:
-        loop.round()
-    assert sum(isinstance(event, Done) for event in ends) == len(jobs)
+        loop.step()
+    assert sum(isinstance(event, Completed) for event in ends) == len(jobs)
 
 
 def memory(rank: int, loras: int, fitting: int) -> dict[str, Any]:
@@ -93,7 +97,7 @@ def _peak(rank: int, loras: int, fitting: int) -> dict[str, Any]:
     torch.set_num_threads(1)
     checkpoint = make_checkpoint("embedded", "bf16", "cpu")
     bank = make_bank(checkpoint.transformer, fitting * rank)
-    loop = Loop(replace(checkpoint, low_rank=bank), PoolSettings(model=""), Watch())
+    loop = Scheduler(replace(checkpoint, lora_slots=bank), PoolSettings(model=""), Watchdog())
     for number in [*range(loras), *range(loras)] or [0]:
         weights = {f"lora {number}": random_lora(checkpoint.transformer, rank, number)} if loras else {}
         _draw(loop, [make_job(1, weights, size=(64, 64))])
@@ -101,8 +105,8 @@ def _peak(rank: int, loras: int, fitting: int) -> dict[str, Any]:
             print(f"memory: LoRA {number} of {loras}, room for {fitting}", file=sys.stderr, flush=True)
     return {
         "peak_mb": round(_peak_bytes() / MEGABYTE, 1),
-        "bank_mb": round((bank.rows + 1) * bank.row_bytes / MEGABYTE, 1),
-        "copies": loop.adapters.copies,
+        "bank_mb": round((bank.count + 1) * bank.slot_bytes / MEGABYTE, 1),
+        "copies": loop.loras.loads,
     }
 
 

@@ -8,8 +8,8 @@ import torch
 from diffusers import AutoencoderKL, FluxTransformer2DModel
 from transformers import CLIPTextConfig, CLIPTextModel, T5Config, T5EncoderModel
 
-from tiny import weights
-from tiny.tokenizers import CLIP_TOKENS
+from test_checkpoints import weights
+from test_checkpoints.tokenizers import CLIP_TOKENS
 
 LATENT_CHANNELS = 16
 _PATCH = 2
@@ -31,7 +31,7 @@ class Geometry:
     text_width: int = 64
     pooled_width: int = 64
     text_layers: int = 2
-    text_tokens: int = 128
+    max_sequence_length: int = 128
     """Longest prompt in T5 tokens."""
     vae_widths: tuple[int, ...] = (8, 16, 16, 16)
     """Channels of each stage; every stage after the first halves both sides."""

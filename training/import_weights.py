@@ -1,4 +1,4 @@
-"""Takes up what comes along, to be trained on: `python -m training.adopt --runs runs`, `training.export` backwards.
+"""Imports the shipped models for further training: `python -m training.import_weights --runs runs`.
 
 Then `training.transformer --last` goes on with the base, and `training.distil` gives the students what they knew
 before. Optimizers begin anew. Knows nothing of lessons or losses.
@@ -11,7 +11,7 @@ import torch
 from diffusers import AutoencoderKL, FluxTransformer2DModel
 from transformers import CLIPTextModel, T5EncoderModel
 
-from serve.model_specs import MODELS
+from serve.model_specs import EMBEDDED_MODELS_FOLDER
 from training.encoders import Encoders
 from training.transformer import build, start_file
 
@@ -71,7 +71,7 @@ def go_ahead(base: FluxTransformer2DModel, student: FluxTransformer2DModel, ahea
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--models", type=Path, default=MODELS)
+    parser.add_argument("--models", type=Path, default=EMBEDDED_MODELS_FOLDER)
     parser.add_argument("--runs", type=Path, default=Path("runs"))
     arguments = parser.parse_args()
     adopt(arguments.models, arguments.runs)

@@ -6,12 +6,12 @@ from typing import Any
 import torch
 from torch import nn
 
-from serve.engine.lora_manager import Adapters, Mix
-from serve.engine.lora_slots import LowRankBank
-from serve.engine.request import Job
+from serve.engine.lora_manager import ActiveLoras, LoraManager
+from serve.engine.lora_slots import LoraSlots
+from serve.engine.request import GenerationRequest
 from serve.lora.weights import LoraWeights, LowRank
 from serve.model_specs import Size
-from serve.plan import LoraUse, Plan
+from serve.plan import Plan, PlannedLora
 
 SIZE: Size = (512, 512)
 SCALE = 0.8
@@ -32,26 +32,26 @@ def random_lora(transformer: nn.Module, rank: int, seed: int) -> LoraWeights:
     return LoraWeights(transformer=layers, clip={})
 
 
-def make_bank(transformer: nn.Module, rows: int) -> LowRankBank:
+def make_bank(transformer: nn.Module, rows: int) -> LoraSlots:
     """Room for LoRAs whose ranks add up to `rows`, and for no more."""
     linears = [module for module in transformer.modules() if isinstance(module, nn.Linear)]
     row_bytes = sum((linear.in_features + linear.out_features) * linear.weight.dtype.itemsize for linear in linears)
-    return LowRankBank({"transformer": transformer}, (rows + 1) * row_bytes)
+    return LoraSlots({"transformer": transformer}, (rows + 1) * row_bytes)
 
 
-def mix_of(adapters: Adapters, key: str, lora: LoraWeights) -> Mix:
+def mix_of(adapters: LoraManager, key: str, lora: LoraWeights) -> ActiveLoras:
     """What a job with this LoRA draws with, brought to the device if it is not there."""
-    mix = adapters.take([LoraUse(key=key, scale=SCALE)], {key: lora})
+    mix = adapters.acquire([PlannedLora(key=key, scale=SCALE)], {key: lora})
     assert mix is not None
     return mix
 
 
-def resident(bank: LowRankBank, transformer: nn.Module, rank: int) -> Mix:
+def resident(bank: LoraSlots, transformer: nn.Module, rank: int) -> ActiveLoras:
     """One LoRA that lies on the device."""
-    return mix_of(Adapters(bank), "resident", random_lora(transformer, rank, seed=0))
+    return mix_of(LoraManager(bank), "resident", random_lora(transformer, rank, seed=0))
 
 
-def make_job(steps: int, loras: Mapping[str, LoraWeights], size: Size = SIZE, **fields: Any) -> Job:
+def make_job(steps: int, loras: Mapping[str, LoraWeights], size: Size = SIZE, **fields: Any) -> GenerationRequest:
     width, height = size
     plan: dict[str, Any] = {
         "pool": "",
@@ -66,6 +66,6 @@ def make_job(steps: int, loras: Mapping[str, LoraWeights], size: Size = SIZE, **
         "output_quality": 80,
         "check_safety": False,
         "max_megapixels": width * height / 1e6,
-        "loras": tuple(LoraUse(key=key, scale=SCALE) for key in loras),
+        "loras": tuple(PlannedLora(key=key, scale=SCALE) for key in loras),
     }
-    return Job(Plan(**plan | fields), loras=loras)
+    return GenerationRequest(Plan(**plan | fields), loras=loras)

@@ -8,12 +8,12 @@ import torch
 from diffusers import AutoencoderKL
 
 from tests.training.autoencoders import fresh_autoencoder
-from training.bank import Shelf
 from training.curriculum import LESSONS, LETTERS, PAPERS, STAGES, STEADY, one_of, stage_at
 from training.drawings.sampling import Mixture
+from training.latent_cache import Shelf
 from training.latents import STRIDE_PX, decode, encode
 from training.machine import CPU
-from training.paper import Paper
+from training.padding import Paper
 from training.squares import SIDE
 from training.teacher import TOKENS, pictures_of
 from training.vocabulary import TEXT_TOKENS

@@ -3,7 +3,7 @@
 import torch
 
 from training.flow import schedule, shift
-from training.journey import Journey, even_marks, warped_marks
+from training.rollout import Journey, even_marks, warped_marks
 
 
 def test_it_arrives_where_a_true_velocity_leads() -> None:

@@ -1,0 +1,1 @@
+"""Evaluates the quality of the small models: what a recognizer reads in their images."""
