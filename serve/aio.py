@@ -7,9 +7,9 @@ from contextlib import asynccontextmanager
 
 @asynccontextmanager
 async def first_error_task_group() -> AsyncGenerator[asyncio.TaskGroup, None]:
-    """A group of tasks, all ended with the block. The first failure ends the others, and is raised itself."""
+    """An `asyncio.TaskGroup` that raises the first error of its tasks itself, not as an `ExceptionGroup`."""
     try:
         async with asyncio.TaskGroup() as group:
             yield group
-    except ExceptionGroup as failures:
-        raise failures.exceptions[0] from None
+    except ExceptionGroup as errors:
+        raise errors.exceptions[0] from None

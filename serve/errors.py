@@ -1,35 +1,36 @@
-"""Every failure a caller can meet, and the HTTP answer it becomes. Imports nothing of ours.
+"""Every error that a caller can get, and its HTTP status.
 
 ServiceError
-├── MalformedBody            400  the body is no JSON
+├── MalformedBody      400  the body is not JSON
 ├── Unauthenticated    401
 ├── NotFound           404
 ├── BodyTooLarge       413
-├── InvalidInput       422  inputs that can never succeed; names every faulty field at once
+├── InvalidInput       422  inputs that can never succeed; lists every invalid field
 ├── UnknownVersion     422  no served model has this version
-├── PoolFull           429  come back after `retry_after_s`
-├── NotReady           503  start-up is not over, or the service is stopping
-└── PredictionFailed   500  an accepted prediction ended without pictures
-    ├── FetchFailed         a URL of the request could not be had
-    ├── InvalidImage      what was fetched is no picture we take
-    ├── InvalidLora         what was fetched are no LoRA weights that fit the model
-    ├── LorasTooLarge       a device has no room for the LoRAs of one prediction together
-    ├── LorasMissing        between replica and engine: weights that were counted on left the device; bring them
-    ├── StorageFailed       the pictures were drawn and could not be kept
-    ├── AllImagesFlagged          every picture was flagged by the safety checker
-    └── EngineFailed        our fault: the cause is in the log, not in the message
+├── PoolFull           429  retry after `retry_after_s`
+├── NotReady           503  the service is starting or stopping
+└── PredictionFailed   500  an accepted prediction ended without images
+    ├── FetchFailed           a URL of the request could not be fetched
+    ├── InvalidImage          an input image cannot be decoded or is not accepted
+    ├── InvalidLora           a file is not a LoRA that fits the model
+    ├── LorasTooLarge         the LoRAs of one prediction do not fit on a device together
+    ├── LorasMissing          from replica to runner only: weights could not be read and must be loaded again
+    ├── StorageFailed         the images were generated and could not be stored
+    ├── AllImagesFlagged      the safety checker flagged every image
+    └── EngineFailed          an internal error: the log has the cause, the message does not
 
-ModelLoadError is apart: it fails a replica's start-up, is read by operators, and has no HTTP status.
+`ModelLoadError` is not a `ServiceError`: it fails a replica's start-up and is read by operators.
 
-Every constructor passes all its arguments positionally to `super().__init__`: only then does an error survive pickling
-between a replica and its caller. Messages are read by users: no traceback, path, address or token belongs in one.
+Every constructor passes all its arguments positionally to `super().__init__`, since only then an error survives
+pickling between a replica and its caller. Callers read the messages: they must not contain tracebacks, paths,
+addresses or tokens.
 """
 
 from typing import NamedTuple
 
 
 class FieldError(NamedTuple):
-    """One faulty input: which field, what is wrong with it, and the kind of fault as a short word for programs."""
+    """One invalid field. `kind` is a short identifier for programs, in pydantic's style."""
 
     field: str
     message: str
@@ -37,14 +38,14 @@ class FieldError(NamedTuple):
 
 
 class ServiceError(Exception):
-    """Root of the family. `status` is the HTTP status, `title` the short name in `application/problem+json`."""
+    """Base class. `status` is the HTTP status, `title` the title in `application/problem+json`."""
 
     status = 500
     title = "Internal server error"
 
     @property
     def retry_after_s(self) -> float | None:
-        """Seconds after which asking again makes sense, or None."""
+        """Seconds after which a retry makes sense, or None."""
         return None
 
 
@@ -119,7 +120,7 @@ class PoolFull(ServiceError):
         return self.retry_after
 
     def __str__(self) -> str:
-        return f"the pool {self.pool!r} is full, try again in {self.retry_after:g} s"
+        return f"the pool {self.pool!r} is full; try again in {self.retry_after:g} s"
 
 
 class NotReady(ServiceError):
@@ -132,7 +133,7 @@ class PredictionFailed(ServiceError):
 
 
 class FetchFailed(PredictionFailed):
-    """`what` names the URL without its query and credentials, `why` the reason a user can act on."""
+    """`what` is the URL without its query and credentials, `why` a reason that the caller can act on."""
 
     def __init__(self, what: str, why: str) -> None:
         super().__init__(what, why)
@@ -144,7 +145,7 @@ class FetchFailed(PredictionFailed):
 
 
 class InvalidImage(PredictionFailed):
-    """`field` is the input that held the picture, `why` the reason."""
+    """`field` is the input that contained the image, `why` the reason."""
 
     def __init__(self, field: str, why: str) -> None:
         super().__init__(field, why)
@@ -156,7 +157,7 @@ class InvalidImage(PredictionFailed):
 
 
 class InvalidLora(PredictionFailed):
-    """`what` names the LoRA as its caller did, without secrets, `why` the reason a user can act on."""
+    """`what` names the LoRA as its caller did, without secrets, `why` a reason that the caller can act on."""
 
     def __init__(self, what: str, why: str) -> None:
         super().__init__(what, why)
@@ -168,7 +169,7 @@ class InvalidLora(PredictionFailed):
 
 
 class LorasTooLarge(PredictionFailed):
-    """`rank` is that of all LoRAs together, `room` how much a device of the pool has."""
+    """`rank` is the total rank of the LoRAs, `capacity` the rank that fits on a device of the pool."""
 
     def __init__(self, rank: int, room: int) -> None:
         super().__init__(rank, room)
@@ -182,14 +183,14 @@ class LorasTooLarge(PredictionFailed):
 
 
 class LorasMissing(PredictionFailed):
-    """`keys` are the LoRAs that neither lie on the device nor came with the job: send it again with all of its own."""
+    """`keys` are the weights that are neither resident on the device nor came with the request."""
 
     def __init__(self, keys: tuple[str, ...]) -> None:
         super().__init__(keys)
         self.keys = keys
 
     def __str__(self) -> str:
-        return "the weights of a LoRA were not at hand; send the request again"
+        return "the weights of a LoRA were lost; send the request again"
 
 
 class StorageFailed(PredictionFailed):
@@ -197,7 +198,7 @@ class StorageFailed(PredictionFailed):
         super().__init__()
 
     def __str__(self) -> str:
-        return "the picture could not be stored; the operator's log has the cause"
+        return "the image could not be stored; the operator's log has the cause"
 
 
 class AllImagesFlagged(PredictionFailed):
@@ -214,7 +215,8 @@ class EngineFailed(PredictionFailed):
 
 
 class ModelLoadError(Exception):
-    """A model cannot be loaded. `source` is what the settings name, `why` the reason and what an operator can do."""
+    """A model cannot be loaded. `source` is its source in the settings, `why` the reason and what the operator can
+    do."""
 
     def __init__(self, source: str, why: str) -> None:
         super().__init__(source, why)
@@ -222,7 +224,7 @@ class ModelLoadError(Exception):
         self.why = why
 
     def __str__(self) -> str:
-        return f"cannot use the model {self.source}: {self.why}"
+        return f"cannot load the model {self.source}: {self.why}"
 
 
 def public_error(error: BaseException) -> ServiceError | None:

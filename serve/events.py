@@ -1,7 +1,6 @@
-"""What a replica tells about a prediction while it works: plain values and encoded bytes, in the order they happen.
+"""Events of a prediction, streamed from a replica to the ingress in the order they happen.
 
-Knows nothing of Ray, torch or HTTP; both ends of a pool handle import it. A stream of events ends with `Finished`, or
-with an error of `serve.errors` raised through the handle.
+A stream ends with `Finished`, or with an error of `serve.errors` raised through the handle.
 """
 
 from dataclasses import dataclass, field
@@ -9,15 +8,15 @@ from dataclasses import dataclass, field
 
 @dataclass(frozen=True, slots=True)
 class Started:
-    """The first denoising step is about to run; until then the prediction waited for its turn."""
+    """The first denoising step is about to run."""
 
     notes: tuple[str, ...] = ()
-    """What only the work showed and the caller should know, such as a prompt that was cut. One log line each."""
+    """Warnings for the caller that only the work showed, such as a truncated prompt: one log line each."""
 
 
 @dataclass(frozen=True, slots=True)
 class StepDone:
-    """Image `image` has done `done` of its `total` denoising steps. A replica does not tell of every one."""
+    """Image `image` has done `step` of its `total` denoising steps. Not every step is reported."""
 
     image: int
     step: int
@@ -26,28 +25,27 @@ class StepDone:
 
 @dataclass(frozen=True, slots=True)
 class ImageFinished:
-    """Image `image` is finished, passed the safety check, and is encoded as the plan asked."""
+    """Image `image` passed the safety check and is encoded in the planned format."""
 
     image: int
     content: bytes
-    media_type: str
 
 
 @dataclass(frozen=True, slots=True)
 class ImageFlagged:
-    """Image `image` is finished, and was withheld by the safety checker."""
+    """Image `image` was withheld by the safety checker."""
 
     image: int
 
 
 @dataclass(frozen=True, slots=True)
 class Finished:
-    """Every image was told of. `stages_ms` has the wall time of: queue, lora, text, encode_image, denoise, decode,
-    safety, encode (stages that did not run are left out)."""
+    """Every image was reported."""
 
     stages_ms: dict[str, float] = field(default_factory=dict)
+    """Wall time of the stages that ran: queue, lora, text, encode_image, denoise, decode, safety, encode."""
     mean_batch: float = 0.0
-    """Images that shared a transformer pass with this prediction's, itself included, on average over its steps."""
+    """Images per batch, averaged over the steps of this prediction, its own images included."""
 
 
 Event = Started | StepDone | ImageFinished | ImageFlagged | Finished

@@ -1,6 +1,6 @@
-"""The one way in: the ASGI application with all faces behind one door, and the same predictions by Python handle.
+"""The ingress deployment: serves the HTTP APIs, and predictions by Python handle.
 
-Composes what one ingress process needs; Ray hands it the pools' handles. Decides nothing itself.
+Builds everything that one ingress process needs.
 """
 
 import asyncio
@@ -34,12 +34,12 @@ from serve.predictions.store import MemoryStore
 from serve.settings import Settings, read_secrets
 
 READY_POLL_S = 0.5
-CLOSE_GRACE_S = 60.0
-SWEEP_EVERY_S = 60.0
+SHUTDOWN_GRACE_S = 60.0
+SWEEP_PERIOD_S = 60.0
 
 
 class Ingress:
-    """Takes predictions once every pool is healthy; a pool that may have no replicas counts as healthy without one."""
+    """Accepts predictions once every pool is healthy; a pool that may scale to zero is healthy without replicas."""
 
     def __init__(self, settings: Settings, handles: Mapping[str, DeploymentHandle]) -> None:
         self._settings = settings
@@ -50,17 +50,17 @@ class Ingress:
         check_aliases(settings.lora)
         self._outputs = OutputStore(settings.outputs)
         self._fetcher = UrlFetcher(settings.fetch)
-        pictures = InputImages(settings, self._fetcher)
+        input_images = InputImages(settings, self._fetcher)
         store = MemoryStore(settings.max_records, settings.record_max_age_s)
         pools = {name: PoolClient(name, handle) for name, handle in handles.items()}
-        self._loras = LoraCacheClient(settings, serve.get_replica_context().app_name)
-        runner = PredictionRunner(store, pools, pictures, self._loras, self._outputs)
-        self._desk = PredictionService(settings, store, runner, pictures)
+        self._lora_cache = LoraCacheClient(settings, serve.get_replica_context().app_name)
+        runner = PredictionRunner(store, pools, input_images, self._lora_cache, self._outputs)
+        self._predictions = PredictionService(settings, store, runner, input_images)
         self._pools = tuple(handles)
-        self._opened = asyncio.Event()
+        self._ready = asyncio.Event()
 
     def __serve_build_asgi_app__(self) -> Starlette:
-        shared = (self._desk, self._outputs, self._settings)
+        shared = (self._predictions, self._outputs, self._settings)
         return Starlette(
             routes=[
                 *replicate.routes(*shared),
@@ -69,63 +69,63 @@ class Ingress:
             ],
             middleware=[Middleware(ErrorMiddleware), Middleware(AuthMiddleware, token=self._token)],
             exception_handlers={HTTPException: http_exception},
-            lifespan=self._open_and_close,
+            lifespan=self._lifespan,
         )
 
     async def wait_until_open(self) -> None:
-        """Returns when predictions are taken."""
-        await self._opened.wait()
+        """Returns when predictions are accepted."""
+        await self._ready.wait()
 
     async def predict(self, inputs: Mapping[str, Any], version: str | None = None) -> dict[str, Any]:
-        """The prediction for `inputs` at its end, as `/v1` shows it; a caller who leaves cancels it.
+        """Runs a prediction and returns it as `/v1` shows it. Cancelling the call cancels the prediction.
 
         Raises `InvalidInput`, `PoolFull`, `NotReady` or `UnknownVersion` of `serve.errors`.
         """
-        async with self._desk.create_attached(inputs, resolve_version(self._settings, version)) as prediction:
-            return await self._body(await self._desk.wait(prediction.id))
+        async with self._predictions.create_attached(inputs, resolve_version(self._settings, version)) as prediction:
+            return await self._to_json(await self._predictions.wait(prediction.id))
 
     async def stream(
         self, inputs: Mapping[str, Any], version: str | None = None
     ) -> AsyncGenerator[dict[str, Any], None]:
-        """The prediction as it is accepted, and after every change to its end. Raises as `predict` does."""
-        async with self._desk.create_attached(inputs, resolve_version(self._settings, version)) as prediction:
-            async for state in self._desk.watch(prediction.id):
-                yield await self._body(state)
+        """Runs a prediction and yields it when it is accepted and after every change. Raises as `predict` does."""
+        async with self._predictions.create_attached(inputs, resolve_version(self._settings, version)) as prediction:
+            async for state in self._predictions.watch(prediction.id):
+                yield await self._to_json(state)
 
-    async def _body(self, prediction: Prediction) -> dict[str, Any]:
+    async def _to_json(self, prediction: Prediction) -> dict[str, Any]:
         return await prediction_json(prediction, self._outputs, self._settings)
 
     @asynccontextmanager
-    async def _open_and_close(self, app: Starlette) -> AsyncGenerator[None, None]:
-        chores = self._open_when_pools_are_healthy(), self._sweep(), self._keep_loras()
-        keeping = [asyncio.create_task(work) for work in chores]
+    async def _lifespan(self, app: Starlette) -> AsyncGenerator[None, None]:
+        background = self._wait_for_pools(), self._sweep_outputs(), self._keep_lora_cache_alive()
+        tasks = [asyncio.create_task(work) for work in background]
         yield
-        for task in keeping:
+        for task in tasks:
             task.cancel()
-        await self._desk.close(CLOSE_GRACE_S)
+        await self._predictions.close(SHUTDOWN_GRACE_S)
         await self._fetcher.aclose()
         await self._outputs.aclose()
 
-    async def _open_when_pools_are_healthy(self) -> None:
+    async def _wait_for_pools(self) -> None:
         application = serve.get_replica_context().app_name
         while not await asyncio.to_thread(_are_healthy, application, self._pools):
             await asyncio.sleep(READY_POLL_S)
-        self._desk.open()
-        self._opened.set()
+        self._predictions.open()
+        self._ready.set()
 
-    async def _keep_loras(self) -> None:
-        """Only once it is open: the cache then starts beside the first predictions, and not beside the models."""
-        await self._opened.wait()
-        await self._loras.keep_alive()
+    async def _keep_lora_cache_alive(self) -> None:
+        # Only once the service is ready: the cache then does not compete with the loading of the models.
+        await self._ready.wait()
+        await self._lora_cache.keep_alive()
 
-    async def _sweep(self) -> None:
+    async def _sweep_outputs(self) -> None:
         while True:
-            await asyncio.sleep(SWEEP_EVERY_S)
+            await asyncio.sleep(SWEEP_PERIOD_S)
             await self._outputs.sweep()
 
 
 def _are_healthy(application: str, pools: Sequence[str]) -> bool:
-    """Whether every pool has the replicas that it is meant to have; none, where none is enough."""
+    """Whether every pool has its target number of replicas, which may be zero."""
     status = serve.status().applications.get(application)
     deployments = status.deployments if status else {}
     return all(name in deployments and deployments[name].status == DeploymentStatus.HEALTHY for name in pools)

@@ -78,7 +78,7 @@ class LoraCacheActor:
         self._loader.close()
 
     async def _geometry(self, model: str) -> ModelGeometry:
-        from serve.engine.checkpoint import read_geometry
+        from serve.engine.checkpoint_files import read_geometry
 
         if model not in self._geometries:
             row = self._settings.models[model]

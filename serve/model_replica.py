@@ -1,8 +1,4 @@
-"""One worker of a pool: a plan, pictures and LoRAs in, events out. A plain class, which Ray Serve makes replicas of.
-
-Owns an engine, and what is done to a picture once it has left the device: the safety check and the encoding, off the
-event loop and off the engine's thread. Knows nothing of HTTP, records or other replicas.
-"""
+"""A replica of a pool: generates the images of predictions on one device. Ray Serve makes replicas of this class."""
 
 import asyncio
 import logging
@@ -14,132 +10,151 @@ from typing import TYPE_CHECKING
 
 from ray.exceptions import RayError
 
-from serve.engine.request import Completed, Failed, GenerationRequest, ImageArray, ImageReady, MaskArray
+from serve.engine.request import Completed, Failed, GenerationRequest, ImageReady, LoraRequest
 from serve.errors import LorasMissing
 from serve.events import Event, Finished, ImageFinished, ImageFlagged, Started, StepDone
 from serve.lora.reference import ResolvedLora
 from serve.lora_cache import BlockRef
 from serve.media.encode import encode_image
+from serve.model_specs import ImageArray, MaskArray
 from serve.plan import Plan
 from serve.settings import Settings, read_secrets
 
 if TYPE_CHECKING:
     from serve.lora.weights import LoraWeights
 
-FINISHING_THREADS = 2
+POSTPROCESSING_THREADS = 2
 LORA_READ_TIMEOUT_S = 60.0
-"""For a LoRA that must first come from the memory of another node."""
+"""For a LoRA that must first be copied from another node."""
 
 log = logging.getLogger(__name__)
 
 
 class ModelReplica:
-    """Ready when its constructor returns: the checkpoint is loaded and every size of the pool was drawn once."""
+    """Ready when its constructor returns: the checkpoint is loaded and every warm-up size was generated once."""
 
     def __init__(self, settings: Settings, pool: str) -> None:
-        # Imported where models are: who only deploys this starts seconds sooner without torch.
+        # Imported here, so that processes which only deploy this class start seconds sooner, without torch.
         from serve.engine.checkpoint import load_checkpoint
         from serve.engine.engine import Engine
         from serve.engine.safety_checker import build_checker
 
-        row = settings.pools[pool]
+        pool_settings = settings.pools[pool]
         token = read_secrets().hf_token
         hf_token = token.get_secret_value() if token else None
         self._checker = build_checker(settings.safety, hf_token)
-        self._finishers = ThreadPoolExecutor(FINISHING_THREADS, thread_name_prefix="finish")
-        checkpoint = load_checkpoint(settings.models[row.model], row, hf_token)
-        self._engine = Engine(checkpoint, row)
+        self._postprocessors = ThreadPoolExecutor(POSTPROCESSING_THREADS, thread_name_prefix="postprocess")
+        checkpoint = load_checkpoint(settings.models[pool_settings.model], pool_settings, hf_token)
+        self._engine = Engine(checkpoint, pool_settings)
         self._engine.start()
-        self._engine.warm_up(row.warmup_sizes)
+        self._engine.warm_up(pool_settings.warmup_sizes)
 
     async def generate(
         self,
         plan: Plan,
-        picture: ImageArray | None = None,
+        image: ImageArray | None = None,
         mask: MaskArray | None = None,
         loras: Sequence[ResolvedLora[BlockRef]] = (),
     ) -> AsyncGenerator[Event, None]:
         """The events of one prediction; `Finished` is the last.
 
-        `picture` is uint8 [height, width, 3] and `mask` uint8 [height, width] (white repaints), both of the plan's
-        size; `loras` are all that the plan names. Closing the generator, or cancelling who waits for it, ends the work
-        within one denoising step; the caller's slot is kept until the engine has let go of it. Raises `ServiceError`.
+        `image` is uint8 [height, width, 3] and `mask` uint8 [height, width] (white is repainted), both of the plan's
+        size; `loras` are all LoRAs of the plan. Closing the generator, or cancelling its consumer, ends the work within
+        one denoising step; the caller's slot is held until the engine has dropped the request. Raises `ServiceError`.
         """
-        course = self._engine.stream(GenerationRequest(plan, picture, mask, await self._carry(loras)))
-        finishing: list[asyncio.Task[Event]] = []
-        spent_ms: dict[str, float] = {}
+        events = self._engine.stream(_engine_request(plan, image, mask, await self._read_weights(loras)))
+        postprocessing: list[asyncio.Task[Event]] = []
+        stages_ms: dict[str, float] = {}
         try:
-            async for event in course:
+            async for event in events:
                 match event:
                     case ImageReady():
-                        finishing.append(asyncio.create_task(self._finish(event, plan, spent_ms)))
+                        postprocessing.append(asyncio.create_task(self._postprocess(event, plan, stages_ms)))
                     case Completed():
-                        for ready in asyncio.as_completed(finishing):
-                            yield await ready
-                        yield Finished(event.stages_ms | spent_ms, event.mean_batch)
+                        for finished in asyncio.as_completed(postprocessing):
+                            yield await finished
+                        yield Finished(event.stages_ms | stages_ms, event.mean_batch)
                     case Failed():
                         raise event.error
                     case Started() | StepDone():
                         yield event
         finally:
-            for task in finishing:
+            for task in postprocessing:
                 task.cancel()
-            await course.cancel()
+            await events.cancel()
 
-    async def _carry(self, loras: Sequence[ResolvedLora[BlockRef]]) -> "dict[str, LoraWeights]":
-        """The weights, also of those that lie on the device, which may let go of them until the job's turn comes.
+    async def _read_weights(self, loras: Sequence[ResolvedLora[BlockRef]]) -> "dict[str, LoraWeights]":
+        """The weights of all LoRAs by key, resident ones included: they may be evicted before the request's turn.
 
-        A block on this node is read where it lies. Raises `LorasMissing` for what cannot be read: its owner died.
+        A block on this node is read in place. Raises `LorasMissing` for one that cannot be read since its owner died.
         """
         from serve.lora.weights import unpack
 
-        carried = {}
+        weights = {}
         for lora in loras:
             key, (block,) = lora.metadata.key, lora.handle.block
             try:
                 async with asyncio.timeout(LORA_READ_TIMEOUT_S):
-                    carried[key] = unpack(await block)
+                    weights[key] = unpack(await block)
             except (RayError, TimeoutError) as error:
                 log.warning("the weights of a LoRA could not be read: %s", type(error).__name__)
                 raise LorasMissing((key,)) from None
-        return carried
+        return weights
 
-    async def _finish(self, pixels: ImageReady, plan: Plan, spent_ms: dict[str, float]) -> ImageFinished | ImageFlagged:
-        """The picture as it leaves the replica; what it took is added to `spent_ms`."""
-        told, took_ms = await asyncio.get_running_loop().run_in_executor(
-            self._finishers, self._check_and_encode, pixels, plan
+    async def _postprocess(
+        self, image: ImageReady, plan: Plan, stages_ms: dict[str, float]
+    ) -> ImageFinished | ImageFlagged:
+        """Checks and encodes an image in a thread; adds the time to `stages_ms`."""
+        event, times_ms = await asyncio.get_running_loop().run_in_executor(
+            self._postprocessors, self._check_and_encode, image, plan
         )
-        for stage, milliseconds in took_ms.items():
-            spent_ms[stage] = spent_ms.get(stage, 0.0) + milliseconds
-        return told
+        for stage, milliseconds in times_ms.items():
+            stages_ms[stage] = stages_ms.get(stage, 0.0) + milliseconds
+        return event
 
-    def _check_and_encode(
-        self, pixels: ImageReady, plan: Plan
-    ) -> tuple[ImageFinished | ImageFlagged, dict[str, float]]:
-        begun = time.perf_counter()
-        picture = pixels.to_host()
-        flagged = plan.check_safety and self._flag(picture)
-        checked = time.perf_counter()
-        took_ms = {"safety": 1000 * (checked - begun)}
+    def _check_and_encode(self, image: ImageReady, plan: Plan) -> tuple[ImageFinished | ImageFlagged, dict[str, float]]:
+        start_s = time.perf_counter()
+        array = image.to_host()
+        flagged = plan.check_safety and self._is_flagged(array)
+        checked_s = time.perf_counter()
+        times_ms = {"safety": 1000 * (checked_s - start_s)}
         if flagged:
-            return ImageFlagged(pixels.image), took_ms
-        content, media_type = encode_image(picture, plan.output_format, plan.output_quality)
-        took_ms["encode"] = 1000 * (time.perf_counter() - checked)
-        return ImageFinished(pixels.image, content, media_type), took_ms
+            return ImageFlagged(image.image), times_ms
+        content, _ = encode_image(array, plan.output_format, plan.output_quality)
+        times_ms["encode"] = 1000 * (time.perf_counter() - checked_s)
+        return ImageFinished(image.image, content), times_ms
 
-    def _flag(self, picture: ImageArray) -> bool:
-        """Asks the checker, which on a device must share the engine's thread."""
+    def _is_flagged(self, array: ImageArray) -> bool:
+        """Calls the safety checker; one on a device must share the engine's thread."""
         if self._checker.on_device:
-            return self._engine.run_on_device(lambda: self._checker.is_flagged(picture)).result()
-        return self._checker.is_flagged(picture)
+            return self._engine.run_on_device(lambda: self._checker.is_flagged(array)).result()
+        return self._checker.is_flagged(array)
 
     def stats(self) -> dict[str, float]:
-        """The engine's counters since it started."""
-        counters = self._engine.stats
-        return {**asdict(counters), "mean_batch": counters.mean_batch}
+        """The engine's statistics since it started."""
+        stats = self._engine.stats
+        return {**asdict(stats), "mean_batch": stats.mean_batch}
 
     def check_health(self) -> None:
-        """Raises when the engine's thread has died, or hangs in one piece of work."""
-        pulse = self._engine.health
-        if not pulse.healthy:
-            raise RuntimeError(f"the engine is stuck: {pulse}")
+        """Raises RuntimeError if the engine's thread has died or hangs."""
+        health = self._engine.health
+        if not health.healthy:
+            raise RuntimeError(f"the engine is stuck: {health}")
+
+
+def _engine_request(
+    plan: Plan, image: ImageArray | None, mask: MaskArray | None, weights: "dict[str, LoraWeights]"
+) -> GenerationRequest:
+    assert plan.size is not None, "the plan is not complete"
+    return GenerationRequest(
+        prompt=plan.prompt,
+        size=plan.size,
+        steps=plan.steps,
+        seeds=plan.seeds,
+        guidance=plan.guidance,
+        strength=plan.strength,
+        image=image,
+        mask=mask,
+        loras=tuple(LoraRequest(lora.weights_key, lora.scale) for lora in plan.loras if lora.weights_key is not None),
+        lora_weights=weights,
+    )

@@ -8,37 +8,31 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
+import numpy as np
+from numpy.typing import NDArray
+
 VariantName = Literal["dev", "schnell"]
 
 
 @dataclass(frozen=True, slots=True)
 class ModelSpec:
-    """A trained kind of FLUX, as its authors published it."""
+    """A model variant of FLUX.1, as its authors published it."""
 
-    repository: str
-    revision: str
-    licence: str
     guidance_embeds: bool
-    """Has a guidance embedding, so `guidance_scale` means something."""
+    """The transformer has a guidance embedding, so `guidance_scale` has an effect."""
     recommended_steps: int
-    """Steps after which more no longer pay."""
+    """More steps than this bring little."""
     max_sequence_length: int
-    """Longest prompt in T5 tokens that it was trained on."""
+    """Longest prompt, in T5 tokens, that the model was trained on."""
 
 
 MODEL_SPECS: dict[VariantName, ModelSpec] = {
     "dev": ModelSpec(
-        repository="black-forest-labs/FLUX.1-dev",
-        revision="3de623fc3c33e44ffbe2bad470d0f45bccf2eb21",
-        licence="FLUX.1 [dev] Non-Commercial License",
         guidance_embeds=True,
         recommended_steps=28,
         max_sequence_length=512,
     ),
     "schnell": ModelSpec(
-        repository="black-forest-labs/FLUX.1-schnell",
-        revision="741f7c3ce8b383c54771c7003378a50191e9efe9",
-        licence="Apache-2.0",
         guidance_embeds=False,
         recommended_steps=4,
         max_sequence_length=256,
@@ -47,6 +41,11 @@ MODEL_SPECS: dict[VariantName, ModelSpec] = {
 
 Size = tuple[int, int]
 """Width and height in pixels."""
+ImageArray = NDArray[np.uint8]
+"""[height, width, 3], RGB."""
+MaskArray = NDArray[np.uint8]
+"""[height, width]; pixels from `MASK_THRESHOLD` on are repainted."""
+MASK_THRESHOLD = 128
 
 SIZES: dict[str, dict[str, Size]] = {
     "1": {
@@ -76,10 +75,10 @@ SIZES: dict[str, dict[str, Size]] = {
         "9:21": (320, 768),
     },
 }
-"""megapixels -> aspect_ratio -> size. The pixel count is what the model was trained on; the ratio is the nearest."""
+"""megapixels -> aspect_ratio -> size, near the pixel count that the model was trained on."""
 
 SIZE_MULTIPLE = 16
-"""The API rounds custom sizes and input pictures to multiples of this. What a checkpoint needs is its pixel stride."""
+"""Custom sizes and input images are rounded to multiples of this. A checkpoint's own stride may be larger."""
 
 CUSTOM_SIDE_MIN = 256
 CUSTOM_SIDE_MAX = 1440
@@ -87,19 +86,18 @@ IMAGE_SIDE_MIN = 64
 IMAGE_SIDE_MAX = 1440
 IMAGE_RATIO_MAX = 8.0
 
-
-def nearest_multiple(side: float, multiple: int = SIZE_MULTIPLE) -> int:
-    """The multiple nearest to `side`, half up, never 0."""
-    return max(multiple, int((side + multiple / 2) // multiple) * multiple)
-
-
 EMBEDDED = "embedded"
-"""As a model's `source`: the small models. Before a colon and a name: a LoRA for them."""
+"""As a model's `source`: the bundled model of its variant. In `embedded:name`: a LoRA bundled for it."""
 EMBEDDED_MODELS_FOLDER = Path(__file__).parent / "models"
-"""A folder for each variant."""
+"""Contains one folder per variant, and `loras`."""
 EMBEDDED_LORAS = ("handwriting", "sketch")
 
 
+def nearest_multiple(side: float, multiple: int = SIZE_MULTIPLE) -> int:
+    """The multiple nearest to `side`, rounding half up, at least `multiple`."""
+    return max(multiple, int((side + multiple / 2) // multiple) * multiple)
+
+
 def embedded_lora_file(name: str, models: Path = EMBEDDED_MODELS_FOLDER) -> Path:
-    """Of one of `LORAS`; of another export, if its folder is given."""
+    """Path of the bundled LoRA `name`, one of `EMBEDDED_LORAS`, below a folder of models."""
     return models / "loras" / f"{name}.safetensors"

@@ -1,8 +1,4 @@
-"""Turns what was asked into what will be done. Pure: the same inputs and seed give the same plan.
-
-Knows the table of pools, not who runs them; no Ray, no torch, no HTTP, no pixels. What a plan decides is never decided
-again further down.
-"""
+"""Plans a prediction: pool, size, seeds, scales and safety check. Pure: equal inputs and seeds give equal plans."""
 
 from collections.abc import Mapping
 from typing import Literal, Self
@@ -22,196 +18,205 @@ from serve.model_specs import (
 )
 from serve.settings import Settings
 
-SEED_SPACE = 2**64
+SEED_COUNT = 2**64
 
-Mode = Literal["text_to_image", "image_to_image", "inpainting"]
+LORA_SCALE_FIELDS = {"replicate_weights": "lora_scale", "extra_lora": "extra_lora_scale"}
+"""Input that names a LoRA -> input with its scale."""
 
 
 class PlannedLora(BaseModel):
-    """One LoRA, and how strongly it acts."""
+    """One LoRA of a plan."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
-    key: str
-    """What the caller wrote, then the key of the reference that it is read as, and at last that of the weights."""
+    reference_key: str
+    """Key of the LoRA's `Reference`."""
     scale: float
-    """As it is applied, once and linearly; may be negative."""
+    """As the engine applies it; may be negative."""
+    weights_key: str | None = None
+    """Key of the weights that the reference was resolved to; None until then."""
 
 
 class Plan(BaseModel):
-    """What will be done for one prediction. JSON-serialisable; `version` changes when its meaning does."""
+    """Everything that is decided for one prediction. JSON-serializable."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
-    version: Literal[1] = 1
     pool: str
-    mode: Mode
     prompt: str
     size: Size | None
-    """Width and height of the answer in pixels; None until the size of a fetched input picture is known."""
+    """Size of the output; None until the size of a fetched input image is known."""
     steps: int
     guidance: float | None
     """None for variants without a guidance embedding."""
     strength: float | None
-    """Share of the schedule that is run over an input picture; None without one."""
+    """Share of the schedule that runs over the input image; None without one."""
     seeds: tuple[int, ...]
-    """One an image."""
+    """One per image."""
     output_format: Literal["webp", "jpg", "png"]
     output_quality: int
     check_safety: bool
     max_megapixels: float
     loras: tuple[PlannedLora, ...] = ()
-    """The same one twice adds up."""
+    """The scales of a LoRA that is listed twice add up."""
     notes: tuple[str, ...] = ()
-    """What the caller should know: inputs that had no effect, and where it ran. One log line each."""
+    """Log lines for the caller: inputs without effect, and why a pool was chosen."""
 
     def with_image_size(self, size: Size) -> Self:
-        """The plan completed by the size of the input picture, orientation applied.
+        """The plan with its output size, computed from the size of the upright input image.
 
-        Raises `InvalidInput` naming `image` for a picture that is too small or too long.
+        Raises `InvalidInput` naming `image` if the image is too small or its sides differ too much.
         """
         return self.model_copy(update={"size": _check_area(input_image_size(size), self.max_megapixels, ("image",))})
 
-    def with_lora_keys(self, keys: Mapping[str, str]) -> Self:
-        """The plan with each LoRA named anew; `keys` has the new names by the present ones."""
-        loras = tuple(use.model_copy(update={"key": keys[use.key]}) for use in self.loras)
+    def with_weights(self, weights_keys: Mapping[str, str]) -> Self:
+        """The plan with the weights of its LoRAs, given by reference key."""
+        loras = tuple(lora.model_copy(update={"weights_key": weights_keys[lora.reference_key]}) for lora in self.loras)
         return self.model_copy(update={"loras": loras})
 
 
 def input_image_size(size: Size) -> Size:
-    """The size at which an input picture is worked on: capped, then each side to its nearest multiple."""
+    """The size at which an input image is processed: capped, each side rounded to its nearest multiple.
+
+    Raises `InvalidInput` naming `image`.
+    """
     width, height = size
     if min(size) < IMAGE_SIDE_MIN:
-        raise _refusal(f"the picture is {width}x{height}; each side needs at least {IMAGE_SIDE_MIN} pixels")
+        raise _invalid_image(f"the image is {width}x{height}; each side needs at least {IMAGE_SIDE_MIN} pixels")
     if max(size) > IMAGE_RATIO_MAX * min(size):
-        raise _refusal(f"the picture is {width}x{height}; no side may be over {IMAGE_RATIO_MAX:g} times the other")
+        raise _invalid_image(
+            f"the image is {width}x{height}; the longer side may be at most {IMAGE_RATIO_MAX:g} times the shorter one"
+        )
     scale = min(1.0, IMAGE_SIDE_MAX / max(size))
     return nearest_multiple(width * scale), nearest_multiple(height * scale)
 
 
-def make_plan(inputs: Inputs, settings: Settings, random_seed: int, picture: Size | None = None) -> Plan:
+def make_plan(
+    inputs: Inputs,
+    settings: Settings,
+    random_seed: int,
+    reference_keys: Mapping[str, str] | None = None,
+    image_size: Size | None = None,
+) -> Plan:
     """The plan for validated inputs.
 
-    `random_seed` is used where the inputs name none. `picture` is the size of the input picture when it is known
-    already. Raises `InvalidInput`.
+    `random_seed` is used if the inputs have none. `reference_keys` has the keys of the LoRA references by input
+    (`replicate_weights`, `extra_lora`). `image_size` is the size of the input image, if it is already known. Raises
+    `InvalidInput`.
     """
     _check_combination(inputs)
-    pool, route_notes = _route(inputs, settings)
-    guided = MODEL_SPECS[inputs.model].guidance_embeds
+    pool, pool_notes = _choose_pool(inputs, settings)
     max_megapixels = settings.pools[pool].max_megapixels
     seed = random_seed if inputs.seed is None else inputs.seed
-    loras, lora_notes = lora_uses(inputs, settings, pool)
+    loras, lora_notes = plan_loras(inputs, settings, pool, reference_keys or {})
     plan = Plan(
         pool=pool,
-        mode=_mode(inputs),
         prompt=inputs.prompt,
-        size=None if inputs.image else _check_area(_asked_size(inputs), max_megapixels, _sides(inputs)),
+        size=None if inputs.image else _check_area(_requested_size(inputs), max_megapixels, _size_fields(inputs)),
         steps=inputs.num_inference_steps,
-        guidance=inputs.guidance_scale if guided else None,
+        guidance=inputs.guidance_scale if MODEL_SPECS[inputs.model].guidance_embeds else None,
         strength=inputs.prompt_strength if inputs.image else None,
-        seeds=tuple((seed + index) % SEED_SPACE for index in range(inputs.num_outputs)),
+        seeds=tuple((seed + index) % SEED_COUNT for index in range(inputs.num_outputs)),
         output_format=inputs.output_format,
         output_quality=inputs.output_quality,
         check_safety=not (inputs.disable_safety_checker and settings.safety.allow_disabling),
         max_megapixels=max_megapixels,
         loras=loras,
-        notes=(*route_notes, *lora_notes, *_ignored(inputs), *_advice(inputs, settings)),
+        notes=(*pool_notes, *lora_notes, *_inputs_without_effect(inputs), *_advice(inputs, settings)),
     )
-    return plan.with_image_size(picture) if inputs.image and picture else plan
+    return plan.with_image_size(image_size) if inputs.image and image_size else plan
 
 
-def lora_uses(inputs: Inputs, settings: Settings, pool: str) -> tuple[tuple[PlannedLora, ...], tuple[str, ...]]:
-    """The LoRAs of the inputs, by what the caller wrote, at the scales that `pool` applies; and notes on them."""
-    asked = ((inputs.replicate_weights, inputs.lora_scale), (inputs.extra_lora, inputs.extra_lora_scale))
+def plan_loras(
+    inputs: Inputs, settings: Settings, pool: str, reference_keys: Mapping[str, str]
+) -> tuple[tuple[PlannedLora, ...], tuple[str, ...]]:
+    """The LoRAs in `reference_keys` at the scales that `pool` applies, and notes about them."""
     factor = settings.fp8_lora_factor if settings.pools[pool].precision == "fp8" else 1.0
-    uses = tuple(
-        PlannedLora(key=text.strip(), scale=factor * scale)
-        for text, scale in asked
-        if text is not None and text.strip()
+    loras = tuple(
+        PlannedLora(reference_key=reference_keys[field], scale=factor * getattr(inputs, scale_field))
+        for field, scale_field in LORA_SCALE_FIELDS.items()
+        if field in reference_keys
     )
-    notes = (f"LoRA scales are multiplied by {factor:g} in fp8",) if uses and factor != 1 else ()
-    return uses, notes
+    notes = (f"LoRA scales are multiplied by {factor:g} in fp8",) if loras and factor != 1 else ()
+    return loras, notes
 
 
 def _check_combination(inputs: Inputs) -> None:
-    faults = []
+    errors = []
     if inputs.mask and not inputs.image:
-        faults.append(FieldError("mask", "a mask needs an image"))
+        errors.append(FieldError("mask", "a mask needs an image"))
     if inputs.aspect_ratio == "custom" and not inputs.image:
-        faults += [
-            FieldError(side, "is needed when aspect_ratio is custom")
+        errors += [
+            FieldError(side, "is required when aspect_ratio is custom")
             for side in ("width", "height")
             if getattr(inputs, side) is None
         ]
-    if faults:
-        raise InvalidInput(tuple(faults))
+    if errors:
+        raise InvalidInput(tuple(errors))
 
 
-def _route(inputs: Inputs, settings: Settings) -> tuple[str, tuple[str, ...]]:
-    """The pool for the inputs: the asked precision where the variant has it, else what the variant has."""
-    rows = {name: pool.precision for name, pool in settings.pools.items() if settings.variant_of(name) == inputs.model}
-    if not rows:
+def _choose_pool(inputs: Inputs, settings: Settings) -> tuple[str, tuple[str, ...]]:
+    """The pool with the requested model and precision, or with another precision if that one is not served."""
+    pools = {name: pool.precision for name, pool in settings.pools.items() if settings.variant_of(name) == inputs.model}
+    if not pools:
         raise InvalidInput((FieldError("model", f"{inputs.model} is not served here"),))
-    fast = [name for name, precision in rows.items() if precision == "fp8"]
-    full = [name for name, precision in rows.items() if precision != "fp8"]
-    if inputs.go_fast and not fast:
-        return full[0], (f"go_fast has no effect with {inputs.model}",)
-    if inputs.go_fast and inputs.aspect_ratio == "custom" and full and not settings.custom_sizes_in_fp8:
-        return full[0], ("custom aspect ratios are not drawn in fp8; this runs in bf16",)
-    if inputs.go_fast or not full:
-        return fast[0], () if inputs.go_fast else (f"{inputs.model} is served in fp8 only",)
-    return full[0], ()
+    fp8 = [name for name, precision in pools.items() if precision == "fp8"]
+    others = [name for name, precision in pools.items() if precision != "fp8"]
+    if inputs.go_fast and not fp8:
+        return others[0], (f"go_fast has no effect with {inputs.model}",)
+    if inputs.go_fast and inputs.aspect_ratio == "custom" and others and not settings.custom_sizes_in_fp8:
+        return others[0], ("custom aspect ratios do not run in fp8; this one runs in bf16",)
+    if inputs.go_fast or not others:
+        return fp8[0], () if inputs.go_fast else (f"{inputs.model} is served in fp8 only",)
+    return others[0], ()
 
 
-def _mode(inputs: Inputs) -> Mode:
-    if inputs.image is None:
-        return "text_to_image"
-    return "image_to_image" if inputs.mask is None else "inpainting"
-
-
-def _asked_size(inputs: Inputs) -> Size:
+def _requested_size(inputs: Inputs) -> Size:
     if inputs.aspect_ratio == "custom":
         return nearest_multiple(inputs.width or 0), nearest_multiple(inputs.height or 0)
     return SIZES[inputs.megapixels][inputs.aspect_ratio]
 
 
-def _sides(inputs: Inputs) -> tuple[str, ...]:
+def _size_fields(inputs: Inputs) -> tuple[str, ...]:
     return ("width", "height") if inputs.aspect_ratio == "custom" else ("aspect_ratio",)
 
 
 def _check_area(size: Size, max_megapixels: float, fields: tuple[str, ...]) -> Size:
     width, height = size
     if width * height > max_megapixels * 1e6:
-        why = f"{width}x{height} pixels are more than the {max_megapixels:g} megapixels drawn here"
+        why = (
+            f"{width}x{height} is {width * height / 1e6:.2f} megapixels; at most {max_megapixels:g} are generated here"
+        )
         raise InvalidInput(tuple(FieldError(field, why) for field in fields))
     return size
 
 
-def _ignored(inputs: Inputs) -> tuple[str, ...]:
-    """A line for each given input that has no effect beside the others."""
+def _inputs_without_effect(inputs: Inputs) -> tuple[str, ...]:
+    """A line for each given input that has no effect in combination with the others."""
     given = inputs.model_fields_set
     custom = inputs.aspect_ratio == "custom"
+    guidance_embeds = MODEL_SPECS[inputs.model].guidance_embeds
     rules = (
         (inputs.image is not None, ("aspect_ratio", "width", "height", "megapixels"), "with an image"),
         (inputs.image is None and not custom, ("width", "height"), "unless aspect_ratio is custom"),
         (inputs.image is None and custom, ("megapixels",), "with aspect_ratio custom"),
         (inputs.image is None, ("prompt_strength",), "without an image"),
-        (not MODEL_SPECS[inputs.model].guidance_embeds, ("guidance_scale",), f"with {inputs.model}"),
+        (not guidance_embeds, ("guidance_scale",), f"with {inputs.model}"),
     )
     return tuple(
-        f"{field} has no effect {why}" for holds, fields, why in rules if holds for field in fields if field in given
+        f"{field} has no effect {when}" for holds, fields, when in rules if holds for field in fields if field in given
     )
 
 
 def _advice(inputs: Inputs, settings: Settings) -> tuple[str, ...]:
     lines = []
-    enough = MODEL_SPECS[inputs.model].recommended_steps
-    if inputs.model == "schnell" and inputs.num_inference_steps > enough:
-        lines.append(f"schnell needs only {enough} steps; {inputs.num_inference_steps} were asked for")
+    recommended = MODEL_SPECS[inputs.model].recommended_steps
+    if inputs.model == "schnell" and inputs.num_inference_steps > recommended:
+        lines.append(f"schnell needs only {recommended} steps; {inputs.num_inference_steps} were requested")
     if inputs.disable_safety_checker and not settings.safety.allow_disabling:
-        lines.append("disable_safety_checker has no effect: the operator forbids it")
+        lines.append("disable_safety_checker has no effect: the operator does not allow it")
     return tuple(lines)
 
 
-def _refusal(why: str) -> InvalidInput:
+def _invalid_image(why: str) -> InvalidInput:
     return InvalidInput((FieldError("image", why),))

@@ -9,10 +9,10 @@ from ray.exceptions import RayActorError, RayTaskError
 from ray.serve.exceptions import BackPressureError, DeploymentUnavailableError
 from ray.serve.handle import DeploymentHandle
 
-from serve.engine.request import ImageArray, MaskArray
 from serve.errors import EngineFailed, PoolFull, ServiceError
 from serve.events import Event
 from serve.lora.reference import ResolvedLora
+from serve.model_specs import ImageArray, MaskArray
 from serve.plan import Plan
 
 log = logging.getLogger(__name__)
@@ -21,7 +21,7 @@ RETRY_AFTER_S = 5.0
 
 
 class PoolClient:
-    """`generate` of a pool of `ModelReplica`s. Closing its generator cancels the work within one denoising step."""
+    """Client of one pool."""
 
     def __init__(self, name: str, handle: DeploymentHandle) -> None:
         self._name = name
@@ -31,28 +31,28 @@ class PoolClient:
     async def generate(
         self,
         plan: Plan,
-        picture: ImageArray | None = None,
+        image: ImageArray | None = None,
         mask: MaskArray | None = None,
         loras: Sequence[ResolvedLora[Any]] = (),
     ) -> AsyncGenerator[Event, None]:
-        """The events of one prediction, up to `Finished`.
+        """The events of one prediction, up to `Finished`. Closing the generator cancels the work within one step.
 
-        A replica that dies takes all its requests along; since every seed is fixed, the plan runs once more elsewhere
-        and gives the same pictures, of which some may be told again. Raises `ServiceError`.
+        If the replica dies, the plan is run once more on another one. Its seeds are fixed, so the images are the same,
+        and some may be reported twice. Raises `ServiceError`.
         """
-        for last_try in (False, True):
+        for last_attempt in (False, True):
             try:
-                async with aclosing(self._call(plan, picture, mask, list(loras))) as events:
+                async with aclosing(self._call(plan, image, mask, list(loras))) as events:
                     async for event in events:
                         yield event
                 return
             except RayActorError as error:
                 log.warning("a replica of %s was lost: %s", self._name, type(error).__name__)
-                if last_try:
-                    raise EngineFailed("the replica that drew this was lost, twice; try again") from None
+                if last_attempt:
+                    raise EngineFailed("the replica was lost while it worked on this, twice; try again") from None
 
-    async def _call(self, *given: object) -> AsyncGenerator[Event, None]:
-        stream = self._handle.remote(*given)
+    async def _call(self, *arguments: object) -> AsyncGenerator[Event, None]:
+        stream = self._handle.remote(*arguments)
         ended = False
         try:
             async for event in stream:

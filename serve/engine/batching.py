@@ -1,9 +1,8 @@
-"""Which images step next: a pure function of what waits and of whose turn it was. Without torch, clocks or threads.
+"""Selects the images of the next batch. Pure: no torch, clock or thread.
 
-A pass can hold images of one group only: those of the same size and text length. Groups take turns, one pass each, in
-the order in which they came, so no size waits for another to run dry. Within a group the oldest requests go first. The
-images of one request go in together; while there is no room for all of them, younger requests use it, and give way
-when there is.
+A batch holds images with equal keys (size and text length). Keys take turns, one batch each, in order of arrival, so no
+size waits for another to finish. Within a key the oldest requests go first. The images of one request enter together;
+while there is no room for all of them, younger requests use it, and give way as soon as there is.
 """
 
 from collections.abc import Hashable, Iterator, Sequence
@@ -17,40 +16,42 @@ Key = TypeVar("Key", bound=Hashable)
 
 @dataclass(frozen=True, slots=True)
 class PendingImage(Generic[Key]):
-    """An image that has steps to go."""
+    """An image with steps left."""
 
     request: int
-    """The smaller, the older."""
+    """Number of its request; smaller is older."""
     image: int
     key: Key
-    """Images of equal groups can share a pass."""
+    """Images with equal keys can share a batch."""
 
 
 @dataclass(frozen=True, slots=True)
 class ScheduledBatch(Generic[Key]):
+    """The next batch, and the order of keys after it."""
+
     images: tuple[PendingImage[Key], ...]
-    """The images that step now, all of one group."""
+    """All with the same key."""
     next_keys: tuple[Key, ...]
-    """The groups that still have images, the next to be served first; to be handed to the next call."""
+    """Keys that still have images, next one first: pass it to the next call."""
 
 
-def select_batch(waiting: Sequence[PendingImage[Key]], groups: Sequence[Key], max_batch: int) -> ScheduledBatch[Key]:
-    """The next pass of at most `max_batch` images; `groups` are those of the turn before."""
-    by_age = sorted(waiting, key=attrgetter("request", "image"))
+def select_batch(pending: Sequence[PendingImage[Key]], keys: Sequence[Key], max_batch: int) -> ScheduledBatch[Key]:
+    """The next batch of at most `max_batch` images. `keys` are the `next_keys` of the previous batch."""
+    by_age = sorted(pending, key=attrgetter("request", "image"))
     present = list(dict.fromkeys(image.key for image in by_age))
     if not present:
         return ScheduledBatch((), ())
-    known = [group for group in groups if group in present]
-    first, *others = known + [group for group in present if group not in known]
+    ordered = [key for key in keys if key in present]
+    first, *others = ordered + [key for key in present if key not in ordered]
     batch = tuple(_fill([image for image in by_age if image.key == first], max_batch))
     return ScheduledBatch(batch, (*others, first))
 
 
-def _fill(by_age: Sequence[PendingImage[Key]], room: int) -> Iterator[PendingImage[Key]]:
-    """Whole requests by age as long as they fit; one that never could fit whole takes what room is left."""
-    max_batch = room
-    for _, of_request in groupby(by_age, key=attrgetter("request")):
-        images = list(of_request)
+def _fill(by_age: Sequence[PendingImage[Key]], max_batch: int) -> Iterator[PendingImage[Key]]:
+    """Whole requests by age while they fit; a request larger than any batch takes what room is left."""
+    room = max_batch
+    for _, group in groupby(by_age, key=attrgetter("request")):
+        images = list(group)
         if len(images) <= room or len(images) > max_batch:
             yield from images[:room]
             room -= min(room, len(images))

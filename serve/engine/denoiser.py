@@ -13,22 +13,163 @@ from torch.overrides import TorchFunctionMode
 from serve.engine import device
 from serve.engine.batching import PendingImage, select_batch
 from serve.engine.checkpoint import Checkpoint
-from serve.engine.request_state import BatchKey, ImageState, InpaintLatents, RequestState, add_noise
+from serve.engine.latents import add_noise
+from serve.engine.request_state import BatchKey, ImageState, InpaintLatents, RequestState
 from serve.engine.watchdog import Watchdog, WorkItem
 from serve.events import StepDone
 from serve.settings import PoolSettings
 
+_TRAIN_TIMESTEPS = 1000
+"""The transformer multiplies timesteps by this, so they are divided by it, as in diffusers' pipelines."""
+_log = logging.getLogger(__name__)
+
+Member = tuple[RequestState, ImageState]
+
+
+class BatchExecutor:
+    """Selects the next batch and advances its images by one step. If the batch fails, the failing image is isolated."""
+
+    def __init__(self, checkpoint: Checkpoint, pool: PoolSettings, watchdog: Watchdog) -> None:
+        self._denoiser = Denoiser(checkpoint)
+        self._device = checkpoint.device
+        self._max_batch = 1 if pool.disable_batching else pool.max_batch
+        self._batch_across_loras = pool.batch_across_loras
+        self._watchdog = watchdog
+        self._next_keys: tuple[BatchKey, ...] = ()
+        self.batches = 0
+        """Completed batches; a failed batch that is retried in parts counts by its parts."""
+        self.image_steps = 0
+        """Steps of single images in those batches."""
+
+    def run_next(self, requests: Sequence[RequestState]) -> list[RequestState]:
+        """Runs the next batch. Returns the requests of images that cannot be stepped."""
+        members = {
+            (request.number, image.index): (request, image)
+            for request in requests
+            for image in request.images or ()
+            if not image.finished
+        }
+        pending = [
+            PendingImage(request.number, image.index, self._batch_key(image)) for request, image in members.values()
+        ]
+        batch = select_batch(pending, self._next_keys, self._max_batch)
+        self._next_keys = batch.next_keys
+        failed: list[RequestState] = []
+        self._run([members[image.request, image.image] for image in batch.images], failed)
+        return failed
+
+    def _batch_key(self, image: ImageState) -> BatchKey:
+        if self._batch_across_loras:
+            return image.batch_key
+        return image.batch_key._replace(loras=image.active_loras.scales)
+
+    def _run(self, members: Sequence[Member], failed: list[RequestState]) -> None:
+        """Steps `members` together. If that fails, each half is tried, until single failing images are found."""
+        members = [(request, image) for request, image in members if request not in failed]
+        if not members:
+            return
+        for request, _ in members:
+            request.start()
+        latents = self._try_step(members)
+        if latents is not None:
+            self._advance(members, latents)
+        elif len(members) == 1:
+            failed.append(members[0][0])
+        else:
+            device.empty_cache(self._device)
+            middle = len(members) // 2
+            self._run(members[:middle], failed)
+            self._run(members[middle:], failed)
+
+    def _try_step(self, members: Sequence[Member]) -> list[Tensor] | None:
+        """The latents of each image after its step, or None. Keeps no reference to the error, which may hold memory."""
+        request, _ = members[0]
+        work = WorkItem("step", images=len(members), pixels=request.pixels)
+        try:
+            with self._watchdog.track(work):
+                latents = self._denoiser.step([image for _, image in members])
+                device.synchronize(self._device)
+        except Exception:
+            _log.exception("%s failed%s", work, "; it is retried in halves" if len(members) > 1 else "")
+            return None
+        return latents
+
+    def _advance(self, members: Sequence[Member], latents: Sequence[Tensor]) -> None:
+        self.batches += 1
+        self.image_steps += len(members)
+        for request in dict.fromkeys(request for request, _ in members):
+            request.record_batch(len(members))
+        for (request, image), new_latents in zip(members, latents, strict=True):
+            image.latents = new_latents
+            image.step += 1
+            request.emit(StepDone(image.index, image.step, image.sigmas.steps))
+
+
+class Denoiser:
+    """One denoising step of a batch. Images are not modified, so a failed step can be retried with fewer of them."""
+
+    def __init__(self, checkpoint: Checkpoint) -> None:
+        self._transformer = checkpoint.transformer
+        self._lora_slots = checkpoint.lora_slots
+        self._guidance_embeds = checkpoint.guidance_embeds
+        self._device = checkpoint.device
+
+    @torch.no_grad()
+    def step(self, images: list[ImageState]) -> list[Tensor]:
+        """The latents of each image after its next step. All images must have the same batch key.
+
+        Follows `FlowMatchEulerDiscreteScheduler.step`, with a timestep, guidance and prompt per image.
+        """
+        latents = torch.cat([image.latents for image in images])
+        velocity = self._predict_velocity(latents, images)
+        # diffusers multiplies in the transformer's dtype, which rounds the change of sigma.
+        deltas = self._to_tensor([image.sigmas.sigma_delta(image.step) for image in images]).to(velocity.dtype)
+        stepped = (latents.float() + deltas[:, None, None] * velocity).to(velocity.dtype)
+        return [
+            after if image.inpaint is None else _restore_kept(after, image.inpaint, image.sigmas.sigmas[image.step + 1])
+            for image, after in zip(images, stepped.chunk(len(images)), strict=True)
+        ]
+
+    def _predict_velocity(self, latents: Tensor, images: list[ImageState]) -> Tensor:
+        timesteps = self._to_tensor([image.sigmas.timesteps[image.step] for image in images])
+        guidance = self._to_tensor([image.guidance for image in images]) if self._guidance_embeds else None
+        prompt_embeds = torch.cat([image.prompt_embeds.prompt_embeds for image in images])
+        invariant = batch_invariant(self._device) if len(images) > 1 else nullcontext()
+        with invariant, self._lora_slots.apply([image.active_loras.selection for image in images]):
+            velocity: Tensor = self._transformer(
+                hidden_states=latents,
+                timestep=timesteps.to(latents.dtype) / _TRAIN_TIMESTEPS,
+                guidance=guidance,
+                pooled_projections=torch.cat([image.prompt_embeds.pooled_prompt_embeds for image in images]),
+                encoder_hidden_states=prompt_embeds,
+                txt_ids=images[0].img_ids.new_zeros(prompt_embeds.shape[1], 3),
+                img_ids=images[0].img_ids,
+                return_dict=False,
+            )[0]
+        return velocity
+
+    def _to_tensor(self, numbers: list[float]) -> Tensor:
+        return torch.tensor(numbers, device=self._device, dtype=torch.float32)
+
+
+def _restore_kept(latents: Tensor, inpaint: InpaintLatents, sigma: float) -> Tensor:
+    """`latents` where the mask repaints; elsewhere those of the input image at the noise level of the next step."""
+    kept = add_noise(inpaint.latents, inpaint.noise, sigma) if sigma else inpaint.latents
+    return (1 - inpaint.mask) * kept + inpaint.mask * latents
+
 
 def batch_invariant(device: torch.device) -> AbstractContextManager[Any]:
-    """Within it, each image's linears on `device` give the bits that they give alone.
+    """Within the block, linear layers on a CPU give each image the bits that it gets alone.
 
-    On a GPU it does nothing: there, one product for a whole batch is what batching is for, and libraries choose their
-    kernels by its size.
+    oneDNN sums a product in an order that depends on the number of rows, so the same row gets other bits in a larger
+    batch: in float32 nearly always, in bf16 in nearly every pass from an inner width of 512 on. So linear layers run
+    image by image; attention and norms treat each image separately anyway. On a GPU this does nothing: one product for
+    the whole batch is the point of batching there.
     """
-    return _LinearsImageByImage() if device.type == "cpu" else nullcontext()
+    return _LinearPerImage() if device.type == "cpu" else nullcontext()
 
 
-class _LinearsImageByImage(TorchFunctionMode):
+class _LinearPerImage(TorchFunctionMode):
     def __torch_function__(
         self,
         func: Callable[..., Any],
@@ -40,135 +181,3 @@ class _LinearsImageByImage(TorchFunctionMode):
             images, *weights = args
             return torch.cat([linear(image, *weights, **kwargs or {}) for image in images.split(1)])
         return func(*args, **kwargs or {})
-
-
-_TIME_UNIT = 1000
-"""The transformer multiplies its times by this; schedules count in the product."""
-
-
-class Denoiser:
-    """The transformer of one checkpoint."""
-
-    def __init__(self, checkpoint: Checkpoint) -> None:
-        self._transformer = checkpoint.transformer
-        self._low_rank = checkpoint.lora_slots
-        self._guided = checkpoint.guidance_embeds
-        self._device = checkpoint.device
-
-    @torch.no_grad()
-    def step(self, drafts: list[ImageState]) -> list[Tensor]:
-        """The latents of each draft after its next step. All must have the same grid and text length."""
-        latents = torch.cat([draft.latents for draft in drafts])
-        velocity = self._velocity(latents, drafts)
-        # diffusers multiplies in the transformer's dtype, so the width of the step is rounded to it.
-        width = self._numbers([draft.sigmas.sigma_delta(draft.step) for draft in drafts]).to(velocity.dtype)
-        moved = (latents.float() + width[:, None, None] * velocity).to(velocity.dtype)
-        return [
-            after if draft.inpaint is None else _keep(after, draft.inpaint, draft.sigmas.sigmas[draft.step + 1])
-            for draft, after in zip(drafts, moved.chunk(len(drafts)), strict=True)
-        ]
-
-    def _velocity(self, latents: Tensor, drafts: list[ImageState]) -> Tensor:
-        times = self._numbers([draft.sigmas.timesteps[draft.step] for draft in drafts])
-        guidance = self._numbers([draft.guidance for draft in drafts]) if self._guided else None
-        embeddings = torch.cat([draft.prompt_embeds.prompt_embeds for draft in drafts])
-        invariant = batch_invariant(self._device) if len(drafts) > 1 else nullcontext()
-        with invariant, self._low_rank.apply([draft.active_loras.selection for draft in drafts]):
-            velocity: Tensor = self._transformer(
-                hidden_states=latents,
-                timestep=times.to(latents.dtype) / _TIME_UNIT,
-                guidance=guidance,
-                pooled_projections=torch.cat([draft.prompt_embeds.pooled_prompt_embeds for draft in drafts]),
-                encoder_hidden_states=embeddings,
-                txt_ids=drafts[0].img_ids.new_zeros(embeddings.shape[1], 3),
-                img_ids=drafts[0].img_ids,
-                return_dict=False,
-            )[0]
-        return velocity
-
-    def _numbers(self, numbers: list[float]) -> Tensor:
-        return torch.tensor(numbers, device=self._device, dtype=torch.float32)
-
-
-def _keep(latents: Tensor, original: InpaintLatents, sigma: float) -> Tensor:
-    """`latents` where the mask repaints, elsewhere the original at the noise of the step that comes next."""
-    kept = add_noise(original.latents, original.noise, sigma) if sigma else original.latents
-    return (1 - original.mask) * kept + original.mask * latents
-
-
-Member = tuple[RequestState, ImageState]
-_log = logging.getLogger(__name__)
-
-
-class BatchExecutor:
-    """One pass at a time, over whatever images there are then."""
-
-    def __init__(self, checkpoint: Checkpoint, pool: PoolSettings, watch: Watchdog) -> None:
-        self._stepper = Denoiser(checkpoint)
-        self._device = checkpoint.device
-        self._max_batch = 1 if pool.disable_batching else pool.max_batch
-        self._mix_loras = pool.batch_across_loras
-        self._watch = watch
-        self._groups: tuple[BatchKey, ...] = ()
-        self.batches = 0
-        """Passes so far; one that was tried again in parts counts by its parts."""
-        self.image_steps = 0
-
-    def run_next(self, tasks: Sequence[RequestState]) -> list[RequestState]:
-        """Steps the images whose turn it is. Returns the tasks of those that cannot be stepped."""
-        members = {
-            (task.number, draft.index): (task, draft)
-            for task in tasks
-            for draft in task.images or ()
-            if not draft.finished
-        }
-        waiting = [PendingImage(task.number, draft.index, self._group(draft)) for task, draft in members.values()]
-        turn = select_batch(waiting, self._groups, self._max_batch)
-        self._groups = turn.next_keys
-        failed: list[RequestState] = []
-        self._pass([members[image.request, image.image] for image in turn.images], failed)
-        return failed
-
-    def _group(self, draft: ImageState) -> BatchKey:
-        return draft.batch_key if self._mix_loras else draft.batch_key._replace(loras=draft.active_loras.scales)
-
-    def _pass(self, members: Sequence[Member], failed: list[RequestState]) -> None:
-        """Steps `members` together; if that fails, in halves, until it is known who fails alone."""
-        members = [(task, draft) for task, draft in members if task not in failed]
-        if not members:
-            return
-        for task, _ in members:
-            task.start()
-        moved = self._try_step(members)
-        if moved is not None:
-            self._moved(members, moved)
-        elif len(members) == 1:
-            failed.append(members[0][0])
-        else:
-            device.empty_cache(self._device)
-            middle = len(members) // 2
-            self._pass(members[:middle], failed)
-            self._pass(members[middle:], failed)
-
-    def _try_step(self, members: Sequence[Member]) -> list[Tensor] | None:
-        """The latents that each has after its step, or None. Holds on to nothing of a failure: that may be memory."""
-        task, _ = members[0]
-        work = WorkItem("step", images=len(members), pixels=task.pixels)
-        try:
-            with self._watch.track(work):
-                moved = self._stepper.step([draft for _, draft in members])
-                device.synchronize(self._device)
-        except Exception:
-            _log.exception("%s failed%s", work, ", it is tried again in halves" if len(members) > 1 else "")
-            return None
-        return moved
-
-    def _moved(self, members: Sequence[Member], moved: Sequence[Tensor]) -> None:
-        self.batches += 1
-        self.image_steps += len(members)
-        for task in dict.fromkeys(task for task, _ in members):
-            task.record_batch(len(members))
-        for (task, draft), latents in zip(members, moved, strict=True):
-            draft.latents = latents
-            draft.step += 1
-            task.emit(StepDone(draft.index, draft.step, draft.sigmas.steps))

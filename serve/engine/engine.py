@@ -10,7 +10,7 @@ from concurrent.futures import Future
 from contextlib import suppress
 from dataclasses import dataclass
 from queue import SimpleQueue
-from typing import Any, TypeVar
+from typing import TypeVar
 
 import numpy as np
 import torch
@@ -23,8 +23,9 @@ from serve.engine.watchdog import EngineHealth, Watchdog
 from serve.errors import EngineFailed, NotReady
 from serve.events import StepDone
 from serve.model_specs import Size
-from serve.plan import Plan
 from serve.settings import PoolSettings
+
+STEP_EVENT_PERIOD_S = 1.0
 
 Result = TypeVar("Result")
 _log = logging.getLogger(__name__)
@@ -32,16 +33,16 @@ _log = logging.getLogger(__name__)
 
 @dataclass(frozen=True, slots=True)
 class EngineStats:
-    """What the engine has done since it was made."""
+    """Totals since the engine was created, and its current load."""
 
     batches: int
-    """Times that the transformer ran."""
+    """Passes of the transformer."""
     image_steps: int
-    """Steps of single images in those passes."""
+    """Steps of single images in those batches."""
     images: int
-    """Images of jobs that were submitted and have not ended."""
+    """Images of submitted requests that have not ended."""
     lora_loads: int
-    """LoRAs that were copied to the device."""
+    """LoRAs copied to the device."""
 
     @property
     def mean_batch(self) -> float:
@@ -49,26 +50,26 @@ class EngineStats:
 
 
 class Engine:
-    """Draws the jobs it is given, many images at once, one step at a time."""
+    """Generates images for many requests at once, one denoising step at a time."""
 
     def __init__(self, checkpoint: Checkpoint, pool: PoolSettings) -> None:
-        self._guided = checkpoint.guidance_embeds
-        self._threads = pool.num_threads
-        self._watch = Watchdog()
-        self._loop = Scheduler(checkpoint, pool, self._watch)
+        self._guidance_embeds = checkpoint.guidance_embeds
+        self._num_threads = pool.num_threads
+        self._watchdog = Watchdog()
+        self._scheduler = Scheduler(checkpoint, pool, self._watchdog)
         self._thread = threading.Thread(target=self._run, name="engine", daemon=True)
         self._numbers = itertools.count()
         self._changed = threading.Condition()
         self._running = False
-        self._arrived: list[RequestState] = []
-        self._errands: list[DeviceCall] = []
+        self._new_requests: list[RequestState] = []
+        self._new_device_calls: list[DeviceCall] = []
 
     def start(self) -> None:
         self._running = True
         self._thread.start()
 
     def stop(self) -> None:
-        """Ends after the piece of work at hand; jobs that have not ended fail. Returns when the thread is gone."""
+        """Stops after the current piece of work and fails unfinished requests. Returns when the thread has ended."""
         with self._changed:
             self._running = False
             self._changed.notify()
@@ -76,167 +77,165 @@ class Engine:
             self._thread.join()
 
     def warm_up(self, sizes: Sequence[Size]) -> None:
-        """Draws one picture of each size in every way, and learns how long each kind of work takes.
+        """Generates an image of each size through every stage, and measures how long each kind of work takes.
 
-        Returns when all are drawn. Raises the error that a user would have met.
+        Raises the error that a caller would get.
         """
-        with self._watch.warm_up():
+        with self._watchdog.warm_up():
             for size in sizes:
-                self._draw(_warm_up_job(size, self._guided))
+                self._run_to_end(_warm_up_request(size, self._guidance_embeds))
 
-    def submit(self, job: GenerationRequest, listener: Listener) -> CancelToken:
-        """Queues a job. `listener` is called from the engine's thread with its events, in order, up to its end.
+    def submit(self, request: GenerationRequest, listener: Listener) -> CancelToken:
+        """Queues a request. `listener` is called on the engine's thread with its events, in order, up to the final one.
 
-        Raises NotReady unless the engine runs, and ValueError for a plan of another variant.
+        Raises `NotReady` unless the engine runs, and ValueError for a request without guidance where it is required.
         """
-        if self._guided and job.plan.guidance is None:
-            raise ValueError("this checkpoint needs a plan with guidance")
+        if self._guidance_embeds and request.guidance is None:
+            raise ValueError("this checkpoint requires guidance")
         with self._changed:
             self._check_running()
-            task = RequestState(next(self._numbers), job, listener)
-            self._arrived.append(task)
+            state = RequestState(next(self._numbers), request, listener)
+            self._new_requests.append(state)
             self._changed.notify()
-        return task.cancel_token
+        return state.cancel_token
 
-    def stream(self, job: GenerationRequest) -> "EventStream":
-        """Submits a job from a running event loop and returns its events. Raises as `submit` does."""
-        return EventStream(self, job)
+    def stream(self, request: GenerationRequest) -> "EventStream":
+        """Submits a request from a running event loop and returns its events. Raises as `submit` does."""
+        return EventStream(self, request)
 
-    def cancel(self, ticket: CancelToken) -> None:
-        """Lets a job go before its next step; its last event is `Canceled`, unless it has ended meanwhile."""
-        ticket.cancelled = True
+    def cancel(self, cancel_token: CancelToken) -> None:
+        """Cancels a request before its next step. Its final event is `Canceled`, unless it has ended already."""
+        cancel_token.cancelled = True
 
     def run_on_device(self, action: Callable[[], Result]) -> "Future[Result]":
-        """Has the thread that owns the device call `action` between two steps. Raises NotReady unless it runs."""
+        """Calls `action` on the engine's thread, between two steps. Raises `NotReady` unless the engine runs."""
         future: Future[Result] = Future()
         with self._changed:
             self._check_running()
-            self._errands.append((future, action))
+            self._new_device_calls.append((future, action))
             self._changed.notify()
         return future
 
     @property
     def health(self) -> EngineHealth:
-        """For a health check, from any thread."""
-        return self._watch.health(alive=self._thread.is_alive() and not self._loop.device_lost)
+        """Of the engine's thread; may be read from any thread."""
+        return self._watchdog.health(alive=self._thread.is_alive() and not self._scheduler.device_lost)
 
     @property
     def stats(self) -> EngineStats:
         with self._changed:
-            arrived = sum(len(task.request.plan.seeds) for task in self._arrived)
-            loop = self._loop
-            return EngineStats(loop.passes, loop.image_steps, loop.images + arrived, loop.loras.loads)
+            scheduler = self._scheduler
+            new_images = sum(len(state.request.seeds) for state in self._new_requests)
+            return EngineStats(
+                batches=scheduler.executor.batches,
+                image_steps=scheduler.executor.image_steps,
+                images=scheduler.unfinished_images + new_images,
+                lora_loads=scheduler.loras.loads,
+            )
 
     def _check_running(self) -> None:
         if not self._running:
             raise NotReady("the image engine is not running")
 
     def _run(self) -> None:
-        torch.set_num_threads(self._threads)
-        while self._take_in():
+        torch.set_num_threads(self._num_threads)
+        while self._wait_for_work():
             try:
-                self._loop.step()
+                self._scheduler.step()
             except Exception:
-                _log.exception("a round of the engine failed, and all jobs with it")
-                self._loop.fail_all(EngineFailed())
-        self._loop.fail_all(EngineFailed("the service is stopping; send the request again"))
+                _log.exception("an iteration of the engine failed; all requests fail")
+                self._scheduler.fail_all(EngineFailed())
+        self._scheduler.fail_all(EngineFailed("the service is stopping; send the request again"))
 
-    def _take_in(self) -> bool:
-        """Waits until there is something to do. False if there never will be."""
+    def _wait_for_work(self) -> bool:
+        """Waits until there is work and passes new work to the scheduler. Returns False if the engine stops."""
         with self._changed:
-            self._changed.wait_for(lambda: self._arrived or self._errands or self._loop.busy or not self._running)
-            self._loop.add(self._arrived, self._errands)
-            self._arrived, self._errands = [], []
+            self._changed.wait_for(
+                lambda: self._new_requests or self._new_device_calls or self._scheduler.has_work or not self._running
+            )
+            self._scheduler.add(self._new_requests, self._new_device_calls)
+            self._new_requests, self._new_device_calls = [], []
             return self._running
 
-    def _draw(self, job: GenerationRequest) -> None:
-        """Draws a job and drops its pictures. Raises its error."""
+    def _run_to_end(self, request: GenerationRequest) -> None:
+        """Runs a request and drops its images. Raises its error."""
         events: SimpleQueue[EngineEvent] = SimpleQueue()
-        self.submit(job, events.put)
+        self.submit(request, events.put)
         while not isinstance(event := events.get(), Completed | Failed | Canceled):
             pass
         if isinstance(event, Failed):
             raise event.error
 
 
-def _warm_up_job(size: Size, guided: bool) -> GenerationRequest:
-    """One step of an inpainting goes everywhere: text, picture in, transformer, picture out."""
-    width, height = size
-    plan = Plan(
-        pool="",
-        mode="inpainting",
-        prompt="warm-up",
-        size=size,
-        steps=1,
-        guidance=1.0 if guided else None,
-        strength=0.5,
-        seeds=(0,),
-        output_format="png",
-        output_quality=100,
-        check_safety=False,
-        max_megapixels=width * height / 1e6,
-    )
-    picture: Any = np.full((height, width, 3), 128, np.uint8)
-    mask: Any = np.full((height, width), 255, np.uint8)
-    return GenerationRequest(plan, picture, mask)
-
-
-STEP_EVENT_PERIOD_S = 1.0
-
-
 class EventStream:
-    """Begins when it is made, in a running event loop; iterated once, it gives the job's events as they happen."""
+    """Events of one request, passed from the engine's thread to the event loop that created the stream."""
 
-    def __init__(self, engine: "Engine", job: GenerationRequest) -> None:
+    def __init__(self, engine: Engine, request: GenerationRequest) -> None:
         self._engine = engine
         self._loop = asyncio.get_running_loop()
-        self._pace = StepThrottle()
+        self._throttle = StepThrottle()
         self._events: asyncio.Queue[EngineEvent] = asyncio.Queue()
         self._ended = asyncio.Event()
-        self._ticket: CancelToken = engine.submit(job, self._hear)
+        self._cancel_token: CancelToken = engine.submit(request, self._on_event)
 
-    def _hear(self, event: EngineEvent) -> None:
-        """Called from the engine's thread."""
-        if not isinstance(event, StepDone) or self._pace.should_emit(event):
-            self._loop.call_soon_threadsafe(self._take, event)
+    def _on_event(self, event: EngineEvent) -> None:
+        """Called on the engine's thread."""
+        if not isinstance(event, StepDone) or self._throttle.should_emit(event):
+            self._loop.call_soon_threadsafe(self._put, event)
 
-    def _take(self, event: EngineEvent) -> None:
+    def _put(self, event: EngineEvent) -> None:
         self._events.put_nowait(event)
         if isinstance(event, Completed | Failed | Canceled):
             self._ended.set()
 
     async def __aiter__(self) -> AsyncIterator[EngineEvent]:
-        """Every event that is worth telling, the end included."""
+        """The events up to the final one, with throttled steps. Iterate once."""
         while not (self._ended.is_set() and self._events.empty()):
             yield await self._events.get()
 
     async def cancel(self) -> None:
-        """Cancels what is not over, and returns only when the engine has let go of it, however often it is cancelled.
+        """Cancels the request and returns when the engine has dropped it, however often the caller is cancelled.
 
-        Until then the caller's slot stays taken: a replica never works on more than its slots say.
+        Until then the caller keeps its slot in the replica, so a replica never works on more requests than it has
+        slots.
         """
         if self._ended.is_set():
             return
-        self._engine.cancel(self._ticket)
+        self._engine.cancel(self._cancel_token)
         while not self._ended.is_set():
             with suppress(asyncio.CancelledError):
                 await self._ended.wait()
 
 
 class StepThrottle:
-    """Which steps of each image are worth telling: the first, the last, and between them one every `TELL_EVERY_S`.
+    """Selects the steps that are reported: the first and the last of each image, and one per `STEP_EVENT_PERIOD_S`.
 
-    An event on its way out wakes threads of several processes, and nobody reads faster than that.
+    Each event wakes threads of several processes on its way to the caller.
     """
 
     def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
         self._clock = clock
-        self._told_s: dict[int, float] = {}
+        self._emitted_s: dict[int, float] = {}
 
     def should_emit(self, step: StepDone) -> bool:
         now_s = self._clock()
-        told_s = self._told_s.get(step.image)
-        if told_s is not None and now_s - told_s < STEP_EVENT_PERIOD_S and step.step < step.total:
+        emitted_s = self._emitted_s.get(step.image)
+        if emitted_s is not None and now_s - emitted_s < STEP_EVENT_PERIOD_S and step.step < step.total:
             return False
-        self._told_s[step.image] = now_s
+        self._emitted_s[step.image] = now_s
         return True
+
+
+def _warm_up_request(size: Size, guidance_embeds: bool) -> GenerationRequest:
+    """One step of inpainting uses every stage: text, image encoding, transformer, decoding."""
+    width, height = size
+    return GenerationRequest(
+        prompt="warm-up",
+        size=size,
+        steps=1,
+        seeds=(0,),
+        guidance=1.0 if guidance_embeds else None,
+        strength=0.5,
+        image=np.full((height, width, 3), 128, np.uint8),
+        mask=np.full((height, width), 255, np.uint8),
+    )

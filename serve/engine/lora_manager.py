@@ -1,25 +1,25 @@
-"""Manages the LoRAs resident on the device: least recently used ones are evicted, LoRAs in use are pinned."""
+"""Manages the LoRAs resident on the device: the least recently used are evicted, those in use are pinned."""
 
 from collections import Counter, OrderedDict
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 
 from serve.engine.lora_slots import LoraSlots, SlotSelection
+from serve.engine.request import LoraRequest
 from serve.errors import LorasMissing, LorasTooLarge
 from serve.lora.weights import LoraWeights
-from serve.plan import PlannedLora
 
-Scales = tuple[tuple[str, float], ...]
-"""Keys of LoRAs, sorted, with the scale of each."""
+LoraScales = tuple[tuple[str, float], ...]
+"""Keys of LoRAs, sorted, each with its scale."""
 
 
 @dataclass(frozen=True, slots=True, eq=False)
 class ActiveLoras:
-    """The LoRAs of a job, which stay on the device until it leaves them."""
+    """The LoRAs of a request, pinned until they are released."""
 
-    scales: Scales = ()
-    text_scales: Scales = ()
-    """Those of them that act on CLIP."""
+    scales: LoraScales = ()
+    clip_scales: LoraScales = ()
+    """Those that adapt CLIP."""
     selection: SlotSelection | None = None
 
 
@@ -28,96 +28,90 @@ NO_LORAS = ActiveLoras()
 
 @dataclass(frozen=True, slots=True)
 class _Resident:
-    rows: tuple[int, ...]
+    slots: tuple[int, ...]
     layers: frozenset[str]
-    reads_text: bool
+    adapts_clip: bool
 
 
 class LoraManager:
-    """LoRAs by key in the rows of a bank."""
+    """Loads LoRAs into the slots of a checkpoint and evicts them. Belongs to the engine's thread."""
 
-    def __init__(self, bank: LoraSlots) -> None:
-        self._bank = bank
-        self._free = list(range(1, bank.count + 1))
+    def __init__(self, slots: LoraSlots) -> None:
+        self._slots = slots
+        self._free = list(range(1, slots.count + 1))
         self._residents: OrderedDict[str, _Resident] = OrderedDict()
-        """Those used last stand last."""
+        """Least recently used first."""
         self._pins: Counter[str] = Counter()
-        self.keys: frozenset[str] = frozenset()
-        """The LoRAs on the device; may be read from any thread."""
         self.loads = 0
-        """LoRAs that were brought since the start."""
+        """LoRAs copied to the device since the start."""
 
-    def are_resident(self, uses: Iterable[PlannedLora]) -> bool:
-        """Whether all that `uses` need lies on the device."""
-        return dict(_summed(uses)).keys() <= self._residents.keys()
+    def are_resident(self, loras: Iterable[LoraRequest]) -> bool:
+        """Whether all `loras` are on the device; those with scale 0 are not needed."""
+        return dict(_sum_scales(loras)).keys() <= self._residents.keys()
 
-    def acquire(self, uses: Iterable[PlannedLora], carried: Mapping[str, LoraWeights]) -> ActiveLoras | None:
-        """What a job with these `uses` draws with, copied out of what it carried if need be; to be left in the end.
+    def acquire(self, loras: Iterable[LoraRequest], weights: Mapping[str, LoraWeights]) -> ActiveLoras | None:
+        """Pins `loras`, loading those that are not resident from `weights`. Call `release` with the result.
 
-        The same LoRA twice adds up, and one at scale 0 is none. None while others use the room that it needs. Raises
-        LorasMissing and LorasTooLarge, and ValueError for weights that do not fit the checkpoint.
+        The scales of a LoRA that is listed twice add up; scale 0 is no LoRA. Returns None while other requests pin the
+        slots it needs. Raises `LorasMissing` and `LorasTooLarge`, and ValueError for weights that do not fit the
+        checkpoint.
         """
-        scales = _summed(uses)
+        scales = _sum_scales(loras)
         if not scales:
             return NO_LORAS
-        missing = [key for key, _ in scales if key not in self._residents]
-        if lacking := tuple(key for key in missing if key not in carried):
-            raise LorasMissing(lacking)
-        if not self._make_room(sum(carried[key].rank for key in missing), {key for key, _ in scales}):
+        to_load = [key for key, _ in scales if key not in self._residents]
+        if missing := tuple(key for key in to_load if key not in weights):
+            raise LorasMissing(missing)
+        if not self._make_room(sum(weights[key].rank for key in to_load), {key for key, _ in scales}):
             return None
-        for key in missing:
-            self._bring(key, carried[key])
+        for key in to_load:
+            self._load(key, weights[key])
         for key, _ in scales:
             self._pins[key] += 1
             self._residents.move_to_end(key)
-        return self._mix(scales)
+        return self._activate(scales)
 
-    def release(self, mix: ActiveLoras) -> None:
-        self._pins -= Counter(key for key, _ in mix.scales)
+    def release(self, active_loras: ActiveLoras) -> None:
+        self._pins -= Counter(key for key, _ in active_loras.scales)
 
     def _make_room(self, rank: int, needed: set[str]) -> bool:
-        """Lets go as few as must go for `rank` rows, and nobody if that is not enough."""
-        kept = sum(len(resident.rows) for key, resident in self._residents.items() if key in needed)
-        if kept + rank > self._bank.count:
-            raise LorasTooLarge(kept + rank, self._bank.count)
-        going, room = [], len(self._free)
+        """Evicts as few LoRAs as `rank` free slots require, none if that is impossible for now."""
+        kept = sum(len(resident.slots) for key, resident in self._residents.items() if key in needed)
+        if kept + rank > self._slots.count:
+            raise LorasTooLarge(kept + rank, self._slots.count)
+        evicted, free = [], len(self._free)
         for key, resident in self._residents.items():
-            if room < rank and key not in needed and not self._pins[key]:
-                going.append(key)
-                room += len(resident.rows)
-        if room < rank:
+            if free < rank and key not in needed and not self._pins[key]:
+                evicted.append(key)
+                free += len(resident.slots)
+        if free < rank:
             return False
-        for key in going:
-            self._free.extend(self._residents.pop(key).rows)
-        self._publish()
+        for key in evicted:
+            self._free.extend(self._residents.pop(key).slots)
         return True
 
-    def _bring(self, key: str, weights: LoraWeights) -> None:
+    def _load(self, key: str, weights: LoraWeights) -> None:
         matrices = {
             f"{network}.{layer}": matrix
             for network, layers in (("transformer", weights.transformer), ("clip", weights.clip))
             for layer, matrix in layers.items()
         }
-        rows = self._free[: weights.rank]
-        self._bank.write(rows, matrices)
+        slots = self._free[: weights.rank]
+        self._slots.write(slots, matrices)
         del self._free[: weights.rank]
-        self._residents[key] = _Resident(tuple(rows), frozenset(matrices), bool(weights.clip))
+        self._residents[key] = _Resident(tuple(slots), frozenset(matrices), bool(weights.clip))
         self.loads += 1
-        self._publish()
 
-    def _mix(self, scales: Scales) -> ActiveLoras:
+    def _activate(self, scales: LoraScales) -> ActiveLoras:
         residents = [(self._residents[key], key, scale) for key, scale in scales]
-        gains = {row: scale for resident, _, scale in residents for row in resident.rows}
+        gains = {slot: scale for resident, _, scale in residents for slot in resident.slots}
         layers = frozenset[str]().union(*(resident.layers for resident, _, _ in residents))
-        text_scales = tuple((key, scale) for resident, key, scale in residents if resident.reads_text)
-        return ActiveLoras(scales, text_scales, self._bank.select(gains, layers))
-
-    def _publish(self) -> None:
-        self.keys = frozenset(self._residents)
+        clip_scales = tuple((key, scale) for resident, key, scale in residents if resident.adapts_clip)
+        return ActiveLoras(scales, clip_scales, self._slots.select(gains, layers))
 
 
-def _summed(uses: Iterable[PlannedLora]) -> Scales:
+def _sum_scales(loras: Iterable[LoraRequest]) -> LoraScales:
     scales: dict[str, float] = {}
-    for use in uses:
-        scales[use.key] = scales.get(use.key, 0.0) + use.scale
+    for lora in loras:
+        scales[lora.key] = scales.get(lora.key, 0.0) + lora.scale
     return tuple(sorted((key, scale) for key, scale in scales.items() if scale))

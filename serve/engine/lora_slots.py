@@ -1,4 +1,10 @@
-"""Low-rank slots beside the linear layers of a network."""
+"""Low-rank slots beside the linear layers of networks, through which LoRAs act without changing any weight.
+
+Every linear layer has the same number of slots, each a pair of vectors (down, up). For an image that selects slots,
+each adds `gain * up * (down . input)` to the layer's output. The weights are not read, so they may have any dtype or
+be quantized. Slots are allocated once and a selection is a tensor, so a compiled network is not recompiled for other
+LoRAs.
+"""
 
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -10,30 +16,30 @@ from torch import Tensor, nn
 
 from serve.lora.weights import LowRank
 
-_SMALLEST_RANK = 16
-"""Matrix units work on tiles of this width, so fewer rows cost the same."""
+_MIN_SELECTION = 16
+"""Selections are padded to 16, 32, 64, ... slots: matrix units work on tiles of 16, and few shapes occur."""
 
 
 @dataclass(frozen=True, slots=True, eq=False)
 class SlotSelection:
-    """Which rows an image draws with, and how much of each."""
+    """The slots that act on an image, each with its gain."""
 
     layers: frozenset[str]
-    """The linears beside which some of the rows are not zero."""
+    """The linear layers beside which some of the slots are not zero."""
     slots: Tensor
-    """[rank] on the device. Few ranks occur: what is left over is filled with row 0, which is always zero."""
+    """[rank] on the device, padded with slot 0, which is always zero."""
     gains: Tensor
     """[rank], float32."""
 
 
 class LoraSlots:
-    """The rows beside all linears of some networks. Belongs to the thread that runs them."""
+    """The slots beside all linear layers of some networks. Belongs to the thread that runs the networks."""
 
-    def __init__(self, networks: Mapping[str, nn.Module], size_bytes: int, max_rows: int | None = None) -> None:
-        """As many rows as fit in `size_bytes`, up to `max_rows`.
+    def __init__(self, networks: Mapping[str, nn.Module], size_bytes: int, max_slots: int | None = None) -> None:
+        """Allocates as many slots as fit in `size_bytes`, at most `max_slots`, and registers forward hooks.
 
-        Linears are named by network and path, as in `clip.encoder.fc1`. The networks must have their final device,
-        dtype and quantization, and keep what is attached to them here.
+        Layers are named by network and path, as in `clip.encoder.fc1`. The networks must have their final device,
+        dtype and quantization.
         """
         linears = {
             f"{network}.{path}": module
@@ -41,99 +47,104 @@ class LoraSlots:
             for path, module in root.named_modules()
             if isinstance(module, nn.Linear)
         }
-        self.slot_bytes = sum(map(_row_bytes, linears.values()))
+        self.slot_bytes = sum(map(_slot_bytes, linears.values()))
+        """Memory of one slot beside every layer."""
         fitting = max(0, size_bytes // self.slot_bytes - 1) if linears else 0
-        self.count = fitting if max_rows is None else min(fitting, max_rows)
-        """Those that can be written to are 1 to `rows`."""
+        self.count = fitting if max_slots is None else min(fitting, max_slots)
+        """Slots 1 to `count` can be written."""
         self._device = next((linear.weight.device for linear in linears.values()), torch.device("cpu"))
-        self._running = _Running()
-        self._layers = {name: _Layer(linear, name, self.count + 1, self._running) for name, linear in linears.items()}
+        self._active = _ActiveSelections()
+        self._layers = {
+            name: _LayerSlots(linear, name, self.count + 1, self._active) for name, linear in linears.items()
+        }
 
-    def write(self, rows: Sequence[int], matrices: Mapping[str, LowRank]) -> None:
-        """Fills `rows` with matrices of at most as many ranks, by linear; beside all other linears they become zero.
+    def write(self, slots: Sequence[int], matrices: Mapping[str, LowRank]) -> None:
+        """Fills `slots` with matrices, given by layer, of at most `len(slots)` ranks; other layers' slots become zero.
 
-        Raises ValueError before anything is written, for a linear that is not here or has another shape.
+        Raises ValueError, before anything is written, for an unknown layer or a wrong shape.
         """
         for name, matrix in matrices.items():
             if name not in self._layers:
-                raise ValueError(f"there is no linear {name}")
-            self._layers[name].check(matrix, len(rows))
-        index = torch.tensor(rows, device=self._device)
+                raise ValueError(f"there is no linear layer {name}")
+            self._layers[name].check(matrix, len(slots))
+        index = torch.tensor(slots, device=self._device)
         for name, layer in self._layers.items():
             layer.write(index, matrices.get(name))
 
     def select(self, gains: Mapping[int, float], layers: frozenset[str]) -> SlotSelection:
-        """The choice of rows with these gains, all zero but beside `layers`."""
-        rank = _SMALLEST_RANK
+        """A selection of slots with these gains, whose slots are zero beside all but `layers`."""
+        rank = _MIN_SELECTION
         while rank < len(gains):
             rank *= 2
-        filling = [0] * (rank - len(gains))
+        padding = [0] * (rank - len(gains))
         return SlotSelection(
             layers,
-            torch.tensor([*gains, *filling], device=self._device),
-            torch.tensor([*gains.values(), *filling], device=self._device, dtype=torch.float32),
+            torch.tensor([*gains, *padding], device=self._device),
+            torch.tensor([*gains.values(), *padding], device=self._device, dtype=torch.float32),
         )
 
     @contextmanager
-    def apply(self, blends: Sequence[SlotSelection | None]) -> Iterator[None]:
-        """Within it, image i of a batch passes through the networks with `blends[i]`."""
-        if any(blends):
-            self._running.blends = tuple(map(self._own, blends))
+    def apply(self, selections: Sequence[SlotSelection | None]) -> Iterator[None]:
+        """Within the block, `selections[i]` acts on image i of a batch that passes through the networks."""
+        if any(selections):
+            self._active.selections = tuple(map(self._copy, selections))
         try:
             yield
         finally:
-            self._running.blends = ()
+            self._active.selections = ()
 
-    def _own(self, blend: SlotSelection | None) -> SlotSelection:
-        """In tensors of its own, also for none: a compiled network is tied to which of its inputs are the same."""
-        blend = blend or self.select({}, frozenset())
-        return replace(blend, slots=blend.slots.clone(), gains=blend.gains.clone())
+    def _copy(self, selection: SlotSelection | None) -> SlotSelection:
+        """A copy in tensors of its own, also of None: a compiled network depends on which of its inputs are
+        identical."""
+        selection = selection or self.select({}, frozenset())
+        return replace(selection, slots=selection.slots.clone(), gains=selection.gains.clone())
 
 
 @dataclass(slots=True)
-class _Running:
-    """What is on its way through the networks."""
+class _ActiveSelections:
+    """Shared by all layers."""
 
-    blends: tuple[SlotSelection, ...] = ()
-    """One an image; none if no image has rows."""
+    selections: tuple[SlotSelection, ...] = ()
+    """One per image of the batch; empty if no image has any."""
 
 
-class _Layer:
-    """The rows beside one linear."""
+class _LayerSlots:
+    """The slots beside one linear layer."""
 
-    def __init__(self, linear: nn.Linear, name: str, rows: int, running: _Running) -> None:
+    def __init__(self, linear: nn.Linear, name: str, count: int, active: _ActiveSelections) -> None:
         self._name = name
-        self._running = running
+        self._active = active
         device, dtype = linear.weight.device, linear.weight.dtype
-        self._down = torch.zeros(rows, linear.in_features, device=device, dtype=dtype)
-        self._up = torch.zeros(rows, linear.out_features, device=device, dtype=dtype)
+        self._down = torch.zeros(count, linear.in_features, device=device, dtype=dtype)
+        self._up = torch.zeros(count, linear.out_features, device=device, dtype=dtype)
         linear.register_forward_hook(self._add)
 
-    def check(self, matrix: LowRank, rows: int) -> None:
-        wanted = (matrix.rank, self._down.shape[1]), (self._up.shape[1], matrix.rank)
-        if (matrix.down.shape, matrix.up.shape) != wanted or matrix.rank > rows:
+    def check(self, matrix: LowRank, slots: int) -> None:
+        expected = (matrix.rank, self._down.shape[1]), (self._up.shape[1], matrix.rank)
+        if (matrix.down.shape, matrix.up.shape) != expected or matrix.rank > slots:
             raise ValueError(f"the matrices for {self._name} are {matrix.down.shape} and {matrix.up.shape}")
 
-    def write(self, rows: Tensor, matrix: LowRank | None) -> None:
-        """The matrix' own scale goes into `up`, as exactly as its dtype allows."""
-        self._down.index_fill_(0, rows, 0)
-        self._up.index_fill_(0, rows, 0)
+    def write(self, slots: Tensor, matrix: LowRank | None) -> None:
+        """Fills slots. The matrix' own scale is multiplied into `up`, in float32."""
+        self._down.index_fill_(0, slots, 0)
+        self._up.index_fill_(0, slots, 0)
         if matrix is not None:
-            rows = rows[: matrix.rank]
+            slots = slots[: matrix.rank]
             up = matrix.up.to(self._up.device, torch.float32) * matrix.scale
-            self._down.index_copy_(0, rows, matrix.down.to(self._down))
-            self._up.index_copy_(0, rows, up.t().to(self._up))
+            self._down.index_copy_(0, slots, matrix.down.to(self._down))
+            self._up.index_copy_(0, slots, up.t().to(self._up))
 
     def _add(self, _: nn.Module, inputs: tuple[Any, ...], output: Tensor) -> None:
-        """What a linear gave gets its addition in place, image by image: the bits of one do not depend on others."""
-        for image, blend in enumerate(self._running.blends):
-            # A compiled network serves every choice of layers, so it adds beside all of them, zeros if need be.
-            if torch.compiler.is_compiling() or self._name in blend.layers:
+        """Forward hook: adds to the output in place, image by image, so that the bits of one do not depend on
+        others."""
+        for image, selection in enumerate(self._active.selections):
+            # A compiled network must serve every choice of layers, so it adds beside all of them, zeros included.
+            if torch.compiler.is_compiling() or self._name in selection.layers:
                 tokens = inputs[0][image : image + 1].flatten(0, -2)
                 sums = output[image : image + 1].view(-1, output.shape[-1])
-                inner = torch.mm(tokens, self._down.index_select(0, blend.slots).t()).mul_(blend.gains)
-                sums.addmm_(inner, self._up.index_select(0, blend.slots))
+                inner = torch.mm(tokens, self._down.index_select(0, selection.slots).t()).mul_(selection.gains)
+                sums.addmm_(inner, self._up.index_select(0, selection.slots))
 
 
-def _row_bytes(linear: nn.Linear) -> int:
+def _slot_bytes(linear: nn.Linear) -> int:
     return (linear.in_features + linear.out_features) * linear.weight.dtype.itemsize

@@ -11,64 +11,64 @@ import torch
 from torch import Tensor
 
 from serve.engine.checkpoint import Checkpoint
-from serve.engine.lora_manager import NO_LORAS, ActiveLoras, Scales
+from serve.engine.lora_manager import NO_LORAS, ActiveLoras, LoraScales
 
 
 @dataclass(frozen=True, slots=True)
 class PromptEmbeds:
-    """An encoded prompt."""
+    """An encoded prompt, in the transformer's dtype."""
 
     prompt_embeds: Tensor
-    """From T5: [1, text tokens, width], in the transformer's dtype."""
+    """From T5: [1, max_sequence_length, width]."""
     pooled_prompt_embeds: Tensor
-    """From CLIP: [1, width], in the transformer's dtype."""
-    notes: tuple[str, ...]
-    """A line for each encoder that did not read the whole prompt."""
+    """From CLIP: [1, width]."""
+    warnings: tuple[str, ...]
+    """A line for each encoder that truncated the prompt."""
 
 
 class PromptEncoder:
-    """Encodes prompts, and remembers the last ones that were asked for."""
+    """Encodes prompts, with an LRU cache."""
 
     def __init__(self, checkpoint: Checkpoint, cache_entries: int) -> None:
-        """`cache_entries` 0 remembers nothing."""
+        """`cache_entries` 0 turns the cache off."""
         self._checkpoint = checkpoint
         self._cache_entries = cache_entries
-        self._cache: OrderedDict[tuple[str, Scales], PromptEmbeds] = OrderedDict()
+        self._cache: OrderedDict[tuple[str, LoraScales], PromptEmbeds] = OrderedDict()
 
     @torch.no_grad()
-    def encode(self, prompt: str, mix: ActiveLoras = NO_LORAS) -> PromptEmbeds:
-        """The prompt as CLIP reads it with the LoRAs of `mix`."""
-        key = (prompt, mix.text_scales)
-        text = self._cache.get(key) or self._encode(prompt, mix)
-        self._cache[key] = text
+    def encode(self, prompt: str, active_loras: ActiveLoras = NO_LORAS) -> PromptEmbeds:
+        """Encodes `prompt` with the LoRAs that adapt CLIP."""
+        key = (prompt, active_loras.clip_scales)
+        embeds = self._cache.get(key) or self._encode(prompt, active_loras)
+        self._cache[key] = embeds
         self._cache.move_to_end(key)
         if len(self._cache) > self._cache_entries:
             self._cache.popitem(last=False)
-        return text
+        return embeds
 
-    def _encode(self, prompt: str, mix: ActiveLoras) -> PromptEmbeds:
+    def _encode(self, prompt: str, active_loras: ActiveLoras) -> PromptEmbeds:
         models = self._checkpoint
         dtype = models.transformer.dtype
-        clip_tokens = models.clip_tokenizer.model_max_length
-        clip_ids = self._ids(models.clip_tokenizer, prompt, clip_tokens)
-        t5_ids = self._ids(models.t5_tokenizer, prompt, models.max_sequence_length)
-        with models.lora_slots.apply([mix.selection]):
-            summary = models.clip(clip_ids).pooler_output
+        clip_length = models.clip_tokenizer.model_max_length
+        clip_ids = self._tokenize(models.clip_tokenizer, prompt, clip_length)
+        t5_ids = self._tokenize(models.t5_tokenizer, prompt, models.max_sequence_length)
+        with models.lora_slots.apply([active_loras.selection]):
+            pooled = models.clip(clip_ids).pooler_output
         return PromptEmbeds(
             prompt_embeds=models.t5(t5_ids).last_hidden_state.to(dtype),
-            pooled_prompt_embeds=summary.to(dtype),
-            notes=(
-                *_cut(models.t5_tokenizer, prompt, models.max_sequence_length, "T5"),
-                *_cut(models.clip_tokenizer, prompt, clip_tokens, "CLIP"),
+            pooled_prompt_embeds=pooled.to(dtype),
+            warnings=(
+                *_truncation_warning(models.t5_tokenizer, prompt, models.max_sequence_length, "T5"),
+                *_truncation_warning(models.clip_tokenizer, prompt, clip_length, "CLIP"),
             ),
         )
 
-    def _ids(self, tokenizer: Any, prompt: str, length: int) -> Tensor:
+    def _tokenize(self, tokenizer: Any, prompt: str, length: int) -> Tensor:
         tokens = tokenizer(prompt, padding="max_length", max_length=length, truncation=True, return_tensors="pt")
         ids: Tensor = tokens.input_ids.to(self._checkpoint.device)
         return ids
 
 
-def _cut(tokenizer: Any, prompt: str, length: int, name: str) -> tuple[str, ...]:
-    whole = len(tokenizer(prompt, verbose=False).input_ids)
-    return (f"{name} reads only the first {length} of the prompt's {whole} tokens",) if whole > length else ()
+def _truncation_warning(tokenizer: Any, prompt: str, length: int, name: str) -> tuple[str, ...]:
+    tokens = len(tokenizer(prompt, verbose=False).input_ids)
+    return (f"{name} reads only the first {length} of the prompt's {tokens} tokens",) if tokens > length else ()

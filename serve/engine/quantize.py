@@ -1,6 +1,6 @@
-"""float8 weights: half the memory of bf16, at the price of turning them back for each product. Knows no checkpoint.
+"""float8 weights by quanto: half the memory of bf16; each product converts them back.
 
-Weights only: activations, norms, biases and embeddings keep their dtype, so pictures stay close to those in bf16.
+Weights only: activations, norms, biases and embeddings keep their dtype, so images stay close to those in bf16.
 """
 
 import torch
@@ -9,9 +9,9 @@ from torch import nn
 
 
 def quantize_to_float8(model: nn.Module, device: torch.device) -> None:
-    """Replaces all linear layers of `model` by float8 ones on `device`, in place; the rest of it moves there too.
+    """Quantizes all linear layers of `model` in place and moves the model to `device`.
 
-    One layer at a time, so that the device never holds more than the float8 weights and a single bf16 layer.
+    One layer at a time, so that the device never holds more than the float8 weights and one bf16 layer.
     """
     quantize(model, weights=qfloat8_e4m3fn)
     for layer in model.modules():
@@ -21,14 +21,15 @@ def quantize_to_float8(model: nn.Module, device: torch.device) -> None:
 
 
 def float8_weight(weight: torch.Tensor) -> torch.Tensor:
-    """`weight` as quanto's float8 tensor, with one scale a row.
+    """`weight` as quanto's float8 tensor, with one scale per row.
 
-    quanto picks a kernel by what a weight says of the activations it will meet. If that is "not quantized", CUDA gets
-    Marlin, a kernel that is compiled at first use and drops the bias. Ours say "float8", which has no kernel of its own
-    and keeps the plain product; that takes bf16 activations as well. Moving and copying a weight keep what it says.
+    quanto chooses a kernel by the activation type that a weight declares. For unquantized activations CUDA gets
+    Marlin, which is compiled at first use and drops the bias. Weights here declare float8 activations, for which
+    quanto has no special kernel, so it uses the plain product; that accepts bf16 activations too. Moving and copying a
+    weight keep the declaration.
     """
     scale = AbsmaxOptimizer()(weight, qtype=qfloat8_e4m3fn, axis=0)
-    scale = torch.where(scale == 0, 1, scale)  # A row of zeros: it must stay so, and not become 0/0.
+    scale = torch.where(scale == 0, 1, scale)  # A row of zeros must stay zero instead of becoming 0/0.
     quantized: torch.Tensor = quantize_weight(
         weight, qtype=qfloat8_e4m3fn, axis=0, scale=scale, activation_qtype=qfloat8_e4m3fn
     )
@@ -36,12 +37,12 @@ def float8_weight(weight: torch.Tensor) -> torch.Tensor:
 
 
 def weight_bytes(model: nn.Module) -> int:
-    """Bytes that parameters and buffers take, quantized ones by what they really hold."""
+    """Bytes of all parameters and buffers, quantized ones as they are stored."""
     tensors = [*model.parameters(), *model.buffers()]
-    return sum(part.numel() * part.element_size() for tensor in tensors for part in _stored(tensor))
+    return sum(part.numel() * part.element_size() for tensor in tensors for part in _stored_tensors(tensor))
 
 
-def _stored(tensor: torch.Tensor) -> list[torch.Tensor]:
+def _stored_tensors(tensor: torch.Tensor) -> list[torch.Tensor]:
     if not isinstance(tensor, QTensor):
         return [tensor]
     names, _ = tensor.__tensor_flatten__()

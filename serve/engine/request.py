@@ -1,4 +1,4 @@
-"""What the engine takes and emits: generation requests and engine events. Does not import torch.
+"""Requests to the engine and the events it emits. Does not import torch.
 
 The last event of a request is exactly one of `Completed`, `Failed` and `Canceled`.
 """
@@ -7,59 +7,74 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
-import numpy as np
-from numpy.typing import NDArray
-
 from serve.errors import ServiceError
 from serve.events import Started, StepDone
-from serve.plan import Plan
+from serve.model_specs import ImageArray, MaskArray, Size
 
 if TYPE_CHECKING:
     from serve.lora.weights import LoraWeights
 
-ImageArray = NDArray[np.uint8]
-"""[height, width, 3], RGB."""
-MaskArray = NDArray[np.uint8]
-"""[height, width]; from 128 on a pixel is repainted, below it is kept."""
+
+@dataclass(frozen=True, slots=True)
+class LoraRequest:
+    """A LoRA to apply, and how strongly."""
+
+    key: str
+    """Key of the weights, as in `serve.lora.reference.LoraMetadata`."""
+    scale: float
 
 
 @dataclass(frozen=True, slots=True)
 class GenerationRequest:
-    """A plan with its pictures, already of the plan's size, and its LoRAs."""
+    """One image per seed, equal in everything but the seed.
 
-    plan: Plan
+    Text to image without `image`, image to image with one, inpainting with `image` and `mask`.
+    """
+
+    prompt: str
+    size: Size
+    steps: int
+    seeds: tuple[int, ...]
+    guidance: float | None = None
+    """Required by transformers with a guidance embedding, ignored by others."""
+    strength: float | None = None
+    """Share of the schedule that runs over `image`, 0 to 1. Required with an image."""
     image: ImageArray | None = None
+    """[height, width, 3], of the request's size."""
     mask: MaskArray | None = None
-    loras: "Mapping[str, LoraWeights]" = field(default_factory=dict, repr=False)
-    """By key. Those that lie on the device may be left out, at the risk of `LorasMissing` if they have gone by then."""
+    """[height, width], of the request's size."""
+    loras: tuple[LoraRequest, ...] = ()
+    """The scales of a LoRA that is listed twice add up."""
+    lora_weights: "Mapping[str, LoraWeights]" = field(default_factory=dict, repr=False)
+    """By key. LoRAs that are resident may be missing, at the risk of `LorasMissing` if they are evicted meanwhile."""
 
     def __post_init__(self) -> None:
-        """Raises ValueError for a plan that is not complete, or pictures that are not what it speaks of."""
-        if self.plan.size is None:
-            raise ValueError("the plan has no size yet")
-        width, height = self.plan.size
-        wanted = {
-            "text_to_image": (None, None),
-            "image_to_image": ((height, width, 3), None),
-            "inpainting": ((height, width, 3), (height, width)),
-        }[self.plan.mode]
-        given = tuple(None if array is None else array.shape for array in (self.image, self.mask))
-        if given != wanted:
-            raise ValueError(f"{self.plan.mode} at {width}x{height} needs picture and mask {wanted}, not {given}")
+        """Raises ValueError for an image, mask or strength that does not fit the rest."""
+        width, height = self.size
+        if (self.image is None) != (self.strength is None):
+            raise ValueError("an image needs a strength, and a strength needs an image")
+        if self.image is not None and self.image.shape != (height, width, 3):
+            raise ValueError(f"the image should be {(height, width, 3)}, it is {self.image.shape}")
+        if self.mask is not None and self.image is None:
+            raise ValueError("a mask needs an image")
+        if self.mask is not None and self.mask.shape != (height, width):
+            raise ValueError(f"the mask should be {(height, width)}, it is {self.mask.shape}")
 
 
 @dataclass(frozen=True, slots=True)
 class ImageReady:
-    """Image `image` is finished."""
+    """Image `image` is generated."""
 
     image: int
+    """Index of its seed."""
     to_host: Callable[[], ImageArray] = field(repr=False)
-    """Copies the picture from the device, [height, width, 3]. Not for the engine's thread: it waits for the copy."""
+    """Copies the image from the device: [height, width, 3]. Waits for the copy: do not call it on the engine's
+    thread."""
 
 
 @dataclass(frozen=True, slots=True)
 class Completed:
-    """Every image was told of; the fields are those of `serve.events.Finished`."""
+    """Every image was emitted. The fields are those of `serve.events.Finished`."""
 
     stages_ms: dict[str, float]
     mean_batch: float
@@ -67,17 +82,17 @@ class Completed:
 
 @dataclass(frozen=True, slots=True)
 class Failed:
-    """The job ended without all of its images."""
+    """The request ended without all of its images."""
 
     error: ServiceError
 
 
 @dataclass(frozen=True, slots=True)
 class Canceled:
-    """The job was left by who asked for it."""
+    """The request was cancelled by its submitter."""
 
 
-End = Completed | Failed | Canceled
-EngineEvent = Started | StepDone | ImageReady | End
+FinalEvent = Completed | Failed | Canceled
+EngineEvent = Started | StepDone | ImageReady | FinalEvent
 Listener = Callable[[EngineEvent], None]
-"""Called from the engine's thread: it must return at once, and hand on whatever takes time."""
+"""Called on the engine's thread, so it must return at once."""

@@ -1,62 +1,63 @@
-"""State of requests and images inside the engine."""
+"""State of requests and of their images inside the engine."""
 
 import logging
 import time
-from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
-import torch
-from diffusers.models.autoencoders.vae import DiagonalGaussianDistribution
 from torch import Tensor
 
-from serve.engine.latents import LatentGrid, LatentSpace
-from serve.engine.lora_manager import NO_LORAS, ActiveLoras, Scales
+from serve.engine.latents import LatentGrid
+from serve.engine.lora_manager import NO_LORAS, ActiveLoras, LoraScales
 from serve.engine.prompt_encoder import PromptEmbeds
 from serve.engine.request import Canceled, Completed, EngineEvent, Failed, GenerationRequest, Listener
-from serve.engine.sigmas import SigmaSchedule, make_sigma_schedule
+from serve.engine.sigmas import SigmaSchedule
 from serve.errors import ServiceError
 from serve.events import Started
-from serve.model_specs import Size
+
+_PREPARATION_STAGES = ("lora", "text", "encode_image")
+_log = logging.getLogger(__name__)
+
+
+class BatchKey(NamedTuple):
+    """Images with equal keys can share a batch."""
+
+    grid: LatentGrid
+    sequence_length: int
+    loras: LoraScales = ()
+    """Empty unless batches must not mix LoRAs."""
 
 
 @dataclass(frozen=True, slots=True)
 class InpaintLatents:
-    """What an inpainting returns to wherever its mask keeps the picture. Packed, [1, tokens, channels] each."""
+    """What inpainting restores outside the mask after every step. All packed, [1, tokens, channels]."""
 
     latents: Tensor
+    """Of the input image, without noise."""
     noise: Tensor
     mask: Tensor
-    """1 where latents are drawn anew, 0 where they are kept."""
-
-
-class BatchKey(NamedTuple):
-    """What images must agree in to share a pass."""
-
-    grid: LatentGrid
-    max_sequence_length: int
-    loras: Scales = ()
-    """Nothing, unless LoRAs are kept apart."""
+    """1 where latents are repainted, 0 where they are kept."""
 
 
 @dataclass(slots=True, eq=False)
 class ImageState:
-    """One image of a job between its noise and its pixels."""
+    """One image between its noise and its pixels."""
 
     index: int
-    """Its index among the images of its job."""
+    """Among the images of its request."""
     prompt_embeds: PromptEmbeds
     guidance: float
-    """Not read by transformers without a guidance embedding."""
+    """Ignored by transformers without a guidance embedding."""
     sigmas: SigmaSchedule
     grid: LatentGrid
     img_ids: Tensor
     """[tokens, 3]"""
     latents: Tensor
-    """[1, tokens, channels], after `done` steps."""
+    """Packed, [1, tokens, channels], after `step` steps."""
     active_loras: ActiveLoras = NO_LORAS
     inpaint: InpaintLatents | None = None
     step: int = 0
+    """Number of steps done."""
 
     @property
     def finished(self) -> bool:
@@ -67,122 +68,74 @@ class ImageState:
         return BatchKey(self.grid, self.prompt_embeds.prompt_embeds.shape[1])
 
 
-class LatentsPreparer:
-    """Begins the images of jobs in one latent space."""
-
-    def __init__(self, space: LatentSpace, scheduler_config: Mapping[str, Any]) -> None:
-        self._space = space
-        self._scheduler_config = scheduler_config
-
-    def prepare(
-        self,
-        job: GenerationRequest,
-        text: PromptEmbeds,
-        mix: ActiveLoras,
-        posterior: DiagonalGaussianDistribution | None,
-    ) -> list[ImageState]:
-        """All images of the job, before their first step. `posterior` is that of its picture, if it has one."""
-        assert job.plan.size is not None
-        plan, grid = job.plan, self._space.grid(job.plan.size)
-        schedule = make_sigma_schedule(self._scheduler_config, grid.tokens, plan.steps, plan.strength)
-        positions = self._space.img_ids(grid)
-        repaint = None if job.mask is None else self._space.pack_mask(job.mask)
-        drafts = []
-        for image, seed in enumerate(plan.seeds):
-            generator = torch.Generator("cpu").manual_seed(seed)
-            # The picture's sample is drawn before the noise: diffusers does, and the generator gives each number once.
-            sample = None if posterior is None else self._space.sample(posterior, generator)
-            noise = self._space.noise(generator, grid)
-            latents = noise if sample is None else add_noise(sample, noise, schedule.sigmas[0])
-            draft = ImageState(image, text, plan.guidance or 0.0, schedule, grid, positions, latents, mix)
-            if sample is not None and repaint is not None:
-                draft.inpaint = InpaintLatents(sample, noise, repaint)
-            drafts.append(draft)
-        return drafts
-
-
-def add_noise(latents: Tensor, noise: Tensor, sigma: float) -> Tensor:
-    """`latents` with the share `sigma` of noise, in their own dtype, which rounds `sigma` too."""
-    share = torch.full((1, 1, 1), sigma, device=latents.device, dtype=torch.float32).to(latents.dtype)
-    return share * noise + (1.0 - share) * latents
-
-
-_PREPARATIONS = ("lora", "text", "encode_image")
-_log = logging.getLogger(__name__)
-
-
 class CancelToken:
-    """What the submitter of a job holds on to."""
+    """Given to the submitter of a request."""
 
     def __init__(self) -> None:
         self.cancelled = False
-        """The submitter no longer wants the job."""
+        """Set by the submitter, read by the engine's thread."""
 
 
 @dataclass(slots=True, eq=False)
 class RequestState:
-    """One job from its arrival to its end. All but `ticket` belongs to the engine's thread."""
+    """One request from submission to its final event. All but `cancel_token` belongs to the engine's thread."""
 
     number: int
-    """The smaller, the older."""
+    """Increases with every request."""
     request: GenerationRequest
     listener: Listener
     cancel_token: CancelToken = field(default_factory=CancelToken)
     active_loras: ActiveLoras | None = None
-    """Its LoRAs; None until they are on the device."""
+    """None until its LoRAs are on the device."""
     prompt_embeds: PromptEmbeds | None = None
     images: list[ImageState] | None = None
-    """Its images that have no pixels yet; None until they have begun."""
+    """Images that are not decoded yet; None until they have latents."""
     ended: bool = False
     _submitted_s: float = field(default_factory=time.monotonic)
     _started_s: float | None = None
-    _stepped_s: float | None = None
-    _spent_s: dict[str, float] = field(default_factory=dict)
-    _passes: int = 0
-    _shared: int = 0
-
-    def attach_loras(self, mix: ActiveLoras | None) -> None:
-        """Its LoRAs are on the device, unless `mix` is None; what it carried is no longer needed then."""
-        if mix is not None:
-            self.active_loras = mix
-            self.request = replace(self.request, loras={})
-
-    @property
-    def size(self) -> Size:
-        assert self.request.plan.size is not None
-        return self.request.plan.size
+    _last_step_s: float | None = None
+    _times_s: dict[str, float] = field(default_factory=dict)
+    _batches: int = 0
+    _batched_images: int = 0
 
     @property
     def pixels(self) -> int:
-        width, height = self.size
+        """Of one image."""
+        width, height = self.request.size
         return width * height
 
+    def attach_loras(self, active_loras: ActiveLoras) -> None:
+        """Records that the LoRAs are on the device, and drops the weights that came with the request."""
+        self.active_loras = active_loras
+        self.request = replace(self.request, lora_weights={})
+
     def emit(self, event: EngineEvent) -> None:
-        """A listener that fails is one that has gone."""
+        """Calls the listener. If it raises, the request is cancelled."""
         try:
             self.listener(event)
         except Exception:
-            _log.exception("a listener failed, so its job is let go")
+            _log.exception("a listener raised; its request is cancelled")
             self.cancel_token.cancelled = True
 
     def start(self) -> None:
-        """Says, the first time, that its images are drawn from now on."""
+        """Emits `Started` on the first call."""
         if self._started_s is None:
             self._started_s = time.monotonic()
-            self.emit(Started(self.prompt_embeds.notes if self.prompt_embeds else ()))
+            self.emit(Started(self.prompt_embeds.warnings if self.prompt_embeds else ()))
 
-    def record_time(self, kind: str, seconds: float) -> None:
-        """A piece of work was done for this job alone."""
-        self._spent_s[kind] = self._spent_s.get(kind, 0.0) + seconds
+    def record_time(self, stage: str, seconds: float) -> None:
+        """Adds time that was spent on this request alone."""
+        self._times_s[stage] = self._times_s.get(stage, 0.0) + seconds
 
-    def record_batch(self, batch: int) -> None:
-        """A pass of `batch` images held some of its own."""
-        self._passes += 1
-        self._shared += batch
-        self._stepped_s = time.monotonic()
+    def record_batch(self, size: int) -> None:
+        """A batch of `size` images, with at least one of this request, has done a step."""
+        self._batches += 1
+        self._batched_images += size
+        self._last_step_s = time.monotonic()
 
-    def finish(self) -> None:
-        self._end(Completed(self._stages_ms(), self._shared / self._passes if self._passes else 0.0))
+    def complete(self) -> None:
+        mean_batch = self._batched_images / self._batches if self._batches else 0.0
+        self._end(Completed(self._stages_ms(), mean_batch))
 
     def fail(self, error: ServiceError) -> None:
         self._end(Failed(error))
@@ -195,13 +148,13 @@ class RequestState:
         self.emit(event)
 
     def _stages_ms(self) -> dict[str, float]:
-        """Each moment counts for one stage: before the first step what is no preparation was the queue, after the last
-        step all is decoding."""
-        now = time.monotonic()
-        started = self._started_s or now
-        prepared = {stage: self._spent_s[stage] for stage in _PREPARATIONS if stage in self._spent_s}
-        stages = {"queue": started - self._submitted_s - sum(prepared.values()), **prepared}
-        if self._stepped_s is not None:
-            stages["denoise"] = self._stepped_s - started
-        stages["decode"] = now - (self._stepped_s or started)
+        """Wall time by stage, without overlap: the time before the first step, less preparation, is `queue`, and the
+        time after the last step is `decode`."""
+        now_s = time.monotonic()
+        started_s = self._started_s or now_s
+        preparation = {stage: self._times_s[stage] for stage in _PREPARATION_STAGES if stage in self._times_s}
+        stages = {"queue": started_s - self._submitted_s - sum(preparation.values()), **preparation}
+        if self._last_step_s is not None:
+            stages["denoise"] = self._last_step_s - started_s
+        stages["decode"] = now_s - (self._last_step_s or started_s)
         return {stage: 1000 * seconds for stage, seconds in stages.items()}

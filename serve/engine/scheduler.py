@@ -1,4 +1,7 @@
-"""Schedules the work of the engine's thread."""
+"""Schedules the work of the engine's thread.
+
+A piece of work that fails ends its own request and no other.
+"""
 
 import logging
 from collections import deque
@@ -9,194 +12,212 @@ from time import monotonic
 from typing import Any, TypeVar
 
 import torch
+from diffusers.models.autoencoders.vae import DiagonalGaussianDistribution
 from torch import Tensor
 
 from serve.engine import device
 from serve.engine.checkpoint import Checkpoint
 from serve.engine.denoiser import BatchExecutor
-from serve.engine.latents import LatentSpace, paste_kept_pixels
+from serve.engine.latents import LatentSpace, add_noise, paste_kept_pixels
 from serve.engine.lora_manager import NO_LORAS, LoraManager
 from serve.engine.prompt_encoder import PromptEncoder
 from serve.engine.request import ImageReady
-from serve.engine.request_state import ImageState, LatentsPreparer, RequestState
+from serve.engine.request_state import ImageState, InpaintLatents, RequestState
+from serve.engine.sigmas import make_sigma_schedule
 from serve.engine.watchdog import Watchdog, WorkItem
 from serve.errors import EngineFailed, ServiceError
 from serve.settings import PoolSettings
 
 Result = TypeVar("Result")
 DeviceCall = tuple["Future[Any]", Callable[[], Any]]
-"""Something else that needs the device, such as a safety model, and where its result goes."""
+"""Other work for the device's thread, such as a safety model, and the future of its result."""
 _log = logging.getLogger(__name__)
 
 
 class Scheduler:
-    """The jobs in work, and the parts of a checkpoint that work on them."""
+    """Runs requests step by step. Belongs to the engine's thread, without locks."""
 
-    def __init__(self, checkpoint: Checkpoint, pool: PoolSettings, watch: Watchdog) -> None:
+    def __init__(self, checkpoint: Checkpoint, pool: PoolSettings, watchdog: Watchdog) -> None:
         self._device = checkpoint.device
-        self._watch = watch
-        self._encoder = PromptEncoder(checkpoint, pool.prompt_cache_entries)
-        self._space = LatentSpace(checkpoint)
-        self._drafting = LatentsPreparer(self._space, checkpoint.scheduler_config)
-        self._passes = BatchExecutor(checkpoint, pool, watch)
+        self._watchdog = watchdog
+        self._prompt_encoder = PromptEncoder(checkpoint, pool.prompt_cache_entries)
+        self._latent_space = LatentSpace(checkpoint)
+        self._scheduler_config = checkpoint.scheduler_config
+        self.executor = BatchExecutor(checkpoint, pool, watchdog)
         self.loras = LoraManager(checkpoint.lora_slots)
-        self._tasks: list[RequestState] = []
-        self._errands: deque[DeviceCall] = deque()
+        self._requests: list[RequestState] = []
+        self._device_calls: deque[DeviceCall] = deque()
         self.device_lost = False
 
     @property
-    def passes(self) -> int:
-        """Times that the transformer ran."""
-        return self._passes.batches
+    def has_work(self) -> bool:
+        return bool(self._requests or self._device_calls)
 
     @property
-    def image_steps(self) -> int:
-        """Steps of single images in those passes."""
-        return self._passes.image_steps
+    def unfinished_images(self) -> int:
+        """Images of requests that have not ended."""
+        return sum(len(request.request.seeds) for request in self._requests if not request.ended)
 
-    @property
-    def busy(self) -> bool:
-        return bool(self._tasks or self._errands)
-
-    @property
-    def images(self) -> int:
-        """Images of the jobs that have not ended."""
-        return sum(len(task.request.plan.seeds) for task in self._tasks if not task.ended)
-
-    def add(self, tasks: Sequence[RequestState], errands: Sequence[DeviceCall]) -> None:
-        """Takes on tasks, each younger than all before."""
-        self._tasks = [*self._tasks, *tasks]
-        self._errands.extend(errands)
+    def add(self, requests: Sequence[RequestState], device_calls: Sequence[DeviceCall]) -> None:
+        """Adds requests, each newer than all before, and device calls."""
+        self._requests = [*self._requests, *requests]
+        self._device_calls.extend(device_calls)
 
     @torch.no_grad()
     def step(self) -> None:
-        for part in (self._bring_loras, self._read_prompts, self._one_picture, self._one_errand, self._one_pass):
-            self._let_go()
+        """One iteration: loads at most one LoRA, encodes new prompts, encodes or decodes at most one image, makes at
+        most one device call, and runs one batch. Cancelled and ended requests are dropped before each part."""
+        for part in (self._load_loras, self._encode_prompts, self._run_vae, self._call_device, self._run_batch):
+            self._drop_ended()
             part()
-        self._let_go()
+        self._drop_ended()
 
     def fail_all(self, error: EngineFailed) -> None:
-        for task in self._tasks:
-            if not task.ended:
-                task.fail(error)
-        self._let_go()
-        for future, _ in self._errands:
+        """Fails all requests and cancels all device calls."""
+        for request in self._requests:
+            if not request.ended:
+                request.fail(error)
+        self._drop_ended()
+        for future, _ in self._device_calls:
             future.cancel()
-        self._errands.clear()
+        self._device_calls.clear()
 
-    def _let_go(self) -> None:
-        for task in self._tasks:
-            if task.cancel_token.cancelled and not task.ended:
-                task.cancel()
-        for task in self._tasks:
-            if task.ended and task.active_loras is not None:
-                self.loras.release(task.active_loras)
-        self._tasks = [task for task in self._tasks if not task.ended]
+    def _drop_ended(self) -> None:
+        for request in self._requests:
+            if request.cancel_token.cancelled and not request.ended:
+                request.cancel()
+        for request in self._requests:
+            if request.ended and request.active_loras is not None:
+                self.loras.release(request.active_loras)
+        self._requests = [request for request in self._requests if not request.ended]
 
-    def _bring_loras(self) -> None:
-        """Jobs get their LoRAs by age, so that none waits for room which younger ones take, and one copy at most."""
-        for task in self._tasks:
-            if task.active_loras is None and not task.request.plan.loras:
-                task.attach_loras(NO_LORAS)
-        for task in [task for task in self._tasks if task.active_loras is None]:
-            at_hand = self.loras.are_resident(task.request.plan.loras)
-            self._attempt(task, WorkItem("lora"), partial(self._bring, task))
-            if not at_hand:
+    def _load_loras(self) -> None:
+        """Oldest request first, so that newer ones cannot take the slots it waits for; at most one load."""
+        for request in self._requests:
+            if request.active_loras is None and not request.request.loras:
+                request.attach_loras(NO_LORAS)
+        for request in [request for request in self._requests if request.active_loras is None]:
+            resident = self.loras.are_resident(request.request.loras)
+            self._run_for(request, WorkItem("lora"), partial(self._acquire_loras, request))
+            if not resident:
                 return
 
-    def _bring(self, task: RequestState) -> None:
-        task.attach_loras(self.loras.acquire(task.request.plan.loras, task.request.loras))
+    def _acquire_loras(self, request: RequestState) -> None:
+        active_loras = self.loras.acquire(request.request.loras, request.request.lora_weights)
+        if active_loras is not None:
+            request.attach_loras(active_loras)
 
-    def _read_prompts(self) -> None:
-        for task in self._tasks:
-            if task.prompt_embeds is None and task.active_loras is not None:
-                self._read(task)
+    def _encode_prompts(self) -> None:
+        for request in self._requests:
+            if request.prompt_embeds is None and request.active_loras is not None:
+                self._run_for(request, WorkItem("text"), partial(self._encode_prompt, request))
 
-    def _read(self, task: RequestState) -> None:
-        """Encodes the job's prompt; without a picture its images can begin."""
+    def _encode_prompt(self, request: RequestState) -> None:
+        """Encodes the prompt and, without an input image, prepares the images."""
+        assert request.active_loras is not None
+        request.prompt_embeds = self._prompt_encoder.encode(request.request.prompt, request.active_loras)
+        if request.request.image is None:
+            self._prepare_images(request, None)
 
-        def read() -> None:
-            assert task.active_loras is not None
-            task.prompt_embeds = self._encoder.encode(task.request.plan.prompt, task.active_loras)
-            if task.request.image is None:
-                task.images = self._drafting.prepare(task.request, task.prompt_embeds, task.active_loras, None)
-
-        self._attempt(task, WorkItem("text"), read)
-
-    def _one_picture(self) -> None:
-        """The oldest job that has a picture to encode or to decode gets one done."""
-        for task in self._tasks:
-            if task.prompt_embeds is not None and task.images is None:
-                self._encode(task)
+    def _run_vae(self) -> None:
+        """Encodes the input image, or decodes one finished image, of the oldest request that has one."""
+        for request in self._requests:
+            if request.prompt_embeds is not None and request.images is None:
+                work = WorkItem("encode_image", pixels=request.pixels)
+                self._run_for(request, work, partial(self._encode_image, request))
                 return
-            finished = next((draft for draft in task.images or () if draft.finished), None)
+            finished = next((image for image in request.images or () if image.finished), None)
             if finished is not None:
-                self._decode(task, finished)
+                self._decode(request, finished)
                 return
 
-    def _encode(self, task: RequestState) -> None:
-        """Encodes the job's picture, so its images can begin."""
+    def _encode_image(self, request: RequestState) -> None:
+        assert request.request.image is not None
+        self._prepare_images(request, self._latent_space.encode(request.request.image))
 
-        def encode() -> None:
-            assert task.active_loras is not None
-            assert task.prompt_embeds is not None
-            assert task.request.image is not None
-            posterior = self._space.encode(task.request.image)
-            task.images = self._drafting.prepare(task.request, task.prompt_embeds, task.active_loras, posterior)
+    def _prepare_images(self, request: RequestState, posterior: DiagonalGaussianDistribution | None) -> None:
+        """Creates the images of a request with their initial latents. `posterior` is that of its input image."""
+        assert request.prompt_embeds is not None
+        assert request.active_loras is not None
+        parameters, space = request.request, self._latent_space
+        grid = space.grid(parameters.size)
+        sigmas = make_sigma_schedule(self._scheduler_config, grid.tokens, parameters.steps, parameters.strength)
+        img_ids = space.img_ids(grid)
+        mask = None if parameters.mask is None else space.pack_mask(parameters.mask)
+        request.images = []
+        for index, seed in enumerate(parameters.seeds):
+            generator = torch.Generator("cpu").manual_seed(seed)
+            # The sample is drawn before the noise, as in diffusers: both come from the same generator.
+            sample = None if posterior is None else space.sample(posterior, generator)
+            noise = space.noise(generator, grid)
+            image = ImageState(
+                index=index,
+                prompt_embeds=request.prompt_embeds,
+                guidance=parameters.guidance or 0.0,
+                sigmas=sigmas,
+                grid=grid,
+                img_ids=img_ids,
+                latents=noise if sample is None else add_noise(sample, noise, sigmas.sigmas[0]),
+                active_loras=request.active_loras,
+            )
+            if sample is not None and mask is not None:
+                image.inpaint = InpaintLatents(sample, noise, mask)
+            request.images.append(image)
 
-        self._attempt(task, WorkItem("encode_image", pixels=task.pixels), encode)
-
-    def _decode(self, task: RequestState, draft: ImageState) -> None:
-        assert task.images is not None
-        task.start()
-        pixels = self._attempt(task, WorkItem("decode", pixels=task.pixels), lambda: self._pixels(task, draft))
-        if pixels is None or task.cancel_token.cancelled:
+    def _decode(self, request: RequestState, image: ImageState) -> None:
+        assert request.images is not None
+        request.start()
+        work = WorkItem("decode", pixels=request.pixels)
+        pixels = self._run_for(request, work, partial(self._to_pixels, request, image))
+        if pixels is None or request.cancel_token.cancelled:
             return
-        task.images.remove(draft)
-        task.emit(ImageReady(draft.index, partial(device.to_host, pixels)))
-        if not task.images:
-            task.finish()
+        request.images.remove(image)
+        request.emit(ImageReady(image.index, partial(device.to_host, pixels)))
+        if not request.images:
+            request.complete()
 
-    def _pixels(self, task: RequestState, draft: ImageState) -> Tensor:
-        pixels = self._space.decode(draft.latents, draft.grid, task.size)
-        if task.request.image is None or task.request.mask is None:
+    def _to_pixels(self, request: RequestState, image: ImageState) -> Tensor:
+        """uint8 [height, width, 3] on the device."""
+        parameters = request.request
+        pixels = self._latent_space.decode(image.latents, image.grid, parameters.size)
+        if parameters.image is None or parameters.mask is None:
             return pixels
-        return paste_kept_pixels(pixels, task.request.image, task.request.mask)
+        return paste_kept_pixels(pixels, parameters.image, parameters.mask)
 
-    def _attempt(self, task: RequestState, work: WorkItem, action: Callable[[], Result]) -> Result | None:
-        """Does a piece of work for one job. If it fails, so has the job; what went wrong is in the log only."""
-        begin = monotonic()
+    def _run_for(self, request: RequestState, work: WorkItem, action: Callable[[], Result]) -> Result | None:
+        """Runs work for one request. An error fails that request; only the log has the cause of an unexpected one."""
+        start_s = monotonic()
         try:
-            with self._watch.track(work):
+            with self._watchdog.track(work):
                 result = action()
                 device.synchronize(self._device)
         except ServiceError as error:
-            task.fail(error)
+            request.fail(error)
             return None
         except Exception:
-            _log.exception("%s failed, and its job with it", work)
-            self._failed(task)
+            _log.exception("%s failed; its request fails", work)
+            self._fail(request)
             return None
-        task.record_time(work.kind, monotonic() - begin)
+        request.record_time(work.kind, monotonic() - start_s)
         return result
 
-    def _one_errand(self) -> None:
-        if not self._errands:
+    def _call_device(self) -> None:
+        if not self._device_calls:
             return
-        future, action = self._errands.popleft()
+        future, action = self._device_calls.popleft()
         if not future.set_running_or_notify_cancel():
             return
         try:
-            with self._watch.track(WorkItem("other")):
+            with self._watchdog.track(WorkItem("other")):
                 future.set_result(action())
         except Exception as error:
             future.set_exception(error)
 
-    def _one_pass(self) -> None:
-        for task in self._passes.run_next(self._tasks):
-            self._failed(task)
+    def _run_batch(self) -> None:
+        for request in self.executor.run_next(self._requests):
+            self._fail(request)
 
-    def _failed(self, task: RequestState) -> None:
-        task.fail(EngineFailed())
+    def _fail(self, request: RequestState) -> None:
+        request.fail(EngineFailed())
         device.empty_cache(self._device)
         self.device_lost = self.device_lost or not device.is_responsive(self._device)

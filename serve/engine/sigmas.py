@@ -17,47 +17,48 @@ class SigmaSchedule:
     """The steps of one image. All numbers are exact float32 values."""
 
     sigmas: tuple[float, ...]
-    """Share of noise before each step, and after the last one, which is 0."""
+    """Noise level before each step, and after the last one, which is 0."""
     timesteps: tuple[float, ...]
-    """The sigma of each step in the unit in which the transformer was trained."""
+    """The sigma of each step in the transformer's unit, 0 to 1000."""
 
     @property
     def steps(self) -> int:
         return len(self.timesteps)
 
     def sigma_delta(self, step: int) -> float:
-        """How far step `step` moves, as float32; negative."""
+        """Change of sigma in step `step`, in float32; negative."""
         return float(np.float32(self.sigmas[step + 1]) - np.float32(self.sigmas[step]))
 
 
 def make_sigma_schedule(config: Mapping[str, Any], tokens: int, steps: int, strength: float | None) -> SigmaSchedule:
-    """The schedule of a picture of `tokens` tokens, asked for `steps` steps by the scheduler config of a checkpoint.
+    """The schedule of an image of `tokens` latent tokens, from the scheduler configuration of a checkpoint.
 
-    With a `strength` the first steps are left out, as diffusers does, but never so that a strength below 1 forgets the
-    picture it starts from: at least one step is left out, and a single step begins at the strength itself. Strength 0
-    has no steps.
+    `strength` shortens the schedule as `get_timesteps` of diffusers' `FluxImg2ImgPipeline` does, with two differences:
+    below 1 at least one step is left out, so that the input image always has an effect, and a single step starts at the
+    strength itself. Strength 0 has no steps.
     """
     scheduler = FlowMatchEulerDiscreteScheduler.from_config(dict(config))
-    scheduler.set_timesteps(sigmas=_unshifted(steps, strength), mu=_shift(scheduler.config, tokens))
+    scheduler.set_timesteps(sigmas=_unshifted_sigmas(steps, strength), mu=_calculate_shift(scheduler.config, tokens))
     first = _first_step(steps, strength)
     return SigmaSchedule(tuple(scheduler.sigmas[first:].tolist()), tuple(scheduler.timesteps[first:].tolist()))
 
 
-def _unshifted(steps: int, strength: float | None) -> list[float]:
+def _unshifted_sigmas(steps: int, strength: float | None) -> list[float]:
+    """Follows the default `sigmas` of diffusers' `FluxPipeline`."""
     if steps == 1 and strength:
         return [strength]
     return [float(sigma) for sigma in np.linspace(1.0, 1 / steps, steps)]
 
 
 def _first_step(steps: int, strength: float | None) -> int:
-    """Index of the first step that is run."""
+    """Index of the first step that runs."""
     if strength is None or strength == 1 or (steps == 1 and strength > 0):
         return 0
     return max(1, int(steps - steps * strength))
 
 
-def _shift(config: Any, tokens: int) -> float | None:
-    """The shift for a picture's size, linear in its tokens; None where the scheduler shifts every size alike."""
+def _calculate_shift(config: Any, tokens: int) -> float | None:
+    """`mu` for an image size, linear in its tokens: diffusers' `calculate_shift`. None if the shift is constant."""
     if not config.use_dynamic_shifting:
         return None
     slope = (config.max_shift - config.base_shift) / (config.max_image_seq_len - config.base_image_seq_len)

@@ -10,14 +10,15 @@ from dataclasses import dataclass
 from typing import Literal
 
 SLACK = 40
-"""How many times the learnt time is a hang: a busy neighbour on the same cores was measured to slow a step 35 times."""
+"""Work that takes this many times longer than measured hangs. A busy process on the same cores made steps 35x
+slower."""
 
 WorkKind = Literal["lora", "text", "encode_image", "step", "decode", "other"]
 
 
 @dataclass(frozen=True, slots=True)
 class WorkItem:
-    """A piece of work that the thread does in one go."""
+    """One uninterrupted piece of work of the engine's thread."""
 
     kind: WorkKind
     images: int = 1
@@ -30,15 +31,15 @@ class WorkItem:
 
 @dataclass(frozen=True, slots=True)
 class EngineHealth:
-    """A moment of the thread."""
+    """State of the engine's thread at one moment."""
 
     alive: bool
-    """The thread runs and its device answers."""
+    """The thread runs and its device responds."""
     work: WorkItem | None
-    """None while it waits for work."""
+    """None while the thread is idle."""
     busy_s: float
     limit_s: float | None
-    """None as long as nothing of this kind was learnt."""
+    """None if nothing of this kind was measured during warm-up."""
 
     @property
     def healthy(self) -> bool:
@@ -46,7 +47,7 @@ class EngineHealth:
 
 
 @dataclass(frozen=True, slots=True)
-class _Measured:
+class _Measurement:
     work: WorkItem
     seconds: float
 
@@ -58,43 +59,43 @@ class _Measured:
 
 
 class Watchdog:
-    """One thread works under it, any thread may look."""
+    """Tracks the work of one thread; any thread may read its health."""
 
     def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
         self._clock = clock
-        self._now: tuple[WorkItem, float] | None = None
-        self._learning = False
-        self._slowest: dict[WorkKind, _Measured] = {}
+        self._current: tuple[WorkItem, float] | None = None
+        self._warming_up = False
+        self._slowest: dict[WorkKind, _Measurement] = {}
 
     @contextmanager
     def warm_up(self) -> Iterator[None]:
-        """Work that is done meanwhile shows how long each kind takes."""
-        self._learning = True
+        """Work within the block is measured."""
+        self._warming_up = True
         try:
             yield
         finally:
-            self._learning = False
+            self._warming_up = False
 
     @contextmanager
     def track(self, work: WorkItem) -> Iterator[None]:
-        begin = self._clock()
-        self._now = (work, begin)
+        start_s = self._clock()
+        self._current = (work, start_s)
         try:
             yield
         finally:
-            self._now = None
-            if self._learning:
-                self._learn(_Measured(work, self._clock() - begin))
+            self._current = None
+            if self._warming_up:
+                self._keep_slowest(_Measurement(work, self._clock() - start_s))
 
     def health(self, alive: bool) -> EngineHealth:
-        now = self._now
-        if now is None:
+        current = self._current
+        if current is None:
             return EngineHealth(alive, None, 0.0, None)
-        work, begin = now
-        learnt = self._slowest.get(work.kind)
-        return EngineHealth(alive, work, self._clock() - begin, learnt.limit_s(work) if learnt else None)
+        work, start_s = current
+        slowest = self._slowest.get(work.kind)
+        return EngineHealth(alive, work, self._clock() - start_s, slowest.limit_s(work) if slowest else None)
 
-    def _learn(self, measured: _Measured) -> None:
-        known = self._slowest.get(measured.work.kind)
-        if known is None or measured.seconds > known.seconds:
-            self._slowest[measured.work.kind] = measured
+    def _keep_slowest(self, measurement: _Measurement) -> None:
+        slowest = self._slowest.get(measurement.work.kind)
+        if slowest is None or measurement.seconds > slowest.seconds:
+            self._slowest[measurement.work.kind] = measurement

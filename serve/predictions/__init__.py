@@ -1,1 +1,1 @@
-"""A prediction's life: its record, where records are kept, and who runs it. No Ray, no torch, no HTTP."""
+"""Predictions: requests, records, their storage, and the service that runs them. No Ray, torch or HTTP."""

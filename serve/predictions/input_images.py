@@ -12,34 +12,37 @@ from serve.aio import first_error_task_group
 from serve.errors import FieldError, InvalidImage, InvalidInput
 from serve.inputs import Inputs
 from serve.media.data_uri import decode_data_uri, is_data_uri
-from serve.media.decode import ImageArray, decode_image, decode_mask, resize_image, resize_mask
+from serve.media.decode import decode_image, decode_mask, resize_image, resize_mask
+from serve.model_specs import ImageArray, MaskArray
 from serve.plan import Plan
 from serve.settings import Settings
 
-DECODED_AT_ONCE = 2
-"""A picture of 50 megapixels takes 150 MB while it is decoded."""
+CONCURRENT_DECODES = 2
+"""An image of 50 megapixels takes 150 MB while it is decoded."""
 
 P = ParamSpec("P")
-Read = TypeVar("Read")
+T = TypeVar("T")
 
 
 class Fetcher(Protocol):
-    async def fetch(self, text: str) -> bytes:
+    async def fetch(self, url: str) -> bytes:
         """The content of a URL. Raises `FetchFailed`."""
 
 
 @dataclass(frozen=True, slots=True, eq=False)
 class LoadedImages:
-    """A complete plan, and what it is drawn from: [height, width, 3] and [height, width]."""
+    """A complete plan and its input images."""
 
     plan: Plan
     image: ImageArray | None = None
-    mask: ImageArray | None = None
+    """[height, width, 3], of the plan's size."""
+    mask: MaskArray | None = None
+    """[height, width], of the plan's size."""
 
 
 @dataclass(frozen=True, slots=True)
 class PendingImages:
-    """A plan with at least one picture that is still to be fetched: a `str` is its URL, `bytes` are the file."""
+    """A plan with at least one image to be fetched: `str` is a URL, `bytes` are the content of a file."""
 
     plan: Plan
     image: str | bytes
@@ -47,72 +50,74 @@ class PendingImages:
 
 
 class InputImages:
+    """Decodes in threads, at most `CONCURRENT_DECODES` requests at a time."""
+
     def __init__(self, settings: Settings, fetcher: Fetcher) -> None:
         self._max_bytes = settings.max_body_bytes
         self._max_megapixels = settings.max_image_megapixels
         self._fetcher = fetcher
-        self._decoders = asyncio.Semaphore(DECODED_AT_ONCE)
+        self._decoders = asyncio.Semaphore(CONCURRENT_DECODES)
 
-    async def open(self, inputs: Inputs, plan: Plan) -> LoadedImages | PendingImages:
-        """Reads what the inputs hold themselves; nothing is fetched. Raises `InvalidInput` with all its faults."""
+    async def load(self, inputs: Inputs, plan: Plan) -> LoadedImages | PendingImages:
+        """Decodes `data:` URIs; fetches nothing. Raises `InvalidInput` with all errors."""
         if inputs.image is None:
             return LoadedImages(plan)
         async with self._decoders:
-            return await asyncio.to_thread(self._open, inputs.image, inputs.mask, plan)
+            return await asyncio.to_thread(self._load, inputs.image, inputs.mask, plan)
 
-    async def fetch_pending(self, pictures: LoadedImages | PendingImages) -> LoadedImages:
-        """Fetches what is still awaited. Raises `FetchFailed`, and `InvalidInput` as `open` does."""
-        if isinstance(pictures, LoadedImages):
-            return pictures
-        image, mask = await self._fetch_both(pictures)
+    async def fetch_pending(self, images: LoadedImages | PendingImages) -> LoadedImages:
+        """Fetches and decodes what is pending. Raises `FetchFailed`, and `InvalidInput` as `load` does."""
+        if isinstance(images, LoadedImages):
+            return images
+        image, mask = await self._fetch_both(images)
         async with self._decoders:
-            return await asyncio.to_thread(self._prepare, pictures.plan, image, mask)
+            return await asyncio.to_thread(self._decode, images.plan, image, mask)
 
-    async def _fetch_both(self, pictures: PendingImages) -> tuple[bytes, bytes | None]:
-        async with first_error_task_group() as fetching:
-            image = fetching.create_task(self._content(pictures.image))
-            mask = fetching.create_task(self._content(pictures.mask)) if pictures.mask else None
+    async def _fetch_both(self, images: PendingImages) -> tuple[bytes, bytes | None]:
+        async with first_error_task_group() as group:
+            image = group.create_task(self._content(images.image))
+            mask = group.create_task(self._content(images.mask)) if images.mask else None
         return image.result(), mask.result() if mask else None
 
     async def _content(self, source: str | bytes) -> bytes:
         return await self._fetcher.fetch(source) if isinstance(source, str) else source
 
-    def _open(self, image: str, mask: str | None, plan: Plan) -> LoadedImages | PendingImages:
-        faults: list[FieldError] = []
+    def _load(self, image: str, mask: str | None, plan: Plan) -> LoadedImages | PendingImages:
+        errors: list[FieldError] = []
         contents = {
-            field: _attempt(faults, decode_data_uri, uri, field, self._max_bytes)
+            field: _collect_error(errors, decode_data_uri, uri, field, self._max_bytes)
             for field, uri in (("image", image), ("mask", mask))
             if uri and is_data_uri(uri)
         }
-        prepared = self._prepare(plan, contents.get("image"), contents.get("mask"), faults)
+        loaded = self._decode(plan, contents.get("image"), contents.get("mask"), errors)
         if is_data_uri(image) and (mask is None or is_data_uri(mask)):
-            return prepared
-        return PendingImages(prepared.plan, contents.get("image") or image, contents.get("mask") or mask)
+            return loaded
+        return PendingImages(loaded.plan, contents.get("image") or image, contents.get("mask") or mask)
 
-    def _prepare(
-        self, plan: Plan, image: bytes | None, mask: bytes | None, faults: list[FieldError] | None = None
+    def _decode(
+        self, plan: Plan, image: bytes | None, mask: bytes | None, errors: list[FieldError] | None = None
     ) -> LoadedImages:
-        """What is there is decoded and fitted. `faults` are those that were found before."""
-        faults = faults or []
-        picture = _attempt(faults, decode_image, image, "image", self._max_megapixels) if image else None
-        if picture is not None:
+        """Decodes and resizes what is given. `errors` are earlier ones, to be raised together with new ones."""
+        errors = errors or []
+        decoded = _collect_error(errors, decode_image, image, "image", self._max_megapixels) if image else None
+        if decoded is not None:
             try:
-                plan = plan.with_image_size(picture.size)
-            except InvalidInput as refusal:
-                faults += refusal.field_errors
-        painted = _attempt(faults, decode_mask, mask, "mask", self._max_megapixels) if mask else None
-        if faults:
-            raise InvalidInput(tuple(faults))
-        if picture is None or plan.size is None:
+                plan = plan.with_image_size(decoded.size)
+            except InvalidInput as error:
+                errors += error.field_errors
+        decoded_mask = _collect_error(errors, decode_mask, mask, "mask", self._max_megapixels) if mask else None
+        if errors:
+            raise InvalidInput(tuple(errors))
+        if decoded is None or plan.size is None:
             return LoadedImages(plan)
-        fitted_mask = None if painted is None else resize_mask(painted, picture.size, plan.size)
-        return LoadedImages(plan, resize_image(picture, plan.size), fitted_mask)
+        resized_mask = None if decoded_mask is None else resize_mask(decoded_mask, decoded.size, plan.size)
+        return LoadedImages(plan, resize_image(decoded, plan.size), resized_mask)
 
 
-def _attempt(faults: list[FieldError], read: Callable[P, Read], *given: P.args, **named: P.kwargs) -> Read | None:
-    """What `read` makes of an input, or None after its refusal was added to `faults`."""
+def _collect_error(errors: list[FieldError], call: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T | None:
+    """The result of `call`, or None after its `InvalidImage` was added to `errors`."""
     try:
-        return read(*given, **named)
-    except InvalidImage as refusal:
-        faults.append(FieldError(refusal.field, refusal.why))
+        return call(*args, **kwargs)
+    except InvalidImage as error:
+        errors.append(FieldError(error.field, error.why))
         return None

@@ -1,6 +1,6 @@
 """The record of one prediction: an immutable value and its state transitions.
 
-A prediction that has ended never changes again.
+A prediction that has ended never changes again: every transition returns it unchanged.
 """
 
 import base64
@@ -19,7 +19,7 @@ FINAL_STATUSES: frozenset[Status] = frozenset({"succeeded", "failed", "canceled"
 
 
 class Output(BaseModel):
-    """A stored picture: which of the asked ones it is, and the name of its file."""
+    """A stored image: its index among the requested images, and its file name."""
 
     model_config = ConfigDict(frozen=True)
 
@@ -28,7 +28,7 @@ class Output(BaseModel):
 
 
 class Prediction(BaseModel):
-    """JSON-serialisable by pydantic's `model_dump_json`. `revision` grows by one with every change."""
+    """JSON-serializable."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
@@ -37,21 +37,22 @@ class Prediction(BaseModel):
     """`owner/name` of the served model."""
     version: str
     inputs: dict[str, Any]
-    """What the caller gave, before defaults and coercion."""
+    """As the caller sent them, before defaults and coercion."""
     plan: Plan
     created_at: AwareDatetime
     started_at: AwareDatetime | None = None
     completed_at: AwareDatetime | None = None
     status: Status = "starting"
     outputs: tuple[Output, ...] = ()
-    """In the order of their indices; a picture that was withheld leaves a gap."""
+    """By index; withheld images are missing."""
     error: str | None = None
     logs: str = ""
     metrics: dict[str, Any] = {}
-    """Numbers and short texts; `loras` has an entry for each LoRA."""
+    """Numbers and short texts; `loras` has an entry per LoRA."""
     stages_ms: dict[str, float] = {}
     """Wall time of each stage so far."""
     revision: int = 0
+    """Increases by one with every change."""
 
     @property
     def ended(self) -> bool:
@@ -62,7 +63,6 @@ class Prediction(BaseModel):
         return self._changed(status="processing", started_at=at) if self.status == "starting" else self
 
     def with_log_lines(self, *lines: str) -> Self:
-        """`lines` at the end of the logs."""
         return self._changed(logs=self.logs + "".join(f"{line}\n" for line in lines))
 
     def with_plan(self, plan: Plan) -> Self:
@@ -72,8 +72,8 @@ class Prediction(BaseModel):
         return self._changed(outputs=tuple(sorted((*self.outputs, output), key=lambda each: each.index)))
 
     def with_stage_times(self, stages_ms: Mapping[str, float]) -> Self:
-        """Each stage longer by the given milliseconds."""
-        sums = {stage: self.stages_ms.get(stage, 0.0) + duration for stage, duration in stages_ms.items()}
+        """Adds milliseconds to stages."""
+        sums = {stage: self.stages_ms.get(stage, 0.0) + duration_ms for stage, duration_ms in stages_ms.items()}
         return self._changed(stages_ms=self.stages_ms | sums)
 
     def with_metrics(self, metrics: Mapping[str, Any]) -> Self:
@@ -99,7 +99,7 @@ class Prediction(BaseModel):
 
 
 def new_id() -> str:
-    """128 random bits as 26 lowercase letters and digits: not guessable, fit for a path and a file name."""
+    """128 random bits as 26 lowercase letters and digits: not guessable, valid in paths and file names."""
     return base64.b32encode(secrets.token_bytes(16)).decode().rstrip("=").lower()
 
 
@@ -108,12 +108,12 @@ def utc_now() -> datetime:
 
 
 def rfc3339(moment: datetime) -> str:
-    """`2026-01-31T12:00:00.000Z`, as the clients of the API expect it."""
+    """`2026-01-31T12:00:00.000Z`, as clients of Replicate's API expect it."""
     return moment.astimezone(UTC).isoformat(timespec="milliseconds").replace("+00:00", "Z")
 
 
 def timestamps(prediction: Prediction) -> dict[str, str | None]:
-    """When the prediction was made, begun and ended, as answers tell it."""
+    """The timestamps of a response."""
     times = {
         "created_at": prediction.created_at,
         "started_at": prediction.started_at,

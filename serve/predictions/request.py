@@ -9,9 +9,13 @@ from serve.errors import FieldError, InvalidInput, NotFound, UnknownVersion
 from serve.inputs import Inputs, validate_inputs
 from serve.lora.parse import parse_reference
 from serve.lora.reference import InvalidReference, Reference
-from serve.plan import Plan, make_plan
+from serve.plan import LORA_SCALE_FIELDS, Plan, make_plan
 from serve.predictions.prediction import Prediction, new_id
 from serve.settings import ServedModel, Settings
+
+MAX_STORED_CHARS = 2**16
+"""Longer inputs, usually images, are shortened in the record, since it is sent with every poll."""
+MAX_LISTED_KEYS = 20
 
 
 class ServedVersion(NamedTuple):
@@ -19,8 +23,58 @@ class ServedVersion(NamedTuple):
     version: str
 
 
+@dataclass(frozen=True, slots=True)
+class PreparedRequest:
+    """A valid request before its input images are loaded."""
+
+    served: ServedVersion
+    raw_inputs: Mapping[str, Any]
+    """As the caller sent them, without defaults."""
+    inputs: Inputs
+    ignored_keys: tuple[str, ...]
+    plan: Plan
+    """Without a size if there is an input image."""
+    references: Mapping[str, Reference]
+    """The LoRAs of the plan, by reference key."""
+
+    def new_prediction(self, plan: Plan, at: datetime) -> Prediction:
+        """The initial record, with `plan` completed as far as possible."""
+        seed = plan.seeds[0]
+        prediction = Prediction(
+            id=new_id(),
+            model=self.served.model.full_name,
+            version=self.served.version,
+            inputs={key: _shorten(value) for key, value in self.raw_inputs.items() if key in Inputs.model_fields},
+            plan=plan,
+            created_at=at,
+            metrics={"seed": seed, "pool": plan.pool},
+        )
+        return prediction.with_log_lines(*_ignored_keys_line(self.ignored_keys), *plan.notes, f"Using seed: {seed}")
+
+
+def prepare_request(
+    raw_inputs: Mapping[str, Any], served: ServedVersion, settings: Settings, random_seed: int
+) -> PreparedRequest:
+    """Validates and plans a request. The served model's default inputs apply where the caller gives none.
+
+    Raises `InvalidInput`.
+    """
+    given = {key: value for key, value in raw_inputs.items() if value is not None}
+    inputs, ignored_keys = validate_inputs(served.model.default_inputs | given, settings.max_prompt_chars)
+    references, errors = _parse_references(inputs, settings)
+    try:
+        keys = {field: reference.key for field, reference in references.items()}
+        plan = make_plan(inputs, settings, random_seed, keys)
+    except InvalidInput as error:
+        raise InvalidInput((*error.field_errors, *errors)) from None
+    if errors:
+        raise InvalidInput(errors)
+    by_key = {reference.key: reference for reference in references.values()}
+    return PreparedRequest(served, raw_inputs, inputs, ignored_keys, plan, by_key)
+
+
 def resolve_version(settings: Settings, reference: str | None) -> ServedVersion:
-    """The model for a version id, `owner/name` or `owner/name:id`; the first row for None.
+    """The served model for a version id, `owner/name` or `owner/name:id`; the first one for None.
 
     Raises `UnknownVersion`.
     """
@@ -36,7 +90,7 @@ def resolve_version(settings: Settings, reference: str | None) -> ServedVersion:
 
 
 def resolve_model(settings: Settings, owner: str, name: str) -> ServedVersion:
-    """The model with a name, as it stands in a path. Raises `NotFound`."""
+    """The newest version of the model that a path names. Raises `NotFound`."""
     for model in settings.served_models:
         if (owner, name) == (model.owner, model.name):
             return _newest(model)
@@ -47,80 +101,27 @@ def _newest(model: ServedModel) -> ServedVersion:
     return ServedVersion(model, model.versions[0])
 
 
-KEPT_CHARS = 2**16
-"""Longer inputs, pictures as a rule, are not kept whole: a record is sent again with every poll."""
-NAMED_KEYS = 20
-LORA_FIELDS = ("replicate_weights", "extra_lora")
-
-
-@dataclass(frozen=True, slots=True)
-class PreparedRequest:
-    served: ServedVersion
-    given: Mapping[str, Any]
-    """What the caller gave, without defaults."""
-    inputs: Inputs
-    dropped: tuple[str, ...]
-    plan: Plan
-    """Without a size while there is an input picture; each LoRA is named by the key of its reference."""
-    references: Mapping[str, Reference]
-    """By their keys."""
-
-    def record(self, plan: Plan, at: datetime) -> Prediction:
-        """The first record, for the plan as far as it is complete."""
-        seed = plan.seeds[0]
-        prediction = Prediction(
-            id=new_id(),
-            model=self.served.model.full_name,
-            version=self.served.version,
-            inputs={key: _kept(value) for key, value in self.given.items() if key in Inputs.model_fields},
-            plan=plan,
-            created_at=at,
-            metrics={"seed": seed, "pool": plan.pool},
-        )
-        return prediction.with_log_lines(*_dropped_note(self.dropped), *plan.notes, f"Using seed: {seed}")
-
-
-def prepare_request(
-    raw: Mapping[str, Any], served: ServedVersion, settings: Settings, random_seed: int
-) -> PreparedRequest:
-    """The order for raw inputs, with the default inputs of the served model beneath them.
-
-    Raises `InvalidInput`.
-    """
-    given = {key: value for key, value in raw.items() if value is not None}
-    inputs, dropped = validate_inputs(served.model.default_inputs | given, settings.max_prompt_chars)
-    references, faults = _read_references(inputs, settings)
-    try:
-        plan = make_plan(inputs, settings, random_seed)
-    except InvalidInput as refusal:
-        raise InvalidInput((*refusal.field_errors, *faults)) from None
-    if faults:
-        raise InvalidInput(faults)
-    plan = plan.with_lora_keys({text: reference.key for text, reference in references.items()})
-    return PreparedRequest(served, raw, inputs, dropped, plan, {each.key: each for each in references.values()})
-
-
-def _read_references(inputs: Inputs, settings: Settings) -> tuple[dict[str, Reference], tuple[FieldError, ...]]:
-    """The LoRAs of the inputs by what was written, and a fault for each text that names none."""
-    references, faults = {}, []
-    for field in LORA_FIELDS:
+def _parse_references(inputs: Inputs, settings: Settings) -> tuple[dict[str, Reference], tuple[FieldError, ...]]:
+    """The LoRA references of the inputs by field, and an error for each field that cannot be parsed."""
+    references, errors = {}, []
+    for field in LORA_SCALE_FIELDS:
         text = (getattr(inputs, field) or "").strip()
         try:
             if text:
-                references[text] = parse_reference(text, settings.lora)
+                references[field] = parse_reference(text, settings.lora)
         except InvalidReference as error:
-            faults.append(FieldError(field, str(error)))
-    return references, tuple(faults)
+            errors.append(FieldError(field, str(error)))
+    return references, tuple(errors)
 
 
-def _kept(value: object) -> object:
-    if not isinstance(value, str) or len(value) <= KEPT_CHARS:
+def _shorten(value: object) -> object:
+    if not isinstance(value, str) or len(value) <= MAX_STORED_CHARS:
         return value
     return f"{value[:64]}... ({len(value)} characters)"
 
 
-def _dropped_note(keys: tuple[str, ...]) -> tuple[str, ...]:
+def _ignored_keys_line(keys: tuple[str, ...]) -> tuple[str, ...]:
     if not keys:
         return ()
-    more = f" and {len(keys) - NAMED_KEYS} more" if len(keys) > NAMED_KEYS else ""
-    return (f"Unknown inputs were ignored: {', '.join(keys[:NAMED_KEYS])}{more}",)
+    more = f" and {len(keys) - MAX_LISTED_KEYS} more" if len(keys) > MAX_LISTED_KEYS else ""
+    return (f"Unknown inputs were ignored: {', '.join(keys[:MAX_LISTED_KEYS])}{more}",)

@@ -1,7 +1,7 @@
-"""Where records are kept: `PredictionStore` is what the service knows, `MemoryStore` the memory of one process.
+"""Stores prediction records: the `PredictionStore` interface and its in-memory implementation.
 
-A change is given as a function from record to record, so that a store shared by several processes can apply it again
-when another change came first. Old records leave by themselves: how is each store's own affair.
+A change is a function from record to record, so that a store shared by several processes can apply it again if another
+change came first.
 """
 
 import asyncio
@@ -17,49 +17,48 @@ PredictionUpdate = Callable[[Prediction], Prediction]
 
 
 class PredictionStore(Protocol):
-    """Every method but `finish` raises `NotFound` for an unknown or forgotten record."""
+    """Every method but `finish` raises `NotFound` for an unknown or expired record."""
 
-    async def create(self, prediction: Prediction) -> None:
-        """Keeps a new record."""
+    async def create(self, prediction: Prediction) -> None: ...
 
     async def get(self, prediction_id: str) -> Prediction: ...
 
     async def page(self, before: str | None, limit: int) -> list[Prediction]:
-        """The newest records first; those made before the record `before`, when one is named."""
-
-    async def claim(self, prediction_id: str) -> Prediction | None:
-        """The record, for the one caller who may run it; None when somebody has claimed it, or it has ended."""
+        """The newest records first, starting before the record with the id `before`, if given."""
 
     async def update(self, prediction_id: str, change: PredictionUpdate) -> Prediction:
-        """Applies a change that does not end the record, and returns what is kept then."""
+        """Applies a change that does not end the record, and returns the stored record."""
 
     async def finish(self, prediction_id: str, change: PredictionUpdate) -> bool:
-        """Applies a change that ends the record. False when it had ended before, or even left: the first end stands."""
+        """Applies a change that ends the record. Returns False if it had ended or expired before."""
 
-    async def changed(self, seen: Prediction) -> Prediction:
-        """Waits until the record is past the revision of `seen`; at once when `seen` has ended."""
+    async def wait_for_change(self, seen: Prediction) -> Prediction:
+        """The record once it is newer than `seen`; at once if `seen` has ended."""
 
 
 class _Entry:
     def __init__(self, prediction: Prediction) -> None:
         self.prediction = prediction
-        self.claimed = False
-        self.next_change = asyncio.Event()
+        self.changed = asyncio.Event()
+        """Set by the next change, which replaces it."""
 
 
 class MemoryStore:
-    """At most about `max_records` records, none longer than `max_age_s` after its end. Running ones never leave."""
+    """Keeps records in memory until `max_age_s` after their end; beyond `max_records` the oldest ended ones go first.
+
+    Running predictions are never removed.
+    """
 
     def __init__(self, max_records: int, max_age_s: float, clock: Callable[[], datetime] = utc_now) -> None:
         self._max_records = max_records
         self._max_age = timedelta(seconds=max_age_s)
         self._clock = clock
         self._entries: dict[str, _Entry] = {}
-        self._ended: dict[str, datetime] = {}  # in the order of their ends
+        self._ended_at: dict[str, datetime] = {}  # oldest first
 
     async def create(self, prediction: Prediction) -> None:
         self._entries[prediction.id] = _Entry(prediction)
-        self._forget_old()
+        self._remove_old()
 
     async def get(self, prediction_id: str) -> Prediction:
         return self._entry(prediction_id).prediction
@@ -72,50 +71,43 @@ class MemoryStore:
             next(newest_first)
         return [entry.prediction for entry in islice(newest_first, limit)]
 
-    async def claim(self, prediction_id: str) -> Prediction | None:
-        entry = self._entry(prediction_id)
-        if entry.claimed or entry.prediction.ended:
-            return None
-        entry.claimed = True
-        return entry.prediction
-
     async def update(self, prediction_id: str, change: PredictionUpdate) -> Prediction:
         entry = self._entry(prediction_id)
-        self._keep(entry, change(entry.prediction))
+        self._replace(entry, change(entry.prediction))
         return entry.prediction
 
     async def finish(self, prediction_id: str, change: PredictionUpdate) -> bool:
         entry = self._entries.get(prediction_id)
         if entry is None or entry.prediction.ended:
             return False
-        self._keep(entry, change(entry.prediction))
-        self._ended[prediction_id] = self._clock()
+        self._replace(entry, change(entry.prediction))
+        self._ended_at[prediction_id] = self._clock()
         return True
 
-    async def changed(self, seen: Prediction) -> Prediction:
+    async def wait_for_change(self, seen: Prediction) -> Prediction:
         entry = self._entry(seen.id)
         while entry.prediction.revision <= seen.revision and not seen.ended:
-            await entry.next_change.wait()
+            await entry.changed.wait()
         return entry.prediction
 
     def _entry(self, prediction_id: str) -> _Entry:
-        self._forget_old()
+        self._remove_old()
         entry = self._entries.get(prediction_id)
         if entry is None:
             raise NotFound(f"there is no prediction {prediction_id[:64]!r}; it may have expired")
         return entry
 
-    def _keep(self, entry: _Entry, prediction: Prediction) -> None:
+    def _replace(self, entry: _Entry, prediction: Prediction) -> None:
         if prediction is entry.prediction:
             return
         entry.prediction = prediction
-        entry.next_change.set()
-        entry.next_change = asyncio.Event()
+        entry.changed.set()
+        entry.changed = asyncio.Event()
 
-    def _forget_old(self) -> None:
-        oldest_kept = self._clock() - self._max_age
-        while self._ended:
-            first, ended_at = next(iter(self._ended.items()))
-            if ended_at >= oldest_kept and len(self._entries) <= self._max_records:
+    def _remove_old(self) -> None:
+        expiry = self._clock() - self._max_age
+        while self._ended_at:
+            oldest, ended_at = next(iter(self._ended_at.items()))
+            if ended_at >= expiry and len(self._entries) <= self._max_records:
                 return
-            del self._ended[first], self._entries[first]
+            del self._ended_at[oldest], self._entries[oldest]

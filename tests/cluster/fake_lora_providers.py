@@ -8,7 +8,7 @@ from contextlib import contextmanager
 import safetensors.torch
 import torch
 
-from serve.engine.checkpoint import read_geometry
+from serve.engine.checkpoint_files import read_geometry
 from serve.lora.model_geometry import ModelGeometry
 from serve.settings import Settings
 from tests.local_server import LocalServer
