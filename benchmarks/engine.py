@@ -57,7 +57,7 @@ def make_drafts(checkpoint: Checkpoint, size: Size, batch: int, steps: int) -> l
         return torch.randn(shape, generator=numbers).to(checkpoint.device, dtype)
 
     embeddings = random(1, checkpoint.max_sequence_length, config.joint_attention_dim)
-    text = PromptEmbeds(embeddings, random(1, config.pooled_projection_dim), notes=())
+    text = PromptEmbeds(embeddings, random(1, config.pooled_projection_dim), warnings=())
     schedule = make_sigma_schedule(checkpoint.scheduler_config, grid.tokens, steps, strength=None)
     return [
         ImageState(

@@ -16,7 +16,7 @@ import httpx
 import safetensors.torch
 import torch
 
-from serve.engine.checkpoint import read_geometry
+from serve.engine.checkpoint_files import read_geometry
 from serve.launch.subprocess_service import LocalService, local_service
 from serve.lora.model_geometry import ModelGeometry
 from serve.settings import Settings

@@ -73,7 +73,7 @@ def mixing(precision: Precision, rank: int, seconds: float, steps: int, loras: i
 def _draw(loop: Scheduler, jobs: list[GenerationRequest]) -> None:
     ends: list[Any] = []
     loop.add([RequestState(number, job, ends.append) for number, job in enumerate(jobs)], ())
-    while loop.busy:
+    while loop.has_work:
         loop.step()
     assert sum(isinstance(event, Completed) for event in ends) == len(jobs)
 

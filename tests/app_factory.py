@@ -20,7 +20,7 @@ from serve.media.output_store import OutputStore
 from serve.predictions.input_images import Fetcher, InputImages
 from serve.predictions.prediction import Prediction
 from serve.predictions.request import ServedVersion, resolve_version
-from serve.predictions.runner import LoraSource, PoolProtocol, PredictionRunner
+from serve.predictions.runner import LoraCache, Pool, PredictionRunner
 from serve.predictions.service import PredictionService
 from serve.predictions.store import MemoryStore
 from serve.settings import Settings
@@ -52,10 +52,10 @@ class House:
 
 
 def house(
-    pool: PoolProtocol,
+    pool: Pool,
     settings: Settings | None = None,
     fetcher: Fetcher | None = None,
-    loras: LoraSource | None = None,
+    loras: LoraCache | None = None,
     opened: bool = True,
 ) -> House:
     """One pool stands for all rows of the settings. Outputs lie in a folder that goes with the house."""

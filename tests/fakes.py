@@ -21,7 +21,7 @@ WEBP = b"RIFF....WEBP"
 
 
 def drawn(image: int) -> ImageFinished:
-    return ImageFinished(image, WEBP, "image/webp")
+    return ImageFinished(image, WEBP)
 
 
 DONE = Finished({"queue": 1.0, "text": 2.0, "denoise": 30.0}, mean_batch=2.5)
@@ -137,7 +137,6 @@ class FakeClock:
 def plan(images: int = 1, steps: int = 4, pool: str = "dev-bf16") -> Plan:
     return Plan(
         pool=pool,
-        mode="text_to_image",
         prompt="a red sailboat",
         size=(512, 512),
         steps=steps,

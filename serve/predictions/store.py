@@ -61,18 +61,18 @@ class MemoryStore:
         self._remove_old()
 
     async def get(self, prediction_id: str) -> Prediction:
-        return self._entry(prediction_id).prediction
+        return self._get_entry(prediction_id).prediction
 
     async def page(self, before: str | None, limit: int) -> list[Prediction]:
         newest_first: Iterator[_Entry] = reversed(self._entries.values())
         if before is not None:
-            last = self._entry(before)
+            last = self._get_entry(before)
             newest_first = dropwhile(lambda entry: entry is not last, newest_first)
             next(newest_first)
         return [entry.prediction for entry in islice(newest_first, limit)]
 
     async def update(self, prediction_id: str, change: PredictionUpdate) -> Prediction:
-        entry = self._entry(prediction_id)
+        entry = self._get_entry(prediction_id)
         self._replace(entry, change(entry.prediction))
         return entry.prediction
 
@@ -85,12 +85,12 @@ class MemoryStore:
         return True
 
     async def wait_for_change(self, seen: Prediction) -> Prediction:
-        entry = self._entry(seen.id)
+        entry = self._get_entry(seen.id)
         while entry.prediction.revision <= seen.revision and not seen.ended:
             await entry.changed.wait()
         return entry.prediction
 
-    def _entry(self, prediction_id: str) -> _Entry:
+    def _get_entry(self, prediction_id: str) -> _Entry:
         self._remove_old()
         entry = self._entries.get(prediction_id)
         if entry is None:

@@ -9,13 +9,13 @@ from torch import nn
 from serve.engine.quantize import quantize_to_float8, weight_bytes
 from tests.gpu.conftest import DEVICE, Load
 from tests.gpu.test_engine_on_gpu import SIZE, psnr_db
-from tests.unit.engine.jobs import draw, make_job
+from tests.unit.engine.requests import make_request, run_request
 
 
 @pytest.mark.parametrize("steps", [4, 28])
 def test_pictures_are_close_to_those_in_bf16(on_gpu: Load, steps: int) -> None:
-    job = make_job(size=SIZE, steps=steps)
-    (full,), (half,) = (draw(on_gpu("dev", precision), job).pixels for precision in ("bf16", "fp8"))
+    job = make_request(size=SIZE, steps=steps)
+    (full,), (half,) = (run_request(on_gpu("dev", precision), job).pixels for precision in ("bf16", "fp8"))
     assert 35 <= psnr_db(full, half) < float("inf")
 
 

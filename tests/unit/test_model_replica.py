@@ -12,14 +12,14 @@ from PIL import Image
 from ray.exceptions import ObjectLostError, OwnerDiedError
 
 from serve import model_replica
-from serve.engine.checkpoint import read_geometry
-from serve.engine.request import ImageArray
+from serve.engine.checkpoint_files import read_geometry
 from serve.errors import LorasMissing
 from serve.events import Event, Finished, ImageFinished, ImageFlagged, Started, StepDone
 from serve.inputs import validate_inputs
 from serve.lora.reference import CacheHandle, LoraMetadata, ResolvedLora
 from serve.lora.weights import Block, LoraWeights, LowRank, pack
 from serve.model_replica import ModelReplica
+from serve.model_specs import ImageArray
 from serve.plan import Plan, PlannedLora, make_plan
 from serve.settings import Settings
 
@@ -161,7 +161,9 @@ def at_hand(reading: Awaitable[Block]) -> ResolvedLora[Any]:
 
 
 def with_ink(scale: float) -> Plan:
-    return plan(images=1).model_copy(update={"loras": (PlannedLora(key="ink", scale=scale),)})
+    return plan(images=1).model_copy(
+        update={"loras": (PlannedLora(reference_key="reference", weights_key="ink", scale=scale),)}
+    )
 
 
 async def drawn(replica: ModelReplica, asked: Plan, *loras: ResolvedLora[Any]) -> bytes:

@@ -62,7 +62,7 @@ async def told(handle: FakeHandle) -> list[Event]:
 
 
 def picture(image: int) -> ImageFinished:
-    return ImageFinished(image, b"", "image/webp")
+    return ImageFinished(image, b"")
 
 
 WHOLE = (Started(), picture(0), picture(1), Finished())

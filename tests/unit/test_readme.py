@@ -49,7 +49,7 @@ def test_every_curl_asks_for_pictures_that_would_be_drawn(words: list[str]) -> N
     resolve_version(SETTINGS, body.get("version"))
     inputs, unknown = validate_inputs(body["input"], SETTINGS.max_prompt_chars)
     assert not unknown
-    plan = make_plan(inputs, SETTINGS, 0, picture=(640, 480))
+    plan = make_plan(inputs, SETTINGS, 0, image_size=(640, 480))
     assert plan.size is not None
     assert not [note for note in plan.notes if "no effect" in note]
 

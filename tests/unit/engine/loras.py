@@ -1,14 +1,16 @@
 """LoRAs to test with: random, and strong enough that every picture shows them."""
 
 import re
+from collections.abc import Iterable
 from typing import Any
 
 import torch
 from torch import nn
 
 from serve.engine.checkpoint import Checkpoint
+from serve.engine.lora_manager import LoraManager
+from serve.engine.request import LoraRequest
 from serve.lora.weights import LoraWeights, LowRank
-from serve.plan import PlannedLora
 
 STRENGTH = 0.3
 """What a LoRA makes of an input of about 1; the linears of embedded checkpoints make about 0.6 of it."""
@@ -40,5 +42,10 @@ def low_rank(linear: nn.Linear, rank: int, generator: torch.Generator, **fields:
     return LowRank(down, up, **fields)
 
 
-def uses(**scales: float) -> tuple[PlannedLora, ...]:
-    return tuple(PlannedLora(key=key, scale=scale) for key, scale in scales.items())
+def lora_requests(**scales: float) -> tuple[LoraRequest, ...]:
+    return tuple(LoraRequest(key, scale) for key, scale in scales.items())
+
+
+def resident_keys(manager: LoraManager, keys: Iterable[str]) -> set[str]:
+    """Those of `keys` that are on the device."""
+    return {key for key in keys if manager.are_resident([LoraRequest(key, 1.0)])}

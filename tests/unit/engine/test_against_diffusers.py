@@ -1,5 +1,6 @@
 """Alone, every picture equals that of diffusers' pipeline for the same seed, to the bit."""
 
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -11,9 +12,9 @@ from serve.engine.request import GenerationRequest
 from serve.model_specs import VariantName
 from serve.settings import Precision
 from test_checkpoints.networks import Geometry
-from tests.unit.engine import oracle
+from tests.unit.engine import diffusers_reference
 from tests.unit.engine.checkpoints import FIVE_STAGES, SMALL, Checkpoints
-from tests.unit.engine.jobs import draw, make_job, make_picture
+from tests.unit.engine.requests import make_image, make_request, run_request
 
 PRECISIONS: tuple[Precision, ...] = ("float32", "bf16")
 
@@ -24,9 +25,9 @@ def _checkpoint(checkpoints: Checkpoints, variant: VariantName, precision: Preci
 
 
 def _assert_equals_pipeline(checkpoint: Checkpoint, job: GenerationRequest) -> None:
-    ours = draw(checkpoint, job).latents[0]
+    ours = run_request(checkpoint, job).latents[0]
     assert ours.dtype == checkpoint.transformer.dtype
-    assert torch.equal(ours, oracle.latents(checkpoint, job))
+    assert torch.equal(ours, diffusers_reference.latents(checkpoint, job))
 
 
 @pytest.mark.parametrize("precision", PRECISIONS)
@@ -45,7 +46,7 @@ def _assert_equals_pipeline(checkpoint: Checkpoint, job: GenerationRequest) -> N
 def test_text_to_image_equals_its_pipeline(
     checkpoints: Checkpoints, variant: VariantName, precision: Precision, fields: dict[str, Any]
 ) -> None:
-    _assert_equals_pipeline(_checkpoint(checkpoints, variant, precision), make_job(**fields))
+    _assert_equals_pipeline(_checkpoint(checkpoints, variant, precision), make_request(**fields))
 
 
 @pytest.mark.parametrize("precision", PRECISIONS)
@@ -64,22 +65,22 @@ def test_text_to_image_equals_its_pipeline(
 def test_drawing_over_a_picture_equals_its_pipeline(
     checkpoints: Checkpoints, variant: VariantName, precision: Precision, mode: Any, fields: dict[str, Any]
 ) -> None:
-    _assert_equals_pipeline(_checkpoint(checkpoints, variant, precision), make_job(mode, **fields))
+    _assert_equals_pipeline(_checkpoint(checkpoints, variant, precision), make_request(mode, **fields))
 
 
 @pytest.mark.parametrize("mode", ["text_to_image", "image_to_image"])
 @pytest.mark.parametrize("size", [(96, 64), (48, 80)])
 def test_pixels_equal_those_of_the_pipeline(checkpoints: Checkpoints, mode: Any, size: tuple[int, int]) -> None:
     checkpoint = _checkpoint(checkpoints, "dev", "float32")
-    job = make_job(mode, size=size)
-    assert np.array_equal(draw(checkpoint, job).pixels[0], oracle.pixels(checkpoint, job))
+    job = make_request(mode, size=size)
+    assert np.array_equal(run_request(checkpoint, job).pixels[0], diffusers_reference.pixels(checkpoint, job))
 
 
 @pytest.mark.parametrize("mode", ["image_to_image", "inpainting"])
 def test_a_float32_vae_beside_a_bf16_transformer_encodes_in_float32(checkpoints: Checkpoints, mode: Any) -> None:
     """Pipelines cannot mix dtypes, but take latents for a picture; its sample is then drawn before."""
     checkpoint = checkpoints.get("dev", "bf16", vae="float32")
-    job = make_job(mode, seeds=(11,))
+    job = make_request(mode, seeds=(11,))
     assert job.image is not None
     generator = torch.Generator("cpu").manual_seed(11)
     shades = torch.from_numpy(2.0 * (job.image.astype(np.float32) / 255.0) - 1.0)
@@ -88,14 +89,14 @@ def test_a_float32_vae_beside_a_bf16_transformer_encodes_in_float32(checkpoints:
     given = {"image": latents.bfloat16(), "generator": generator}
     if mode == "inpainting":
         given["masked_image_latents"] = torch.zeros_like(latents)
-    assert torch.equal(draw(checkpoint, job).latents[0], oracle.latents(checkpoint, job, **given))
+    assert torch.equal(run_request(checkpoint, job).latents[0], diffusers_reference.latents(checkpoint, job, **given))
 
 
 @pytest.mark.parametrize("mode", ["text_to_image", "image_to_image", "inpainting"])
 def test_a_vae_of_five_stages_equals_its_pipeline(checkpoints: Checkpoints, mode: Any) -> None:
     checkpoint = checkpoints.get("dev", "float32", geometry=FIVE_STAGES)
     assert checkpoint.pixel_stride == 32
-    _assert_equals_pipeline(checkpoint, make_job(mode, size=(96, 64)))
+    _assert_equals_pipeline(checkpoint, make_request(mode, size=(96, 64)))
 
 
 @pytest.mark.parametrize(("geometry", "drawn_at"), [(SMALL, (112, 80)), (FIVE_STAGES, (128, 96))])
@@ -103,23 +104,27 @@ def test_a_size_off_the_stride_is_drawn_larger_and_cropped(
     checkpoints: Checkpoints, geometry: Geometry, drawn_at: tuple[int, int]
 ) -> None:
     checkpoint = checkpoints.get("dev", "float32", geometry=geometry)
-    asked, larger = make_job(size=(100, 72)), make_job(size=drawn_at)
-    assert np.array_equal(draw(checkpoint, asked).pixels[0], oracle.pixels(checkpoint, larger)[:72, :100])
+    asked, larger = make_request(size=(100, 72)), make_request(size=drawn_at)
+    assert np.array_equal(
+        run_request(checkpoint, asked).pixels[0], diffusers_reference.pixels(checkpoint, larger)[:72, :100]
+    )
 
 
 def test_a_picture_off_the_stride_is_padded_by_its_edge(checkpoints: Checkpoints) -> None:
     checkpoint = checkpoints.get("dev", "float32")
-    job = make_job("image_to_image", size=(100, 72))
+    job = make_request("image_to_image", size=(100, 72))
     assert job.image is not None
     padded = np.pad(job.image, ((0, 8), (0, 12), (0, 0)), mode="edge")
-    larger = GenerationRequest(job.plan.model_copy(update={"size": (112, 80)}), padded)
-    assert np.array_equal(draw(checkpoint, job).pixels[0], oracle.pixels(checkpoint, larger)[:72, :100])
+    larger = replace(job, size=(112, 80), image=padded)
+    assert np.array_equal(
+        run_request(checkpoint, job).pixels[0], diffusers_reference.pixels(checkpoint, larger)[:72, :100]
+    )
 
 
 def test_the_picture_and_the_mask_change_what_is_drawn() -> None:
     """Else the comparisons above could agree on nothing."""
-    assert make_picture((96, 64)).std() > 50
-    mask = make_job("inpainting").mask
+    assert make_image((96, 64)).std() > 50
+    mask = make_request("inpainting").mask
     assert mask is not None
     assert 0.2 < (mask >= 128).mean() < 0.8
     assert np.isin(mask, (0, 255), invert=True).mean() > 0

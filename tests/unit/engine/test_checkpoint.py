@@ -11,7 +11,7 @@ import torch
 from optimum.quanto import QLinear
 from safetensors.torch import load_file, save_file
 
-from serve.engine.checkpoint import MAX_LORA_ROWS, Checkpoint, load_checkpoint
+from serve.engine.checkpoint import MAX_LORA_SLOTS, Checkpoint, load_checkpoint
 from serve.errors import ModelLoadError
 from serve.settings import Dtypes, ModelSettings, PoolSettings, Settings
 from test_checkpoints import checkpoint as test_checkpoint
@@ -54,7 +54,7 @@ def test_its_facts_are_those_of_its_files(folder: Path) -> None:
 
 
 def test_a_small_model_does_not_set_aside_what_a_large_one_needs(folder: Path) -> None:
-    assert load_local(folder, pool=PoolSettings(model="", lora_bytes=10**12)).lora_slots.count == MAX_LORA_ROWS
+    assert load_local(folder, pool=PoolSettings(model="", lora_bytes=10**12)).lora_slots.count == MAX_LORA_SLOTS
 
 
 def test_networks_do_not_train(folder: Path) -> None:

@@ -18,7 +18,7 @@ from serve.events import Started, StepDone
 from serve.settings import PoolSettings
 from tests.unit.engine.checkpoints import Checkpoints
 from tests.unit.engine.faults import Faulty, first_call
-from tests.unit.engine.jobs import draw, make_job
+from tests.unit.engine.requests import make_request, run_request
 
 TIMEOUT_S = 60
 
@@ -58,7 +58,7 @@ class Client:
 
 
 def test_a_job_is_told_from_its_start_to_its_end(engine: Engine, checkpoint: Checkpoint) -> None:
-    job = make_job("inpainting", prompt="a fish " * 100, seeds=(1, 2), steps=4, strength=0.5)
+    job = make_request("inpainting", prompt="a fish " * 100, seeds=(1, 2), steps=4, strength=0.5)
     events = Client(engine, job).rest()
     started, first, second, third, fourth, *pixels, done = events
     assert isinstance(started, Started)
@@ -73,12 +73,12 @@ def test_a_job_is_told_from_its_start_to_its_end(engine: Engine, checkpoint: Che
     assert isinstance(done, Completed)
     assert done.mean_batch == 2
     drawn = [event.to_host() for event in pixels if isinstance(event, ImageReady)]
-    assert np.array_equal(drawn, draw(checkpoint, job).pixels)
+    assert np.array_equal(drawn, run_request(checkpoint, job).pixels)
 
 
 def test_the_stages_add_up_to_the_whole_time(engine: Engine) -> None:
     begin = time.monotonic()
-    done = Client(engine, make_job("image_to_image", seeds=(1, 2))).rest()[-1]
+    done = Client(engine, make_request("image_to_image", seeds=(1, 2))).rest()[-1]
     whole_ms = 1000 * (time.monotonic() - begin)
     assert isinstance(done, Completed)
     assert list(done.stages_ms) == ["queue", "text", "encode_image", "denoise", "decode"]
@@ -99,7 +99,7 @@ def test_canceled_at_step_3_of_50_it_takes_no_further_step(engine: Engine) -> No
         if isinstance(event, Canceled | Completed):
             over.set()
 
-    ticket = engine.submit(make_job(steps=50), listen)
+    ticket = engine.submit(make_request(steps=50), listen)
     submitted.set()
     assert over.wait(TIMEOUT_S)
     assert isinstance(heard[-1], Canceled)
@@ -108,8 +108,8 @@ def test_canceled_at_step_3_of_50_it_takes_no_further_step(engine: Engine) -> No
 
 
 def test_canceled_from_another_thread_it_stops_within_one_step(engine: Engine) -> None:
-    client = Client(engine, make_job(steps=50, seeds=(1, 2)))
-    beside = Client(engine, make_job(steps=12))
+    client = Client(engine, make_request(steps=50, seeds=(1, 2)))
+    beside = Client(engine, make_request(steps=12))
     client.until(StepDone)
     engine.cancel(client.ticket)
     passes = engine.stats.image_steps
@@ -120,23 +120,23 @@ def test_canceled_from_another_thread_it_stops_within_one_step(engine: Engine) -
 
 
 def test_a_job_that_waits_can_be_canceled(engine: Engine) -> None:
-    first = Client(engine, make_job(steps=20, seeds=(1, 2, 3, 4)))
-    waiting = Client(engine, make_job(size=(64, 64), steps=50))
+    first = Client(engine, make_request(steps=20, seeds=(1, 2, 3, 4)))
+    waiting = Client(engine, make_request(size=(64, 64), steps=50))
     engine.cancel(waiting.ticket)
     assert sum(isinstance(event, StepDone) for event in waiting.rest()) <= 1
     assert isinstance(first.rest()[-1], Completed)
 
 
 def test_canceling_what_has_ended_changes_nothing(engine: Engine) -> None:
-    client = Client(engine, make_job(steps=1))
+    client = Client(engine, make_request(steps=1))
     assert isinstance(client.rest()[-1], Completed)
     engine.cancel(client.ticket)
-    assert isinstance(Client(engine, make_job(steps=1)).rest()[-1], Completed)
+    assert isinstance(Client(engine, make_request(steps=1)).rest()[-1], Completed)
 
 
 def test_counters_know_what_is_in_work(engine: Engine) -> None:
     assert engine.stats.mean_batch == 0
-    client = Client(engine, make_job(seeds=(1, 2, 3), steps=2))
+    client = Client(engine, make_request(seeds=(1, 2, 3), steps=2))
     client.until(StepDone)
     assert engine.stats.images == 3
     client.rest()
@@ -147,7 +147,7 @@ def test_counters_know_what_is_in_work(engine: Engine) -> None:
 def test_stopping_fails_what_has_not_ended(checkpoint: Checkpoint) -> None:
     engine = Engine(checkpoint, PoolSettings(model=""))
     engine.start()
-    stepping, waiting = (Client(engine, make_job(steps=50, size=size)) for size in ((96, 64), (64, 64)))
+    stepping, waiting = (Client(engine, make_request(steps=50, size=size)) for size in ((96, 64), (64, 64)))
     stepping.until(StepDone)
     engine.stop()
     for client in (stepping, waiting):
@@ -156,20 +156,20 @@ def test_stopping_fails_what_has_not_ended(checkpoint: Checkpoint) -> None:
         assert "stopping" in str(failed.error)
     assert not engine.health.healthy
     with pytest.raises(NotReady):
-        engine.submit(make_job(), print)
+        engine.submit(make_request(), print)
     engine.stop()
 
 
 def test_an_engine_that_was_never_started_takes_no_jobs(checkpoint: Checkpoint) -> None:
     engine = Engine(checkpoint, PoolSettings(model=""))
     with pytest.raises(NotReady):
-        engine.submit(make_job(), print)
+        engine.submit(make_request(), print)
     engine.stop()
 
 
 def test_a_plan_of_another_variant_is_refused(engine: Engine) -> None:
     with pytest.raises(ValueError, match="guidance"):
-        engine.submit(make_job(guidance=None), print)
+        engine.submit(make_request(guidance=None), print)
 
 
 def test_warming_up_teaches_how_long_each_kind_of_work_may_take(checkpoint: Checkpoint) -> None:
@@ -190,7 +190,7 @@ def test_warming_up_teaches_how_long_each_kind_of_work_may_take(checkpoint: Chec
         watched.warm_up([(64, 64), (96, 64)])
         assert [pulse.limit_s for pulse in seen[:4]] == [None] * 4
         seen.clear()
-        assert isinstance(Client(watched, make_job("inpainting", steps=1)).rest()[-1], Completed)
+        assert isinstance(Client(watched, make_request("inpainting", steps=1)).rest()[-1], Completed)
     finally:
         watched.stop()
     assert [pulse.work.kind for pulse in seen if pulse.work] == ["text", "encode_image", "step", "decode"]
@@ -215,7 +215,7 @@ def test_schnell_warms_up_without_guidance(checkpoints: Checkpoints) -> None:
 
 
 def test_other_work_runs_on_the_thread_that_owns_the_device_between_steps(engine: Engine) -> None:
-    client = Client(engine, make_job(steps=30))
+    client = Client(engine, make_request(steps=30))
     client.until(StepDone)
     assert engine.run_on_device(lambda: threading.current_thread().name).result(TIMEOUT_S) == "engine"
     assert engine.stats.images == 1

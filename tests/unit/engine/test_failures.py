@@ -20,7 +20,7 @@ from serve.settings import PoolSettings
 from tests.logs import Logs
 from tests.unit.engine.checkpoints import Checkpoints
 from tests.unit.engine.faults import Faulty, first_call
-from tests.unit.engine.jobs import draw, draw_together, make_job
+from tests.unit.engine.requests import make_request, run_request, run_requests
 
 SECRET = RuntimeError("/srv/models/secret.safetensors at 0xdeadbeef")
 
@@ -42,13 +42,16 @@ def test_a_fault_in_one_jobs_work_ends_that_job_only(
     checkpoint: Checkpoint, part: str, method: str, logs: Logs
 ) -> None:
     faulty = _with_fault(checkpoint, part, condition=first_call(), error=SECRET, method=method)
-    jobs = [(0, make_job("image_to_image", seeds=(1, 2))), (0, make_job("inpainting", prompt="a fish", seeds=(3,)))]
-    _, (failed, well) = draw_together(faulty, jobs)
-    assert isinstance(failed.end, Failed)
-    assert isinstance(failed.end.error, EngineFailed)
-    assert "secret" not in str(failed.end.error)
+    jobs = [
+        (0, make_request("image_to_image", seeds=(1, 2))),
+        (0, make_request("inpainting", prompt="a fish", seeds=(3,))),
+    ]
+    _, (failed, well) = run_requests(faulty, jobs)
+    assert isinstance(failed.final_event, Failed)
+    assert isinstance(failed.final_event.error, EngineFailed)
+    assert "secret" not in str(failed.final_event.error)
     assert "secret" in logs.text
-    assert np.array_equal(well.pixels, draw(checkpoint, jobs[1][1]).pixels)
+    assert np.array_equal(well.pixels, run_request(checkpoint, jobs[1][1]).pixels)
 
 
 def test_the_image_that_breaks_a_pass_is_found_and_the_others_go_on(checkpoint: Checkpoint) -> None:
@@ -56,13 +59,13 @@ def test_the_image_that_breaks_a_pass_is_found_and_the_others_go_on(checkpoint: 
         return bool((guidance == 6.5).any())
 
     faulty = _with_fault(checkpoint, "transformer", condition=holds_the_bad_one, error=SECRET)
-    jobs = [(0, make_job(guidance=guidance, seeds=(1, 2))) for guidance in (3.0, 6.5, 1.0)]
-    loop, (first, bad, last) = draw_together(faulty, jobs)
-    assert isinstance(bad.end, Failed)
+    jobs = [(0, make_request(guidance=guidance, seeds=(1, 2))) for guidance in (3.0, 6.5, 1.0)]
+    loop, (first, bad, last) = run_requests(faulty, jobs)
+    assert isinstance(bad.final_event, Failed)
     assert not any(isinstance(event, StepDone | ImageReady) for event in bad.events)
     for sitting, (_, job) in ((first, jobs[0]), (last, jobs[2])):
-        assert np.array_equal(sitting.pixels, draw(checkpoint, job).pixels)
-    assert not loop.busy
+        assert np.array_equal(sitting.pixels, run_request(checkpoint, job).pixels)
+    assert not loop.has_work
 
 
 def test_a_batch_too_large_for_the_memory_is_drawn_in_halves(checkpoint: Checkpoint) -> None:
@@ -70,10 +73,10 @@ def test_a_batch_too_large_for_the_memory_is_drawn_in_halves(checkpoint: Checkpo
         return hidden_states.shape[0] > 2
 
     faulty = _with_fault(checkpoint, "transformer", condition=more_than_two, error=torch.OutOfMemoryError("full"))
-    job = make_job(seeds=(1, 2, 3, 4), steps=3)
-    loop, (sitting,) = draw_together(faulty, [(0, job)])
-    assert np.array_equal(sitting.pixels, draw(checkpoint, job).pixels)
-    assert (loop.passes, loop.image_steps) == (2 * 3, 4 * 3)
+    job = make_request(seeds=(1, 2, 3, 4), steps=3)
+    loop, (sitting,) = run_requests(faulty, [(0, job)])
+    assert np.array_equal(sitting.pixels, run_request(checkpoint, job).pixels)
+    assert (loop.executor.batches, loop.executor.image_steps) == (2 * 3, 4 * 3)
 
 
 def test_a_listener_that_fails_loses_its_job_only(checkpoint: Checkpoint) -> None:
@@ -86,12 +89,12 @@ def test_a_listener_that_fails_loses_its_job_only(checkpoint: Checkpoint) -> Non
 
     loop = Scheduler(checkpoint, PoolSettings(model=""), Watchdog())
     other: list[EngineEvent] = []
-    loop.add([RequestState(0, make_job(steps=9), listen), RequestState(1, make_job(steps=2), other.append)], ())
-    while loop.busy:
+    loop.add([RequestState(0, make_request(steps=9), listen), RequestState(1, make_request(steps=2), other.append)], ())
+    while loop.has_work:
         loop.step()
     assert isinstance(heard[-1], Canceled)
     assert isinstance(other[-1], Completed)
-    assert loop.image_steps == 1 + 2
+    assert loop.executor.image_steps == 1 + 2
 
 
 def test_a_round_that_breaks_ends_the_jobs_in_work_and_the_thread_goes_on(

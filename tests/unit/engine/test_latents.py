@@ -4,7 +4,7 @@ import torch
 
 from serve.engine.latents import LatentGrid, LatentSpace, pack, paste_kept_pixels, unpack
 from tests.unit.engine.checkpoints import FIVE_STAGES, Checkpoints
-from tests.unit.engine.jobs import make_mask, make_picture
+from tests.unit.engine.requests import make_image, make_mask
 
 
 @pytest.fixture
@@ -71,7 +71,7 @@ def test_greys_of_a_mask_are_repainted_from_the_middle_on(space: LatentSpace) ->
 
 
 def test_kept_pixels_are_pasted_back_exactly() -> None:
-    picture, mask = make_picture((96, 64)), make_mask((96, 64))
+    picture, mask = make_image((96, 64)), make_mask((96, 64))
     drawn = torch.full((64, 96, 3), 77, dtype=torch.uint8)
     pasted = paste_kept_pixels(drawn, picture, mask).numpy()
     assert np.array_equal(pasted[mask < 128], picture[mask < 128])

@@ -11,10 +11,10 @@ from torch import Tensor, nn
 from serve.engine.checkpoint import Checkpoint
 from serve.lora.weights import LoraWeights
 from serve.settings import Dtype, Precision
-from tests.unit.engine import oracle
+from tests.unit.engine import diffusers_reference
 from tests.unit.engine.checkpoints import Checkpoints
-from tests.unit.engine.jobs import draw, make_job
-from tests.unit.engine.loras import make_lora, uses
+from tests.unit.engine.loras import lora_requests, make_lora
+from tests.unit.engine.requests import make_request, run_request
 
 TOLERANCE = {"float32": 2e-5, "bf16": 0.08, "fp8": 0.08}
 """As a share of what the LoRAs change. In bf16 peft rounds after each product and sum, we before the last sum only."""
@@ -45,7 +45,7 @@ def _without_float8(transformer: nn.Module) -> None:
 
 def _with_peft(checkpoint: Checkpoint, loras: Mapping[str, LoraWeights], scales: Mapping[str, float]) -> None:
     """Puts peft's layers into the networks of a checkpoint."""
-    pipeline = oracle.pipeline_over(checkpoint)
+    pipeline = diffusers_reference.make_pipeline(checkpoint)
     for key in scales:
         pipeline.load_lora_weights(_tensors(loras[key]), adapter_name=key)
     pipeline.set_adapters(list(scales), list(scales.values()))
@@ -87,9 +87,9 @@ def test_pictures_are_those_of_peft(
     if precision == "fp8":
         _without_float8(theirs.transformer)
     _with_peft(theirs, loras, scales)
-    plain = make_job(mode, steps=2, strength=None if mode == "text_to_image" else 1.0)
-    adapted = replace(plain, plan=plain.plan.model_copy(update={"loras": uses(**scales)}), loras=loras)
-    reference = oracle.latents(theirs, plain)
-    changed = _furthest(reference, draw(checkpoint, plain).latents[0])
+    plain = make_request(mode, steps=2, strength=None if mode == "text_to_image" else 1.0)
+    adapted = replace(plain, loras=lora_requests(**scales), lora_weights=loras)
+    reference = diffusers_reference.latents(theirs, plain)
+    changed = _furthest(reference, run_request(checkpoint, plain).latents[0])
     assert changed > 0.5
-    assert _furthest(draw(checkpoint, adapted).latents[0], reference) <= TOLERANCE[precision] * changed
+    assert _furthest(run_request(checkpoint, adapted).latents[0], reference) <= TOLERANCE[precision] * changed

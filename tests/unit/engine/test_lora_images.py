@@ -19,8 +19,8 @@ from serve.settings import PoolSettings, Precision
 from test_checkpoints.networks import Geometry
 from tests.unit.engine.checkpoints import SMALL, WIDE, Checkpoints
 from tests.unit.engine.faults import Faulty
-from tests.unit.engine.jobs import Sitting, draw, draw_together, make_job
-from tests.unit.engine.loras import make_lora, uses
+from tests.unit.engine.loras import lora_requests, make_lora
+from tests.unit.engine.requests import RequestRecorder, make_request, run_request, run_requests
 
 TINY = (64, 64)
 ROOM_FOR_ALL = 16 * 2**20
@@ -44,11 +44,16 @@ def _mixed_jobs(checkpoint: Checkpoint) -> list[tuple[int, GenerationRequest]]:
     """Of one size, and different in all else; each with the round in which it arrives."""
     loras = _loras(checkpoint)
     return [
-        (0, make_job(seeds=(1,), steps=4)),
-        (0, make_job(seeds=(1, 2), steps=2, loras=uses(whole=1.0), carried=loras)),
-        (0, make_job(seeds=(1,), steps=3, loras=uses(whole=-0.6), carried=loras)),
-        (1, make_job("inpainting", seeds=(3,), steps=3, loras=uses(attention=1.5, ranks=0.5), carried=loras)),
-        (2, make_job(seeds=(4,), steps=1, prompt="a fish", loras=uses(ranks=2.0), carried=loras)),
+        (0, make_request(seeds=(1,), steps=4)),
+        (0, make_request(seeds=(1, 2), steps=2, loras=lora_requests(whole=1.0), weights=loras)),
+        (0, make_request(seeds=(1,), steps=3, loras=lora_requests(whole=-0.6), weights=loras)),
+        (
+            1,
+            make_request(
+                "inpainting", seeds=(3,), steps=3, loras=lora_requests(attention=1.5, ranks=0.5), weights=loras
+            ),
+        ),
+        (2, make_request(seeds=(4,), steps=1, prompt="a fish", loras=lora_requests(ranks=2.0), weights=loras)),
     ]
 
 
@@ -61,10 +66,10 @@ def test_in_a_batch_of_different_loras_each_image_is_what_it_is_alone(
 ) -> None:
     checkpoint = checkpoints.get("dev", precision, geometry=geometry, lora_bytes=ROOM_FOR_ALL)
     jobs = _mixed_jobs(checkpoint)
-    loop, sittings = draw_together(checkpoint, jobs, batch_across_loras=batch_across_loras)
-    assert loop.passes < loop.image_steps / 2 or not batch_across_loras
+    loop, sittings = run_requests(checkpoint, jobs, batch_across_loras=batch_across_loras)
+    assert loop.executor.batches < loop.executor.image_steps / 2 or not batch_across_loras
     for sitting, (_, job) in zip(sittings, jobs, strict=True):
-        alone = draw(checkpoint, job)
+        alone = run_request(checkpoint, job)
         assert all(torch.equal(sitting.latents[image], latents) for image, latents in alone.latents.items())
         assert np.array_equal(sitting.pixels, alone.pixels)
 
@@ -72,20 +77,20 @@ def test_in_a_batch_of_different_loras_each_image_is_what_it_is_alone(
 def test_in_float32_it_is_within_a_millionth(checkpoints: Checkpoints) -> None:
     checkpoint = checkpoints.get("dev", "float32")
     jobs = _mixed_jobs(checkpoint)
-    _, sittings = draw_together(checkpoint, jobs)
+    _, sittings = run_requests(checkpoint, jobs)
     for sitting, (_, job) in zip(sittings, jobs, strict=True):
-        for image, latents in draw(checkpoint, job).latents.items():
+        for image, latents in run_request(checkpoint, job).latents.items():
             assert (sitting.latents[image] - latents).abs().max() <= 1e-6 * latents.abs().max()
 
 
 def test_kept_apart_by_setting_no_pass_holds_two_mixes(checkpoints: Checkpoints) -> None:
     checkpoint = checkpoints.get("dev", "bf16")
     loras = _loras(checkpoint)
-    bringing = (0, make_job(steps=1, loras=uses(whole=1.0), carried=loras))
-    jobs = [(1, make_job(steps=2, loras=uses(whole=scale))) for scale in (1.0, 0.5, 1.0)]
+    bringing = (0, make_request(steps=1, loras=lora_requests(whole=1.0), weights=loras))
+    jobs = [(1, make_request(steps=2, loras=lora_requests(whole=scale))) for scale in (1.0, 0.5, 1.0)]
     for batch_across_loras, means in ((True, [3, 3, 3]), (False, [2, 1, 2])):
-        _, (_, *sittings) = draw_together(checkpoint, [bringing, *jobs], batch_across_loras=batch_across_loras)
-        ends = [sitting.end for sitting in sittings]
+        _, (_, *sittings) = run_requests(checkpoint, [bringing, *jobs], batch_across_loras=batch_across_loras)
+        ends = [sitting.final_event for sitting in sittings]
         assert [end.mean_batch for end in ends if isinstance(end, Completed)] == means
 
 
@@ -95,8 +100,8 @@ def test_scale_0_is_no_lora_and_the_same_twice_adds_up(checkpoints: Checkpoints,
     loras = _loras(checkpoint)
 
     def latents(*scales: float) -> Tensor:
-        chosen = tuple(use for scale in scales for use in uses(whole=scale))
-        return draw(checkpoint, make_job(steps=2, loras=chosen, carried=loras)).latents[0]
+        chosen = tuple(use for scale in scales for use in lora_requests(whole=scale))
+        return run_request(checkpoint, make_request(steps=2, loras=chosen, weights=loras)).latents[0]
 
     assert torch.equal(latents(0.0), latents())
     assert torch.equal(latents(0.75, -0.75), latents())
@@ -131,13 +136,13 @@ class Requests:
         scales = {name: self._random.choice((-1.0, 0.0, 0.5, 1.0, 3.0)) for name in names}
         carried = self._loras if self._random.random() < 0.8 else {}
         guidance = 6.5 if self._random.random() < 0.2 else 3.0
-        return make_job(
+        return make_request(
             size=TINY,
             steps=1,
             seeds=(self._random.randrange(99),),
             guidance=guidance,
-            loras=uses(**scales),
-            carried=carried,
+            loras=lora_requests(**scales),
+            weights=carried,
         )
 
 
@@ -146,8 +151,8 @@ def test_pictures_without_loras_are_the_same_before_between_and_after_many_reque
     checkpoints: Checkpoints, precision: Precision, count: int
 ) -> None:
     checkpoint = checkpoints.load("dev", precision)
-    requests, plain = Requests(checkpoint, seed=7), make_job(size=TINY, seeds=(5,), steps=1)
-    pure = draw(_never_had_loras(checkpoints, precision), plain).pixels[0]
+    requests, plain = Requests(checkpoint, seed=7), make_request(size=TINY, seeds=(5,), steps=1)
+    pure = run_request(_never_had_loras(checkpoints, precision), plain).pixels[0]
     weights = _state(checkpoint)
 
     def breaks(guidance: Tensor, **_: Any) -> bool:
@@ -155,16 +160,16 @@ def test_pictures_without_loras_are_the_same_before_between_and_after_many_reque
 
     transformer: Any = Faulty(checkpoint.transformer, breaks, RuntimeError("no such kernel"))
     loop = Scheduler(replace(checkpoint, transformer=transformer), PoolSettings(model=""), Watchdog())
-    sittings = [Sitting(number, plain if number % 6 == 0 else requests.next()) for number in range(count)]
+    sittings = [RequestRecorder(number, plain if number % 6 == 0 else requests.next()) for number in range(count)]
     for start in range(0, count, 6):
-        loop.add([sitting.task for sitting in sittings[start : start + 6]], ())
-        sittings[start + 1].task.cancel_token.cancelled = start % 4 == 0
+        loop.add([sitting.state for sitting in sittings[start : start + 6]], ())
+        sittings[start + 1].state.cancel_token.cancelled = start % 4 == 0
         loop.step()
         loop.step()
-    while loop.busy:
+    while loop.has_work:
         loop.step()
     assert all(np.array_equal(sitting.pixels[0], pure) for sitting in sittings[::6])
-    ends = [type(sitting.end) for sitting in sittings if sitting.task.request.plan.loras]
+    ends = [type(sitting.final_event) for sitting in sittings if sitting.state.request.loras]
     assert len(ends) == count * 5 / 6
     assert min(ends.count(Completed), ends.count(Failed)) >= count / 5
     assert ends.count(Canceled) >= count / 24

@@ -8,10 +8,10 @@ from torch import nn
 
 from serve.engine.lora_manager import NO_LORAS, ActiveLoras, LoraManager
 from serve.engine.lora_slots import LoraSlots
+from serve.engine.request import LoraRequest
 from serve.errors import LorasMissing, LorasTooLarge
 from serve.lora.weights import LoraWeights, LowRank
-from serve.plan import PlannedLora
-from tests.unit.engine.loras import uses
+from tests.unit.engine.loras import lora_requests, resident_keys
 
 ROWS = 10
 WIDTH = 4
@@ -44,7 +44,7 @@ def adapters() -> LoraManager:
 
 
 def _take(adapters: LoraManager, keys: Iterable[str]) -> ActiveLoras | None:
-    return adapters.acquire(uses(**dict.fromkeys(keys, 1.0)), LORAS)
+    return adapters.acquire(lora_requests(**dict.fromkeys(keys, 1.0)), LORAS)
 
 
 def _drawn(adapters: LoraManager, *jobs: Iterable[str]) -> None:
@@ -71,7 +71,7 @@ def test_those_used_last_stay(
     adapters: LoraManager, jobs: list[Iterable[str]], resident: Iterable[str], copies: int
 ) -> None:
     _drawn(adapters, *jobs)
-    assert adapters.keys == set(resident)
+    assert resident_keys(adapters, LORAS) == set(resident)
     assert adapters.loads == copies
 
 
@@ -79,21 +79,21 @@ def test_what_a_job_draws_with_stays_until_it_leaves(adapters: LoraManager) -> N
     first, second = _take(adapters, "a"), _take(adapters, "ab")
     _drawn(adapters, "d")
     assert _take(adapters, "c") is not None
-    assert adapters.keys == {"a", "b", "c"}
+    assert resident_keys(adapters, LORAS) == {"a", "b", "c"}
     assert first is not None
     assert second is not None
     adapters.release(second)
     assert _take(adapters, "d") is None
     adapters.release(first)
     assert _take(adapters, "d") is not None
-    assert adapters.keys == {"c", "d"}
+    assert resident_keys(adapters, LORAS) == {"c", "d"}
 
 
 def test_who_gets_no_room_drives_nobody_away(adapters: LoraManager) -> None:
     _drawn(adapters, "a")
     assert _take(adapters, "d") is not None
     assert _take(adapters, ["large"]) is None
-    assert adapters.keys == {"a", "d"}
+    assert resident_keys(adapters, LORAS) == {"a", "d"}
 
 
 @pytest.mark.parametrize("keys", [["larger"], ["large", "a"], ["a", "b", "c", "text", "d"]])
@@ -101,21 +101,21 @@ def test_more_than_ever_fits_is_refused_with_the_figures(adapters: LoraManager, 
     _drawn(adapters, "b")
     with pytest.raises(LorasTooLarge, match=rf"rank of {sum(LORAS[key].rank for key in keys)}, .* {ROWS} fit"):
         _take(adapters, keys)
-    assert adapters.keys == {"b"}
+    assert resident_keys(adapters, LORAS) == {"b"}
 
 
 def test_what_lies_on_the_device_need_not_be_carried_and_what_does_not_is_named(adapters: LoraManager) -> None:
     _drawn(adapters, "a")
-    assert adapters.acquire(uses(a=1.0), {}) is not None
-    assert not adapters.are_resident(uses(a=1.0, b=1.0, c=1.0))
+    assert adapters.acquire(lora_requests(a=1.0), {}) is not None
+    assert not adapters.are_resident(lora_requests(a=1.0, b=1.0, c=1.0))
     with pytest.raises(LorasMissing) as caught:
-        adapters.acquire(uses(a=1.0, b=1.0, c=1.0), {"c": LORAS["c"]})
+        adapters.acquire(lora_requests(a=1.0, b=1.0, c=1.0), {"c": LORAS["c"]})
     assert caught.value.keys == ("b",)
-    assert adapters.are_resident(uses(a=1.0))
+    assert adapters.are_resident(lora_requests(a=1.0))
 
 
 def _take_scaled(adapters: LoraManager, *scales: tuple[str, float]) -> ActiveLoras:
-    mix = adapters.acquire([PlannedLora(key=key, scale=scale) for key, scale in scales], LORAS)
+    mix = adapters.acquire([LoraRequest(key, scale) for key, scale in scales], LORAS)
     assert mix is not None
     return mix
 
@@ -135,7 +135,7 @@ def test_scales_are_summed_for_each_lora(
 ) -> None:
     mix = _take_scaled(adapters, *scales)
     assert mix.scales == summed
-    assert adapters.keys == {key for key, _ in summed}
+    assert resident_keys(adapters, LORAS) == {key for key, _ in summed}
     assert (mix is NO_LORAS) == (not summed)
 
 
@@ -143,7 +143,7 @@ def test_a_blend_has_the_rows_of_its_loras_and_is_filled_up_with_none(adapters: 
     mix = _take_scaled(adapters, ("text", 2.0), ("c", 0.5))
     assert mix.selection is not None
     assert mix.selection.layers == {"transformer.", "clip."}
-    assert mix.text_scales == (("text", 2.0),)
+    assert mix.clip_scales == (("text", 2.0),)
     assert mix.selection.slots.shape == mix.selection.gains.shape == (16,)
     gains = dict(zip(mix.selection.slots.tolist(), mix.selection.gains.tolist(), strict=True))
     assert sorted(gains.values()) == [0.0, 0.5, 0.5, 0.5, 0.5, 2.0]
@@ -153,6 +153,6 @@ def test_a_blend_has_the_rows_of_its_loras_and_is_filled_up_with_none(adapters: 
 def test_weights_that_do_not_fit_take_no_room(adapters: LoraManager) -> None:
     wrong = LoraWeights(transformer={"": LowRank(torch.ones(8, WIDTH + 1), torch.ones(WIDTH, 8))}, clip={})
     with pytest.raises(ValueError, match="matrices"):
-        adapters.acquire(uses(wrong=1.0), {"wrong": wrong})
-    assert adapters.keys == set()
+        adapters.acquire(lora_requests(wrong=1.0), {"wrong": wrong})
+    assert resident_keys(adapters, LORAS) == set()
     _drawn(adapters, ["large"])

@@ -11,7 +11,7 @@ from serve.engine.lora_manager import ActiveLoras, LoraManager
 from serve.engine.prompt_encoder import PromptEncoder
 from tests.unit.engine.checkpoints import Checkpoints
 from tests.unit.engine.faults import Faulty
-from tests.unit.engine.loras import make_lora, uses
+from tests.unit.engine.loras import lora_requests, make_lora
 
 PROMPT = "a red sailboat"
 
@@ -39,7 +39,7 @@ class Reader:
         return False
 
     def mix(self, **scales: float) -> ActiveLoras:
-        mix = self._adapters.acquire(uses(**scales), self._loras)
+        mix = self._adapters.acquire(lora_requests(**scales), self._loras)
         assert mix is not None
         return mix
 

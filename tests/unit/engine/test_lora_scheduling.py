@@ -15,8 +15,8 @@ from serve.events import Started
 from serve.lora.weights import LoraWeights
 from serve.settings import PoolSettings
 from tests.unit.engine.checkpoints import Checkpoints
-from tests.unit.engine.jobs import Sitting, make_job
-from tests.unit.engine.loras import make_lora, uses
+from tests.unit.engine.loras import lora_requests, make_lora, resident_keys
+from tests.unit.engine.requests import RequestRecorder, make_request
 
 RANK = 16
 
@@ -42,13 +42,15 @@ class Table:
         self._loras = loras
         self._comers = 0
 
-    def seat(self, keys: str, steps: int = 2) -> Sitting:
-        return self.admit(make_job(steps=steps, loras=uses(**dict.fromkeys(keys, 1.0)), carried=self._loras))
+    def seat(self, keys: str, steps: int = 2) -> RequestRecorder:
+        return self.admit(
+            make_request(steps=steps, loras=lora_requests(**dict.fromkeys(keys, 1.0)), weights=self._loras)
+        )
 
-    def admit(self, job: GenerationRequest) -> Sitting:
-        sitting = Sitting(self._comers, job)
+    def admit(self, job: GenerationRequest) -> RequestRecorder:
+        sitting = RequestRecorder(self._comers, job)
         self._comers += 1
-        self.loop.add([sitting.task], ())
+        self.loop.add([sitting.state], ())
         return sitting
 
     def rounds(self, number: int) -> None:
@@ -56,7 +58,7 @@ class Table:
             self.loop.step()
 
     def to_the_end(self) -> None:
-        while self.loop.busy:
+        while self.loop.has_work:
             self.loop.step()
 
 
@@ -65,7 +67,7 @@ def table(checkpoint: Checkpoint, loras: Mapping[str, LoraWeights]) -> Table:
     return Table(checkpoint, loras)
 
 
-def _begun(*sittings: Sitting) -> list[bool]:
+def _begun(*sittings: RequestRecorder) -> list[bool]:
     return [any(isinstance(event, Started) for event in sitting.events) for sitting in sittings]
 
 
@@ -93,11 +95,11 @@ def test_who_finds_no_room_waits_for_it_and_those_without_loras_pass_by(table: T
     waiting, plain = table.seat("c"), table.seat("")
     table.rounds(2)
     assert _begun(waiting, plain) == [False, True]
-    assert table.loop.loras.keys == {"a", "b"}
+    assert resident_keys(table.loop.loras, "abcd") == {"a", "b"}
     table.rounds(2)
-    assert isinstance(sitting[0].end, Completed)
+    assert isinstance(sitting[0].final_event, Completed)
     assert _begun(waiting) == [True]
-    assert table.loop.loras.keys == {"b", "c"}
+    assert resident_keys(table.loop.loras, "abcd") == {"b", "c"}
     table.to_the_end()
 
 
@@ -111,9 +113,9 @@ def test_a_stream_of_requests_for_one_lora_does_not_starve_another(table: Table)
     for _ in range(12):
         newcomers.append(table.seat("ab", steps=3))
         table.rounds(1)
-    assert isinstance(other.end, Completed)
+    assert isinstance(other.final_event, Completed)
     table.to_the_end()
-    assert all(isinstance(sitting.end, Completed) for sitting in newcomers)
+    assert all(isinstance(sitting.final_event, Completed) for sitting in newcomers)
 
 
 def test_two_that_each_hold_what_the_other_needs_both_end(table: Table) -> None:
@@ -121,8 +123,8 @@ def test_two_that_each_hold_what_the_other_needs_both_end(table: Table) -> None:
         table.seat(keys, steps=1)
     first, second = table.seat("ab"), table.seat("bc")
     table.to_the_end()
-    assert isinstance(first.end, Completed)
-    assert isinstance(second.end, Completed)
+    assert isinstance(first.final_event, Completed)
+    assert isinstance(second.final_event, Completed)
 
 
 @pytest.mark.parametrize("leaving", ["waits", "steps"])
@@ -132,11 +134,11 @@ def test_who_leaves_makes_room(table: Table, leaving: str) -> None:
     assert _begun(stepping, waiting, next_one) == [True, False, False]
     left = {"waits": [waiting, stepping], "steps": [stepping, waiting]}[leaving]
     for sitting in left:
-        sitting.task.cancel_token.cancelled = True
+        sitting.state.cancel_token.cancelled = True
         table.rounds(1)
-        assert isinstance(sitting.end, Canceled)
+        assert isinstance(sitting.final_event, Canceled)
     table.to_the_end()
-    assert isinstance(next_one.end, Completed)
+    assert isinstance(next_one.final_event, Completed)
 
 
 def test_when_all_fail_their_room_is_free_again(table: Table) -> None:
@@ -145,7 +147,7 @@ def test_when_all_fail_their_room_is_free_again(table: Table) -> None:
     table.loop.fail_all(EngineFailed())
     after = table.seat("cd")
     table.to_the_end()
-    assert isinstance(after.end, Completed)
+    assert isinstance(after.final_event, Completed)
 
 
 def test_a_job_that_carries_too_little_or_too_much_fails_alone(
@@ -153,25 +155,27 @@ def test_a_job_that_carries_too_little_or_too_much_fails_alone(
 ) -> None:
     table.seat("a")
     table.to_the_end()
-    bare = table.admit(make_job(loras=uses(a=1.0, b=0.0)))
-    lacking = table.admit(make_job(loras=uses(a=1.0, b=1.0)))
+    bare = table.admit(make_request(loras=lora_requests(a=1.0, b=0.0)))
+    lacking = table.admit(make_request(loras=lora_requests(a=1.0, b=1.0)))
     wide = make_lora(checkpoint, 1, rank=60, layers="x_embedder")
-    larger = table.admit(make_job(loras=uses(a=1.0, wide=1.0), carried={"wide": wide}))
+    larger = table.admit(make_request(loras=lora_requests(a=1.0, wide=1.0), weights={"wide": wide}))
     strange = LoraWeights({"to_q": loras["b"].transformer["transformer_blocks.0.attn.to_q"]}, {})
-    foreign = table.admit(make_job(loras=uses(strange=1.0), carried={"strange": strange}))
+    foreign = table.admit(make_request(loras=lora_requests(strange=1.0), weights={"strange": strange}))
     table.to_the_end()
-    assert isinstance(bare.end, Completed)
-    errors = [sitting.end.error for sitting in (lacking, larger, foreign) if isinstance(sitting.end, Failed)]
+    assert isinstance(bare.final_event, Completed)
+    errors = [
+        sitting.final_event.error for sitting in (lacking, larger, foreign) if isinstance(sitting.final_event, Failed)
+    ]
     assert [type(error) for error in errors] == [LorasMissing, LorasTooLarge, EngineFailed]
     assert "rank of 76" in str(errors[1])
-    assert table.loop.loras.keys == {"a"}
+    assert resident_keys(table.loop.loras, "abcd") == {"a"}
 
 
 def test_weights_that_were_copied_are_let_go(table: Table, checkpoint: Checkpoint) -> None:
     """They may lie in memory that others share, and that fills up while somebody holds on to it."""
     weights = make_lora(checkpoint, 1)
     alive = weakref.ref(weights.transformer["x_embedder"].down)
-    table.admit(make_job(steps=9, loras=uses(mine=1.0), carried={"mine": weights}))
+    table.admit(make_request(steps=9, loras=lora_requests(mine=1.0), weights={"mine": weights}))
     del weights
     gc.collect()
     assert alive() is not None
@@ -184,5 +188,9 @@ def test_weights_that_were_copied_are_let_go(table: Table, checkpoint: Checkpoin
 def test_bringing_loras_is_a_stage_of_its_own(table: Table) -> None:
     adapted, plain = table.seat("a"), table.seat("")
     table.to_the_end()
-    stages = [list(sitting.end.stages_ms) for sitting in (adapted, plain) if isinstance(sitting.end, Completed)]
+    stages = [
+        list(sitting.final_event.stages_ms)
+        for sitting in (adapted, plain)
+        if isinstance(sitting.final_event, Completed)
+    ]
     assert stages == [["queue", "lora", "text", "denoise", "decode"], ["queue", "text", "denoise", "decode"]]

@@ -45,7 +45,7 @@ def test_texts_have_the_checkpoints_length_whatever_the_prompt(checkpoint: Check
 )
 def test_a_prompt_that_is_cut_is_told(checkpoint: Checkpoint, words: int, encoders: list[str]) -> None:
     """A word of the vocabulary is one token; T5 adds one to them, CLIP two."""
-    notes = PromptEncoder(checkpoint, cache_entries=1).encode(" ".join(["fish"] * words)).notes
+    notes = PromptEncoder(checkpoint, cache_entries=1).encode(" ".join(["fish"] * words)).warnings
     assert [note.split()[0] for note in notes] == encoders
     if "T5" in encoders:
         assert notes[0] == f"T5 reads only the first 32 of the prompt's {words + 1} tokens"

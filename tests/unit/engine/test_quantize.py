@@ -15,10 +15,10 @@ from torch import nn
 from torch._subclasses.fake_tensor import FakeTensorMode
 
 from serve.engine.quantize import float8_weight, quantize_to_float8, weight_bytes
-from serve.engine.request import ImageArray
+from serve.model_specs import ImageArray
 from test_checkpoints.networks import Geometry
 from tests.unit.engine.checkpoints import Checkpoints
-from tests.unit.engine.jobs import draw, make_job
+from tests.unit.engine.requests import make_request, run_request
 
 CPU = torch.device("cpu")
 
@@ -64,9 +64,9 @@ def test_bytes_are_counted_as_they_are_stored() -> None:
 
 @pytest.mark.parametrize("steps", [4, 28])
 def test_pictures_are_close_to_those_in_bf16_and_not_the_same(checkpoints: Checkpoints, steps: int) -> None:
-    job = make_job(size=(128, 128), steps=steps)
+    job = make_request(size=(128, 128), steps=steps)
     pair = (checkpoints.get("dev", precision, geometry=Geometry()) for precision in ("bf16", "fp8"))
-    (full,), (half,) = (draw(checkpoint, job).pixels for checkpoint in pair)
+    (full,), (half,) = (run_request(checkpoint, job).pixels for checkpoint in pair)
     assert not np.array_equal(full, half)
     assert psnr_db(full, half) >= 35
 

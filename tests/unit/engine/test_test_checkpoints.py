@@ -19,7 +19,7 @@ from serve.settings import Precision
 from test_checkpoints import checkpoint as test_checkpoint
 from test_checkpoints.networks import Geometry
 from tests.unit.engine.checkpoints import FIVE_STAGES, Checkpoints
-from tests.unit.engine.jobs import draw, make_job, make_picture
+from tests.unit.engine.requests import make_image, make_request, run_request
 
 FILES = {
     "model_index.json",
@@ -139,7 +139,7 @@ def test_a_geometry_that_cannot_be_is_refused(fields: dict[str, object], why: st
 @pytest.mark.parametrize("geometry", [Geometry(), FIVE_STAGES], ids=["four stages", "five stages"])
 def test_an_input_picture_survives_the_vae(checkpoints: Checkpoints, geometry: Geometry) -> None:
     space = LatentSpace(checkpoints.get("dev", geometry=geometry))
-    picture = make_picture((256, 192))
+    picture = make_image((256, 192))
     with torch.no_grad():
         latents = space.sample(space.encode(picture), torch.Generator().manual_seed(0))
         decoded = space.decode(latents, space.grid((256, 192)), (256, 192)).numpy()
@@ -149,7 +149,7 @@ def test_an_input_picture_survives_the_vae(checkpoints: Checkpoints, geometry: G
 
 @pytest.mark.parametrize("precision", ["bf16", "fp8"])
 def test_pictures_have_shapes_and_are_neither_grey_nor_noise(checkpoints: Checkpoints, precision: Precision) -> None:
-    (picture,) = draw(checkpoints.get("dev", precision), make_job(size=(256, 256), steps=8)).pixels
+    (picture,) = run_request(checkpoints.get("dev", precision), make_request(size=(256, 256), steps=8)).pixels
     assert picture.std() > 20
     assert np.isin(picture, (0, 255)).mean() < 0.5
     assert _smooth_share(picture) > 0.5
@@ -160,7 +160,7 @@ def test_pictures_have_shapes_and_are_neither_grey_nor_noise(checkpoints: Checkp
 def test_prompt_seed_and_guidance_each_change_the_picture(checkpoints: Checkpoints) -> None:
     changes: list[dict[str, Any]] = [{}, {"prompt": "a black cat"}, {"seeds": (8,)}, {"guidance": 9.0}]
     checkpoint = checkpoints.get("dev")
-    pictures = {draw(checkpoint, make_job(**change)).pixels[0].tobytes() for change in changes}
+    pictures = {run_request(checkpoint, make_request(**change)).pixels[0].tobytes() for change in changes}
     assert len(pictures) == len(changes)
 
 

@@ -26,7 +26,7 @@ def pictures(fetcher: FakeFetcher | None = None) -> InputImages:
 
 
 async def opened(inputs: Inputs, fetcher: FakeFetcher | None = None) -> LoadedImages | PendingImages:
-    return await pictures(fetcher).open(inputs, make_plan(inputs, SETTINGS, random_seed=1))
+    return await pictures(fetcher).load(inputs, make_plan(inputs, SETTINGS, random_seed=1))
 
 
 async def prepared(inputs: Inputs, fetcher: FakeFetcher) -> LoadedImages:

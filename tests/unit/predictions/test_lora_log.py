@@ -29,9 +29,11 @@ async def test_the_pool_gets_the_weights_and_a_plan_that_names_them() -> None:
     last = await ended(house(pool, loras=loras), WITH_BOTH)
     assert last.status == "succeeded"
     assert loras.asked == [((INK, PENCIL), "dev-bf16", ())]
-    uses = (PlannedLora(key=f"{INK} 1", scale=0.5), PlannedLora(key=f"{PENCIL} 1", scale=1.0))
-    assert pool.calls[0][0].loras == uses == last.plan.loras
-    assert [lora.metadata.key for lora in pool.loras[0]] == [use.key for use in uses]
+    weights_keys, scales = [f"{INK} 1", f"{PENCIL} 1"], [0.5, 1.0]
+    assert pool.calls[0][0].loras == last.plan.loras
+    assert [lora.weights_key for lora in last.plan.loras] == weights_keys
+    assert [lora.scale for lora in last.plan.loras] == scales
+    assert [lora.metadata.key for lora in pool.loras[0]] == weights_keys
 
 
 async def test_the_record_tells_which_ran_from_where_and_what_it_took() -> None:
@@ -80,9 +82,9 @@ async def test_weights_that_were_lost_are_brought_again() -> None:
 
     pool = Loses(())
     last = await ended(house(pool, loras=loras), WITH_BOTH)
-    assert (last.status, last.plan.loras[0].key) == ("succeeded", f"{INK} 1")
+    assert (last.status, last.plan.loras[0].weights_key) == ("succeeded", f"{INK} 1")
     assert [lost for _, _, lost in loras.asked] == [(), (f"copy 1 of {INK}",)]
-    assert [call[0].loras[0].key for call in pool.calls] == [f"{INK} 1", f"{INK} 2"]
+    assert [call[0].loras[0].weights_key for call in pool.calls] == [f"{INK} 1", f"{INK} 2"]
 
 
 async def test_weights_that_are_lost_again_and_again_fail_the_prediction() -> None:
@@ -125,21 +127,21 @@ KEY = ReplicateModel("me", "ink").key
 def told(**changes: Any) -> tuple[str, ...]:
     facts = LoraMetadata("0", size_bytes=8, rank=4, unapplied=changes.pop("unapplied", ()))
     lora = ResolvedLora(facts, COPY, **{"origin": "memory", **changes})
-    return lora_log_lines([PlannedLora(key=KEY, scale=-1.5)], {KEY: ReplicateModel("me", "ink")}, {KEY: lora})
+    return lora_log_lines([PlannedLora(reference_key=KEY, scale=-1.5)], {KEY: ReplicateModel("me", "ink")}, {KEY: lora})
 
 
 @pytest.mark.parametrize(
     ("lora", "lines"),
     [
-        ({}, ["it was at hand"]),
-        ({"origin": "disk"}, ["it was on the disk of the cache"]),
+        ({}, ["cached in memory"]),
+        ({"origin": "disk"}, ["cached on disk"]),
         (
             {"stale": True},
-            ["it was at hand", "it could not be looked up again, so this is how it was last seen"],
+            ["cached in memory", "its source cannot be reached, so the cached weights are used"],
         ),
         (
             {"unapplied": ("a: odd", "b: odd", "c: odd", "d: odd", "e: odd")},
-            ["it was at hand", "some of its tensors are not applied: a: odd; b: odd; c: odd; and 2 more"],
+            ["cached in memory", "some tensors are not applied: a: odd; b: odd; c: odd; and 2 more"],
         ),
     ],
 )
@@ -149,7 +151,7 @@ def test_lines_say_what_a_caller_should_know(lora: dict[str, Any], lines: list[s
 
 def test_metrics_have_an_entry_for_each_use() -> None:
     lora = ResolvedLora(LoraMetadata("0", size_bytes=8, rank=4), COPY, "download", 6, 0.12345, 0.5)
-    uses = [PlannedLora(key=KEY, scale=scale) for scale in (1.0, 0.5)]
+    uses = [PlannedLora(reference_key=KEY, scale=scale) for scale in (1.0, 0.5)]
     (first, second) = lora_metrics(uses, {KEY: ReplicateModel("me", "ink")}, {KEY: lora})["loras"]
     assert first == {
         "lora": "me/ink",

@@ -27,7 +27,7 @@ def order(raw: Mapping[str, Any], model: str = "me/plain") -> PreparedRequest:
 
 def record(raw: Mapping[str, Any], model: str = "me/plain") -> Prediction:
     asked = order(raw, model)
-    return asked.record(asked.plan, NOON)
+    return asked.new_prediction(asked.plan, NOON)
 
 
 @pytest.mark.parametrize(
@@ -101,13 +101,13 @@ def test_a_lora_is_planned_by_the_key_of_what_its_text_means(field: str) -> None
     asked, same = (order({field: text}) for text in (f"  https://{WEIGHTS}", WEIGHTS))
     (key,) = asked.references
     assert asked.references[key].display_name == WEIGHTS
-    assert [use.key for use in asked.plan.loras] == [key] == [use.key for use in same.plan.loras]
+    assert [use.reference_key for use in asked.plan.loras] == [key] == [use.reference_key for use in same.plan.loras]
 
 
 def test_two_spellings_of_one_lora_are_one_reference_used_twice() -> None:
     asked = order({"replicate_weights": WEIGHTS, "extra_lora": f"https://{WEIGHTS}"})
     (key,) = asked.references
-    assert [use.key for use in asked.plan.loras] == [key, key]
+    assert [use.reference_key for use in asked.plan.loras] == [key, key]
 
 
 @pytest.mark.parametrize("text", ["", "  ", None])

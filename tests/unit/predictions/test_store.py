@@ -29,21 +29,9 @@ async def store_of(*ids: str, max_records: int = 100, clock: FakeClock | None = 
 
 async def test_an_unknown_id_is_not_found() -> None:
     store = await store_of()
-    for asking in (store.get(A), store.claim(A), store.update(A, noted), store.changed(prediction(A))):
+    for asking in (store.get(A), store.update(A, noted), store.wait_for_change(prediction(A))):
         with pytest.raises(NotFound, match="may have expired"):
             await asking
-
-
-async def test_one_caller_may_run_a_prediction() -> None:
-    store = await store_of(A)
-    assert await store.claim(A) == prediction(A)
-    assert await store.claim(A) is None
-
-
-async def test_what_has_ended_is_not_run() -> None:
-    store = await store_of(A)
-    await store.finish(A, lambda record: record.canceled(NOON))
-    assert await store.claim(A) is None
 
 
 async def test_the_first_end_stands() -> None:
@@ -64,7 +52,7 @@ async def test_what_has_ended_and_left_does_not_end_again() -> None:
 async def test_a_waiter_is_woken_by_the_next_change_and_by_no_other_record() -> None:
     store = await store_of(A, B)
     seen = await store.get(A)
-    waiting = asyncio.create_task(store.changed(seen))
+    waiting = asyncio.create_task(store.wait_for_change(seen))
     await store.update(B, noted)
     await asyncio.sleep(0)
     assert not waiting.done()
@@ -76,13 +64,13 @@ async def test_a_change_that_came_before_the_waiter_is_seen_at_once() -> None:
     store = await store_of(A)
     seen = await store.get(A)
     await store.update(A, noted)
-    assert (await asyncio.wait_for(store.changed(seen), 1)).revision == 1
+    assert (await asyncio.wait_for(store.wait_for_change(seen), 1)).revision == 1
 
 
 async def test_every_waiter_is_woken() -> None:
     store = await store_of(A)
     seen = await store.get(A)
-    waiting = [asyncio.create_task(store.changed(seen)) for _ in range(3)]
+    waiting = [asyncio.create_task(store.wait_for_change(seen)) for _ in range(3)]
     await asyncio.sleep(0)
     await store.finish(A, succeeded)
     assert [each.status for each in await asyncio.wait_for(asyncio.gather(*waiting), 1)] == ["succeeded"] * 3
@@ -92,7 +80,7 @@ async def test_nobody_waits_for_a_change_of_what_has_ended() -> None:
     store = await store_of(A)
     await store.finish(A, succeeded)
     ended = await store.get(A)
-    assert await asyncio.wait_for(store.changed(ended), 1) is ended
+    assert await asyncio.wait_for(store.wait_for_change(ended), 1) is ended
 
 
 async def test_records_leave_by_their_age_after_their_end_and_running_ones_never() -> None:
