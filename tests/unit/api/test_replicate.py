@@ -185,8 +185,8 @@ async def test_version_has_a_schema() -> None:
     [
         ("GET", "/v1/predictions/unknown"),
         ("POST", "/v1/predictions/unknown/cancel"),
-        ("POST", "/v1/models/no/body/predictions"),
-        ("GET", "/v1/models/no/body/versions/1"),
+        ("POST", "/v1/models/no/model/predictions"),
+        ("GET", "/v1/models/no/model/versions/1"),
         ("GET", "/v1/models/fofr/flux-handwriting-and-sketch/versions/embedded"),
         ("GET", "/v1/nothing"),
     ],
