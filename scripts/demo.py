@@ -1,4 +1,4 @@
-"""Generates the images of one prompt over HTTP and saves them, on a service that it starts or that --url names."""
+"""Generates the images of a prompt over HTTP and saves them, with a running service (--url) or one that it starts."""
 
 import argparse
 import base64
@@ -143,7 +143,7 @@ def wait_until_open(client: httpx.Client) -> None:
 
 
 def print_progress(line: str) -> None:
-    """Prints a line of the starting service. Its error lines are left out: the demo's own error repeats the last."""
+    """Prints a line of the starting service, except error lines, which `DemoFailed` reports."""
     if not line.startswith(ERROR_PREFIX):
         print_status(line)
 

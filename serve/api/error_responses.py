@@ -64,8 +64,8 @@ def problem_json(error: ServiceError) -> dict[str, Any]:
     if isinstance(error, InvalidInput):
         prefix = "" if isinstance(error, InvalidBody) else "input."
         body["invalid_fields"] = [
-            {"type": fault.kind, "field": f"{prefix}{fault.field}", "description": fault.message}
-            for fault in error.field_errors
+            {"type": each.kind, "field": f"{prefix}{each.field}", "description": each.message}
+            for each in error.field_errors
         ]
     return body
 
@@ -77,7 +77,7 @@ def cog_detail(error: ServiceError) -> dict[str, Any]:
     prefix = ("body",) if isinstance(error, InvalidBody) else ("body", "input")
     return {
         "detail": [
-            {"loc": [*prefix, fault.field], "msg": fault.message, "type": fault.kind} for fault in error.field_errors
+            {"loc": [*prefix, each.field], "msg": each.message, "type": each.kind} for each in error.field_errors
         ]
     }
 

@@ -49,8 +49,8 @@ class FakeService:
         return (self.folder / "signal").read_text()
 
     def has_running_processes(self, timeout_s: float = 5) -> bool:
-        """Whether the service or its child still holds the lock after `timeout_s`; killed processes take a moment to end."""
-        deadline = time.monotonic() + timeout_s
+        """Whether the service or its child still holds the lock after `timeout_s`."""
+        deadline = time.monotonic() + timeout_s  # killed processes take a moment to end
         with (self.folder / "alive.lock").open() as lock:
             while time.monotonic() < deadline:
                 try:
