@@ -1,7 +1,4 @@
-"""One prompt to its pictures, over HTTP as any client goes: start the service, ask, save, tell, stop.
-
-Knows the service's command line and its HTTP interface, nothing of what it does; --url takes one that runs already.
-"""
+"""Generates the images of a prompt over HTTP and saves them, with a running service (--url) or one that it starts."""
 
 import argparse
 import base64
@@ -26,52 +23,60 @@ Prediction = dict[str, Any]
 
 POLL_S = 0.5
 READ_TIMEOUT_S = 120
-"""Longer than the service holds a `Prefer: wait`, which is a minute."""
-FAULT = "serve: "
-"""How a line of the service begins that says why it cannot run."""
+"""Longer than the service holds a request with `Prefer: wait`, which is 60 s."""
+ERROR_PREFIX = "serve: "
+"""Start of the lines in which the service reports why it cannot start."""
 EXTENSIONS = {"image/webp": "webp", "image/jpeg": "jpg", "image/png": "png"}
 
 
 class DemoFailed(Exception):
-    """There will be no picture; the message is for the person at the terminal."""
+    """The demo cannot save all images. The message is a single line for the user."""
 
 
 def main(arguments: list[str] | None = None) -> int:
-    """Runs the demo and returns its exit status; what went wrong is one line on standard error."""
+    """Runs the demo and returns its exit status. Errors are a single line on stderr."""
     options = parse(arguments)
-    for name in (signal.SIGTERM, signal.SIGHUP):
-        signal.signal(name, signal.default_int_handler)
+    for number in (signal.SIGTERM, signal.SIGHUP):
+        signal.signal(number, signal.default_int_handler)
     try:
         inputs = inputs_of(options)
         with running_service(options) as client:
-            prediction, stages = predict(client, inputs)
+            prediction, stages_ms = predict(client, inputs)
             paths = save(client, prediction, options.out)
-        print("\n".join(report(paths, prediction, stages)))
+        print("\n".join(report(paths, prediction, stages_ms)))
         return 0
-    except DemoFailed as failure:
-        tell(str(failure))
+    except DemoFailed as error:
+        print_status(str(error))
         return 1
     except KeyboardInterrupt:
-        tell("interrupted")
+        print_status("interrupted")
         return 130
 
 
 def parse(arguments: list[str] | None) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(prog="scripts/demo", description="Draw a prompt.", allow_abbrev=False)
-    parser.add_argument("prompt", help="what the picture should show")
+    parser = argparse.ArgumentParser(
+        prog="scripts/demo", description="Generate images for a prompt.", allow_abbrev=False
+    )
+    parser.add_argument("prompt", help="what the image should show")
     parser.add_argument("--model", choices=("dev", "schnell"))
-    parser.add_argument("--go-fast", action="store_const", const=True, help="draw with float8 weights")
-    parser.add_argument("--num-outputs", type=int, metavar="N")
+    parser.add_argument("--go-fast", action="store_const", const=True, help="use float8 weights")
+    parser.add_argument("--num-outputs", type=int, metavar="N", help="number of images, 1 to 4")
     parser.add_argument("--seed", type=int, metavar="N")
-    parser.add_argument("--input", action="append", default=[], metavar="KEY=VALUE", help="image=@file sends a file")
-    parser.add_argument("--out", type=Path, default=Path(), metavar="DIR", help="folder for the pictures, default here")
-    parser.add_argument("--url", help="use the service that runs there, instead of starting one")
-    parser.add_argument("--port", type=int, metavar="N", help="start the service on this port, default a free one")
+    parser.add_argument(
+        "--input",
+        action="append",
+        default=[],
+        metavar="KEY=VALUE",
+        help="any input of the API; image=@FILE and mask=@FILE send a file; repeatable",
+    )
+    parser.add_argument("--out", type=Path, default=Path(), metavar="DIR", help="folder for the images; default: .")
+    parser.add_argument("--url", help="URL of a running service; default: start one")
+    parser.add_argument("--port", type=int, metavar="N", help="port for the started service; default: a free port")
     return parser.parse_args(arguments)
 
 
 def inputs_of(options: argparse.Namespace) -> dict[str, Any]:
-    """What the options ask for, in the API's names; an option that was not given is left to the service."""
+    """The inputs of the prediction: only those given on the command line, so that the service applies its defaults."""
     named = {
         "prompt": options.prompt,
         "model": options.model,
@@ -84,7 +89,7 @@ def inputs_of(options: argparse.Namespace) -> dict[str, Any]:
 
 
 def read_input(text: str) -> tuple[str, Any]:
-    """KEY=VALUE: the value as JSON if it is, else as text; `@` before it means the file of that name."""
+    """Parses KEY=VALUE. The value is JSON if it parses, otherwise text; `@FILE` is a file for `image` and `mask`."""
     key, equals, value = text.partition("=")
     if not (key and equals):
         raise DemoFailed(f"--input {text}: should be KEY=VALUE")
@@ -106,20 +111,23 @@ def data_uri(path: Path) -> str:
 
 @contextmanager
 def running_service(options: argparse.Namespace) -> Iterator[httpx.Client]:
-    """A client of the service at --url, or of one that lives as long as the block."""
+    """A client of the service at --url, or of one that runs for the duration of the block."""
     if options.url:
         with open_client(options.url, trust_env=True) as client:
             yield client
         return
     port = ("--port", str(options.port)) if options.port else ()
     try:
-        # What the environment says of proxies is for other machines than ours.
-        with local_service(*port, on_line=follow) as service, open_client(service.url, trust_env=False) as client:
+        # trust_env=False: requests to this machine must not go through a proxy.
+        with (
+            local_service(*port, on_line=print_progress) as service,
+            open_client(service.url, trust_env=False) as client,
+        ):
             wait_until_open(client)
             yield client
-    except ServiceStartError as failure:
-        last = str(failure).splitlines()[-1].removeprefix(FAULT)
-        raise DemoFailed(f"the service did not start: {last}") from None
+    except ServiceStartError as error:
+        reason = str(error).splitlines()[-1].removeprefix(ERROR_PREFIX)
+        raise DemoFailed(f"the service did not start: {reason}") from None
 
 
 def open_client(url: str, trust_env: bool) -> httpx.Client:
@@ -129,55 +137,58 @@ def open_client(url: str, trust_env: bool) -> httpx.Client:
 
 
 def wait_until_open(client: httpx.Client) -> None:
-    """Returns when the health check says that predictions are taken."""
+    """Polls the health check until the service accepts predictions."""
     while send(client, "GET", "/health-check").json()["status"] == "STARTING":
         time.sleep(POLL_S)
 
 
-def follow(line: str) -> None:
-    """What the service says while it starts; a fault comes once more, as the reason why it did not."""
-    if not line.startswith(FAULT):
-        tell(line)
+def print_progress(line: str) -> None:
+    """Prints a line of the starting service, except error lines, which `DemoFailed` reports."""
+    if not line.startswith(ERROR_PREFIX):
+        print_status(line)
 
 
-def tell(line: str) -> None:
-    """Progress: for the person at the terminal, not for what reads our output."""
+def print_status(line: str) -> None:
+    """Prints to stderr; stdout has the results only."""
     print(f"demo: {line}", file=sys.stderr, flush=True)
 
 
 def predict(client: httpx.Client, inputs: Mapping[str, Any]) -> tuple[Prediction, dict[str, float]]:
-    """The prediction after it succeeded, and what its stages took in milliseconds. Raises `DemoFailed`."""
-    tell("drawing")
-    answer = send(client, "POST", "/v1/predictions", json={"input": inputs}, headers={"Prefer": "wait"})
-    while (prediction := answer.json())["status"] in ("starting", "processing"):
+    """The succeeded prediction, and the milliseconds of its stages. Raises `DemoFailed`."""
+    print_status("generating")
+    response = send(client, "POST", "/v1/predictions", json={"input": inputs}, headers={"Prefer": "wait"})
+    while (prediction := response.json())["status"] in ("starting", "processing"):
         time.sleep(POLL_S)
-        answer = send(client, "GET", f"/v1/predictions/{prediction['id']}")
+        response = send(client, "GET", f"/v1/predictions/{prediction['id']}")
+    if prediction["status"] == "failed":
+        raise DemoFailed(f"the prediction failed: {prediction.get('error') or 'no reason given'}")
     if prediction["status"] != "succeeded":
-        raise DemoFailed(f"the prediction {prediction['status']}: {prediction.get('error') or 'no reason given'}")
-    return prediction, stage_times(answer.headers.get("Server-Timing", ""))
+        raise DemoFailed(f"the prediction was {prediction['status']}")
+    return prediction, stage_times_ms(response.headers.get("Server-Timing", ""))
 
 
 def send(client: httpx.Client, method: str, path: str, **content: Any) -> httpx.Response:
+    """The response to a request. Raises `DemoFailed` if there is none, or if its status is not 2xx."""
     try:
-        answer = client.request(method, path, **content)
+        response = client.request(method, path, **content)
     except (httpx.TransportError, httpx.InvalidURL) as error:
-        raise DemoFailed(f"no answer from {client.base_url}: {error}") from None
-    if answer.is_success:
-        return answer
+        raise DemoFailed(f"no response from {client.base_url}: {error}") from None
+    if response.is_success:
+        return response
     try:
-        why = answer.json()["detail"]
+        detail = response.json()["detail"]
     except (ValueError, KeyError, TypeError):
-        why = answer.reason_phrase
-    raise DemoFailed(f"the service answered {answer.status_code}: {why}")
+        detail = response.reason_phrase
+    raise DemoFailed(f"the service responded with {response.status_code}: {detail}")
 
 
-def stage_times(server_timing: str) -> dict[str, float]:
-    """`text;dur=12.5, denoise;dur=700` as a table."""
+def stage_times_ms(server_timing: str) -> dict[str, float]:
+    """Parses `text;dur=12.5, denoise;dur=700`."""
     return {name: float(ms) for name, ms in re.findall(r"([\w-]+);dur=([\d.]+)", server_timing)}
 
 
 def save(client: httpx.Client, prediction: Prediction, folder: Path) -> list[Path]:
-    """Writes the pictures as out-0.webp and so on, and returns where they are."""
+    """Writes the images as out-0.webp, out-1.webp, ... and returns their paths."""
     paths = []
     try:
         folder.mkdir(parents=True, exist_ok=True)
@@ -192,22 +203,22 @@ def save(client: httpx.Client, prediction: Prediction, folder: Path) -> list[Pat
 
 
 def download(client: httpx.Client, uri: str) -> tuple[bytes, str]:
-    """Content and media type of a picture, which is a data: URI or a URL."""
+    """Content and media type of an image, from a `data:` URI or a URL."""
     if uri.startswith("data:"):
         head, _, body = uri.removeprefix("data:").partition(",")
-        media_type, *rest = head.split(";")
-        return base64.b64decode(body) if "base64" in rest else unquote_to_bytes(body), media_type
-    answer = send(client, "GET", uri)
-    return answer.content, answer.headers.get("Content-Type", "").partition(";")[0]
+        media_type, *parameters = head.split(";")
+        return base64.b64decode(body) if "base64" in parameters else unquote_to_bytes(body), media_type
+    response = send(client, "GET", uri)
+    return response.content, response.headers.get("Content-Type", "").partition(";")[0]
 
 
-def report(paths: list[Path], prediction: Prediction, stages: Mapping[str, float]) -> list[str]:
-    """The lines that tell where the pictures are, and how they came about."""
+def report(paths: list[Path], prediction: Prediction, stages_ms: Mapping[str, float]) -> list[str]:
+    """The lines for stdout: the path of each image, then seed, pool and stage times."""
     metrics = prediction.get("metrics") or {}
-    logged = re.search(r"Using seed: (\d+)", prediction.get("logs") or "")
-    seed = metrics.get("seed", logged and logged[1])
-    times = ", ".join(f"{name} {ms:,.0f} ms" for name, ms in stages.items())
-    rows = [("seed", seed), ("pool", metrics.get("pool")), ("stages", times)]
+    logged_seed = re.search(r"Using seed: (\d+)", prediction.get("logs") or "")
+    seed = metrics.get("seed", logged_seed and logged_seed[1])
+    stages = ", ".join(f"{name} {ms:,.0f} ms" for name, ms in stages_ms.items())
+    rows = [("seed", seed), ("pool", metrics.get("pool")), ("stages", stages)]
     return [str(path) for path in paths] + [f"{name:8}{value}" for name, value in rows if value not in (None, "")]
 
 

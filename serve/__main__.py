@@ -1,6 +1,6 @@
-"""`python -m serve [config.yaml]`: the service on this machine, in the foreground, until Ctrl-C or SIGTERM.
+"""`python -m serve [config.yaml]`: runs the service on this machine, in the foreground, until Ctrl-C or SIGTERM.
 
-Starts a Ray of its own, with nothing but the service in it; on a cluster that runs already use `serve deploy`.
+It starts its own Ray instance; to deploy to an existing cluster, use `serve deploy`.
 """
 
 import argparse
@@ -18,44 +18,49 @@ from serve.launch.config_file import ConfigError, apply_settings, embedded_confi
 from serve.settings import Settings, read_secrets
 
 
+class BindError(Exception):
+    """The service cannot or may not listen on its address."""
+
+
 def main(arguments: Sequence[str] | None = None) -> int:
+    """Runs the service and returns its exit status. Errors are printed to stderr."""
     options = _parse(arguments)
     try:
-        schema, settings = validate_config(_configuration(options))
-        _check_door(schema, settings)
+        schema, settings = validate_config(_config(options))
+        _check_address(schema, settings)
         foreground.run(schema, options.num_cpus, options.num_gpus)
-    except (ConfigError, BindError) as fault:
-        return _say(str(fault))
-    except foreground.StartupError as failure:
-        return _say(f"start-up failed: {failure}")
+    except (ConfigError, BindError) as error:
+        return _fail(str(error))
+    except foreground.StartupError as error:
+        return _fail(f"start-up failed: {error}")
     except KeyboardInterrupt:
         return 130
     return 0
 
 
-class BindError(Exception):
-    """The service cannot listen where it was told to."""
-
-
-def _say(fault: str) -> int:
-    print(f"serve: {fault}", file=sys.stderr)
+def _fail(message: str) -> int:
+    print(f"serve: {message}", file=sys.stderr)
     return 1
 
 
 def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(prog="serve", description="Serve FLUX on this machine, in the foreground.")
-    parser.add_argument("config", nargs="?", type=Path, help="a Serve config file; embedded models without one")
-    parser.add_argument("--host", help="address to listen on (127.0.0.1 without a config)")
-    parser.add_argument("--port", type=int, help="port to listen on (8000 without a config)")
+    parser = argparse.ArgumentParser(prog="serve", description="Run the service on this machine, in the foreground.")
+    parser.add_argument("config", nargs="?", type=Path, help="Ray Serve config file; default: the embedded models")
+    parser.add_argument("--host", help="address to listen on; default without a config file: 127.0.0.1")
+    parser.add_argument("--port", type=int, help="port to listen on; default without a config file: 8000")
     parser.add_argument(
-        "--set", action="append", default=[], metavar="KEY=VALUE", help="any setting by its dotted name, as YAML"
+        "--set",
+        action="append",
+        default=[],
+        metavar="KEY=VALUE",
+        help="change a setting, given by its dotted name and its value in YAML; repeatable",
     )
-    parser.add_argument("--num-cpus", type=int, help="CPUs that Ray hands out (as many as there are)")
-    parser.add_argument("--num-gpus", type=int, help="GPUs that Ray hands out (as many as there are)")
+    parser.add_argument("--num-cpus", type=int, metavar="N", help="CPUs for Ray to schedule; default: all")
+    parser.add_argument("--num-gpus", type=int, metavar="N", help="GPUs for Ray to schedule; default: all")
     return parser.parse_args(arguments)
 
 
-def _configuration(options: argparse.Namespace) -> dict[str, Any]:
+def _config(options: argparse.Namespace) -> dict[str, Any]:
     config = read_config(options.config) if options.config else embedded_config()
     http = dict(config.get("http_options") or {})
     http |= {key: value for key, value in (("host", options.host), ("port", options.port)) if value is not None}
@@ -72,13 +77,13 @@ def _assignment(text: str) -> tuple[str, str]:
     return key, value
 
 
-def _check_door(schema: ServeDeploySchema, settings: Settings) -> None:
-    """What Serve would only tell in a worker's log: an open door, and a port that is taken."""
+def _check_address(schema: ServeDeploySchema, settings: Settings) -> None:
+    """Checks authentication and that the port is free. Ray Serve reports both only in a worker's log."""
     host, port = schema.http_options.host, schema.http_options.port
     try:
         check_bind_address(host, read_secrets().api_token is not None, settings.allow_unauthenticated)
-    except ValueError as fault:
-        raise BindError(str(fault)) from None
+    except ValueError as error:
+        raise BindError(str(error)) from None
     try:
         family = socket.AF_INET6 if ":" in host else socket.AF_INET
         with socket.socket(family) as probe:

@@ -1,9 +1,9 @@
-"""The composition root: a tree of settings becomes a Ray Serve application. Nothing else imports this module.
+"""Builds the Ray Serve application from the settings.
 
-    serve run serve.deployment:build            the embedded service
-    serve deploy serve_config.yaml              production, where `args` is the tree of settings
+    serve run serve.deployment:build            the embedded models
+    serve deploy serve_config.yaml              production; `args` has the settings
 
-Ray reads the annotation of `build` at run time, so this module must not postpone annotations.
+Ray Serve reads the annotations of `build` at run time, so this module must not import `annotations` from `__future__`.
 """
 
 from typing import Any
@@ -17,64 +17,65 @@ from serve.settings import PoolSettings, Settings
 
 INGRESS = "ingress"
 
-STATUS_REQUESTS = 1000
-"""Requests the ingress holds beside those that wait for a prediction: polls, files, cancellations."""
-_KEPT_BLOCK_BYTES = str(32 * 2**20)
-"""A larger block of memory comes from the system, and goes back to it."""
-_KEPT_BYTES = str(2**30)
-"""Free memory that a replica may keep for its next step."""
+OTHER_REQUESTS = 1000
+"""Requests that the ingress accepts beyond those for predictions: polls, image files and cancellations."""
+
+_MMAP_THRESHOLD_BYTES = str(32 * 2**20)
+"""Larger allocations get a mapping of their own, which returns to the system when freed."""
+_TRIM_THRESHOLD_BYTES = str(2**30)
+"""Freed memory that a process keeps for later allocations."""
 
 
 def build(args: Settings) -> Application:
-    """The application: one ingress, and a pool of replicas for each row of `args.pools`."""
-    pools = {name: _pool(name, row).bind(args, name) for name, row in args.pools.items()}
-    return _ingress(args).bind(args, pools)
+    """The application: an ingress, and one model deployment for each entry of `args.pools`."""
+    pools = {name: _model_deployment(name, pool).bind(args, name) for name, pool in args.pools.items()}
+    return _ingress_deployment(args).bind(args, pools)
 
 
-def _ingress(settings: Settings) -> Deployment:
-    waiting = sum(pool.max_in_flight for pool in settings.pools.values())
+def _ingress_deployment(settings: Settings) -> Deployment:
+    max_predictions = sum(pool.max_in_flight for pool in settings.pools.values())
     options: dict[str, Any] = {
         "name": INGRESS,
         "num_replicas": settings.ingress_replicas,
-        "max_ongoing_requests": waiting + STATUS_REQUESTS,
+        "max_ongoing_requests": max_predictions + OTHER_REQUESTS,
         "ray_actor_options": {"num_cpus": settings.ingress_num_cpus, "num_gpus": 0},
     }
     return serve.deployment(**options)(serve.ingress()(Ingress))
 
 
-def _pool(name: str, row: PoolSettings) -> Deployment:
+def _model_deployment(name: str, pool: PoolSettings) -> Deployment:
     options: dict[str, Any] = {
         "name": name,
-        "autoscaling_config": row.scaling.model_dump(exclude_none=True),
-        "max_ongoing_requests": row.max_ongoing_requests,
-        # The ingress admits no more than this in all, so Serve's own limit only guards against other callers.
-        "max_queued_requests": row.max_in_flight,
-        # A model that cannot be loaded is missing, not unlucky: say so soon.
+        "autoscaling_config": pool.scaling.model_dump(exclude_none=True),
+        "max_ongoing_requests": pool.max_ongoing_requests,
+        # The ingress admits at most this many, so Serve's own limit matters only for other callers.
+        "max_queued_requests": pool.max_in_flight,
+        # A model that fails to load is usually missing, so further retries would only delay the error.
         "max_constructor_retry_count": 2,
-        "graceful_shutdown_timeout_s": row.graceful_shutdown_timeout_s,
-        "health_check_period_s": row.health_check_period_s,
-        "health_check_timeout_s": row.health_check_timeout_s,
+        "graceful_shutdown_timeout_s": pool.graceful_shutdown_timeout_s,
+        "health_check_period_s": pool.health_check_period_s,
+        "health_check_timeout_s": pool.health_check_timeout_s,
         "ray_actor_options": {
-            "num_cpus": row.num_cpus,
-            "num_gpus": row.num_gpus,
-            "runtime_env": {"env_vars": replica_environment(row)},
+            "num_cpus": pool.num_cpus,
+            "num_gpus": pool.num_gpus,
+            "runtime_env": {"env_vars": replica_environment(pool)},
         },
     }
     return serve.deployment(**options)(ModelReplica)
 
 
-def replica_environment(row: PoolSettings) -> dict[str, str]:
-    """What must be set before any code of ours runs in a replica: these are read once, at the start of the process.
+def replica_environment(pool: PoolSettings) -> dict[str, str]:
+    """Environment variables for a replica of `pool`, which libraries read once when the process starts.
 
-    OpenMP: a thread that spins while it waits takes the core from another replica's work; a passive one gives it away.
-    On a CPU the memory of a step's tensors goes back to the allocator and not to the system, from which the next step
-    would have to ask it again page by page.
+    `OMP_WAIT_POLICY=PASSIVE` makes idle OpenMP threads sleep; spinning ones would take cores from other replicas. On a
+    CPU, the malloc variables keep freed tensor memory in the process, so that the next step does not have to page it in
+    again.
     """
-    threads = {"OMP_NUM_THREADS": str(row.num_threads), "OMP_WAIT_POLICY": "PASSIVE"}
-    if row.device != "cpu":
+    threads = {"OMP_NUM_THREADS": str(pool.num_threads), "OMP_WAIT_POLICY": "PASSIVE"}
+    if pool.device != "cpu":
         return threads
     return threads | {
-        "MALLOC_ARENA_MAX": "1",  # Memory of a thread's own goes back to the system whatever the others say.
-        "MALLOC_MMAP_THRESHOLD_": _KEPT_BLOCK_BYTES,
-        "MALLOC_TRIM_THRESHOLD_": _KEPT_BYTES,
+        "MALLOC_ARENA_MAX": "1",  # Per-thread arenas return memory to the system regardless of the thresholds.
+        "MALLOC_MMAP_THRESHOLD_": _MMAP_THRESHOLD_BYTES,
+        "MALLOC_TRIM_THRESHOLD_": _TRIM_THRESHOLD_BYTES,
     }

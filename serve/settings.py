@@ -1,8 +1,7 @@
-"""Everything that can be set: one frozen tree in which an unknown key is a fault. Knows neither Ray nor torch.
+"""All settings, as immutable pydantic models that reject unknown keys, and the secrets from the environment.
 
-The defaults are the embedded service: the small model that comes along, a CPU, loopback. `serve_config.yaml` is the
-production tree.
-This is the only module that reads the environment, and only for secrets: they never stand in a file or a plan.
+The defaults run the embedded models on a CPU, on a loopback address. `serve_config.yaml` has the production settings.
+No other module reads the environment.
 """
 
 import os
@@ -23,31 +22,38 @@ Seconds = Annotated[float, Field(gt=0)]
 
 
 class Strict(BaseModel):
+    """An immutable model that rejects unknown keys."""
+
     model_config = ConfigDict(extra="forbid", frozen=True)
 
 
 class ModelSettings(Strict):
-    """A checkpoint, and the facts about it that are checked when it is loaded."""
+    """A checkpoint, and properties that are verified when it is loaded."""
 
     variant: VariantName
     source: str = EMBEDDED
-    """`embedded`, the small model that comes along; a folder in diffusers' layout; or a repository of the hub."""
+    """`embedded` for the small model in this package, a folder in diffusers' layout, or a Hugging Face repository."""
     revision: str | None = None
-    """Commit of the hub repository."""
+    """Commit of the Hugging Face repository."""
     pixel_stride: Positive = 16
-    """Pixels a side of one transformer token: the VAE's factor times the 2x2 packing of latents."""
+    """Side of one transformer token in pixels: the VAE's scale factor times 2, as latents are packed 2x2."""
     max_sequence_length: Positive
-    """Length to which T5 pads and cuts every prompt."""
+    """Every T5 prompt is padded or truncated to this many tokens."""
 
 
 class Dtypes(Strict):
+    """The dtype of each part of a checkpoint."""
+
     transformer: Dtype
     text_encoders: Dtype
     vae: Dtype
 
 
 class Scaling(Strict):
-    """How many replicas a pool has. Ray Serve's own words; the delays are short because requests take seconds."""
+    """The `autoscaling_config` of a pool's deployment, by the names of Ray Serve.
+
+    The default delays are shorter than Ray Serve's, because requests take seconds.
+    """
 
     min_replicas: Annotated[int, Field(ge=0)] = 1
     initial_replicas: Annotated[int, Field(ge=0)] | None = None
@@ -67,10 +73,10 @@ class Scaling(Strict):
 
 
 class PoolSettings(Strict):
-    """One row: a pool of replicas that all serve one model at one precision."""
+    """A pool of replicas that serve one model at one precision."""
 
     model: str
-    """Name of a row in `models`."""
+    """A key of `models`."""
     precision: Precision = "bf16"
     device: Device = "cpu"
     dtypes: dict[Device, Dtypes] = Field(
@@ -81,28 +87,28 @@ class PoolSettings(Strict):
         }
     )
     quantize_t5: bool = False
-    """Keep T5's linears in float8 too: half its memory."""
+    """Quantize T5's linear layers to float8 as well, which halves its memory."""
     max_batch: Positive = 8
-    """Images that share one transformer pass."""
+    """Maximum number of images in one transformer pass."""
     disable_batching: bool = False
-    """Run each image by itself: on a GPU the batch size may change rounding, this rules it out."""
+    """Run every image in a batch of one. On a GPU the batch size may change rounding; this prevents it."""
     warmup_sizes: tuple[Size, ...] = ((512, 512), (1024, 1024))
-    """Drawn once before a replica says that it is ready."""
+    """Sizes that a replica generates once before it reports ready."""
     max_megapixels: Annotated[float, Field(gt=0)] = 2.1
-    """Larger pictures are refused."""
+    """Requests for larger images are rejected."""
     num_threads: Positive = 1
-    """CPU threads of torch. Two busy processes of two threads each on two cores are 35 times slower than with one."""
+    """CPU threads of torch. Two busy processes on two cores are 35 times slower with two threads each than with one."""
     prompt_cache_entries: Annotated[int, Field(ge=0)] = 64
     lora_bytes: Positive = 256 * 2**20
-    """Memory of the device that is set aside for LoRAs: for FLUX 11.2 MB for each rank, 179 MB for one of rank 16."""
+    """Device memory reserved for LoRAs. FLUX takes 11.2 MB for each rank, so 179 MB for a LoRA of rank 16."""
     batch_across_loras: bool = True
-    """Images with different LoRAs share a pass; without, only those with the same LoRAs at the same scales."""
+    """Batch images with different LoRAs. If false, only images with the same LoRAs and scales share a batch."""
     max_in_flight: Positive = 64
-    """Predictions accepted for this pool and not ended, over all replicas; the next one is answered 429."""
+    """Maximum number of unfinished predictions over all replicas; further ones are rejected with 429."""
     max_ongoing_requests: Positive = 16
-    """Predictions that one replica works on at once."""
+    """Predictions that one replica runs at once."""
     graceful_shutdown_timeout_s: Annotated[float, Field(ge=120)] = 120
-    """A replica that is taken away may finish what it has begun for this long."""
+    """How long a replica that is being removed may take to finish its predictions."""
     health_check_period_s: Seconds = 10
     health_check_timeout_s: Seconds = 30
     num_cpus: Annotated[float, Field(ge=0)] = 0.4
@@ -111,7 +117,7 @@ class PoolSettings(Strict):
 
 
 class ServedModel(Strict):
-    """A model as callers name it: `owner/name`, the version ids it answers to, and inputs it has by default."""
+    """A model as clients see it: `owner/name`, its version ids, and its default inputs."""
 
     owner: Annotated[str, Field(pattern=r"^[a-z0-9][a-z0-9._-]*$")]
     name: Annotated[str, Field(pattern=r"^[a-z0-9][a-z0-9._-]*$")]
@@ -124,7 +130,7 @@ class ServedModel(Strict):
 
 
 class FetchSettings(Strict):
-    """Bounds on what is fetched from URLs in requests."""
+    """Limits on downloads from URLs in requests."""
 
     max_bytes: Positive = 64 * 2**20
     connect_timeout_s: Seconds = 5
@@ -132,19 +138,19 @@ class FetchSettings(Strict):
     total_timeout_s: Seconds = 60
     max_redirects: Annotated[int, Field(ge=0)] = 5
     max_attempts: Positive = 3
-    """In all, where the failure may pass: no connection, 429, or a 5xx."""
+    """Attempts in total. Only failed connections, 429 and 5xx are retried."""
     backoff_s: Seconds = 0.5
-    """Pause before the second attempt; it doubles with each further one, less up to half by chance."""
+    """Pause before the second attempt. It doubles with each further attempt, and up to half of it is cut at random."""
     max_concurrent: Positive = 16
     allowed_hosts: tuple[str, ...] = ()
-    """Host names or addresses (with `:port` to narrow) that may be fetched although they are not public."""
+    """Hosts, or `host:port`, from which downloads are allowed although their addresses are not public."""
 
 
 Url = Annotated[str, Field(pattern=r"^https?://[^/?#@]+(/[^?#]*)?$")]
 
 
 class LoraFetchSettings(FetchSettings):
-    """The same bounds for LoRAs, which are larger than pictures."""
+    """The same limits for LoRAs, which are larger than images."""
 
     max_bytes: Positive = 2 * 2**30
     read_timeout_s: Seconds = 30
@@ -154,75 +160,82 @@ class LoraFetchSettings(FetchSettings):
 
 
 class LoraCacheSettings(Strict):
-    """The LoRAs that are at hand: one process for the whole cluster, with what it needs to outlive a restart."""
+    """The LoRA cache: one actor for the whole cluster, with entries in memory and on disk."""
 
     memory_bytes: Positive = 64 * 2**20
-    """Of its node's object store. FLUX LoRAs take tens to hundreds of MB each."""
+    """Maximum use of its node's object store. A FLUX LoRA takes tens to hundreds of MB."""
     disk_bytes: Positive = 4 * 2**30
     folder: Path | None = None
-    """Where they lie on that node's disk; None is `loras` in the cache folder."""
+    """Folder on that node's disk; None means `loras` in the cache folder."""
     resources: dict[str, Annotated[float, Field(gt=0)]] = {"node:__internal_head__": 0.001}
-    """Ray resources of the node that it runs on, which must always be there: what lies in its memory keeps a node from
-    being taken away. By default the head node."""
+    """Ray resources that select the actor's node, by default the head node.
+
+    Choose a permanent node: the autoscaler cannot remove a node while cache entries are in its object store.
+    """
     start_timeout_s: Seconds = 120
 
 
 class LoraSettings(Strict):
-    """Where LoRAs may come from, and bounds on what is taken."""
+    """Sources of LoRAs, and limits on them."""
 
     aliases: dict[str, str] = {}
-    """The operator's own names: a name to any reference that callers could write, and to local files."""
+    """Names that clients may use, each mapped to a LoRA reference or a local file."""
     folders: tuple[Path, ...] = ()
-    """Local folders whose files callers may name by path; none by default."""
+    """Local folders from which clients may request LoRA files by path; none by default."""
     allow_http: bool = False
-    """Fetch LoRAs over plain http too, where anybody on the way can exchange them."""
+    """Allow LoRA downloads over plain http, which an attacker on the network can replace."""
     huggingface_url: Url = "https://huggingface.co"
     civitai_url: Url = "https://civitai.com"
     replicate_url: Url = "https://replicate.com"
     s3_url: Url = "https://{bucket}.s3.amazonaws.com"
-    """Base of the objects of a bucket; an own store may have `http://store.internal:9000/{bucket}`."""
+    """Base URL of a bucket's objects; for another S3 server, for example, `http://store.internal:9000/{bucket}`."""
     fetch: LoraFetchSettings = LoraFetchSettings()
     cache: LoraCacheSettings = LoraCacheSettings()
     max_unpacked_bytes: Positive = 4 * 2**30
-    """All that an archive may hold, unpacked."""
+    """Maximum unpacked size of an archive."""
     max_rank: Positive = 256
     max_tensors: Positive = 10_000
     revalidate_after_s: Seconds = 300
-    """Age from which a name that may mean other weights by now, such as `owner/name`, is looked up again."""
+    """References that may change, such as `owner/name`, are resolved again after this time."""
     failure_ttl_s: Seconds = 30
-    """A reference that failed fails again at once for this long."""
+    """How long a failed reference keeps failing without another attempt."""
 
 
 class OutputSettings(Strict):
-    """Where finished pictures lie, and how answers name them."""
+    """Where finished images are stored, and how responses refer to them."""
 
     folder: Path | None = None
-    """Local folder; None keeps them in a temporary one. With several nodes it must be shared by them."""
+    """Local folder; None means a temporary one. With several nodes, use a shared file system."""
     public_url: str = "http://127.0.0.1:8000"
-    """Base of every URL in an answer. Never taken from the Host header, which a client chooses."""
+    """Base of every URL in a response. The Host header is not used, because clients choose it."""
     delivery: Literal["auto", "data", "url"] = "auto"
-    """`auto`: `data:` URIs while `public_url` is plain http, since official clients wrap only https: and data:."""
+    """`auto` means `data:` URIs if `public_url` is plain http, as official clients handle only https: and data:."""
     max_age_s: Seconds = 3600
     max_bytes: Positive = 2 * 2**30
 
     @property
     def as_data(self) -> bool:
+        """Whether responses have `data:` URIs instead of URLs."""
         return self.delivery == "data" or (self.delivery == "auto" and not self.public_url.startswith("https:"))
 
 
 class SafetySettings(Strict):
+    """The safety checker for generated images."""
+
     checker: Literal["opennsfw", "flux", "none"] = "opennsfw"
-    """`opennsfw` ships its weights in its package; `flux` is the reference's two stages, which need hub models."""
+    """`opennsfw` includes its weights; `flux` runs the two models below, which are downloaded from Hugging Face."""
     threshold: Annotated[float, Field(ge=0, le=1)] = 0.8
-    """Score from which `opennsfw` flags."""
+    """`opennsfw` flags images with at least this score."""
     concept_model: str = "CompVis/stable-diffusion-safety-checker"
     classifier_model: str = "Falconsai/nsfw_image_detection"
     device: Device = "cpu"
     allow_disabling: bool = True
-    """Whether `disable_safety_checker` is obeyed."""
+    """Whether requests may set `disable_safety_checker`."""
 
 
 class Settings(Strict):
+    """The root of all settings."""
+
     models: Annotated[dict[str, ModelSettings], Field(min_length=1)] = {
         "dev": ModelSettings(variant="dev", pixel_stride=32, max_sequence_length=64),
         "schnell": ModelSettings(variant="schnell", pixel_stride=32, max_sequence_length=64),
@@ -242,36 +255,36 @@ class Settings(Strict):
         ),
     )
     custom_sizes_in_fp8: bool = False
-    """The API documents that custom sizes run in bf16 whatever `go_fast` says; True lifts that."""
+    """Allow `go_fast` for custom sizes. By default they run in bf16, as Replicate documents."""
     fp8_lora_factor: Annotated[float, Field(gt=0)] = 1.5
-    """The API documents that LoRAs act more weakly on float8 weights, so pools in fp8 multiply their scales by this."""
+    """Factor for LoRA scales in fp8 pools. Replicate documents that LoRAs have less effect on float8 weights."""
     max_body_bytes: Positive = 32 * 2**20
     max_prompt_chars: Positive = 10_000
     max_image_megapixels: Annotated[float, Field(gt=0)] = 50
-    """Input pictures that say to be larger are refused before they are decoded."""
+    """Input images with larger dimensions in their header are rejected before they are decoded."""
     record_max_age_s: Seconds = 3600
     max_records: Positive = 10_000
     max_wait_s: Seconds = 60
-    """`Prefer: wait` without a number, and its upper bound."""
+    """Maximum for `Prefer: wait=N`, and its value without a number."""
     ingress_replicas: Literal[1] = 1
-    """Records live in the ingress' memory: a second replica would not know those of the first."""
+    """Only one is supported: prediction records are in the ingress' memory, so replicas could not share them."""
     ingress_num_cpus: Annotated[float, Field(ge=0)] = 0.4
     allow_unauthenticated: bool = False
-    """Listen beyond loopback although no token guards the service: only behind something else that does."""
+    """Allow listening on other addresses than loopback without a token. Use only behind a proxy that authenticates."""
     cache_folder: Path | None = None
-    """Where LoRAs are kept, if `lora.cache` names no folder; None is the user's cache folder."""
+    """Parent of the default LoRA cache folder; None means the user's cache folder."""
     fetch: FetchSettings = FetchSettings()
     lora: LoraSettings = LoraSettings()
     outputs: OutputSettings = OutputSettings()
     safety: SafetySettings = SafetySettings()
 
     @model_validator(mode="after")
-    def _rows_agree(self) -> Self:
+    def _references_exist(self) -> Self:
         for name, pool in self.pools.items():
             if pool.model not in self.models:
-                raise ValueError(f"pools.{name}.model: there is no row {pool.model!r} in models")
+                raise ValueError(f"pools.{name}.model: no model is named {pool.model!r} in models")
             if pool.device not in pool.dtypes:
-                raise ValueError(f"pools.{name}.dtypes: no entry for the device {pool.device!r}")
+                raise ValueError(f"pools.{name}.dtypes: has no entry for device {pool.device!r}")
         names = [model.full_name for model in self.served_models]
         versions = [version for model in self.served_models for version in model.versions]
         if len(set(names)) < len(names) or len(set(versions)) < len(versions):
@@ -283,16 +296,16 @@ class Settings(Strict):
 
 
 class Secrets(Strict):
-    """What must not stand in a file: read from the environment of the process that needs it."""
+    """Secrets, read from the environment because they must not be in a config file."""
 
     api_token: SecretStr | None = None
-    """Guards every face."""
+    """Required from clients on every path."""
     hf_token: SecretStr | None = None
-    """Opens gated repositories of the Hugging Face hub."""
+    """For gated Hugging Face repositories."""
     civitai_token: SecretStr | None = None
-    """Opens downloads on CivitAI that need an account."""
+    """For CivitAI downloads that need an account."""
     replicate_token: SecretStr | None = None
-    """Opens private models on Replicate."""
+    """For private models on Replicate."""
 
 
 ENVIRONMENT_VARIABLES = {
@@ -301,17 +314,17 @@ ENVIRONMENT_VARIABLES = {
     "civitai_token": "CIVITAI_API_TOKEN",
     "replicate_token": "REPLICATE_API_TOKEN",
 }
-"""Field of `Secrets` to the environment variable that holds it."""
+"""The environment variable for each field of `Secrets`."""
 
 
 def read_secrets(environment: Mapping[str, str] = os.environ) -> Secrets:
-    """The secrets in `VARIABLES`; an empty one counts as not set."""
-    named = {field: environment.get(variable) for field, variable in ENVIRONMENT_VARIABLES.items()}
-    return Secrets.model_validate({field: value for field, value in named.items() if value})
+    """The secrets in `ENVIRONMENT_VARIABLES`; an empty variable counts as unset."""
+    values = {field: environment.get(variable) for field, variable in ENVIRONMENT_VARIABLES.items()}
+    return Secrets.model_validate({field: value for field, value in values.items() if value})
 
 
 def cache_folder(settings: Settings, environment: Mapping[str, str] = os.environ) -> Path:
-    """The folder for what can be made again: `cache_folder`, else the user's cache by the XDG convention."""
+    """The setting `cache_folder`, or else `flux-serve` in the user's cache folder, by the XDG convention."""
     if settings.cache_folder is not None:
         return settings.cache_folder
     base = environment.get("XDG_CACHE_HOME") or Path(environment.get("HOME", "/tmp")) / ".cache"
@@ -319,8 +332,8 @@ def cache_folder(settings: Settings, environment: Mapping[str, str] = os.environ
 
 
 def override(tree: Mapping[str, Any], dotted: str, value: str) -> dict[str, Any]:
-    """`tree` with the entry at a dotted name replaced; the value is read as YAML, so `4` and `true` are typed."""
-    head, _, rest = dotted.partition(".")
-    below = tree.get(head)
-    new = override(below if isinstance(below, Mapping) else {}, rest, value) if rest else yaml.safe_load(value)
-    return {**tree, head: new}
+    """A copy of `tree` with the entry at a dotted name replaced by `value`, which is parsed as YAML."""
+    key, _, rest = dotted.partition(".")
+    nested = tree.get(key)
+    new = override(nested if isinstance(nested, Mapping) else {}, rest, value) if rest else yaml.safe_load(value)
+    return {**tree, key: new}

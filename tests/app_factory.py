@@ -1,4 +1,4 @@
-"""The rooms behind the faces put together as the service does it, with pools and an internet that a test chooses."""
+"""Builds the HTTP application for tests, with a fake pool, fetcher and LoRA source."""
 
 import shutil
 import tempfile
@@ -29,59 +29,60 @@ from tests.listening import listening
 
 
 @dataclass(frozen=True)
-class House:
-    desk: PredictionService
+class AppUnderTest:
+    """The application, the prediction service behind it, and the ids of all accepted predictions."""
+
+    service: PredictionService
     served: ServedVersion
     app: Starlette
-    made: list[str]
-    """The ids of all predictions that were accepted."""
+    prediction_ids: list[str]
 
     @property
     def http(self) -> httpx.AsyncClient:
-        """A client of the faces, without a network between."""
+        """A client that calls the application in this process."""
         return httpx.AsyncClient(transport=httpx.ASGITransport(self.app), base_url="http://service")
 
     @asynccontextmanager
     async def listening(self) -> AsyncGenerator[str, None]:
-        """The faces on a port of loopback; the base URL."""
+        """Runs the application on a loopback port and yields its base URL."""
         async with listening(self.app) as url:
             yield url
 
     async def create(self, inputs: Mapping[str, Any]) -> Prediction:
-        return await self.desk.create(inputs, self.served)
+        return await self.service.create(inputs, self.served)
 
 
-def house(
+def make_app(
     pool: Pool,
     settings: Settings | None = None,
     fetcher: Fetcher | None = None,
     loras: LoraCache | None = None,
     opened: bool = True,
-) -> House:
-    """One pool stands for all rows of the settings. Outputs lie in a folder that goes with the house."""
-    made: list[str] = []
+) -> AppUnderTest:
+    """The application with `pool` in place of every pool. Its outputs are in a temporary folder."""
+    prediction_ids: list[str] = []
 
-    class NotingStore(MemoryStore):
+    class RecordingStore(MemoryStore):
         async def create(self, prediction: Prediction) -> None:
             await super().create(prediction)
-            made.append(prediction.id)
+            prediction_ids.append(prediction.id)
 
-    settings, folder = settings or Settings(), tempfile.mkdtemp(prefix="flux-serve-house-")
-    store = NotingStore(settings.max_records, settings.record_max_age_s)
-    pictures = InputImages(settings, fetcher or FakeFetcher({}))
+    settings, folder = settings or Settings(), tempfile.mkdtemp(prefix="flux-serve-test-")
+    store = RecordingStore(settings.max_records, settings.record_max_age_s)
+    input_images = InputImages(settings, fetcher or FakeFetcher({}))
     outputs = OutputStore(settings.outputs.model_copy(update={"folder": Path(folder)}))
-    runner = PredictionRunner(store, dict.fromkeys(settings.pools, pool), pictures, loras or FakeLoras(), outputs)
-    desk = PredictionService(settings, store, runner, pictures)
+    runner = PredictionRunner(store, dict.fromkeys(settings.pools, pool), input_images, loras or FakeLoras(), outputs)
+    service = PredictionService(settings, store, runner, input_images)
     if opened:
-        desk.open()
+        service.open()
     routes = [
-        *replicate.routes(desk, outputs, settings),
-        *cog.routes(desk, outputs, settings),
+        *replicate.routes(service, outputs, settings),
+        *cog.routes(service, outputs, settings),
         *output_files.routes(outputs, settings),
     ]
     app = Starlette(
         routes=routes, middleware=[Middleware(ErrorMiddleware)], exception_handlers={HTTPException: http_exception}
     )
-    home = House(desk, resolve_version(settings, None), app, made)
-    weakref.finalize(home, shutil.rmtree, folder)
-    return home
+    app_under_test = AppUnderTest(service, resolve_version(settings, None), app, prediction_ids)
+    weakref.finalize(app_under_test, shutil.rmtree, folder)
+    return app_under_test

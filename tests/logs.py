@@ -1,13 +1,13 @@
-"""What is logged while a test runs, in the place of pytest's own: that visits each of 600 loggers in every test.
+"""Captures log records in a test.
 
-Knows of logging only.
+Replaces pytest's logging plugin, which visits each of about 600 loggers in every test.
 """
 
 import logging
 
 
 class Logs(logging.Handler):
-    """Keeps what comes to the root logger."""
+    """A handler that keeps its records."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -18,7 +18,7 @@ class Logs(logging.Handler):
 
     @property
     def text(self) -> str:
-        """As it would be printed, tracebacks too."""
+        """The formatted records, including tracebacks."""
         return "\n".join(map(self.format, self.records))
 
     @property

@@ -1,4 +1,4 @@
-"""What tests read out of the documents: their code blocks, the commands in them, and their tables."""
+"""Reads code blocks, commands and tables from the documentation."""
 
 import re
 import shlex
@@ -11,9 +11,11 @@ import pytest
 ROOT = Path(__file__).parents[1]
 DOCUMENTS = [*sorted(ROOT.glob("*.md")), *sorted((ROOT / "docs").glob("*.md"))]
 
+Row = list[str]
+
 
 def blocks(language: str) -> list[Any]:
-    """Every code block in this language, as parameters named after where it stands."""
+    """Every code block in `language`, as a pytest parameter named `<document>-<number>`."""
     return [
         pytest.param(text, id=f"{document.name}-{number}")
         for document in DOCUMENTS
@@ -22,7 +24,7 @@ def blocks(language: str) -> list[Any]:
 
 
 def commands(program: str) -> list[list[str]]:
-    """The words of every call of a program in the documents, without its name, up to a pipe."""
+    """The arguments of every call of `program` in bash blocks, up to `|`, `&&` or `;`."""
     found = []
     for document in DOCUMENTS:
         for text in _blocks(document, "bash"):
@@ -37,21 +39,43 @@ def commands(program: str) -> list[list[str]]:
 
 
 def options(words: list[str], name: str) -> list[str]:
-    """The value of every option of this name."""
+    """The value of every occurrence of the option `name`."""
     return [value for word, value in pairwise(words) if word == name]
 
 
-def rows(document: Path, headings: str) -> list[list[str]]:
-    """The cells of every table under exactly this line of headings."""
-    found, reading = [], False
+def tables(document: Path) -> list[list[Row]]:
+    """The cells of every table, without its line of headings."""
+    return [table[1:] for table in _tables_with_headings(document)]
+
+
+def table_with(document: Path, first_cell: str) -> list[Row]:
+    """The rows of the only table that has a row with this first cell."""
+    (table,) = (table for table in tables(document) if any(row[0] == first_cell for row in table))
+    return table
+
+
+def rows(document: Path, headings: str) -> list[Row]:
+    """The cells of every table with exactly this line of headings."""
+    expected = _cells(headings)
+    return [row for table in _tables_with_headings(document) if table[0] == expected for row in table[1:]]
+
+
+def _tables_with_headings(document: Path) -> list[list[Row]]:
+    found: list[list[Row]] = []
+    in_table = False
     for line in document.read_text().splitlines():
         if not line.startswith("|"):
-            reading = False
-        elif line == headings:
-            reading = True
-        elif reading and not line.startswith("|---"):
-            found.append([cell.strip() for cell in line[1:-1].split("|")])
+            in_table = False
+        elif not in_table:
+            in_table = True
+            found.append([_cells(line)])
+        elif not line.startswith("|---"):
+            found[-1].append(_cells(line))
     return found
+
+
+def _cells(line: str) -> Row:
+    return [cell.strip() for cell in line.strip()[1:-1].split("|")]
 
 
 def _blocks(document: Path, language: str) -> list[str]:

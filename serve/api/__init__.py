@@ -1,1 +1,1 @@
-"""The faces of the service: one file each, routes of Starlette over the desk of `serve.predictions`."""
+"""The HTTP APIs: Replicate's, Cog's, and the finished images as files."""

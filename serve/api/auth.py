@@ -13,12 +13,15 @@ from serve.errors import Unauthenticated
 
 REQUEST_ID = "x-request-id"
 
-_PLAIN_ID = re.compile(r"[A-Za-z0-9._-]{1,64}")
+_SAFE_REQUEST_ID = re.compile(r"[A-Za-z0-9._-]{1,64}")
 _SCHEMES = ("bearer", "token")
 
 
 class AuthMiddleware:
-    """ASGI middleware. An `Unauthenticated` it raises is answered by the face's own error table."""
+    """ASGI middleware that sets `request.state.request_id` and checks the token, if `token` is set.
+
+    Raises `Unauthenticated`, which `ErrorMiddleware` turns into a response.
+    """
 
     def __init__(self, app: ASGIApp, token: SecretStr | None) -> None:
         self._app = app
@@ -29,20 +32,20 @@ class AuthMiddleware:
             await self._app(scope, receive, send)
             return
         headers = Headers(scope=scope)
-        # Serve's proxy gives every request an id, and puts it on the answer.
+        # Serve's proxy gives every request an id and adds it to the response.
         scope.setdefault("state", {})["request_id"] = _request_id(headers.get(REQUEST_ID))
-        if self._token is not None and not _knows(self._token, headers.get("authorization")):
+        if self._token is not None and not _is_valid(headers.get("authorization"), self._token):
             raise Unauthenticated
         await self._app(scope, receive, send)
 
 
-def check_bind_address(host: str, guarded: bool, forced: bool) -> None:
-    """Raises ValueError when `host` can be reached from other machines and nothing guards the service there."""
-    if guarded or forced or _is_loopback(host):
+def check_bind_address(host: str, has_token: bool, allow_unauthenticated: bool) -> None:
+    """Raises ValueError if `host` is not loopback, no token is set, and `allow_unauthenticated` is false."""
+    if has_token or allow_unauthenticated or _is_loopback(host):
         return
     raise ValueError(
         f"{host} can be reached from other machines: set FLUX_SERVE_TOKEN to a secret,"
-        " or allow_unauthenticated when something else guards it"
+        " or allow_unauthenticated=true if something else authenticates requests"
     )
 
 
@@ -53,12 +56,12 @@ def _is_loopback(host: str) -> bool:
         return host == "localhost"
 
 
-def _request_id(given: str | None) -> str:
-    """The client's own id where it is plain: it is written to logs."""
-    return given if given and _PLAIN_ID.fullmatch(given) else uuid.uuid4().hex
+def _request_id(value: str | None) -> str:
+    """The client's id if it is safe to write to logs, otherwise a new one."""
+    return value if value and _SAFE_REQUEST_ID.fullmatch(value) else uuid.uuid4().hex
 
 
-def _knows(token: SecretStr, header: str | None) -> bool:
+def _is_valid(header: str | None, token: SecretStr) -> bool:
     scheme, _, credentials = (header or "").partition(" ")
-    right = hmac.compare_digest(credentials.strip().encode(), token.get_secret_value().encode())
-    return scheme.lower() in _SCHEMES and right
+    matches = hmac.compare_digest(credentials.strip().encode(), token.get_secret_value().encode())
+    return scheme.lower() in _SCHEMES and matches

@@ -1,7 +1,4 @@
-"""The face of a Cog container, for what was written against one: the envelope of its Python server.
-
-A client that leaves a synchronous call cancels it. It serves the first of the served models. Knows no pool.
-"""
+"""The Cog API: the HTTP interface of a Cog container, for the first of the served models."""
 
 import asyncio
 from collections.abc import Coroutine
@@ -23,25 +20,26 @@ from serve.predictions.service import PredictionService, State
 from serve.settings import Settings
 
 KEYS: dict[str, type] = {"input": dict}
-NOT_SERVED = frozenset({"id", "created_at", "context", "output_file_prefix", "webhook", "webhook_events_filter"})
+UNSUPPORTED_KEYS = frozenset({"id", "created_at", "context", "output_file_prefix", "webhook", "webhook_events_filter"})
 HEALTH: dict[State, str] = {"starting": "STARTING", "ready": "READY", "full": "BUSY", "closing": "DEFUNCT"}
 
 
-def routes(desk: PredictionService, outputs: OutputStore, settings: Settings) -> list[Route]:
-    face = _Face(desk, outputs, settings)
-    table = (
-        ("/", "GET", face.index),
-        ("/health-check", "GET", face.health),
-        ("/openapi.json", "GET", face.openapi),
-        ("/predictions", "POST", face.predict),
-        ("/predictions/{prediction_id}/cancel", "POST", face.cancel),
-    )
-    return [Route(path, endpoint, methods=[method]) for path, method, endpoint in table]
+def routes(service: PredictionService, outputs: OutputStore, settings: Settings) -> list[Route]:
+    api = CogApi(service, outputs, settings)
+    return [
+        Route("/", api.index, methods=["GET"]),
+        Route("/health-check", api.health, methods=["GET"]),
+        Route("/openapi.json", api.openapi, methods=["GET"]),
+        Route("/predictions", api.predict, methods=["POST"]),
+        Route("/predictions/{prediction_id}/cancel", api.cancel, methods=["POST"]),
+    ]
 
 
-class _Face:
-    def __init__(self, desk: PredictionService, outputs: OutputStore, settings: Settings) -> None:
-        self._desk = desk
+class CogApi:
+    """Endpoints of the Cog API."""
+
+    def __init__(self, service: PredictionService, outputs: OutputStore, settings: Settings) -> None:
+        self._service = service
         self._outputs = outputs
         self._settings = settings
         self._served = resolve_version(settings, None)
@@ -58,44 +56,48 @@ class _Face:
         )
 
     async def health(self, request: Request) -> Response:
-        opened_at = self._desk.opened_at
+        opened_at = self._service.opened_at
         setup = {
-            "started_at": rfc3339(self._desk.created_at),
+            "started_at": rfc3339(self._service.created_at),
             "completed_at": rfc3339(opened_at) if opened_at else None,
             "status": "succeeded" if opened_at else "starting",
             "logs": "",
         }
-        return JSONResponse({"status": HEALTH[self._desk.state], "setup": setup})
+        return JSONResponse({"status": HEALTH[self._service.state], "setup": setup})
 
     async def openapi(self, request: Request) -> Response:
         return JSONResponse(openapi_document(self._served.model))
 
     async def predict(self, request: Request) -> Response:
+        """Runs a prediction to its end and cancels it if the client disconnects.
+
+        With `Prefer: respond-async`, responds with 202 at once and the prediction survives a disconnect.
+        """
         body = await read_json_object(request, self._settings.max_body_bytes)
-        check_body_keys(body, KEYS, NOT_SERVED)
+        check_body_keys(body, KEYS, UNSUPPORTED_KEYS)
         if parse_prefer(request.headers.getlist("prefer"), self._settings.max_wait_s).respond_async:
-            prediction = await self._desk.create(body["input"], self._served)
-            return await self._answer(prediction, 202)
-        return await self._answer(await _unless_left(request.receive, self._run(body["input"])))
+            prediction = await self._service.create(body["input"], self._served)
+            return await self._respond(prediction, 202)
+        return await self._respond(await _cancel_on_disconnect(request.receive, self._run(body["input"])))
 
     async def cancel(self, request: Request) -> Response:
         try:
-            await self._desk.cancel(request.path_params["prediction_id"])
+            await self._service.cancel(request.path_params["prediction_id"])
         except NotFound:
             return JSONResponse({}, 404)
         return JSONResponse({})
 
     async def _run(self, inputs: dict[str, Any]) -> Prediction:
-        async with self._desk.create_attached(inputs, self._served) as prediction:
-            return await self._desk.wait(prediction.id)
+        async with self._service.create_attached(inputs, self._served) as prediction:
+            return await self._service.wait(prediction.id)
 
-    async def _answer(self, prediction: Prediction, status: int = 200) -> Response:
+    async def _respond(self, prediction: Prediction, status: int = 200) -> Response:
         body = await prediction_response(prediction, self._outputs, self._served)
         return JSONResponse(body, status, server_timing_header(prediction))
 
 
 async def prediction_response(prediction: Prediction, outputs: OutputStore, served: ServedVersion) -> dict[str, Any]:
-    """The prediction as Cog's Python server shows it: with every input, defaults included."""
+    """The prediction as Cog's `PredictionResponse`; `input` has every input, defaults included."""
     given = {key: value for key, value in prediction.inputs.items() if value is not None}
     return {
         "input": Inputs.model_validate(served.model.default_inputs | given).model_dump(),
@@ -110,20 +112,20 @@ async def prediction_response(prediction: Prediction, outputs: OutputStore, serv
     }
 
 
-async def _unless_left(receive: Receive, work: Coroutine[Any, Any, Prediction]) -> Prediction:
-    """What `work` returns. Cancels it and raises `ClientDisconnect` when the client hangs up before."""
-    working, leaving = asyncio.ensure_future(work), asyncio.ensure_future(_left(receive))
+async def _cancel_on_disconnect(receive: Receive, work: Coroutine[Any, Any, Prediction]) -> Prediction:
+    """Returns the result of `work`. Cancels it and raises `ClientDisconnect` if the client disconnects first."""
+    working, disconnect = asyncio.ensure_future(work), asyncio.ensure_future(_wait_for_disconnect(receive))
     try:
-        await asyncio.wait({working, leaving}, return_when=asyncio.FIRST_COMPLETED)
+        await asyncio.wait({working, disconnect}, return_when=asyncio.FIRST_COMPLETED)
         if not working.done():
             raise ClientDisconnect
         return working.result()
     finally:
         working.cancel()
-        leaving.cancel()
-        await asyncio.gather(working, leaving, return_exceptions=True)
+        disconnect.cancel()
+        await asyncio.gather(working, disconnect, return_exceptions=True)
 
 
-async def _left(receive: Receive) -> None:
+async def _wait_for_disconnect(receive: Receive) -> None:
     while (await receive())["type"] != "http.disconnect":
         pass

@@ -16,89 +16,92 @@ from serve.errors import InvalidInput, ServiceError, Unauthenticated, public_err
 log = logging.getLogger(__name__)
 
 CLIENT_CLOSED_REQUEST = 499
-"""For logs only: nobody reads the answer."""
+"""Appears in access logs only: the client has disconnected."""
 
-Style = Callable[[ServiceError], dict[str, Any]]
+BodyFormat = Callable[[ServiceError], dict[str, Any]]
 
 
 class ErrorMiddleware:
-    """ASGI middleware around the faces, and around what guards them: every error that leaves them becomes an answer."""
+    """ASGI middleware that turns every exception of the app and of inner middleware into a response.
+
+    Exceptions raised after the response has started are raised again.
+    """
 
     def __init__(self, app: ASGIApp) -> None:
         self._app = app
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        begun = False
+        response_started = False
 
-        async def noting(message: Message) -> None:
-            nonlocal begun
-            begun = True
+        async def tracking_send(message: Message) -> None:
+            nonlocal response_started
+            response_started = True
             await send(message)
 
         try:
-            await self._app(scope, receive, noting)
+            await self._app(scope, receive, tracking_send)
         except Exception as error:
-            if begun or scope["type"] != "http":
+            if response_started or scope["type"] != "http":
                 raise
-            await _answer(error, scope)(scope, receive, send)
-
-
-def problem_json(error: ServiceError) -> dict[str, Any]:
-    """`application/problem+json` (RFC 9457), as the `/v1` face speaks it."""
-    body: dict[str, Any] = {"title": error.title, "detail": str(error), "status": error.status}
-    if error.retry_after_s is not None:
-        body["retry_after"] = math.ceil(error.retry_after_s)
-    if isinstance(error, InvalidInput):
-        within = "" if isinstance(error, InvalidBody) else "input."
-        body["invalid_fields"] = [
-            {"type": fault.kind, "field": f"{within}{fault.field}", "description": fault.message}
-            for fault in error.field_errors
-        ]
-    return body
-
-
-def cog_detail(error: ServiceError) -> dict[str, Any]:
-    """A single `detail`, as Cog's containers speak it: a list of faults, or one sentence."""
-    if not isinstance(error, InvalidInput):
-        return {"detail": str(error)}
-    within = ("body",) if isinstance(error, InvalidBody) else ("body", "input")
-    return {
-        "detail": [
-            {"loc": [*within, fault.field], "msg": fault.message, "type": fault.kind} for fault in error.field_errors
-        ]
-    }
-
-
-MEDIA_TYPES: dict[Style, str] = {problem_json: "application/problem+json", cog_detail: "application/json"}
+            await _error_response(error, scope)(scope, receive, send)
 
 
 async def http_exception(request: Request, error: Exception) -> Response:
     """Starlette's handler for the `HTTPException` that its router raises for unknown paths and methods."""
     assert isinstance(error, HTTPException)
-    known = ServiceError(error.detail)
-    known.status, known.title = error.status_code, error.detail
-    response = _styled(known, request.scope)
+    service_error = ServiceError(error.detail)
+    service_error.status, service_error.title = error.status_code, error.detail
+    response = _formatted(service_error, request.scope)
     response.headers.update(error.headers or {})
     return response
 
 
-def _answer(error: Exception, scope: Scope) -> Response:
+def problem_json(error: ServiceError) -> dict[str, Any]:
+    """The `application/problem+json` body (RFC 9457) of the Replicate API."""
+    body: dict[str, Any] = {"title": error.title, "detail": str(error), "status": error.status}
+    if error.retry_after_s is not None:
+        body["retry_after"] = math.ceil(error.retry_after_s)
+    if isinstance(error, InvalidInput):
+        prefix = "" if isinstance(error, InvalidBody) else "input."
+        body["invalid_fields"] = [
+            {"type": each.kind, "field": f"{prefix}{each.field}", "description": each.message}
+            for each in error.field_errors
+        ]
+    return body
+
+
+def cog_detail(error: ServiceError) -> dict[str, Any]:
+    """The `{"detail": ...}` body of the Cog API: a list of field errors, or a message."""
+    if not isinstance(error, InvalidInput):
+        return {"detail": str(error)}
+    prefix = ("body",) if isinstance(error, InvalidBody) else ("body", "input")
+    return {
+        "detail": [
+            {"loc": [*prefix, each.field], "msg": each.message, "type": each.kind} for each in error.field_errors
+        ]
+    }
+
+
+MEDIA_TYPES: dict[BodyFormat, str] = {problem_json: "application/problem+json", cog_detail: "application/json"}
+
+
+def _error_response(error: Exception, scope: Scope) -> Response:
     request_id = scope.get("state", {}).get("request_id")
     if isinstance(error, ClientDisconnect):
         return Response(status_code=CLIENT_CLOSED_REQUEST)
-    known = public_error(error)
-    if known is None:
-        log.error("request %s: %s %s failed", request_id, scope["method"], scope["path"], exc_info=error)
-        known = ServiceError(f"the service could not answer; the operator's log has the cause of request {request_id}")
-    response = _styled(known, scope)
+    service_error = public_error(error)
+    if service_error is None:
+        log.error("request %s failed: %s %s", request_id, scope["method"], scope["path"], exc_info=error)
+        service_error = ServiceError(f"internal error; the server log has the cause of request {request_id}")
+    response = _formatted(service_error, scope)
     if request_id is not None:
         response.headers["X-Request-ID"] = request_id
     return response
 
 
-def _styled(error: ServiceError, scope: Scope) -> Response:
-    style = problem_json if scope["path"].startswith("/v1/") else cog_detail
-    response = JSONResponse(style(error), error.status, media_type=MEDIA_TYPES[style])
+def _formatted(error: ServiceError, scope: Scope) -> Response:
+    body_format = problem_json if scope["path"].startswith("/v1/") else cog_detail
+    response = JSONResponse(body_format(error), error.status, media_type=MEDIA_TYPES[body_format])
     if error.retry_after_s is not None:
         response.headers["Retry-After"] = str(math.ceil(error.retry_after_s))
     if isinstance(error, Unauthenticated):

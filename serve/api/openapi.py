@@ -1,7 +1,4 @@
-"""OpenAPI document of a served model, in the form that Cog containers publish and clients read.
-
-Built from `serve.inputs`, so it always matches what is validated.
-"""
+"""Builds the OpenAPI document of a served model from `serve.inputs`, in the form that Cog containers publish."""
 
 from collections.abc import Mapping
 from typing import Any, get_args
@@ -11,7 +8,7 @@ from serve.predictions.prediction import Status
 from serve.settings import ServedModel
 
 COG_VERSION = "0.15.8"
-"""The release of Cog whose envelope the service speaks."""
+"""The Cog release whose API and response format this service follows."""
 
 Schema = dict[str, Any]
 
@@ -20,7 +17,7 @@ OUTPUT: Schema = {"title": "Output", "type": "array", "items": {"type": "string"
 
 
 def openapi_document(model: ServedModel) -> Schema:
-    """The document for the container face of one model, whose default inputs are the schema's defaults."""
+    """The document of the Cog API for `model`; its `default_inputs` become the defaults of the schema."""
     return {
         "openapi": "3.0.2",
         "info": {"title": "Cog", "version": "0.1.0"},
@@ -68,22 +65,22 @@ def _components(defaults: Mapping[str, Any]) -> dict[str, Schema]:
 
 
 def _input(name: str, order: int, properties: Mapping[str, Schema], defaults: Mapping[str, Any]) -> Schema:
-    """One property as Cog writes it: an optional one is left out rather than null, an enum stands apart."""
-    given = properties[name]
-    kind = next((each for each in given.get("anyOf", ()) if each["type"] != "null"), given)
-    schema: Schema = {"description": given["description"], "x-order": order}
-    default = defaults.get(name, given.get("default"))
+    """One property in Cog's form: optional inputs are not nullable, and enums are components of their own."""
+    field = properties[name]
+    value_schema = next((each for each in field.get("anyOf", ()) if each["type"] != "null"), field)
+    schema: Schema = {"description": field["description"], "x-order": order}
+    default = defaults.get(name, field.get("default"))
     if default is not None:
         schema["default"] = default
-    if "enum" in kind:
+    if "enum" in value_schema:
         return schema | {"allOf": [_reference(name)]}
-    schema |= {"title": given["title"], "type": kind["type"]}
-    schema |= {BOUNDS[key]: float(value) for key, value in kind.items() if key in BOUNDS}
-    return schema | ({"format": kind["format"]} if "format" in kind else {})
+    schema |= {"title": field["title"], "type": value_schema["type"]}
+    schema |= {BOUNDS[key]: float(value) for key, value in value_schema.items() if key in BOUNDS}
+    return schema | ({"format": value_schema["format"]} if "format" in value_schema else {})
 
 
 def _response() -> Schema:
-    moment = {"type": "string", "format": "date-time"}
+    timestamp = {"type": "string", "format": "date-time"}
     return {
         "title": "PredictionResponse",
         "type": "object",
@@ -92,9 +89,9 @@ def _response() -> Schema:
             "output": _reference("Output"),
             "id": {"title": "Id", "type": "string"},
             "version": {"title": "Version", "type": "string"},
-            "created_at": {"title": "Created At", **moment},
-            "started_at": {"title": "Started At", **moment},
-            "completed_at": {"title": "Completed At", **moment},
+            "created_at": {"title": "Created At", **timestamp},
+            "started_at": {"title": "Started At", **timestamp},
+            "completed_at": {"title": "Completed At", **timestamp},
             "logs": {"title": "Logs", "type": "string", "default": ""},
             "error": {"title": "Error", "type": "string"},
             "status": _reference("Status"),
@@ -105,12 +102,12 @@ def _response() -> Schema:
 
 
 def _validation_error() -> Schema:
-    place = {"anyOf": [{"type": "string"}, {"type": "integer"}]}
+    location_part = {"anyOf": [{"type": "string"}, {"type": "integer"}]}
     return {
         "title": "ValidationError",
         "type": "object",
         "properties": {
-            "loc": {"title": "Location", "type": "array", "items": place},
+            "loc": {"title": "Location", "type": "array", "items": location_part},
             "msg": {"title": "Message", "type": "string"},
             "type": {"title": "Error Type", "type": "string"},
         },

@@ -10,7 +10,7 @@ from serve.settings import Settings
 
 def routes(outputs: OutputStore, settings: Settings) -> list[Route]:
     headers = {
-        # A picture never changes under its name, and whoever may not ask for it should not find it in a shared cache.
+        # The image under a name never changes. `private` keeps it out of shared caches, which do not check the token.
         "Cache-Control": f"private, max-age={settings.outputs.max_age_s:.0f}, immutable",
         "X-Content-Type-Options": "nosniff",
     }

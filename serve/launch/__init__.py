@@ -1,1 +1,1 @@
-"""Starting the service: config file, foreground process, child process."""
+"""Starts the service: reads the config file, runs in the foreground, or runs as a subprocess."""

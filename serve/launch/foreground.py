@@ -1,4 +1,4 @@
-"""Runs the service in the foreground, on a local Ray of its own, until Ctrl-C or SIGTERM."""
+"""Runs the service in the foreground, on a Ray instance of its own, until Ctrl-C or SIGTERM."""
 
 import contextlib
 import logging
@@ -15,51 +15,51 @@ from ray.serve.schema import ApplicationStatus, DeploymentStatus, DeploymentStat
 
 OBJECT_STORE_BYTES = 256 * 2**20
 RAY_HOST = "127.0.0.2"
-"""Loopback, so that a laptop may change its network. Ray would replace 127.0.0.1 by an outside address."""
+"""A loopback address, so that Ray survives a change of network. Ray would replace 127.0.0.1 by an external address."""
 POLL_S = 0.5
 
 
 class StartupError(Exception):
-    """The message is for whoever started the service."""
+    """The service cannot start. The message is a single line for the operator."""
 
 
 def run(schema: ServeDeploySchema, num_cpus: int | None, num_gpus: int | None) -> None:
-    """Returns after Ctrl-C or SIGTERM, when what ran has ended. Raises `StartFailed`.
+    """Deploys the application and blocks until Ctrl-C or SIGTERM, then shuts it down. Raises `StartupError`.
 
-    `num_cpus` and `num_gpus` are what Ray hands out; None is what the machine has.
+    `num_cpus` and `num_gpus` are the resources that Ray may schedule; None means all that the machine has.
     """
     stop = threading.Event()
-    _stop_on_signals(stop)
+    _install_signal_handlers(stop)
     application, http = schema.applications[0].name, schema.http_options
     print("starting Ray", flush=True)
-    with _own_ray(num_cpus, num_gpus) as address:
-        # Ray puts a handler of its own, which aborts, in the place of ours.
-        _stop_on_signals(stop)
+    with _local_ray(num_cpus, num_gpus) as address:
+        # ray.init() has installed its own handlers, which abort.
+        _install_signal_handlers(stop)
         _deploy(schema)
         if _wait_until_running(application, stop):
-            print(f"ready: http://{http.host}:{http.port} (Ray at {address}; Ctrl-C stops)", flush=True)
+            print(f"ready: http://{http.host}:{http.port} (Ray at {address}; Ctrl-C to stop)", flush=True)
         stop.wait()
-        print("stopping (Ctrl-C again does not wait for what still runs)", flush=True)
+        print("stopping; press Ctrl-C again to stop without waiting for running predictions", flush=True)
         serve.delete(application)
 
 
-def _stop_on_signals(stop: threading.Event) -> None:
-    """The first Ctrl-C or SIGTERM sets `stop`; a second one interrupts whatever waits."""
-    numbers = (signal.SIGINT, signal.SIGTERM)
+def _install_signal_handlers(stop: threading.Event) -> None:
+    """The first Ctrl-C or SIGTERM sets `stop`; the second one raises KeyboardInterrupt."""
+    signals = (signal.SIGINT, signal.SIGTERM)
 
-    def ask(*_: object) -> None:
+    def request_stop(*_: object) -> None:
         stop.set()
-        for number in numbers:
+        for number in signals:
             signal.signal(number, signal.default_int_handler)
 
-    for number in numbers:
-        signal.signal(number, ask)
+    for number in signals:
+        signal.signal(number, request_stop)
 
 
 @contextlib.contextmanager
-def _own_ray(num_cpus: int | None, num_gpus: int | None) -> Iterator[str]:
-    """A Ray of our own for as long as the block lasts: its address."""
-    # Below the system's own temporary folder: the names of Ray's sockets may not be long.
+def _local_ray(num_cpus: int | None, num_gpus: int | None) -> Iterator[str]:
+    """Starts Ray, yields its address, and shuts it down."""
+    # In the system's temporary folder, because the paths of Ray's sockets have a length limit.
     with tempfile.TemporaryDirectory(prefix="flux-", ignore_cleanup_errors=True) as folder:
         context = ray.init(
             address="local",
@@ -85,30 +85,30 @@ def _deploy(schema: ServeDeploySchema) -> None:
 
 
 def _wait_until_running(name: str, stop: threading.Event) -> bool:
-    """Tells of each deployment on the way. False when it was asked to stop before."""
-    told: dict[str, str] = {}
+    """Waits until the application accepts predictions and prints status changes. False if `stop` was set first."""
+    printed: dict[str, str] = {}
     while not stop.is_set():
         application = serve.status().applications.get(name)
         if application is not None:
-            _tell_changes(application.deployments, told)
+            _print_changes(application.deployments, printed)
             if application.status == ApplicationStatus.RUNNING:
                 serve.get_app_handle(name).wait_until_open.remote().result()
                 return True
             if application.status == ApplicationStatus.DEPLOY_FAILED:
-                raise StartupError(_reason(application.message, application.deployments))
+                raise StartupError(_failure_reason(application.message, application.deployments))
         time.sleep(POLL_S)
     return False
 
 
-def _tell_changes(deployments: Mapping[str, DeploymentStatusOverview], told: dict[str, str]) -> None:
+def _print_changes(deployments: Mapping[str, DeploymentStatusOverview], printed: dict[str, str]) -> None:
     for name, deployment in deployments.items():
-        if told.get(name) != deployment.status:
-            told[name] = deployment.status
+        if printed.get(name) != deployment.status:
+            printed[name] = deployment.status
             print(f"{name}: {deployment.status.value.lower().replace('_', ' ')}", flush=True)
 
 
-def _reason(message: str, deployments: Mapping[str, DeploymentStatusOverview]) -> str:
-    """One line: what the first failed deployment raised. Above it in Serve's message stands a traceback."""
-    failed = (row.message for row in deployments.values() if row.status == DeploymentStatus.DEPLOY_FAILED)
+def _failure_reason(message: str, deployments: Mapping[str, DeploymentStatusOverview]) -> str:
+    """The last line of the first failed deployment's message, which is the exception at the end of a traceback."""
+    failed = (each.message for each in deployments.values() if each.status == DeploymentStatus.DEPLOY_FAILED)
     lines = [line for line in next(failed, message).splitlines() if line.strip()]
-    return lines[-1].strip() if lines else "Serve gave no reason"
+    return lines[-1].strip() if lines else "Ray Serve gave no reason"

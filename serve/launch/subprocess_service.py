@@ -1,4 +1,4 @@
-"""Starts the service as a child process, for the demo, benchmarks and tests."""
+"""Starts the service as a subprocess, for the demo, benchmarks and tests."""
 
 import os
 import queue
@@ -21,12 +21,12 @@ _RAY_WORKER_PORTS = range(10002, 20000)
 
 
 class ServiceStartError(Exception):
-    """The message is what the service printed instead of becoming ready."""
+    """The service did not become ready. The message is its output."""
 
 
 @dataclass(frozen=True)
 class LocalService:
-    """A running service: `url` for HTTP, `ray_address` for processes that join its cluster."""
+    """A running service: `url` for HTTP requests, `ray_address` for processes that connect to its Ray cluster."""
 
     url: str
     ray_address: str
@@ -34,7 +34,7 @@ class LocalService:
 
 
 def free_port() -> int:
-    """A free port on loopback, outside those that Ray gives to its workers."""
+    """A free loopback port that is not in the range of Ray's worker ports."""
     while True:
         with socket.socket() as probe:
             probe.bind(("127.0.0.1", 0))
@@ -50,12 +50,12 @@ def local_service(
     on_line: Callable[[str], object] = lambda line: None,
     start_timeout_s: float = 300,
 ) -> Iterator[LocalService]:
-    """A service for as long as the block lasts, on a free port unless `arguments` name one.
+    """Runs the service for the duration of the block, on a free port unless `arguments` have `--port`.
 
-    `on_line` is told each line that the service prints while it starts. Raises `ServiceDidNotStart`.
+    `on_line` is called with each line that the service prints before it is ready. Raises `ServiceStartError`.
     """
     port = () if "--port" in arguments else ("--port", str(free_port()))
-    child = subprocess.Popen(
+    process = subprocess.Popen(
         [sys.executable, "-m", "serve", *arguments, *port],
         cwd=ROOT,
         env=environment,
@@ -63,57 +63,57 @@ def local_service(
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
         text=True,
-        # A group of its own: Ctrl-C in a terminal reaches us first, and what is ended is only what was started here.
+        # A process group of its own, so that Ctrl-C does not reach it directly and the whole group can be killed.
         start_new_session=True,
     )
-    printed: queue.SimpleQueue[str | None] = queue.SimpleQueue()
-    reader = threading.Thread(target=_read, args=(child, printed), daemon=True)
+    lines: queue.SimpleQueue[str | None] = queue.SimpleQueue()
+    reader = threading.Thread(target=_read_output, args=(process, lines), daemon=True)
     reader.start()
     try:
-        ready = _wait_until_ready(printed, on_line, start_timeout_s)
-        yield LocalService(url=ready[1], ray_address=ready[4].rstrip(";"), process_id=child.pid)
+        words = _wait_until_ready(lines, on_line, start_timeout_s).split()
+        yield LocalService(url=words[1], ray_address=words[4].rstrip(";"), process_id=process.pid)
     finally:
-        _stop(child)
+        _stop(process)
         reader.join(STOP_TIMEOUT_S)
 
 
 def _wait_until_ready(
-    printed: "queue.SimpleQueue[str | None]", on_line: Callable[[str], object], timeout_s: float
-) -> list[str]:
-    """The words of the line that says where the service is."""
-    said: list[str] = []
+    lines: "queue.SimpleQueue[str | None]", on_line: Callable[[str], object], timeout_s: float
+) -> str:
+    """Returns the line `ready: URL (Ray at ADDRESS; ...)`."""
+    output: list[str] = []
     deadline = time.monotonic() + timeout_s
-    while (left_s := deadline - time.monotonic()) > 0:
+    while (remaining_s := deadline - time.monotonic()) > 0:
         try:
-            line = printed.get(timeout=left_s)
+            line = lines.get(timeout=remaining_s)
         except queue.Empty:
             break
         if line is None:
             break
         if line.startswith(READY):
-            return line.split()
-        said.append(line)
+            return line
+        output.append(line)
         on_line(line.rstrip())
-    raise ServiceStartError("".join(said).strip() or f"nothing was heard of it for {timeout_s:g} s")
+    raise ServiceStartError("".join(output).strip() or f"no output within {timeout_s:g} s")
 
 
-def _read(child: "subprocess.Popen[str]", printed: "queue.SimpleQueue[str | None]") -> None:
-    """Reads to the end, so that a service that prints much never waits for us."""
-    assert child.stdout is not None
-    with child.stdout as lines:
-        for line in lines:
-            printed.put(line)
-    printed.put(None)
+def _read_output(process: "subprocess.Popen[str]", lines: "queue.SimpleQueue[str | None]") -> None:
+    """Puts each line in the queue, then None. Reads to the end, so that the service never blocks on a full pipe."""
+    assert process.stdout is not None
+    with process.stdout as stdout:
+        for line in stdout:
+            lines.put(line)
+    lines.put(None)
 
 
-def _stop(child: "subprocess.Popen[str]") -> None:
-    """Asks as Ctrl-C does, insists when nobody answers, and leaves nothing of the child's group behind."""
+def _stop(process: "subprocess.Popen[str]") -> None:
+    """Sends SIGINT, waits up to `STOP_TIMEOUT_S`, then kills what is left of the process group."""
     try:
-        if child.poll() is None:
-            child.send_signal(signal.SIGINT)
+        if process.poll() is None:
+            process.send_signal(signal.SIGINT)
             with suppress(subprocess.TimeoutExpired):
-                child.wait(STOP_TIMEOUT_S)
+                process.wait(STOP_TIMEOUT_S)
     finally:
         with suppress(ProcessLookupError):
-            os.killpg(child.pid, signal.SIGKILL)
-        child.wait()
+            os.killpg(process.pid, signal.SIGKILL)
+        process.wait()

@@ -1,4 +1,4 @@
-"""docs/api.md is the API: its tables are compared with the code that they tell of."""
+"""The tables of docs/api.md match the code."""
 
 import ast
 import json
@@ -10,16 +10,15 @@ from serve import errors
 from serve.api import cog, output_files, replicate
 from serve.inputs import Inputs
 from serve.settings import Settings
-from tests.markdown import ROOT, rows
+from tests.markdown import ROOT, table_with, tables
 
 API = ROOT / "docs" / "api.md"
-NOTHING = cast(Any, None)
+UNUSED = cast(Any, None)
+METHODS = {"GET", "POST", "PUT", "PATCH", "DELETE"}
 
 
-def test_the_table_of_inputs_is_the_one_that_is_checked() -> None:
-    assert rows(API, "| input | type | default | allowed | what it does |") == [
-        _row(name, field) for name, field in _schema()["properties"].items()
-    ]
+def test_inputs_table_matches_the_schema() -> None:
+    assert table_with(API, "`prompt`") == [_row(name, field) for name, field in _schema()["properties"].items()]
 
 
 def _schema() -> dict[str, Any]:
@@ -27,44 +26,45 @@ def _schema() -> dict[str, Any]:
 
 
 def _row(name: str, field: dict[str, Any]) -> list[str]:
-    kind = next((each for each in field.get("anyOf", ()) if each["type"] != "null"), field)
-    lowest, highest = kind.get("minimum", kind.get("ge")), kind.get("maximum", kind.get("le"))
-    bounds = "" if lowest is None else f"{lowest:g} to {highest:g}"
-    allowed = ", ".join(f"`{value}`" for value in kind["enum"]) if "enum" in kind else bounds
+    """Name, type, default, allowed values and description."""
+    schema = next((each for each in field.get("anyOf", ()) if each["type"] != "null"), field)
+    minimum, maximum = schema.get("minimum", schema.get("ge")), schema.get("maximum", schema.get("le"))
+    bounds = "" if minimum is None else f"{minimum:g} to {maximum:g}"
+    allowed = ", ".join(f"`{value}`" for value in schema["enum"]) if "enum" in schema else bounds
     default = field.get("default")
-    shown = "" if default is None else f"`{json.dumps(default).strip(chr(34)).removesuffix('.0')}`"
-    required = "required" if name in _schema()["required"] else shown
-    described = kind["type"] + (" (URI)" if kind.get("format") == "uri" else "")
-    return [f"`{name}`", described, required, allowed, field["description"]]
+    shown_default = "" if default is None else f"`{json.dumps(default).strip(chr(34)).removesuffix('.0')}`"
+    required = "required" if name in _schema()["required"] else shown_default
+    type_name = schema["type"] + (" (URI)" if schema.get("format") == "uri" else "")
+    return [f"`{name}`", type_name, required, allowed, field["description"]]
 
 
-def test_the_tables_of_paths_are_the_routes() -> None:
+def test_path_tables_match_the_routes() -> None:
     settings = Settings()
     routes: list[Route] = [
-        *replicate.routes(NOTHING, NOTHING, settings),
-        *cog.routes(NOTHING, NOTHING, settings),
-        *output_files.routes(NOTHING, settings),
+        *replicate.routes(UNUSED, UNUSED, settings),
+        *cog.routes(UNUSED, UNUSED, settings),
+        *output_files.routes(UNUSED, settings),
     ]
-    told = {(method, path.strip("`")) for method, path, _ in rows(API, "| method | path | answer |")}
+    documented = {(row[0], row[1].strip("`")) for table in tables(API) for row in table if row[0] in METHODS}
     served = {(method, route.path) for route in routes for method in route.methods or () if method != "HEAD"}
-    assert told == served
+    assert documented == served
 
 
-def test_the_table_of_errors_is_the_family_with_its_statuses() -> None:
-    family = {kind.__name__: kind.status for kind in _family(errors.ServiceError)}
-    table = {name.strip("`"): int(status) for name, status, _ in rows(API, "| error | status | when |")}
-    failures = {kind.__name__ for kind in _family(errors.PredictionFailed)} | {"PredictionFailed"}
-    assert table == {name: status for name, status in family.items() if name not in failures}
+def test_errors_table_matches_the_error_classes() -> None:
+    statuses = {error.__name__: error.status for error in _subclasses(errors.ServiceError)}
+    table = {row[0].strip("`"): int(row[1]) for row in table_with(API, f"`{errors.NotFound.__name__}`")}
+    failures = {error.__name__ for error in _subclasses(errors.PredictionFailed)} | {"PredictionFailed"}
+    assert table == {name: status for name, status in statuses.items() if name not in failures}
     text = API.read_text()
     assert not [name for name in failures - {"PredictionFailed"} if f"`{name}`" not in text]
 
 
-def _family(kind: type[errors.ServiceError]) -> set[type[errors.ServiceError]]:
-    ours = {below for below in kind.__subclasses__() if below.__module__ == "serve.errors"}
-    return ours.union(*(_family(below) for below in ours))
+def _subclasses(error: type[errors.ServiceError]) -> set[type[errors.ServiceError]]:
+    direct = {subclass for subclass in error.__subclasses__() if subclass.__module__ == "serve.errors"}
+    return direct.union(*(_subclasses(subclass) for subclass in direct))
 
 
-def test_the_handle_has_the_methods_that_are_told() -> None:
+def test_handle_table_matches_the_methods_of_the_ingress() -> None:
     tree = ast.parse((ROOT / "serve/ingress.py").read_text())
     (ingress,) = (node for node in tree.body if isinstance(node, ast.ClassDef) and node.name == "Ingress")
     public = {
@@ -72,5 +72,5 @@ def test_the_handle_has_the_methods_that_are_told() -> None:
         for node in ingress.body
         if isinstance(node, ast.AsyncFunctionDef) and not node.name.startswith("_")
     }
-    told = {method.strip("`").replace("=None", "") for method, *_ in rows(API, "| method | what it gives |")}
-    assert told == public
+    documented = {row[0].strip("`").replace("=None", "") for row in table_with(API, "`wait_until_open()`")}
+    assert documented == public

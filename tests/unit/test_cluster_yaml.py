@@ -1,4 +1,4 @@
-"""cluster.yaml, by the validation and the packing of Ray itself; serve_config.yaml says what must fit on its nodes."""
+"""cluster.yaml is valid for Ray and has nodes for every replica of serve_config.yaml."""
 
 import copy
 import re
@@ -17,86 +17,86 @@ from serve.launch import config_file
 ROOT = Path(__file__).parents[2]
 CLUSTER: dict[str, Any] = yaml.safe_load((ROOT / "cluster.yaml").read_text())
 HEAD = CLUSTER["available_node_types"][CLUSTER["head_node_type"]]
-WORKERS = {name: kind for name, kind in CLUSTER["available_node_types"].items() if kind is not HEAD}
+WORKERS = {name: node for name, node in CLUSTER["available_node_types"].items() if node is not HEAD}
 COMMANDS = [command for key, commands in CLUSTER.items() if key.endswith("_commands") for command in commands]
 
 
 def demands() -> list[dict[str, float]]:
-    """What every replica that the production configuration allows asks of a node."""
+    """The resources of every replica, with all pools at their maximum size."""
     schema, settings = config_file.validate_config(config_file.read_config(ROOT / "serve_config.yaml"))
-    most = {row.name: row.autoscaling_config["max_replicas"] for row in schema.applications[0].deployments}
+    max_replicas = {each.name: each.autoscaling_config["max_replicas"] for each in schema.applications[0].deployments}
     return [
         {"CPU": pool.num_cpus, "GPU": pool.num_gpus}
         for name, pool in settings.pools.items()
-        for _ in range(most.get(name, pool.scaling.max_replicas))
+        for _ in range(max_replicas.get(name, pool.scaling.max_replicas))
     ]
 
 
-def nodes_for(asked: list[dict[str, float]]) -> tuple[dict[str, int], list[dict[str, float]]]:
-    """The workers that Ray's autoscaler would start for this, and what would stay without a place."""
+def nodes_for(demands: list[dict[str, float]]) -> tuple[dict[str, int], list[dict[str, float]]]:
+    """The number of workers of each type that Ray's autoscaler would start, and the demands that fit on none."""
     scorer = partial(_default_utilization_scorer, node_availability_summary=NodeAvailabilitySummary({}))
-    kinds, head, most = CLUSTER["available_node_types"], CLUSTER["head_node_type"], CLUSTER["max_workers"]
-    added, without_place = get_nodes_for(kinds, {head: 1}, head, most, asked, scorer)
-    return dict(added), without_place
+    node_types, head, max_workers = CLUSTER["available_node_types"], CLUSTER["head_node_type"], CLUSTER["max_workers"]
+    added, unfulfilled = get_nodes_for(node_types, {head: 1}, head, max_workers, demands, scorer)
+    return dict(added), unfulfilled
 
 
-def test_ray_accepts_it() -> None:
+def test_ray_accepts_the_file() -> None:
     validate_config(prepare_config(copy.deepcopy(CLUSTER)))
 
 
-def test_ray_would_refuse_a_misspelt_key() -> None:
+def test_ray_rejects_a_misspelt_key() -> None:
     misspelt = CLUSTER | {"idle_timeout": 5}
     with pytest.raises(Exception, match="idle_timeout"):
         validate_config(prepare_config(misspelt))
 
 
-def test_workers_have_gpus_and_start_from_none_and_the_head_has_none() -> None:
+def test_only_workers_have_gpus_and_they_scale_from_zero() -> None:
     assert "GPU" not in HEAD["resources"]
     assert HEAD["max_workers"] == 0
     assert WORKERS
-    for kind in WORKERS.values():
-        assert kind["min_workers"] == 0
-        assert kind["resources"]["GPU"] >= 1
+    for worker in WORKERS.values():
+        assert worker["min_workers"] == 0
+        assert worker["resources"]["GPU"] >= 1
 
 
-def test_all_pools_find_room_at_their_largest_and_no_more_is_paid_for() -> None:
-    added, without_place = nodes_for(demands())
-    assert without_place == []
-    assert sum(added.values()) == CLUSTER["max_workers"] == sum(kind["max_workers"] for kind in WORKERS.values())
+def test_max_workers_is_what_all_pools_need_at_their_maximum() -> None:
+    added, unfulfilled = nodes_for(demands())
+    assert unfulfilled == []
+    assert sum(added.values()) == CLUSTER["max_workers"] == sum(worker["max_workers"] for worker in WORKERS.values())
 
 
-def test_a_replica_that_asks_for_more_than_a_node_has_finds_no_room() -> None:
+def test_replica_larger_than_a_node_is_unfulfilled() -> None:
     assert nodes_for([{"CPU": 64, "GPU": 1}]) == ({}, [{"CPU": 64, "GPU": 1}])
 
 
-def test_machines_that_stay_are_started_before_those_that_may_be_taken_away() -> None:
-    kinds = {name: "InstanceMarketOptions" in kind["node_config"] for name, kind in WORKERS.items()}
+def test_on_demand_workers_start_before_spot_workers() -> None:
+    is_spot = {name: "InstanceMarketOptions" in worker["node_config"] for name, worker in WORKERS.items()}
     (first,) = nodes_for(demands()[:1])[0]
-    assert kinds[first] is False
-    assert True in kinds.values()
+    assert is_spot[first] is False
+    assert True in is_spot.values()
 
 
-def test_the_head_holds_the_ingress() -> None:
+def test_ingress_fits_on_the_head() -> None:
     _, settings = config_file.validate_config(config_file.read_config(ROOT / "serve_config.yaml"))
     assert settings.ingress_replicas * settings.ingress_num_cpus <= HEAD["resources"]["CPU"]
 
 
-def test_every_node_has_the_same_image_and_is_set_up_alike() -> None:
-    kinds = CLUSTER["available_node_types"].values()
-    assert len({kind["node_config"]["ImageId"] for kind in kinds}) == 1
-    assert not any("setup_commands" in key for kind in kinds for key in kind)
+def test_all_nodes_have_the_same_image_and_setup() -> None:
+    nodes = CLUSTER["available_node_types"].values()
+    assert len({node["node_config"]["ImageId"] for node in nodes}) == 1
+    assert not any("setup_commands" in key for node in nodes for key in node)
     assert "cd ~/flux-serve && PYTHON=python3.12 scripts/setup" in CLUSTER["setup_commands"]
     assert CLUSTER["file_mounts"]["/home/ubuntu/flux-serve"] == "."
 
 
-def test_nothing_but_ssh_is_reachable_and_ray_asks_for_its_token() -> None:
+def test_only_ssh_is_reachable_and_ray_requires_its_token() -> None:
     assert "security_group" not in CLUSTER["provider"]
     assert any("RAY_AUTH_MODE=token" in command for command in CLUSTER["setup_commands"])
     hosts = re.findall(r"--dashboard-host=(\S+)", " ".join(COMMANDS))
     assert hosts == ["127.0.0.1"]
 
 
-def test_what_it_installs_beside_the_lock_is_exact() -> None:
+def test_packages_outside_the_lock_have_exact_versions() -> None:
     for command in COMMANDS:
         if "pip install" in command:
             assert re.fullmatch(r".* install -q [a-z0-9]+==[0-9.]+", command)

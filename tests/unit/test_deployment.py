@@ -1,4 +1,4 @@
-"""What a replica's process is started with."""
+"""The environment of replica processes."""
 
 import pytest
 
@@ -7,11 +7,11 @@ from serve.settings import PoolSettings
 
 
 @pytest.mark.parametrize("threads", [1, 8])
-def test_a_replica_has_the_threads_of_its_row_and_none_that_spins(threads: int) -> None:
+def test_replica_has_the_threads_of_its_pool_and_they_do_not_spin(threads: int) -> None:
     environment = replica_environment(PoolSettings(model="", device="cuda", num_threads=threads))
     assert environment == {"OMP_NUM_THREADS": str(threads), "OMP_WAIT_POLICY": "PASSIVE"}
 
 
-def test_on_a_cpu_the_memory_of_a_step_is_kept_for_the_next() -> None:
-    kept = replica_environment(PoolSettings(model="", device="cpu")).keys() - {"OMP_NUM_THREADS", "OMP_WAIT_POLICY"}
-    assert kept == {"MALLOC_ARENA_MAX", "MALLOC_MMAP_THRESHOLD_", "MALLOC_TRIM_THRESHOLD_"}
+def test_cpu_replica_keeps_freed_memory() -> None:
+    malloc = replica_environment(PoolSettings(model="", device="cpu")).keys() - {"OMP_NUM_THREADS", "OMP_WAIT_POLICY"}
+    assert malloc == {"MALLOC_ARENA_MAX", "MALLOC_MMAP_THRESHOLD_", "MALLOC_TRIM_THRESHOLD_"}

@@ -1,4 +1,4 @@
-"""Request bodies: what is no JSON object, and what is too much of one."""
+"""Malformed and oversized request bodies."""
 
 import json
 from collections.abc import AsyncIterator
@@ -7,19 +7,19 @@ import httpx
 import pytest
 
 from serve.settings import Settings
-from tests.app_factory import House, house
+from tests.app_factory import AppUnderTest, make_app
 from tests.fakes import ONE_IMAGE, FakePool
 
 CAT = b'{"input": {"prompt": "a cat", "num_inference_steps": 2}}'
-FACES = ["/v1/predictions", "/v1/models/fofr/flux-handwriting-and-sketch/predictions", "/predictions"]
+PATHS = ["/v1/predictions", "/v1/models/fofr/flux-handwriting-and-sketch/predictions", "/predictions"]
 
 
-async def post(home: House, path: str, content: bytes | AsyncIterator[bytes]) -> httpx.Response:
-    async with home.http as client:
+async def post(app: AppUnderTest, path: str, content: bytes | AsyncIterator[bytes]) -> httpx.Response:
+    async with app.http as client:
         return await client.post(path, content=content)
 
 
-@pytest.mark.parametrize("path", FACES)
+@pytest.mark.parametrize("path", PATHS)
 @pytest.mark.parametrize(
     "content",
     [
@@ -37,14 +37,14 @@ async def post(home: House, path: str, content: bytes | AsyncIterator[bytes]) ->
         b'{"input": {"prompt": "a", "seed": ' + b"9" * 5000 + b"}}",
     ],
 )
-async def test_what_is_no_json_object_is_a_400(path: str, content: bytes) -> None:
-    refused = await post(house(FakePool(ONE_IMAGE)), path, content)
-    assert refused.status_code == 400
-    assert "request body" in refused.json()["detail"]
+async def test_body_that_is_not_a_json_object_is_rejected_with_400(path: str, content: bytes) -> None:
+    response = await post(make_app(FakePool(ONE_IMAGE)), path, content)
+    assert response.status_code == 400
+    assert "body" in response.json()["detail"]
 
 
 class Chunks:
-    """A body of 100 chunks of 100 bytes, which knows how many were asked for."""
+    """A body of 100 chunks of 100 bytes; `read` counts the chunks that were requested."""
 
     def __init__(self) -> None:
         self.read = 0
@@ -55,36 +55,35 @@ class Chunks:
             yield b" " * 100
 
 
-@pytest.mark.parametrize("path", FACES)
+@pytest.mark.parametrize("path", PATHS)
 @pytest.mark.parametrize(
-    ("headers", "most_read"), [({"Content-Length": "10000"}, 0), ({"Content-Length": "9" * 5000}, 0), ({}, 11)]
+    ("headers", "max_read"), [({"Content-Length": "10000"}, 0), ({"Content-Length": "9" * 5000}, 0), ({}, 11)]
 )
-async def test_a_body_that_is_too_large_is_read_no_further_than_needed(
-    path: str, headers: dict[str, str], most_read: int
+async def test_oversized_body_is_rejected_with_413_and_not_read_to_its_end(
+    path: str, headers: dict[str, str], max_read: int
 ) -> None:
     chunks = Chunks()
-    async with house(FakePool(ONE_IMAGE), Settings(max_body_bytes=1000)).http as client:
-        refused = await client.post(path, content=chunks, headers=headers)
-    assert refused.status_code == 413
-    assert "1000 bytes" in refused.json()["detail"]
-    assert chunks.read <= most_read
+    async with make_app(FakePool(ONE_IMAGE), Settings(max_body_bytes=1000)).http as client:
+        response = await client.post(path, content=chunks, headers=headers)
+    assert response.status_code == 413
+    assert "1000" in response.json()["detail"]
+    assert chunks.read <= max_read
 
 
-async def test_a_body_up_to_the_limit_is_taken() -> None:
-    home = house(FakePool(ONE_IMAGE), Settings(max_body_bytes=1000))
-    assert (await post(home, "/v1/predictions", CAT + b" " * (1000 - len(CAT)))).status_code == 201
+async def test_body_of_exactly_the_maximum_size_is_accepted() -> None:
+    app = make_app(FakePool(ONE_IMAGE), Settings(max_body_bytes=1000))
+    assert (await post(app, "/v1/predictions", CAT + b" " * (1000 - len(CAT)))).status_code == 201
 
 
-async def test_a_content_type_is_not_asked_for() -> None:
-    async with house(FakePool(ONE_IMAGE)).http as client:
+async def test_content_type_is_ignored() -> None:
+    async with make_app(FakePool(ONE_IMAGE)).http as client:
         headers = {"Content-Type": "application/x-www-form-urlencoded"}
         assert (await client.post("/v1/predictions", content=CAT, headers=headers)).status_code == 201
 
 
-async def test_a_whole_number_as_long_as_python_reads_is_a_seed() -> None:
+async def test_seed_of_thousands_of_digits_is_accepted() -> None:
     seed = 10**4000
-    made = await post(
-        house(FakePool(ONE_IMAGE)), "/v1/predictions", json.dumps({"input": {"prompt": "a", "seed": seed}}).encode()
-    )
-    assert made.status_code == 201
-    assert made.json()["metrics"]["seed"] == seed % 2**64
+    body = json.dumps({"input": {"prompt": "a", "seed": seed}}).encode()
+    response = await post(make_app(FakePool(ONE_IMAGE)), "/v1/predictions", body)
+    assert response.status_code == 201
+    assert response.json()["metrics"]["seed"] == seed % 2**64

@@ -1,4 +1,4 @@
-"""The OpenAPI document against the published schema of the API."""
+"""The OpenAPI document matches the schema that Replicate publishes."""
 
 import json
 from pathlib import Path
@@ -22,25 +22,25 @@ def components(model: ServedModel) -> dict[str, Any]:
     return schemas
 
 
-def test_inputs_output_and_enums_are_the_published_ones_but_for_their_wording() -> None:
-    ours = without_descriptions(components(Settings().served_models[0]))
+def test_schemas_match_the_published_ones_except_descriptions() -> None:
+    generated = without_descriptions(components(Settings().served_models[0]))
     published = json.loads(PUBLISHED.read_text())
-    assert {name: ours[name] for name in published} == published
+    assert {name: generated[name] for name in published} == published
 
 
-def test_every_input_says_what_it_does() -> None:
+def test_every_input_has_a_description() -> None:
     inputs = components(Settings().served_models[0])["Input"]["properties"]
     assert len(inputs) == 21
     assert all(schema["description"] for schema in inputs.values())
 
 
-def test_bounds_are_floats_and_orders_are_integers_in_the_text() -> None:
+def test_bounds_are_floats_and_orders_are_integers_in_json() -> None:
     width = components(Settings().served_models[0])["Input"]["properties"]["width"]
     assert '"minimum": 256.0' in json.dumps(width)
     assert '"x-order": 5' in json.dumps(width)
 
 
-def test_default_inputs_of_a_served_model_are_the_defaults_of_its_schema() -> None:
+def test_default_inputs_of_the_model_are_schema_defaults() -> None:
     model = ServedModel(
         owner="me", name="mine", versions=("1",), default_inputs={"prompt": "a cat", "num_inference_steps": 12}
     )
@@ -50,7 +50,7 @@ def test_default_inputs_of_a_served_model_are_the_defaults_of_its_schema() -> No
     assert inputs["required"] == []
 
 
-def test_every_reference_leads_to_a_component() -> None:
+def test_every_reference_has_a_component() -> None:
     document = openapi_document(Settings().served_models[0])
     names = document["components"]["schemas"].keys()
     references = {part.split('"')[0] for part in json.dumps(document).split('"#/components/schemas/')[1:]}

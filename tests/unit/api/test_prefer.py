@@ -1,4 +1,4 @@
-"""The `Prefer` header."""
+"""Parsing of the `Prefer` header."""
 
 import pytest
 
@@ -28,7 +28,7 @@ from serve.api.http_messages import Preference, parse_prefer
         (["=,;,,wait"], (60, False, "wait")),
     ],
 )
-def test_preferences_are_read_and_unknown_ones_ignored(
+def test_prefer_header_is_parsed_and_unknown_preferences_are_ignored(
     headers: list[str], preference: tuple[float | None, bool, str | None]
 ) -> None:
-    assert parse_prefer(headers, wait_max_s=60) == Preference(*preference)
+    assert parse_prefer(headers, max_wait_s=60) == Preference(*preference)

@@ -1,4 +1,4 @@
-"""Serve's config file is read strictly, and settings are put on top of it by name."""
+"""Validation of the config file, and settings applied to it by dotted name."""
 
 import copy
 from collections.abc import Callable
@@ -20,58 +20,59 @@ def production() -> dict[str, Any]:
     return read_config(PRODUCTION)
 
 
-def test_production_has_three_pools_of_one_gpu_with_real_weights_and_every_size_warm(
-    production: dict[str, Any],
-) -> None:
+def test_production_has_three_gpu_pools_that_warm_up_every_size(production: dict[str, Any]) -> None:
     schema, settings = validate_config(production)
     assert set(settings.pools) == {"dev-bf16", "dev-fp8", "schnell"}
-    assert {row.name for row in schema.applications[0].deployments} == set(settings.pools)
-    every_size = {size for table in SIZES.values() for size in table.values()}
+    assert {deployment.name for deployment in schema.applications[0].deployments} == set(settings.pools)
+    all_sizes = {size for sizes in SIZES.values() for size in sizes.values()}
     for pool in settings.pools.values():
         assert pool.num_gpus == 1
         assert pool.device == "cuda"
-        assert set(pool.warmup_sizes) == every_size
+        assert set(pool.warmup_sizes) == all_sizes
     assert settings.models["dev"].revision == "3de623fc3c33e44ffbe2bad470d0f45bccf2eb21"
     assert settings.models["schnell"].revision == "741f7c3ce8b383c54771c7003378a50191e9efe9"
 
 
 def application(config: dict[str, Any]) -> dict[str, Any]:
-    found: dict[str, Any] = config["applications"][0]
-    return found
+    only: dict[str, Any] = config["applications"][0]
+    return only
 
 
 @pytest.mark.parametrize(
-    ("change", "fault"),
+    ("change", "key"),
     [
-        (lambda config: config.update(http_option={}), "http_option: unknown key"),
-        (lambda config: config["http_options"].update(prt=1), "http_options.prt: unknown key"),
-        (lambda config: application(config).update(argz={}), "applications.0.argz: unknown key"),
-        (lambda config: application(config)["args"].update(pols={}), "pols: Extra inputs"),
-        (lambda config: application(config)["args"]["pools"]["schnell"].update(max_bach=1), "max_bach: Extra inputs"),
+        (lambda config: config.update(http_option={}), r"^http_option\b"),
+        (lambda config: config["http_options"].update(prt=1), r"http_options\.prt\b"),
+        (lambda config: application(config).update(argz={}), r"applications\.0\.argz\b"),
+        (lambda config: application(config)["args"].update(pols={}), r"\bpols\b"),
+        (
+            lambda config: application(config)["args"]["pools"]["schnell"].update(max_bach=1),
+            r"pools\.schnell\.max_bach\b",
+        ),
         (
             lambda config: application(config)["deployments"][0]["autoscaling_config"].update(min_replica=0),
-            "deployments.0.autoscaling_config.min_replica: unknown key",
+            r"deployments\.0\.autoscaling_config\.min_replica\b",
         ),
         (
             lambda config: application(config)["deployments"][0].update(ray_actor_options={"num_gpu": 1}),
-            "deployments.0.ray_actor_options.num_gpu: unknown key",
+            r"deployments\.0\.ray_actor_options\.num_gpu\b",
         ),
-        (lambda config: application(config)["deployments"][0].update(name="dev"), "there is no pool 'dev'"),
-        (lambda config: application(config).update(import_path="serve.deploy:app"), "import_path: should be"),
-        (lambda config: config.update(applications=[]), "one application is needed"),
+        (lambda config: application(config)["deployments"][0].update(name="dev"), r"deployments.*'dev'"),
+        (lambda config: application(config).update(import_path="serve.deploy:app"), r"import_path\b"),
+        (lambda config: config.update(applications=[]), "one application"),
         (
-            lambda config: application(config)["args"]["lora"].update(aliases={"ink": "nowhere"}),
-            "lora.aliases.ink: this names no LoRA",
+            lambda config: application(config)["args"]["lora"].update(aliases={"sketch": "nowhere"}),
+            r"lora\.aliases\.sketch\b",
         ),
     ],
 )
-def test_a_misspelt_key_is_a_fault_that_names_it(production: dict[str, Any], change: Change, fault: str) -> None:
+def test_invalid_config_is_rejected_with_the_key(production: dict[str, Any], change: Change, key: str) -> None:
     change(production)
-    with pytest.raises(ConfigError, match=fault):
+    with pytest.raises(ConfigError, match=key):
         validate_config(production)
 
 
-def test_settings_are_put_on_top_by_dotted_name(production: dict[str, Any]) -> None:
+def test_settings_are_applied_by_dotted_name(production: dict[str, Any]) -> None:
     before = copy.deepcopy(production)
     changed = apply_settings(production, {"pools.dev-fp8.device": "cpu", "safety.checker": "none", "max_records": "7"})
     _, settings = validate_config(changed)
@@ -82,20 +83,20 @@ def test_settings_are_put_on_top_by_dotted_name(production: dict[str, Any]) -> N
     assert production == before
 
 
-def test_setting_one_key_of_an_embedded_pool_keeps_the_other_pools() -> None:
+def test_setting_of_an_embedded_pool_keeps_the_other_pools() -> None:
     _, settings = validate_config(apply_settings(embedded_config(), {"pools.schnell.scaling.min_replicas": "0"}))
     assert settings.pools["schnell"].scaling.min_replicas == 0
     assert set(settings.pools) == {"dev-bf16", "dev-fp8", "schnell"}
 
 
-@pytest.mark.parametrize(("text", "fault"), [("a: [", "while parsing"), ("- a", "not a mapping")])
-def test_what_is_no_yaml_mapping_is_refused_with_its_name(tmp_path: Path, text: str, fault: str) -> None:
+@pytest.mark.parametrize(("text", "reason"), [("a: [", "parsing"), ("- a", "mapping")])
+def test_file_that_is_not_a_yaml_mapping_is_rejected(tmp_path: Path, text: str, reason: str) -> None:
     file = tmp_path / "config.yaml"
     file.write_text(text)
-    with pytest.raises(ConfigError, match=fault):
+    with pytest.raises(ConfigError, match=rf"config\.yaml: .*{reason}"):
         read_config(file)
 
 
-def test_a_missing_file_is_one_line() -> None:
+def test_missing_file_is_rejected() -> None:
     with pytest.raises(ConfigError, match=r"nowhere\.yaml: No such file"):
         read_config(Path("nowhere.yaml"))

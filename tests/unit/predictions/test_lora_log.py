@@ -11,7 +11,7 @@ from serve.lora.reference import CacheHandle, LoraMetadata, ReplicateModel, Reso
 from serve.plan import PlannedLora
 from serve.predictions.event_recorder import lora_log_lines, lora_metrics
 from serve.predictions.prediction import Prediction
-from tests.app_factory import House, house
+from tests.app_factory import AppUnderTest, make_app
 from tests.fakes import DONE, ONE_IMAGE, FakeFetcher, FakeLoras, FakePool, drawn
 
 INK, PENCIL = "me/ink", "huggingface.co/me/pencil"
@@ -19,14 +19,14 @@ WITH_INK = {"prompt": "a cat", "replicate_weights": INK, "lora_scale": 0.5}
 WITH_BOTH = {**WITH_INK, "extra_lora": f"https://{PENCIL}"}
 
 
-async def ended(home: House, inputs: dict[str, Any]) -> Prediction:
+async def ended(home: AppUnderTest, inputs: dict[str, Any]) -> Prediction:
     prediction = await home.create(inputs)
-    return await asyncio.wait_for(home.desk.wait(prediction.id), 5)
+    return await asyncio.wait_for(home.service.wait(prediction.id), 5)
 
 
 async def test_the_pool_gets_the_weights_and_a_plan_that_names_them() -> None:
     pool, loras = FakePool(ONE_IMAGE), FakeLoras()
-    last = await ended(house(pool, loras=loras), WITH_BOTH)
+    last = await ended(make_app(pool, loras=loras), WITH_BOTH)
     assert last.status == "succeeded"
     assert loras.asked == [((INK, PENCIL), "dev-bf16", ())]
     weights_keys, scales = [f"{INK} 1", f"{PENCIL} 1"], [0.5, 1.0]
@@ -37,7 +37,7 @@ async def test_the_pool_gets_the_weights_and_a_plan_that_names_them() -> None:
 
 
 async def test_the_record_tells_which_ran_from_where_and_what_it_took() -> None:
-    last = await ended(house(FakePool(ONE_IMAGE)), WITH_BOTH)
+    last = await ended(make_app(FakePool(ONE_IMAGE)), WITH_BOTH)
     assert f"LoRA {INK} at scale 0.5: downloaded 10.0 MB in 0.50 s, checked in 0.25 s\n" in last.logs
     assert f"LoRA {PENCIL} at scale 1: downloaded" in last.logs
     assert [(each["lora"], each["scale"]) for each in last.metrics["loras"]] == [(INK, 0.5), (PENCIL, 1.0)]
@@ -46,7 +46,7 @@ async def test_the_record_tells_which_ran_from_where_and_what_it_took() -> None:
 
 async def test_without_loras_nothing_is_said_of_them() -> None:
     pool = FakePool(ONE_IMAGE)
-    last = await ended(house(pool), {"prompt": "a cat"})
+    last = await ended(make_app(pool), {"prompt": "a cat"})
     assert "LoRA" not in last.logs
     assert "loras" not in last.metrics
     assert "lora" not in last.stages_ms
@@ -54,7 +54,7 @@ async def test_without_loras_nothing_is_said_of_them() -> None:
 
 
 async def test_a_lora_that_cannot_be_had_fails_its_prediction_alone() -> None:
-    home = house(FakePool(ONE_IMAGE), loras=FakeLoras({INK: FetchFailed(INK, "its server answered 404 Not Found")}))
+    home = make_app(FakePool(ONE_IMAGE), loras=FakeLoras({INK: FetchFailed(INK, "its server answered 404 Not Found")}))
     last = await ended(home, WITH_BOTH)
     assert (last.status, last.error) == ("failed", f"could not fetch {INK}: its server answered 404 Not Found")
     assert (await ended(home, {"prompt": "a cat", "extra_lora": PENCIL})).status == "succeeded"
@@ -62,11 +62,11 @@ async def test_a_lora_that_cannot_be_had_fails_its_prediction_alone() -> None:
 
 async def test_loras_and_pictures_are_waited_for_at_once_and_in_no_pool() -> None:
     pool, loras, fetcher = FakePool(ONE_IMAGE), FakeLoras(going=False), FakeFetcher({})
-    home = house(pool, loras=loras, fetcher=fetcher)
+    home = make_app(pool, loras=loras, fetcher=fetcher)
     prediction = await home.create({**WITH_INK, "image": "https://there.example/cat.png"})
     await asyncio.sleep(0.05)
     assert (len(loras.asked), len(fetcher.fetched), pool.calls) == (1, 1, [])
-    last = await home.desk.wait(prediction.id)
+    last = await home.service.wait(prediction.id)
     assert last.status == "failed", "the picture was not there, and nobody waits for the LoRA of a failed prediction"
 
 
@@ -81,7 +81,7 @@ async def test_weights_that_were_lost_are_brought_again() -> None:
             return super().generate(*given)
 
     pool = Loses(())
-    last = await ended(house(pool, loras=loras), WITH_BOTH)
+    last = await ended(make_app(pool, loras=loras), WITH_BOTH)
     assert (last.status, last.plan.loras[0].weights_key) == ("succeeded", f"{INK} 1")
     assert [lost for _, _, lost in loras.asked] == [(), (f"copy 1 of {INK}",)]
     assert [call[0].loras[0].weights_key for call in pool.calls] == [f"{INK} 1", f"{INK} 2"]
@@ -89,7 +89,7 @@ async def test_weights_that_were_lost_are_brought_again() -> None:
 
 async def test_weights_that_are_lost_again_and_again_fail_the_prediction() -> None:
     pool = FakePool((LorasMissing((f"{INK} 1",)),))
-    last = await ended(house(pool), WITH_INK)
+    last = await ended(make_app(pool), WITH_INK)
     assert (last.status, len(pool.calls)) == ("failed", 3)
     assert last.error == "the weights of a LoRA were not at hand; send the request again"
 
@@ -101,22 +101,22 @@ async def test_what_was_drawn_before_weights_were_lost_is_kept_once() -> None:
             self.events = (Started(), drawn(0), drawn(1), DONE) if self.calls else first
             return super().generate(*given)
 
-    last = await ended(house(LosesLate(())), WITH_INK | {"num_outputs": 2})
+    last = await ended(make_app(LosesLate(())), WITH_INK | {"num_outputs": 2})
     assert [output.index for output in last.outputs] == [0, 1]
     assert last.status == "succeeded"
 
 
 async def test_a_prediction_that_is_cancelled_stops_waiting_for_its_lora() -> None:
-    home = house(FakePool(ONE_IMAGE), loras=FakeLoras(going=False))
+    home = make_app(FakePool(ONE_IMAGE), loras=FakeLoras(going=False))
     prediction = await home.create(WITH_INK)
     await asyncio.sleep(0)
-    assert (await home.desk.cancel(prediction.id)).status == "canceled"
-    await asyncio.wait_for(home.desk.close(1), 5)
+    assert (await home.service.cancel(prediction.id)).status == "canceled"
+    await asyncio.wait_for(home.service.close(1), 5)
 
 
 async def test_a_cache_that_is_not_there_fails_the_prediction_with_a_reason() -> None:
     failure = EngineFailed("the LoRA cache is not available; the operator's log has the cause")
-    last = await ended(house(FakePool(ONE_IMAGE), loras=FakeLoras({INK: failure})), WITH_INK)
+    last = await ended(make_app(FakePool(ONE_IMAGE), loras=FakeLoras({INK: failure})), WITH_INK)
     assert (last.status, last.error) == ("failed", str(failure))
 
 

@@ -19,7 +19,7 @@ from serve.errors import (
 from serve.events import Event, ImageFlagged, Started, StepDone
 from serve.predictions.prediction import Prediction
 from serve.settings import PoolSettings, Settings
-from tests.app_factory import House, house
+from tests.app_factory import AppUnderTest, make_app
 from tests.fakes import DONE, ONE_IMAGE, FakeFetcher, FakePool, drawn
 from tests.images import data_uri, png
 from tests.logs import Logs
@@ -28,21 +28,21 @@ CAT = {"prompt": "a cat", "seed": 7, "num_inference_steps": 2}
 HERE = "https://here.example/image.png"
 
 
-async def ended(home: House, inputs: dict[str, object]) -> Prediction:
+async def ended(home: AppUnderTest, inputs: dict[str, object]) -> Prediction:
     prediction = await home.create(inputs)
-    return await asyncio.wait_for(home.desk.wait(prediction.id), 5)
+    return await asyncio.wait_for(home.service.wait(prediction.id), 5)
 
 
-async def until(home: House, prediction: Prediction, status: str) -> None:
-    async for change in home.desk.watch(prediction.id):
+async def until(home: AppUnderTest, prediction: Prediction, status: str) -> None:
+    async for change in home.service.watch(prediction.id):
         if change.status == status:
             return
 
 
 async def test_a_prediction_goes_from_starting_over_processing_to_succeeded() -> None:
-    home = house(FakePool(ONE_IMAGE))
+    home = make_app(FakePool(ONE_IMAGE))
     first = await home.create(CAT)
-    changes = [change async for change in home.desk.watch(first.id)]
+    changes = [change async for change in home.service.watch(first.id)]
     statuses = [first.status, *(change.status for change in changes)]
     assert list(dict.fromkeys(statuses)) == ["starting", "processing", "succeeded"]
     last = changes[-1]
@@ -54,25 +54,25 @@ async def test_a_prediction_goes_from_starting_over_processing_to_succeeded() ->
 
 async def test_the_pool_gets_the_plan_of_the_record() -> None:
     pool = FakePool(ONE_IMAGE)
-    last = await ended(house(pool), CAT)
+    last = await ended(make_app(pool), CAT)
     assert [call[0] for call in pool.calls] == [last.plan]
     assert last.plan.pool == "dev-bf16"
 
 
 async def test_logs_tell_the_seed_the_work_and_the_progress() -> None:
-    lines = (await ended(house(FakePool(ONE_IMAGE)), CAT)).logs.splitlines()
+    lines = (await ended(make_app(FakePool(ONE_IMAGE)), CAT)).logs.splitlines()
     assert lines[:2] == ["Using seed: 7", "Drawing 1 image of 1024x1024 in 2 steps on dev-bf16"]
     assert [line.split("|")[0].strip() for line in lines[2:]] == ["50%", "100%"]
 
 
 async def test_what_only_the_work_showed_is_told_once_though_a_lost_replica_began_it_twice() -> None:
     begun = Started(("T5 reads only the first 128 of the prompt's 300 tokens",))
-    logs = (await ended(house(FakePool((begun, begun, *ONE_IMAGE[1:]))), CAT)).logs
+    logs = (await ended(make_app(FakePool((begun, begun, *ONE_IMAGE[1:]))), CAT)).logs
     assert logs.count("T5 reads only the first 128") == 1
 
 
 async def test_metrics_and_stages_tell_what_it_took() -> None:
-    last = await ended(house(FakePool(ONE_IMAGE)), CAT)
+    last = await ended(make_app(FakePool(ONE_IMAGE)), CAT)
     assert last.metrics["seed"] == 7
     assert last.metrics["pool"] == "dev-bf16"
     assert last.metrics["mean_batch"] == 2.5
@@ -83,18 +83,18 @@ async def test_metrics_and_stages_tell_what_it_took() -> None:
 
 async def test_the_queue_stage_counts_the_wait_for_a_replica_too() -> None:
     pool = FakePool(ONE_IMAGE, going=False)
-    home = house(pool)
+    home = make_app(pool)
     begun_s = time.perf_counter()
     prediction = await home.create(CAT)
     await asyncio.sleep(0.1)
     pool.going.set()
-    last = await home.desk.wait(prediction.id)
+    last = await home.service.wait(prediction.id)
     # However slow the machine is, the stage is a part of what the whole took.
     assert 90 < last.stages_ms["queue"] < 1000 * (time.perf_counter() - begun_s)
 
 
 async def test_a_random_seed_of_32_bits_is_fixed_when_none_is_given() -> None:
-    home = house(FakePool(ONE_IMAGE))
+    home = make_app(FakePool(ONE_IMAGE))
     seeds = {(await ended(home, {"prompt": "a cat"})).plan.seeds[0] for _ in range(4)}
     assert len(seeds) == 4
     assert all(0 <= seed < 2**32 for seed in seeds)
@@ -102,7 +102,7 @@ async def test_a_random_seed_of_32_bits_is_fixed_when_none_is_given() -> None:
 
 async def test_flagged_pictures_are_dropped_and_the_others_keep_their_index() -> None:
     events = (Started(), drawn(2), ImageFlagged(1), drawn(0), DONE)
-    last = await ended(house(FakePool(events)), CAT | {"num_outputs": 3})
+    last = await ended(make_app(FakePool(events)), CAT | {"num_outputs": 3})
     assert [output.name for output in last.outputs] == ["out-0.webp", "out-2.webp"]
     assert "Image 1 was withheld" in last.logs
 
@@ -110,7 +110,7 @@ async def test_flagged_pictures_are_dropped_and_the_others_keep_their_index() ->
 @pytest.mark.parametrize("how", ["by events", "by the error of the pool"])
 async def test_all_flagged_fails_with_the_sentence_that_clients_know(how: str) -> None:
     events = (Started(), ImageFlagged(0), DONE) if how == "by events" else (Started(), AllImagesFlagged())
-    last = await ended(house(FakePool(events)), CAT)
+    last = await ended(make_app(FakePool(events)), CAT)
     assert (last.status, last.error) == (
         "failed",
         "All generated images contained NSFW content. Try running it again with a different prompt.",
@@ -134,14 +134,14 @@ class Wrapper(EngineFailed):
     ],
 )
 async def test_an_error_of_ours_gives_its_own_sentence(error: ServiceError, text: str) -> None:
-    last = await ended(house(FakePool((Started(), error))), CAT)
+    last = await ended(make_app(FakePool((Started(), error))), CAT)
     assert (last.status, last.error) == ("failed", text)
 
 
 async def test_any_other_error_gives_a_fixed_sentence_and_a_traceback_in_the_log(
     logs: Logs,
 ) -> None:
-    last = await ended(house(FakePool((Started(), RuntimeError("secret at 10.0.0.1")))), CAT)
+    last = await ended(make_app(FakePool((Started(), RuntimeError("secret at 10.0.0.1")))), CAT)
     assert last.status == "failed"
     assert last.error == f"an internal error; the operator's log has its cause under {last.id}"
     [logged] = logs.errors
@@ -154,18 +154,18 @@ async def test_any_other_error_gives_a_fixed_sentence_and_a_traceback_in_the_log
     "events", [(), (Started(), StepDone(0, 1, 2)), (Started(), DONE), (Started(), drawn(0), drawn(0), DONE)]
 )
 async def test_events_that_stop_short_fail_the_prediction(events: tuple[Event, ...]) -> None:
-    last = await ended(house(FakePool(events)), CAT | {"num_outputs": 2})
+    last = await ended(make_app(FakePool(events)), CAT | {"num_outputs": 2})
     assert (last.status, last.error) == ("failed", str(EngineFailed()))
 
 
 async def test_a_pool_that_was_cancelled_by_somebody_else_fails_the_prediction() -> None:
-    last = await ended(house(FakePool((Started(), asyncio.CancelledError()))), CAT)
+    last = await ended(make_app(FakePool((Started(), asyncio.CancelledError()))), CAT)
     assert (last.status, last.error) == ("failed", "the image engine was stopped before it had finished")
 
 
 @pytest.mark.parametrize("events", [ONE_IMAGE, (Started(), RuntimeError()), (Started(), asyncio.CancelledError())])
 async def test_every_end_gives_the_place_back(events: tuple[Event, ...]) -> None:
-    home = house(FakePool(events), settings=Settings(pools={"dev-bf16": PoolSettings(model="dev", max_in_flight=1)}))
+    home = make_app(FakePool(events), settings=Settings(pools={"dev-bf16": PoolSettings(model="dev", max_in_flight=1)}))
     for _ in range(3):
         await ended(home, CAT)
         await asyncio.sleep(0)
@@ -173,10 +173,10 @@ async def test_every_end_gives_the_place_back(events: tuple[Event, ...]) -> None
 
 async def test_a_full_pool_refuses_with_a_time() -> None:
     settings = Settings(pools={"dev-bf16": PoolSettings(model="dev", max_in_flight=2)})
-    home = house(FakePool(ONE_IMAGE, going=False), settings=settings)
+    home = make_app(FakePool(ONE_IMAGE, going=False), settings=settings)
     await home.create(CAT)
     await home.create(CAT)
-    assert home.desk.state == "full"
+    assert home.service.state == "full"
     with pytest.raises(PoolFull) as refused:
         await home.create(CAT)
     assert refused.value.retry_after_s >= 1
@@ -184,7 +184,7 @@ async def test_a_full_pool_refuses_with_a_time() -> None:
 
 async def test_what_is_refused_takes_no_place() -> None:
     settings = Settings(pools={"dev-bf16": PoolSettings(model="dev", max_in_flight=1)})
-    home = house(FakePool(ONE_IMAGE), settings=settings)
+    home = make_app(FakePool(ONE_IMAGE), settings=settings)
     for inputs in ({}, CAT | {"image": "data:,no picture"}, CAT | {"mask": "data:,no picture"}):
         with pytest.raises(InvalidInput):
             await home.create(inputs)
@@ -193,21 +193,21 @@ async def test_what_is_refused_takes_no_place() -> None:
 
 async def test_cancelling_stops_the_pool_and_ends_the_record_at_once() -> None:
     pool = FakePool(ONE_IMAGE, going=False)
-    home = house(pool)
+    home = make_app(pool)
     prediction = await home.create(CAT)
     await asyncio.sleep(0.01)
-    canceled = await home.desk.cancel(prediction.id)
+    canceled = await home.service.cancel(prediction.id)
     assert (canceled.status, canceled.outputs, canceled.error) == ("canceled", (), None)
-    await home.desk.close(grace_s=1)
+    await home.service.close(grace_s=1)
     assert pool.stopped == 1
 
 
 async def test_cancelling_before_the_first_step_of_the_runner_gives_the_place_back() -> None:
     settings = Settings(pools={"dev-bf16": PoolSettings(model="dev", max_in_flight=1)})
     pool = FakePool(ONE_IMAGE)
-    home = house(pool, settings=settings)
+    home = make_app(pool, settings=settings)
     prediction = await home.create(CAT)
-    assert (await home.desk.cancel(prediction.id)).status == "canceled"
+    assert (await home.service.cancel(prediction.id)).status == "canceled"
     await asyncio.sleep(0.01)
     assert pool.calls == []
     assert (await ended(home, CAT)).status == "succeeded"
@@ -216,10 +216,10 @@ async def test_cancelling_before_the_first_step_of_the_runner_gives_the_place_ba
 async def test_a_canceled_prediction_keeps_its_place_until_the_pool_let_go() -> None:
     settings = Settings(pools={"dev-bf16": PoolSettings(model="dev", max_in_flight=1)})
     pool = FakePool(ONE_IMAGE, going=False, slow_to_stop=True)
-    home = house(pool, settings=settings)
+    home = make_app(pool, settings=settings)
     prediction = await home.create(CAT)
     await asyncio.sleep(0.01)
-    await home.desk.cancel(prediction.id)
+    await home.service.cancel(prediction.id)
     await asyncio.sleep(0.01)
     with pytest.raises(PoolFull):
         await home.create(CAT)
@@ -230,33 +230,33 @@ async def test_a_canceled_prediction_keeps_its_place_until_the_pool_let_go() -> 
 
 
 async def test_cancelling_what_has_ended_changes_nothing() -> None:
-    home = house(FakePool(ONE_IMAGE))
+    home = make_app(FakePool(ONE_IMAGE))
     last = await ended(home, CAT)
-    assert await home.desk.cancel(last.id) == last
+    assert await home.service.cancel(last.id) == last
 
 
 @pytest.mark.parametrize("method", ["get", "wait", "cancel"])
 async def test_an_unknown_id_is_not_found(method: str) -> None:
     with pytest.raises(NotFound):
-        await getattr(house(FakePool(ONE_IMAGE)).desk, method)("nobody")
+        await getattr(make_app(FakePool(ONE_IMAGE)).service, method)("nobody")
 
 
 async def test_waiting_ends_with_its_time() -> None:
-    home = house(FakePool(ONE_IMAGE, going=False))
+    home = make_app(FakePool(ONE_IMAGE, going=False))
     prediction = await home.create(CAT)
-    assert (await home.desk.wait(prediction.id, timeout_s=0.05)).status == "starting"
+    assert (await home.service.wait(prediction.id, timeout_s=0.05)).status == "starting"
 
 
 async def test_a_picture_by_url_is_fetched_outside_the_pool() -> None:
     pool = FakePool(ONE_IMAGE)
     fetcher = FakeFetcher({HERE: png(200, 100)}, together=2)
-    home = house(pool, fetcher=fetcher)
+    home = make_app(pool, fetcher=fetcher)
     prediction = await home.create(CAT | {"image": HERE})
     assert prediction.plan.size is None
     await asyncio.sleep(0.05)
     assert pool.calls == []
     await fetcher.fetch(HERE)  # the second one that the fetcher waits for
-    last = await home.desk.wait(prediction.id)
+    last = await home.service.wait(prediction.id)
     assert last.status == "succeeded"
     assert last.plan.size == (208, 96)
     [(plan, picture, mask)] = pool.calls
@@ -267,7 +267,7 @@ async def test_a_picture_by_url_is_fetched_outside_the_pool() -> None:
 
 async def test_a_picture_that_cannot_be_had_fails_the_prediction_and_frees_its_place() -> None:
     settings = Settings(pools={"dev-bf16": PoolSettings(model="dev", max_in_flight=1)})
-    home = house(FakePool(ONE_IMAGE), settings=settings)
+    home = make_app(FakePool(ONE_IMAGE), settings=settings)
     for _ in range(2):
         last = await ended(home, CAT | {"image": HERE})
         assert (last.status, last.error) == ("failed", str(FetchFailed(HERE, "its server answered 404 Not Found")))
@@ -276,7 +276,7 @@ async def test_a_picture_that_cannot_be_had_fails_the_prediction_and_frees_its_p
 
 
 async def test_a_fetched_picture_that_is_none_fails_with_the_sentence_of_the_refusal() -> None:
-    home = house(FakePool(ONE_IMAGE), fetcher=FakeFetcher({HERE: b"no picture"}))
+    home = make_app(FakePool(ONE_IMAGE), fetcher=FakeFetcher({HERE: b"no picture"}))
     with pytest.raises(InvalidInput) as refused:
         await home.create(CAT | {"image": data_uri(b"no picture")})
     assert (await ended(home, CAT | {"image": HERE})).error == str(refused.value)
@@ -292,67 +292,67 @@ async def test_the_runner_has_no_context_of_the_request() -> None:
             return super().generate(*arguments)
 
     request.set("the request of a client that may hang up")
-    await ended(house(Asking(ONE_IMAGE)), CAT)
+    await ended(make_app(Asking(ONE_IMAGE)), CAT)
     assert seen == [None]
 
 
 async def test_an_attached_caller_who_is_cancelled_cancels_the_prediction() -> None:
     pool = FakePool(ONE_IMAGE, going=False)
-    home = house(pool)
+    home = make_app(pool)
     ids: list[str] = []
 
     async def attached() -> None:
-        async with home.desk.create_attached(CAT, home.served) as prediction:
+        async with home.service.create_attached(CAT, home.served) as prediction:
             ids.append(prediction.id)
-            await home.desk.wait(prediction.id)
+            await home.service.wait(prediction.id)
 
     caller = asyncio.create_task(attached())
     await asyncio.sleep(0.01)
     caller.cancel()
     await asyncio.gather(caller, return_exceptions=True)
-    assert (await home.desk.get(ids[0])).status == "canceled"
+    assert (await home.service.get(ids[0])).status == "canceled"
     await asyncio.sleep(0.01)
     assert pool.stopped == 1
 
 
 async def test_an_attached_caller_who_has_seen_enough_cancels_the_prediction() -> None:
     pool = FakePool(ONE_IMAGE, going=False)
-    home = house(pool)
-    async with home.desk.create_attached(CAT, home.served) as prediction:
-        async for _ in home.desk.watch(prediction.id):
+    home = make_app(pool)
+    async with home.service.create_attached(CAT, home.served) as prediction:
+        async for _ in home.service.watch(prediction.id):
             break
-    assert (await home.desk.get(prediction.id)).status == "canceled"
+    assert (await home.service.get(prediction.id)).status == "canceled"
 
 
 async def test_an_attached_caller_who_stays_gets_the_end() -> None:
-    home = house(FakePool(ONE_IMAGE))
-    async with home.desk.create_attached(CAT, home.served) as prediction:
-        last = await home.desk.wait(prediction.id)
+    home = make_app(FakePool(ONE_IMAGE))
+    async with home.service.create_attached(CAT, home.served) as prediction:
+        last = await home.service.wait(prediction.id)
     assert last.status == "succeeded"
-    assert await home.desk.get(prediction.id) == last
+    assert await home.service.get(prediction.id) == last
 
 
 async def test_a_caller_who_only_watches_may_leave() -> None:
     pool = FakePool(ONE_IMAGE, going=False)
-    home = house(pool)
+    home = make_app(pool)
     prediction = await home.create(CAT)
     watching = asyncio.create_task(until(home, prediction, "succeeded"))
     await asyncio.sleep(0)
     watching.cancel()
     pool.going.set()
-    assert (await home.desk.wait(prediction.id)).status == "succeeded"
+    assert (await home.service.wait(prediction.id)).status == "succeeded"
 
 
 async def test_nothing_is_taken_before_the_desk_is_open_and_after_it_is_closed() -> None:
-    home = house(FakePool(ONE_IMAGE), opened=False)
-    states = [home.desk.state]
+    home = make_app(FakePool(ONE_IMAGE), opened=False)
+    states = [home.service.state]
     with pytest.raises(NotReady, match="starting"):
         await home.create(CAT)
-    home.desk.open()
-    states.append(home.desk.state)
+    home.service.open()
+    states.append(home.service.state)
     assert (await ended(home, CAT)).status == "succeeded"
-    await home.desk.close(grace_s=1)
-    states.append(home.desk.state)
+    await home.service.close(grace_s=1)
+    states.append(home.service.state)
     assert states == ["starting", "ready", "closing"]
     with pytest.raises(NotReady, match="stopping"):
         await home.create(CAT)
@@ -360,20 +360,20 @@ async def test_nothing_is_taken_before_the_desk_is_open_and_after_it_is_closed()
 
 async def test_closing_lets_predictions_end() -> None:
     pool = FakePool(ONE_IMAGE, going=False)
-    home = house(pool)
+    home = make_app(pool)
     prediction = await home.create(CAT)
     asyncio.get_running_loop().call_later(0.05, pool.going.set)
-    await home.desk.close(grace_s=5)
-    assert (await home.desk.get(prediction.id)).status == "succeeded"
+    await home.service.close(grace_s=5)
+    assert (await home.service.get(prediction.id)).status == "succeeded"
 
 
 async def test_closing_fails_what_does_not_end_in_time() -> None:
     pool = FakePool(ONE_IMAGE, going=False)
-    home = house(pool)
+    home = make_app(pool)
     prediction = await home.create(CAT)
     await asyncio.sleep(0)
-    await home.desk.close(grace_s=0.05)
-    last = await home.desk.get(prediction.id)
+    await home.service.close(grace_s=0.05)
+    last = await home.service.get(prediction.id)
     assert (last.status, last.error) == (
         "failed",
         "the service was stopped before the prediction had ended; send it again",

@@ -1,4 +1,4 @@
-"""A fake `serve` in a folder of its own, taken for the real one."""
+"""Fixtures that replace `python -m serve` by a fake service."""
 
 import fcntl
 import json
@@ -26,32 +26,33 @@ SUCCEEDED = {
 
 
 class FakeService:
-    """What `python -m serve` is in `folder`."""
+    """A folder in which `python -m serve` runs fake_service.py."""
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
         (folder / "serve").mkdir(parents=True)
         shutil.copy(FAKE, folder / "serve" / "__main__.py")
-        self.behave()
+        self.configure()
 
-    def behave(self, **behaviour: Any) -> None:
+    def configure(self, **behaviour: Any) -> None:
         (self.folder / "behaviour.json").write_text(json.dumps({"prediction": SUCCEEDED, **behaviour}))
 
     @property
-    def asked(self) -> dict[str, Any]:
-        asked: dict[str, Any] = json.loads((self.folder / "asked.json").read_text())
-        return asked
+    def request(self) -> dict[str, Any]:
+        """The last POST request: path, headers, body, and the number of health checks before it."""
+        request: dict[str, Any] = json.loads((self.folder / "request.json").read_text())
+        return request
 
     @property
-    def ended(self) -> str:
-        """The name of the signal that it was last sent."""
-        return (self.folder / "ended").read_text()
+    def received_signal(self) -> str:
+        """The name of the last signal that the service received."""
+        return (self.folder / "signal").read_text()
 
-    def left_something_running(self, within_s: float = 5) -> bool:
-        """Whether a process of the service still holds its lock; one that was killed may take a moment to go."""
-        until = time.monotonic() + within_s
+    def has_running_processes(self, timeout_s: float = 5) -> bool:
+        """Whether the service or its child still holds the lock after `timeout_s`."""
+        deadline = time.monotonic() + timeout_s  # killed processes take a moment to end
         with (self.folder / "alive.lock").open() as lock:
-            while time.monotonic() < until:
+            while time.monotonic() < deadline:
                 try:
                     fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
                 except BlockingIOError:
@@ -70,9 +71,9 @@ def fake(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> FakeService:
 
 @pytest.fixture
 def run_demo(fake: FakeService, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[..., int]]:
-    """Runs the demo in an empty folder, with the fake in the service's place."""
-    (tmp_path / "here").mkdir()
-    monkeypatch.chdir(tmp_path / "here")
+    """Runs the demo in an empty folder, with the fake service."""
+    (tmp_path / "work").mkdir()
+    monkeypatch.chdir(tmp_path / "work")
     monkeypatch.delenv("FLUX_SERVE_TOKEN", raising=False)
     handlers = {number: signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGHUP)}
     yield lambda *arguments: demo.main(list(arguments))

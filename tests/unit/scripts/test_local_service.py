@@ -1,4 +1,4 @@
-"""The service as a child process, with a fake in its place: it is waited for, and nothing of it is left."""
+"""The service as a subprocess, with a fake service: it is awaited, stopped, and all its processes end."""
 
 import os
 import signal
@@ -10,45 +10,45 @@ from serve.launch import subprocess_service
 from tests.unit.scripts.conftest import FakeService
 
 
-def test_it_is_asked_to_end_and_nothing_of_it_is_left(fake: FakeService) -> None:
+def test_service_receives_sigint_and_all_its_processes_end(fake: FakeService) -> None:
     with subprocess_service.local_service():
-        assert fake.left_something_running(within_s=0.1)
-    assert fake.ended == "SIGINT"
-    assert not fake.left_something_running()
+        assert fake.has_running_processes(timeout_s=0.1)
+    assert fake.received_signal == "SIGINT"
+    assert not fake.has_running_processes()
 
 
-def test_one_that_does_not_end_is_ended(fake: FakeService, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_service_that_ignores_sigint_is_killed(fake: FakeService, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(subprocess_service, "STOP_TIMEOUT_S", 0.2)
-    fake.behave(does_not_end=True)
+    fake.configure(ignores_signals=True)
     with subprocess_service.local_service():
         pass
-    assert not fake.left_something_running()
+    assert not fake.has_running_processes()
 
 
-def test_one_that_broke_down_leaves_no_child_behind(fake: FakeService) -> None:
+def test_crashed_service_leaves_no_child(fake: FakeService) -> None:
     with subprocess_service.local_service() as service:
         os.kill(service.process_id, signal.SIGKILL)
-    assert not fake.left_something_running()
+    assert not fake.has_running_processes()
 
 
 @pytest.fixture
 def interruptible() -> Iterator[None]:
-    """What a shell runs in the background is started without the handler that raises KeyboardInterrupt."""
+    """Restores the handler that raises KeyboardInterrupt, which shells remove from background processes."""
     before = signal.signal(signal.SIGINT, signal.default_int_handler)
     yield
     signal.signal(signal.SIGINT, before)
 
 
 @pytest.mark.usefixtures("interruptible")
-def test_an_impatient_caller_leaves_nothing_behind_either(fake: FakeService) -> None:
-    fake.behave(interrupts_its_client_at_its_end=True)
+def test_interrupt_while_stopping_leaves_no_process(fake: FakeService) -> None:
+    fake.configure(interrupts_parent_when_stopped=True)
     with pytest.raises(KeyboardInterrupt), subprocess_service.local_service():
         pass
-    assert not fake.left_something_running()
+    assert not fake.has_running_processes()
 
 
-def test_what_it_printed_says_why_it_did_not_start(fake: FakeService) -> None:
-    fake.behave(fault="no such model")
+def test_start_error_has_the_output_of_the_service(fake: FakeService) -> None:
+    fake.configure(error="no such model")
     with (
         pytest.raises(subprocess_service.ServiceStartError, match="serve: no such model"),
         subprocess_service.local_service(),
