@@ -27,6 +27,7 @@ def listing(folder: Path) -> set[str]:
 
 
 async def readable(store: OutputStore, *prediction_ids: str) -> list[str]:
+    """Returns the predictions whose first output can be read."""
     found = []
     for prediction_id in prediction_ids:
         try:
