@@ -109,7 +109,10 @@ class FakeLoras:
 
 
 class FakeFetcher:
-    """A URL fetcher that returns the contents of `files` by URL. No fetch returns until `together` of them are in progress."""
+    """A URL fetcher that returns the contents of `files` by URL.
+
+    No fetch returns until `together` of them are in progress.
+    """
 
     def __init__(self, files: Mapping[str, bytes], together: int = 1) -> None:
         self._files = files
