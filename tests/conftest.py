@@ -1,4 +1,4 @@
-"""For all tests: what they log, and that garbage is not searched among imports, which live as long as the process."""
+"""Fixtures and garbage collector settings for all tests."""
 
 import gc
 import logging
@@ -8,23 +8,24 @@ import pytest
 
 from tests.logs import Logs
 
+# Imported modules live as long as the process, so the collector need not scan them.
 gc.disable()
 
 
 def pytest_collection_finish(session: pytest.Session) -> None:
     gc.freeze()
     gc.enable()
-    # Drawing makes many small objects and hardly any cycles.
+    # Image generation creates many small objects and hardly any reference cycles.
     gc.set_threshold(20_000, 50, 50)
 
 
 @pytest.fixture
 def logs() -> Iterator[Logs]:
-    """What comes to the root logger: warnings and worse, until a test sets its level."""
-    kept, root = Logs(), logging.getLogger()
+    """Records what reaches the root logger: warnings and errors, unless a test changes its level."""
+    handler, root = Logs(), logging.getLogger()
     level = root.level
     root.setLevel(logging.WARNING)
-    root.addHandler(kept)
-    yield kept
-    root.removeHandler(kept)
+    root.addHandler(handler)
+    yield handler
+    root.removeHandler(handler)
     root.setLevel(level)

@@ -1,4 +1,4 @@
-"""Stand-ins for what a unit test does not run: a pool, a clock, and the values that they are asked with."""
+"""Fakes for unit tests: pool, LoRA source, URL fetcher and clock, with sample events, plans and predictions."""
 
 import asyncio
 from collections.abc import AsyncGenerator, Collection, Mapping, Sequence
@@ -16,7 +16,6 @@ from serve.predictions.prediction import Prediction
 
 NOON = datetime(2026, 1, 1, 12, tzinfo=UTC)
 
-
 WEBP = b"RIFF....WEBP"
 
 
@@ -26,22 +25,25 @@ def drawn(image: int) -> ImageFinished:
 
 DONE = Finished({"queue": 1.0, "text": 2.0, "denoise": 30.0}, mean_batch=2.5)
 ONE_IMAGE: tuple[Event, ...] = (Started(), StepDone(0, 1, 2), StepDone(0, 2, 2), drawn(0), DONE)
-"""The whole life of a prediction of one image in two steps."""
+"""All events of a prediction of one image in two steps."""
 
 
 class FakePool:
-    """A pool that tells a script of events, and raises the errors in it.
+    """A pool that yields scripted events, and raises the exceptions among them.
 
-    It stands still before the first until `going` is set, and when it is closed until `let_go` is.
+    With `going=False`, `generate` waits for the event `going` before the first event. With `slow_to_stop`, it waits for
+    the event `let_go` before it returns.
     """
 
     def __init__(self, events: Sequence[Event | BaseException], going: bool = True, slow_to_stop: bool = False) -> None:
         self.events = events
         self.going = asyncio.Event()
         self.calls: list[tuple[Plan, NDArray[uint8] | None, NDArray[uint8] | None]] = []
+        """The plan, image and mask of each call of `generate`."""
         self.loras: list[Sequence[ResolvedLora[Any]]] = []
-        """Of each call."""
+        """The LoRAs of each call."""
         self.stopped = 0
+        """How many calls have returned or were closed."""
         self.let_go = asyncio.Event()
         if going:
             self.going.set()
@@ -51,11 +53,11 @@ class FakePool:
     async def generate(
         self,
         plan: Plan,
-        picture: NDArray[uint8] | None,
+        image: NDArray[uint8] | None,
         mask: NDArray[uint8] | None,
         loras: Sequence[ResolvedLora[Any]],
     ) -> AsyncGenerator[Event, None]:
-        self.calls.append((plan, picture, mask))
+        self.calls.append((plan, image, mask))
         self.loras.append(loras)
         try:
             await self.going.wait()
@@ -69,16 +71,17 @@ class FakePool:
 
 
 class FakeLoras:
-    """A cache with a LoRA for every reference but those that it was told to fail at, by what is shown of them.
+    """A LoRA source that resolves every reference, or raises the exception in `failures` for its display name.
 
-    The key of their weights is what is shown of them, and how often they were brought.
+    The key of a LoRA is its display name and the number of times it was resolved, such as `owner/name 1`. With
+    `going=False`, `get` waits for the event `going`.
     """
 
     def __init__(self, failures: Mapping[str, Exception] | None = None, going: bool = True) -> None:
         self._failures = failures or {}
-        self._times: dict[str, int] = {}
+        self._counts: dict[str, int] = {}
         self.asked: list[tuple[tuple[str, ...], str, tuple[str, ...]]] = []
-        """What was shown of the references, the pool, and what was lost."""
+        """The display names, pool and lost keys of each call of `get`."""
         self.going = asyncio.Event()
         if going:
             self.going.set()
@@ -88,16 +91,16 @@ class FakeLoras:
     ) -> dict[str, ResolvedLora[Any]]:
         self.asked.append((tuple(each.display_name for each in references.values()), pool, tuple(lost)))
         await self.going.wait()
-        return {key: self._bring(reference.display_name) for key, reference in references.items()}
+        return {key: self._resolve(reference.display_name) for key, reference in references.items()}
 
-    def _bring(self, shown: str) -> ResolvedLora[Any]:
-        if shown in self._failures:
-            raise self._failures[shown]
-        times = self._times[shown] = self._times.get(shown, 0) + 1
-        facts = LoraMetadata(f"{shown} {times}", size_bytes=5_000_000, rank=16)
+    def _resolve(self, display_name: str) -> ResolvedLora[Any]:
+        if display_name in self._failures:
+            raise self._failures[display_name]
+        count = self._counts[display_name] = self._counts.get(display_name, 0) + 1
+        metadata = LoraMetadata(f"{display_name} {count}", size_bytes=5_000_000, rank=16)
         return ResolvedLora(
-            facts,
-            CacheHandle(None, f"copy {times} of {shown}"),
+            metadata,
+            CacheHandle(None, f"copy {count} of {display_name}"),
             "download",
             fetched_bytes=10_000_000,
             fetch_s=0.5,
@@ -106,12 +109,16 @@ class FakeLoras:
 
 
 class FakeFetcher:
-    """An internet of a few files. With `together` nothing arrives before so many were asked for."""
+    """A URL fetcher that returns the contents of `files` by URL.
+
+    No fetch returns until `together` of them are in progress.
+    """
 
     def __init__(self, files: Mapping[str, bytes], together: int = 1) -> None:
         self._files = files
         self._barrier = asyncio.Barrier(together)
         self.fetched: list[str] = []
+        """The URL of each call of `fetch`."""
 
     async def fetch(self, text: str) -> bytes:
         self.fetched.append(text)
@@ -122,10 +129,10 @@ class FakeFetcher:
 
 
 class FakeClock:
-    """A clock that only moves when it is told."""
+    """A clock that tests advance by changing `elapsed_s`."""
 
-    def __init__(self) -> None:
-        self.elapsed_s = 0.0
+    def __init__(self, elapsed_s: float = 0.0) -> None:
+        self.elapsed_s = elapsed_s
 
     def __call__(self) -> float:
         return self.elapsed_s

@@ -1,4 +1,4 @@
-"""Small pictures as files and data: URIs, for tests that send some."""
+"""Small test images as PNG files and `data:` URIs."""
 
 import base64
 import io
@@ -8,7 +8,7 @@ from PIL import Image
 
 
 def png(width: int, height: int) -> bytes:
-    """A PNG with a gradient in it, so that scaling and cropping show."""
+    """Returns a PNG with a gradient in both directions, so that scaling and cropping change its pixels."""
     across = np.linspace(0, 255, width, dtype=np.uint8)[None, :].repeat(height, axis=0)
     down = np.linspace(0, 255, height, dtype=np.uint8)[:, None].repeat(width, axis=1)
     file = io.BytesIO()

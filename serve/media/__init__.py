@@ -1,4 +1,4 @@
-"""Pictures on their way in and out: guarded fetch, decode, fit, encode, and the store of finished files.
+"""Decodes, resizes, encodes and stores images.
 
-Knows nothing of Ray, torch, HTTP routes, predictions or the engine; pixels leave and enter as numpy arrays.
+It imports neither Ray nor torch, and no HTTP, prediction or engine code; pixels are numpy arrays.
 """

@@ -1,6 +1,6 @@
-"""Reads `data:` URIs (RFC 2397), tolerating white space and missing padding in base64 as browsers do.
+"""Decodes `data:` URIs (RFC 2397), accepting white space and missing padding in base64 as browsers do.
 
-Written for hostile input: `urllib` needs 11 s and 2.6 GB for 32 MiB of percent signs.
+It does not use `urllib`, which takes 11 s and 2.6 GB for 32 MiB of percent signs.
 """
 
 import binascii
@@ -10,11 +10,11 @@ import numpy as np
 from serve.errors import InvalidImage
 
 SCHEME = "data:"
-HEAD_CHARS = 1000
-"""Longest media type with its parameters."""
+MAX_HEAD_CHARS = 1000
+"""Limit for the media type and its parameters, before the comma."""
 WHITE_SPACE = b"\t\n\f\r "
 HEX_DIGITS = np.array(["0123456789abcdef".find(chr(code).lower()) for code in range(256)], dtype=np.int16)
-"""Value of each ASCII code, -1 for what is no digit."""
+"""The value of each character code as a hexadecimal digit, or -1."""
 
 
 def is_data_uri(uri: str) -> bool:
@@ -22,18 +22,18 @@ def is_data_uri(uri: str) -> bool:
 
 
 def decode_data_uri(uri: str, field: str, max_bytes: int) -> bytes:
-    """The content of `uri`. Its media type is not looked at: what the bytes are, they show.
+    """Returns the content of `uri`, ignoring its media type.
 
-    Raises `InvalidImage` naming `field`.
+    Raises `InvalidImage` for `field` if the URI is malformed or has more than `max_bytes`.
     """
     if not is_data_uri(uri):
-        raise InvalidImage(field, "this is no data: URI")
-    too_large = InvalidImage(field, f"the data: URI holds more than {max_bytes} bytes")
-    # A base64 character of 6 bits takes up to 3 when it is written with a percent sign.
-    if len(uri) > HEAD_CHARS + 4 * max_bytes + 12:
+        raise InvalidImage(field, "this is not a data: URI")
+    too_large = InvalidImage(field, f"the data: URI has more than {max_bytes} bytes")
+    # Base64 has 4 characters for 3 bytes, and percent encoding writes each of them as 3. The last 12 are for padding.
+    if len(uri) > MAX_HEAD_CHARS + 4 * max_bytes + 12:
         raise too_large
     try:
-        content = _content(uri[len(SCHEME) :])
+        content = _decode(uri[len(SCHEME) :])
     except ValueError as error:
         raise InvalidImage(field, f"the data: URI is malformed: {error}") from error
     if len(content) > max_bytes:
@@ -41,20 +41,22 @@ def decode_data_uri(uri: str, field: str, max_bytes: int) -> bytes:
     return content
 
 
-def _content(uri: str) -> bytes:
-    """What stands behind the scheme, decoded. Raises `ValueError` with a reason."""
-    comma = uri.find(",", 0, HEAD_CHARS)
+def _decode(uri: str) -> bytes:
+    """Decodes `uri`, which has no scheme. Raises `ValueError` with a reason for the caller."""
+    comma = uri.find(",", 0, MAX_HEAD_CHARS)
     if comma < 0:
         raise ValueError("it needs a comma before its data")
     if not uri.isascii():
         raise ValueError("it has characters that are not ASCII")
-    data = _without_percent_signs(uri[comma + 1 :].encode("ascii"))
-    return _from_base64(data) if uri[:comma].lower().replace(" ", "").endswith(";base64") else data
+    data = _decode_percent_signs(uri[comma + 1 :].encode("ascii"))
+    is_base64 = uri[:comma].lower().replace(" ", "").endswith(";base64")
+    return _decode_base64(data) if is_base64 else data
 
 
-def _without_percent_signs(data: bytes) -> bytes:
+def _decode_percent_signs(data: bytes) -> bytes:
     if b"%" not in data:
         return data
+    # Two spaces at the end are no digits, so a percent sign there is found to be incomplete.
     codes = np.frombuffer(data + b"  ", np.uint8)
     signs = np.flatnonzero(codes == ord("%"))
     high, low = HEX_DIGITS[codes[signs + 1]], HEX_DIGITS[codes[signs + 2]]
@@ -67,10 +69,10 @@ def _without_percent_signs(data: bytes) -> bytes:
     return decoded[kept].tobytes()
 
 
-def _from_base64(data: bytes) -> bytes:
+def _decode_base64(data: bytes) -> bytes:
     digits = data.translate(None, WHITE_SPACE)
-    bare = digits[:-2] + digits[-2:].rstrip(b"=") if len(digits) % 4 == 0 else digits
+    unpadded = digits[:-2] + digits[-2:].rstrip(b"=") if len(digits) % 4 == 0 else digits
     try:
-        return binascii.a2b_base64(bare + b"=" * (-len(bare) % 4), strict_mode=True)
+        return binascii.a2b_base64(unpadded + b"=" * (-len(unpadded) % 4), strict_mode=True)
     except binascii.Error as error:
         raise ValueError("its data is not base64") from error

@@ -1,7 +1,7 @@
-"""Decodes and resizes input images and masks. Blocking: call it in a thread.
+"""Decodes and resizes input images and masks; all functions block, so call them in a thread.
 
-Input is untrusted: only harmless formats are tried, the size is checked before any pixel is decoded, and every decoder
-error becomes an `InvalidImage`.
+Input is untrusted: only formats with safe decoders are tried, the size is checked before any pixel is decoded, and
+every decoder error becomes `InvalidImage`.
 """
 
 from collections.abc import Iterator
@@ -15,146 +15,151 @@ from PIL import Image, ImageCms, ImageOps, UnidentifiedImageError
 from serve.errors import InvalidImage
 from serve.model_specs import Size
 
-FULL_SCALES = {"I;16": (65535.0,), "I": (255.0, 65535.0, 2.0**31 - 1), "F": (1.0, 255.0, 65535.0)}
-"""What is white in modes of more than 8 bits: the first of these that no pixel exceeds.
-
-Files do not say it where pixels are 32-bit integers or floats; a float picture brighter than all goes up to its peak.
-"""
-STRAIGHT = {"La": "LA", "RGBa": "RGBA"}
-"""Modes whose colours are multiplied by alpha, and what they are without that."""
-
-
-def to_rgb(image: Image.Image, background: str = "white") -> Image.Image:
-    """Mode RGB in sRGB, what is transparent laid on `background`. The embedded colour profile is followed."""
-    profile = image.info.get("icc_profile")
-    opaque = _opaque(_eight_bit(image), background)
-    return _in_srgb(opaque, profile) if profile else _in_mode(opaque, "RGB")
-
-
-def to_grayscale(image: Image.Image, background: str = "black") -> Image.Image:
-    """Mode L, what is transparent laid on `background`. Values are taken as they are, without a colour profile."""
-    opaque = _opaque(_eight_bit(image), background)
-    return opaque if opaque.mode == "L" else _in_mode(opaque, "RGB").convert("L")
-
-
-def _eight_bit(image: Image.Image) -> Image.Image:
-    """The picture with at most 8 bits a channel; Pillow's own conversion would cut off what is brighter than 255."""
-    mode = image.mode[:4]
-    if mode not in FULL_SCALES:
-        return image
-    values = np.asarray(image, dtype=np.float32)
-    peak = float(values.max(initial=0, where=np.isfinite(values)))
-    white = next((scale for scale in FULL_SCALES[mode] if peak <= scale), peak)
-    grey = _levels(values / white)
-    key = image.info.get("transparency")
-    if not isinstance(key, int):
-        return grey
-    return Image.merge("LA", (grey, _levels(values != key)))
-
-
-def _levels(shares: np.ndarray) -> Image.Image:
-    """Mode L of shares of white; what is not a number is black."""
-    return Image.fromarray((np.nan_to_num(shares, nan=0).clip(0, 1) * 255 + 0.5).astype(np.uint8))
-
-
-def _opaque(image: Image.Image, background: str) -> Image.Image:
-    if not image.has_transparency_data:
-        return image
-    layer = image.convert(STRAIGHT.get(image.mode, image.mode)).convert("RGBA")
-    ground = Image.new("RGBA", layer.size, background)
-    ground.alpha_composite(layer)
-    return ground.convert("RGB")
-
-
-def _in_srgb(image: Image.Image, profile: bytes) -> Image.Image:
-    """The colours that `profile` means, or the bare numbers where it is damaged or made for another kind of picture."""
-    image = image if image.mode == "CMYK" else _in_mode(image, "RGB")
-    with suppress(ImageCms.PyCMSError, OSError):
-        meant = ImageCms.ImageCmsProfile(BytesIO(profile))
-        if "sRGB" not in ImageCms.getProfileDescription(meant):
-            srgb = ImageCms.createProfile("sRGB")
-            converted = ImageCms.profileToProfile(image, meant, srgb, outputMode="RGB")
-            return converted or image
-    return _in_mode(image, "RGB")
-
-
-def _in_mode(image: Image.Image, mode: str) -> Image.Image:
-    """Without the copy that Pillow makes of a picture that has the mode already."""
-    return image if image.mode == mode else image.convert(mode)
-
+ImageArray = npt.NDArray[np.uint8]
 
 FORMATS = ("PNG", "JPEG", "WEBP", "GIF", "BMP", "TIFF", "AVIF")
-"""What Pillow may try. Formats that run programs (PostScript, PDF) or read other files are not among them."""
-
-MAX_SCANS = 100
-"""A progressive JPEG has about ten. Each takes time for the whole area, and millions fit in a small file."""
+"""The formats that Pillow may try. Decoders that run programs (EPS, PDF) or open other files are excluded."""
+MAX_JPEG_SCANS = 100
+"""A progressive JPEG has about ten scans. Each costs time for the full area, and a small file can have millions."""
 START_OF_SCAN = b"\xff\xda"
+
+WHITE_LEVELS = {"I;16": (65535.0,), "I": (255.0, 65535.0, 2.0**31 - 1), "F": (1.0, 255.0, 65535.0)}
+"""Possible values of white for Pillow's modes of more than 8 bits, in ascending order.
+
+Files with 32-bit integers or floats do not state their range, so the first value that no pixel exceeds is used. In a
+float image that exceeds all of them, the brightest pixel is white.
+"""
+UNPREMULTIPLIED_MODES = {"La": "LA", "RGBa": "RGBA"}
+"""Pillow's modes with premultiplied alpha, and the same modes with straight alpha."""
+
+MASK_THRESHOLD = 128
+"""Mask pixels of at least this level are repainted, all others are kept."""
 
 
 def decode_image(content: bytes, field: str, max_megapixels: float) -> Image.Image:
-    """The picture in `content`, upright, as RGB; the first of an animation; transparency on white.
+    """Returns the first frame of an image file in mode RGB, with EXIF orientation applied and transparency on white.
 
-    Raises `InvalidImage` naming `field`.
+    Raises `InvalidImage` for `field`.
     """
-    with _refusals(field):
-        return to_rgb(_upright(content, field, max_megapixels))
+    with _decoder_errors(field, max_megapixels):
+        return to_rgb(_load(content, field, max_megapixels))
 
 
 def decode_mask(content: bytes, field: str, max_megapixels: float) -> Image.Image:
-    """The mask in `content`, upright, as L; transparency on black, so what nobody painted on is kept.
+    """Returns the first frame of a mask file in mode L, with EXIF orientation applied.
 
-    Raises `InvalidImage` naming `field`.
+    Transparency becomes black, so areas that were never painted are kept. Raises `InvalidImage` for `field`.
     """
-    with _refusals(field):
-        return to_grayscale(_upright(content, field, max_megapixels))
+    with _decoder_errors(field, max_megapixels):
+        return to_grayscale(_load(content, field, max_megapixels))
 
 
-def _upright(content: bytes, field: str, max_megapixels: float) -> Image.Image:
+def to_rgb(image: Image.Image) -> Image.Image:
+    """Converts `image` to mode RGB in sRGB, with transparency on white. An embedded colour profile is applied."""
+    profile = image.info.get("icc_profile")
+    opaque = _composite(_to_eight_bits(image), "white")
+    return _to_srgb(opaque, profile) if profile else _to_mode(opaque, "RGB")
+
+
+def to_grayscale(image: Image.Image) -> Image.Image:
+    """Converts `image` to mode L, with transparency on black. An embedded colour profile is ignored."""
+    opaque = _composite(_to_eight_bits(image), "black")
+    return opaque if opaque.mode == "L" else _to_mode(opaque, "RGB").convert("L")
+
+
+def resize_image(image: Image.Image, size: Size) -> ImageArray:
+    """Scales an RGB image to cover `size`, crops it around the centre, and returns it as [height, width, 3].
+
+    An image that already has `size` is returned bit for bit.
+    """
+    return np.array(ImageOps.fit(image, size, method=Image.Resampling.LANCZOS))
+
+
+def resize_mask(mask: Image.Image, image_size: Size, size: Size) -> ImageArray:
+    """Returns a mask of mode L as [height, width] of 0 (keep) and 255 (repaint), aligned with the resized image.
+
+    `image_size` is the size of the decoded image before it was resized. A mask of another size is stretched to it.
+    """
+    stretched = mask.resize(image_size, Image.Resampling.NEAREST)
+    cropped = np.asarray(ImageOps.fit(stretched, size, method=Image.Resampling.NEAREST))
+    return np.where(cropped >= MASK_THRESHOLD, np.uint8(255), np.uint8(0))
+
+
+def _load(content: bytes, field: str, max_megapixels: float) -> Image.Image:
+    """Decodes `content` after checking its header, and applies its EXIF orientation."""
     image = Image.open(BytesIO(content), formats=FORMATS)
     width, height = image.size
     if width * height > max_megapixels * 1e6:
-        raise InvalidImage(field, f"the picture is {width}x{height}; at most {max_megapixels:g} megapixels are taken")
-    if image.format in ("JPEG", "MPO") and content.count(START_OF_SCAN) > MAX_SCANS:
-        raise InvalidImage(field, f"the picture is a JPEG of more than {MAX_SCANS} scans; save it anew")
+        raise InvalidImage(field, f"the image is {width}x{height}; at most {max_megapixels:g} megapixels are accepted")
+    if image.format in ("JPEG", "MPO") and content.count(START_OF_SCAN) > MAX_JPEG_SCANS:
+        raise InvalidImage(field, f"the JPEG has more than {MAX_JPEG_SCANS} scans; save it as a baseline JPEG")
     image.load()
-    # In place, so that a damaged EXIF block can spoil its own rewriting only. It is no reason to refuse a picture.
+    # A damaged EXIF block is no reason to refuse an image. In place, the image is rotated before the block is
+    # rewritten, so an error while rewriting does not undo the rotation.
     with suppress(Exception):
         ImageOps.exif_transpose(image, in_place=True)
     return image
 
 
 @contextmanager
-def _refusals(field: str) -> Iterator[None]:
-    """Makes every fault of the content a `InvalidImage`: what decoders raise on hostile bytes is not documented."""
+def _decoder_errors(field: str, max_megapixels: float) -> Iterator[None]:
+    """Converts every exception to `InvalidImage`, because decoders do not document what they raise on hostile input."""
     try:
         yield
     except InvalidImage:
         raise
     except UnidentifiedImageError as error:
-        known = ", ".join(FORMATS)
-        raise InvalidImage(field, f"this is no picture that can be read; send one of {known}") from error
+        formats = ", ".join(FORMATS)
+        raise InvalidImage(field, f"the file is not an image in a supported format; send one of {formats}") from error
     except Image.DecompressionBombError as error:
-        raise InvalidImage(field, "the picture has more pixels than are taken") from error
+        why = f"the image has too many pixels to decode; at most {max_megapixels:g} megapixels are accepted"
+        raise InvalidImage(field, why) from error
     except Exception as error:
-        raise InvalidImage(field, "the picture is cut short or damaged") from error
+        raise InvalidImage(field, "the image file is truncated or damaged") from error
 
 
-ImageArray = npt.NDArray[np.uint8]
+def _to_eight_bits(image: Image.Image) -> Image.Image:
+    """Scales modes of more than 8 bits per channel down to 8; Pillow's own conversion clips values over 255."""
+    mode = image.mode[:4]  # Big-endian "I;16B" counts as "I;16".
+    if mode not in WHITE_LEVELS:
+        return image
+    values = np.asarray(image, dtype=np.float32)
+    peak = float(values.max(initial=0, where=np.isfinite(values)))
+    white = next((level for level in WHITE_LEVELS[mode] if peak <= level), peak)
+    grey = _grayscale_image(values / white)
+    transparent_value = image.info.get("transparency")
+    if not isinstance(transparent_value, int):
+        return grey
+    return Image.merge("LA", (grey, _grayscale_image(values != transparent_value)))
 
-MASK_THRESHOLD = 128
-"""Grey level from which a mask counts as white."""
+
+def _grayscale_image(values: np.ndarray) -> Image.Image:
+    """Converts values from 0 (black) to 1 (white) to mode L. NaN becomes black."""
+    return Image.fromarray((np.nan_to_num(values, nan=0).clip(0, 1) * 255 + 0.5).astype(np.uint8))
 
 
-def resize_image(image: Image.Image, size: Size) -> ImageArray:
-    """`image`, in mode RGB, as [height, width, 3]. A picture of this size already comes back unchanged to the bit."""
-    return np.array(ImageOps.fit(image, size, method=Image.Resampling.LANCZOS))
+def _composite(image: Image.Image, background: str) -> Image.Image:
+    """Removes transparency by compositing `image` over a background colour."""
+    if not image.has_transparency_data:
+        return image
+    foreground = image.convert(UNPREMULTIPLIED_MODES.get(image.mode, image.mode)).convert("RGBA")
+    result = Image.new("RGBA", foreground.size, background)
+    result.alpha_composite(foreground)
+    return result.convert("RGB")
 
 
-def resize_mask(mask: Image.Image, picture_size: Size, size: Size) -> ImageArray:
-    """`mask`, in mode L, as [height, width] of 0 (keep) and 255 (repaint), in register with the fitted picture.
+def _to_srgb(image: Image.Image, profile: bytes) -> Image.Image:
+    """Applies a colour profile; a profile that is damaged or made for another mode is ignored."""
+    image = image if image.mode == "CMYK" else _to_mode(image, "RGB")
+    with suppress(ImageCms.PyCMSError, OSError):
+        embedded = ImageCms.ImageCmsProfile(BytesIO(profile))
+        if "sRGB" not in ImageCms.getProfileDescription(embedded):
+            srgb = ImageCms.createProfile("sRGB")
+            converted = ImageCms.profileToProfile(image, embedded, srgb, outputMode="RGB")
+            return converted or image
+    return _to_mode(image, "RGB")
 
-    `picture_size` is that of the decoded picture before it was fitted; a mask of another size is stretched to it.
-    """
-    whole = mask.resize(picture_size, Image.Resampling.NEAREST)
-    cropped = np.asarray(ImageOps.fit(whole, size, method=Image.Resampling.NEAREST))
-    return np.where(cropped >= MASK_THRESHOLD, np.uint8(255), np.uint8(0))
+
+def _to_mode(image: Image.Image, mode: str) -> Image.Image:
+    """Converts `image` to `mode`, without the copy that Pillow makes of an image that already has it."""
+    return image if image.mode == mode else image.convert(mode)

@@ -1,4 +1,4 @@
-"""Pixels to the bytes of a picture file. Blocks while it works: call it in a thread."""
+"""Encodes pixels as image files; it blocks, so call it in a thread."""
 
 from io import BytesIO
 from typing import Literal
@@ -10,14 +10,14 @@ from serve.media.decode import ImageArray
 ImageFormat = Literal["webp", "jpg", "png"]
 
 MEDIA_TYPES: dict[str, str] = {"webp": "image/webp", "jpg": "image/jpeg", "png": "image/png"}
-"""Format, which is the file's extension too, to its media type."""
+"""Maps each `ImageFormat`, which is also the file extension, to its media type."""
 
 
 def encode_image(pixels: ImageArray, file_format: ImageFormat, quality: int) -> tuple[bytes, str]:
-    """The file and its media type, from [height, width, 3] in RGB.
+    """Encodes RGB `pixels` of [height, width, 3], and returns the file and its media type.
 
-    `quality`, 0 to 100, is that of jpg and webp; png loses nothing. The same pixels give the same bytes, and no
-    metadata is written.
+    `quality` is 0 to 100 for webp and jpg; png is lossless and ignores it. The same pixels give the same bytes, and the
+    file has no metadata.
     """
     media_type = MEDIA_TYPES[file_format]
     options = {} if file_format == "png" else {"quality": quality, "optimize": True}

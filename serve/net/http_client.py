@@ -31,58 +31,62 @@ from serve.settings import FetchSettings
 REDIRECT_STATUSES = {301, 302, 303, 307, 308}
 RETRYABLE_STATUSES = {429, 500, 502, 503, 504}
 COMPRESSIONS = {"gzip", "x-gzip", "deflate", "br", "zstd", "compress"}
+DEFAULT_PORTS = {"http": 80, "https": 443}
 NO_HEADERS: Mapping[str, str] = MappingProxyType({})
 
 Result = TypeVar("Result")
 
 
 class RequestFailed(Exception):
-    """An attempt failed, `why` fit for a user. `passing` when another one may succeed."""
+    """A request failed. Callers may see `reason`; if `retryable`, another attempt may succeed."""
 
-    def __init__(self, why: str, passing: bool = False) -> None:
-        super().__init__(why)
-        self.reason = why
+    def __init__(self, reason: str, passing: bool = False) -> None:
+        super().__init__(reason)
+        self.reason = reason
         self.retryable = passing
 
 
 @dataclass(frozen=True, slots=True)
 class Response:
-    """The head of an answer that is no redirect, and its body while the request is open."""
+    """The head of a response that is not a redirect; its body can be read until the request is closed."""
 
     url: httpx.URL
-    """Where the redirects led."""
+    """The final URL after all redirects."""
     status: int
     headers: httpx.Headers
-    _response: httpcore.Response
+    _raw: httpcore.Response
 
-    async def body(self, limit_bytes: int, received: int = 0) -> AsyncIterator[bytes]:
-        """The body in pieces. It ends with `Failure` at `limit_bytes`, whatever the head promised.
+    async def body(self, max_bytes: int, received_bytes: int = 0) -> AsyncIterator[bytes]:
+        """Yields the body in chunks.
 
-        `received` are bytes that an earlier answer had already, of which this one is the rest.
+        Raises `RequestFailed` beyond `max_bytes`, whatever Content-Length says, and for a compressed body, which could
+        be a decompression bomb. `received_bytes` counts towards the limit: the size of the part that an earlier
+        response delivered, if this one resumes it.
         """
         if self.headers.get("content-encoding", "").lower() in COMPRESSIONS:
-            raise RequestFailed("its server compresses it although it was asked not to")
-        too_large = RequestFailed(f"it has more than {limit_bytes} bytes")
-        # The protocol library has checked that the header, if there is one, is a number.
-        if received + int(self.headers.get("content-length", 0)) > limit_bytes:
+            raise RequestFailed("its server sent a compressed response, which is not accepted")
+        too_large = RequestFailed(f"it has more than {max_bytes} bytes")
+        # httpcore has checked that Content-Length, if present, is a number.
+        if received_bytes + int(self.headers.get("content-length", 0)) > max_bytes:
             raise too_large
-        async for chunk in self._response.aiter_stream():
-            received += len(chunk)
-            if received > limit_bytes:
+        async for chunk in self._raw.aiter_stream():
+            received_bytes += len(chunk)
+            if received_bytes > max_bytes:
                 raise too_large
             yield chunk
 
     def status_error(self, hint: str = "") -> RequestFailed:
-        """What an answer without the content means; `hint` says what to do about it."""
-        why = f"its server answered {self.status} {responses.get(self.status, '')}".rstrip()
-        return RequestFailed(f"{why}; {hint}" if hint else why, passing=self.status in RETRYABLE_STATUSES)
+        """Returns the error for a status other than success; `hint` tells the caller what to do about it."""
+        reason = f"its server answered {self.status} {responses.get(self.status, '')}".rstrip()
+        return RequestFailed(f"{reason}; {hint}" if hint else reason, passing=self.status in RETRYABLE_STATUSES)
 
 
 class HttpClient:
-    """Sends requests within the bounds of `settings`, which stand at `name` in the tree of settings.
+    """Sends GET requests within the limits of `settings`.
 
-    `resolver` and `tls` replace the system's name service and trusted certificates. Without `downgrade`, no redirect
-    leads from https to plain http. Raises `ValueError` for settings that mean nothing.
+    `resolver` and `tls` replace the system's DNS resolver and trusted certificates. `name` is where `settings` are in
+    the configuration, for messages. Redirects from https to http are refused unless `downgrade` is set. Raises
+    `ValueError` for an invalid entry in `settings.allowed_hosts`.
     """
 
     def __init__(
@@ -96,7 +100,7 @@ class HttpClient:
     ) -> None:
         self._settings = settings
         self._resolver = resolver or SystemResolver(settings.max_concurrent)
-        self._dialer = GuardedNetworkBackend(AllowedHosts(settings.allowed_hosts), self._resolver)
+        self._network = GuardedNetworkBackend(AllowedHosts(settings.allowed_hosts), self._resolver)
         self._tls = tls or httpcore.default_ssl_context()
         self._name = name
         self._downgrade = downgrade
@@ -105,105 +109,108 @@ class HttpClient:
     async def get(
         self, url: httpx.URL, headers: Mapping[str, str] = NO_HEADERS, secrets: Mapping[str, str] = NO_HEADERS
     ) -> AsyncIterator[Response]:
-        """The answer at the end of all redirects. `secrets` are headers for the origin of `url` only: no other host,
-        and nobody after another host, gets them. Raises `Failure`, also where the body breaks off.
+        """Sends a GET request and follows its redirects.
+
+        `headers` are sent with every request. `secrets` are headers that only the origin of `url` receives: they are
+        dropped at the first redirect to another origin, even if a later one leads back. Raises `RequestFailed`, also
+        from the body of the `async with` statement if the connection breaks while the response is read.
         """
-        home, where = origin(url), ""
+        first_origin, prefix = origin(url), ""
         for _ in range(self._settings.max_redirects + 1):
-            async with self._hop(url, {**headers, **secrets}, where) as answer:
-                if answer.status not in REDIRECT_STATUSES or "location" not in answer.headers:
-                    yield answer
+            async with self._request(url, {**headers, **secrets}, prefix) as response:
+                if response.status not in REDIRECT_STATUSES or "location" not in response.headers:
+                    yield response
                     return
-                location = answer.headers["location"]
-            where = "after a redirect, "
-            url = self._next(url, location, where)
-            if origin(url) != home:
+                location = response.headers["location"]
+            prefix = "after a redirect, "
+            url = self._redirect_target(url, location, prefix)
+            if origin(url) != first_origin:
                 secrets = NO_HEADERS
         raise RequestFailed(f"it redirects more than {self._settings.max_redirects} times")
 
     async def with_retries(self, attempt: Callable[[], Awaitable[Result]]) -> Result:
-        """The result of the first attempt that succeeds, with growing random pauses before the next ones.
+        """Calls `attempt` until it succeeds, at most `settings.max_attempts` times, with growing random pauses.
 
-        Raises the `Failure` that does not pass, or the last one.
+        Raises the first `RequestFailed` that is not retryable, or the last one.
         """
         for number in range(1, self._settings.max_attempts):
             try:
                 return await attempt()
-            except RequestFailed as failure:
-                if not failure.retryable:
+            except RequestFailed as error:
+                if not error.retryable:
                     raise
             pause_s = self._settings.backoff_s * 2 ** (number - 1)
             await asyncio.sleep(random.uniform(0.5, 1) * pause_s)
         return await attempt()
 
     def close(self) -> None:
-        """Lets go of the threads that resolve names."""
+        """Stops the threads that resolve host names. Requests in progress are not awaited."""
         self._resolver.close()
 
-    def _next(self, url: httpx.URL, location: str, where: str) -> httpx.URL:
+    def _redirect_target(self, url: httpx.URL, location: str, prefix: str) -> httpx.URL:
         try:
-            new = parse_url(location, origin=url)
+            target = parse_url(location, base=url)
         except InvalidUrl as error:
-            raise RequestFailed(f"{where}{error}") from error
-        if url.scheme == "https" and new.scheme == "http" and not self._downgrade:
-            raise RequestFailed("it redirects from https to plain http")
-        return new
+            raise RequestFailed(f"{prefix}{error}") from error
+        if url.scheme == "https" and target.scheme == "http" and not self._downgrade:
+            raise RequestFailed("it redirects from https to plain http, which is not allowed")
+        return target
 
     @asynccontextmanager
-    async def _hop(self, url: httpx.URL, headers: Mapping[str, str], where: str) -> AsyncIterator[Response]:
-        """The head of the answer to one GET, on a connection that serves for nothing else."""
+    async def _request(self, url: httpx.URL, headers: Mapping[str, str], prefix: str) -> AsyncIterator[Response]:
+        """Sends one GET request on a new connection. `prefix` starts the reasons of errors."""
         target = httpcore.URL(scheme=url.raw_scheme, host=url.raw_host, port=url.port, target=url.raw_path)
-        told = {
+        all_headers = {
             "Host": url.netloc.decode("ascii"),
             "Accept": "*/*",
             "Accept-Encoding": "identity",
             "User-Agent": f"flux-serve/{__version__}",
             **headers,
         }
-        stall_s = self._settings.read_timeout_s
-        timeouts = {"connect": self._settings.connect_timeout_s, "read": stall_s, "write": stall_s}
+        read_s = self._settings.read_timeout_s
+        timeouts = {"connect": self._settings.connect_timeout_s, "read": read_s, "write": read_s}
         try:
             async with (
-                httpcore.AsyncHTTPConnection(target.origin, self._tls, network_backend=self._dialer) as connection,
+                httpcore.AsyncHTTPConnection(target.origin, self._tls, network_backend=self._network) as connection,
                 connection.stream(
-                    "GET", target, headers=list(told.items()), extensions={"timeout": timeouts}
+                    "GET", target, headers=list(all_headers.items()), extensions={"timeout": timeouts}
                 ) as response,
             ):
                 yield Response(url, response.status, httpx.Headers(response.headers), response)
         except (httpcore.TimeoutException, httpcore.NetworkError, httpcore.ProtocolError) as error:
-            failure = self._failure(error)
-            raise RequestFailed(where + failure.reason, failure.retryable) from error
+            failure = self._request_failed(error)
+            raise RequestFailed(prefix + failure.reason, failure.retryable) from error
 
-    def _failure(self, error: Exception) -> RequestFailed:
-        """What went wrong, without the error's own words: those may have addresses in them."""
+    def _request_failed(self, error: Exception) -> RequestFailed:
+        """Describes an httpcore error without its message, which may contain addresses."""
         match error:
             case AddressNotPublic():
-                allowing = f"{self._name}.allowed_hosts"
-                return RequestFailed(f"its address is not public; the operator can allow named hosts by {allowing}")
+                setting = f"{self._name}.allowed_hosts"
+                return RequestFailed(f"its address is not public; the operator can allow the host with {setting}")
             case UnknownHost():
-                return RequestFailed("its host name is not known", error.retryable)
-            case httpcore.ConnectError() if _in_chain(error, ssl.SSLCertVerificationError):
-                return RequestFailed("the certificate of its server is not valid for it")
-            case httpcore.ConnectError() if _in_chain(error, ssl.SSLError):
-                return RequestFailed("its server does not speak TLS as it should")
+                return RequestFailed("its host name could not be resolved", error.retryable)
+            case httpcore.ConnectError() if _has_cause(error, ssl.SSLCertVerificationError):
+                return RequestFailed("its server has no valid TLS certificate for this host")
+            case httpcore.ConnectError() if _has_cause(error, ssl.SSLError):
+                return RequestFailed("the TLS handshake with its server failed")
             case httpcore.ConnectError():
-                return RequestFailed("its server cannot be connected to", passing=True)
+                return RequestFailed("its server refused the connection or is unreachable", passing=True)
             case httpcore.ConnectTimeout():
                 connect_s = self._settings.connect_timeout_s
-                return RequestFailed(f"its server took no connection within {connect_s:g} s", passing=True)
+                return RequestFailed(f"its server did not accept a connection within {connect_s:g} s", passing=True)
             case httpcore.TimeoutException():
                 return RequestFailed(f"its server sent nothing for {self._settings.read_timeout_s:g} s")
             case _:
-                return RequestFailed("its server broke the connection off before it was complete", passing=True)
+                return RequestFailed("its server closed the connection early or sent invalid HTTP", passing=True)
 
 
 def origin(url: httpx.URL) -> tuple[str, str, int]:
-    """Scheme, host and port: who is asked."""
-    return url.scheme, url.host, url.port or {"http": 80, "https": 443}[url.scheme]
+    """Returns scheme, host and port of `url`, with the default port if it has none."""
+    return url.scheme, url.host, url.port or DEFAULT_PORTS[url.scheme]
 
 
-def _in_chain(error: BaseException | None, kind: type[BaseException]) -> bool:
-    """Whether `error` came from one of this kind."""
+def _has_cause(error: BaseException | None, kind: type[BaseException]) -> bool:
+    """Whether `error`, or an exception that it was raised from, is a `kind`."""
     while error is not None and not isinstance(error, kind):
         error = error.__cause__ or error.__context__
     return error is not None

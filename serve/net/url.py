@@ -1,41 +1,41 @@
-"""Reads URLs from callers and formats them for messages without their secrets."""
+"""Parses URLs from callers, and formats them for messages without their secrets."""
 
 import httpx
 
-SHOWN_CHARS = 200
-UNREADABLE = "the URL"
+MAX_DISPLAY_CHARS = 200
+UNPARSABLE = "the URL"
 
 
 class InvalidUrl(ValueError):
-    """The text is no URL that is fetched; the message says why."""
+    """The text is not a URL that can be fetched; the message gives the reason."""
 
 
-def parse_url(text: str, origin: httpx.URL | None = None) -> httpx.URL:
-    """The URL in `text`, which may be relative to `origin`. Raises `InvalidUrl`."""
+def parse_url(text: str, base: httpx.URL | None = None) -> httpx.URL:
+    """Parses an http(s) URL, which may be relative to `base`, and removes its fragment. Raises `InvalidUrl`."""
     try:
         url = httpx.URL(text.strip())
-        url = url if origin is None else origin.join(url)
+        url = url if base is None else base.join(url)
     except (httpx.InvalidURL, ValueError) as error:
         raise InvalidUrl("it is not a valid URL") from error
     if url.scheme not in ("http", "https"):
-        raise InvalidUrl("only http and https URLs are fetched")
+        raise InvalidUrl("only http and https URLs are accepted")
     if not url.host.strip("."):
         raise InvalidUrl("it names no host")
     if url.userinfo:
-        raise InvalidUrl("a user name or password in a URL is not taken, leave it out")
+        raise InvalidUrl("a user name or password in a URL is not accepted; remove it")
     if url.port is not None and not 0 < url.port < 2**16:
         raise InvalidUrl("its port is not between 1 and 65535")
-    # With a closing dot a name means the same, but no certificate is made out to it.
+    # A trailing dot does not change which host is meant, but TLS certificates do not have it.
     return url.copy_with(host=url.host.rstrip("."), fragment=None)
 
 
 def display_url(text: str | httpx.URL) -> str:
-    """`text` for a message: no user, password, query or fragment, and not endless."""
+    """Formats a URL for a message: without user, password, query and fragment, and at most 200 characters long."""
     try:
         url = httpx.URL(text.strip()) if isinstance(text, str) else text
     except (httpx.InvalidURL, ValueError):
-        return UNREADABLE
+        return UNPARSABLE
     if not url.host:
-        return UNREADABLE
-    bare = f"{url.scheme}://{url.netloc.decode('ascii')}{url.raw_path.partition(b'?')[0].decode('ascii')}"
-    return bare if len(bare) <= SHOWN_CHARS else bare[: SHOWN_CHARS - 3] + "..."
+        return UNPARSABLE
+    shown = f"{url.scheme}://{url.netloc.decode('ascii')}{url.raw_path.partition(b'?')[0].decode('ascii')}"
+    return shown if len(shown) <= MAX_DISPLAY_CHARS else shown[: MAX_DISPLAY_CHARS - 3] + "..."

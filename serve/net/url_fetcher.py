@@ -1,36 +1,31 @@
 """Fetches input images from URLs."""
 
 import asyncio
-import ssl
 from http.client import FORBIDDEN, OK, UNAUTHORIZED
 
 import httpx
 
 from serve.errors import FetchFailed
 from serve.net.http_client import HttpClient, RequestFailed
-from serve.net.ssrf_guard import Resolver
 from serve.net.url import InvalidUrl, display_url, parse_url
 from serve.settings import FetchSettings
 
-SIGN_IN = "it must be readable without signing in"
+SIGN_IN_HINT = "it must be readable without signing in"
 
 
 class UrlFetcher:
-    """Fetches URLs, `settings.max_concurrent` at once; others wait for their turn, and their clock starts with it.
+    """Fetches up to `settings.max_concurrent` URLs at once through `client`, which the caller closes.
 
-    `resolver` and `tls` replace the system's name service and trusted certificates. Raises `ValueError` for settings
-    that mean nothing.
+    Further fetches wait, and `settings.total_timeout_s` does not include the wait.
     """
 
-    def __init__(
-        self, settings: FetchSettings, resolver: Resolver | None = None, tls: ssl.SSLContext | None = None
-    ) -> None:
+    def __init__(self, settings: FetchSettings, client: HttpClient) -> None:
         self._settings = settings
-        self._transport = HttpClient(settings, resolver, tls)
+        self._client = client
         self._slots = asyncio.Semaphore(settings.max_concurrent)
 
     async def fetch(self, text: str) -> bytes:
-        """The content of the URL `text`. Raises `FetchFailed`."""
+        """Returns the content of the URL `text`. Raises `FetchFailed`."""
         try:
             url = parse_url(text)
         except InvalidUrl as error:
@@ -38,22 +33,19 @@ class UrlFetcher:
         async with self._slots:
             try:
                 async with asyncio.timeout(self._settings.total_timeout_s):
-                    return await self._transport.with_retries(lambda: self._content(url))
+                    return await self._client.with_retries(lambda: self._download(url))
             except TimeoutError as error:
-                why = f"it was not complete after {self._settings.total_timeout_s:g} s"
-                raise FetchFailed(display_url(url), why) from error
-            except RequestFailed as failure:
-                raise FetchFailed(display_url(url), failure.reason) from failure
+                reason = f"it was not complete after {self._settings.total_timeout_s:g} s"
+                raise FetchFailed(display_url(url), reason) from error
+            except RequestFailed as error:
+                raise FetchFailed(display_url(url), error.reason) from error
 
-    async def aclose(self) -> None:
-        """Lets go of the threads that resolve names. Fetches that run are not waited for."""
-        self._transport.close()
-
-    async def _content(self, url: httpx.URL) -> bytes:
-        async with self._transport.get(url) as answer:
-            if answer.status != OK:
-                raise answer.status_error(SIGN_IN if answer.status in (UNAUTHORIZED, FORBIDDEN) else "")
+    async def _download(self, url: httpx.URL) -> bytes:
+        async with self._client.get(url) as response:
+            if response.status != OK:
+                hint = SIGN_IN_HINT if response.status in (UNAUTHORIZED, FORBIDDEN) else ""
+                raise response.status_error(hint)
             content = bytearray()
-            async for chunk in answer.body(self._settings.max_bytes):
+            async for chunk in response.body(self._settings.max_bytes):
                 content += chunk
             return bytes(content)

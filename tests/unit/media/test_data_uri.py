@@ -1,4 +1,4 @@
-"""What `data:` URIs hold, and what is wrong with those that hold nothing."""
+"""Decoding of `data:` URIs."""
 
 import base64
 
@@ -7,19 +7,19 @@ import pytest
 from serve.errors import InvalidImage
 from serve.media.data_uri import decode_data_uri, is_data_uri
 
-EVERY_BYTE = bytes(range(256))
+ALL_BYTES = bytes(range(256))
 
 
-def encoded(content: bytes) -> str:
+def base64_of(content: bytes) -> str:
     return base64.b64encode(content).decode()
 
 
 @pytest.mark.parametrize(
     ("uri", "content"),
     [
-        (f"data:image/png;base64,{encoded(EVERY_BYTE)}", EVERY_BYTE),
-        (f"DATA:image/png;Base64,{encoded(EVERY_BYTE)}", EVERY_BYTE),
-        (f"data:;base64,{encoded(b'ab')}", b"ab"),
+        (f"data:image/png;base64,{base64_of(ALL_BYTES)}", ALL_BYTES),
+        (f"DATA:image/png;Base64,{base64_of(ALL_BYTES)}", ALL_BYTES),
+        (f"data:;base64,{base64_of(b'ab')}", b"ab"),
         ("data:image/png;name=a.png;base64,YWI=", b"ab"),
         ("data:image/png; base64,YWI=", b"ab"),
         ("data:;base64,YWI", b"ab"),
@@ -29,17 +29,17 @@ def encoded(content: bytes) -> str:
         ("data:;base64,+/%2B%2f", base64.b64decode("+/+/")),
         ("data:,ab%63%0A", b"abc\n"),
         ("data:text/plain,a,b;base64,c", b"a,b;base64,c"),
-        ("data:," + "".join(f"%{byte:02x}" for byte in EVERY_BYTE), EVERY_BYTE),
+        ("data:," + "".join(f"%{byte:02x}" for byte in ALL_BYTES), ALL_BYTES),
         ("data:,", b""),
         ("data:;base64,", b""),
     ],
 )
-def test_the_content_of_a_data_uri_is_read(uri: str, content: bytes) -> None:
+def test_data_uri_is_decoded(uri: str, content: bytes) -> None:
     assert decode_data_uri(uri, "image", 1000) == content
 
 
 @pytest.mark.parametrize(
-    ("uri", "why"),
+    ("uri", "reason"),
     [
         ("data:image/png;base64", "comma"),
         ("data:", "comma"),
@@ -57,32 +57,32 @@ def test_the_content_of_a_data_uri_is_read(uri: str, content: bytes) -> None:
         ("data:,%²1", "not ASCII"),
         ("data:;base64,YWIé", "not ASCII"),
         ("data:,\ud800", "not ASCII"),
-        ("http://example.com/", "no data: URI"),
+        ("http://example.com/", "not a data: URI"),
     ],
 )
-def test_a_malformed_data_uri_is_refused_with_the_reason(uri: str, why: str) -> None:
-    with pytest.raises(InvalidImage, match=why) as caught:
+def test_malformed_data_uri_is_rejected_with_reason(uri: str, reason: str) -> None:
+    with pytest.raises(InvalidImage, match=reason) as caught:
         decode_data_uri(uri, "mask", 1000)
     assert caught.value.field == "mask"
 
 
 @pytest.mark.parametrize("content", [b"x" * 3000, b"x" * 3001, b"x" * 30_000])
-@pytest.mark.parametrize("form", ["base64", "base64 with percent signs", "percent signs"])
-def test_no_more_bytes_are_taken_than_allowed(content: bytes, form: str) -> None:
+@pytest.mark.parametrize("encoding", ["base64", "percent-encoded base64", "percent-encoded"])
+def test_content_over_max_bytes_is_rejected(content: bytes, encoding: str) -> None:
     uri = {
-        "base64": f"data:;base64,{encoded(content)}",
-        "base64 with percent signs": "data:;base64," + "".join(f"%{ord(char):02X}" for char in encoded(content)),
-        "percent signs": "data:," + "".join(f"%{byte:02X}" for byte in content),
-    }[form]
+        "base64": f"data:;base64,{base64_of(content)}",
+        "percent-encoded base64": "data:;base64," + "".join(f"%{ord(char):02X}" for char in base64_of(content)),
+        "percent-encoded": "data:," + "".join(f"%{byte:02X}" for byte in content),
+    }[encoding]
     if len(content) <= 3000:
         assert decode_data_uri(uri, "image", 3000) == content
     else:
-        with pytest.raises(InvalidImage, match="more than 3000 bytes"):
+        with pytest.raises(InvalidImage, match="3000 bytes"):
             decode_data_uri(uri, "image", 3000)
 
 
 @pytest.mark.parametrize(
     ("uri", "is_data"), [("data:,x", True), ("DaTa:,x", True), ("http://x/data:", False), ("", False)]
 )
-def test_a_data_uri_is_told_by_its_scheme(uri: str, is_data: bool) -> None:
+def test_data_uri_is_recognized_by_its_scheme(uri: str, is_data: bool) -> None:
     assert is_data_uri(uri) is is_data

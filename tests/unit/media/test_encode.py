@@ -1,4 +1,4 @@
-"""Files of pictures: the formats, and what quality does."""
+"""Encoding of images: formats, quality and determinism."""
 
 from io import BytesIO
 from itertools import pairwise
@@ -13,7 +13,7 @@ from serve.media.encode import ImageFormat, encode_image
 
 @pytest.fixture
 def pixels() -> ImageArray:
-    """A smooth picture with some grain, 96 wide and 64 high."""
+    """A smooth gradient with noise, as [64, 96, 3]."""
     rows, columns = np.mgrid[:64, :96]
     smooth = np.dstack([rows * 3, columns * 2, (rows + columns) * 1.5])
     return (smooth + np.random.default_rng(0).normal(0, 12, smooth.shape)).clip(0, 255).astype(np.uint8)
@@ -23,21 +23,23 @@ def pixels() -> ImageArray:
     ("file_format", "media_type", "name"),
     [("webp", "image/webp", "WEBP"), ("jpg", "image/jpeg", "JPEG"), ("png", "image/png", "PNG")],
 )
-def test_each_format_is_what_it_says(pixels: ImageArray, file_format: ImageFormat, media_type: str, name: str) -> None:
-    content, told = encode_image(pixels, file_format, 80)
+def test_file_has_requested_format_and_no_metadata(
+    pixels: ImageArray, file_format: ImageFormat, media_type: str, name: str
+) -> None:
+    content, returned_media_type = encode_image(pixels, file_format, 80)
     image = Image.open(BytesIO(content))
-    assert (told, image.format, image.size, image.mode) == (media_type, name, (96, 64), "RGB")
+    assert (returned_media_type, image.format, image.size, image.mode) == (media_type, name, (96, 64), "RGB")
     assert not image.getexif()
 
 
-def test_png_loses_nothing(pixels: ImageArray) -> None:
+def test_png_is_lossless(pixels: ImageArray) -> None:
     content, _ = encode_image(pixels, "png", 0)
     assert (np.asarray(Image.open(BytesIO(content))) == pixels).all()
 
 
 @pytest.mark.parametrize("file_format", ["webp", "jpg"])
-def test_quality_is_used_over_its_whole_range(pixels: ImageArray, file_format: ImageFormat) -> None:
-    """0 too, which is easily taken for "not given"."""
+def test_higher_quality_gives_larger_files_and_smaller_errors(pixels: ImageArray, file_format: ImageFormat) -> None:
+    """Includes quality 0, which code can mistake for a missing value."""
     sizes, errors = [], []
     for quality in (0, 10, 40, 75, 90, 100):
         content, _ = encode_image(pixels, file_format, quality)
@@ -48,11 +50,11 @@ def test_quality_is_used_over_its_whole_range(pixels: ImageArray, file_format: I
 
 
 @pytest.mark.parametrize("file_format", ["webp", "jpg", "png"])
-def test_the_same_pixels_give_the_same_bytes(pixels: ImageArray, file_format: ImageFormat) -> None:
+def test_same_pixels_give_same_bytes(pixels: ImageArray, file_format: ImageFormat) -> None:
     assert encode_image(pixels, file_format, 80) == encode_image(pixels.copy(), file_format, 80)
 
 
 @pytest.mark.parametrize("file_format", ["webp", "jpg", "png"])
-def test_noise_at_the_best_quality_fits_too(file_format: ImageFormat) -> None:
+def test_noise_at_best_quality_can_be_encoded(file_format: ImageFormat) -> None:
     noise = np.random.default_rng(0).integers(0, 256, (512, 512, 3), np.uint8)
     assert encode_image(noise, file_format, 100)[0]

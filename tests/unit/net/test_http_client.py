@@ -1,6 +1,5 @@
-"""What goes along over redirects: headers everywhere, secrets at home only, and nothing in plain text unasked."""
+"""Headers and secrets across redirects, downgrades to http, and limits of the HTTP client."""
 
-from collections.abc import AsyncIterator
 from pathlib import Path
 
 import httpx
@@ -8,86 +7,76 @@ import pytest
 
 from serve.net.http_client import HttpClient, RequestFailed, origin
 from serve.settings import FetchSettings
-from tests.local_server import LocalServer, Names, certificate
-from tests.unit.net.test_url_fetcher import TRUSTS_NOBODY
+from tests.local_server import EMPTY_TRUST_STORE, FakeResolver, LocalServer, make_tls_contexts
+
+ALLOW_LOOPBACK = FetchSettings(allowed_hosts=("127.0.0.1",))
 
 
-@pytest.fixture
-async def home() -> AsyncIterator[LocalServer]:
-    server = LocalServer()
-    await server.start()
-    yield server
-    await server.stop()
-
-
-@pytest.fixture
-async def away() -> AsyncIterator[LocalServer]:
-    server = LocalServer()
-    await server.start()
-    yield server
-    await server.stop()
-
-
-async def body(transport: HttpClient, url: str, limit_bytes: int = 100, received: int = 0) -> bytes:
+async def get_body(client: HttpClient, url: str, max_bytes: int = 100, received_bytes: int = 0) -> bytes:
+    """Requests `url` with a header and a secret, and closes `client`."""
     headers, secrets = {"If-None-Match": "tag"}, {"Authorization": "Bearer sesame"}
     try:
-        async with transport.get(httpx.URL(url), headers, secrets) as answer:
-            return b"".join([chunk async for chunk in answer.body(limit_bytes, received)])
+        async with client.get(httpx.URL(url), headers, secrets) as response:
+            return b"".join([chunk async for chunk in response.body(max_bytes, received_bytes)])
     finally:
-        transport.close()
+        client.close()
 
 
-async def test_secrets_end_at_the_first_other_host_and_headers_go_on(home: LocalServer, away: LocalServer) -> None:
-    home.answer("/end", body=b"there")
-    away.answer("/b", status="302 Found", Location=f"http://127.0.0.1:{home.port}/end")
-    home.answer("/a", status="302 Found", Location=f"http://127.0.0.1:{away.port}/b")
-    url = home.answer("/start", status="307 Temporary Redirect", Location="/a")
-    transport = HttpClient(FetchSettings(allowed_hosts=("127.0.0.1",)), None, TRUSTS_NOBODY)
-    assert await body(transport, url) == b"there"
-    assert ["Bearer sesame" in head for head in home.heads] == [True, True, False]
-    assert ["Bearer sesame" in head for head in away.heads] == [False]
-    assert all("If-None-Match: tag" in head for head in home.heads + away.heads)
+async def test_redirect_to_another_origin_drops_secrets_and_keeps_headers(
+    server: LocalServer, other_server: LocalServer
+) -> None:
+    server.answer("/end", body=b"there")
+    other_server.answer("/b", status="302 Found", Location=f"http://127.0.0.1:{server.port}/end")
+    server.answer("/a", status="302 Found", Location=f"http://127.0.0.1:{other_server.port}/b")
+    url = server.answer("/start", status="307 Temporary Redirect", Location="/a")
+    assert await get_body(HttpClient(ALLOW_LOOPBACK, None, EMPTY_TRUST_STORE), url) == b"there"
+    assert ["Bearer sesame" in head for head in server.heads] == [True, True, False]
+    assert ["Bearer sesame" in head for head in other_server.heads] == [False]
+    assert all("If-None-Match: tag" in head for head in server.heads + other_server.heads)
 
 
 @pytest.mark.parametrize("downgrade", [True, False])
-async def test_a_redirect_to_plain_http_needs_leave(tmp_path: Path, away: LocalServer, downgrade: bool) -> None:
-    server_side, client_side = certificate(tmp_path, "files.test")
-    secure = LocalServer()
-    await secure.start(server_side)
-    secure.answer("/a", status="302 Found", Location=away.answer("/b", body=b"plain"))
-    settings = FetchSettings(allowed_hosts=("127.0.0.1",))
-    names = Names(files_test=[["127.0.0.1"]], **{"127_0_0_1": [["127.0.0.1"]]})
-    transport = HttpClient(settings, names, client_side, downgrade=downgrade)
-    url = f"https://files.test:{secure.port}/a"
+async def test_redirect_from_https_to_http_requires_downgrade(
+    tmp_path: Path, other_server: LocalServer, downgrade: bool
+) -> None:
+    server_context, client_context = make_tls_contexts(tmp_path, "files.test")
+    https_server = LocalServer()
+    await https_server.start(server_context)
+    https_server.answer("/a", status="302 Found", Location=other_server.answer("/b", body=b"plain"))
+    resolver = FakeResolver(files_test=[["127.0.0.1"]], **{"127_0_0_1": [["127.0.0.1"]]})
+    client = HttpClient(ALLOW_LOOPBACK, resolver, client_context, downgrade=downgrade)
+    url = f"https://files.test:{https_server.port}/a"
     if downgrade:
-        assert await body(transport, url) == b"plain"
+        assert await get_body(client, url) == b"plain"
     else:
-        with pytest.raises(RequestFailed, match="it redirects from https to plain http"):
-            await body(transport, url)
-        assert away.asked == []
-    await secure.stop()
+        with pytest.raises(RequestFailed, match="plain http"):
+            await get_body(client, url)
+        assert other_server.asked == []
+    await https_server.stop()
 
 
-async def test_a_refused_address_names_the_setting_that_allows_it(home: LocalServer) -> None:
-    transport = HttpClient(FetchSettings(), None, TRUSTS_NOBODY, name="lora.fetch")
-    with pytest.raises(RequestFailed, match=r"by lora\.fetch\.allowed_hosts$"):
-        await body(transport, home.answer("/a", body=b"x"))
+async def test_private_address_error_names_the_allowed_hosts_setting(server: LocalServer) -> None:
+    client = HttpClient(FetchSettings(), None, EMPTY_TRUST_STORE, name="lora.fetch")
+    with pytest.raises(RequestFailed, match=r"lora\.fetch\.allowed_hosts"):
+        await get_body(client, server.answer("/a", body=b"x"))
 
 
-async def test_the_limit_counts_what_was_received_before(home: LocalServer) -> None:
-    url = home.answer("/a", body=b"x" * 60)
-    claimed = home.answer("/claimed", body=b"", Content_Length=60)
-    settings = FetchSettings(allowed_hosts=("127.0.0.1",))
-    assert len(await body(HttpClient(settings, None, TRUSTS_NOBODY), url, received=40)) == 60
-    with pytest.raises(RequestFailed, match="it has more than 100 bytes"):
-        await body(HttpClient(settings, None, TRUSTS_NOBODY), claimed, received=41)
-    unsized = home.answer("/b", body=b"x" * 60, Content_Length="")
-    with pytest.raises(RequestFailed, match="it has more than 100 bytes"):
-        await body(HttpClient(settings, None, TRUSTS_NOBODY), unsized, received=41)
+async def test_received_bytes_count_towards_the_limit(server: LocalServer) -> None:
+    url = server.answer("/a", body=b"x" * 60)
+    with_length_only = server.answer("/length", body=b"", Content_Length=60)
+    without_length = server.answer("/b", body=b"x" * 60, Content_Length="")
+
+    def client() -> HttpClient:
+        return HttpClient(ALLOW_LOOPBACK, None, EMPTY_TRUST_STORE)
+
+    assert len(await get_body(client(), url, received_bytes=40)) == 60
+    for too_large in (with_length_only, without_length):
+        with pytest.raises(RequestFailed, match="100 bytes"):
+            await get_body(client(), too_large, received_bytes=41)
 
 
 @pytest.mark.parametrize(
-    ("one", "other", "same"),
+    ("first", "second", "same"),
     [
         ("https://a.test/x", "https://a.test:443/y?z", True),
         ("http://a.test", "http://a.test:80", True),
@@ -96,5 +85,5 @@ async def test_the_limit_counts_what_was_received_before(home: LocalServer) -> N
         ("https://a.test", "https://b.a.test", False),
     ],
 )
-def test_who_is_asked_is_told_by_scheme_host_and_port(one: str, other: str, same: bool) -> None:
-    assert (origin(httpx.URL(one)) == origin(httpx.URL(other))) is same
+def test_origin_is_scheme_host_and_port(first: str, second: str, same: bool) -> None:
+    assert (origin(httpx.URL(first)) == origin(httpx.URL(second))) is same

@@ -1,4 +1,4 @@
-"""Which addresses are public, and what an operator can allow besides."""
+"""Classification of IP addresses as public, and the hosts that an operator allows."""
 
 from ipaddress import ip_address
 
@@ -58,7 +58,7 @@ from serve.net.ssrf_guard import AllowedHosts, is_public
         "ff0e::1",
     ],
 )
-def test_an_address_that_is_not_the_internets_is_not_public(address: str) -> None:
+def test_special_purpose_address_is_not_public(address: str) -> None:
     assert not is_public(ip_address(address))
 
 
@@ -66,7 +66,7 @@ def test_an_address_that_is_not_the_internets_is_not_public(address: str) -> Non
     "address",
     ["8.8.8.8", "1.1.1.1", "172.32.0.1", "100.128.0.1", "2606:4700::1111", "::ffff:8.8.8.8", "64:ff9b::808:808"],
 )
-def test_an_address_of_the_internet_is_public(address: str) -> None:
+def test_internet_address_is_public(address: str) -> None:
     assert is_public(ip_address(address))
 
 
@@ -91,15 +91,13 @@ def test_an_address_of_the_internet_is_public(address: str) -> None:
         ("[::1]:8080", "::1", 80, False),
     ],
 )
-def test_an_allowed_host_is_let_through_in_any_spelling_and_nothing_else(
-    entry: str, host: str, port: int, covered: bool
-) -> None:
+def test_allowed_host_covers_its_spellings_and_nothing_else(entry: str, host: str, port: int, covered: bool) -> None:
     assert AllowedHosts((entry,)).covers(host, port) is covered
 
 
 @pytest.mark.parametrize(
-    "entry", ["", "http://store.local", "store.local/pictures", "me@store.local", "store.local:http", "[::1", ":80"]
+    "entry", ["", "http://store.local", "store.local/images", "me@store.local", "store.local:http", "[::1", ":80"]
 )
-def test_an_entry_that_names_no_host_fails_at_start_up(entry: str) -> None:
+def test_invalid_allowed_hosts_entry_raises_value_error(entry: str) -> None:
     with pytest.raises(ValueError, match="allowed_hosts"):
         AllowedHosts((entry,))

@@ -1,4 +1,4 @@
-"""The address that is checked is the address that is connected to."""
+"""The SSRF guard connects only to the addresses that it has checked."""
 
 import asyncio
 from collections.abc import Iterable, Sequence
@@ -9,8 +9,8 @@ import pytest
 from serve.net.ssrf_guard import AddressNotPublic, AllowedHosts, GuardedNetworkBackend, SystemResolver, UnknownHost
 
 
-class Answers:
-    """A name service with one answer a question, in order."""
+class ScriptedResolver:
+    """Returns the next of its answers for each call, for any host."""
 
     def __init__(self, *answers: Sequence[str]) -> None:
         self.answers = list(answers)
@@ -22,12 +22,12 @@ class Answers:
         pass
 
 
-class Network(httpcore.AsyncNetworkBackend):
-    """Keeps whom it should connect to; `dead` addresses refuse, `silent` ones never answer."""
+class FakeNetwork(httpcore.AsyncNetworkBackend):
+    """Records connections. Addresses in `refusing` refuse them, and addresses in `silent` time out."""
 
-    def __init__(self, dead: Sequence[str] = (), silent: Sequence[str] = ()) -> None:
-        self.dead, self.silent = dead, silent
-        self.dialled: list[tuple[str, int]] = []
+    def __init__(self, refusing: Sequence[str] = (), silent: Sequence[str] = ()) -> None:
+        self.refusing, self.silent = refusing, silent
+        self.connections: list[tuple[str, int]] = []
 
     async def connect_tcp(
         self,
@@ -37,8 +37,8 @@ class Network(httpcore.AsyncNetworkBackend):
         local_address: str | None = None,
         socket_options: Iterable[httpcore.SOCKET_OPTION] | None = None,
     ) -> httpcore.AsyncNetworkStream:
-        self.dialled.append((host, port))
-        if host in self.dead:
+        self.connections.append((host, port))
+        if host in self.refusing:
             raise httpcore.ConnectError
         if host in self.silent:
             await asyncio.sleep(timeout or 0)
@@ -46,53 +46,57 @@ class Network(httpcore.AsyncNetworkBackend):
         return httpcore.AsyncMockStream([])
 
 
-async def test_a_name_that_turns_private_after_the_check_changes_nothing() -> None:
-    names, network = Answers(["8.8.8.8"], ["127.0.0.1"]), Network()
-    await GuardedNetworkBackend(AllowedHosts(()), names, network).connect_tcp("rebind.test", 80)
-    assert network.dialled == [("8.8.8.8", 80)]
-    assert names.answers == [["127.0.0.1"]], "the name was asked for once"
+async def test_host_is_resolved_once_per_connection() -> None:
+    resolver, network = ScriptedResolver(["8.8.8.8"], ["127.0.0.1"]), FakeNetwork()
+    await GuardedNetworkBackend(AllowedHosts(()), resolver, network).connect_tcp("rebind.test", 80)
+    assert network.connections == [("8.8.8.8", 80)]
+    assert resolver.answers == [["127.0.0.1"]]
 
 
-async def test_a_name_is_checked_anew_for_each_connection() -> None:
-    network = Network()
-    dialer = GuardedNetworkBackend(AllowedHosts(()), Answers(["8.8.8.8"], ["127.0.0.1"]), network)
-    await dialer.connect_tcp("rebind.test", 80)
+async def test_host_is_checked_for_each_connection() -> None:
+    network = FakeNetwork()
+    backend = GuardedNetworkBackend(AllowedHosts(()), ScriptedResolver(["8.8.8.8"], ["127.0.0.1"]), network)
+    await backend.connect_tcp("rebind.test", 80)
     with pytest.raises(AddressNotPublic):
-        await dialer.connect_tcp("rebind.test", 80)
-    assert network.dialled == [("8.8.8.8", 80)]
+        await backend.connect_tcp("rebind.test", 80)
+    assert network.connections == [("8.8.8.8", 80)]
 
 
 @pytest.mark.parametrize("addresses", [["127.0.0.1"], ["8.8.8.8", "10.0.0.1"], ["::1", "8.8.8.8"], ["::ffff:10.0.0.1"]])
-async def test_one_private_address_among_those_of_a_name_is_enough_to_refuse_it(addresses: list[str]) -> None:
-    network = Network()
+async def test_host_with_one_private_address_is_rejected(addresses: list[str]) -> None:
+    network = FakeNetwork()
     with pytest.raises(AddressNotPublic):
-        await GuardedNetworkBackend(AllowedHosts(()), Answers(addresses), network).connect_tcp("mixed.test", 80)
-    assert network.dialled == []
+        await GuardedNetworkBackend(AllowedHosts(()), ScriptedResolver(addresses), network).connect_tcp(
+            "mixed.test", 80
+        )
+    assert network.connections == []
 
 
-async def test_the_next_address_is_tried_when_one_refuses_or_stays_silent() -> None:
-    network = Network(dead=["8.8.8.8"], silent=["8.8.4.4"])
-    dialer = GuardedNetworkBackend(AllowedHosts(()), Answers(["8.8.8.8", "8.8.4.4", "8.8.8.8", "1.1.1.1"]), network)
-    await dialer.connect_tcp("many.test", 443, timeout=0.1)
-    assert network.dialled == [("8.8.8.8", 443), ("8.8.4.4", 443), ("1.1.1.1", 443)]
+async def test_next_address_is_tried_after_a_refusal_or_timeout() -> None:
+    network = FakeNetwork(refusing=["8.8.8.8"], silent=["8.8.4.4"])
+    backend = GuardedNetworkBackend(
+        AllowedHosts(()), ScriptedResolver(["8.8.8.8", "8.8.4.4", "8.8.8.8", "1.1.1.1"]), network
+    )
+    await backend.connect_tcp("many.test", 443, timeout=0.1)
+    assert network.connections == [("8.8.8.8", 443), ("8.8.4.4", 443), ("1.1.1.1", 443)]
 
 
-async def test_all_addresses_together_get_the_time_of_one_connection() -> None:
+async def test_timeout_covers_all_addresses_together() -> None:
     addresses = [f"8.8.8.{last}" for last in range(20)]
-    dialer = GuardedNetworkBackend(AllowedHosts(()), Answers(addresses), Network(silent=addresses))
+    backend = GuardedNetworkBackend(AllowedHosts(()), ScriptedResolver(addresses), FakeNetwork(silent=addresses))
     loop = asyncio.get_running_loop()
-    began = loop.time()
+    start_s = loop.time()
     with pytest.raises(httpcore.ConnectTimeout):
-        await dialer.connect_tcp("silent.test", 80, timeout=0.1)
-    assert loop.time() - began < 1
+        await backend.connect_tcp("silent.test", 80, timeout=0.1)
+    assert loop.time() - start_s < 1
 
 
-async def test_a_name_without_addresses_is_unknown() -> None:
+async def test_host_without_addresses_is_unknown() -> None:
     with pytest.raises(UnknownHost):
-        await GuardedNetworkBackend(AllowedHosts(()), Answers([]), Network()).connect_tcp("empty.test", 80)
+        await GuardedNetworkBackend(AllowedHosts(()), ScriptedResolver([]), FakeNetwork()).connect_tcp("empty.test", 80)
 
 
-async def test_the_system_resolver_knows_this_machine() -> None:
+async def test_system_resolver_resolves_localhost() -> None:
     resolver = SystemResolver(threads=1)
     assert set(await resolver.resolve("localhost", 80)) <= {"127.0.0.1", "::1"}
     resolver.close()

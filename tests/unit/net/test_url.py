@@ -1,4 +1,4 @@
-"""How URLs are read, and what of them is shown."""
+"""Parsing of URLs and their display in messages."""
 
 import httpx
 import pytest
@@ -7,7 +7,7 @@ from serve.net.url import InvalidUrl, display_url, parse_url
 
 
 @pytest.mark.parametrize(
-    ("text", "why"),
+    ("text", "reason"),
     [
         ("ftp://example.com/a.png", "only http and https"),
         ("file:///etc/passwd", "only http and https"),
@@ -29,8 +29,8 @@ from serve.net.url import InvalidUrl, display_url, parse_url
         ("http://example.com/" + "a" * 70_000, "not a valid URL"),
     ],
 )
-def test_what_is_no_fetchable_url_is_refused_with_the_reason(text: str, why: str) -> None:
-    with pytest.raises(InvalidUrl, match=why):
+def test_invalid_url_is_rejected_with_reason(text: str, reason: str) -> None:
+    with pytest.raises(InvalidUrl, match=reason):
         parse_url(text)
 
 
@@ -43,12 +43,12 @@ def test_what_is_no_fetchable_url_is_refused_with_the_reason(text: str, why: str
         ("http://other.com./b.png#top", "http://other.com/b.png"),
     ],
 )
-def test_a_location_is_read_relative_to_the_url_it_came_from(location: str, url: str) -> None:
-    assert str(parse_url(location, origin=httpx.URL("https://example.com:8443/a/x.png"))) == url
+def test_location_is_resolved_against_base_url(location: str, url: str) -> None:
+    assert str(parse_url(location, base=httpx.URL("https://example.com:8443/a/x.png"))) == url
 
 
 @pytest.mark.parametrize(
-    ("text", "seen"),
+    ("text", "shown"),
     [
         ("https://example.com/a.png?token=secret#part", "https://example.com/a.png"),
         ("https://me:secret@example.com:8443/a.png", "https://example.com:8443/a.png"),
@@ -57,5 +57,5 @@ def test_a_location_is_read_relative_to_the_url_it_came_from(location: str, url:
         ("https://example.com/" + "a" * 500, "https://example.com/" + "a" * 177 + "..."),
     ],
 )
-def test_a_url_is_shown_without_what_may_be_secret(text: str, seen: str) -> None:
-    assert display_url(text) == seen
+def test_displayed_url_has_no_secrets(text: str, shown: str) -> None:
+    assert display_url(text) == shown
