@@ -23,6 +23,7 @@ from serve.api.replicate import prediction_json
 from serve.lora.parse import check_aliases
 from serve.lora_cache import LoraCacheClient
 from serve.media.output_store import OutputStore
+from serve.net.http_client import HttpClient
 from serve.net.url_fetcher import UrlFetcher
 from serve.pool_client import PoolClient
 from serve.predictions.input_images import InputImages
@@ -49,8 +50,8 @@ class Ingress:
         )
         check_aliases(settings.lora)
         self._outputs = OutputStore(settings.outputs)
-        self._fetcher = UrlFetcher(settings.fetch)
-        input_images = InputImages(settings, self._fetcher)
+        self._http_client = HttpClient(settings.fetch)
+        input_images = InputImages(settings, UrlFetcher(settings.fetch, self._http_client))
         store = MemoryStore(settings.max_records, settings.record_max_age_s)
         pools = {name: PoolClient(name, handle) for name, handle in handles.items()}
         self._lora_cache = LoraCacheClient(settings, serve.get_replica_context().app_name)
@@ -103,7 +104,7 @@ class Ingress:
         for task in tasks:
             task.cancel()
         await self._predictions.close(SHUTDOWN_GRACE_S)
-        await self._fetcher.aclose()
+        self._http_client.close()
         await self._outputs.aclose()
 
     async def _wait_for_pools(self) -> None:

@@ -120,7 +120,7 @@ class ModelReplica:
         times_ms = {"safety": 1000 * (checked_s - start_s)}
         if flagged:
             return ImageFlagged(image.image), times_ms
-        content, _ = encode_image(array, plan.output_format, plan.output_quality)
+        content = encode_image(array, plan.output_format, plan.output_quality)
         times_ms["encode"] = 1000 * (time.perf_counter() - checked_s)
         return ImageFinished(image.image, content), times_ms
 

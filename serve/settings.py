@@ -21,13 +21,13 @@ Positive = Annotated[int, Field(ge=1)]
 Seconds = Annotated[float, Field(gt=0)]
 
 
-class Strict(BaseModel):
+class StrictModel(BaseModel):
     """An immutable model that rejects unknown keys."""
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
 
-class ModelSettings(Strict):
+class ModelSettings(StrictModel):
     """A checkpoint, and properties that are verified when it is loaded."""
 
     variant: VariantName
@@ -41,7 +41,7 @@ class ModelSettings(Strict):
     """Every T5 prompt is padded or truncated to this many tokens."""
 
 
-class Dtypes(Strict):
+class Dtypes(StrictModel):
     """The dtype of each part of a checkpoint."""
 
     transformer: Dtype
@@ -49,7 +49,7 @@ class Dtypes(Strict):
     vae: Dtype
 
 
-class Scaling(Strict):
+class Scaling(StrictModel):
     """The `autoscaling_config` of a pool's deployment, by the names of Ray Serve.
 
     The default delays are shorter than Ray Serve's, because requests take seconds.
@@ -72,7 +72,7 @@ class Scaling(Strict):
         return self
 
 
-class PoolSettings(Strict):
+class PoolSettings(StrictModel):
     """A pool of replicas that serve one model at one precision."""
 
     model: str
@@ -116,7 +116,7 @@ class PoolSettings(Strict):
     scaling: Scaling = Scaling()
 
 
-class ServedModel(Strict):
+class ServedModel(StrictModel):
     """A model as clients see it: `owner/name`, its version ids, and its default inputs."""
 
     owner: Annotated[str, Field(pattern=r"^[a-z0-9][a-z0-9._-]*$")]
@@ -129,7 +129,7 @@ class ServedModel(Strict):
         return f"{self.owner}/{self.name}"
 
 
-class FetchSettings(Strict):
+class FetchSettings(StrictModel):
     """Limits on downloads from URLs in requests."""
 
     max_bytes: Positive = 64 * 2**20
@@ -159,7 +159,7 @@ class LoraFetchSettings(FetchSettings):
     max_concurrent: Positive = 8
 
 
-class LoraCacheSettings(Strict):
+class LoraCacheSettings(StrictModel):
     """The LoRA cache: one actor for the whole cluster, with entries in memory and on disk."""
 
     memory_bytes: Positive = 64 * 2**20
@@ -175,7 +175,7 @@ class LoraCacheSettings(Strict):
     start_timeout_s: Seconds = 120
 
 
-class LoraSettings(Strict):
+class LoraSettings(StrictModel):
     """Sources of LoRAs, and limits on them."""
 
     aliases: dict[str, str] = {}
@@ -201,7 +201,7 @@ class LoraSettings(Strict):
     """How long a failed reference keeps failing without another attempt."""
 
 
-class OutputSettings(Strict):
+class OutputSettings(StrictModel):
     """Where finished images are stored, and how responses refer to them."""
 
     folder: Path | None = None
@@ -214,12 +214,12 @@ class OutputSettings(Strict):
     max_bytes: Positive = 2 * 2**30
 
     @property
-    def as_data(self) -> bool:
+    def uses_data_uris(self) -> bool:
         """Whether responses have `data:` URIs instead of URLs."""
         return self.delivery == "data" or (self.delivery == "auto" and not self.public_url.startswith("https:"))
 
 
-class SafetySettings(Strict):
+class SafetySettings(StrictModel):
     """The safety checker for generated images."""
 
     checker: Literal["opennsfw", "flux", "none"] = "opennsfw"
@@ -233,7 +233,7 @@ class SafetySettings(Strict):
     """Whether requests may set `disable_safety_checker`."""
 
 
-class Settings(Strict):
+class Settings(StrictModel):
     """The root of all settings."""
 
     models: Annotated[dict[str, ModelSettings], Field(min_length=1)] = {
@@ -295,7 +295,7 @@ class Settings(Strict):
         return self.models[self.pools[pool].model].variant
 
 
-class Secrets(Strict):
+class Secrets(StrictModel):
     """Secrets, read from the environment because they must not be in a config file."""
 
     api_token: SecretStr | None = None

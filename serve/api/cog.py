@@ -16,12 +16,12 @@ from serve.inputs import Inputs
 from serve.media.output_store import OutputStore
 from serve.predictions.prediction import Prediction, rfc3339, timestamps
 from serve.predictions.request import ServedVersion, resolve_version
-from serve.predictions.service import PredictionService, State
+from serve.predictions.service import PredictionService, ServiceState
 from serve.settings import Settings
 
 KEYS: dict[str, type] = {"input": dict}
 UNSUPPORTED_KEYS = frozenset({"id", "created_at", "context", "output_file_prefix", "webhook", "webhook_events_filter"})
-HEALTH: dict[State, str] = {"starting": "STARTING", "ready": "READY", "full": "BUSY", "closing": "DEFUNCT"}
+HEALTH: dict[ServiceState, str] = {"starting": "STARTING", "ready": "READY", "full": "BUSY", "closing": "DEFUNCT"}
 
 
 def routes(service: PredictionService, outputs: OutputStore, settings: Settings) -> list[Route]:

@@ -97,7 +97,7 @@ class ReplicateApi:
         return response
 
     async def _listed(self, prediction: Prediction) -> dict[str, Any]:
-        if self._settings.outputs.as_data:
+        if self._settings.outputs.uses_data_uris:
             return _prediction_body(prediction, None, self._settings) | {"data_removed": False}
         return await prediction_json(prediction, self._outputs, self._settings)
 

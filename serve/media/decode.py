@@ -9,13 +9,10 @@ from contextlib import contextmanager, suppress
 from io import BytesIO
 
 import numpy as np
-import numpy.typing as npt
 from PIL import Image, ImageCms, ImageOps, UnidentifiedImageError
 
 from serve.errors import InvalidImage
-from serve.model_specs import Size
-
-ImageArray = npt.NDArray[np.uint8]
+from serve.model_specs import MASK_THRESHOLD, ImageArray, MaskArray, Size
 
 FORMATS = ("PNG", "JPEG", "WEBP", "GIF", "BMP", "TIFF", "AVIF")
 """The formats that Pillow may try. Decoders that run programs (EPS, PDF) or open other files are excluded."""
@@ -31,9 +28,6 @@ float image that exceeds all of them, the brightest pixel is white.
 """
 UNPREMULTIPLIED_MODES = {"La": "LA", "RGBa": "RGBA"}
 """Pillow's modes with premultiplied alpha, and the same modes with straight alpha."""
-
-MASK_THRESHOLD = 128
-"""Mask pixels of at least this level are repainted, all others are kept."""
 
 
 def decode_image(content: bytes, field: str, max_megapixels: float) -> Image.Image:
@@ -75,7 +69,7 @@ def resize_image(image: Image.Image, size: Size) -> ImageArray:
     return np.array(ImageOps.fit(image, size, method=Image.Resampling.LANCZOS))
 
 
-def resize_mask(mask: Image.Image, image_size: Size, size: Size) -> ImageArray:
+def resize_mask(mask: Image.Image, image_size: Size, size: Size) -> MaskArray:
     """Returns a mask of mode L as [height, width] of 0 (keep) and 255 (repaint), aligned with the resized image.
 
     `image_size` is the size of the decoded image before it was resized. A mask of another size is stretched to it.

@@ -82,7 +82,7 @@ class OutputStore:
         Raises `NotFound`.
         """
         path = self._path(prediction_id, name)
-        if self._settings.as_data:
+        if self._settings.uses_data_uris:
             return await asyncio.to_thread(self._data_uri, path)
         await asyncio.to_thread(self._check_age, path)
         return f"{self._settings.public_url.rstrip('/')}/outputs/{prediction_id}/{name}"

@@ -27,7 +27,7 @@ RECENT_PREDICTIONS = 32
 """Of each pool, for the estimate of `Retry-After`."""
 RETRY_AFTER_MAX_S = 60.0
 
-State = Literal["starting", "ready", "full", "closing"]
+ServiceState = Literal["starting", "ready", "full", "closing"]
 
 
 class PredictionService:
@@ -53,7 +53,7 @@ class PredictionService:
         self.opened_at: datetime | None = None
 
     @property
-    def state(self) -> State:
+    def state(self) -> ServiceState:
         if self._closing:
             return "closing"
         if self.opened_at is None:

@@ -80,7 +80,7 @@ def test_invalid_base_url_is_rejected(url: str) -> None:
 
 def test_outputs_are_data_uris_if_the_public_url_is_plain_http() -> None:
     def as_data(**outputs: str) -> bool:
-        return Settings.model_validate({"outputs": outputs}).outputs.as_data
+        return Settings.model_validate({"outputs": outputs}).outputs.uses_data_uris
 
     assert as_data()
     assert not as_data(public_url="https://flux.example.com")

@@ -10,6 +10,7 @@ import httpx
 import pytest
 
 from serve.events import ImageFlagged, Started
+from serve.net.http_client import HttpClient
 from serve.net.url_fetcher import UrlFetcher
 from serve.settings import OutputSettings, PoolSettings, Settings
 from tests.app_factory import AppUnderTest, make_app
@@ -270,7 +271,8 @@ async def test_input_image_over_the_megapixel_limit_is_rejected() -> None:
 )
 async def test_image_url_with_private_address_fails_the_prediction(url: str) -> None:
     pool = FakePool(ONE_IMAGE)
-    app = make_app(pool, fetcher=UrlFetcher(Settings().fetch))
+    fetch = Settings().fetch
+    app = make_app(pool, fetcher=UrlFetcher(fetch, HttpClient(fetch)))
     failed = (await post(app, {"input": CAT | {"image": url}}, WAIT)).json()
     assert failed["status"] == "failed"
     assert "not public" in failed["error"]

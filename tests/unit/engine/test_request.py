@@ -26,5 +26,5 @@ def test_a_job_has_the_pictures_that_its_plan_speaks_of(mode: Any) -> None:
     ],
 )
 def test_pictures_that_do_not_fit_the_plan_are_refused(mode: Any, change: dict[str, Any]) -> None:
-    with pytest.raises(ValueError, match="image|mask"):
+    with pytest.raises(ValueError, match=r"image|mask"):
         replace(make_request(mode), **change)
