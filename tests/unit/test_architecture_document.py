@@ -1,0 +1,60 @@
+"""docs/architecture.md names files and functions that exist, and its request path stays short."""
+
+import ast
+import re
+from pathlib import Path
+
+ROOT = Path(__file__).parents[2]
+SERVE = ROOT / "serve"
+DOCUMENT = (ROOT / "docs" / "architecture.md").read_text()
+
+MAX_FILES = 20
+MAX_HAND_OFFS = 10
+
+
+def section(title: str) -> str:
+    return DOCUMENT.partition(f"## {title}\n")[2].partition("\n## ")[0]
+
+
+def rows(text: str) -> list[list[str]]:
+    """The cells of a Markdown table, without its heading."""
+    lines = [line for line in text.splitlines() if line.startswith("|")]
+    return [[cell.strip() for cell in line.strip("|").split("|")] for line in lines[2:]]
+
+
+def definitions(path: Path) -> set[str]:
+    """Qualified names of a file's functions and methods."""
+    names = set()
+    for node in ast.parse(path.read_text()).body:
+        if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef):
+            names.add(node.name)
+        if isinstance(node, ast.ClassDef):
+            functions = (each for each in node.body if isinstance(each, ast.FunctionDef | ast.AsyncFunctionDef))
+            names |= {f"{node.name}.{function.name}" for function in functions}
+    return names
+
+
+def test_request_path_names_functions_that_exist() -> None:
+    path = rows(section("Path of a request"))
+    assert path
+    wrong = [(file, name) for _, file, name, *_ in path if name.strip("`") not in definitions(ROOT / file.strip("`"))]
+    assert not wrong
+
+
+def test_request_path_is_short() -> None:
+    path = rows(section("Path of a request"))
+    assert len({file for _, file, *_ in path}) <= MAX_FILES
+    assert sum(row[3].count("⇒") for row in path) <= MAX_HAND_OFFS
+
+
+def test_layout_lists_every_part_of_serve() -> None:
+    listed = {name.rstrip("/") for row in rows(section("Layout")) for name in re.findall(r"`([^`]+)`", row[0])[:]}
+    listed.discard("serve")
+    parts = {path.stem for path in SERVE.glob("*.py")} | {path.parent.name for path in SERVE.glob("*/__init__.py")}
+    assert listed == parts - {"__init__"}
+
+
+def test_named_files_exist() -> None:
+    files = re.findall(r"`(serve/[\w/]+\.py)`", DOCUMENT)
+    assert files
+    assert not [file for file in files if not (ROOT / file).is_file()]
