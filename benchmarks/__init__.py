@@ -1,1 +1,1 @@
-"""Each script answers one question, tells of its progress, and ends with one JSON line for machines."""
+"""Benchmarks. Each script prints its progress and, as its last line, one JSON object with the result."""

@@ -1,9 +1,9 @@
-"""How long does one denoising step take, by precision, size and batch? (the engine alone: no Ray, no HTTP)
+"""Measures the time of one denoising step by precision, image size and batch size, without Ray and HTTP.
 
     scripts/bench engine
     scripts/bench engine --geometry flux1-dev --device cuda --batches 1 2 4 8
 
-Each step goes through the engine's own stepper, over images at the same place of the same schedule.
+Each step runs through the engine's own `Denoiser`. All images of a batch are at the same step of the same schedule.
 """
 
 import argparse
@@ -28,55 +28,55 @@ from serve.engine.sigmas import make_sigma_schedule
 from serve.model_specs import Size
 from serve.settings import Precision
 
-WARM_UP_STEPS = 2
+WARMUP_STEPS = 2
 
 
-def measure(checkpoint: Checkpoint, size: Size, batch: int, steps: int) -> list[float]:
-    """Seconds of each of `steps` steps of `batch` images, after some that do not count."""
-    stepper, drafts = Denoiser(checkpoint), make_drafts(checkpoint, size, batch, WARM_UP_STEPS + steps)
+def measure_step_times(checkpoint: Checkpoint, size: Size, batch: int, steps: int) -> list[float]:
+    """The duration in seconds of each of `steps` steps with `batch` images, after `WARMUP_STEPS` untimed steps."""
+    denoiser, images = Denoiser(checkpoint), make_image_states(checkpoint, size, batch, WARMUP_STEPS + steps)
     times_s = []
-    for _ in range(WARM_UP_STEPS + steps):
+    for _ in range(WARMUP_STEPS + steps):
         synchronize(checkpoint.device)
-        begun = time.perf_counter()
-        moved = stepper.step(drafts)
+        start_s = time.perf_counter()
+        new_latents = denoiser.step(images)
         synchronize(checkpoint.device)
-        times_s.append(time.perf_counter() - begun)
-        for draft, latents in zip(drafts, moved, strict=True):
-            draft.latents, draft.step = latents, draft.step + 1
-    return times_s[WARM_UP_STEPS:]
+        times_s.append(time.perf_counter() - start_s)
+        for image, latents in zip(images, new_latents, strict=True):
+            image.latents, image.step = latents, image.step + 1
+    return times_s[WARMUP_STEPS:]
 
 
-def make_drafts(checkpoint: Checkpoint, size: Size, batch: int, steps: int) -> list[ImageState]:
-    """Images before their first step, each of its own noise, all of the same random numbers for a prompt."""
+def make_image_states(checkpoint: Checkpoint, size: Size, batch: int, steps: int) -> list[ImageState]:
+    """`batch` images before their first step. Each has its own noise; all share the same random prompt embeds."""
     space = LatentSpace(checkpoint)
     grid = space.grid(size)
     config, dtype = checkpoint.transformer.config, checkpoint.transformer.dtype
-    numbers = torch.Generator().manual_seed(0)
+    generator = torch.Generator().manual_seed(0)
 
-    def random(*shape: int) -> torch.Tensor:
-        return torch.randn(shape, generator=numbers).to(checkpoint.device, dtype)
+    def random_tensor(*shape: int) -> torch.Tensor:
+        return torch.randn(shape, generator=generator).to(checkpoint.device, dtype)
 
-    embeddings = random(1, checkpoint.max_sequence_length, config.joint_attention_dim)
-    text = PromptEmbeds(embeddings, random(1, config.pooled_projection_dim), warnings=())
+    embeds = random_tensor(1, checkpoint.max_sequence_length, config.joint_attention_dim)
+    prompt_embeds = PromptEmbeds(embeds, random_tensor(1, config.pooled_projection_dim), warnings=())
     schedule = make_sigma_schedule(checkpoint.scheduler_config, grid.tokens, steps, strength=None)
     return [
         ImageState(
-            index=image,
-            prompt_embeds=text,
+            index=index,
+            prompt_embeds=prompt_embeds,
             guidance=3.5,
             sigmas=schedule,
             grid=grid,
             img_ids=space.img_ids(grid),
-            latents=space.noise(torch.Generator().manual_seed(image), grid),
+            latents=space.noise(torch.Generator().manual_seed(index), grid),
         )
-        for image in range(batch)
+        for index in range(batch)
     ]
 
 
-def rows(options: argparse.Namespace) -> Iterator[dict[str, Any]]:
-    """One row for each precision, size and batch; a batch that does not fit the device's memory says so."""
+def measure_rows(options: argparse.Namespace) -> Iterator[dict[str, Any]]:
+    """One row for each precision, size and batch. The row of a batch that runs out of memory has the key `failed`."""
     for precision in options.precisions:
-        _tell(f"{precision}: making the checkpoint")
+        _print_progress(f"{precision}: making the checkpoint")
         checkpoint = make_checkpoint(options.geometry, precision, options.device)
         weights_gb = weight_bytes(checkpoint.transformer) / 1e9
         for size in options.sizes:
@@ -84,14 +84,15 @@ def rows(options: argparse.Namespace) -> Iterator[dict[str, Any]]:
             flops = flops_per_pass(checkpoint.transformer, tokens, checkpoint.max_sequence_length)
             for batch in options.batches:
                 row = {"precision": precision, "size": "x".join(map(str, size)), "batch": batch}
-                yield row | {"weights_gb": round(weights_gb, 4)} | _timed(checkpoint, size, batch, options.steps, flops)
+                timings = _measure_batch(checkpoint, size, batch, options.steps, flops)
+                yield row | {"weights_gb": round(weights_gb, 4)} | timings
         del checkpoint
         empty_cache(torch.device(options.device))
 
 
-def _timed(checkpoint: Checkpoint, size: Size, batch: int, steps: int, flops: int) -> dict[str, Any]:
+def _measure_batch(checkpoint: Checkpoint, size: Size, batch: int, steps: int, flops: int) -> dict[str, Any]:
     try:
-        times_s = measure(checkpoint, size, batch, steps)
+        times_s = measure_step_times(checkpoint, size, batch, steps)
     except torch.OutOfMemoryError:
         empty_cache(checkpoint.device)
         return {"failed": "out of memory"}
@@ -105,24 +106,26 @@ def _timed(checkpoint: Checkpoint, size: Size, batch: int, steps: int, flops: in
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
-    options = _options(arguments)
+    options = _parse_options(arguments)
     torch.set_num_threads(options.threads)
-    total, done = len(options.precisions) * len(options.sizes) * len(options.batches), []
-    for row in rows(options):
-        done.append(row)
-        _tell(f"[{len(done)}/{total}] " + ", ".join(f"{name} {value}" for name, value in row.items()))
-    report(str(__doc__).splitlines()[0], vars(options), {"device": _device(options.device), "rows": done})
+    total = len(options.precisions) * len(options.sizes) * len(options.batches)
+    rows = []
+    for row in measure_rows(options):
+        rows.append(row)
+        _print_progress(f"[{len(rows)}/{total}] " + ", ".join(f"{name} {value}" for name, value in row.items()))
+    question = "how long does one denoising step take, by precision, size and batch?"
+    report(question, vars(options), {"device": _describe_device(options.device), "rows": rows})
 
 
-def _options(arguments: Sequence[str] | None) -> argparse.Namespace:
+def _parse_options(arguments: Sequence[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=str(__doc__).splitlines()[0])
-    parser.add_argument("--geometry", choices=GEOMETRIES, default="embedded")
+    parser.add_argument("--geometry", choices=GEOMETRIES, default="embedded", help="size of the transformer")
     parser.add_argument("--device", choices=("cpu", "cuda"), default="cuda" if torch.cuda.is_available() else "cpu")
     parser.add_argument("--precisions", choices=get_args(Precision), nargs="+", default=["bf16", "fp8"])
     parser.add_argument("--sizes", type=_size, nargs="+", default=[(512, 512), (1024, 1024)], metavar="WxH")
-    parser.add_argument("--batches", type=_positive, nargs="+", default=[1, 4], metavar="N")
-    parser.add_argument("--steps", type=_positive, default=5, metavar="N", help="steps that are timed for each row")
-    parser.add_argument("--threads", type=_positive, default=1, metavar="N", help="CPU threads of torch")
+    parser.add_argument("--batches", type=_positive, nargs="+", default=[1, 4], metavar="N", help="batch sizes")
+    parser.add_argument("--steps", type=_positive, default=5, metavar="N", help="timed steps for each row")
+    parser.add_argument("--threads", type=_positive, default=1, metavar="N", help="torch's CPU threads")
     return parser.parse_args(arguments)
 
 
@@ -138,14 +141,14 @@ def _positive(text: str) -> int:
     return number
 
 
-def _device(name: str) -> dict[str, Any]:
+def _describe_device(name: str) -> dict[str, Any]:
     if name == "cpu":
         return {"name": "cpu"}
     properties = torch.cuda.get_device_properties(0)
     return {"name": properties.name, "memory_gb": round(properties.total_memory / 1e9, 1), "cuda": torch.version.cuda}
 
 
-def _tell(line: str) -> None:
+def _print_progress(line: str) -> None:
     print(line, file=sys.stderr, flush=True)
 
 

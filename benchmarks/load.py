@@ -1,9 +1,9 @@
-"""How does the service behave when requests come at a constant rate, whatever it does? (open loop, over HTTP)
+"""Sends requests to the service over HTTP at a constant rate (open loop) and reports their outcomes and latencies.
 
     scripts/bench load --rate 1 --duration 30 --input num_inference_steps=4 --input megapixels=0.25
 
-Requests are sent on a fixed clock and never wait for each other, so a slow service cannot hide behind a slow client.
-Stage times are those that the answers carry in `Server-Timing`.
+Requests are sent on a fixed clock. No request waits for an earlier one, so a slow service does not lower the rate.
+Stage times come from the `Server-Timing` header of the responses.
 """
 
 import argparse
@@ -23,55 +23,59 @@ from benchmarks.report import percentiles, report
 from serve.launch.subprocess_service import local_service
 from serve.settings import read_secrets
 
-PROGRESS_EVERY_S = 5.0
+PROGRESS_INTERVAL_S = 5.0
 MAX_REQUESTS = 10_000
 
 
 @dataclass(frozen=True)
-class Answer:
-    """What became of one request; `latency_s` counts from the moment it was due."""
+class RequestResult:
+    """The outcome of one request. `latency_s` counts from the time at which the request was due to be sent."""
 
     outcome: str
     latency_s: float
     stages_ms: dict[str, float] = field(default_factory=dict)
 
 
-async def run_load(url: str, inputs: dict[str, Any], rate: float, duration_s: float, deadline_s: float) -> list[Answer]:
-    """Sends `rate` requests a second for `duration_s` and waits for every answer."""
+async def run_load(
+    url: str, inputs: dict[str, Any], rate: float, duration_s: float, deadline_s: float
+) -> list[RequestResult]:
+    """Sends `rate` requests per second for `duration_s` and waits for all results."""
     total = min(MAX_REQUESTS, int(rate * duration_s))
-    answers: list[Answer] = []
-    begun = time.perf_counter()
-    async with httpx.AsyncClient(base_url=url, timeout=deadline_s, headers=_token(), limits=_unlimited()) as client:
-        progress = asyncio.create_task(_tell(answers, total, begun))
+    results: list[RequestResult] = []
+    start_s = time.perf_counter()
+    async with httpx.AsyncClient(
+        base_url=url, timeout=deadline_s, headers=_auth_headers(), limits=_no_connection_limits()
+    ) as client:
+        progress = asyncio.create_task(_print_progress(results, total, start_s))
         async with asyncio.TaskGroup() as senders:
             for number in range(total):
-                due = begun + number / rate
-                await asyncio.sleep(max(0.0, due - time.perf_counter()))
-                senders.create_task(_send(client, {**inputs, "seed": number}, due, deadline_s, answers))
+                due_s = start_s + number / rate
+                await asyncio.sleep(max(0.0, due_s - time.perf_counter()))
+                senders.create_task(_send(client, {**inputs, "seed": number}, due_s, deadline_s, results))
         progress.cancel()
-    return answers
+    return results
 
 
 async def _send(
-    client: httpx.AsyncClient, inputs: dict[str, Any], due: float, deadline_s: float, answers: list[Answer]
+    client: httpx.AsyncClient, inputs: dict[str, Any], due_s: float, deadline_s: float, results: list[RequestResult]
 ) -> None:
-    """One request to its end: a prediction that outlasts the blocking wait is asked for again until the deadline."""
+    """Sends one request, polls its prediction until it ends or the deadline passes, and appends the result."""
     outcome, stages = "error", {}
     with contextlib.suppress(httpx.HTTPError):
-        answer = await client.post("/v1/predictions", json={"input": inputs}, headers={"Prefer": "wait=60"})
-        while _is_pending(answer) and time.perf_counter() - due < deadline_s:
+        response = await client.post("/v1/predictions", json={"input": inputs}, headers={"Prefer": "wait=60"})
+        while _is_pending(response) and time.perf_counter() - due_s < deadline_s:
             await asyncio.sleep(0.5)
-            answer = await client.get(f"/v1/predictions/{answer.json()['id']}")
-        outcome = "refused" if answer.status_code == 429 else _status(answer)
-        stages = parse_server_timing(answer.headers.get("server-timing", ""))
-    latency_s = time.perf_counter() - due
+            response = await client.get(f"/v1/predictions/{response.json()['id']}")
+        outcome = "refused" if response.status_code == 429 else _status(response)
+        stages = parse_server_timing(response.headers.get("server-timing", ""))
+    latency_s = time.perf_counter() - due_s
     if outcome == "succeeded" and latency_s > deadline_s:
         outcome = "late"
-    answers.append(Answer(outcome, latency_s, stages))
+    results.append(RequestResult(outcome, latency_s, stages))
 
 
 def parse_server_timing(header: str) -> dict[str, float]:
-    """`queue;dur=310, denoise;dur=2104` as milliseconds by stage."""
+    """Milliseconds by stage, from a header such as `queue;dur=310, denoise;dur=2104`."""
     stages = {}
     for entry in filter(None, (part.strip() for part in header.split(","))):
         name, *parameters = entry.split(";")
@@ -81,48 +85,52 @@ def parse_server_timing(header: str) -> dict[str, float]:
     return stages
 
 
-def _is_pending(answer: httpx.Response) -> bool:
-    return answer.is_success and answer.json()["status"] in ("starting", "processing")
+def _is_pending(response: httpx.Response) -> bool:
+    return response.is_success and response.json()["status"] in ("starting", "processing")
 
 
-def _status(answer: httpx.Response) -> str:
-    return str(answer.json()["status"]) if answer.is_success else f"http {answer.status_code}"
+def _status(response: httpx.Response) -> str:
+    return str(response.json()["status"]) if response.is_success else f"http {response.status_code}"
 
 
-async def _tell(answers: list[Answer], total: int, begun: float) -> None:
+async def _print_progress(results: list[RequestResult], total: int, start_s: float) -> None:
     while True:
-        await asyncio.sleep(PROGRESS_EVERY_S)
-        done = sum(answer.outcome == "succeeded" for answer in answers)
-        print(f"{time.perf_counter() - begun:6.0f} s  {len(answers)}/{total} answered, {done} pictures", flush=True)
+        await asyncio.sleep(PROGRESS_INTERVAL_S)
+        succeeded = sum(result.outcome == "succeeded" for result in results)
+        elapsed_s = time.perf_counter() - start_s
+        print(f"{elapsed_s:6.0f} s  {len(results)}/{total} finished, {succeeded} succeeded", flush=True)
 
 
-def summarise(answers: Sequence[Answer], elapsed_s: float) -> dict[str, Any]:
-    """Outcomes, latencies of what succeeded, median stage times, and goodput: pictures in time, a second."""
+def summarise(results: Sequence[RequestResult], elapsed_s: float) -> dict[str, Any]:
+    """Outcome counts, latency percentiles, median stage times and goodput.
+
+    Goodput counts the requests per second that succeeded within the deadline.
+    """
     outcomes: dict[str, int] = defaultdict(int)
     stages: dict[str, list[float]] = defaultdict(list)
-    for answer in answers:
-        outcomes[answer.outcome] += 1
-        for name, milliseconds in answer.stages_ms.items():
+    for result in results:
+        outcomes[result.outcome] += 1
+        for name, milliseconds in result.stages_ms.items():
             stages[name].append(milliseconds)
     return {
         "outcomes": dict(outcomes),
-        "latency": percentiles(answer.latency_s for answer in answers if answer.outcome in ("succeeded", "late")),
+        "latency": percentiles(result.latency_s for result in results if result.outcome in ("succeeded", "late")),
         "goodput_per_s": round(outcomes["succeeded"] / elapsed_s, 4),
         "median_stages_ms": {name: round(median(values), 1) for name, values in stages.items()},
         "elapsed_s": round(elapsed_s, 2),
     }
 
 
-def _token() -> dict[str, str]:
+def _auth_headers() -> dict[str, str]:
     token = read_secrets().api_token
     return {"Authorization": f"Bearer {token.get_secret_value()}"} if token else {}
 
 
-def _unlimited() -> httpx.Limits:
+def _no_connection_limits() -> httpx.Limits:
     return httpx.Limits(max_connections=None, max_keepalive_connections=None)
 
 
-def _input(text: str) -> tuple[str, Any]:
+def _parse_input(text: str) -> tuple[str, Any]:
     key, _, value = text.partition("=")
     try:
         return key, json.loads(value)
@@ -131,20 +139,20 @@ def _input(text: str) -> tuple[str, Any]:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description="Send requests at a constant rate and tell how they fared.")
-    parser.add_argument("--url", help="a service that runs already; without one the embedded service is started")
-    parser.add_argument("--rate", type=float, default=0.5, help="requests a second")
-    parser.add_argument("--duration", type=float, default=30, help="seconds to go on sending")
-    parser.add_argument("--deadline", type=float, default=60, help="seconds after which an answer is of no use")
-    parser.add_argument("--input", action="append", default=[], metavar="KEY=VALUE", help="any input of the API")
+    parser = argparse.ArgumentParser(description=str(__doc__).splitlines()[0])
+    parser.add_argument("--url", help="URL of a running service; by default the embedded service is started")
+    parser.add_argument("--rate", type=float, default=0.5, help="requests per second")
+    parser.add_argument("--duration", type=float, default=30, help="seconds during which requests are sent")
+    parser.add_argument("--deadline", type=float, default=60, help="seconds after which a request counts as late")
+    parser.add_argument("--input", action="append", default=[], metavar="KEY=VALUE", help="an input of the API")
     options = parser.parse_args()
-    inputs = {"prompt": "a red sailboat", **dict(_input(text) for text in options.input)}
+    inputs = {"prompt": "a red sailboat", **dict(_parse_input(text) for text in options.input)}
     with contextlib.ExitStack() as stack:
         url = options.url or stack.enter_context(local_service(on_line=print)).url
-        begun = time.perf_counter()
-        answers = asyncio.run(run_load(url, inputs, options.rate, options.duration, options.deadline))
-        result = summarise(answers, time.perf_counter() - begun)
-    report("how does the service behave at a constant rate", vars(options), result)
+        start_s = time.perf_counter()
+        results = asyncio.run(run_load(url, inputs, options.rate, options.duration, options.deadline))
+        summary = summarise(results, time.perf_counter() - start_s)
+    report("how does the service behave at a constant request rate?", vars(options), summary)
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""What do LoRAs cost? Over HTTP, in a step, between two of them, many in one pass, and in memory
+"""Measures what LoRAs cost: request latency, step time, switching, batches with several LoRAs, and memory.
 
 scripts/bench lora
 scripts/bench lora --parts blocks --seconds 60
@@ -17,34 +17,39 @@ from serve.settings import Precision
 PRECISIONS: tuple[Precision, ...] = ("bf16", "fp8")
 
 
-def _for_each_precision(part: Callable[..., Any], *arguments: float) -> dict[str, Any]:
-    return {precision: part(precision, *arguments) for precision in PRECISIONS}
+def _for_each_precision(measure: Callable[..., Any], *arguments: float) -> dict[str, Any]:
+    return {precision: measure(precision, *arguments) for precision in PRECISIONS}
 
 
 def _steps(options: argparse.Namespace) -> dict[str, Any]:
-    return _for_each_precision(lora_steps.embedded_step, options.rank, options.seconds)
+    return _for_each_precision(lora_steps.measure_embedded_step, options.rank, options.seconds)
 
 
 def _blocks(options: argparse.Namespace) -> dict[str, Any]:
-    return _for_each_precision(lora_steps.true_blocks, options.rank, options.seconds)
+    return _for_each_precision(lora_steps.measure_flux_blocks, options.rank, options.seconds)
 
 
 def _switch(options: argparse.Namespace) -> dict[str, Any]:
-    return _for_each_precision(lora_switching.switch, options.rank, options.seconds)
+    return _for_each_precision(lora_switching.measure_switch, options.rank, options.seconds)
 
 
 def _mixing(options: argparse.Namespace) -> dict[str, Any]:
     return _for_each_precision(
-        lora_switching.mixing, options.rank, options.seconds, options.steps, options.mixed_loras, options.images
+        lora_switching.measure_mixed_batches,
+        options.rank,
+        options.seconds,
+        options.steps,
+        options.mixed_loras,
+        options.images,
     )
 
 
 def _memory(options: argparse.Namespace) -> dict[str, Any]:
-    return lora_switching.memory(options.memory_rank, options.loras, options.fitting)
+    return lora_switching.measure_memory(options.memory_rank, options.loras, options.fitting)
 
 
 def _latency(options: argparse.Namespace) -> dict[str, Any]:
-    return lora_latency.latency(options.rank, options.rounds)
+    return lora_latency.measure_latency(options.rank, options.rounds)
 
 
 PARTS: Mapping[str, Callable[[argparse.Namespace], dict[str, Any]]] = {
@@ -58,23 +63,26 @@ PARTS: Mapping[str, Callable[[argparse.Namespace], dict[str, Any]]] = {
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
-    options = _options(arguments)
+    options = _parse_options(arguments)
     torch.set_num_threads(1)
-    report(str(__doc__).splitlines()[0], vars(options), {part: PARTS[part](options) for part in options.parts})
+    question = "what do LoRAs cost in latency, step time, switching, mixed batches and memory?"
+    report(question, vars(options), {part: PARTS[part](options) for part in options.parts})
 
 
-def _options(arguments: Sequence[str] | None) -> argparse.Namespace:
+def _parse_options(arguments: Sequence[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=str(__doc__).splitlines()[0])
-    parser.add_argument("--parts", choices=tuple(PARTS), nargs="+", default=list(PARTS))
-    parser.add_argument("--rank", type=int, default=16)
-    parser.add_argument("--rounds", type=int, default=15, help="of `latency`, four requests each")
-    parser.add_argument("--seconds", type=float, default=30, help="for each comparison")
-    parser.add_argument("--steps", type=int, default=4, help="of each picture of `mixing`")
-    parser.add_argument("--mixed-loras", type=int, default=4, help="different LoRAs of `mixing`")
-    parser.add_argument("--images", type=int, default=8, help="pictures of `mixing`")
-    parser.add_argument("--loras", type=int, default=50, help="of `memory`")
-    parser.add_argument("--fitting", type=int, default=8, help="LoRAs for which `memory` has room")
-    parser.add_argument("--memory-rank", type=int, default=128, help="of the LoRAs of `memory`: large, to be seen")
+    parser.add_argument("--parts", choices=tuple(PARTS), nargs="+", default=list(PARTS), help="what to measure")
+    parser.add_argument("--rank", type=int, default=16, help="rank of the LoRAs of all parts but `memory`")
+    parser.add_argument("--rounds", type=int, default=15, help="rounds of `latency`, with four requests each")
+    parser.add_argument("--seconds", type=float, default=30, help="duration of each comparison")
+    parser.add_argument("--steps", type=int, default=4, help="denoising steps of each image in `mixing`")
+    parser.add_argument("--mixed-loras", type=int, default=4, help="number of different LoRAs in `mixing`")
+    parser.add_argument("--images", type=int, default=8, help="number of images in `mixing`")
+    parser.add_argument("--loras", type=int, default=50, help="number of LoRAs in `memory`")
+    parser.add_argument("--fitting", type=int, default=8, help="number of LoRAs that fit on the device in `memory`")
+    parser.add_argument(
+        "--memory-rank", type=int, default=128, help="rank of the LoRAs in `memory`, large to be measurable"
+    )
     return parser.parse_args(arguments)
 
 

@@ -1,4 +1,4 @@
-"""What a LoRA that lies on the device adds to a step: of the embedded model, and of FLUX's own blocks."""
+"""Measures how much a resident LoRA slows down a step of the embedded model and a block of FLUX.1's size."""
 
 import statistics
 import time
@@ -11,130 +11,138 @@ import torch
 from diffusers import FluxTransformer2DModel
 from torch import Tensor, nn
 
-from benchmarks.engine import make_drafts
+from benchmarks.engine import make_image_states
 from benchmarks.geometry import FLUX1_DEV, make_checkpoint, random_transformer
-from benchmarks.lora_fixtures import SIZE, make_bank, resident
-from benchmarks.paired_timing import extra, take_turns
+from benchmarks.lora_fixtures import SIZE, load_random_lora, make_lora_slots
+from benchmarks.paired_timing import measure_in_turns, relative_overhead
 from serve.engine.denoiser import Denoiser
 from serve.engine.lora_manager import ActiveLoras
 from serve.engine.lora_slots import LoraSlots
 from serve.settings import Precision
 
-POINTS_BESIDE_SHARE = 0.20
-MOST_OF_A_BLOCK = 0.05
-TEXT_TOKENS, PICTURE_TOKENS = 128, 256
+STEP_OVERHEAD_MARGIN = 0.20
+"""A step of the embedded model may slow down by the LoRA's share of multiplications plus this."""
+MAX_BLOCK_OVERHEAD = 0.05
+TEXT_TOKENS, IMAGE_TOKENS = 128, 256
 CPU = torch.device("cpu")
 
 
-def embedded_step(precision: Precision, rank: int, seconds: float) -> dict[str, Any]:
-    """A step of one 512x512 image, with and without a LoRA on every linear of the transformer."""
+def measure_embedded_step(precision: Precision, rank: int, seconds: float) -> dict[str, Any]:
+    """A step of one 512x512 image, with and without a LoRA on every linear layer of the transformer."""
     checkpoint = make_checkpoint("embedded", precision, "cpu")
-    stepper = Denoiser(checkpoint)
-    plain, adapted = (make_drafts(checkpoint, SIZE, batch=1, steps=4) for _ in range(2))
-    adapted[0].active_loras = resident(checkpoint.lora_slots, checkpoint.transformer, rank)
-    ways = {"without": partial(stepper.step, plain), "with": partial(stepper.step, adapted)}
-    spent_s = take_turns(ways, seconds, f"embedded step in {precision}")
-    with _share_of_linears(checkpoint.transformer, rank) as share:
-        stepper.step(plain)
-    return _verdict(spent_s, share() + POINTS_BESIDE_SHARE) | {"share_of_linears": round(share(), 4)}
+    denoiser = Denoiser(checkpoint)
+    without_lora, with_lora = (make_image_states(checkpoint, SIZE, batch=1, steps=4) for _ in range(2))
+    with_lora[0].active_loras = load_random_lora(checkpoint.lora_slots, checkpoint.transformer, rank)
+    functions = {"without": partial(denoiser.step, without_lora), "with": partial(denoiser.step, with_lora)}
+    times_s = measure_in_turns(functions, seconds, f"embedded step in {precision}")
+    with _count_lora_share(checkpoint.transformer, rank) as lora_share:
+        denoiser.step(without_lora)
+    comparison = _compare(times_s, lora_share() + STEP_OVERHEAD_MARGIN)
+    return comparison | {"share_of_linears": round(lora_share(), 4)}
 
 
-def true_blocks(precision: Precision, rank: int, seconds: float) -> dict[str, Any]:
-    """One double and one single block as wide as FLUX's, with random weights."""
+def measure_flux_blocks(precision: Precision, rank: int, seconds: float) -> dict[str, Any]:
+    """One double and one single block of FLUX.1's width with random weights, with and without a LoRA."""
     transformer = random_transformer({**FLUX1_DEV, "num_layers": 1, "num_single_layers": 1}, precision, CPU)
-    bank = make_bank(transformer, rank)
-    mix = resident(bank, transformer, rank)
+    slots = make_lora_slots(transformer, rank)
+    active_loras = load_random_lora(slots, transformer, rank)
     blocks = {"double": transformer.transformer_blocks[0], "single": transformer.single_transformer_blocks[0]}
-    inputs = _inputs(transformer)
+    inputs = _block_inputs(transformer)
     return {
-        name: _block(f"{name} block in {precision}", block, inputs, bank, mix, seconds)
+        name: _measure_block(f"{name} block in {precision}", block, inputs, slots, active_loras, seconds)
         for name, block in blocks.items()
     }
 
 
-def _block(
-    what: str, block: nn.Module, inputs: dict[str, Any], bank: LoraSlots, mix: ActiveLoras, seconds: float
+def _measure_block(
+    label: str, block: nn.Module, inputs: dict[str, Any], slots: LoraSlots, active_loras: ActiveLoras, seconds: float
 ) -> dict[str, Any]:
-    """Beside the two compared in turns, what the additions took of each pass: a machine that changes its speed from
-    one second to the next changes both sides of that alike."""
-    run = partial(block, **inputs)
+    """Compares the block with and without the LoRA, and also measures the LoRA's share of each forward pass.
+
+    `added` is the median of that share. It is robust against a CPU whose speed changes from one second to the next,
+    because both sides of each ratio come from the same pass.
+    """
+    run_block = partial(block, **inputs)
     shares: list[float] = []
 
-    def adapted() -> None:
-        with bank.apply([mix.selection]), _clocked(block) as added_s:
-            begun = time.process_time()
-            run()
-            shares.append(added_s() / (time.process_time() - begun - added_s()))
+    def run_with_lora() -> None:
+        with slots.apply([active_loras.selection]), _hook_time(block) as hook_s:
+            start_s = time.process_time()
+            run_block()
+            shares.append(hook_s() / (time.process_time() - start_s - hook_s()))
 
     with torch.no_grad():
-        spent_s = take_turns({"without": run, "with": adapted}, seconds, what)
+        times_s = measure_in_turns({"without": run_block, "with": run_with_lora}, seconds, label)
     share = statistics.median(shares)
-    return _verdict(spent_s, MOST_OF_A_BLOCK) | {"added": round(share, 4), "holds": share <= MOST_OF_A_BLOCK}
+    return _compare(times_s, MAX_BLOCK_OVERHEAD) | {"added": round(share, 4), "holds": share <= MAX_BLOCK_OVERHEAD}
 
 
 @contextmanager
-def _clocked(network: nn.Module) -> Iterator[Callable[[], float]]:
-    """The processor's seconds that hooks took beside the linears of a network."""
-    added_s = begun_s = 0.0
+def _hook_time(network: nn.Module) -> Iterator[Callable[[], float]]:
+    """Measures the CPU seconds spent in the forward hooks of the network's linear layers, where LoRAs are applied."""
+    total_s = start_s = 0.0
 
-    def begin(*_: Any) -> None:
-        nonlocal begun_s
-        begun_s = time.process_time()
+    def start(*_: Any) -> None:
+        nonlocal start_s
+        start_s = time.process_time()
 
-    def end(*_: Any) -> None:
-        nonlocal added_s
-        added_s += time.process_time() - begun_s
+    def stop(*_: Any) -> None:
+        nonlocal total_s
+        total_s += time.process_time() - start_s
 
     linears = [module for module in network.modules() if isinstance(module, nn.Linear)]
-    hooks = [linear.register_forward_hook(begin, prepend=True) for linear in linears]
-    hooks += [linear.register_forward_hook(end) for linear in linears]
+    hooks = [linear.register_forward_hook(start, prepend=True) for linear in linears]
+    hooks += [linear.register_forward_hook(stop) for linear in linears]
     try:
-        yield lambda: added_s
+        yield lambda: total_s
     finally:
         for hook in hooks:
             hook.remove()
 
 
-def _inputs(transformer: FluxTransformer2DModel) -> dict[str, Any]:
+def _block_inputs(transformer: FluxTransformer2DModel) -> dict[str, Any]:
     generator = torch.Generator().manual_seed(0)
 
-    def random(*shape: int) -> Tensor:
+    def random_tensor(*shape: int) -> Tensor:
         return torch.randn(shape, generator=generator).bfloat16()
 
     width = transformer.inner_dim
     return {
-        "hidden_states": random(1, PICTURE_TOKENS, width),
-        "encoder_hidden_states": random(1, TEXT_TOKENS, width),
-        "temb": random(1, width),
-        "image_rotary_emb": transformer.pos_embed(torch.zeros(TEXT_TOKENS + PICTURE_TOKENS, 3)),
+        "hidden_states": random_tensor(1, IMAGE_TOKENS, width),
+        "encoder_hidden_states": random_tensor(1, TEXT_TOKENS, width),
+        "temb": random_tensor(1, width),
+        "image_rotary_emb": transformer.pos_embed(torch.zeros(TEXT_TOKENS + IMAGE_TOKENS, 3)),
     }
 
 
-def _verdict(spent_s: dict[str, list[float]], most: float) -> dict[str, Any]:
-    cost = extra(spent_s["without"], spent_s["with"])
+def _compare(times_s: dict[str, list[float]], max_overhead: float) -> dict[str, Any]:
+    overhead = relative_overhead(times_s["without"], times_s["with"])
     return {
-        "extra": cost,
-        "most": round(most, 4),
-        "holds": cost["median"] <= most,
-        "without_ms": round(1000 * min(spent_s["without"]), 2),
-        "with_ms": round(1000 * min(spent_s["with"]), 2),
+        "extra": overhead,
+        "most": round(max_overhead, 4),
+        "holds": overhead["median"] <= max_overhead,
+        "without_ms": round(1000 * min(times_s["without"]), 2),
+        "with_ms": round(1000 * min(times_s["with"]), 2),
     }
 
 
 @contextmanager
-def _share_of_linears(network: nn.Module, rank: int) -> Iterator[Callable[[], float]]:
-    """Counts multiplications within: those of a LoRA on every linear, as a share of those of the linears."""
-    linears = added = 0
+def _count_lora_share(network: nn.Module, rank: int) -> Iterator[Callable[[], float]]:
+    """Counts the multiplications of all linear layers that run within the context.
+
+    Yields a function that returns those of a LoRA of `rank` on every layer, as a share of those of the layers.
+    """
+    linear_count = lora_count = 0
 
     def count(linear: Any, inputs: tuple[Tensor, ...]) -> None:
-        nonlocal linears, added
+        nonlocal linear_count, lora_count
         tokens = inputs[0].numel() // linear.in_features
-        linears += tokens * linear.in_features * linear.out_features
-        added += tokens * rank * (linear.in_features + linear.out_features)
+        linear_count += tokens * linear.in_features * linear.out_features
+        lora_count += tokens * rank * (linear.in_features + linear.out_features)
 
     hooks = [module.register_forward_pre_hook(count) for module in network.modules() if isinstance(module, nn.Linear)]
     try:
-        yield lambda: added / linears
+        yield lambda: lora_count / linear_count
     finally:
         for hook in hooks:
             hook.remove()

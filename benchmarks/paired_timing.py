@@ -1,4 +1,4 @@
-"""A fair comparison of ways to do the same: they take turns, and only the processor's time for them counts."""
+"""Compares the CPU time of several functions by running them in turns."""
 
 import statistics
 import sys
@@ -6,40 +6,43 @@ import time
 from collections.abc import Callable, Mapping
 from typing import Any
 
-FEWEST_ROUNDS = 5
+MIN_ROUNDS = 5
 
 
-def take_turns(ways: Mapping[str, Callable[[], Any]], seconds: float, what: str) -> dict[str, list[float]]:
-    """The seconds that each way took in each round. There are as many rounds as end in `seconds`, and a few at least.
+def measure_in_turns(functions: Mapping[str, Callable[[], Any]], seconds: float, label: str) -> dict[str, list[float]]:
+    """CPU seconds of each function in each round. Runs for `seconds`, and for at least `MIN_ROUNDS` rounds.
 
-    A machine that changes its speed changes it for all; who is first changes too. For work on one CPU thread: what the
-    processor did for others meanwhile is not in it, nor is any wait. One round before them does not count.
+    Each round runs every function once, in alternating order, so a change of the CPU's speed affects all of them. CPU
+    time excludes waits and other processes; it is only meaningful for work on one thread. The first round is not timed.
     """
-    for way in ways.values():
-        way()
-    spent_s: dict[str, list[float]] = {name: [] for name in ways}
-    order, begun, told = list(ways), time.monotonic(), 0.0
-    while (elapsed_s := time.monotonic() - begun) < seconds or len(spent_s[order[0]]) < FEWEST_ROUNDS:
+    for function in functions.values():
+        function()
+    times_s: dict[str, list[float]] = {name: [] for name in functions}
+    order, start_s, reported_s = list(functions), time.monotonic(), 0.0
+    while (elapsed_s := time.monotonic() - start_s) < seconds or len(times_s[order[0]]) < MIN_ROUNDS:
         for name in order:
-            spent_s[name].append(_processor_s(ways[name]))
+            times_s[name].append(_cpu_seconds(functions[name]))
         order.reverse()
-        if elapsed_s - told > seconds / 4:
-            told = elapsed_s
-            print(f"{what}: {elapsed_s:.0f} of {seconds:g} s", file=sys.stderr, flush=True)
-    return spent_s
+        if elapsed_s - reported_s > seconds / 4:
+            reported_s = elapsed_s
+            print(f"{label}: {elapsed_s:.0f} of {seconds:g} s", file=sys.stderr, flush=True)
+    return times_s
 
 
-def extra(plain_s: list[float], other_s: list[float]) -> dict[str, float]:
-    """How much longer the other way took, as a share: the median over rounds, and between the best round of each."""
-    ratios = [other / plain for plain, other in zip(plain_s, other_s, strict=True)]
+def relative_overhead(baseline_s: list[float], other_s: list[float]) -> dict[str, float]:
+    """How much longer the other function took, as a share of the baseline.
+
+    `median` is the median over the rounds; `best` compares the fastest round of each function.
+    """
+    ratios = [other / baseline for baseline, other in zip(baseline_s, other_s, strict=True)]
     return {
         "median": round(statistics.median(ratios) - 1, 4),
-        "best": round(min(other_s) / min(plain_s) - 1, 4),
+        "best": round(min(other_s) / min(baseline_s) - 1, 4),
         "rounds": len(ratios),
     }
 
 
-def _processor_s(way: Callable[[], Any]) -> float:
-    begun = time.process_time()
-    way()
-    return time.process_time() - begun
+def _cpu_seconds(function: Callable[[], Any]) -> float:
+    start_s = time.process_time()
+    function()
+    return time.process_time() - start_s

@@ -1,4 +1,4 @@
-"""The last line of every benchmark: what was measured, on what, with which versions. Measures nothing itself."""
+"""Prints the JSON line that ends every benchmark: its result, arguments, machine and library versions."""
 
 import importlib.metadata
 import json
@@ -14,19 +14,23 @@ LIBRARIES = ("ray", "torch", "diffusers", "transformers", "optimum-quanto", "pil
 
 
 def report(question: str, arguments: Mapping[str, Any], result: Mapping[str, Any]) -> None:
-    """Prints one JSON line with the result and everything needed to read it right."""
-    print(json.dumps({"question": question, "arguments": dict(arguments), **result, "where": _where()}, default=str))
+    """Prints one JSON line with the result, the arguments, the machine and the versions."""
+    print(
+        json.dumps(
+            {"question": question, "arguments": dict(arguments), **result, "where": _describe_machine()}, default=str
+        )
+    )
 
 
 def percentiles(values_s: Iterable[float]) -> dict[str, float]:
-    """p50, p95 and p99 by nearest rank; empty for no values."""
+    """p50, p95 and p99 by the nearest-rank method; empty if there are no values."""
     ordered = sorted(values_s)
     if not ordered:
         return {}
     return {f"p{share}_s": round(ordered[max(0, -(-share * len(ordered) // 100) - 1)], 4) for share in (50, 95, 99)}
 
 
-def _where() -> dict[str, Any]:
+def _describe_machine() -> dict[str, Any]:
     return {
         "commit": _commit(),
         "machine": platform.machine(),
@@ -39,14 +43,14 @@ def _where() -> dict[str, Any]:
 
 
 def _commit() -> str:
-    asked = subprocess.run(
+    process = subprocess.run(
         ["git", "describe", "--always", "--dirty"],
         cwd=Path(__file__).parent,
         capture_output=True,
         text=True,
         check=False,
     )
-    return asked.stdout.strip() or "unknown"
+    return process.stdout.strip() or "unknown"
 
 
 def _version(library: str) -> str:

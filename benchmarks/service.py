@@ -1,9 +1,9 @@
-"""How much of the bare engine's throughput is left when requests come over HTTP? (a ratio, measured in one run)
+"""Compares the throughput of the service over HTTP with that of its model replica alone.
 
     scripts/bench service
 
-The same requests, with the same safety check and encoding, go to one replica's code in a process of its own, and to a
-running service over HTTP; the two take turns, so a machine that changes its speed changes it for both.
+Both sides process the same requests, including the safety check and the encoding. One side is a running service, the
+other a process that calls `ModelReplica` directly. They run in turns, so a change of the machine's speed affects both.
 """
 
 import argparse
@@ -25,30 +25,32 @@ from serve.launch.subprocess_service import ROOT, LocalService, local_service
 from serve.settings import Settings
 
 POOL = "dev-bf16"
-IDLE = {"min_replicas": 0, "initial_replicas": 0}
-SETTINGS = [f"pools.{pool}.scaling.{key}={value}" for pool in ("dev-fp8", "schnell") for key, value in IDLE.items()]
+NO_REPLICAS = {"min_replicas": 0, "initial_replicas": 0}
+SETTINGS = [
+    f"pools.{pool}.scaling.{key}={value}" for pool in ("dev-fp8", "schnell") for key, value in NO_REPLICAS.items()
+]
 
-Draw = Callable[[dict[str, Any]], Awaitable[float]]
-"""Draws one request, and returns the mean batch that the engine reports for it."""
+Generate = Callable[[dict[str, Any]], Awaitable[float]]
+"""Processes one request's inputs and returns the mean batch size that the engine reports for it."""
 
 
-async def run(draw: Draw, requests: int, in_flight: int, steps: int) -> dict[str, float]:
-    """All requests, `in_flight` at a time: pictures a second, and the mean batch."""
-    room = asyncio.Semaphore(in_flight)
+async def run_requests(generate: Generate, requests: int, in_flight: int, steps: int) -> dict[str, float]:
+    """Runs all requests, `in_flight` at a time. Returns images per second and the mean batch size."""
+    slots = asyncio.Semaphore(in_flight)
     done = 0
 
-    async def one(number: int) -> float:
+    async def run_one(number: int) -> float:
         nonlocal done
-        async with room:
-            mean_batch = await draw(_inputs(number, steps))
+        async with slots:
+            mean_batch = await generate(_inputs(number, steps))
         done += 1
         if done % 16 == 0:
             print(f"    {done}/{requests}", flush=True)
         return mean_batch
 
-    begun = time.perf_counter()
-    batches = await asyncio.gather(*(one(number) for number in range(requests)))
-    elapsed_s = time.perf_counter() - begun
+    start_s = time.perf_counter()
+    batches = await asyncio.gather(*(run_one(number) for number in range(requests)))
+    elapsed_s = time.perf_counter() - start_s
     return {"pictures_per_s": requests / elapsed_s, "mean_batch": statistics.mean(batches)}
 
 
@@ -56,23 +58,26 @@ def _inputs(number: int, steps: int) -> dict[str, Any]:
     return {"prompt": f"boat number {number}", "seed": number, "megapixels": "0.25", "num_inference_steps": steps}
 
 
-async def over_http(service: LocalService, options: argparse.Namespace) -> dict[str, float]:
+async def run_over_http(service: LocalService, options: argparse.Namespace) -> dict[str, float]:
     async with httpx.AsyncClient(base_url=service.url, timeout=600) as client:
 
-        async def draw(inputs: dict[str, Any]) -> float:
-            answer = await client.post("/v1/predictions", json={"input": inputs}, headers={"Prefer": "wait=60"})
-            prediction = answer.raise_for_status().json()
+        async def generate(inputs: dict[str, Any]) -> float:
+            response = await client.post("/v1/predictions", json={"input": inputs}, headers={"Prefer": "wait=60"})
+            prediction = response.raise_for_status().json()
             while prediction["status"] in ("starting", "processing"):
                 prediction = (await client.get(f"/v1/predictions/{prediction['id']}")).json()
             if prediction["status"] != "succeeded":
                 raise RuntimeError(prediction["error"])
             return float(prediction["metrics"]["mean_batch"])
 
-        return await run(draw, options.requests, options.in_flight, options.steps)
+        return await run_requests(generate, options.requests, options.in_flight, options.steps)
 
 
-async def bare(rounds: int, options: argparse.Namespace) -> None:
-    """The same work by the replica's own code, one JSON line a round; a round begins when a line is read."""
+async def run_replica(rounds: int, options: argparse.Namespace) -> None:
+    """Runs the requests through a `ModelReplica` of this process.
+
+    Prints "ready" and then one line for each round, all as JSON. Each round starts when a line arrives on stdin.
+    """
     from serve.events import Finished
     from serve.inputs import validate_inputs
     from serve.model_replica import ModelReplica
@@ -81,20 +86,21 @@ async def bare(rounds: int, options: argparse.Namespace) -> None:
     settings = Settings()
     replica = ModelReplica(settings, POOL)
 
-    async def draw(inputs: dict[str, Any]) -> float:
-        read, _ = validate_inputs(inputs, settings.max_prompt_chars)
-        events = [event async for event in replica.generate(make_plan(read, settings, 0))]
+    async def generate(inputs: dict[str, Any]) -> float:
+        validated, _ = validate_inputs(inputs, settings.max_prompt_chars)
+        events = [event async for event in replica.generate(make_plan(validated, settings, 0))]
         assert isinstance(events[-1], Finished)
         return events[-1].mean_batch
 
     print(json.dumps("ready"), flush=True)
     for _ in range(rounds):
         sys.stdin.readline()
-        print(json.dumps(await run(draw, options.requests, options.in_flight, options.steps)), flush=True)
+        result = await run_requests(generate, options.requests, options.in_flight, options.steps)
+        print(json.dumps(result), flush=True)
 
 
-class BareEngine:
-    """`bare` in a process of its own, with the threads and the memory that a replica has."""
+class ReplicaProcess:
+    """Executes `run_replica` in a child process with the environment of a replica."""
 
     def __init__(self, options: argparse.Namespace) -> None:
         arguments = [f"--{key.replace('_', '-')}={value}" for key, value in vars(options).items() if key != "bare"]
@@ -106,58 +112,60 @@ class BareEngine:
             stdout=subprocess.PIPE,
             text=True,
         )
-        self._next_json()
+        self._read_json()
 
-    def round(self) -> dict[str, float]:
+    def run_round(self) -> dict[str, float]:
         assert self._process.stdin is not None
         self._process.stdin.write("\n")
         self._process.stdin.flush()
-        result: dict[str, float] = self._next_json()
+        result: dict[str, float] = self._read_json()
         return result
 
     def stop(self) -> None:
         self._process.terminate()
         self._process.wait()
 
-    def _next_json(self) -> Any:
+    def _read_json(self) -> Any:
+        """The next JSON line of the process. Prints the lines before it. Raises RuntimeError if the process ends."""
         assert self._process.stdout is not None
         for line in self._process.stdout:
             try:
                 return json.loads(line)
             except ValueError:
                 print(line, end="", flush=True)
-        raise RuntimeError("the bare engine ended before its time")
+        raise RuntimeError("the replica process ended unexpectedly")
 
 
 def measure(options: argparse.Namespace) -> dict[str, Any]:
     http, engine = [], []
-    settings = [part for setting in SETTINGS for part in ("--set", setting)]
-    with local_service(*settings, on_line=print) as service:
-        alone = BareEngine(options)
+    assignments = [part for setting in SETTINGS for part in ("--set", setting)]
+    with local_service(*assignments, on_line=print) as service:
+        replica = ReplicaProcess(options)
         try:
             for number in range(options.rounds):
-                print(f"round {number + 1} of {options.rounds}: bare engine", flush=True)
-                engine.append(alone.round())
+                print(f"round {number + 1} of {options.rounds}: replica alone", flush=True)
+                engine.append(replica.run_round())
                 print(f"round {number + 1} of {options.rounds}: over HTTP", flush=True)
-                http.append(asyncio.run(over_http(service, options)))
+                http.append(asyncio.run(run_over_http(service, options)))
         finally:
-            alone.stop()
+            replica.stop()
     ratios = [a["pictures_per_s"] / b["pictures_per_s"] for a, b in zip(http, engine, strict=True)]
     return {"ratio": statistics.median(ratios), "ratios": ratios, "http": http, "engine": engine}
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description="Compare the service over HTTP with its bare engine.")
-    parser.add_argument("--requests", type=int, default=64)
-    parser.add_argument("--in-flight", type=int, default=16)
-    parser.add_argument("--steps", type=int, default=8)
-    parser.add_argument("--rounds", type=int, default=3)
+    parser = argparse.ArgumentParser(description=str(__doc__).splitlines()[0])
+    parser.add_argument("--requests", type=int, default=64, help="requests per round")
+    parser.add_argument("--in-flight", type=int, default=16, help="maximum number of concurrent requests")
+    parser.add_argument("--steps", type=int, default=8, help="denoising steps of each image")
+    parser.add_argument("--rounds", type=int, default=3, help="rounds of each side")
     parser.add_argument("--bare", action="store_true", help=argparse.SUPPRESS)
     options = parser.parse_args()
     if options.bare:
-        asyncio.run(bare(options.rounds, options))
+        asyncio.run(run_replica(options.rounds, options))
     else:
-        report("how much of the bare engine's throughput is left over HTTP", vars(options), measure(options))
+        question = "how does the throughput over HTTP compare with that of the replica alone?"
+        report(question, vars(options), measure(options))
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""Draws pictures by a Python handle, from any process on the service's cluster: no HTTP in between.
+"""Generates images through a Ray Serve handle, without HTTP, from any process on the service's Ray cluster.
 
 python examples/python_handle.py --address 127.0.0.1:6379 "a red sailboat"
 """
@@ -15,14 +15,14 @@ from ray import serve
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("prompt")
-    parser.add_argument("--address", default="auto", help="the cluster; `scripts/serve` prints it")
-    parser.add_argument("--out", type=Path, default=Path())
+    parser.add_argument("--address", default="auto", help="address of the Ray cluster, as `scripts/serve` prints it")
+    parser.add_argument("--out", type=Path, default=Path(), help="folder for the image files")
     options = parser.parse_args()
     ray.init(address=options.address, logging_level="ERROR", log_to_driver=False)
     handle = serve.get_app_handle("flux")
     inputs = {"prompt": options.prompt, "model": "schnell", "num_inference_steps": 4, "megapixels": "0.25", "seed": 1}
 
-    # Awaited: the prediction at its end. Who stops waiting cancels it.
+    # `predict` returns the finished prediction. Cancelling the call cancels the prediction.
     prediction = handle.predict.remote(inputs).result(timeout_s=120)
     if prediction["status"] != "succeeded":
         sys.exit(prediction["error"])
@@ -31,7 +31,7 @@ def main() -> None:
         file.write_bytes(base64.b64decode(uri.partition(",")[2]))
         print(file)
 
-    # Streamed: the same prediction after every change, from `starting` to its end.
+    # `stream` yields the prediction after every change, from `starting` to its end.
     for state in handle.options(stream=True).stream.remote(inputs):
         print(state["status"], state["logs"].splitlines()[-1])
 

@@ -1,4 +1,4 @@
-"""What the cluster tests ask of a service over HTTP."""
+"""Helpers for HTTP requests to a service under test."""
 
 import base64
 import io
@@ -14,7 +14,7 @@ from serve.launch.subprocess_service import LocalService
 Value = TypeVar("Value")
 
 SMALL = {"megapixels": "0.25", "num_inference_steps": 2, "output_format": "png", "disable_safety_checker": True}
-"""Inputs for tests in which the picture's size does not matter: as quick as the API allows, and lossless."""
+"""Inputs for tests that do not depend on the image size: as fast as the API allows, and lossless."""
 
 
 def connect(service: LocalService, timeout_s: float = 120) -> httpx.Client:
@@ -22,12 +22,12 @@ def connect(service: LocalService, timeout_s: float = 120) -> httpx.Client:
 
 
 def create(service: LocalService, wait: bool = False, **inputs: Any) -> dict[str, Any]:
-    """A new prediction, at once or after a blocking wait of up to a minute."""
+    """Creates a prediction. With `wait`, the request blocks for up to a minute until the prediction ends."""
     headers = {"Prefer": "wait=60"} if wait else {}
     with connect(service) as client:
-        answer = client.post("/v1/predictions", json={"input": inputs}, headers=headers)
-        assert answer.status_code == 201, answer.text
-        return dict(answer.json())
+        response = client.post("/v1/predictions", json={"input": inputs}, headers=headers)
+        assert response.status_code == 201, response.text
+        return dict(response.json())
 
 
 def get(service: LocalService, prediction_id: str) -> dict[str, Any]:
@@ -41,7 +41,7 @@ def cancel(service: LocalService, prediction_id: str) -> dict[str, Any]:
 
 
 def finish(service: LocalService, prediction_id: str, timeout_s: float = 120) -> dict[str, Any]:
-    """The prediction at its end."""
+    """Polls until the prediction has ended, and returns it."""
     return until(
         lambda: get(service, prediction_id),
         lambda prediction: prediction["status"] not in ("starting", "processing"),
@@ -50,23 +50,25 @@ def finish(service: LocalService, prediction_id: str, timeout_s: float = 120) ->
 
 
 def predict(service: LocalService, **inputs: Any) -> dict[str, Any]:
+    """Creates a prediction and returns it after it has ended."""
     return finish(service, create(service, wait=True, **inputs)["id"])
 
 
 def contents(prediction: dict[str, Any]) -> list[bytes]:
-    """The files of a prediction whose outputs are data: URIs."""
+    """The output files of a succeeded prediction whose outputs are `data:` URIs."""
     assert prediction["status"] == "succeeded", prediction["error"]
     return [base64.b64decode(uri.partition(",")[2]) for uri in prediction["output"]]
 
 
 def size_of(content: bytes) -> tuple[int, int]:
-    with Image.open(io.BytesIO(content)) as picture:
-        picture.load()
-        return picture.size
+    """Width and height of an image file."""
+    with Image.open(io.BytesIO(content)) as image:
+        image.load()
+        return image.size
 
 
 def png(width: int, height: int) -> bytes:
-    """A PNG file of one colour."""
+    """A white PNG file."""
     file = io.BytesIO()
     Image.new("RGB", (width, height), "white").save(file, "png")
     return file.getvalue()
@@ -76,12 +78,12 @@ def data_uri(content: bytes) -> str:
     return f"data:image/png;base64,{base64.b64encode(content).decode()}"
 
 
-def until(ask: Callable[[], Value], holds: Callable[[Value], bool], timeout_s: float = 60) -> Value:
-    """Asks until the answer holds. Raises AssertionError with the last answer."""
+def until(get_value: Callable[[], Value], condition: Callable[[Value], bool], timeout_s: float = 60) -> Value:
+    """Polls `get_value` until `condition` is true of the value, and returns it. Fails after `timeout_s`."""
     deadline = time.monotonic() + timeout_s
     while True:
-        value = ask()
-        if holds(value):
+        value = get_value()
+        if condition(value):
             return value
         assert time.monotonic() < deadline, f"still {value!r} after {timeout_s:g} s"
         time.sleep(0.1)

@@ -1,4 +1,4 @@
-"""Services on a real local Ray, with a HOME of their own. Each module says which one it asks."""
+"""Fixtures for tests against a service on a real local Ray cluster. Each module or package defines `service`."""
 
 import os
 from collections.abc import Iterator
@@ -7,20 +7,20 @@ from pathlib import Path
 import pytest
 
 from serve.launch.subprocess_service import ROOT, LocalService
-from tests.cluster.probe import Probe, probing
+from tests.cluster.probe import Probe, start_probe
 
 
 @pytest.fixture(scope="session")
 def home(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The HOME of all services of the session: embedded checkpoints are built in it once."""
+    """HOME of all services of the session, so the embedded checkpoints are built only once."""
     return tmp_path_factory.mktemp("home")
 
 
 @pytest.fixture(scope="session")
 def environment(home: Path) -> dict[str, str]:
-    """A child's environment: nothing of the caller's that Ray or our settings read."""
-    kept = {key: value for key, value in os.environ.items() if not key.startswith(("RAY_", "FLUX_SERVE_", "HF_"))}
-    return kept | {
+    """Environment for child processes, without the caller's variables for Ray, Hugging Face and this service."""
+    inherited = {key: value for key, value in os.environ.items() if not key.startswith(("RAY_", "FLUX_SERVE_", "HF_"))}
+    return inherited | {
         "HOME": str(home),
         "XDG_CACHE_HOME": str(home / ".cache"),
         "PYTHONPATH": str(ROOT),
@@ -32,6 +32,6 @@ def environment(home: Path) -> dict[str, str]:
 
 @pytest.fixture(scope="module")
 def probe(service: LocalService, environment: dict[str, str]) -> Iterator[Probe]:
-    """A look into the service's cluster: engine counters and replica counts."""
-    with probing(service, environment) as looking:
-        yield looking
+    """Reads engine counters and replica counts from the service's cluster."""
+    with start_probe(service, environment) as running_probe:
+        yield running_probe

@@ -1,6 +1,6 @@
-"""Looks into a service's cluster from a process of its own: engine counters by handle, and replica counts.
+"""Reads engine counters and replica counts of a service's Ray cluster from a separate process.
 
-A process that has joined one cluster keeps threads that reach for it; the tests, which meet several, ask through this.
+A process that has joined one Ray cluster keeps threads that connect to it, so the test process joins none.
 """
 
 import json
@@ -19,39 +19,41 @@ from serve.settings import Settings
 
 
 class Probe:
+    """Sends commands to a process that has joined the cluster."""
+
     def __init__(self, process: "subprocess.Popen[str]") -> None:
         self._process = process
 
     def stats(self, pool: str) -> dict[str, Any]:
-        """The counters of the engine in a pool of one replica."""
-        return dict(self._ask("stats", pool))
+        """Engine counters of a pool with one replica."""
+        return dict(self._call("stats", pool))
 
     def replicas(self, pool: str) -> int:
-        """How many replicas of a pool run."""
-        return int(self._ask("replicas", pool))
+        """Number of running replicas of a pool."""
+        return int(self._call("replicas", pool))
 
     def lora_caches(self) -> int:
-        """How many caches of LoRAs there are."""
-        return int(self._ask("lora_caches", ""))
+        """Number of LoRA cache actors."""
+        return int(self._call("lora_caches"))
 
     def make_forgetful_lora_cache(self) -> None:
-        """Starts another cache, which ends when nobody has asked it for a second."""
-        self._ask("make_forgetful_lora_cache", "")
+        """Starts another LoRA cache actor, which exits after one second without a request."""
+        self._call("make_forgetful_lora_cache")
 
     def kill_lora_cache(self) -> int:
-        """Ends the cache of LoRAs as a crash does; how many there were."""
-        return int(self._ask("kill_lora_cache", ""))
+        """Kills all LoRA cache actors without cleanup, as a crash would. Returns how many there were."""
+        return int(self._call("kill_lora_cache"))
 
-    def _ask(self, *question: str) -> Any:
+    def _call(self, command: str, argument: str = "") -> Any:
         assert self._process.stdin is not None
         assert self._process.stdout is not None
-        self._process.stdin.write(json.dumps(question) + "\n")
+        self._process.stdin.write(json.dumps([command, argument]) + "\n")
         self._process.stdin.flush()
         return json.loads(self._process.stdout.readline())
 
 
 @contextmanager
-def probing(service: LocalService, environment: Mapping[str, str]) -> Iterator[Probe]:
+def start_probe(service: LocalService, environment: Mapping[str, str]) -> Iterator[Probe]:
     command = [sys.executable, "-m", "tests.cluster.probe", service.ray_address]
     with subprocess.Popen(
         command, cwd=ROOT, env=environment, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
@@ -62,21 +64,21 @@ def probing(service: LocalService, environment: Mapping[str, str]) -> Iterator[P
         process.wait(30)
 
 
-def _answer(kind: str, pool: str) -> Any:
-    if kind == "stats":
+def _execute(command: str, pool: str) -> Any:
+    if command == "stats":
         return serve.get_deployment_handle(pool, "flux").stats.remote().result(timeout_s=60)
-    if kind == "lora_caches":
+    if command == "lora_caches":
         return len(_lora_caches())
-    if kind == "make_forgetful_lora_cache":
+    if command == "make_forgetful_lora_cache":
         return _make_forgetful_lora_cache()
-    if kind == "kill_lora_cache":
+    if command == "kill_lora_cache":
         return _kill_lora_caches()
     return serve.status().applications["flux"].deployments[pool].replica_states.get("RUNNING", 0)
 
 
 def _lora_caches() -> list[str]:
-    named = ray.util.list_named_actors(all_namespaces=True)
-    return [each["name"] for each in named if each["namespace"] == NAMESPACE]
+    actors = ray.util.list_named_actors(all_namespaces=True)
+    return [actor["name"] for actor in actors if actor["namespace"] == NAMESPACE]
 
 
 def _make_forgetful_lora_cache() -> None:
@@ -94,7 +96,7 @@ def _kill_lora_caches() -> int:
 def main() -> None:
     ray.init(address=sys.argv[1], logging_level="ERROR", log_to_driver=False)
     for line in sys.stdin:
-        print(json.dumps(_answer(*json.loads(line))), flush=True)
+        print(json.dumps(_execute(*json.loads(line))), flush=True)
     ray.shutdown()
 
 

@@ -1,4 +1,4 @@
-"""`serve_config.yaml` itself on three logical GPUs: only the model folders and the device differ from production."""
+"""The service with `serve_config.yaml` on three logical GPUs; only the model folders and the device are replaced."""
 
 from collections.abc import Iterator
 from typing import Any
@@ -12,7 +12,7 @@ from tests.cluster.client import SMALL, connect, data_uri, png, predict, size_of
 from tests.cluster.probe import Probe
 from tests.safety_folders import FLAGS_NONE, make_classifier, make_concepts
 
-PUBLIC = "https://flux.example.com"
+PUBLIC_URL = "https://flux.example.com"
 POOLS = ("dev-bf16", "dev-fp8", "schnell")
 
 
@@ -27,11 +27,11 @@ def service(environment: dict[str, str], tmp_path_factory: pytest.TempPathFactor
     }
     devices = {f"pools.{pool}.device": "cpu" for pool in POOLS}
     assignments = [part for key, value in (models | devices).items() for part in ("--set", f"{key}={value}")]
-    logical = ("--host", "127.0.0.1", "--num-gpus", "3", "--num-cpus", "16")
+    cluster_options = ("--host", "127.0.0.1", "--num-gpus", "3", "--num-cpus", "16")
     with local_service(
-        str(ROOT / "serve_config.yaml"), *logical, *assignments, environment=environment, start_timeout_s=600
-    ) as running:
-        yield running
+        str(ROOT / "serve_config.yaml"), *cluster_options, *assignments, environment=environment, start_timeout_s=600
+    ) as running_service:
+        yield running_service
 
 
 @pytest.mark.parametrize(
@@ -46,25 +46,23 @@ def service(environment: dict[str, str], tmp_path_factory: pytest.TempPathFactor
         ({"go_fast": True, "image": True, "mask": True}, "dev-fp8"),
     ],
 )
-def test_each_kind_of_request_comes_back_from_the_pool_that_the_table_says(
-    service: LocalService, inputs: dict[str, Any], pool: str
-) -> None:
-    pictures = {key: data_uri(png(320, 256)) for key in ("image", "mask") if inputs.get(key)}
-    prediction = predict(service, **{**SMALL, "prompt": "a boat", **inputs, **pictures})
+def test_request_runs_in_the_expected_pool(service: LocalService, inputs: dict[str, Any], pool: str) -> None:
+    images = {key: data_uri(png(320, 256)) for key in ("image", "mask") if inputs.get(key)}
+    prediction = predict(service, **{**SMALL, "prompt": "a boat", **inputs, **images})
     assert prediction["metrics"]["pool"] == pool
     assert prediction["status"] == "succeeded", prediction["error"]
-    assert prediction["output"][0].startswith(f"{PUBLIC}/outputs/")
+    assert prediction["output"][0].startswith(f"{PUBLIC_URL}/outputs/")
     with connect(service) as client:
-        picture = client.get(prediction["output"][0].removeprefix(PUBLIC)).raise_for_status()
-    assert picture.headers["content-type"] == "image/png"
-    assert size_of(picture.content) == _size(inputs)
+        response = client.get(prediction["output"][0].removeprefix(PUBLIC_URL)).raise_for_status()
+    assert response.headers["content-type"] == "image/png"
+    assert size_of(response.content) == _expected_size(inputs)
 
 
-def test_the_pools_have_the_replicas_that_the_file_says(probe: Probe) -> None:
+def test_pools_have_the_configured_number_of_replicas(probe: Probe) -> None:
     assert probe.replicas("dev-bf16") == probe.replicas("schnell") == 1
 
 
-def _size(inputs: dict[str, Any]) -> tuple[int, int]:
+def _expected_size(inputs: dict[str, Any]) -> tuple[int, int]:
     if inputs.get("image"):
         return (320, 256)
     return (272, 256) if inputs.get("aspect_ratio") == "custom" else (512, 512)

@@ -1,4 +1,4 @@
-"""Pools grow under load, shrink without it, and come back from nothing."""
+"""Pools scale up under load, scale down when idle, and start again from zero replicas."""
 
 from collections.abc import Iterator
 from typing import Any
@@ -10,15 +10,15 @@ from tests.cluster.client import SMALL, cancel, contents, create, finish, predic
 from tests.cluster.probe import Probe
 
 ROUNDS = 3
-WAITING = 16
-ENOUGH = 4
-"""As many are drawn to their end; the others only had to wait."""
+REQUESTS = 16
+FINISHED_REQUESTS = 4
+"""Number of requests that run to their end. The others only cause load and are then canceled."""
 
 
 @pytest.fixture(scope="module")
 def service(environment: dict[str, str]) -> Iterator[LocalService]:
-    """A pool that may have no replica, one that may have two, and none of the third."""
-    quick: dict[str, float] = {
+    """`schnell` scales between 0 and 1 replicas, `dev-bf16` between 1 and 2; `dev-fp8` starts with none."""
+    fast_scaling: dict[str, float] = {
         "metrics_interval_s": 0.5,
         "look_back_period_s": 1,
         "upscale_delay_s": 0.5,
@@ -32,32 +32,32 @@ def service(environment: dict[str, str]) -> Iterator[LocalService]:
     settings: dict[str, object] = {
         f"pools.{pool}.scaling.{key}": value
         for pool, scaling in bounds.items()
-        for key, value in (quick | scaling).items()
+        for key, value in (fast_scaling | scaling).items()
     }
     settings |= {f"pools.{pool}.warmup_sizes": "[[512, 512]]" for pool in bounds}
     settings |= {f"pools.{pool}.num_cpus": 0.2 for pool in bounds}
     assignments = [part for key, value in settings.items() for part in ("--set", f"{key}={value}")]
-    with local_service(*assignments, environment=environment) as running:
-        yield running
+    with local_service(*assignments, environment=environment) as running_service:
+        yield running_service
 
 
-def test_a_pool_of_no_replicas_answers_and_returns_to_none(service: LocalService, probe: Probe) -> None:
+def test_pool_scales_up_from_zero_and_back_to_zero(service: LocalService, probe: Probe) -> None:
     for _ in range(ROUNDS):
         until(lambda: probe.replicas("schnell"), lambda count: count == 0)
-        prediction = predict(service, **SMALL, prompt="from nothing", model="schnell")
+        prediction = predict(service, **SMALL, prompt="a boat", model="schnell")
         assert prediction["metrics"]["pool"] == "schnell"
         assert len(contents(prediction)) == 1
     until(lambda: probe.replicas("schnell"), lambda count: count == 0)
 
 
-def test_a_pool_grows_to_two_under_16_waiting_requests_and_back(service: LocalService, probe: Probe) -> None:
+def test_pool_scales_to_two_replicas_under_load_and_back_to_one(service: LocalService, probe: Probe) -> None:
     for _ in range(ROUNDS):
         until(lambda: probe.replicas("dev-bf16"), lambda count: count == 1)
-        asked: dict[str, Any] = {**SMALL, "num_inference_steps": 50}
-        waiting = [create(service, **asked, prompt=f"{number}")["id"] for number in range(WAITING)]
+        inputs: dict[str, Any] = {**SMALL, "num_inference_steps": 50}
+        prediction_ids = [create(service, **inputs, prompt=f"{number}")["id"] for number in range(REQUESTS)]
         until(lambda: probe.replicas("dev-bf16"), lambda count: count == 2)
-        for prediction_id in waiting[ENOUGH:]:
+        for prediction_id in prediction_ids[FINISHED_REQUESTS:]:
             cancel(service, prediction_id)
-        for prediction_id in waiting[:ENOUGH]:
+        for prediction_id in prediction_ids[:FINISHED_REQUESTS]:
             assert len(contents(finish(service, prediction_id))) == 1
     until(lambda: probe.replicas("dev-bf16"), lambda count: count == 1)

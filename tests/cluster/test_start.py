@@ -1,4 +1,4 @@
-"""What whoever starts the service meets: one clear line when it cannot start, and a clean end."""
+"""Start-up errors are one clear line, signals stop the service cleanly, and a token protects every API."""
 
 import os
 import signal
@@ -13,7 +13,7 @@ from serve.launch.subprocess_service import ROOT, LocalService, ServiceStartErro
 from tests.cluster.client import connect, until
 
 
-def run(environment: dict[str, str], *arguments: str) -> subprocess.CompletedProcess[str]:
+def run_serve(environment: dict[str, str], *arguments: str) -> subprocess.CompletedProcess[str]:
     return subprocess.run(
         [sys.executable, "-m", "serve", *arguments],
         cwd=ROOT,
@@ -25,43 +25,43 @@ def run(environment: dict[str, str], *arguments: str) -> subprocess.CompletedPro
     )
 
 
-def test_a_busy_port_is_one_line(environment: dict[str, str]) -> None:
-    with socket.socket() as taken:
-        taken.bind(("127.0.0.1", 0))
-        taken.listen()
-        ended = run(environment, "--port", str(taken.getsockname()[1]))
-    assert ended.returncode == 1
-    assert len(ended.stderr.strip().splitlines()) == 1
-    assert "try another --port" in ended.stderr
+def test_busy_port_is_reported_in_one_line(environment: dict[str, str]) -> None:
+    with socket.socket() as listener:
+        listener.bind(("127.0.0.1", 0))
+        listener.listen()
+        process = run_serve(environment, "--port", str(listener.getsockname()[1]))
+    assert process.returncode == 1
+    assert len(process.stderr.strip().splitlines()) == 1
+    assert "--port" in process.stderr
 
 
-def test_an_open_door_is_refused(environment: dict[str, str]) -> None:
-    ended = run(environment, "--host", "0.0.0.0", "--port", str(free_port()))
-    assert ended.returncode == 1
-    assert "set FLUX_SERVE_TOKEN" in ended.stderr
+def test_public_host_without_token_is_rejected(environment: dict[str, str]) -> None:
+    process = run_serve(environment, "--host", "0.0.0.0", "--port", str(free_port()))
+    assert process.returncode == 1
+    assert "FLUX_SERVE_TOKEN" in process.stderr
 
 
 @pytest.mark.parametrize(
-    ("setting", "said"),
+    ("setting", "expected"),
     [("pools.schnell.max_bach=2", "max_bach"), ("nonsense", "KEY=VALUE"), ("max_body_bytes=many", "max_body_bytes")],
 )
-def test_a_setting_that_does_not_fit_is_named(environment: dict[str, str], setting: str, said: str) -> None:
-    ended = run(environment, "--set", setting)
-    assert ended.returncode == 1
-    assert said in ended.stderr
-    assert "Traceback" not in ended.stderr
+def test_invalid_setting_is_named(environment: dict[str, str], setting: str, expected: str) -> None:
+    process = run_serve(environment, "--set", setting)
+    assert process.returncode == 1
+    assert expected in process.stderr
+    assert "Traceback" not in process.stderr
 
 
-def test_a_missing_model_fails_the_start_with_one_line_that_says_what_to_do(environment: dict[str, str]) -> None:
+def test_missing_model_fails_the_start_with_its_source(environment: dict[str, str]) -> None:
     with (
-        pytest.raises(ServiceStartError, match=r"start-up failed: .*nowhere") as caught,
+        pytest.raises(ServiceStartError, match=r"failed.*nowhere") as error,
         local_service("--set", "models.dev.source=./nowhere", environment=environment),
     ):
         pass
-    assert "Traceback" not in str(caught.value)
+    assert "Traceback" not in str(error.value)
 
 
-def test_a_signal_ends_the_service_in_order_while_it_starts(environment: dict[str, str]) -> None:
+def test_sigterm_during_start_stops_the_service_cleanly(environment: dict[str, str]) -> None:
     command = [sys.executable, "-m", "serve", "--port", str(free_port())]
     with subprocess.Popen(command, cwd=ROOT, env=environment, stdout=subprocess.PIPE, text=True) as service:
         assert service.stdout is not None
@@ -74,14 +74,14 @@ def test_a_signal_ends_the_service_in_order_while_it_starts(environment: dict[st
     assert "received" not in rest
 
 
-def test_a_token_guards_every_face_and_a_signal_ends_the_service(environment: dict[str, str]) -> None:
+def test_token_protects_every_api_and_sigterm_stops_the_service(environment: dict[str, str]) -> None:
     with local_service(environment=environment | {"FLUX_SERVE_TOKEN": "sesame"}) as service:
-        _every_face_asks_for_the_token(service)
+        _assert_every_api_requires_the_token(service)
         os.kill(service.process_id, signal.SIGTERM)
-        until(lambda: _answers(service), lambda answers: not answers)
+        until(lambda: _responds(service), lambda responds: not responds)
 
 
-def _answers(service: LocalService) -> bool:
+def _responds(service: LocalService) -> bool:
     try:
         httpx.get(f"{service.url}/health-check")
     except httpx.TransportError:
@@ -89,7 +89,7 @@ def _answers(service: LocalService) -> bool:
     return True
 
 
-def _every_face_asks_for_the_token(service: LocalService) -> None:
+def _assert_every_api_requires_the_token(service: LocalService) -> None:
     with connect(service) as client:
         paths = ("/", "/health-check", "/openapi.json", "/v1/predictions/x", "/outputs/x/out-0.webp")
         assert {client.get(path).status_code for path in paths} == {401}
@@ -97,4 +97,4 @@ def _every_face_asks_for_the_token(service: LocalService) -> None:
         assert client.post("/v1/predictions", json={"input": {"prompt": "x"}}).status_code == 401
         for scheme in ("Bearer", "Token"):
             assert client.get("/health-check", headers={"Authorization": f"{scheme} sesame"}).status_code == 200
-        assert client.get("/health-check", headers={"Authorization": "Bearer open"}).status_code == 401
+        assert client.get("/health-check", headers={"Authorization": "Bearer wrong"}).status_code == 401

@@ -1,3 +1,5 @@
+"""Fixtures for tests on a CUDA GPU. All of them are skipped without one."""
+
 from collections.abc import Callable
 from functools import cache
 
@@ -10,29 +12,29 @@ from serve.settings import Device, Dtype, Dtypes, ModelSettings, PoolSettings, P
 from test_checkpoints import checkpoint as test_checkpoint
 
 DEVICE: Device = "cuda"
-Load = Callable[..., Checkpoint]
+LoadOnGpu = Callable[..., Checkpoint]
 
 
 @pytest.fixture(scope="session", autouse=True)
-def _gpu() -> None:
+def _skip_without_gpu() -> None:
     if not torch.cuda.is_available():
         pytest.skip("needs a GPU that torch can use")
 
 
 @pytest.fixture(scope="session")
-def on_gpu(tmp_path_factory: pytest.TempPathFactory) -> Load:
-    """Loads the embedded checkpoint to the card; networks of one precision are loaded once."""
+def load_on_gpu(tmp_path_factory: pytest.TempPathFactory) -> LoadOnGpu:
+    """A function that loads the embedded checkpoint onto the GPU. Each combination of arguments is loaded once."""
     folder = tmp_path_factory.mktemp("checkpoints")
 
     @cache
-    def load_it(
+    def load(
         variant: VariantName = "dev", precision: Precision = "bf16", vae: Dtype = "float32", quantize_t5: bool = False
     ) -> Checkpoint:
         model = ModelSettings(
             variant=variant, source=str(test_checkpoint.ensure(variant, folder)), max_sequence_length=128
         )
         dtypes = Dtypes(transformer="bfloat16", text_encoders="bfloat16", vae=vae)
-        row = {"precision": precision, "quantize_t5": quantize_t5, "dtypes": {DEVICE: dtypes}, "device": DEVICE}
-        return load_checkpoint(model, PoolSettings.model_validate({"model": "dev"} | row), None)
+        fields = {"precision": precision, "quantize_t5": quantize_t5, "dtypes": {DEVICE: dtypes}, "device": DEVICE}
+        return load_checkpoint(model, PoolSettings.model_validate({"model": "dev"} | fields), None)
 
-    return load_it
+    return load

@@ -1,4 +1,4 @@
-"""float8 on the card: pictures as in bf16, biases added, and not by Marlin."""
+"""float8 quantization on a GPU: images close to bf16, biases applied, and Marlin kernels not used."""
 
 import pytest
 import torch
@@ -7,25 +7,25 @@ from optimum.quanto.tensor.weights.qbytes import WeightQBytesTensor
 from torch import nn
 
 from serve.engine.quantize import quantize_to_float8, weight_bytes
-from tests.gpu.conftest import DEVICE, Load
-from tests.gpu.test_engine_on_gpu import SIZE, psnr_db
+from tests.gpu.conftest import DEVICE, LoadOnGpu
+from tests.gpu.image_quality import SIZE, psnr_db
 from tests.unit.engine.requests import make_request, run_request
 
 
 @pytest.mark.parametrize("steps", [4, 28])
-def test_pictures_are_close_to_those_in_bf16(on_gpu: Load, steps: int) -> None:
-    job = make_request(size=SIZE, steps=steps)
-    (full,), (half,) = (run_request(on_gpu("dev", precision), job).pixels for precision in ("bf16", "fp8"))
-    assert 35 <= psnr_db(full, half) < float("inf")
+def test_fp8_images_are_close_to_bf16(load_on_gpu: LoadOnGpu, steps: int) -> None:
+    request = make_request(size=SIZE, steps=steps)
+    (bf16,), (fp8,) = (run_request(load_on_gpu("dev", precision), request).pixels for precision in ("bf16", "fp8"))
+    assert 35 <= psnr_db(bf16, fp8) < float("inf")
 
 
-def test_it_takes_little_more_than_half_the_memory(on_gpu: Load) -> None:
-    full, half = (weight_bytes(on_gpu("dev", precision).transformer) for precision in ("bf16", "fp8"))
-    assert full / half >= 1.8
+def test_fp8_weights_take_little_more_than_half_the_memory(load_on_gpu: LoadOnGpu) -> None:
+    bf16, fp8 = (weight_bytes(load_on_gpu("dev", precision).transformer) for precision in ("bf16", "fp8"))
+    assert bf16 / fp8 >= 1.8
 
 
-def test_no_weight_is_laid_out_for_marlin(on_gpu: Load) -> None:
-    checkpoint = on_gpu("dev", "fp8", quantize_t5=True)
+def test_no_weight_has_the_marlin_layout(load_on_gpu: LoadOnGpu) -> None:
+    checkpoint = load_on_gpu("dev", "fp8", quantize_t5=True)
     layers = [
         layer
         for network in (checkpoint.transformer, checkpoint.t5)
@@ -36,9 +36,9 @@ def test_no_weight_is_laid_out_for_marlin(on_gpu: Load) -> None:
     assert {layer.weight.device.type for layer in layers} == {DEVICE}
 
 
-@pytest.mark.parametrize("moved_after", [False, True], ids=["quantized on the card", "quantized before it moved"])
-def test_the_bias_is_added(moved_after: bool) -> None:
-    """Of a layer whose size Marlin takes: that kernel would leave the bias out."""
+@pytest.mark.parametrize("moved_after", [False, True], ids=["quantized on the GPU", "quantized before the move"])
+def test_bias_is_applied(moved_after: bool) -> None:
+    """Uses a layer size that Marlin supports, because quanto's Marlin kernel ignores the bias."""
     linear = nn.Linear(256, 256, dtype=torch.bfloat16).requires_grad_(False)
     linear.bias.add_(100)
     inputs = torch.randn(64, 256, dtype=torch.bfloat16)

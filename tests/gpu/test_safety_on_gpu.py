@@ -1,4 +1,4 @@
-"""The two stages of the safety checker on the card, in half precision."""
+"""The safety checker on a GPU: both stages, in half precision."""
 
 from pathlib import Path
 
@@ -14,7 +14,7 @@ from tests.safety_folders import FLAGS_ALL, FLAGS_NONE, make_classifier, make_co
 @pytest.mark.parametrize(
     ("threshold", "normal", "flagged"), [(FLAGS_ALL, -9.0, True), (FLAGS_ALL, 9.0, False), (FLAGS_NONE, -9.0, False)]
 )
-def test_both_stages_decide_there_as_on_a_cpu(tmp_path: Path, threshold: float, normal: float, flagged: bool) -> None:
+def test_both_stages_decide_on_gpu(tmp_path: Path, threshold: float, normal: float, flagged: bool) -> None:
     settings = SafetySettings(
         checker="flux",
         concept_model=str(make_concepts(tmp_path / "concepts", threshold)),

@@ -1,20 +1,20 @@
-"""One service for all modules here: the embedded one, as a newcomer starts it."""
+"""The embedded service with default settings, shared by all modules of this package."""
 
 from collections.abc import Iterator
 
 import pytest
 
 from serve.launch.subprocess_service import LocalService, local_service
-from tests.cluster.probe import Probe, probing
+from tests.cluster.probe import Probe, start_probe
 
 
 @pytest.fixture(scope="package")
 def service(environment: dict[str, str]) -> Iterator[LocalService]:
-    with local_service(environment=environment) as running:
-        yield running
+    with local_service(environment=environment) as running_service:
+        yield running_service
 
 
 @pytest.fixture(scope="package")
 def probe(service: LocalService, environment: dict[str, str]) -> Iterator[Probe]:
-    with probing(service, environment) as looking:
-        yield looking
+    with start_probe(service, environment) as running_probe:
+        yield running_probe

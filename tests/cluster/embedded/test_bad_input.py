@@ -1,4 +1,4 @@
-"""Bad input at the running service: an answer that names it, no 500, no replica lost, and no slot left taken."""
+"""Bad input is rejected with the right status and field, and leaves every pool working and idle."""
 
 from typing import Any
 
@@ -8,7 +8,7 @@ from serve.launch.subprocess_service import LocalService
 from tests.cluster.client import SMALL, connect, create, data_uri, finish, png, predict, until
 from tests.cluster.probe import Probe
 
-REFUSED: list[tuple[dict[str, Any], str]] = [
+INVALID_INPUTS: list[tuple[dict[str, Any], str]] = [
     ({}, "input.prompt"),
     ({"prompt": 5}, "input.prompt"),
     ({"prompt": "x" * 10_001}, "input.prompt"),
@@ -16,38 +16,38 @@ REFUSED: list[tuple[dict[str, Any], str]] = [
     ({"prompt": "x", "seed": 1.5}, "input.seed"),
     ({"prompt": "x", "aspect_ratio": "custom", "width": 512}, "input.height"),
     ({"prompt": "x", "mask": data_uri(png(64, 64))}, "input.mask"),
-    ({"prompt": "x", "replicate_weights": "no LoRA"}, "input.replicate_weights"),
+    ({"prompt": "x", "replicate_weights": "not a LoRA"}, "input.replicate_weights"),
     ({"prompt": "x", "image": "data:image/png;base64,%%%"}, "input.image"),
-    ({"prompt": "x", "image": data_uri(b"no picture at all")}, "input.image"),
+    ({"prompt": "x", "image": data_uri(b"not an image")}, "input.image"),
     ({"prompt": "x", "image": data_uri(png(256, 256)[:90])}, "input.image"),
     ({"prompt": "x", "image": data_uri(png(20, 300))}, "input.image"),
     ({"prompt": "x", "image": data_uri(png(8000, 8000))}, "input.image"),
 ]
 
 
-@pytest.mark.parametrize(("inputs", "field"), REFUSED)
-def test_what_can_never_succeed_is_refused_by_field(service: LocalService, inputs: dict[str, Any], field: str) -> None:
+@pytest.mark.parametrize(("inputs", "field"), INVALID_INPUTS)
+def test_invalid_input_is_rejected_with_its_field(service: LocalService, inputs: dict[str, Any], field: str) -> None:
     with connect(service) as client:
-        answer = client.post("/v1/predictions", json={"input": inputs})
-        cog = client.post("/predictions", json={"input": inputs})
-    assert answer.status_code == 422, answer.text
-    assert answer.headers["content-type"] == "application/problem+json"
-    assert [fault["field"] for fault in answer.json()["invalid_fields"]] == [field]
-    assert cog.status_code == 422
-    assert cog.json()["detail"][0]["loc"] == ["body", *field.split(".")]
+        response = client.post("/v1/predictions", json={"input": inputs})
+        cog_response = client.post("/predictions", json={"input": inputs})
+    assert response.status_code == 422, response.text
+    assert response.headers["content-type"] == "application/problem+json"
+    assert [error["field"] for error in response.json()["invalid_fields"]] == [field]
+    assert cog_response.status_code == 422
+    assert cog_response.json()["detail"][0]["loc"] == ["body", *field.split(".")]
 
 
 @pytest.mark.parametrize(
     ("content", "status"),
     [(b"{", 400), (b"\xff\xfe", 400), (b"[]", 400), (b'{"input": 1}', 422), (b"[" * 100_000, 400)],
 )
-def test_bodies_that_are_no_request_are_refused(service: LocalService, content: bytes, status: int) -> None:
+def test_malformed_body_is_rejected(service: LocalService, content: bytes, status: int) -> None:
     with connect(service) as client:
         for path in ("/v1/predictions", "/predictions"):
             assert client.post(path, content=content).status_code == status
 
 
-def test_a_body_over_the_limit_is_refused(service: LocalService) -> None:
+def test_oversized_body_is_rejected_with_413(service: LocalService) -> None:
     with connect(service) as client:
         assert client.post("/v1/predictions", content=b"x" * (33 * 2**20)).status_code == 413
 
@@ -64,26 +64,26 @@ def test_a_body_over_the_limit_is_refused(service: LocalService) -> None:
         "http://169.254.169.254/latest/meta-data",
     ],
 )
-def test_private_addresses_fail_the_prediction_alone(service: LocalService, url: str) -> None:
+def test_private_image_url_fails_only_the_prediction(service: LocalService, url: str) -> None:
     prediction = finish(service, create(service, prompt="x", image=url)["id"])
     assert prediction["status"] == "failed"
     assert "public" in prediction["error"]
 
 
-def test_unknown_ids_versions_and_paths_are_not_found(service: LocalService) -> None:
+def test_unknown_id_path_and_version_are_rejected(service: LocalService) -> None:
     with connect(service) as client:
         assert client.get("/v1/predictions/nothing").status_code == 404
         assert client.post("/v1/predictions/nothing/cancel").status_code == 404
         assert client.get("/outputs/nothing/out-0.webp").status_code == 404
         assert client.get("/outputs/..%2f..%2fetc/passwd").status_code == 404
         assert client.get("/v2").status_code == 404
-        unknown = client.post("/v1/predictions", json={"version": "abc", "input": {"prompt": "x"}})
-    assert unknown.status_code == 422
-    assert unknown.json()["title"] == "Invalid version or not permitted"
+        unknown_version = client.post("/v1/predictions", json={"version": "abc", "input": {"prompt": "x"}})
+    assert unknown_version.status_code == 422
+    assert unknown_version.json()["title"] == "Invalid version or not permitted"
 
 
-def test_after_all_that_every_pool_draws_and_holds_nothing(service: LocalService, probe: Probe) -> None:
-    for pool, chosen in (("dev-bf16", {}), ("dev-fp8", {"go_fast": True}), ("schnell", {"model": "schnell"})):
-        inputs: dict[str, Any] = {**SMALL, **chosen}
-        assert predict(service, prompt="still here", **inputs)["status"] == "succeeded"
-        until(lambda: probe.stats(pool), lambda stats: stats["images"] == 0)  # noqa: B023 - asked at once
+def test_every_pool_still_generates_and_becomes_idle(service: LocalService, probe: Probe) -> None:
+    for pool, pool_inputs in (("dev-bf16", {}), ("dev-fp8", {"go_fast": True}), ("schnell", {"model": "schnell"})):
+        inputs: dict[str, Any] = {**SMALL, **pool_inputs}
+        assert predict(service, prompt="a boat", **inputs)["status"] == "succeeded"
+        until(lambda: probe.stats(pool), lambda stats: stats["images"] == 0)  # noqa: B023 - called in this iteration

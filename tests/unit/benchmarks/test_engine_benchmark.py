@@ -1,4 +1,4 @@
-"""The engine's benchmark: its rows, its arithmetic, and the transformer that it makes up."""
+"""Tests of the engine benchmark: its rows, its FLOP count and its random transformer."""
 
 import json
 from importlib.metadata import version
@@ -25,14 +25,14 @@ SMALL = {
 }
 
 
-def test_each_row_tells_how_fast_its_steps_were(
+def test_each_row_reports_consistent_step_times(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
     main(["--device", "cpu", "--sizes", "64x48", "--batches", "1", "2", "--steps", "2"])
-    printed = capsys.readouterr()
-    assert "[4/4] precision fp8, size 64x48, batch 2" in printed.err
-    (line,) = printed.out.splitlines()
+    output = capsys.readouterr()
+    assert "[4/4] precision fp8, size 64x48, batch 2" in output.err
+    (line,) = output.out.splitlines()
     result = json.loads(line)
     assert result["arguments"]["geometry"] == "embedded"
     assert result["where"]["versions"]["torch"] == version("torch")
@@ -45,40 +45,40 @@ def test_each_row_tells_how_fast_its_steps_were(
         assert row["tflops_per_s"] > 0
 
 
-@pytest.mark.parametrize("wrong", [["--batches", "0"], ["--sizes", "64"], ["--precisions", "fp4"]])
-def test_arguments_that_mean_nothing_are_refused(wrong: list[str], capsys: pytest.CaptureFixture[str]) -> None:
+@pytest.mark.parametrize("arguments", [["--batches", "0"], ["--sizes", "64"], ["--precisions", "fp4"]])
+def test_invalid_arguments_are_rejected(arguments: list[str], capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit):
-        main(wrong)
-    assert wrong[0] in capsys.readouterr().err
+        main(arguments)
+    assert arguments[0] in capsys.readouterr().err
 
 
-def test_operations_are_counted_as_the_formulas_say() -> None:
-    """Two for each weight and row, and four for each pair of tokens and channel of attention."""
-    picture, text, width = 24, 10, 128
-    modulation, one_row_embedders = (6 + 6 + 3 + 2) * width**2, 2 * (256 + width) * width + (32 + width) * width
-    blocks = 2 * 12 * width**2 * (picture + text)
-    per_token = 2 * 64 * width * picture + 48 * width * text
-    attention = 2 * 4 * (picture + text) ** 2 * width
+def test_flop_count_equals_closed_form() -> None:
+    """Two operations per weight and token, and four per channel and pair of tokens in attention."""
+    image, text, width = 24, 10, 128
+    modulation, vector_embedders = (6 + 6 + 3 + 2) * width**2, 2 * (256 + width) * width + (32 + width) * width
+    blocks = 2 * 12 * width**2 * (image + text)
+    per_token = 2 * 64 * width * image + 48 * width * text
+    attention = 2 * 4 * (image + text) ** 2 * width
     transformer = random_transformer(SMALL, "bf16", CPU)
-    expected = 2 * (modulation + one_row_embedders + blocks + per_token) + attention
-    assert flops_per_pass(transformer, picture, text) == expected
+    expected = 2 * (modulation + vector_embedders + blocks + per_token) + attention
+    assert flops_per_pass(transformer, image, text) == expected
 
 
-def test_the_true_geometry_has_the_true_number_of_weights() -> None:
+def test_flux1_dev_geometry_has_the_parameter_count_of_flux1() -> None:
     with torch.device("meta"):
         transformer = FluxTransformer2DModel(**FLUX1_DEV)
     assert sum(weight.numel() for weight in transformer.parameters()) == 11_901_408_320
 
 
-def test_made_up_weights_come_from_a_seed_and_keep_the_size_of_what_they_multiply() -> None:
-    one, other = (random_transformer(SMALL, "bf16", CPU).state_dict() for _ in range(2))
-    assert all(torch.equal(one[name], other[name]) for name in one)
-    weight = one["transformer_blocks.0.ff.net.0.proj.weight"]
+def test_random_weights_are_seeded_and_scaled_by_their_input_width() -> None:
+    first, second = (random_transformer(SMALL, "bf16", CPU).state_dict() for _ in range(2))
+    assert all(torch.equal(first[name], second[name]) for name in first)
+    weight = first["transformer_blocks.0.ff.net.0.proj.weight"]
     assert weight.dtype == torch.bfloat16
     assert weight.float().std() == pytest.approx(128**-0.5, rel=0.02)
 
 
-def test_in_fp8_they_are_quantized_and_in_float32_they_are_not_rounded() -> None:
+def test_random_weights_are_quantized_in_fp8_and_stay_float32_in_float32() -> None:
     quantized = random_transformer(SMALL, "fp8", CPU)
     assert all(isinstance(layer, QLinear) for layer in quantized.modules() if isinstance(layer, torch.nn.Linear))
     assert random_transformer(SMALL, "float32", CPU).dtype == torch.float32

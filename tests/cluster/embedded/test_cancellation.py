@@ -1,4 +1,4 @@
-"""Cancelling, and clients that leave: what stops, what goes on, and that a slot is never left taken."""
+"""Cancellation and client disconnects: which predictions stop, and that the engine becomes idle afterwards."""
 
 import asyncio
 import time
@@ -16,56 +16,56 @@ LONG: dict[str, Any] = {**SMALL, "prompt": "a slow boat", "num_inference_steps":
 
 
 def steps_done(service: LocalService, prediction_id: str) -> int:
-    """How far the prediction says it is."""
+    """The last step that the logs of the prediction report, or 0."""
     lines = [line for line in get(service, prediction_id)["logs"].splitlines() if f"/{STEPS}" in line]
     return int(lines[-1].rpartition(f"/{STEPS}")[0].split()[-1]) if lines else 0
 
 
 def idle_steps(probe: Probe) -> int:
-    """The engine's step counter once it has nothing in work."""
+    """The engine's step counter, read once the engine is idle."""
     return int(until(lambda: probe.stats(POOL), lambda stats: stats["images"] == 0)["image_steps"])
 
 
-def test_cancelled_at_step_3_of_50_a_prediction_stops_within_one_step(service: LocalService, probe: Probe) -> None:
+def test_cancelled_prediction_stops_within_one_step(service: LocalService, probe: Probe) -> None:
     before = idle_steps(probe)
     prediction = create(service, **LONG)
     until(lambda: steps_done(service, prediction["id"]), lambda done: done >= 3)
     at_cancel = int(probe.stats(POOL)["image_steps"])
     assert cancel(service, prediction["id"])["status"] == "canceled"
-    # Between the counter and the cancel lie two calls, each shorter than a step.
+    # Reading the counter and cancelling take less than a step each, so at most two more steps start before the cancel.
     assert idle_steps(probe) - at_cancel <= 3
     assert idle_steps(probe) - before < STEPS / 2
     assert get(service, prediction["id"])["status"] == "canceled"
     assert predict(service, **SMALL, prompt="the slot is free")["status"] == "succeeded"
 
 
-def test_a_v1_client_that_hangs_up_finds_its_prediction_succeeded(service: LocalService, probe: Probe) -> None:
-    known = _leave(service, probe, "/v1/predictions", {"Prefer": "wait=60"})
-    assert finish(service, known)["status"] == "succeeded"
+def test_v1_prediction_succeeds_after_its_client_disconnects(service: LocalService, probe: Probe) -> None:
+    prediction_id = _post_and_disconnect(service, probe, "/v1/predictions", {"Prefer": "wait=60"})
+    assert finish(service, prediction_id)["status"] == "succeeded"
 
 
-def test_a_cog_client_that_hangs_up_stops_its_prediction(service: LocalService, probe: Probe) -> None:
+def test_cog_prediction_stops_when_its_client_disconnects(service: LocalService, probe: Probe) -> None:
     before = idle_steps(probe)
-    _leave(service, probe, "/predictions", {})
+    _post_and_disconnect(service, probe, "/predictions", {})
     assert 3 <= idle_steps(probe) - before < STEPS / 2
     assert predict(service, **SMALL, prompt="the slot is free")["status"] == "succeeded"
 
 
-def _leave(service: LocalService, probe: Probe, path: str, headers: dict[str, str]) -> str:
-    """Posts a long request, hangs up once the engine is three steps into it, and gives the prediction's id."""
-    start = int(probe.stats(POOL)["image_steps"])
+def _post_and_disconnect(service: LocalService, probe: Probe, path: str, headers: dict[str, str]) -> str:
+    """Posts a long request, disconnects after three denoising steps, and returns the prediction's id."""
+    steps_at_start = int(probe.stats(POOL)["image_steps"])
 
-    async def post_and_hang_up() -> None:
+    async def post_then_disconnect() -> None:
         async with httpx.AsyncClient(base_url=service.url, timeout=120) as client:
             post = asyncio.create_task(client.post(path, json={"input": LONG}, headers=headers))
             deadline = time.monotonic() + 60
             while time.monotonic() < deadline:
                 stats = await asyncio.to_thread(probe.stats, POOL)
-                if stats["image_steps"] - start >= 3:
+                if stats["image_steps"] - steps_at_start >= 3:
                     break
                 assert not post.done(), post.result().text
             post.cancel()
 
-    asyncio.run(post_and_hang_up())
+    asyncio.run(post_then_disconnect())
     with connect(service) as client:
         return str(client.get("/v1/predictions").json()["results"][0]["id"])
