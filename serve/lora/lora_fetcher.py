@@ -62,11 +62,12 @@ class LoraFetcher:
                 await asyncio.to_thread(path.write_bytes, content)
                 return FetchedFile(path, len(content), hashlib.sha256(content).hexdigest())
             case EmbeddedLora(name):
-                source, allowed = embedded_lora_file(name, EMBEDDED_MODELS_FOLDER), (EMBEDDED_MODELS_FOLDER,)
-                return await asyncio.to_thread(self._copy, reference, source, allowed, path, known_revision)
+                source, folders = embedded_lora_file(name, EMBEDDED_MODELS_FOLDER), (EMBEDDED_MODELS_FOLDER,)
+                return await asyncio.to_thread(self._copy, reference, source, folders, path, known_revision)
             case LocalFile(source):
-                allowed = self._settings.folders
-                return await asyncio.to_thread(self._copy, reference, source, allowed, path, known_revision)
+                return await asyncio.to_thread(
+                    self._copy, reference, source, self._settings.folders, path, known_revision
+                )
             case ReplicateModel() | HubFile() | CivitaiFile() | UrlFile() | S3Object():
                 return await self._download(reference, path, known_revision)
         raise TypeError(f"unknown reference type {type(reference).__name__}")

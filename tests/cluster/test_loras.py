@@ -208,7 +208,7 @@ INVALID_LORAS: dict[str, tuple[Callable[[FakeProviders], str], str]] = {
         lambda providers: providers.file_host.answer(
             "/away.safetensors", "302 Found", Location="http://10.0.0.1/a.safetensors"
         ),
-        "public",
+        "allowed_hosts",
     ),
 }
 

@@ -375,7 +375,6 @@ async def test_host_that_becomes_private_between_attempts_is_rejected(harness: L
     harness.file_host.answer("/x.safetensors", status="503 Service Unavailable")
     harness.configure(names=Names(rebinding_test=[["127.0.0.1"], ["169.254.169.254"]]))
     error = await harness.load_error(f"http://rebinding.test:{harness.file_host.port}/x.safetensors")
-    assert "not public" in str(error)
     assert "lora.fetch.allowed_hosts" in str(error)
     assert harness.file_host.asked == ["/x.safetensors"]
 
