@@ -27,176 +27,177 @@ from serve.settings import Settings, cache_folder, read_secrets
 if TYPE_CHECKING:
     from serve.lora.weights import Block
 
+NAMESPACE = "flux-serve"
 IDLE_TIMEOUT_S = 300.0
-"""An actor that nobody has asked for this long ends itself: its service was taken away, or replaced by a newer one."""
+"""The actor exits after this long without a call: its service was deleted, or replaced by one with other settings."""
+HEARTBEAT_PERIOD_S = 60.0
+ATTEMPTS = 5
+BACKOFF_S = 0.2
+MAX_CONCURRENCY = 10_000
 
 BlockRef = tuple["ray.ObjectRef[Block]"]
-"""Where a block lies. A tuple, since Ray replaces references that are arguments themselves by what they refer to."""
+"""Refers to a block in the object store. A tuple, because Ray resolves references that are passed as arguments."""
+
+Result = TypeVar("Result")
 
 log = logging.getLogger(__name__)
 
 
 class LoraCacheActor:
+    """Resolves references to LoRAs in the object store. Exits after `lease_s` without a call."""
+
     def __init__(self, settings: Settings, lease_s: float = IDLE_TIMEOUT_S) -> None:
-        # Imported where it runs: who only makes the actor does without torch.
+        # Imported here, because the process that only creates the actor does not need torch.
         from serve.lora.cache_manager import LoraCacheManager
         from serve.lora.disk_cache import DiskCache
+        from serve.lora.download import create_http_client
         from serve.lora.loader import LoraLoader
 
         secrets = read_secrets()
         self._settings = settings
         self._hf_token = secrets.hf_token.get_secret_value() if secrets.hf_token else None
         folder = settings.lora.cache.folder or cache_folder(settings) / "loras"
-        self._loader = LoraLoader(settings.lora, secrets, _scratch(folder, 2 * settings.lora.fetch.total_timeout_s))
-        self._library = LoraCacheManager(
-            self._loader,
+        scratch_folder = _prepare_scratch_folder(folder, max_age_s=2 * settings.lora.fetch.total_timeout_s)
+        self._client = create_http_client(settings.lora)
+        self._manager = LoraCacheManager(
+            LoraLoader(settings.lora, secrets, self._client, scratch_folder),
             DiskCache(folder, settings.lora.cache.disk_bytes),
             lambda block: (ray.put(block),),
             settings.lora,
         )
         self._geometries: dict[str, ModelGeometry] = {}
-        self._lease_s = lease_s
-        self._renewed_s = time.monotonic()
-        self._watching: asyncio.Task[None] | None = None
+        self._idle_timeout_s = lease_s
+        self._last_call_s = time.monotonic()
+        self._idle_watcher: asyncio.Task[None] | None = None
 
     async def get(self, reference: Reference, model: str, lost: Collection[str] = ()) -> ResolvedLora[BlockRef]:
-        """The LoRA for the model of that row of the settings, as `Library.bring` says."""
+        """The LoRA for `model`, a key of `settings.models`. See `LoraCacheManager.get`."""
         await self.heartbeat()
-        return await self._library.get(reference, await self._geometry(model), lost)
+        return await self._manager.get(reference, await self._geometry(model), lost)
 
     async def heartbeat(self) -> None:
-        """Somebody may still need this. Returns when there is something to ask."""
-        self._renewed_s = time.monotonic()
-        if self._watching is None:
-            self._watching = asyncio.create_task(self._leave_when_forgotten())
+        """Restarts the idle timeout."""
+        self._last_call_s = time.monotonic()
+        if self._idle_watcher is None:
+            self._idle_watcher = asyncio.create_task(self._exit_when_idle())
 
     async def close(self) -> None:
-        """Ends what is in work, and returns when what was brought is on the disk: for who runs it without Ray."""
-        if self._watching is not None:
-            self._watching.cancel()
-        await self._library.close()
-        self._loader.close()
+        """Cancels running loads and waits for pending disk writes. Needed only outside Ray, as in tests."""
+        if self._idle_watcher is not None:
+            self._idle_watcher.cancel()
+        await self._manager.close()
+        self._client.close()
 
     async def _geometry(self, model: str) -> ModelGeometry:
         from serve.engine.checkpoint_files import read_geometry
 
         if model not in self._geometries:
-            row = self._settings.models[model]
-            self._geometries[model] = await asyncio.to_thread(read_geometry, row, self._hf_token)
+            model_settings = self._settings.models[model]
+            self._geometries[model] = await asyncio.to_thread(read_geometry, model_settings, self._hf_token)
         return self._geometries[model]
 
-    async def _leave_when_forgotten(self) -> None:
-        while (left_s := self._renewed_s + self._lease_s - time.monotonic()) > 0:
-            await asyncio.sleep(left_s)
-        log.info("nobody has asked for LoRAs for %g s, this cache ends", self._lease_s)
+    async def _exit_when_idle(self) -> None:
+        while (remaining_s := self._last_call_s + self._idle_timeout_s - time.monotonic()) > 0:
+            await asyncio.sleep(remaining_s)
+        log.info("LoRA cache exits: no call for %g s", self._idle_timeout_s)
         ray.kill(ray.get_runtime_context().current_actor)
 
 
-def _scratch(folder: Path, work_s: float) -> Path | None:
-    """Downloads lie on the disk on which they will stay, which has room for them; None where it cannot be written.
+def _prepare_scratch_folder(cache_folder: Path, max_age_s: float) -> Path | None:
+    """A folder for downloads on the disk of the cache, or None if it cannot be written to.
 
-    What a cache left there that died is removed: whatever is older than any work may take.
+    Deletes what an earlier actor left there, if it is older than `max_age_s`, the longest that a load can take.
     """
-    scratch = folder / "incoming"
+    scratch_folder = cache_folder / "incoming"
     try:
-        scratch.mkdir(parents=True, exist_ok=True)
-        for left in scratch.iterdir():
-            if time.time() - left.stat().st_mtime > work_s:
-                shutil.rmtree(left, ignore_errors=True)
+        scratch_folder.mkdir(parents=True, exist_ok=True)
+        for path in scratch_folder.iterdir():
+            if time.time() - path.stat().st_mtime > max_age_s:
+                shutil.rmtree(path, ignore_errors=True)
     except OSError:
-        log.warning("LoRAs cannot be kept in %s, each restart will bring them again", folder, exc_info=True)
+        log.warning("LoRA cache folder %s is not writable: a restart loses all LoRAs", cache_folder, exc_info=True)
         return None
-    return scratch
-
-
-NAMESPACE = "flux-serve"
-ATTEMPTS = 5
-BACKOFF_S = 0.2
-HEARTBEAT_PERIOD_S = 60.0
-MAX_CONCURRENCY = 10_000
-
-Result = TypeVar("Result")
-Call = Callable[[Any], Awaitable[Result]]
-
-log = logging.getLogger(__name__)
+    return scratch_folder
 
 
 class LoraCacheClient:
-    """The cache of one application. One that runs with other settings is left to itself, and ends when unused."""
+    """Calls the LoRA cache of one application, and starts it if necessary.
+
+    The actor's name depends on the settings. An actor with other settings is not used, and exits when it is idle.
+    """
 
     def __init__(self, settings: Settings, application: str) -> None:
         self._settings = settings
-        self._name = f"{application}-loras-{_fingerprint(settings)}"
-        self._connecting = asyncio.Lock()
-        self._cache: ActorHandle[Any] | None = None
+        self._actor_name = f"{application}-loras-{_fingerprint(settings)}"
+        self._connect_lock = asyncio.Lock()
+        self._actor: ActorHandle[Any] | None = None
 
     async def get(
         self, references: Mapping[str, Reference], pool: str, lost: Collection[str] = ()
     ) -> dict[str, ResolvedLora[Any]]:
-        """The LoRAs for the model of `pool`, by the names in `references`.
+        """Resolves `references` for the model of `pool`. The result has the same keys.
 
-        `lost` has the numbers of copies that could not be read. Raises `FetchFailed` and
-        `InvalidLora`, of the first that failed, and `EngineFailed` if there is no cache to be had.
+        `lost` are the ids of handles whose blocks cannot be read any more. Raises the first `FetchFailed` or
+        `InvalidLora`, and `EngineFailed` if there is no cache.
         """
         model = self._settings.pools[pool].model
-        async with first_error_task_group() as bringing:
+        async with first_error_task_group() as group:
             tasks = {
-                name: bringing.create_task(self._bring(reference, model, lost))
-                for name, reference in references.items()
+                key: group.create_task(self._get_one(reference, model, lost)) for key, reference in references.items()
             }
-        return {name: task.result() for name, task in tasks.items()}
+        return {key: task.result() for key, task in tasks.items()}
 
     async def keep_alive(self) -> None:
-        """Keeps the cache alive, from now on until it is cancelled."""
+        """Sends heartbeats to the cache until cancelled."""
         while True:
             try:
-                await self._ask(lambda cache: cache.heartbeat.remote())
+                await self._call(lambda actor: actor.heartbeat.remote())
             except ServiceError:
-                log.exception("there is no LoRA cache")
+                log.exception("LoRA cache is not available")
             await asyncio.sleep(HEARTBEAT_PERIOD_S)
 
-    async def _bring(self, reference: Reference, model: str, lost: Collection[str]) -> ResolvedLora[Any]:
-        return await self._ask(lambda cache: cache.get.remote(reference, model, tuple(lost)))
+    async def _get_one(self, reference: Reference, model: str, lost: Collection[str]) -> ResolvedLora[Any]:
+        return await self._call(lambda actor: actor.get.remote(reference, model, tuple(lost)))
 
-    async def _ask(self, call: Call[Result]) -> Result:
-        """The answer of the cache, of another one if it dies meanwhile."""
+    async def _call(self, method: Callable[[Any], Awaitable[Result]]) -> Result:
+        """Calls the actor, or a new one if it dies."""
         for attempt in range(ATTEMPTS):
             try:
-                return await call(await self._connected())
+                return await method(await self._connect())
             except RayTaskError as error:
-                # The text of Ray's wrapper is a traceback with addresses; its cause is what the cache raised.
+                # The message of Ray's wrapper is a traceback with addresses; `cause` is what the actor raised.
                 if isinstance(error.cause, ServiceError):
                     raise error.cause from None
-                log.error("the LoRA cache failed: %s", error)
+                log.error("LoRA cache failed: %s", error)
                 raise EngineFailed("the LoRA cache failed; the operator's log has the cause") from None
             except (RayActorError, ValueError) as error:
-                # ValueError: of two who make the actor at once, one may find it gone again.
-                log.warning("the LoRA cache was lost: %s", type(error).__name__)
-                self._cache = None
+                # ValueError: if two clients create the actor at once, one of them may not find it.
+                log.warning("LoRA cache lost: %s", type(error).__name__)
+                self._actor = None
                 await asyncio.sleep(BACKOFF_S * 2**attempt)
         raise EngineFailed("the LoRA cache is not available; the operator's log has the cause")
 
-    async def _connected(self) -> "ActorHandle[Any]":
-        async with self._connecting:
-            if self._cache is None:
-                self._cache = await self._connect()
-        return self._cache
-
     async def _connect(self) -> "ActorHandle[Any]":
-        """Raises EngineFailed if the cache does not start, as when no node has the resources it is to run with."""
-        limit_s = self._settings.lora.cache.start_timeout_s
-        cache = await asyncio.to_thread(self._make)
-        try:
-            async with asyncio.timeout(limit_s):
-                await cache.heartbeat.remote()
-        except TimeoutError:
-            log.error("the LoRA cache did not start within %g s; is there a node with lora.cache.resources?", limit_s)
-            raise EngineFailed("the LoRA cache did not start; the operator's log has the cause") from None
-        return cache
+        async with self._connect_lock:
+            if self._actor is None:
+                self._actor = await self._start()
+        return self._actor
 
-    def _make(self) -> "ActorHandle[Any]":
-        actor = ray.remote(LoraCacheActor).options(
-            name=self._name,
+    async def _start(self) -> "ActorHandle[Any]":
+        """A running actor. Raises `EngineFailed` if it does not start, for example if no node has its resources."""
+        timeout_s = self._settings.lora.cache.start_timeout_s
+        actor = await asyncio.to_thread(self._get_or_create_actor)
+        try:
+            async with asyncio.timeout(timeout_s):
+                await actor.heartbeat.remote()
+        except TimeoutError:
+            log.error("LoRA cache did not start within %g s: check that a node has lora.cache.resources", timeout_s)
+            raise EngineFailed("the LoRA cache did not start; the operator's log has the cause") from None
+        return actor
+
+    def _get_or_create_actor(self) -> "ActorHandle[Any]":
+        actor_class = ray.remote(LoraCacheActor).options(
+            name=self._actor_name,
             namespace=NAMESPACE,
             get_if_exists=True,
             lifetime="detached",
@@ -206,10 +207,10 @@ class LoraCacheClient:
             resources=self._settings.lora.cache.resources,
             runtime_env={"env_vars": {"OMP_NUM_THREADS": "1", "OMP_WAIT_POLICY": "PASSIVE"}},
         )
-        return actor.remote(self._settings)
+        return actor_class.remote(self._settings)
 
 
 def _fingerprint(settings: Settings) -> str:
-    """Changes with all that a cache was made with."""
-    parts = settings.model_dump_json(include={"models", "lora", "cache_folder"})
-    return hashlib.sha256(f"{__version__} {parts}".encode()).hexdigest()[:12]
+    """Differs for all settings that the cache depends on, and between versions of this project."""
+    fields = settings.model_dump_json(include={"models", "lora", "cache_folder"})
+    return hashlib.sha256(f"{__version__} {fields}".encode()).hexdigest()[:12]

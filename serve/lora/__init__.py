@@ -1,4 +1,4 @@
-"""LoRAs from a caller's text to checked weights: reference, source, download, archive, header, formats.
+"""LoRAs: reference parsing, downloads, validation, format conversion and the two-tier cache.
 
-Knows nothing of Ray, HTTP routes, predictions or the engine. Only what handles tensors imports torch.
+Independent of Ray, HTTP routes and the engine. Only the modules that handle tensors import torch.
 """

@@ -1,4 +1,4 @@
-"""Finds on CivitAI which file a reference means now: the version of a model, and the file of a version."""
+"""Resolves CivitAI references to a model version and one of its files."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
@@ -11,92 +11,106 @@ from serve.errors import FetchFailed, InvalidLora
 from serve.lora.download import Downloader
 from serve.lora.provider import Provider, RemoteFile, ResolvedFile
 from serve.lora.reference import CivitaiFile
-from serve.lora.safetensors_header import shown
+from serve.lora.safetensors_header import display_name
 
-MODEL_TYPES = ("lora", "locon", "lycoris", "dora")
-"""Types of models that may hold a LoRA; what they really hold, their tensors show."""
-FAMILY = "flux.1"
-UNKNOWN_FAMILIES = ("", "other")
+LORA_TYPES = ("lora", "locon", "lycoris", "dora")
+"""CivitAI model types that may be a LoRA; the tensors in the file decide."""
+FLUX_PREFIX = "flux.1"
+"""Base models for FLUX.1, such as `Flux.1 D`, start with this, in lower case."""
+UNSPECIFIED_BASE_MODELS = ("", "other")
 
-Text = Annotated[str, BeforeValidator(lambda value: "" if value is None else value)]
+_OptionalText = Annotated[str, BeforeValidator(lambda value: "" if value is None else value)]
 
 
 class _Hashes(BaseModel):
-    sha256: Text = Field(default="", alias="SHA256")
+    sha256: _OptionalText = Field(default="", alias="SHA256")
 
 
 class _File(BaseModel):
-    name: Text = ""
-    type: Text = "Model"
+    name: _OptionalText = ""
+    type: _OptionalText = "Model"
     primary: bool | None = False
     metadata: Mapping[str, object] = {}
     hashes: _Hashes = _Hashes()
 
-    def has(self, name: str, value: str) -> bool:
-        return str(self.metadata.get(name) or "").lower() == value.lower()
+    def has_metadata(self, field: str, value: str) -> bool:
+        return str(self.metadata.get(field) or "").lower() == value.lower()
 
     @property
     def is_weights(self) -> bool:
-        return self.type in ("Model", "Pruned Model") and self.has("format", "SafeTensor")
+        return self.type in ("Model", "Pruned Model") and self.has_metadata("format", "SafeTensor")
 
 
 class _Model(BaseModel):
-    type: Text = ""
+    type: _OptionalText = ""
 
 
 class _Version(BaseModel):
     id: int
-    base_model: Text = Field(default="", alias="baseModel")
+    base_model: _OptionalText = Field(default="", alias="baseModel")
     model: _Model = _Model()
     files: tuple[_File, ...] = ()
 
+    @property
+    def is_for_flux(self) -> bool:
+        return self.base_model.lower().startswith(FLUX_PREFIX)
 
-class _Page(_Model):
+
+class _ModelWithVersions(_Model):
     versions: Annotated[tuple[_Version, ...], Field(alias="modelVersions", min_length=1)]
 
 
-async def resolve(reference: CivitaiFile, site: Provider, downloader: Downloader) -> ResolvedFile:
-    """The file of the version. Raises `FetchFailed`, and `InvalidLora` for what is no LoRA for FLUX."""
+async def resolve(reference: CivitaiFile, civitai: Provider, downloader: Downloader) -> ResolvedFile:
+    """The file that `reference` currently resolves to. Raises `FetchFailed`, and `InvalidLora` for other models."""
     if reference.token:
-        site = replace(site, token=SecretStr(reference.token))
-    base = site.base_url.rstrip("/")
+        civitai = replace(civitai, token=SecretStr(reference.token))
     try:
-        if reference.version is None:
-            tree = await downloader.fetch_json(
-                RemoteFile(f"{base}/api/v1/models/{reference.model}", site), reference.display_name
-            )
-            page = _Page.model_validate(tree)
-            version, kind = _newest(page.versions), page.type
-        else:
-            url = f"{base}/api/v1/model-versions/{reference.version}"
-            version = _Version.model_validate(
-                await downloader.fetch_json(RemoteFile(url, site), reference.display_name)
-            )
-            kind = version.model.type
+        version, model_type = await _fetch_version(reference, civitai, downloader)
     except ValidationError as error:
-        raise FetchFailed(reference.display_name, "CivitAI describes the model in an unknown way") from error
-    file = _chosen(reference, version, kind)
+        raise FetchFailed(
+            reference.display_name, f"{civitai.name} returned an unexpected response for the model"
+        ) from error
+    file = _select_file(reference, version, model_type)
     query = {"type": file.type} | {
-        name: str(file.metadata[name]) for name in ("format", "size", "fp") if file.metadata.get(name)
+        field: str(file.metadata[field]) for field in ("format", "size", "fp") if file.metadata.get(field)
     }
+    url = f"{civitai.base_url}/api/download/models/{version.id}?{urlencode(query)}"
     sha256 = file.hashes.sha256.lower() or None
-    address = RemoteFile(f"{base}/api/download/models/{version.id}?{urlencode(query)}", site, sha256)
-    return ResolvedFile(address, revision=sha256 or str(version.id))
+    return ResolvedFile(RemoteFile(url, civitai, sha256), revision=sha256 or str(version.id))
 
 
-def _newest(versions: Sequence[_Version]) -> _Version:
-    """The newest for FLUX; CivitAI lists the newest first, and keeps versions for several models on one page."""
-    return next((version for version in versions if version.base_model.lower().startswith(FAMILY)), versions[0])
+async def _fetch_version(reference: CivitaiFile, civitai: Provider, downloader: Downloader) -> tuple[_Version, str]:
+    """The model version and the type of the model. Raises `FetchFailed` and `ValidationError`."""
+    api = f"{civitai.base_url}/api/v1"
+    if reference.version is None:
+        url = f"{api}/models/{reference.model}"
+        response = await downloader.fetch_json(RemoteFile(url, civitai), reference.display_name)
+        model = _ModelWithVersions.model_validate(response)
+        return _newest_flux_version(model.versions), model.type
+    url = f"{api}/model-versions/{reference.version}"
+    response = await downloader.fetch_json(RemoteFile(url, civitai), reference.display_name)
+    version = _Version.model_validate(response)
+    return version, version.model.type
 
 
-def _chosen(reference: CivitaiFile, version: _Version, kind: str) -> _File:
-    if kind and kind.lower() not in MODEL_TYPES:
-        raise InvalidLora(reference.display_name, f"CivitAI lists it as {shown(kind)}, not as a LoRA")
-    family = version.base_model
-    if not family.lower().startswith(FAMILY) and family.lower() not in UNKNOWN_FAMILIES:
-        raise InvalidLora(reference.display_name, f"CivitAI lists it for {shown(family)}, not for FLUX.1")
-    weights = [file for file in version.files if file.is_weights]
-    wanted = [file for file in weights if all(file.has(name, value) for name, value in reference.choice)]
-    if not wanted:
+def _newest_flux_version(versions: Sequence[_Version]) -> _Version:
+    """CivitAI lists the newest version first, and one model may have versions for different base models."""
+    return next((version for version in versions if version.is_for_flux), versions[0])
+
+
+def _select_file(reference: CivitaiFile, version: _Version, model_type: str) -> _File:
+    """The primary file, or the first one, among the weights that match the filters of `reference`."""
+    if model_type and model_type.lower() not in LORA_TYPES:
+        raise InvalidLora(reference.display_name, f"CivitAI lists it as {display_name(model_type)}, not as a LoRA")
+    if not version.is_for_flux and version.base_model.lower() not in UNSPECIFIED_BASE_MODELS:
+        raise InvalidLora(
+            reference.display_name, f"CivitAI lists it for {display_name(version.base_model)}, not for FLUX.1"
+        )
+    matching = [
+        file
+        for file in version.files
+        if file.is_weights and all(file.has_metadata(field, value) for field, value in reference.filters)
+    ]
+    if not matching:
         raise InvalidLora(reference.display_name, "this version has no such safetensors file on CivitAI")
-    return next((file for file in wanted if file.primary), wanted[0])
+    return next((file for file in matching if file.primary), matching[0])

@@ -16,45 +16,49 @@ import numpy as np
 from serve.lora.reference import LoraMetadata
 from serve.lora.weights import Block
 
-_FORMAT = "2"
-"""Changes when blocks or cards of before must not be read any more."""
-_CARD = "card-"
+_FORMAT = "3"
+"""Folder name; change it when blocks or entries of earlier releases cannot be read any more."""
+_BLOCK_NAME = "block"
+_ENTRY_PREFIX = "entry-"
 
 log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, slots=True)
 class CacheEntry:
-    """What is known of the weights that a name meant when they were looked up."""
+    """Describes the weights that a name resolved to, and when that was last checked."""
 
     metadata: LoraMetadata
     revision: str | None
-    """Tells whether the name still means the same content; None where nobody can."""
+    """Identifies the content at its source, for revalidation; None if the source has no such identifier."""
     checked_at: float
     """Seconds since the epoch."""
 
 
 class DiskCache:
-    """Belongs to one process. Its methods block on the disk."""
+    """Keeps packed weights and the entries of the names that resolve to them, in one folder per block.
+
+    Holds at most `max_bytes` of blocks and evicts the least recently used ones. Write errors are logged and ignored.
+    The folder belongs to one process. All methods block.
+    """
 
     def __init__(self, folder: Path, max_bytes: int) -> None:
-        """Room for `max_bytes`; what was used longest ago goes first."""
         self._folder = folder / _FORMAT
         self._max_bytes = max_bytes
 
     def entries(self) -> dict[str, CacheEntry]:
-        """All cards on the shelf by name, the newest where several folders have one."""
-        found: dict[str, CacheEntry] = {}
-        for path in self._folder.glob(f"*/{_CARD}*"):
-            card = _read_card(path)
-            name = path.name.removeprefix(_CARD)
-            if card and (name not in found or found[name].checked_at < card.checked_at):
-                found[name] = card
-        return found
+        """All entries by name; if a name has several, the most recently checked one."""
+        entries: dict[str, CacheEntry] = {}
+        for path in self._folder.glob(f"*/{_ENTRY_PREFIX}*"):
+            entry = _read_entry(path)
+            name = path.name.removeprefix(_ENTRY_PREFIX)
+            if entry and (name not in entries or entries[name].checked_at < entry.checked_at):
+                entries[name] = entry
+        return entries
 
     def read(self, key: str) -> Block | None:
-        """The block of that content, or None."""
-        path = self._folder / key / "block"
+        """The block with this key, or None if it is missing or damaged. A damaged block is deleted."""
+        path = self._folder / key / _BLOCK_NAME
         try:
             block = np.fromfile(path, np.uint8)
             os.utime(path)
@@ -62,72 +66,73 @@ class DiskCache:
             return None
         if block_key(block) == key:
             return block
-        log.warning("a LoRA on the disk was damaged, and is brought again")
+        log.warning("Deleting a damaged LoRA from the disk cache")
         shutil.rmtree(path.parent, ignore_errors=True)
         return None
 
-    def write(self, name: str, card: CacheEntry, block: Block) -> None:
-        """Puts a block on the shelf under `name`, which means no other from now on."""
-        with _forgiven():
-            folder = self._folder / card.metadata.key
-            if not (folder / "block").is_file() and self._make_room(block.nbytes):
-                _write(folder / "block", block.data)
-        self.write_entry(name, card)
+    def write(self, name: str, entry: CacheEntry, block: Block) -> None:
+        """Writes `block`, and `entry` as the only one of `name`."""
+        with _log_os_errors():
+            folder = self._folder / entry.metadata.key
+            if not (folder / _BLOCK_NAME).is_file() and self._evict_for(block.nbytes):
+                _write_atomically(folder / _BLOCK_NAME, block.data)
+        self.write_entry(name, entry)
 
-    def write_entry(self, name: str, card: CacheEntry) -> None:
-        """Writes the card of a block that lies on the shelf."""
-        with _forgiven():
-            path = self._folder / card.metadata.key / f"{_CARD}{name}"
-            if path.with_name("block").is_file():
-                _write(path, json.dumps(asdict(card)).encode())
+    def write_entry(self, name: str, entry: CacheEntry) -> None:
+        """Writes `entry` as the only one of `name`, if its block is in the cache."""
+        with _log_os_errors():
+            path = self._folder / entry.metadata.key / f"{_ENTRY_PREFIX}{name}"
+            if path.with_name(_BLOCK_NAME).is_file():
+                _write_atomically(path, json.dumps(asdict(entry)).encode())
                 for other in self._folder.glob(f"*/{path.name}"):
                     if other != path:
                         other.unlink()
 
-    def _make_room(self, size_bytes: int) -> bool:
+    def _evict_for(self, size_bytes: int) -> bool:
+        """Evicts blocks until `size_bytes` fit. Returns False if they never fit."""
         if size_bytes > self._max_bytes:
             return False
-        blocks = [(path.parent, path.stat()) for path in self._folder.glob("*/block")]
-        used = sum(facts.st_size for _, facts in blocks)
-        for folder, facts in sorted(blocks, key=lambda each: each[1].st_mtime):
-            if used + size_bytes <= self._max_bytes:
+        blocks = [(path.parent, path.stat()) for path in self._folder.glob(f"*/{_BLOCK_NAME}")]
+        used_bytes = sum(status.st_size for _, status in blocks)
+        for folder, status in sorted(blocks, key=lambda block: block[1].st_mtime):
+            if used_bytes + size_bytes <= self._max_bytes:
                 break
             shutil.rmtree(folder, ignore_errors=True)
-            used -= facts.st_size
+            used_bytes -= status.st_size
         return True
 
 
 def block_key(block: Block) -> str:
-    """The name of a block's content."""
+    """The SHA-256 of a block, in hexadecimal digits."""
     return hashlib.sha256(block.data).hexdigest()
 
 
-def _read_card(path: Path) -> CacheEntry | None:
+def _read_entry(path: Path) -> CacheEntry | None:
     try:
-        told = json.loads(path.read_bytes())
-        facts = LoraMetadata(**{**told["metadata"], "unapplied": tuple(told["metadata"]["unapplied"])})
-        return CacheEntry(facts, told["revision"], told["checked_at"])
+        fields = json.loads(path.read_bytes())
+        metadata = LoraMetadata(**{**fields["metadata"], "unapplied": tuple(fields["metadata"]["unapplied"])})
+        return CacheEntry(metadata, fields["revision"], fields["checked_at"])
     except (OSError, ValueError, TypeError, KeyError):
-        log.warning("a card of a LoRA on the disk was damaged")
+        log.warning("Ignoring a damaged entry in the LoRA disk cache")
         return None
 
 
-def _write(path: Path, content: bytes | memoryview) -> None:
+def _write_atomically(path: Path, content: bytes | memoryview) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.NamedTemporaryFile(dir=path.parent, prefix=".", delete=False) as file:
-        beside = Path(file.name)
+        temporary = Path(file.name)
         try:
             file.write(content)
             file.close()
-            beside.replace(path)
+            temporary.replace(path)
         except BaseException:
-            beside.unlink(missing_ok=True)
+            temporary.unlink(missing_ok=True)
             raise
 
 
 @contextmanager
-def _forgiven() -> Iterator[None]:
+def _log_os_errors() -> Iterator[None]:
     try:
         yield
     except OSError:
-        log.warning("a LoRA could not be kept on the disk", exc_info=True)
+        log.warning("Writing to the LoRA disk cache failed", exc_info=True)

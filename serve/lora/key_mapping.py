@@ -9,27 +9,17 @@ import torch
 
 from serve.lora.decompositions import SUFFIXES
 from serve.lora.model_geometry import ModelGeometry, Shape
-from serve.lora.safetensors_header import InvalidLoraFile, shown
+from serve.lora.safetensors_header import InvalidLoraFile, display_name
 
 Part = Literal["transformer", "clip"]
 
-
-@dataclass(frozen=True, slots=True)
-class LayerTarget:
-    """Where one published pair of matrices goes."""
-
-    part: Part
-    layers: tuple[str, ...]
-    """Layers of the model that it is split for: their outputs are stacked in this order."""
-    halves_swapped: bool = False
-    """Published with the first half of the outputs behind the second."""
-    is_native: bool = False
-    """The name is the model's own, which wins where a file holds a layer under two names."""
-
-
 _QKV = ("attn.to_q", "attn.to_k", "attn.to_v")
 _TEXT_QKV = ("attn.add_q_proj", "attn.add_k_proj", "attn.add_v_proj")
-_DOUBLE = {
+
+# Layer names of Black Forest Labs' reference code (`flux/model.py`, `flux/modules/layers.py`) to those of diffusers.
+# ComfyUI and kohya's sd-scripts use them too; sd-scripts replaces the dots by underscores. The names that start with
+# `processor` are those of XLabs' x-flux, which adapts attention only.
+_DOUBLE_BLOCK = {
     "img_attn.qkv": _QKV,
     "img_attn.proj": ("attn.to_out.0",),
     "img_mlp.0": ("ff.net.0.proj",),
@@ -45,14 +35,14 @@ _DOUBLE = {
     "processor.qkv_lora2": _TEXT_QKV,
     "processor.proj_lora2": ("attn.to_add_out",),
 }
-_SINGLE = {
+_SINGLE_BLOCK = {
     "linear1": (*_QKV, "proj_mlp"),
     "linear2": ("proj_out",),
     "modulation.lin": ("norm.linear",),
     "processor.qkv_lora": _QKV,
     "processor.proj_lora": ("proj_out",),
 }
-_OUTSIDE = {
+_OUTER_LAYERS = {
     "img_in": "x_embedder",
     "txt_in": "context_embedder",
     "time_in.in_layer": "time_text_embed.timestep_embedder.linear_1",
@@ -64,81 +54,38 @@ _OUTSIDE = {
     "final_layer.linear": "proj_out",
     "final_layer.adaLN_modulation.1": "norm_out.linear",
 }
-_SWAPPED = {"final_layer.adaLN_modulation.1"}
-"""Black Forest Labs' code has the shift first and then the scale, diffusers the other way round."""
+_SHIFT_BEFORE_SCALE = {"final_layer.adaLN_modulation.1"}
+"""Black Forest Labs' code stacks shift and scale, diffusers scale and shift. See diffusers' `swap_scale_shift`."""
 
 _PREFIXES = (
-    "base_model.model.",
-    "model.diffusion_model.",
-    "diffusion_model.",
-    "transformer.",
-    "text_encoders.clip_l.transformer.",
-    "text_encoder.",
-    "lora_unet_",
-    "lora_transformer_",
-    "lora_te1_",
-    "lora_te_",
-    "lycoris_",
+    "base_model.model.",  # PEFT
+    "model.diffusion_model.",  # checkpoints with all models in one file
+    "diffusion_model.",  # ComfyUI, ai-toolkit
+    "transformer.",  # diffusers
+    "text_encoders.clip_l.transformer.",  # ComfyUI
+    "text_encoder.",  # diffusers
+    "lora_unet_",  # kohya's sd-scripts
+    "lora_transformer_",  # OneTrainer
+    "lora_te1_",  # kohya's sd-scripts: CLIP
+    "lora_te_",  # kohya's sd-scripts, for models with one text encoder
+    "lycoris_",  # LyCORIS
 )
-_OTHER_TEXT_ENCODERS = ("text_encoder_2.", "text_encoders.t5", "text_encoders.clip_g", "lora_te2_", "lora_te3_")
+_OTHER_TEXT_ENCODER_PREFIXES = (
+    "text_encoder_2.",
+    "text_encoders.t5",
+    "text_encoders.clip_g",
+    "lora_te2_",
+    "lora_te3_",
+)
 
+_TENSOR_NAME = re.compile(rf"(?P<layer>.+?)\.(?P<suffix>{'|'.join(re.escape(suffix) for suffix in SUFFIXES)})")
+_ADAPTER_NAME = re.compile(r"(\.lora_[AB])\.[^.]+(\.weight)$")
+"""PEFT can include the name of the adapter, as in `lora_A.default.weight`."""
+_BLOCK_NUMBER = re.compile(r"(blocks[._])\d+")
 
-def layer_shapes(geometry: ModelGeometry) -> Mapping[tuple[Part, str], Shape]:
-    """The shape of every layer that a LoRA can act on."""
-    return {
-        **{("transformer", name): shape for name, shape in geometry.transformer_layers().items()},
-        **{("clip", name): shape for name, shape in geometry.clip_layers().items()},
-    }
-
-
-def layer_targets(geometry: ModelGeometry) -> Mapping[str, LayerTarget]:
-    """Every published name of a layer, without its prefix, in each spelling."""
-    found: dict[str, LayerTarget] = {}
-    for name, target in (*_own_names(geometry), *_published_names(geometry)):
-        found[name] = found[name.replace(".", "_")] = target
-    return found
-
-
-def strip_prefixes(name: str) -> str:
-    """`name` without the prefixes that trainers put before it."""
-    for prefix in _PREFIXES:
-        if name.startswith(prefix):
-            return strip_prefixes(name.removeprefix(prefix))
-    return name
-
-
-def is_other_text_encoder(name: str) -> bool:
-    """Whether `name` is a layer of a text encoder beside CLIP: T5's, or that of another model."""
-    return name.startswith(_OTHER_TEXT_ENCODERS)
-
-
-def _own_names(geometry: ModelGeometry) -> Iterator[tuple[str, LayerTarget]]:
-    for name in geometry.transformer_layers():
-        yield name, LayerTarget("transformer", (name,), is_native=True)
-    for name in geometry.clip_layers():
-        yield name, LayerTarget("clip", (name,), is_native=True)
-        # Until its release 5, transformers kept the text model one level deeper.
-        yield f"text_model.{name}", LayerTarget("clip", (name,), is_native=True)
-
-
-def _published_names(geometry: ModelGeometry) -> Iterator[tuple[str, LayerTarget]]:
-    for block in range(geometry.double_blocks):
-        for name, stacked in _DOUBLE.items():
-            own = tuple(f"transformer_blocks.{block}.{layer}" for layer in stacked)
-            yield f"double_blocks.{block}.{name}", LayerTarget("transformer", own)
-    for block in range(geometry.single_blocks):
-        for name, stacked in _SINGLE.items():
-            own = tuple(f"single_transformer_blocks.{block}.{layer}" for layer in stacked)
-            yield f"single_blocks.{block}.{name}", LayerTarget("transformer", own)
-    known = geometry.transformer_layers()
-    for name, layer in _OUTSIDE.items():
-        if layer in known:
-            yield name, LayerTarget("transformer", (layer,), halves_swapped=name in _SWAPPED)
-
-
-BASE_MODELS = tuple(
-    (re.compile(pattern), family)
-    for pattern, family in (
+_OTHER_BASE_MODELS = tuple(
+    (re.compile(pattern), model)
+    for pattern, model in (
         (r"lora_te2_text_model|text_encoder_2\.text_model|add_embedding|label_emb", "Stable Diffusion XL"),
         (r"(^|[._])(down_blocks|up_blocks|mid_block|input_blocks|output_blocks|middle_block)[._]", "Stable Diffusion"),
         (r"(^|[._])joint_blocks[._]", "Stable Diffusion 3"),
@@ -153,24 +100,25 @@ BASE_MODELS = tuple(
 )
 
 
-def detect_base_model(names: Iterable[str]) -> str | None:
-    """The model that calls its layers as `names` do, or None where no table knows them; the surest sign decides."""
-    listed = tuple(names)
-    return next((found for pattern, found in BASE_MODELS if any(pattern.search(name) for name in listed)), None)
+@dataclass(frozen=True, slots=True)
+class LayerTarget:
+    """The layers of the model that one layer of a LoRA file adapts."""
 
-
-_ENDING = re.compile(rf"(?P<layer>.+?)\.(?P<suffix>{'|'.join(re.escape(suffix) for suffix in SUFFIXES)})")
-_ADAPTER = re.compile(r"(\.lora_[AB])\.[^.]+(\.weight)$")
-"""PEFT may put the name of the adapter between."""
-_BLOCK = re.compile(r"(blocks[._])\d+")
+    part: Part
+    layers: tuple[str, ...]
+    """Layers in diffusers; several if the file fuses them. Their outputs are stacked in this order."""
+    halves_swapped: bool = False
+    """The halves of the outputs are in the opposite order to diffusers'."""
+    is_native: bool = False
+    """The file uses the model's own name, which wins if it also has the layer under another name."""
 
 
 @dataclass(frozen=True, slots=True)
 class TensorGroup:
-    """All tensors of one published layer."""
+    """All tensors of one layer in a LoRA file."""
 
     name: str
-    """As in the file."""
+    """The name of the layer in the file."""
     target: LayerTarget
     tensors: Mapping[str, torch.Tensor]
     """By role."""
@@ -179,47 +127,103 @@ class TensorGroup:
 @dataclass(frozen=True, slots=True)
 class GroupedTensors:
     groups: tuple[TensorGroup, ...]
-    """The model's own names first: where a file has a layer under two names, they are the ones that count."""
+    """Groups with native names first, so that they win over others for the same layer."""
     unapplied: Mapping[str, str]
     """Name of a tensor to the reason why it is not applied."""
 
 
-def group_tensors(tensors: Mapping[str, torch.Tensor], known: Mapping[str, LayerTarget]) -> GroupedTensors:
-    """Sorts the tensors of a file by the names that are known.
+def layer_shapes(geometry: ModelGeometry) -> Mapping[tuple[Part, str], Shape]:
+    """The shape of every layer that a LoRA can adapt."""
+    return {
+        **{("transformer", name): shape for name, shape in geometry.transformer_layers().items()},
+        **{("clip", name): shape for name, shape in geometry.clip_layers().items()},
+    }
 
-    Raises `InvalidLoraFile` where they show that the file was made for another model.
+
+def layer_targets(geometry: ModelGeometry) -> Mapping[str, LayerTarget]:
+    """Every supported layer name without its prefix, with dots and with underscores, to its target."""
+    targets: dict[str, LayerTarget] = {}
+    for name, target in (*_native_names(geometry), *_reference_names(geometry)):
+        targets[name] = targets[name.replace(".", "_")] = target
+    return targets
+
+
+def _native_names(geometry: ModelGeometry) -> Iterator[tuple[str, LayerTarget]]:
+    """The names of diffusers and transformers."""
+    for name in geometry.transformer_layers():
+        yield name, LayerTarget("transformer", (name,), is_native=True)
+    for name in geometry.clip_layers():
+        yield name, LayerTarget("clip", (name,), is_native=True)
+        # Before transformers 5, the layers of CLIPTextModel were in a submodule `text_model`.
+        yield f"text_model.{name}", LayerTarget("clip", (name,), is_native=True)
+
+
+def _reference_names(geometry: ModelGeometry) -> Iterator[tuple[str, LayerTarget]]:
+    """The names of Black Forest Labs' reference code and of XLabs."""
+    for block in range(geometry.double_blocks):
+        for name, stacked in _DOUBLE_BLOCK.items():
+            layers = tuple(f"transformer_blocks.{block}.{layer}" for layer in stacked)
+            yield f"double_blocks.{block}.{name}", LayerTarget("transformer", layers)
+    for block in range(geometry.single_blocks):
+        for name, stacked in _SINGLE_BLOCK.items():
+            layers = tuple(f"single_transformer_blocks.{block}.{layer}" for layer in stacked)
+            yield f"single_blocks.{block}.{name}", LayerTarget("transformer", layers)
+    existing = geometry.transformer_layers()
+    for name, layer in _OUTER_LAYERS.items():
+        if layer in existing:
+            yield name, LayerTarget("transformer", (layer,), halves_swapped=name in _SHIFT_BEFORE_SCALE)
+
+
+def group_tensors(tensors: Mapping[str, torch.Tensor], targets: Mapping[str, LayerTarget]) -> GroupedTensors:
+    """Groups the tensors of a file by layer.
+
+    Raises `InvalidLoraFile` if their names show that the file is for another base model.
     """
     groups: dict[str, dict[str, torch.Tensor]] = {}
-    unused: dict[str, str] = {}
+    unapplied: dict[str, str] = {}
     for name, tensor in tensors.items():
-        layer, role = _read(name)
-        if is_other_text_encoder(layer):
-            unused[name] = "only the CLIP text encoder is adapted here"
-        elif role and strip_prefixes(layer) in known:
+        layer, role = _parse_tensor_name(name)
+        if layer.startswith(_OTHER_TEXT_ENCODER_PREFIXES):
+            unapplied[name] = "only the CLIP text encoder can be adapted"
+        elif role and strip_prefixes(layer) in targets:
             group = groups.setdefault(layer, {})
             if role in group:
-                raise InvalidLoraFile(f"it has the layer {shown(layer)} twice")
+                raise InvalidLoraFile(f"it has two {role} tensors for the layer {display_name(layer)}")
             group[role] = tensor
         elif role:
-            unused[name] = "this model has no such layer that could be adapted"
+            unapplied[name] = "this model has no such linear layer"
         else:
-            unused[name] = "only the low-rank matrices of linear layers are applied"
-    _check_model(unused, known)
-    found = (TensorGroup(layer, known[strip_prefixes(layer)], group) for layer, group in groups.items())
-    return GroupedTensors(tuple(sorted(found, key=lambda group: not group.target.is_native)), unused)
+            unapplied[name] = "only the low-rank matrices of linear layers are applied"
+    _check_base_model(unapplied, targets)
+    found = (TensorGroup(layer, targets[strip_prefixes(layer)], group) for layer, group in groups.items())
+    return GroupedTensors(tuple(sorted(found, key=lambda group: not group.target.is_native)), unapplied)
 
 
-def _read(name: str) -> tuple[str, str | None]:
-    """The layer that a tensor belongs to, and its role; None for what no trainer calls a part of a LoRA."""
-    match = _ENDING.fullmatch(_ADAPTER.sub(r"\1\2", name))
+def strip_prefixes(name: str) -> str:
+    """`name` without the prefixes that trainers add to layer names."""
+    for prefix in _PREFIXES:
+        if name.startswith(prefix):
+            return strip_prefixes(name.removeprefix(prefix))
+    return name
+
+
+def detect_base_model(names: Iterable[str]) -> str | None:
+    """The base model, other than FLUX.1, that these tensor names belong to. The first match in the table wins."""
+    listed = tuple(names)
+    return next((model for pattern, model in _OTHER_BASE_MODELS if any(map(pattern.search, listed))), None)
+
+
+def _parse_tensor_name(name: str) -> tuple[str, str | None]:
+    """Layer and role of a tensor; the role is None for an unknown suffix."""
+    match = _TENSOR_NAME.fullmatch(_ADAPTER_NAME.sub(r"\1\2", name))
     return (match["layer"], SUFFIXES[match["suffix"]]) if match else (name, None)
 
 
-def _check_model(unused: Mapping[str, str], known: Mapping[str, LayerTarget]) -> None:
-    other = detect_base_model(unused)
-    if other:
-        raise InvalidLoraFile(f"it is made for {other}, not for FLUX.1")
-    for name in unused:
-        layer = strip_prefixes(_read(name)[0])
-        if layer not in known and _BLOCK.sub(r"\g<1>0", layer) in known:
-            raise InvalidLoraFile(f"it is made for another model: this one has fewer blocks than {shown(name)} needs")
+def _check_base_model(unapplied: Iterable[str], targets: Mapping[str, LayerTarget]) -> None:
+    names = tuple(unapplied)
+    if base_model := detect_base_model(names):
+        raise InvalidLoraFile(f"it is made for {base_model}, not for FLUX.1")
+    for name in names:
+        layer = strip_prefixes(_parse_tensor_name(name)[0])
+        if layer not in targets and _BLOCK_NUMBER.sub(r"\g<1>0", layer) in targets:
+            raise InvalidLoraFile(f"it is made for a model with more blocks: this one has no {display_name(name)}")

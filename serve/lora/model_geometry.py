@@ -5,17 +5,17 @@ from dataclasses import dataclass
 from typing import Any, Self
 
 _MLP_RATIO = 4
-"""Widening of FLUX's MLPs: stands in the code of diffusers' model, not in its configuration."""
+"""Widening of the MLPs. Hard-coded in diffusers' `FluxTransformer2DModel`, not in its configuration."""
 _TIME_CHANNELS = 256
-"""Channels of the sinusoidal embedding of times and guidance: in the code too."""
+"""Channels of the sinusoidal time and guidance embeddings. Hard-coded in diffusers too."""
 
 Shape = tuple[int, int]
-"""Of a weight: outputs, inputs."""
+"""Shape of a weight: `[outputs, inputs]`."""
 
 
 @dataclass(frozen=True, slots=True)
 class ModelGeometry:
-    """Depths and widths of one model. Equal ones take the same LoRAs."""
+    """Depths and widths of one model. Models with equal geometries accept the same LoRAs."""
 
     double_blocks: int
     single_blocks: int
@@ -23,9 +23,9 @@ class ModelGeometry:
     in_channels: int
     out_channels: int
     text_width: int
-    """Of T5's output."""
+    """Width of the T5 embeddings."""
     pooled_width: int
-    """Of CLIP's pooled output."""
+    """Width of the pooled CLIP embedding."""
     guidance_embeds: bool
     clip_blocks: int
     clip_width: int
@@ -33,7 +33,7 @@ class ModelGeometry:
 
     @classmethod
     def from_configs(cls, transformer: Mapping[str, Any], clip: Mapping[str, Any]) -> Self:
-        """From the `config.json` of a FluxTransformer2DModel and of a CLIPTextModel."""
+        """Reads the `config.json` of a `FluxTransformer2DModel` and of a `CLIPTextModel`."""
         return cls(
             double_blocks=transformer["num_layers"],
             single_blocks=transformer["num_single_layers"],
@@ -50,41 +50,47 @@ class ModelGeometry:
         )
 
     def transformer_layers(self) -> dict[str, Shape]:
-        """Every linear layer of the transformer, by the name that diffusers gives it."""
-        layers = {f"transformer_blocks.{i}.{name}": s for i in range(self.double_blocks) for name, s in self._double()}
-        layers |= {
-            f"single_transformer_blocks.{i}.{name}": s for i in range(self.single_blocks) for name, s in self._single()
+        """Every linear layer of the transformer, by its name in diffusers."""
+        double = {
+            f"transformer_blocks.{i}.{name}": shape
+            for i in range(self.double_blocks)
+            for name, shape in self._double_block_layers()
         }
-        return layers | self._outside()
+        single = {
+            f"single_transformer_blocks.{i}.{name}": shape
+            for i in range(self.single_blocks)
+            for name, shape in self._single_block_layers()
+        }
+        return double | single | self._outer_layers()
 
     def clip_layers(self) -> dict[str, Shape]:
-        """Every linear layer of the CLIP text model, by the name that transformers gives it."""
-        width, mlp = self.clip_width, self.clip_mlp_width
-        one = {f"self_attn.{side}_proj": (width, width) for side in ("q", "k", "v", "out")}
-        one |= {"mlp.fc1": (mlp, width), "mlp.fc2": (width, mlp)}
-        return {f"encoder.layers.{i}.{name}": shape for i in range(self.clip_blocks) for name, shape in one.items()}
+        """Every linear layer of the CLIP text model, by its name in transformers."""
+        width, mlp_width = self.clip_width, self.clip_mlp_width
+        block = {f"self_attn.{name}_proj": (width, width) for name in ("q", "k", "v", "out")}
+        block |= {"mlp.fc1": (mlp_width, width), "mlp.fc2": (width, mlp_width)}
+        return {f"encoder.layers.{i}.{name}": shape for i in range(self.clip_blocks) for name, shape in block.items()}
 
-    def _double(self) -> list[tuple[str, Shape]]:
-        width, mlp = self.width, _MLP_RATIO * self.width
-        square = ("to_q", "to_k", "to_v", "to_out.0", "add_q_proj", "add_k_proj", "add_v_proj", "to_add_out")
+    def _double_block_layers(self) -> list[tuple[str, Shape]]:
+        width, mlp_width = self.width, _MLP_RATIO * self.width
+        attention = ("to_q", "to_k", "to_v", "to_out.0", "add_q_proj", "add_k_proj", "add_v_proj", "to_add_out")
         return [
-            *((f"attn.{name}", (width, width)) for name in square),
+            *((f"attn.{name}", (width, width)) for name in attention),
             *((f"{name}.linear", (6 * width, width)) for name in ("norm1", "norm1_context")),
-            *((f"{name}.net.0.proj", (mlp, width)) for name in ("ff", "ff_context")),
-            *((f"{name}.net.2", (width, mlp)) for name in ("ff", "ff_context")),
+            *((f"{name}.net.0.proj", (mlp_width, width)) for name in ("ff", "ff_context")),
+            *((f"{name}.net.2", (width, mlp_width)) for name in ("ff", "ff_context")),
         ]
 
-    def _single(self) -> list[tuple[str, Shape]]:
-        width, mlp = self.width, _MLP_RATIO * self.width
+    def _single_block_layers(self) -> list[tuple[str, Shape]]:
+        width, mlp_width = self.width, _MLP_RATIO * self.width
         return [
             *((f"attn.{name}", (width, width)) for name in ("to_q", "to_k", "to_v")),
             ("norm.linear", (3 * width, width)),
-            ("proj_mlp", (mlp, width)),
-            ("proj_out", (width, width + mlp)),
+            ("proj_mlp", (mlp_width, width)),
+            ("proj_out", (width, width + mlp_width)),
         ]
 
-    def _outside(self) -> dict[str, Shape]:
-        """The layers before and behind the blocks."""
+    def _outer_layers(self) -> dict[str, Shape]:
+        """The layers before and after the blocks."""
         width = self.width
         embedders = {"timestep_embedder": _TIME_CHANNELS, "text_embedder": self.pooled_width}
         if self.guidance_embeds:

@@ -10,51 +10,54 @@ from pydantic import SecretStr
 from serve.net.http_client import origin
 from serve.settings import ENVIRONMENT_VARIABLES, LoraSettings, Secrets
 
+_HUGGING_FACE_ERRORS = {
+    "GatedRepo": "the repository is gated; accept its terms on its page",
+    "RepoNotFound": "the repository does not exist, or it is private",
+    "RevisionNotFound": "the repository has no such revision",
+    "EntryNotFound": "the repository has no such file",
+}
+
 
 @dataclass(frozen=True, slots=True)
 class Provider:
-    """One host. What has no `token_variable` is read without signing in."""
+    """A host of LoRA files. Requests to one without `token_variable` are not authenticated."""
 
     name: str
     base_url: str = ""
+    """Without a slash at the end."""
     token_variable: str | None = None
+    """The environment variable that sets `token`."""
     token: SecretStr | None = None
-    error_meanings: Mapping[str, str] = field(default_factory=dict)
-    """What the site's own words for a refusal, in its header `x-error-code`, mean."""
+    error_codes: Mapping[str, str] = field(default_factory=dict)
+    """Explains the values of the response header `x-error-code`."""
 
     def auth_headers(self, url: httpx.URL) -> dict[str, str]:
-        """The header that signs in at `url`; empty for what is not on this site, and without a credential."""
+        """The Authorization header for `url`; empty without a token, and for any other origin than `base_url`."""
         if not self.token or origin(url) != origin(httpx.URL(self.base_url)):
             return {}
         return {"Authorization": f"Bearer {self.token.get_secret_value()}"}
 
     @property
-    def sign_in_hint(self) -> str:
-        """What to do where an account is needed."""
+    def auth_hint(self) -> str:
+        """What to do when the provider requires authentication."""
         if not self.token_variable:
-            return "it must be readable without signing in"
+            return "the file must be readable without authentication"
         if not self.token:
-            return f"it needs an account at {self.name}: the operator of this service can set {self.token_variable}"
-        return f"the account of this service's {self.token_variable} may not read it"
+            return f"it needs a {self.name} account; the operator of this service can set {self.token_variable}"
+        return f"the {self.token_variable} of this service has no access to it"
 
-    def hint(self, status: int, headers: httpx.Headers) -> str:
-        """What to do about a refusal; empty where nobody knows."""
-        meaning = self.error_meanings.get(headers.get("x-error-code", ""))
+    def error_hint(self, status: int, headers: httpx.Headers) -> str:
+        """What to do about an error response; empty if there is nothing useful to say."""
+        reason = self.error_codes.get(headers.get("x-error-code", ""))
         if status in (UNAUTHORIZED, FORBIDDEN):
-            return f"{meaning}; {self.sign_in_hint}" if meaning else self.sign_in_hint
+            return f"{reason}; {self.auth_hint}" if reason else self.auth_hint
         if status == NOT_FOUND:
-            return meaning or "check how it is written"
+            return reason or "check the spelling"
         return ""
 
 
-_HUB_MEANINGS = {
-    "GatedRepo": "the repository is gated, its terms must be accepted on its page",
-    "RepoNotFound": "there is no such repository, or it is private",
-    "RevisionNotFound": "the repository has no such revision",
-    "EntryNotFound": "the repository has no such file",
-}
 ANY_HOST = Provider("its server")
-"""Any host, without a credential."""
+"""Any host, without authentication."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -64,40 +67,45 @@ class Providers:
     civitai: Provider
 
     @classmethod
-    def of(cls, settings: LoraSettings, secrets: Secrets) -> "Providers":
-        """As the settings place them, with the credentials that there are."""
+    def from_settings(cls, settings: LoraSettings, secrets: Secrets) -> "Providers":
         return cls(
-            Provider(
-                "Replicate", settings.replicate_url, ENVIRONMENT_VARIABLES["replicate_token"], secrets.replicate_token
+            replicate=Provider(
+                "Replicate",
+                settings.replicate_url.rstrip("/"),
+                ENVIRONMENT_VARIABLES["replicate_token"],
+                secrets.replicate_token,
             ),
-            Provider(
+            hub=Provider(
                 "Hugging Face",
-                settings.huggingface_url,
+                settings.huggingface_url.rstrip("/"),
                 ENVIRONMENT_VARIABLES["hf_token"],
                 secrets.hf_token,
-                _HUB_MEANINGS,
+                _HUGGING_FACE_ERRORS,
             ),
-            Provider("CivitAI", settings.civitai_url, ENVIRONMENT_VARIABLES["civitai_token"], secrets.civitai_token),
+            civitai=Provider(
+                "CivitAI",
+                settings.civitai_url.rstrip("/"),
+                ENVIRONMENT_VARIABLES["civitai_token"],
+                secrets.civitai_token,
+            ),
         )
 
 
 @dataclass(frozen=True, slots=True)
 class RemoteFile:
-    """One file of a site."""
-
     url: str
     provider: Provider
-    """Who is asked: whose credential goes along, and what its refusals mean."""
+    """Supplies the credentials for the request and explains its errors."""
     sha256: str | None = None
-    """What the site says that the bytes hash to, in lower case."""
+    """The checksum that the provider publishes, in lower case."""
 
 
 @dataclass(frozen=True, slots=True)
 class ResolvedFile:
-    """The file that a reference means now."""
+    """The file that a reference currently resolves to."""
 
     file: RemoteFile
     revision: str | None = None
-    """Names the content; None where only its server can tell, by the tag of the download."""
+    """Identifies the content; None if only the ETag of the download does."""
     config: RemoteFile | None = None
-    """PEFT's configuration beside the weights."""
+    """PEFT's `adapter_config.json` next to the weights."""

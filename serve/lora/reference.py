@@ -8,49 +8,49 @@ from pathlib import Path
 from typing import Generic, Literal, TypeVar
 
 from serve.model_specs import EMBEDDED
-from serve.net.url import display_url as shown_url
+from serve.net.url import display_url
 
-COMMIT = re.compile(r"[0-9a-f]{40}")
+_COMMIT_HASH = re.compile(r"[0-9a-f]{40}")
 
 
 class InvalidReference(ValueError):
-    """A text names no LoRA; the message says why and what does, fit for a user."""
+    """The text is not a LoRA reference. The message is meant for the caller and lists what is accepted."""
 
 
 class Reference(ABC):
-    """Names one LoRA. Equal references have equal keys."""
+    """Identifies one LoRA. Equal references have equal keys."""
 
     __slots__ = ()
 
     @property
     @abstractmethod
     def _canonical(self) -> str:
-        """All that tells it from other references, secrets included."""
+        """Everything that distinguishes this reference from others of its class, secrets included."""
 
     @property
     @abstractmethod
     def display_name(self) -> str:
-        """The shortest text that names it to a user, without secrets."""
+        """A short name for messages and logs, without secrets."""
 
     @property
     @abstractmethod
     def may_change(self) -> bool:
-        """Whether the same reference can mean other weights at another time."""
+        """Whether this reference may resolve to other weights later."""
 
     @property
     def key(self) -> str:
-        """Names it in caches: 64 hexadecimal digits."""
+        """Cache key: 64 hexadecimal digits."""
         return hashlib.sha256(f"{type(self).__name__} {self._canonical}".encode()).hexdigest()
 
 
 @dataclass(frozen=True, slots=True)
 class ReplicateModel(Reference):
-    """The weights of a fine-tune on Replicate."""
+    """The weights of a fine-tuned model on Replicate."""
 
     owner: str
     name: str
     version: str | None = None
-    """None for the newest."""
+    """None means the newest version."""
 
     @property
     def _canonical(self) -> str:
@@ -67,14 +67,14 @@ class ReplicateModel(Reference):
 
 @dataclass(frozen=True, slots=True)
 class HubFile(Reference):
-    """A file in a model repository of the Hugging Face hub."""
+    """A file in a model repository on the Hugging Face Hub."""
 
     repository: str
     """`owner/name`."""
     revision: str = "main"
     """Branch, tag or commit."""
     path: str = ""
-    """A file, or a folder that holds one weights file; empty for the whole repository."""
+    """A file, or a folder with one weights file; empty means the whole repository."""
 
     @property
     def _canonical(self) -> str:
@@ -87,29 +87,29 @@ class HubFile(Reference):
 
     @property
     def may_change(self) -> bool:
-        return COMMIT.fullmatch(self.revision) is None
+        return _COMMIT_HASH.fullmatch(self.revision) is None
 
 
 @dataclass(frozen=True, slots=True)
 class CivitaiFile(Reference):
-    """A file of a model on CivitAI: of its newest version, or of the version, which then says all."""
+    """A file of a CivitAI model. With `version`, `model` is not needed; without it, the newest version is used."""
 
     model: int | None = None
     version: int | None = None
-    choice: tuple[tuple[str, str], ...] = ()
-    """What was said about the file where a version has several: `size` and `fp`, in lower case."""
+    filters: tuple[tuple[str, str], ...] = ()
+    """Selects one of several files in a version: pairs of `fp` or `size` and a lower-case value."""
     token: str | None = field(default=None, repr=False)
-    """The caller's own, for downloads that need an account."""
+    """The caller's own API token, for downloads that need an account."""
 
     @property
     def _canonical(self) -> str:
-        # Who has no token must not be served from the cache what needs one.
+        # The token is part of the key: a caller without it must not get the file from the cache.
         return f"{self.display_name} {self.token or ''}"
 
     @property
     def display_name(self) -> str:
-        site = f"civitai.com/model-versions/{self.version}" if self.version else f"civitai:{self.model}"
-        return site + "".join(f" {name}={value}" for name, value in self.choice)
+        base = f"civitai.com/model-versions/{self.version}" if self.version else f"civitai:{self.model}"
+        return base + "".join(f" {name}={value}" for name, value in self.filters)
 
     @property
     def may_change(self) -> bool:
@@ -118,7 +118,7 @@ class CivitaiFile(Reference):
 
 @dataclass(frozen=True, slots=True)
 class UrlFile(Reference):
-    """A file at any URL, which may have a signature in its query."""
+    """A file at any URL. The query may contain a signature, which is a secret."""
 
     url: str = field(repr=False)
 
@@ -128,7 +128,7 @@ class UrlFile(Reference):
 
     @property
     def display_name(self) -> str:
-        return shown_url(self.url)
+        return display_url(self.url)
 
     @property
     def may_change(self) -> bool:
@@ -155,7 +155,7 @@ class S3Object(Reference):
 
 @dataclass(frozen=True, slots=True)
 class EmbeddedLora(Reference):
-    """One that comes along with the project, for the embedded model."""
+    """A LoRA that is part of this project, made for the embedded model."""
 
     name: str
 
@@ -174,7 +174,7 @@ class EmbeddedLora(Reference):
 
 @dataclass(frozen=True, slots=True)
 class LocalFile(Reference):
-    """A file in one of the folders that the settings name. Whether a link leads out of it, is not known here."""
+    """A file in one of the folders in `lora.folders`. Symbolic links are checked when the file is fetched."""
 
     path: Path
 
@@ -193,7 +193,7 @@ class LocalFile(Reference):
 
 @dataclass(frozen=True, slots=True)
 class InlineFile(Reference):
-    """A file that came in a `data:` URI."""
+    """The content of a `data:` URI."""
 
     content: bytes = field(repr=False)
 
@@ -217,40 +217,42 @@ Origin = Literal["download", "disk", "memory"]
 
 @dataclass(frozen=True, slots=True)
 class LoraMetadata:
-    """What is known of the weights of a LoRA beside the weights themselves."""
+    """Describes the converted weights of a LoRA."""
 
     key: str
-    """Names the content for good: 64 hexadecimal digits. Equal weights have equal keys, wherever they came from."""
+    """SHA-256 of the packed weights, 64 hexadecimal digits: equal weights have equal keys, whatever their source."""
     size_bytes: int
-    """As they are drawn with, after conversion."""
+    """Size of the packed weights, after conversion."""
     rank: int
     unapplied: tuple[str, ...] = ()
-    """Tensors of the file that are not applied, each with the reason, fit to be shown to the caller."""
+    """Tensors of the file that are not applied, each with the reason, in words for the caller."""
 
 
 @dataclass(frozen=True, slots=True)
 class CacheHandle(Generic[BlockRefT]):
-    """The weights in memory, as a block of `serve.lora.weights`."""
+    """Weights in memory, packed by `serve.lora.weights.pack`."""
 
     block: BlockRefT
-    """Where they lie."""
+    """Refers to the block, for example in Ray's object store."""
     id: str
-    """Tells it from a later copy of the same."""
+    """Distinguishes this copy of the block from earlier and later ones."""
 
 
 @dataclass(frozen=True, slots=True)
 class ResolvedLora(Generic[BlockRefT]):
+    """A LoRA that is ready to use, and how it was obtained for one request."""
+
     metadata: LoraMetadata
     handle: CacheHandle[BlockRefT]
     origin: Origin
-    """Where they came from for this request."""
+    """Where the weights came from for this request."""
     fetched_bytes: int = 0
-    """What was downloaded for this request, before conversion."""
+    """Bytes downloaded for this request, before conversion."""
     fetch_s: float = 0.0
     check_s: float = 0.0
     stale: bool = False
-    """They are older than they may be, but where they came from could not be asked again."""
+    """The cached weights are due for revalidation, but the provider could not be reached."""
 
     def as_memory_hit(self) -> "ResolvedLora[BlockRefT]":
-        """The same for a request that finds it in memory."""
+        """The same LoRA for a request that finds it in memory."""
         return replace(self, origin="memory", fetched_bytes=0, fetch_s=0.0, check_s=0.0, stale=False)

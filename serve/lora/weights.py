@@ -14,95 +14,94 @@ from numpy.typing import NDArray
 
 from serve.lora.safetensors_header import LENGTH_BYTES, Header, TensorEntry, read_header
 
+Block = NDArray[np.uint8]
+"""Packed `LoraWeights`: a safetensors file in memory."""
+
+_BLOCK_DTYPES = {"F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16}
+_METADATA_KEY = "lora"
+_MAX_MATRICES = 2**20
+
 
 @dataclass(frozen=True, slots=True, eq=False)
 class LowRank:
-    """What a LoRA adds to the weight of one linear layer: `scale * up @ down`, of the layer's [out, in]."""
+    """The change of one linear layer's weight `[out, in]`: `scale * up @ down`."""
 
     down: torch.Tensor
-    """[rank, in], float32, float16 or bfloat16, on the CPU; layers that one tensor was split for may share it."""
+    """`[rank, in]`, float32, float16 or bfloat16, on the CPU. Layers split from one fused layer may share it."""
     up: torch.Tensor
-    """[out, rank], of the same dtype."""
+    """`[out, rank]`, of the same dtype."""
     scale: float = 1.0
-    """The file's own alpha / rank. The scale that a caller asks for is not in it."""
+    """Alpha divided by the rank, from the file. Does not include the scale in a request."""
 
     @property
     def rank(self) -> int:
         return self.down.shape[0]
 
-    @property
-    def size_bytes(self) -> int:
-        return self.down.nbytes + self.up.nbytes
-
 
 @dataclass(frozen=True, slots=True, eq=False)
 class LoraWeights:
-    """All that one LoRA does, by the dotted name of the layer that it acts on."""
+    """The weights of one LoRA, by layer name."""
 
     transformer: Mapping[str, LowRank]
-    """As in `transformer_blocks.0.attn.to_q`."""
+    """Names as in `transformer_blocks.0.attn.to_q`."""
     clip: Mapping[str, LowRank]
-    """As in `encoder.layers.0.self_attn.q_proj`: that model has no `text_model` inside since transformers 5."""
+    """Names as in `encoder.layers.0.self_attn.q_proj`, without `text_model`, as in transformers 5."""
     unapplied: tuple[str, ...] = ()
-    """Tensors of the file that are not applied, each with the reason, fit to be shown to the caller."""
+    """Tensors of the file that are not applied, each with the reason, in words for the caller."""
 
     @property
     def rank(self) -> int:
         """The largest rank of any layer; 0 without layers."""
         return max((layer.rank for part in (self.transformer, self.clip) for layer in part.values()), default=0)
 
-    @property
-    def size_bytes(self) -> int:
-        """Bytes of all matrices, one that is shared by several layers counted for each."""
-        return sum(layer.size_bytes for part in (self.transformer, self.clip) for layer in part.values())
-
-
-Block = NDArray[np.uint8]
-
-_DTYPES = {"F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16}
-_TOLD = "lora"
-"""Where the metadata say what the matrices are."""
-_MAX_MATRICES = 2**20
-
 
 def pack(weights: LoraWeights) -> Block:
-    """One block that holds `weights`. A matrix that several layers share is in it once."""
-    numbers: dict[tuple[int, torch.Size, torch.dtype], str] = {}
+    """Serializes `weights`. Equal weights give equal bytes; a matrix shared by several layers is stored once."""
+    names: dict[tuple[int, torch.Size, torch.dtype], str] = {}
     matrices: dict[str, torch.Tensor] = {}
 
-    def number(matrix: torch.Tensor) -> str:
+    def add_matrix(matrix: torch.Tensor) -> str:
         key = (matrix.data_ptr(), matrix.shape, matrix.dtype)
-        name = numbers.setdefault(key, str(len(numbers)))
-        # Parts of a matrix that was split are copied: the library takes none that share memory.
+        name = names.setdefault(key, str(len(names)))
+        # Copied, because safetensors rejects tensors that share memory, as the parts of a split matrix do.
         matrices.setdefault(name, matrix.clone(memory_format=torch.contiguous_format))
         return name
 
-    def table(part: Mapping[str, LowRank]) -> dict[str, tuple[str, str, float]]:
-        return {layer: (number(each.down), number(each.up), each.scale) for layer, each in part.items()}
+    def pack_part(part: Mapping[str, LowRank]) -> dict[str, tuple[str, str, float]]:
+        return {
+            layer: (add_matrix(low_rank.down), add_matrix(low_rank.up), low_rank.scale)
+            for layer, low_rank in part.items()
+        }
 
-    told = {"transformer": table(weights.transformer), "clip": table(weights.clip), "named": weights.unapplied}
-    # One entry: the library writes several in any order, and equal weights should be equal bytes.
-    return np.frombuffer(safetensors.torch.save(matrices, {_TOLD: json.dumps(told)}), np.uint8)
+    fields = {
+        "transformer": pack_part(weights.transformer),
+        "clip": pack_part(weights.clip),
+        "unapplied": weights.unapplied,
+    }
+    # One metadata entry only: safetensors does not preserve the order of several.
+    return np.frombuffer(safetensors.torch.save(matrices, {_METADATA_KEY: json.dumps(fields)}), np.uint8)
 
 
 def unpack(block: Block) -> LoraWeights:
-    """The weights in a block made by `pack`, without a copy: do not write to them. Raises `InvalidLoraFile`."""
+    """The weights in a block from `pack`, as views that must not be written to. Raises `InvalidLoraFile`."""
     view = memoryview(block.data)
-    head_bytes = LENGTH_BYTES + int.from_bytes(view[:LENGTH_BYTES], "little")
-    header = read_header(BytesIO(view[:head_bytes]), view.nbytes, _MAX_MATRICES)
+    header_bytes = LENGTH_BYTES + int.from_bytes(view[:LENGTH_BYTES], "little")
+    header = read_header(BytesIO(view[:header_bytes]), view.nbytes, _MAX_MATRICES)
     matrices = {name: _matrix(view, header, entry) for name, entry in header.entries.items()}
-    told: dict[str, Any] = json.loads(header.metadata[_TOLD])
+    fields: dict[str, Any] = json.loads(header.metadata[_METADATA_KEY])
 
-    def part(name: str) -> dict[str, LowRank]:
-        return {layer: LowRank(matrices[down], matrices[up], scale) for layer, (down, up, scale) in told[name].items()}
+    def unpack_part(part: str) -> dict[str, LowRank]:
+        return {
+            layer: LowRank(matrices[down], matrices[up], scale) for layer, (down, up, scale) in fields[part].items()
+        }
 
-    return LoraWeights(part("transformer"), part("clip"), tuple(told["named"]))
+    return LoraWeights(unpack_part("transformer"), unpack_part("clip"), tuple(fields["unapplied"]))
 
 
 def _matrix(view: memoryview, header: Header, entry: TensorEntry) -> torch.Tensor:
-    dtype = _DTYPES[entry.dtype]
+    dtype = _BLOCK_DTYPES[entry.dtype]
     with warnings.catch_warnings():
-        # The block may be read-only, and is by design never written to.
+        # The block may be read-only memory. Nothing writes to the tensor.
         warnings.filterwarnings("ignore", message="The given buffer is not writable")
         flat = torch.frombuffer(
             view,

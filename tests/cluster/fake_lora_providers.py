@@ -1,8 +1,8 @@
-"""Hosts of LoRAs on this machine, for a service that runs beside the tests: they answer from a thread of their own."""
+"""Fake LoRA providers for a service under test: local HTTP servers that run in a thread."""
 
 import asyncio
 import threading
-from collections.abc import Iterator
+from collections.abc import Coroutine, Iterator
 from contextlib import contextmanager
 
 import safetensors.torch
@@ -15,35 +15,36 @@ from tests.local_server import LocalServer
 from tests.unit.lora.lora_files import Pair, diffusers
 
 
-class World:
-    """`site` stands for the sites, `store` for the hosts of files that they redirect to."""
+class FakeProviders:
+    """`provider` acts as Replicate, Hugging Face, CivitAI and S3; `file_host` as the host that they redirect to."""
 
     def __init__(self, geometry: ModelGeometry) -> None:
         self.geometry = geometry
-        self.site, self.store = LocalServer(), LocalServer()
+        self.provider, self.file_host = LocalServer(), LocalServer()
         self.loop = asyncio.new_event_loop()
+        """The event loop of both servers."""
 
     @property
     def settings(self) -> tuple[str, ...]:
-        """What makes a service take these servers for the real ones."""
-        site = f"http://127.0.0.1:{self.site.port}"
-        hosts = [f"127.0.0.1:{server.port}" for server in (self.site, self.store)]
+        """Settings, as `--set` takes them, with which a service uses these servers."""
+        base_url = f"http://127.0.0.1:{self.provider.port}"
+        hosts = [f"127.0.0.1:{server.port}" for server in (self.provider, self.file_host)]
         values = {
-            "huggingface_url": site,
-            "civitai_url": site,
-            "replicate_url": site,
-            "s3_url": f"'{site}/{{bucket}}'",
+            "huggingface_url": base_url,
+            "civitai_url": base_url,
+            "replicate_url": base_url,
+            "s3_url": f"'{base_url}/{{bucket}}'",
             "allow_http": "true",
             "fetch.allowed_hosts": hosts,
             "fetch.backoff_s": 0.01,
         }
         return tuple(f"lora.{key}={value}" for key, value in values.items())
 
-    def weights(self, seed: int, rank: int = 4, strength: float = 0.2) -> bytes:
-        """A safetensors file with a LoRA for every linear of the transformer."""
-        return safetensors.torch.save(diffusers(self._pairs(seed, rank, strength)))
+    def make_weights(self, seed: int, rank: int = 4, strength: float = 0.2) -> bytes:
+        """A safetensors file with random matrices for every linear layer of the transformer."""
+        return safetensors.torch.save(diffusers(self._random_pairs(seed, rank, strength)))
 
-    def _pairs(self, seed: int, rank: int, strength: float) -> dict[str, Pair]:
+    def _random_pairs(self, seed: int, rank: int, strength: float) -> dict[str, Pair]:
         generator = torch.Generator().manual_seed(seed)
 
         def matrix(*shape: int) -> torch.Tensor:
@@ -54,20 +55,20 @@ class World:
 
 
 @contextmanager
-def world() -> Iterator[World]:
-    made = World(read_geometry(Settings().models["dev"], None))
-    thread = threading.Thread(target=made.loop.run_forever, daemon=True)
+def run_fake_providers() -> Iterator[FakeProviders]:
+    providers = FakeProviders(read_geometry(Settings().models["dev"], None))
+    thread = threading.Thread(target=providers.loop.run_forever, daemon=True)
     thread.start()
 
-    def run(*work: "asyncio.Future[None]") -> None:
-        for each in work:
-            asyncio.run_coroutine_threadsafe(each, made.loop).result(30)  # type: ignore[arg-type]
+    def run(*coroutines: Coroutine[None, None, None]) -> None:
+        for coroutine in coroutines:
+            asyncio.run_coroutine_threadsafe(coroutine, providers.loop).result(30)
 
     try:
-        run(made.site.start(), made.store.start())  # type: ignore[arg-type]
-        yield made
-        run(made.site.stop(), made.store.stop())  # type: ignore[arg-type]
+        run(providers.provider.start(), providers.file_host.start())
+        yield providers
+        run(providers.provider.stop(), providers.file_host.stop())
     finally:
-        made.loop.call_soon_threadsafe(made.loop.stop)
+        providers.loop.call_soon_threadsafe(providers.loop.stop)
         thread.join(30)
-        made.loop.close()
+        providers.loop.close()

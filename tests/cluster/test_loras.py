@@ -1,4 +1,4 @@
-"""LoRAs over HTTP: from every source, shared by all, healed when the cache dies, and never in another's picture."""
+"""LoRAs over HTTP: every kind of reference, sharing across requests, cache crashes, errors and isolation."""
 
 import asyncio
 import base64
@@ -15,8 +15,9 @@ import pytest
 from serve.launch.subprocess_service import LocalService, local_service
 from serve.lora.reference import ReplicateModel
 from tests.cluster.client import connect, contents, create, finish, predict, until
-from tests.cluster.fake_lora_providers import World, world
+from tests.cluster.fake_lora_providers import FakeProviders, run_fake_providers
 from tests.cluster.probe import Probe
+from tests.unit.lora.archives import tar_of, zip_of
 from tests.unit.lora.fake_providers import (
     PublishedFile,
     civitai_file,
@@ -25,9 +26,8 @@ from tests.unit.lora.fake_providers import (
     publish_on_hub,
     publish_on_replicate,
 )
-from tests.unit.lora.test_archive import tar_of, zip_of
 
-SMALLEST: dict[str, Any] = {
+INPUTS: dict[str, Any] = {
     "prompt": "a boat",
     "aspect_ratio": "custom",
     "width": 256,
@@ -37,227 +37,242 @@ SMALLEST: dict[str, Any] = {
     "output_format": "png",
     "disable_safety_checker": True,
 }
-DEFAULT_MODEL = "{owner: me, name: inky, versions: [inky-1], default_inputs: {replicate_weights: fofr/ink}}"
-PLAIN_MODEL = "{owner: me, name: plain, versions: [plain-1]}"
+"""The fastest inputs that the API allows."""
+MODEL_WITH_LORA = "{owner: me, name: styled, versions: [styled-1], default_inputs: {replicate_weights: fofr/style}}"
+MODEL_WITHOUT_LORA = "{owner: me, name: plain, versions: [plain-1]}"
 SETTINGS = (
     "custom_sizes_in_fp8=true",
     "pools.dev-bf16.max_in_flight=200",
     "pools.schnell.scaling.min_replicas=0",
-    f"served_models=[{PLAIN_MODEL}, {DEFAULT_MODEL}]",
-    "lora.aliases={ink: 's3://bucket/ink.safetensors'}",
+    f"served_models=[{MODEL_WITHOUT_LORA}, {MODEL_WITH_LORA}]",
+    "lora.aliases={style: 's3://bucket/style.safetensors'}",
     "lora.failure_ttl_s=0.1",
 )
+Generate = Callable[..., bytes]
+"""Returns the PNG file of a prediction with these inputs in addition to `INPUTS`."""
 
 
 @pytest.fixture(scope="module")
-def there(home: Path) -> Iterator[World]:
-    """All hosts, with the LoRA of seed 1 at each."""
-    with world() as made:
-        ink = made.weights(1)
-        publish_on_replicate(
-            made.site, made.store, ReplicateModel("fofr", "ink"), tar_of(("out/lora.safetensors", ink))
-        )
-        publish_on_hub(made.site, made.store, "me/ink", {"sub/lora.safetensors": ink})
-        publish_on_civitai(made.site, made.store, 7, [civitai_version(70, civitai_file(ink))], ink)
-        PublishedFile(made.site, "/bucket/ink.safetensors", ink)
-        PublishedFile(made.store, "/INK.Safetensors", ink)
-        PublishedFile(made.store, "/ink.tar.gz", gzip.compress(tar_of(("lora.safetensors", ink))))
-        PublishedFile(made.store, "/ink.zip", zip_of(("lora.safetensors", ink)))
+def providers(home: Path) -> Iterator[FakeProviders]:
+    """Fake providers. All of them, and a local folder, have the LoRA of seed 1."""
+    with run_fake_providers() as running:
+        provider, file_host, weights = running.provider, running.file_host, running.make_weights(1)
+        archive = tar_of(("out/lora.safetensors", weights))
+        publish_on_replicate(provider, file_host, ReplicateModel("fofr", "style"), archive)
+        publish_on_hub(provider, file_host, "me/style", {"sub/lora.safetensors": weights})
+        publish_on_civitai(provider, file_host, 7, [civitai_version(70, civitai_file(weights))], weights)
+        PublishedFile(provider, "/bucket/style.safetensors", weights)
+        PublishedFile(file_host, "/STYLE.Safetensors", weights)
+        PublishedFile(file_host, "/style.tar.gz", gzip.compress(tar_of(("lora.safetensors", weights))))
+        PublishedFile(file_host, "/style.zip", zip_of(("lora.safetensors", weights)))
         (home / "loras").mkdir()
-        (home / "loras" / "ink.safetensors").write_bytes(ink)
-        yield made
-
-
-@pytest.fixture(scope="module")
-def service(environment: dict[str, str], there: World, home: Path) -> Iterator[LocalService]:
-    settings = (*SETTINGS, *there.settings, f"lora.folders=[{home / 'loras'}]")
-    assignments = [part for setting in settings for part in ("--set", setting)]
-    with local_service(*assignments, environment=environment) as running:
+        (home / "loras" / "style.safetensors").write_bytes(weights)
         yield running
 
 
 @pytest.fixture(scope="module")
-def drawn_with(service: LocalService) -> Callable[..., bytes]:
-    """The picture of a prediction, as a PNG file."""
-
-    def draw(**inputs: Any) -> bytes:
-        return contents(predict(service, **SMALLEST | inputs))[0]
-
-    return draw
+def service(environment: dict[str, str], providers: FakeProviders, home: Path) -> Iterator[LocalService]:
+    settings = (*SETTINGS, *providers.settings, f"lora.folders=[{home / 'loras'}]")
+    arguments = [part for setting in settings for part in ("--set", setting)]
+    with local_service(*arguments, environment=environment) as running:
+        yield running
 
 
 @pytest.fixture(scope="module")
-def inky(drawn_with: Callable[..., bytes]) -> bytes:
-    """The picture with the LoRA of seed 1."""
-    return drawn_with(replicate_weights="huggingface.co/me/ink/sub/lora.safetensors")
+def generate(service: LocalService) -> Generate:
+    def generate_image(**inputs: Any) -> bytes:
+        return contents(predict(service, **INPUTS | inputs))[0]
+
+    return generate_image
 
 
-def text_of(source: str, there: World, home: Path) -> str:
-    store = f"http://127.0.0.1:{there.store.port}"
-    enclosed = base64.b64encode(there.weights(1)).decode()
+@pytest.fixture(scope="module")
+def styled_image(generate: Generate) -> bytes:
+    """The image with the LoRA of seed 1."""
+    return generate(replicate_weights="huggingface.co/me/style/sub/lora.safetensors")
+
+
+def reference_to(source: str, providers: FakeProviders, home: Path) -> str:
+    """A reference to the LoRA of seed 1."""
+    base_url = f"http://127.0.0.1:{providers.file_host.port}"
+    inline = base64.b64encode(providers.make_weights(1)).decode()
     return {
-        "replicate": "fofr/ink",
-        "hub": "https://huggingface.co/me/ink/tree/main/sub",
-        "civitai": "civitai.com/models/7",
-        "url": f"{store}/INK.Safetensors?signature=1",
-        "tar": f"{store}/ink.tar.gz",
-        "zip": f"{store}/ink.zip",
-        "short name": " ink ",
-        "file": f"{home}/loras/ink.safetensors",
-        "data": f"data:application/octet-stream;base64,{enclosed}",
+        "Replicate": "fofr/style",
+        "Hugging Face": "https://huggingface.co/me/style/tree/main/sub",
+        "CivitAI": "civitai.com/models/7",
+        "URL": f"{base_url}/STYLE.Safetensors?signature=1",
+        "tar.gz": f"{base_url}/style.tar.gz",
+        "zip": f"{base_url}/style.zip",
+        "alias": " style ",
+        "local file": f"{home}/loras/style.safetensors",
+        "data URI": f"data:application/octet-stream;base64,{inline}",
     }[source]
 
 
-@pytest.mark.parametrize("source", ["replicate", "hub", "civitai", "url", "tar", "zip", "short name", "file", "data"])
-def test_the_same_lora_draws_the_same_picture_wherever_it_lies(
-    service: LocalService, there: World, home: Path, inky: bytes, source: str
+@pytest.mark.parametrize(
+    "source", ["Replicate", "Hugging Face", "CivitAI", "URL", "tar.gz", "zip", "alias", "local file", "data URI"]
+)
+def test_lora_gives_the_same_image_from_every_source(
+    service: LocalService, providers: FakeProviders, home: Path, styled_image: bytes, source: str
 ) -> None:
-    prediction = predict(service, **SMALLEST, replicate_weights=text_of(source, there, home))
-    assert contents(prediction)[0] == inky
+    prediction = predict(service, **INPUTS, replicate_weights=reference_to(source, providers, home))
+    assert contents(prediction)[0] == styled_image
     assert prediction["metrics"]["loras"][0]["rank"] == 4
     assert "LoRA " in prediction["logs"]
 
 
-def test_a_lora_changes_the_picture_and_at_scale_0_does_not(drawn_with: Callable[..., bytes], inky: bytes) -> None:
-    plain = drawn_with()
-    assert inky != plain
-    assert drawn_with(replicate_weights="fofr/ink", lora_scale=0) == plain
-    assert drawn_with(extra_lora="fofr/ink") == inky
-    assert drawn_with(replicate_weights="fofr/ink", lora_scale=0.5, extra_lora="ink", extra_lora_scale=0.5) == inky
+def test_lora_changes_the_image_unless_its_scale_is_0(generate: Generate, styled_image: bytes) -> None:
+    plain_image = generate()
+    assert styled_image != plain_image
+    assert generate(replicate_weights="fofr/style", lora_scale=0) == plain_image
+    assert generate(extra_lora="fofr/style") == styled_image
+    half_each = {"lora_scale": 0.5, "extra_lora_scale": 0.5}
+    assert generate(replicate_weights="fofr/style", extra_lora="style", **half_each) == styled_image
 
 
-def test_the_weights_of_a_served_model_are_its_default(drawn_with: Callable[..., bytes], service: LocalService) -> None:
-    def draw(**inputs: Any) -> bytes:
-        body = {"version": "me/inky", "input": SMALLEST | inputs}
+def test_served_model_has_a_default_lora(generate: Generate, service: LocalService) -> None:
+    def generate_with_model(**inputs: Any) -> bytes:
+        body = {"version": "me/styled", "input": INPUTS | inputs}
         with connect(service) as client:
-            answer = client.post("/v1/predictions", json=body, headers={"Prefer": "wait=60"})
-        return contents(answer.raise_for_status().json())[0]
+            response = client.post("/v1/predictions", json=body, headers={"Prefer": "wait=60"})
+        return contents(response.raise_for_status().json())[0]
 
-    assert draw() == drawn_with(replicate_weights="fofr/ink")
-    assert draw(replicate_weights="") == drawn_with()
+    assert generate_with_model() == generate(replicate_weights="fofr/style")
+    assert generate_with_model(replicate_weights="") == generate()
 
 
-def test_a_hundred_who_ask_for_a_cold_lora_cause_one_download(service: LocalService, there: World) -> None:
-    file = PublishedFile(there.store, "/cold.safetensors", there.weights(2))
-    inputs = {**SMALLEST, "num_inference_steps": 1, "replicate_weights": file.url}
-    with ThreadPoolExecutor(100) as callers:
-        asked = list(callers.map(lambda seed: create(service, **inputs | {"seed": seed}), range(100)))
-    ends = [finish(service, prediction["id"]) for prediction in asked]
-    assert [end["error"] for end in ends if end["status"] != "succeeded"] == []
+def test_100_concurrent_requests_share_one_download(service: LocalService, providers: FakeProviders) -> None:
+    file = PublishedFile(providers.file_host, "/shared.safetensors", providers.make_weights(2))
+    inputs = {**INPUTS, "num_inference_steps": 1, "replicate_weights": file.url}
+    with ThreadPoolExecutor(100) as threads:
+        created = list(threads.map(lambda seed: create(service, **inputs | {"seed": seed}), range(100)))
+    finished = [finish(service, prediction["id"]) for prediction in created]
+    assert [prediction["error"] for prediction in finished if prediction["status"] != "succeeded"] == []
     assert file.starts == [0]
-    assert [end["metrics"]["loras"][0]["origin"] for end in ends].count("download") == 1
+    origins = [prediction["metrics"]["loras"][0]["origin"] for prediction in finished]
+    assert origins.count("download") == 1
 
 
-def test_a_cache_that_is_killed_while_it_downloads_costs_no_prediction(
-    service: LocalService, there: World, probe: Probe
+def test_predictions_survive_a_cache_crash_during_a_download(
+    service: LocalService, providers: FakeProviders, probe: Probe
 ) -> None:
-    content, going = there.weights(3), asyncio.Event()
+    content, may_continue = providers.make_weights(3), asyncio.Event()
 
-    async def slow(writer: asyncio.StreamWriter) -> None:
+    async def answer_slowly(writer: asyncio.StreamWriter) -> None:
         writer.write(f"HTTP/1.1 200 OK\r\nContent-Length: {len(content)}\r\n\r\n".encode() + content[:1000])
-        await going.wait()
+        await may_continue.wait()
         writer.write(content[1000:])
 
-    url = there.store.behave("/slow.safetensors", slow)
-    asked = [create(service, **SMALLEST | {"seed": seed}, replicate_weights=url) for seed in range(4)]
-    until(lambda: there.store.asked.count("/slow.safetensors"), lambda downloads: downloads == 1)
+    file_host = providers.file_host
+    url = file_host.behave("/slow.safetensors", answer_slowly)
+    created = [create(service, **INPUTS | {"seed": seed}, replicate_weights=url) for seed in range(4)]
+    until(lambda: file_host.asked.count("/slow.safetensors"), lambda downloads: downloads == 1)
     assert probe.kill_lora_cache()
-    there.loop.call_soon_threadsafe(going.set)
-    assert [finish(service, prediction["id"])["error"] for prediction in asked] == [None] * 4
-    assert there.store.asked.count("/slow.safetensors") == 2
+    providers.loop.call_soon_threadsafe(may_continue.set)
+    assert [finish(service, prediction["id"])["error"] for prediction in created] == [None] * 4
+    assert file_host.asked.count("/slow.safetensors") == 2
 
 
-def test_after_a_cache_was_killed_everything_it_had_is_still_there(
-    service: LocalService, there: World, probe: Probe, inky: bytes
+def test_loras_are_read_from_disk_after_a_cache_crash(
+    service: LocalService, providers: FakeProviders, probe: Probe, styled_image: bytes
 ) -> None:
-    before = len(there.store.asked)
+    requests_before = len(providers.file_host.asked)
     assert probe.kill_lora_cache()
-    prediction = predict(service, **SMALLEST, replicate_weights="huggingface.co/me/ink/sub/lora.safetensors")
-    assert contents(prediction)[0] == inky
+    prediction = predict(service, **INPUTS, replicate_weights="huggingface.co/me/style/sub/lora.safetensors")
+    assert contents(prediction)[0] == styled_image
     assert prediction["metrics"]["loras"][0]["origin"] == "disk"
-    assert len(there.store.asked) == before
+    assert len(providers.file_host.asked) == requests_before
 
 
-def test_a_cache_that_nobody_asks_any_more_ends_itself(probe: Probe) -> None:
-    before = until(probe.lora_caches, lambda caches: caches == 1)
+def test_idle_cache_exits(probe: Probe) -> None:
+    caches_before = until(probe.lora_caches, lambda caches: caches == 1)
     probe.make_forgetful_lora_cache()
-    until(probe.lora_caches, lambda caches: caches == before, timeout_s=30)
+    until(probe.lora_caches, lambda caches: caches == caches_before, timeout_s=30)
 
 
-FAULTS: dict[str, tuple[Callable[[World], str], str]] = {
-    "not there": (lambda there: there.store.answer("/none.safetensors", "404 Not Found"), "404"),
-    "a page": (
-        lambda there: there.store.answer("/page.safetensors", body=b"<!doctype html><html></html>"),
-        "a web page",
+INVALID_LORAS: dict[str, tuple[Callable[[FakeProviders], str], str]] = {
+    "missing": (lambda providers: providers.file_host.answer("/missing.safetensors", "404 Not Found"), "404"),
+    "web page": (
+        lambda providers: providers.file_host.answer("/page.safetensors", body=b"<!doctype html><html></html>"),
+        "web page",
     ),
     "truncated": (
-        lambda there: there.store.answer("/short.safetensors", body=there.weights(1)[:5000]),
-        "shorter|damaged|truncated|cut|end",
+        lambda providers: providers.file_host.answer("/short.safetensors", body=providers.make_weights(1)[:5000]),
+        "truncated",
     ),
-    "a rank over the limit": (
-        lambda there: PublishedFile(there.store, "/r.safetensors", there.weights(1, 300)).url,
+    "rank above the limit": (
+        lambda providers: PublishedFile(providers.file_host, "/r.safetensors", providers.make_weights(1, 300)).url,
         "rank",
     ),
-    "private": (
-        lambda there: there.store.answer("/away.safetensors", "302 Found", Location="http://10.0.0.1/a.safetensors"),
-        "public|private|allowed",
+    "private address": (
+        lambda providers: providers.file_host.answer(
+            "/away.safetensors", "302 Found", Location="http://10.0.0.1/a.safetensors"
+        ),
+        "allowed_hosts",
     ),
 }
 
 
-@pytest.mark.parametrize("fault", FAULTS)
-def test_a_faulty_lora_fails_its_prediction_alone(
-    service: LocalService, there: World, inky: bytes, fault: str, drawn_with: Callable[..., bytes]
+@pytest.mark.parametrize("case", INVALID_LORAS)
+def test_invalid_lora_fails_its_prediction_only(
+    service: LocalService, providers: FakeProviders, styled_image: bytes, case: str, generate: Generate
 ) -> None:
-    make_text, why = FAULTS[fault]
-    prediction = predict(service, **SMALLEST, replicate_weights=make_text(there))
+    publish, word = INVALID_LORAS[case]
+    prediction = predict(service, **INPUTS, replicate_weights=publish(providers))
     assert prediction["status"] == "failed"
-    assert re.search(why, prediction["error"]), prediction["error"]
+    assert re.search(word, prediction["error"]), prediction["error"]
     assert "Traceback" not in prediction["error"] + prediction["logs"]
-    assert drawn_with(replicate_weights="fofr/ink") == inky
+    assert generate(replicate_weights="fofr/style") == styled_image
 
 
-def test_plain_pictures_stay_the_same_between_a_hundred_requests_with_loras(
-    service: LocalService, there: World, drawn_with: Callable[..., bytes]
+def test_images_without_lora_are_unchanged_among_100_requests_with_loras(
+    service: LocalService, providers: FakeProviders, generate: Generate
 ) -> None:
-    urls = [PublishedFile(there.store, f"/{seed}.safetensors", there.weights(seed)).url for seed in range(10, 15)]
-    urls.append(there.store.answer("/none.safetensors", "404 Not Found"))
-    chance = random.Random(0)
+    file_host = providers.file_host
+    urls = [
+        PublishedFile(file_host, f"/{seed}.safetensors", providers.make_weights(seed)).url for seed in range(10, 15)
+    ]
+    urls.append(file_host.answer("/missing.safetensors", "404 Not Found"))
+    rng = random.Random(0)
 
-    def one(number: int) -> tuple[bool, bytes | None]:
-        fast = number % 2 == 0
+    def run_request(number: int) -> tuple[bool, bytes | None]:
+        """Every tenth request is without LoRAs. Returns `go_fast`, and the image if it is without LoRAs."""
+        go_fast = number % 2 == 0
         if number % 10 == 0:
-            return fast, drawn_with(go_fast=fast)
+            return go_fast, generate(go_fast=go_fast)
         loras = {
-            "replicate_weights": chance.choice(urls),
-            "lora_scale": chance.uniform(-1, 3),
-            "extra_lora": chance.choice([*urls, ""]),
-            "extra_lora_scale": chance.uniform(-1, 3),
+            "replicate_weights": rng.choice(urls),
+            "lora_scale": rng.uniform(-1, 3),
+            "extra_lora": rng.choice([*urls, ""]),
+            "extra_lora_scale": rng.uniform(-1, 3),
         }
-        predict(service, **SMALLEST, **loras, go_fast=fast)
-        return fast, None
+        predict(service, **INPUTS, **loras, go_fast=go_fast)
+        return go_fast, None
 
-    plain = {fast: drawn_with(go_fast=fast) for fast in (False, True)}
-    assert plain[False] != plain[True]
-    with ThreadPoolExecutor(8) as callers:
-        for fast, picture in callers.map(one, range(1, 112)):
-            assert picture in (None, plain[fast])
-    assert {fast: drawn_with(go_fast=fast) for fast in (False, True)} == plain
+    plain_images = {go_fast: generate(go_fast=go_fast) for go_fast in (False, True)}
+    assert plain_images[False] != plain_images[True]
+    with ThreadPoolExecutor(8) as threads:
+        for go_fast, image in threads.map(run_request, range(1, 112)):
+            assert image in (None, plain_images[go_fast])
+    assert {go_fast: generate(go_fast=go_fast) for go_fast in (False, True)} == plain_images
 
 
-def test_loras_beside_each_other_draw_what_each_draws_alone(
-    service: LocalService, drawn_with: Callable[..., bytes], there: World
+def test_batched_loras_give_the_same_images_as_alone(
+    service: LocalService, generate: Generate, providers: FakeProviders
 ) -> None:
-    urls = [PublishedFile(there.store, f"/{seed}.safetensors", there.weights(seed)).url for seed in range(20, 23)]
-    inputs = [
-        {"replicate_weights": url, "lora_scale": scale, "num_inference_steps": 6, "go_fast": fast}
+    urls = [
+        PublishedFile(providers.file_host, f"/{seed}.safetensors", providers.make_weights(seed)).url
+        for seed in range(20, 23)
+    ]
+    all_inputs = [
+        {"replicate_weights": url, "lora_scale": scale, "num_inference_steps": 6, "go_fast": go_fast}
         for url in urls
         for scale in (0.5, 1.0)
-        for fast in (False, True)
+        for go_fast in (False, True)
     ]
-    alone = [drawn_with(**each) for each in inputs]
-    asked = [create(service, **SMALLEST | each) for each in inputs]
-    ends = [finish(service, prediction["id"]) for prediction in asked]
-    assert [contents(end)[0] for end in ends] == alone
-    assert max(end["metrics"]["mean_batch"] for end in ends) > 1
-    assert len(set(alone)) == len(alone)
+    images_alone = [generate(**inputs) for inputs in all_inputs]
+    created = [create(service, **INPUTS | inputs) for inputs in all_inputs]
+    finished = [finish(service, prediction["id"]) for prediction in created]
+    assert [contents(prediction)[0] for prediction in finished] == images_alone
+    assert max(prediction["metrics"]["mean_batch"] for prediction in finished) > 1
+    assert len(set(images_alone)) == len(images_alone)

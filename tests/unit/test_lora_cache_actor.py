@@ -1,4 +1,4 @@
-"""What the cache of a cluster does in its process, without Ray around it."""
+"""`LoraCacheActor` outside Ray."""
 
 import os
 from collections.abc import Mapping
@@ -16,8 +16,8 @@ from serve.settings import Settings
 
 
 @pytest.fixture(autouse=True)
-def own_store(monkeypatch: pytest.MonkeyPatch) -> None:
-    """An object store in which a block is its own reference."""
+def fake_object_store(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Replaces `ray.put` by a function that returns the block as its own reference."""
 
     def put(block: Block) -> Block:
         return block
@@ -25,46 +25,46 @@ def own_store(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("serve.lora_cache.ray.put", put)
 
 
-def settings(loras: Path, **cache: Any) -> Settings:
-    lora: Mapping[str, Any] = {"folders": [loras], "cache": {"folder": loras / "kept", **cache}}
+def settings_with(lora_folder: Path, **cache: Any) -> Settings:
+    lora: Mapping[str, Any] = {"folders": [lora_folder], "cache": {"folder": lora_folder / "cache", **cache}}
     return Settings.model_validate({"lora": lora})
 
 
-def ink(folder: Path) -> LocalFile:
-    """A LoRA for the first linear of every embedded model."""
-    path = folder / "ink.safetensors"
+def write_lora(folder: Path) -> LocalFile:
+    """A LoRA for the first linear layer of every embedded model."""
+    path = folder / "style.safetensors"
     down, up = torch.ones(2, 64), torch.ones(192, 2)
     tensors = {"transformer.x_embedder.lora_A.weight": down, "transformer.x_embedder.lora_B.weight": up}
     safetensors.torch.save_file(tensors, path)
     return LocalFile(path)
 
 
-async def test_a_lora_is_checked_for_the_model_of_its_row_and_kept(tmp_path: Path) -> None:
-    made, reference = settings(tmp_path), ink(tmp_path)
-    cache = LoraCacheActor(made)
-    first, second = await cache.get(reference, "schnell"), await cache.get(reference, "schnell")
+async def test_lora_is_loaded_then_cached_in_memory_and_on_disk(tmp_path: Path) -> None:
+    settings, reference = settings_with(tmp_path), write_lora(tmp_path)
+    actor = LoraCacheActor(settings)
+    first, second = await actor.get(reference, "schnell"), await actor.get(reference, "schnell")
     (block,) = first.handle.block
     assert unpack(block).transformer["x_embedder"].rank == 2
     assert [first.origin, second.origin] == ["download", "memory"]
-    await cache.close()
-    later = LoraCacheActor(made)
-    assert (await later.get(reference, "schnell")).origin == "disk"
-    await later.close()
+    await actor.close()
+    restarted = LoraCacheActor(settings)
+    assert (await restarted.get(reference, "schnell")).origin == "disk"
+    await restarted.close()
 
 
-async def test_a_disk_that_cannot_be_written_costs_only_time(tmp_path: Path) -> None:
-    occupied = tmp_path / "occupied"
-    occupied.write_bytes(b"")
-    cache = LoraCacheActor(settings(tmp_path, folder=occupied))
-    assert (await cache.get(ink(tmp_path), "schnell")).origin == "download"
-    await cache.close()
+async def test_unwritable_cache_folder_is_ignored(tmp_path: Path) -> None:
+    file = tmp_path / "file"
+    file.write_bytes(b"")
+    actor = LoraCacheActor(settings_with(tmp_path, folder=file))
+    assert (await actor.get(write_lora(tmp_path), "schnell")).origin == "download"
+    await actor.close()
 
 
-async def test_what_an_earlier_cache_left_unfinished_is_removed(tmp_path: Path) -> None:
-    made = settings(tmp_path)
-    old, new = (tmp_path / "kept" / "incoming" / name for name in ("old", "new"))
+async def test_old_scratch_files_of_an_earlier_actor_are_deleted(tmp_path: Path) -> None:
+    settings = settings_with(tmp_path)
+    old, new = (tmp_path / "cache" / "incoming" / name for name in ("old", "new"))
     for folder in (old, new):
         folder.mkdir(parents=True)
     os.utime(old, (0, 0))
-    await LoraCacheActor(made).close()
+    await LoraCacheActor(settings).close()
     assert [old.exists(), new.exists()] == [False, True]

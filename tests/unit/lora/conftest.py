@@ -1,4 +1,4 @@
-"""Two servers for every test that asks for them: a site, and the store that it redirects to."""
+"""Two HTTP servers: a provider, and the file host that it redirects to."""
 
 from collections.abc import AsyncIterator
 
@@ -8,7 +8,7 @@ from tests.local_server import LocalServer
 
 
 @pytest.fixture
-async def site() -> AsyncIterator[LocalServer]:
+async def provider() -> AsyncIterator[LocalServer]:
     server = LocalServer()
     await server.start()
     yield server
@@ -16,7 +16,7 @@ async def site() -> AsyncIterator[LocalServer]:
 
 
 @pytest.fixture
-async def store() -> AsyncIterator[LocalServer]:
+async def file_host() -> AsyncIterator[LocalServer]:
     server = LocalServer()
     await server.start()
     yield server

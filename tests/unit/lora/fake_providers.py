@@ -1,135 +1,137 @@
-"""Hosts of LoRAs as they behave, on this machine: files with tags and ranges, and the sites that lead to them."""
+"""Fakes of Replicate, Hugging Face and CivitAI on local HTTP servers, and of the hosts that they redirect to."""
 
 import asyncio
 import hashlib
 import json
 import re
+import ssl
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 from pydantic import SecretStr
 
-from serve.lora.download import Downloader
-from serve.lora.lora_fetcher import Downloadable, FileResolver
+from serve.lora.download import create_http_client
+from serve.lora.lora_fetcher import LoraFetcher, RemoteReference
 from serve.lora.provider import ResolvedFile
 from serve.lora.reference import ReplicateModel
 from serve.settings import LoraSettings, Secrets
 from tests.local_server import LocalServer
-from tests.unit.net.test_url_fetcher import TRUSTS_NOBODY
 
 COMMIT = "3de623fc3c33e44ffbe2bad470d0f45bccf2eb21"
-HUB_TOKEN, CIVITAI_TOKEN, REPLICATE_TOKEN = "hf_sesame", "civitai_sesame", "r8_sesame"
+HUB_TOKEN, CIVITAI_TOKEN, REPLICATE_TOKEN = "hf_secret", "civitai_secret", "r8_secret"
 SECRETS = Secrets(
     hf_token=SecretStr(HUB_TOKEN),
     civitai_token=SecretStr(CIVITAI_TOKEN),
     replicate_token=SecretStr(REPLICATE_TOKEN),
 )
+NO_CERTIFICATES = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
+"""Trusts no certificates. Saves each test the 70 ms for loading the default ones."""
 
 
-def settings_for(*servers: LocalServer, **changes: Any) -> LoraSettings:
-    """All sites are the first server; all servers may be reached."""
-    base = f"http://127.0.0.1:{servers[0].port}"
+def settings_for(*servers: LocalServer, **fields: Any) -> LoraSettings:
+    """The first server acts as all providers. All servers are allowed hosts."""
+    base_url = f"http://127.0.0.1:{servers[0].port}"
     fetch = {"backoff_s": 0.001, "allowed_hosts": [f"127.0.0.1:{server.port}" for server in servers]}
     return LoraSettings.model_validate(
         {
-            "huggingface_url": base,
-            "civitai_url": f"{base}/",
-            "replicate_url": base,
-            "s3_url": f"{base}/{{bucket}}",
+            "huggingface_url": base_url,
+            "civitai_url": f"{base_url}/",
+            "replicate_url": base_url,
+            "s3_url": f"{base_url}/{{bucket}}",
             "allow_http": True,
-            **changes,
-            "fetch": fetch | changes.get("fetch", {}),
+            **fields,
+            "fetch": fetch | fields.get("fetch", {}),
         }
     )
 
 
-async def locate(site: LocalServer, reference: Downloadable) -> ResolvedFile:
-    """What a reference means, asked of a server that stands for all sites."""
-    settings = settings_for(site)
-    downloader = Downloader(settings, tls=TRUSTS_NOBODY)
+async def resolve(provider: LocalServer, reference: RemoteReference) -> ResolvedFile:
+    """Resolves `reference` with `provider` as all providers."""
+    settings = settings_for(provider)
+    client = create_http_client(settings, tls=NO_CERTIFICATES)
     try:
-        return await FileResolver(settings, SECRETS, downloader).resolve(reference)
+        return await LoraFetcher(settings, SECRETS, client).resolve(reference)
     finally:
-        downloader.close()
+        client.close()
 
 
 class PublishedFile:
-    """A file at a path of a server, which answers as real hosts do: with its tag, in parts, and only if it changed."""
+    """A file on a server that supports ETag, Last-Modified, range requests and conditional requests."""
 
     def __init__(
         self,
         server: LocalServer,
         path: str,
         body: bytes,
-        tag: str | None = '"one"',
-        date: str | None = None,
+        etag: str | None = '"one"',
+        last_modified: str | None = None,
         ranges: bool = True,
-        breaks: Sequence[int] = (),
+        break_after: Sequence[int] = (),
     ) -> None:
         self.url = server.behave(path, self._answer)
-        self.body, self.tag, self.date, self.ranges = body, tag, date, ranges
-        self.breaks = list(breaks)
-        """The next answers break off after so many bytes."""
+        self.body, self.etag, self.last_modified, self.ranges = body, etag, last_modified, ranges
+        self.break_after = list(break_after)
+        """The next responses break off after this many bytes."""
         self.starts: list[int] = []
-        """At which byte each answer began."""
+        """The first byte of each response with content."""
         self._server = server
 
     async def _answer(self, writer: asyncio.StreamWriter) -> None:
         head = self._server.heads[-1]
-        if self._is_known(head):
-            writer.write(f"HTTP/1.1 304 Not Modified\r\n{self._tags()}\r\n".encode())
+        if self._is_unchanged(head):
+            writer.write(f"HTTP/1.1 304 Not Modified\r\n{self._validators()}\r\n".encode())
             return
         start = self._start(head)
         status = "206 Partial Content" if start else "200 OK"
-        told = f"Content-Range: bytes {start}-{len(self.body) - 1}/{len(self.body)}\r\n" if start else ""
+        content_range = f"Content-Range: bytes {start}-{len(self.body) - 1}/{len(self.body)}\r\n" if start else ""
         part = self.body[start:]
         length = f"Content-Length: {len(part)}\r\n"
-        writer.write(f"HTTP/1.1 {status}\r\n{length}{told}{self._tags()}\r\n".encode())
-        writer.write(part[: self.breaks.pop(0)] if self.breaks else part)
+        writer.write(f"HTTP/1.1 {status}\r\n{length}{content_range}{self._validators()}\r\n".encode())
+        writer.write(part[: self.break_after.pop(0)] if self.break_after else part)
         self.starts.append(start)
 
-    def _tags(self) -> str:
-        tag = f"ETag: {self.tag}\r\n" if self.tag else ""
-        return tag + (f"Last-Modified: {self.date}\r\n" if self.date else "")
+    def _validators(self) -> str:
+        etag = f"ETag: {self.etag}\r\n" if self.etag else ""
+        return etag + (f"Last-Modified: {self.last_modified}\r\n" if self.last_modified else "")
 
-    def _is_known(self, head: str) -> bool:
-        known, since = header(head, "if-none-match"), header(head, "if-modified-since")
-        return (known is not None and known == self.tag) or (since is not None and since == self.date)
+    def _is_unchanged(self, head: str) -> bool:
+        etag, date = header(head, "if-none-match"), header(head, "if-modified-since")
+        return (etag is not None and etag == self.etag) or (date is not None and date == self.last_modified)
 
     def _start(self, head: str) -> int:
-        asked = re.fullmatch(r"bytes=(\d+)-", header(head, "range") or "")
-        unchanged = header(head, "if-range") in (self.tag, self.date)
-        return int(asked[1]) if asked and unchanged and self.ranges else 0
+        requested = re.fullmatch(r"bytes=(\d+)-", header(head, "range") or "")
+        is_unchanged = header(head, "if-range") in (self.etag, self.last_modified)
+        return int(requested[1]) if requested and is_unchanged and self.ranges else 0
 
 
 def header(head: str, name: str) -> str | None:
-    """The value of a header of a request."""
+    """The value of a request header."""
     match = re.search(rf"^{name}: (.*?)\r$", head, re.IGNORECASE | re.MULTILINE)
     return match[1] if match else None
 
 
-def asked_with(server: LocalServer, name: str) -> list[tuple[str, str | None]]:
-    """What a server was asked for, and the value of a header of each request."""
+def requests_with_header(server: LocalServer, name: str) -> list[tuple[str, str | None]]:
+    """Target and the value of one header for each request to `server`."""
     return [(head.split()[1], header(head, name)) for head in server.heads]
 
 
 def publish_on_hub(
-    hub: LocalServer, store: LocalServer, repository: str, files: Mapping[str, bytes], revision: str = "main"
+    hub: LocalServer, file_host: LocalServer, repository: str, files: Mapping[str, bytes], revision: str = "main"
 ) -> None:
-    """A repository whose large files the hub redirects to another host, as it does."""
-    told = []
+    """Publishes a repository. As on the real Hub, large files are in LFS and redirect to another host."""
+    siblings = []
     for name, body in files.items():
-        large = name.endswith((".safetensors", ".zip", ".tar"))
+        is_large = name.endswith((".safetensors", ".zip", ".tar"))
         lfs = {"sha256": hashlib.sha256(body).hexdigest(), "size": len(body), "pointerSize": 100}
-        told.append({"rfilename": name, "size": len(body), "blobId": "0", **({"lfs": lfs} if large else {})})
+        siblings.append({"rfilename": name, "size": len(body), "blobId": "0", **({"lfs": lfs} if is_large else {})})
         path = f"/{repository}/resolve/{COMMIT}/{name}".replace(" ", "%20")
-        if large:
-            stored = PublishedFile(store, f"/blobs/{lfs['sha256']}", body)
-            hub.answer(path, status="302 Found", Location=f"{stored.url}?signature=of-the-store")
+        if is_large:
+            file = PublishedFile(file_host, f"/blobs/{lfs['sha256']}", body)
+            hub.answer(path, status="302 Found", Location=f"{file.url}?signature=of-the-file-host")
         else:
             PublishedFile(hub, path, body)
-    tree = {"id": repository, "sha": COMMIT, "private": False, "gated": False, "siblings": told}
-    hub.answer(f"/api/models/{repository}/revision/{revision}", body=json.dumps(tree).encode())
+    response = {"id": repository, "sha": COMMIT, "private": False, "gated": False, "siblings": siblings}
+    hub.answer(f"/api/models/{repository}/revision/{revision}", body=json.dumps(response).encode())
 
 
 def civitai_file(body: bytes, **fields: Any) -> dict[str, Any]:
@@ -150,28 +152,28 @@ def civitai_version(number: int, *files: dict[str, Any], base_model: str | None 
 
 
 def publish_on_civitai(
-    site: LocalServer,
-    store: LocalServer,
+    civitai: LocalServer,
+    file_host: LocalServer,
     model: int,
     versions: Sequence[dict[str, Any]],
     body: bytes,
-    kind: str = "LORA",
+    model_type: str = "LORA",
 ) -> None:
-    """A model with versions, whose downloads the site redirects to another host, as it does."""
-    page = {"id": model, "name": "A LoRA", "type": kind, "modelVersions": list(versions)}
-    site.answer(f"/api/v1/models/{model}", body=json.dumps(page).encode())
+    """Publishes a model with versions. As on the real CivitAI, downloads redirect to another host."""
+    response = {"id": model, "name": "A LoRA", "type": model_type, "modelVersions": list(versions)}
+    civitai.answer(f"/api/v1/models/{model}", body=json.dumps(response).encode())
     for version in versions:
-        alone = {**version, "modelId": model, "model": {"name": "A LoRA", "type": kind}}
-        site.answer(f"/api/v1/model-versions/{version['id']}", body=json.dumps(alone).encode())
-        stored = PublishedFile(store, f"/bucket/{version['id']}", body)
-        site.answer(f"/api/download/models/{version['id']}", status="307 Temporary Redirect", Location=stored.url)
+        response = {**version, "modelId": model, "model": {"name": "A LoRA", "type": model_type}}
+        civitai.answer(f"/api/v1/model-versions/{version['id']}", body=json.dumps(response).encode())
+        file = PublishedFile(file_host, f"/bucket/{version['id']}", body)
+        civitai.answer(f"/api/download/models/{version['id']}", status="307 Temporary Redirect", Location=file.url)
 
 
 def publish_on_replicate(
-    site: LocalServer, store: LocalServer, model: ReplicateModel, body: bytes, tag: str = '"one"'
+    replicate: LocalServer, file_host: LocalServer, model: ReplicateModel, body: bytes, etag: str = '"one"'
 ) -> PublishedFile:
-    """The weights of a fine-tune, which the site redirects to another host, as it does."""
-    stored = PublishedFile(store, f"/delivery/{model.name}/trained_model.tar", body, tag)
+    """Publishes the weights of a fine-tuned model. As on the real Replicate, they redirect to another host."""
+    file = PublishedFile(file_host, f"/delivery/{model.name}/trained_model.tar", body, etag)
     version = f"/versions/{model.version}" if model.version else ""
-    site.answer(f"/{model.owner}/{model.name}{version}/_weights", status="302 Found", Location=stored.url)
-    return stored
+    replicate.answer(f"/{model.owner}/{model.name}{version}/_weights", status="302 Found", Location=file.url)
+    return file

@@ -1,11 +1,11 @@
-"""Models by their configuration: the true FLUX, and one so small that every weight of it can be looked at."""
+"""Model geometries: that of FLUX.1 dev, and a tiny one."""
 
 from dataclasses import asdict
 from typing import Any
 
 from serve.lora.model_geometry import ModelGeometry
 
-TRUE_TRANSFORMER: dict[str, Any] = {
+FLUX_TRANSFORMER: dict[str, Any] = {
     "num_layers": 19,
     "num_single_layers": 38,
     "num_attention_heads": 24,
@@ -17,9 +17,9 @@ TRUE_TRANSFORMER: dict[str, Any] = {
     "pooled_projection_dim": 768,
     "guidance_embeds": True,
 }
-TRUE_CLIP: dict[str, Any] = {"num_hidden_layers": 12, "hidden_size": 768, "intermediate_size": 3072}
+FLUX_CLIP: dict[str, Any] = {"num_hidden_layers": 12, "hidden_size": 768, "intermediate_size": 3072}
 
-TRUE = ModelGeometry.from_configs(TRUE_TRANSFORMER, TRUE_CLIP)
+FLUX = ModelGeometry.from_configs(FLUX_TRANSFORMER, FLUX_CLIP)
 TINY = ModelGeometry(
     double_blocks=2,
     single_blocks=2,
@@ -35,5 +35,5 @@ TINY = ModelGeometry(
 )
 
 
-def changed(geometry: ModelGeometry, **fields: Any) -> ModelGeometry:
+def with_fields(geometry: ModelGeometry, **fields: Any) -> ModelGeometry:
     return ModelGeometry(**{**asdict(geometry), **fields})

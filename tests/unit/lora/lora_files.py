@@ -1,17 +1,19 @@
-"""One LoRA with random weights, and its tensors as each trainer would have written them."""
+"""A LoRA with random weights, written with the tensor names of each trainer."""
 
 from collections.abc import Iterable, Mapping
+from functools import partial
 
 import torch
 
 from serve.lora.model_geometry import ModelGeometry
+from serve.lora.weights import LowRank
 
 Pair = tuple[torch.Tensor, torch.Tensor]
-"""Down [rank, in] and up [out, rank]."""
+"""Down `[rank, in]` and up `[out, rank]`."""
 Tensors = dict[str, torch.Tensor]
 
 QKV, TEXT_QKV = ("attn.to_q", "attn.to_k", "attn.to_v"), ("attn.add_q_proj", "attn.add_k_proj", "attn.add_v_proj")
-DOUBLE = {
+DOUBLE_BLOCK = {
     "img_attn.qkv": QKV,
     "img_attn.proj": ("attn.to_out.0",),
     "img_mlp.0": ("ff.net.0.proj",),
@@ -23,8 +25,8 @@ DOUBLE = {
     "txt_mlp.2": ("ff_context.net.2",),
     "txt_mod.lin": ("norm1_context.linear",),
 }
-SINGLE = {"linear1": (*QKV, "proj_mlp"), "linear2": ("proj_out",), "modulation.lin": ("norm.linear",)}
-OUTSIDE = {
+SINGLE_BLOCK = {"linear1": (*QKV, "proj_mlp"), "linear2": ("proj_out",), "modulation.lin": ("norm.linear",)}
+OUTER_LAYERS = {
     "img_in": "x_embedder",
     "txt_in": "context_embedder",
     "time_in.in_layer": "time_text_embed.timestep_embedder.linear_1",
@@ -36,21 +38,29 @@ OUTSIDE = {
     "final_layer.linear": "proj_out",
     "final_layer.adaLN_modulation.1": "norm_out.linear",
 }
+XLABS_ATTENTION = {
+    "img_attn.qkv": "qkv_lora1",
+    "img_attn.proj": "proj_lora1",
+    "txt_attn.qkv": "qkv_lora2",
+    "txt_attn.proj": "proj_lora2",
+}
 
 
-def bfl_names(double_blocks: Iterable[int], single_blocks: Iterable[int], outside: bool) -> dict[str, tuple[str, ...]]:
-    """Name in Black Forest Labs' code -> the layers of diffusers that it fuses."""
+def bfl_names(
+    double_blocks: Iterable[int], single_blocks: Iterable[int], outer_layers: bool
+) -> dict[str, tuple[str, ...]]:
+    """Layer name in Black Forest Labs' reference code to the diffusers layers that it fuses."""
     names = {
         f"double_blocks.{block}.{name}": tuple(f"transformer_blocks.{block}.{layer}" for layer in layers)
         for block in double_blocks
-        for name, layers in DOUBLE.items()
+        for name, layers in DOUBLE_BLOCK.items()
     }
     names |= {
         f"single_blocks.{block}.{name}": tuple(f"single_transformer_blocks.{block}.{layer}" for layer in layers)
         for block in single_blocks
-        for name, layers in SINGLE.items()
+        for name, layers in SINGLE_BLOCK.items()
     }
-    return names | ({name: (layer,) for name, layer in OUTSIDE.items()} if outside else {})
+    return names | ({name: (layer,) for name, layer in OUTER_LAYERS.items()} if outer_layers else {})
 
 
 def random_pairs(
@@ -59,7 +69,7 @@ def random_pairs(
     rank: int = 3,
     dtype: torch.dtype = torch.float32,
 ) -> dict[str, Pair]:
-    """By layer of diffusers. Those that are fused in `names` share their down matrix."""
+    """Matrices by diffusers layer. Layers that are fused in `names` share their down matrix."""
     generator = torch.Generator().manual_seed(5)
     pairs = {}
     for layers in names.values():
@@ -69,8 +79,8 @@ def random_pairs(
     return pairs
 
 
-def tiny_pairs(geometry: ModelGeometry, rank: int = 3) -> dict[str, Pair]:
-    names = bfl_names(range(geometry.double_blocks), range(geometry.single_blocks), outside=True)
+def transformer_pairs(geometry: ModelGeometry, rank: int = 3) -> dict[str, Pair]:
+    names = bfl_names(range(geometry.double_blocks), range(geometry.single_blocks), outer_layers=True)
     return random_pairs(names, geometry.transformer_layers(), rank)
 
 
@@ -88,20 +98,20 @@ def diffusers(pairs: Mapping[str, Pair], prefix: str = "transformer.") -> Tensor
 
 
 def bfl(pairs: Mapping[str, Pair], names: Mapping[str, tuple[str, ...]], prefix: str = "") -> Tensors:
-    """Black Forest Labs' names with PEFT's endings."""
+    """Black Forest Labs' layer names with PEFT's suffixes."""
     return {
         f"{prefix}{name}.lora_{side}.weight": matrix
-        for name, pair in fused(pairs, names).items()
+        for name, pair in fuse(pairs, names).items()
         for side, matrix in zip("AB", pair, strict=True)
     }
 
 
 def kohya(pairs: Mapping[str, Pair], names: Mapping[str, tuple[str, ...]], alpha: float | None = None) -> Tensors:
-    return flat(fused(pairs, names), "lora_unet_", alpha)
+    return with_underscores(fuse(pairs, names), "lora_unet_", alpha)
 
 
-def flat(pairs: Mapping[str, Pair], prefix: str, alpha: float | None = None) -> Tensors:
-    """Any names, written with underscores and kohya's endings."""
+def with_underscores(pairs: Mapping[str, Pair], prefix: str, alpha: float | None = None) -> Tensors:
+    """Layer names with underscores in place of dots, and kohya's suffixes."""
     tensors: Tensors = {}
     for name, (down, up) in pairs.items():
         layer = prefix + name.replace(".", "_")
@@ -111,19 +121,39 @@ def flat(pairs: Mapping[str, Pair], prefix: str, alpha: float | None = None) -> 
     return tensors
 
 
-def fused(pairs: Mapping[str, Pair], names: Mapping[str, tuple[str, ...]]) -> dict[str, Pair]:
-    found = {
+def xlabs(pairs: Mapping[str, Pair], double_blocks: Iterable[int], single_blocks: Iterable[int]) -> Tensors:
+    """The layers that XLabs trains: attention, and the output of single blocks."""
+    names = {
+        f"double_blocks.{block}.processor.{name}": tuple(
+            f"transformer_blocks.{block}.{layer}" for layer in DOUBLE_BLOCK[bfl_name]
+        )
+        for block in double_blocks
+        for bfl_name, name in XLABS_ATTENTION.items()
+    }
+    for block in single_blocks:
+        layers = f"single_transformer_blocks.{block}"
+        names[f"single_blocks.{block}.processor.qkv_lora"] = tuple(f"{layers}.{layer}" for layer in QKV)
+        names[f"single_blocks.{block}.processor.proj_lora"] = (f"{layers}.proj_out",)
+    return {
+        f"{name}.{side}.weight": matrix
+        for name, pair in fuse(pairs, names).items()
+        for side, matrix in zip(("down", "up"), pair, strict=True)
+    }
+
+
+def fuse(pairs: Mapping[str, Pair], names: Mapping[str, tuple[str, ...]]) -> dict[str, Pair]:
+    """Stacks the up matrices of fused layers."""
+    fused = {
         name: (pairs[layers[0]][0], torch.cat([pairs[layer][1] for layer in layers])) for name, layers in names.items()
     }
-    if "final_layer.adaLN_modulation.1" in found:
-        down, up = found["final_layer.adaLN_modulation.1"]
+    if "final_layer.adaLN_modulation.1" in fused:
+        down, up = fused["final_layer.adaLN_modulation.1"]
         scale, shift = up.chunk(2)
-        found["final_layer.adaLN_modulation.1"] = (down, torch.cat([shift, scale]))
-    return found
+        fused["final_layer.adaLN_modulation.1"] = (down, torch.cat([shift, scale]))
+    return fused
 
 
-def diagonal(blocks: Iterable[torch.Tensor]) -> torch.Tensor:
-    """The blocks along the diagonal of one matrix, zeros around them."""
+def block_diagonal(blocks: Iterable[torch.Tensor]) -> torch.Tensor:
     listed = list(blocks)
     matrix = torch.zeros(sum(len(block) for block in listed), sum(block.shape[1] for block in listed))
     row = column = 0
@@ -133,27 +163,12 @@ def diagonal(blocks: Iterable[torch.Tensor]) -> torch.Tensor:
     return matrix
 
 
-XLABS = {
-    "img_attn.qkv": "qkv_lora1",
-    "img_attn.proj": "proj_lora1",
-    "txt_attn.qkv": "qkv_lora2",
-    "txt_attn.proj": "proj_lora2",
-}
+def weight_delta(low_rank: LowRank) -> torch.Tensor:
+    """The change of the layer's weight, `[out, in]`, in float32."""
+    return low_rank.scale * low_rank.up.float() @ low_rank.down.float()
 
 
-def xlabs(pairs: Mapping[str, Pair], double_blocks: Iterable[int], single_blocks: Iterable[int]) -> Tensors:
-    """Attention of double blocks, attention and output of single ones: all that XLabs trains."""
-    published = {
-        f"double_blocks.{block}.processor.{name}": tuple(f"transformer_blocks.{block}.{layer}" for layer in DOUBLE[bfl])
-        for block in double_blocks
-        for bfl, name in XLABS.items()
-    }
-    for block in single_blocks:
-        own = f"single_transformer_blocks.{block}"
-        published[f"single_blocks.{block}.processor.qkv_lora"] = tuple(f"{own}.{layer}" for layer in QKV)
-        published[f"single_blocks.{block}.processor.proj_lora"] = (f"{own}.proj_out",)
-    return {
-        f"{name}.{side}.weight": matrix
-        for name, pair in fused(pairs, published).items()
-        for side, matrix in zip(("down", "up"), pair, strict=True)
-    }
+def assert_equal_weights(layers: Mapping[str, LowRank], pairs: Mapping[str, Pair], scale: float = 1.0) -> None:
+    assert layers.keys() == pairs.keys()
+    for layer, (down, up) in pairs.items():
+        torch.testing.assert_close(weight_delta(layers[layer]), scale * up @ down, msg=partial("{}: {}".format, layer))

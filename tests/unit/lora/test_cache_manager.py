@@ -1,4 +1,4 @@
-"""What is brought, what is at hand, and what is asked again, with a loader that counts."""
+"""The LoRA cache manager with a fake loader: hits and misses, revalidation, failures, restarts and lost blocks."""
 
 import asyncio
 from collections.abc import Mapping
@@ -19,230 +19,230 @@ from serve.settings import LoraSettings
 from tests.fakes import FakeClock
 from tests.unit.lora.geometries import TINY
 
-MUTABLE, PINNED = ReplicateModel("me", "ink"), ReplicateModel("me", "ink", "0123abcd")
-OTHER = replace(TINY, guidance_embeds=not TINY.guidance_embeds)
+MUTABLE, VERSIONED = ReplicateModel("me", "style"), ReplicateModel("me", "style", "0123abcd")
+UNGUIDED = replace(TINY, guidance_embeds=not TINY.guidance_embeds)
 SETTINGS = LoraSettings(revalidate_after_s=300, failure_ttl_s=30)
 
 
-def lora(number: int) -> LoraWeights:
-    return LoraWeights(
-        {"x_embedder": LowRank(torch.full((2, 3), float(number)), torch.ones(4, 2))}, {}, ("odd: unknown",)
-    )
+def make_weights(content: int) -> LoraWeights:
+    layer = LowRank(torch.full((2, 3), float(content)), torch.ones(4, 2))
+    return LoraWeights({"x_embedder": layer}, {}, ("odd: unknown",))
 
 
 class FakeLoader:
-    """Loads the LoRA of that number, or fails; while `going` is not set it takes its time."""
+    """Returns weights filled with `content`, or raises `failure`. Waits while `may_continue` is not set."""
 
     def __init__(self) -> None:
-        self.number = 1
+        self.content = 1
         self.failure: Exception | None = None
-        self.asked: list[tuple[Reference, str | None]] = []
-        self.going = asyncio.Event()
-        self.going.set()
+        self.calls: list[tuple[Reference, str | None]] = []
+        """Reference and known revision."""
+        self.may_continue = asyncio.Event()
+        self.may_continue.set()
 
     async def load(
         self, reference: Reference, geometry: ModelGeometry, known_revision: str | None = None
     ) -> LoadedLora | None:
-        self.asked.append((reference, known_revision))
-        await self.going.wait()
+        self.calls.append((reference, known_revision))
+        await self.may_continue.wait()
         if self.failure:
             raise self.failure
-        if known_revision == str(self.number):
+        if known_revision == str(self.content):
             return None
-        weights = lora(self.number)
-        return LoadedLora(weights, pack(weights), str(self.number), fetched_bytes=10, fetch_s=1.0, check_s=2.0)
+        weights = make_weights(self.content)
+        return LoadedLora(weights, pack(weights), str(self.content), fetched_bytes=10, fetch_s=1.0, check_s=2.0)
 
 
-class Bench:
-    """A library with a clock of its own; `puts` are the blocks in memory, in order."""
+class CacheHarness:
+    """A cache manager with a fake loader and clock. `blocks` are the blocks put into memory, in order."""
 
     def __init__(self, folder: Path, settings: LoraSettings = SETTINGS) -> None:
         self.clock, self.loader = FakeClock(), FakeLoader()
         self.folder, self.settings = folder, settings
-        self.puts: list[Block] = []
-        self.library = self._open()
+        self.blocks: list[Block] = []
+        self.manager = self._create_manager()
 
-    def _open(self) -> LoraCacheManager[int]:
+    def _create_manager(self) -> LoraCacheManager[int]:
         return LoraCacheManager(self.loader, DiskCache(self.folder, 10**6), self._put, self.settings, self.clock)
 
     def _put(self, block: Block) -> int:
-        self.puts.append(block)
-        return len(self.puts) - 1
+        self.blocks.append(block)
+        return len(self.blocks) - 1
 
     async def restart(self) -> None:
-        await self.library.close()
-        self.library = self._open()
+        await self.manager.close()
+        self.manager = self._create_manager()
 
     async def get(self, reference: Reference = MUTABLE, lost: tuple[str, ...] = ()) -> ResolvedLora[int]:
-        return await self.library.get(reference, TINY, lost)
+        return await self.manager.get(reference, TINY, lost)
 
-    def number(self, brought: ResolvedLora[int]) -> float:
-        """Which LoRA was brought."""
-        return float(unpack(self.puts[brought.handle.block]).transformer["x_embedder"].down[0, 0])
+    def content(self, resolved: ResolvedLora[int]) -> float:
+        return float(unpack(self.blocks[resolved.handle.block]).transformer["x_embedder"].down[0, 0])
 
 
 @pytest.fixture
-async def bench(tmp_path: Path) -> Bench:
-    return Bench(tmp_path)
+async def harness(tmp_path: Path) -> CacheHarness:
+    return CacheHarness(tmp_path)
 
 
-async def test_the_first_who_asks_brings_it_and_the_next_finds_it(bench: Bench) -> None:
-    first, second = await bench.get(), await bench.get()
+async def test_first_get_loads_and_second_is_a_memory_hit(harness: CacheHarness) -> None:
+    first, second = await harness.get(), await harness.get()
     assert (first.origin, first.fetched_bytes, first.fetch_s, first.check_s) == ("download", 10, 1.0, 2.0)
     assert (second.origin, second.fetched_bytes, second.fetch_s) == ("memory", 0, 0.0)
     assert (first.metadata.rank, first.metadata.unapplied) == (2, ("odd: unknown",))
-    assert (first.metadata, first.handle, len(bench.loader.asked)) == (second.metadata, second.handle, 1)
+    assert (first.metadata, first.handle, len(harness.loader.calls)) == (second.metadata, second.handle, 1)
 
 
-async def test_a_hundred_who_ask_at_once_cause_one_load(bench: Bench) -> None:
-    bench.loader.going.clear()
-    waiting = [asyncio.create_task(bench.get()) for _ in range(100)]
+async def test_concurrent_gets_share_one_load(harness: CacheHarness) -> None:
+    harness.loader.may_continue.clear()
+    tasks = [asyncio.create_task(harness.get()) for _ in range(100)]
     await asyncio.sleep(0)
-    bench.loader.going.set()
-    brought = await asyncio.gather(*waiting)
-    assert len(bench.loader.asked) == len(bench.puts) == 1
-    assert sorted(each.origin for each in brought) == ["download"] + 99 * ["memory"]
+    harness.loader.may_continue.set()
+    resolved = await asyncio.gather(*tasks)
+    assert len(harness.loader.calls) == len(harness.blocks) == 1
+    assert sorted(lora.origin for lora in resolved) == ["download"] + 99 * ["memory"]
 
 
-@pytest.mark.parametrize("leaving", [0, 1])
-async def test_who_leaves_takes_nothing_from_the_others(bench: Bench, leaving: int) -> None:
-    bench.loader.going.clear()
-    waiting = [asyncio.create_task(bench.get()) for _ in range(2)]
+@pytest.mark.parametrize("cancelled", [0, 1])
+async def test_cancelled_get_does_not_cancel_the_load_for_others(harness: CacheHarness, cancelled: int) -> None:
+    harness.loader.may_continue.clear()
+    tasks = [asyncio.create_task(harness.get()) for _ in range(2)]
     await asyncio.sleep(0)
-    waiting.pop(leaving).cancel()
+    tasks.pop(cancelled).cancel()
     await asyncio.sleep(0)
-    bench.loader.going.set()
-    assert bench.number(await waiting[0]) == 1
-    assert len(bench.loader.asked) == 1
+    harness.loader.may_continue.set()
+    assert harness.content(await tasks[0]) == 1
+    assert len(harness.loader.calls) == 1
 
 
-async def test_equal_weights_lie_in_memory_once_whoever_published_them(bench: Bench) -> None:
-    brought = [await bench.get(reference) for reference in (MUTABLE, PINNED)]
-    assert len(bench.loader.asked) == 2
-    assert len(bench.puts) == 1
-    assert brought[0].metadata.key == brought[1].metadata.key
+async def test_equal_weights_from_two_references_share_one_block(harness: CacheHarness) -> None:
+    resolved = [await harness.get(reference) for reference in (MUTABLE, VERSIONED)]
+    assert len(harness.loader.calls) == 2
+    assert len(harness.blocks) == 1
+    assert resolved[0].metadata.key == resolved[1].metadata.key
 
 
-async def test_models_of_other_shapes_have_their_own(bench: Bench) -> None:
-    await bench.library.get(PINNED, TINY)
-    await bench.library.get(PINNED, OTHER)
-    assert len(bench.loader.asked) == 2
+async def test_each_geometry_has_its_own_entry(harness: CacheHarness) -> None:
+    await harness.manager.get(VERSIONED, TINY)
+    await harness.manager.get(VERSIONED, UNGUIDED)
+    assert len(harness.loader.calls) == 2
 
 
-@pytest.mark.parametrize(("reference", "asked"), [(MUTABLE, [None, "1"]), (PINNED, [None])])
-async def test_only_what_may_change_is_looked_up_again_and_only_when_it_is_old(
-    bench: Bench, reference: Reference, asked: list[str | None]
+@pytest.mark.parametrize(("reference", "known_revisions"), [(MUTABLE, [None, "1"]), (VERSIONED, [None])])
+async def test_only_old_entries_that_may_change_are_revalidated(
+    harness: CacheHarness, reference: Reference, known_revisions: list[str | None]
 ) -> None:
     for age_s in (0, 299, 2, 299):
-        bench.clock.elapsed_s += age_s
-        assert bench.number(await bench.get(reference)) == 1
-    assert [revision for _, revision in bench.loader.asked] == asked
+        harness.clock.elapsed_s += age_s
+        assert harness.content(await harness.get(reference)) == 1
+    assert [revision for _, revision in harness.loader.calls] == known_revisions
 
 
-async def test_what_has_changed_replaces_what_was_known(bench: Bench) -> None:
-    old = await bench.get()
-    bench.loader.number = 2
-    bench.clock.elapsed_s = 301
-    new = await bench.get()
-    assert (bench.number(old), bench.number(new), new.origin) == (1, 2, "download")
-    assert bench.number(await bench.get()) == 2
+async def test_changed_content_replaces_the_entry(harness: CacheHarness) -> None:
+    old = await harness.get()
+    harness.loader.content = 2
+    harness.clock.elapsed_s = 301
+    new = await harness.get()
+    assert (harness.content(old), harness.content(new), new.origin) == (1, 2, "download")
+    assert harness.content(await harness.get()) == 2
 
 
-async def test_what_cannot_be_looked_up_again_is_used_as_it_was(bench: Bench) -> None:
-    await bench.get()
-    bench.clock.elapsed_s = 301
-    bench.loader.failure = FetchFailed("me/ink", "its server does not answer")
-    assert [(await bench.get()).stale for _ in range(2)] == [True, False]
-    assert len(bench.loader.asked) == 2, "who asks next does not wait for that server too"
-    bench.clock.elapsed_s += 31
-    bench.loader.failure, bench.loader.number = None, 2
-    assert bench.number(await bench.get()) == 2
+async def test_failed_revalidation_returns_the_stale_lora(harness: CacheHarness) -> None:
+    await harness.get()
+    harness.clock.elapsed_s = 301
+    harness.loader.failure = FetchFailed("me/style", "its server does not answer")
+    assert [(await harness.get()).stale for _ in range(2)] == [True, False]
+    assert len(harness.loader.calls) == 2, "the next request must not wait for that server"
+    harness.clock.elapsed_s += 31
+    harness.loader.failure, harness.loader.content = None, 2
+    assert harness.content(await harness.get()) == 2
 
 
-async def test_what_has_become_no_lora_is_refused(bench: Bench) -> None:
-    await bench.get()
-    bench.clock.elapsed_s = 301
-    bench.loader.failure = InvalidLora("me/ink", "it is a web page")
+async def test_revalidation_that_finds_an_invalid_lora_fails(harness: CacheHarness) -> None:
+    await harness.get()
+    harness.clock.elapsed_s = 301
+    harness.loader.failure = InvalidLora("me/style", "it is a web page")
     with pytest.raises(InvalidLora, match="web page"):
-        await bench.get()
+        await harness.get()
 
 
-@pytest.mark.parametrize("failure", [FetchFailed("me/ink", "404"), InvalidLora("me/ink", "rank 4096")])
-async def test_a_failure_is_told_again_at_once_for_a_while(bench: Bench, failure: Exception) -> None:
-    bench.loader.failure = failure
-    told = []
+@pytest.mark.parametrize("failure", [FetchFailed("me/style", "404"), InvalidLora("me/style", "rank 4096")])
+async def test_failure_is_cached_for_its_ttl(harness: CacheHarness, failure: Exception) -> None:
+    harness.loader.failure = failure
+    messages = []
     for age_s in (0, 29, 2):
-        bench.clock.elapsed_s += age_s
+        harness.clock.elapsed_s += age_s
         with pytest.raises(type(failure)) as caught:
-            await bench.get()
-        told.append(str(caught.value))
-    assert told == 3 * [str(failure)]
-    assert len(bench.loader.asked) == 2
-    bench.loader.failure = None
-    bench.clock.elapsed_s += 31
-    assert bench.number(await bench.get()) == 1
+            await harness.get()
+        messages.append(str(caught.value))
+    assert messages == 3 * [str(failure)]
+    assert len(harness.loader.calls) == 2
+    harness.loader.failure = None
+    harness.clock.elapsed_s += 31
+    assert harness.content(await harness.get()) == 1
 
 
-async def test_our_own_fault_is_not_remembered(bench: Bench) -> None:
-    bench.loader.failure = RuntimeError("a bug")
+async def test_unexpected_error_is_not_cached(harness: CacheHarness) -> None:
+    harness.loader.failure = RuntimeError("a bug")
     with pytest.raises(RuntimeError):
-        await bench.get()
-    bench.loader.failure = None
-    assert bench.number(await bench.get()) == 1
+        await harness.get()
+    harness.loader.failure = None
+    assert harness.content(await harness.get()) == 1
 
 
-async def test_a_restart_costs_no_load(bench: Bench) -> None:
-    first = await bench.get()
-    await bench.restart()
-    second = await bench.get()
+async def test_get_after_a_restart_is_a_disk_hit(harness: CacheHarness) -> None:
+    first = await harness.get()
+    await harness.restart()
+    second = await harness.get()
     assert (second.origin, second.metadata, second.fetched_bytes) == ("disk", first.metadata, 0)
-    assert len(bench.loader.asked) == 1
-    assert bench.number(second) == 1
+    assert len(harness.loader.calls) == 1
+    assert harness.content(second) == 1
 
 
-async def test_after_a_restart_what_is_old_is_looked_up_again_and_not_brought(bench: Bench) -> None:
-    await bench.get()
-    await bench.restart()
-    bench.clock.elapsed_s = 301
-    assert (await bench.get()).origin == "disk"
-    await bench.restart()
-    assert (await bench.get()).origin == "disk"
-    assert [revision for _, revision in bench.loader.asked] == [None, "1"]
+async def test_old_entry_is_revalidated_once_after_a_restart(harness: CacheHarness) -> None:
+    await harness.get()
+    await harness.restart()
+    harness.clock.elapsed_s = 301
+    assert (await harness.get()).origin == "disk"
+    await harness.restart()
+    assert (await harness.get()).origin == "disk"
+    assert [revision for _, revision in harness.loader.calls] == [None, "1"]
 
 
-async def test_what_is_damaged_on_the_disk_is_brought_again(bench: Bench) -> None:
-    await bench.get()
-    await bench.restart()
-    (path,) = bench.folder.rglob("block")
+async def test_damaged_block_on_disk_is_loaded_again(harness: CacheHarness) -> None:
+    await harness.get()
+    await harness.restart()
+    (path,) = harness.folder.rglob("block")
     path.write_bytes(b"damaged")
-    assert (await bench.get()).origin == "download"
+    assert (await harness.get()).origin == "download"
 
 
-async def test_what_was_lost_is_put_into_memory_again(bench: Bench) -> None:
-    first = await bench.get()
-    assert (await bench.get(lost=("another",))).handle == first.handle
+async def test_lost_block_is_put_into_memory_again(harness: CacheHarness) -> None:
+    first = await harness.get()
+    assert (await harness.get(lost=("another",))).handle == first.handle
     lost = (first.handle.id,)
-    second = await bench.get(lost=lost)
+    second = await harness.get(lost=lost)
     assert (second.origin, second.handle.block) == ("disk", 1)
-    assert (await bench.get(lost=lost)).handle == second.handle, "what others lost too was replaced already"
-    assert len(bench.loader.asked) == 1
+    assert (await harness.get(lost=lost)).handle == second.handle, "a block that several callers lost is replaced once"
+    assert len(harness.loader.calls) == 1
 
 
-async def test_what_goes_from_memory_is_read_from_the_disk(tmp_path: Path) -> None:
-    size = pack(lora(1)).nbytes
-    bench = Bench(tmp_path, LoraSettings.model_validate({"cache": {"memory_bytes": int(1.5 * size)}}))
-    origins: Mapping[str, list[str]] = {"ink": [], "pencil": []}
+async def test_lora_evicted_from_memory_is_read_from_disk(tmp_path: Path) -> None:
+    block_bytes = pack(make_weights(1)).nbytes
+    settings = LoraSettings.model_validate({"cache": {"memory_bytes": int(1.5 * block_bytes)}})
+    harness = CacheHarness(tmp_path, settings)
+    origins: Mapping[str, list[str]] = {"first": [], "second": []}
     for _ in range(2):
-        for number, name in enumerate(origins):
-            bench.loader.number = number
-            origins[name].append((await bench.get(ReplicateModel("me", name, "0123abcd"))).origin)
-    assert origins == {"ink": ["download", "disk"], "pencil": ["download", "disk"]}
+        for content, name in enumerate(origins):
+            harness.loader.content = content
+            origins[name].append((await harness.get(ReplicateModel("me", name, "0123abcd"))).origin)
+    assert origins == {"first": ["download", "disk"], "second": ["download", "disk"]}
 
 
-async def test_closing_lets_nobody_wait_for_ever(bench: Bench) -> None:
-    bench.loader.going.clear()
-    waiting = asyncio.create_task(bench.get())
+async def test_close_cancels_waiting_callers(harness: CacheHarness) -> None:
+    harness.loader.may_continue.clear()
+    task = asyncio.create_task(harness.get())
     await asyncio.sleep(0)
-    await bench.library.close()
+    await harness.manager.close()
     with pytest.raises(asyncio.CancelledError):
-        await waiting
+        await task

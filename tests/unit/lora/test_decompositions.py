@@ -1,4 +1,4 @@
-"""LoHa and LoKr multiply out into two matrices that are exactly what their formulas add to a weight."""
+"""Converts LoHa and LoKr tensors to low-rank products equal to LyCORIS' formulas."""
 
 import pytest
 import torch
@@ -29,7 +29,7 @@ W2, W2A, W2B = random(4, 8), random(4, 3), random(3, 8)
         ({"lokr_w1": W1, "lokr_w2": W2}, 8),
     ],
 )
-def test_lokr_is_the_kronecker_product(tensors: dict[str, torch.Tensor], rank: int) -> None:
+def test_lokr_equals_the_kronecker_product(tensors: dict[str, torch.Tensor], rank: int) -> None:
     w1 = tensors["lokr_w1"] if "lokr_w1" in tensors else W1A @ W1B
     w2 = tensors["lokr_w2"] if "lokr_w2" in tensors else W2A @ W2B
     product = to_low_rank(tensors, max_rank=8)
@@ -40,7 +40,7 @@ def test_lokr_is_the_kronecker_product(tensors: dict[str, torch.Tensor], rank: i
 LOHA = {"hada_w1_a": random(6, 2), "hada_w1_b": random(2, 5), "hada_w2_a": random(6, 3), "hada_w2_b": random(3, 5)}
 
 
-def test_loha_is_the_product_of_two_products_element_by_element() -> None:
+def test_loha_equals_the_elementwise_product_of_two_products() -> None:
     product = to_low_rank(LOHA, max_rank=6)
     torch.testing.assert_close(
         product.up @ product.down,
@@ -65,29 +65,33 @@ def test_loha_is_the_product_of_two_products_element_by_element() -> None:
             0.5,
         ),
     ],
-    ids=["lokr", "lokr, first factored", "lokr of whole matrices knows no alpha", "loha"],
+    ids=["LoKr", "LoKr with first factor decomposed", "LoKr of full matrices ignores alpha", "LoHa"],
 )
-def test_alpha_is_divided_by_the_rank_that_was_trained(tensors: dict[str, torch.Tensor], scale: float) -> None:
+def test_alpha_is_divided_by_the_trained_rank(tensors: dict[str, torch.Tensor], scale: float) -> None:
     layer = "lycoris_transformer_blocks_0_attn_to_q"
-    named = {f"{layer}.{role}": tensor for role, tensor in tensors.items()} | {f"{layer}.alpha": torch.tensor(1.0)}
-    weights = StateDictConverter(TINY, max_rank=16).convert(named, {})
+    tensors_by_name = {f"{layer}.{role}": tensor for role, tensor in tensors.items()} | {
+        f"{layer}.alpha": torch.tensor(1.0)
+    }
+    weights = StateDictConverter(TINY, max_rank=16).convert(tensors_by_name, {})
     assert weights.transformer["transformer_blocks.0.attn.to_q"].scale == scale
 
 
-def test_products_over_a_fused_layer_are_split_like_any_other() -> None:
+def test_lokr_of_a_fused_layer_is_split() -> None:
     tensors = {"lokr_w1": random(3, 2), "lokr_w2_a": random(16, 1), "lokr_w2_b": random(1, 8)}
-    named = {f"diffusion_model.double_blocks.0.img_attn.qkv.{role}": tensor for role, tensor in tensors.items()}
-    weights = StateDictConverter(TINY, max_rank=16).convert(named, {})
-    whole = torch.kron(tensors["lokr_w1"], tensors["lokr_w2_a"] @ tensors["lokr_w2_b"])
-    for layer, part in zip(("to_q", "to_k", "to_v"), torch.split(whole, 16), strict=True):
-        found = weights.transformer[f"transformer_blocks.0.attn.{layer}"]
-        torch.testing.assert_close(found.up @ found.down, part)
+    tensors_by_name = {
+        f"diffusion_model.double_blocks.0.img_attn.qkv.{role}": tensor for role, tensor in tensors.items()
+    }
+    weights = StateDictConverter(TINY, max_rank=16).convert(tensors_by_name, {})
+    full = torch.kron(tensors["lokr_w1"], tensors["lokr_w2_a"] @ tensors["lokr_w2_b"])
+    for layer, part in zip(("to_q", "to_k", "to_v"), torch.split(full, 16), strict=True):
+        low_rank = weights.transformer[f"transformer_blocks.0.attn.{layer}"]
+        torch.testing.assert_close(low_rank.up @ low_rank.down, part)
 
 
-def test_products_of_too_high_a_rank_are_refused_by_name() -> None:
-    with pytest.raises(InvalidLoraFile, match="its LoHa matrices multiply out to rank 6, at most 5 is taken"):
+def test_product_above_the_maximum_rank_is_rejected() -> None:
+    with pytest.raises(InvalidLoraFile, match=r"LoHa.* rank 6; at most 5"):
         to_low_rank(LOHA, max_rank=5)
-    with pytest.raises(InvalidLoraFile, match="its LoKr matrices multiply out to rank 8, at most 7 is taken"):
+    with pytest.raises(InvalidLoraFile, match=r"LoKr.* rank 8; at most 7"):
         to_low_rank({"lokr_w1": W1, "lokr_w2": W2}, max_rank=7)
 
 
@@ -100,22 +104,22 @@ def test_products_of_too_high_a_rank_are_refused_by_name() -> None:
         {"lokr_w1": W1, "lokr_w2_a": W2A, "lokr_w2_b": random(4, 8)},
     ],
 )
-def test_matrices_that_do_not_fit_each_other_are_refused(tensors: dict[str, torch.Tensor]) -> None:
-    with pytest.raises(InvalidLoraFile, match="do not belong together"):
+def test_inconsistent_shapes_are_rejected(tensors: dict[str, torch.Tensor]) -> None:
+    with pytest.raises(InvalidLoraFile, match="do not match"):
         to_low_rank(tensors, max_rank=64)
 
 
 @pytest.mark.parametrize(
-    ("role", "name"),
+    ("role", "method"),
     [("hada_t1", "LoHa for conv"), ("lokr_t2", "LoKr for conv"), ("mid", "LoCon"), ("glora_b1", "GLoRA")],
 )
-def test_what_is_no_low_rank_product_is_refused_by_name(role: str, name: str) -> None:
-    with pytest.raises(InvalidLoraFile, match=f"it is made with {name}"):
+def test_unsupported_method_is_rejected_by_name(role: str, method: str) -> None:
+    with pytest.raises(InvalidLoraFile, match=f"uses {method}"):
         to_low_rank({role: random(2, 2), **LOHA}, max_rank=64)
 
 
-def test_a_kernel_of_one_pixel_is_a_matrix() -> None:
+def test_kernel_of_a_1x1_convolution_is_accepted() -> None:
     product = to_low_rank({"down": random(2, 5, 1, 1), "up": random(6, 2, 1, 1)}, max_rank=4)
     assert (product.down.shape, product.up.shape) == ((2, 5), (6, 2))
-    with pytest.raises(InvalidLoraFile, match=r"a tensor of shape \[2, 5, 3, 3\]"):
+    with pytest.raises(InvalidLoraFile, match=r"shape \[2, 5, 3, 3\]"):
         to_low_rank({"down": random(2, 5, 3, 3), "up": random(6, 2, 1, 1)}, max_rank=4)

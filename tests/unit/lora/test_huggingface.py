@@ -1,4 +1,4 @@
-"""What a reference to the Hugging Face hub means now, asked of a server that answers as the hub does."""
+"""Resolves Hugging Face references against a fake Hub."""
 
 import hashlib
 import json
@@ -11,42 +11,43 @@ from serve.errors import FetchFailed, InvalidLora
 from serve.lora.provider import ResolvedFile
 from serve.lora.reference import HubFile
 from tests.local_server import LocalServer
-from tests.unit.lora.fake_providers import COMMIT, HUB_TOKEN, asked_with, locate, publish_on_hub
+from tests.unit.lora.fake_providers import COMMIT, HUB_TOKEN, publish_on_hub, requests_with_header, resolve
 
 BODY = b"weights"
 SHA256 = hashlib.sha256(BODY).hexdigest()
 REPOSITORY = "multimodalart/flux-tarot-v1"
 
 
-def path_of(located: ResolvedFile, site: LocalServer) -> str:
-    return located.file.url.removeprefix(f"http://127.0.0.1:{site.port}")
+def path_of(resolved: ResolvedFile, hub: LocalServer) -> str:
+    return resolved.file.url.removeprefix(f"http://127.0.0.1:{hub.port}")
 
 
-async def test_the_one_file_is_found_at_the_commit(site: LocalServer, store: LocalServer) -> None:
-    publish_on_hub(site, store, REPOSITORY, {"README.md": b"#", "tarot v1.safetensors": BODY, "a.png": b"p"})
-    located = await locate(site, HubFile(REPOSITORY))
-    assert path_of(located, site) == f"/{REPOSITORY}/resolve/{COMMIT}/tarot%20v1.safetensors"
-    assert (located.file.sha256, located.revision, located.config) == (SHA256, SHA256, None)
-    assert asked_with(site, "authorization") == [
+async def test_only_weights_file_is_resolved_at_its_commit(provider: LocalServer, file_host: LocalServer) -> None:
+    files = {"README.md": b"#", "tarot v1.safetensors": BODY, "a.png": b"p"}
+    publish_on_hub(provider, file_host, REPOSITORY, files)
+    resolved = await resolve(provider, HubFile(REPOSITORY))
+    assert path_of(resolved, provider) == f"/{REPOSITORY}/resolve/{COMMIT}/tarot%20v1.safetensors"
+    assert (resolved.file.sha256, resolved.revision, resolved.config) == (SHA256, SHA256, None)
+    assert requests_with_header(provider, "authorization") == [
         (f"/api/models/{REPOSITORY}/revision/main?blobs=true", f"Bearer {HUB_TOKEN}")
     ]
 
 
-async def test_a_revision_is_asked_for_as_one_name(site: LocalServer, store: LocalServer) -> None:
-    publish_on_hub(site, store, "o/r", {"x.safetensors": BODY}, revision="refs%2Fpr%2F3")
-    located = await locate(site, HubFile("o/r", "refs/pr/3", "x.safetensors"))
-    assert path_of(located, site) == f"/o/r/resolve/{COMMIT}/x.safetensors"
+async def test_slashes_in_a_revision_are_escaped(provider: LocalServer, file_host: LocalServer) -> None:
+    publish_on_hub(provider, file_host, "o/r", {"x.safetensors": BODY}, revision="refs%2Fpr%2F3")
+    resolved = await resolve(provider, HubFile("o/r", "refs/pr/3", "x.safetensors"))
+    assert path_of(resolved, provider) == f"/o/r/resolve/{COMMIT}/x.safetensors"
 
 
-async def test_what_is_small_is_named_by_the_commit(site: LocalServer, store: LocalServer) -> None:
-    tree = {"sha": COMMIT, "siblings": [{"rfilename": "x.safetensors"}], "more": "to come"}
-    site.answer("/api/models/o/r/revision/main", body=json.dumps(tree).encode())
-    located = await locate(site, HubFile("o/r"))
-    assert (located.file.sha256, located.revision) == (None, COMMIT)
+async def test_revision_of_a_file_outside_lfs_is_the_commit(provider: LocalServer) -> None:
+    response = {"sha": COMMIT, "siblings": [{"rfilename": "x.safetensors"}], "unknown": "field"}
+    provider.answer("/api/models/o/r/revision/main", body=json.dumps(response).encode())
+    resolved = await resolve(provider, HubFile("o/r"))
+    assert (resolved.file.sha256, resolved.revision) == (None, COMMIT)
 
 
 @pytest.mark.parametrize(
-    ("path", "names", "chosen"),
+    ("path", "names", "selected"),
     [
         ("", ["x.safetensors"], "x.safetensors"),
         ("", ["X.SafeTensors", "x.json"], "X.SafeTensors"),
@@ -63,51 +64,48 @@ async def test_what_is_small_is_named_by_the_commit(site: LocalServer, store: Lo
         ("deep/", ["a.safetensors", "deep/b.safetensors", "deep/old/c.safetensors"], "deep/b.safetensors"),
     ],
 )
-async def test_it_is_clear_which_file_is_meant(
-    site: LocalServer, store: LocalServer, path: str, names: list[str], chosen: str
+async def test_file_is_selected_from_the_repository(
+    provider: LocalServer, file_host: LocalServer, path: str, names: list[str], selected: str
 ) -> None:
-    publish_on_hub(site, store, "o/r", dict.fromkeys(names, BODY))
-    assert path_of(await locate(site, HubFile("o/r", "main", path)), site) == f"/o/r/resolve/{COMMIT}/{chosen}"
+    publish_on_hub(provider, file_host, "o/r", dict.fromkeys(names, BODY))
+    resolved = await resolve(provider, HubFile("o/r", "main", path))
+    assert path_of(resolved, provider) == f"/o/r/resolve/{COMMIT}/{selected}"
 
 
 @pytest.mark.parametrize(
-    ("path", "names", "why"),
+    ("path", "names", "words"),
     [
-        ("", [], "no .safetensors file is in the repository at main"),
-        ("", ["README.md", "model.bin"], "no .safetensors file is in the repository at main"),
-        (
-            "",
-            ["b.safetensors", "a.safetensors"],
-            "several weights files, name one of them: a.safetensors, b.safetensors",
-        ),
-        ("", ["b.safetensors", "a.safetensors", "c.zip"], "several weights files, name one of them: a.safetensors, b"),
-        ("", ["a.tar", "b.zip"], "several weights files, name one of them: a.tar, b.zip"),
-        ("", [f"{number}.safetensors" for number in range(10)], "7.safetensors and 2 more"),
-        ("c.safetensors", ["a.safetensors"], "there is no c.safetensors in the repository at main"),
-        ("README.md", ["a.safetensors"], "there is no README.md in the repository at main"),
-        ("dee", ["deep/a.safetensors"], "there is no dee in the repository at main"),
+        ("", [], ("no .safetensors file", "revision main")),
+        ("", ["README.md", "model.bin"], ("no .safetensors file", "revision main")),
+        ("", ["b.safetensors", "a.safetensors"], ("several", "a.safetensors, b.safetensors")),
+        ("", ["b.safetensors", "a.safetensors", "c.zip"], ("several", "a.safetensors, b.safetensors")),
+        ("", ["a.tar", "b.zip"], ("several", "a.tar, b.zip")),
+        ("", [f"{number}.safetensors" for number in range(10)], ("7.safetensors and 2 more",)),
+        ("c.safetensors", ["a.safetensors"], ("no c.safetensors", "revision main")),
+        ("README.md", ["a.safetensors"], ("no README.md", "revision main")),
+        ("dee", ["deep/a.safetensors"], ("no dee", "revision main")),
     ],
 )
-async def test_it_is_said_what_is_there_where_it_is_not_clear(
-    site: LocalServer, store: LocalServer, path: str, names: list[str], why: str
+async def test_ambiguous_reference_is_rejected_with_the_candidates(
+    provider: LocalServer, file_host: LocalServer, path: str, names: list[str], words: tuple[str, ...]
 ) -> None:
-    publish_on_hub(site, store, "o/r", dict.fromkeys(names, BODY))
+    publish_on_hub(provider, file_host, "o/r", dict.fromkeys(names, BODY))
     with pytest.raises(InvalidLora) as caught:
-        await locate(site, HubFile("o/r", "main", path))
-    assert why in caught.value.why
+        await resolve(provider, HubFile("o/r", "main", path))
+    assert [word for word in words if word not in caught.value.why] == []
     assert caught.value.what.startswith("huggingface.co/o/r")
 
 
-async def test_pefts_configuration_comes_along(site: LocalServer, store: LocalServer) -> None:
+async def test_adapter_config_next_to_the_weights_is_resolved(provider: LocalServer, file_host: LocalServer) -> None:
     files = {"a/adapter_model.safetensors": BODY, "a/adapter_config.json": b"{}", "adapter_config.json": b"{}"}
-    publish_on_hub(site, store, "o/r", files)
-    located = await locate(site, HubFile("o/r"))
-    assert located.config is not None
-    assert located.config.url.endswith(f"/o/r/resolve/{COMMIT}/a/adapter_config.json")
+    publish_on_hub(provider, file_host, "o/r", files)
+    resolved = await resolve(provider, HubFile("o/r"))
+    assert resolved.config is not None
+    assert resolved.config.url.endswith(f"/o/r/resolve/{COMMIT}/a/adapter_config.json")
 
 
 @pytest.mark.parametrize(
-    "tree",
+    "response",
     [
         [],
         {},
@@ -117,26 +115,28 @@ async def test_pefts_configuration_comes_along(site: LocalServer, store: LocalSe
         {"sha": COMMIT, "siblings": "x.safetensors"},
     ],
 )
-async def test_an_answer_of_another_shape_is_a_failure(site: LocalServer, tree: Mapping[str, Any]) -> None:
-    site.answer("/api/models/o/r/revision/main", body=json.dumps(tree).encode())
-    with pytest.raises(FetchFailed, match="Hugging Face describes the repository in an unknown way"):
-        await locate(site, HubFile("o/r"))
+async def test_unexpected_response_is_an_error(provider: LocalServer, response: Mapping[str, Any]) -> None:
+    provider.answer("/api/models/o/r/revision/main", body=json.dumps(response).encode())
+    with pytest.raises(FetchFailed, match=r"Hugging Face.*unexpected response"):
+        await resolve(provider, HubFile("o/r"))
 
 
 @pytest.mark.parametrize(
-    ("status", "code", "why"),
+    ("status", "code", "words"),
     [
-        ("401 Unauthorized", "RepoNotFound", "there is no such repository, or it is private; the account of this"),
-        ("401 Unauthorized", "", "the account of this service's HF_TOKEN may not read it"),
-        ("403 Forbidden", "GatedRepo", "the repository is gated, its terms must be accepted on its page; the account"),
-        ("404 Not Found", "RepoNotFound", "there is no such repository, or it is private"),
-        ("404 Not Found", "RevisionNotFound", "the repository has no such revision"),
-        ("500 Internal Server Error", "", "its server answered 500 Internal Server Error"),
+        ("401 Unauthorized", "RepoNotFound", ("private", "HF_TOKEN")),
+        ("401 Unauthorized", "", ("HF_TOKEN", "no access")),
+        ("403 Forbidden", "GatedRepo", ("gated", "HF_TOKEN")),
+        ("404 Not Found", "RepoNotFound", ("private",)),
+        ("404 Not Found", "RevisionNotFound", ("no such revision",)),
+        ("500 Internal Server Error", "", ("500 Internal Server Error",)),
     ],
 )
-async def test_a_refusal_says_what_to_do(site: LocalServer, status: str, code: str, why: str) -> None:
-    site.answer("/api/models/o/r/revision/main", status=status, X_Error_Code=code)
+async def test_error_response_is_reported_with_a_hint(
+    provider: LocalServer, status: str, code: str, words: tuple[str, ...]
+) -> None:
+    provider.answer("/api/models/o/r/revision/main", status=status, X_Error_Code=code)
     with pytest.raises(FetchFailed) as caught:
-        await locate(site, HubFile("o/r"))
-    assert why in caught.value.why
+        await resolve(provider, HubFile("o/r"))
+    assert [word for word in words if word not in caught.value.why] == []
     assert HUB_TOKEN not in str(caught.value)

@@ -1,4 +1,4 @@
-"""The whole way of a LoRA, from a caller's text to weights, for each source and each way in which it can go wrong."""
+"""Loads LoRAs from every kind of reference, end to end: from a caller's text to weights, or to the right error."""
 
 import asyncio
 import base64
@@ -15,165 +15,173 @@ import safetensors.torch
 import torch
 
 from serve.errors import FetchFailed, InvalidLora, PredictionFailed
-from serve.lora.convert import HEADER_KEY
+from serve.lora.convert import ADAPTER_METADATA_KEY
+from serve.lora.download import create_http_client
 from serve.lora.loader import LoadedLora, LoraLoader
 from serve.lora.parse import parse_reference
 from serve.lora.reference import ReplicateModel
+from serve.net.http_client import HttpClient
 from serve.settings import Secrets
 from tests.local_server import LocalServer, Names
 from tests.logs import Logs
 from tests.unit.lora import fake_providers, lora_files
-from tests.unit.lora.fake_providers import SECRETS, PublishedFile, asked_with, settings_for
+from tests.unit.lora.archives import tar_of, zip_of
+from tests.unit.lora.fake_providers import (
+    NO_CERTIFICATES,
+    SECRETS,
+    PublishedFile,
+    requests_with_header,
+    settings_for,
+)
 from tests.unit.lora.geometries import TINY
-from tests.unit.lora.lora_files import Tensors
-from tests.unit.lora.test_archive import tar_of, zip_of
-from tests.unit.lora.test_convert import assert_same
-from tests.unit.net.test_url_fetcher import TRUSTS_NOBODY
 
-NAMES = lora_files.bfl_names(range(2), range(2), outside=True)
-PAIRS = lora_files.tiny_pairs(TINY)
+PAIRS = lora_files.transformer_pairs(TINY)
 TENSORS = {name: tensor.clone() for name, tensor in lora_files.diffusers(PAIRS).items()}
 WEIGHTS = safetensors.torch.save(TENSORS)
 TAR = tar_of(("output/flux_train_replicate/lora.safetensors", WEIGHTS))
 QUERY = "transformer_blocks.0.attn.to_q"
 
 
-class Bench:
-    """A loader whose sites are `site` and whose stores are `store`, with a folder of its own."""
+class LoaderHarness:
+    """A loader whose providers are one local server, with a file host and a folder of local files."""
 
-    def __init__(self, site: LocalServer, store: LocalServer, folder: Path) -> None:
-        self.site, self.store = site, store
-        self.scratch, self.local = folder / "scratch", folder / "local"
-        self.scratch.mkdir()
-        self.local.mkdir()
-        self._loader: LoraLoader | None = None
-        self.set_up()
+    def __init__(self, provider: LocalServer, file_host: LocalServer, folder: Path) -> None:
+        self.provider, self.file_host = provider, file_host
+        self.scratch_folder, self.local_folder = folder / "scratch", folder / "local"
+        self.scratch_folder.mkdir()
+        self.local_folder.mkdir()
+        self._client: HttpClient | None = None
+        self.configure()
 
-    def set_up(self, names: Names | None = None, secrets: Secrets = SECRETS, **settings: Any) -> None:
+    def configure(self, names: Names | None = None, secrets: Secrets = SECRETS, **settings: Any) -> None:
+        """Replaces the loader by one with other settings."""
         self.close()
-        self.settings = settings_for(self.site, self.store, folders=[str(self.local)], **settings)
-        self._loader = LoraLoader(self.settings, secrets, self.scratch, names, TRUSTS_NOBODY)
+        self.settings = settings_for(self.provider, self.file_host, folders=[str(self.local_folder)], **settings)
+        self._client = create_http_client(self.settings, names, NO_CERTIFICATES)
+        self._loader = LoraLoader(self.settings, secrets, self._client, self.scratch_folder)
 
     def close(self) -> None:
-        if self._loader:
-            self._loader.close()
+        if self._client:
+            self._client.close()
 
-    async def load(self, text: str, known_revision: str | None = None, **arguments: Any) -> LoadedLora | None:
-        assert self._loader
-        reference = parse_reference(text, self.settings)
-        loaded = await self._loader.load(reference, TINY, known_revision, **arguments)
-        assert list(self.scratch.iterdir()) == []
+    async def load_if_changed(self, text: str, known_revision: str | None) -> LoadedLora | None:
+        loaded = await self._loader.load(parse_reference(text, self.settings), TINY, known_revision)
+        assert list(self.scratch_folder.iterdir()) == []
         return loaded
 
-    async def loaded(self, text: str) -> LoadedLora:
-        loaded = await self.load(text)
+    async def load(self, text: str) -> LoadedLora:
+        loaded = await self.load_if_changed(text, None)
         assert loaded is not None
         return loaded
 
-    async def failure(self, text: str) -> PredictionFailed:
+    async def load_error(self, text: str) -> PredictionFailed:
         with pytest.raises(PredictionFailed) as caught:
             await self.load(text)
-        assert list(self.scratch.iterdir()) == []
+        assert list(self.scratch_folder.iterdir()) == []
         return caught.value
 
-    def publish(self, path: str, body: bytes, **more: Any) -> str:
-        return PublishedFile(self.store, path, body, **more).url
+    def publish(self, path: str, body: bytes, **options: Any) -> str:
+        """Publishes a file on the file host. Returns its URL."""
+        return PublishedFile(self.file_host, path, body, **options).url
 
 
 @pytest.fixture
-async def bench(site: LocalServer, store: LocalServer, tmp_path: Path) -> AsyncIterator[Bench]:
-    bench = Bench(site, store, tmp_path)
-    yield bench
-    bench.close()
+async def harness(provider: LocalServer, file_host: LocalServer, tmp_path: Path) -> AsyncIterator[LoaderHarness]:
+    harness = LoaderHarness(provider, file_host, tmp_path)
+    yield harness
+    harness.close()
 
 
-def on_hub(bench: Bench, body: bytes) -> str:
-    fake_providers.publish_on_hub(bench.site, bench.store, "o/r", {"README.md": b"#", "x.safetensors": body})
+def etag_of(body: bytes) -> str:
+    return f'"{len(body)}"'
+
+
+def publish_hub_file(harness: LoaderHarness, body: bytes) -> str:
+    files = {"README.md": b"#", "x.safetensors": body}
+    fake_providers.publish_on_hub(harness.provider, harness.file_host, "o/r", files)
     return "huggingface.co/o/r"
 
 
-def on_hub_packed(bench: Bench, body: bytes) -> str:
-    fake_providers.publish_on_hub(bench.site, bench.store, "o/r", {"trained.tar": tar_of(("lora.safetensors", body))})
+def publish_hub_archive(harness: LoaderHarness, body: bytes) -> str:
+    files = {"trained.tar": tar_of(("lora.safetensors", body))}
+    fake_providers.publish_on_hub(harness.provider, harness.file_host, "o/r", files)
     return "https://huggingface.co/o/r/blob/main/trained.tar"
 
 
-def on_civitai(bench: Bench, body: bytes) -> str:
+def publish_civitai_model(harness: LoaderHarness, body: bytes) -> str:
     version = fake_providers.civitai_version(72, fake_providers.civitai_file(body))
-    fake_providers.publish_on_civitai(bench.site, bench.store, 5, [version], body)
+    fake_providers.publish_on_civitai(harness.provider, harness.file_host, 5, [version], body)
     return "civitai.com/models/5/a-lora"
 
 
-def on_replicate(bench: Bench, body: bytes) -> str:
-    packed = tar_of(("output/config.yaml", b"x: 1"), ("output/flux_train_replicate/lora.safetensors", body))
-    fake_providers.publish_on_replicate(
-        bench.site, bench.store, ReplicateModel("fofr", "flux-x"), packed, f'"{len(body)}"'
-    )
+def publish_replicate_model(harness: LoaderHarness, body: bytes) -> str:
+    archive = tar_of(("output/config.yaml", b"x: 1"), ("output/flux_train_replicate/lora.safetensors", body))
+    model = ReplicateModel("fofr", "flux-x")
+    fake_providers.publish_on_replicate(harness.provider, harness.file_host, model, archive, etag_of(body))
     return "fofr/flux-x"
 
 
-def at_a_version_on_replicate(bench: Bench, body: bytes) -> str:
+def publish_replicate_version(harness: LoaderHarness, body: bytes) -> str:
     model = ReplicateModel("fofr", "flux-x", "d592f697")
-    fake_providers.publish_on_replicate(bench.site, bench.store, model, tar_of(("lora.safetensors", body)))
+    archive = tar_of(("lora.safetensors", body))
+    fake_providers.publish_on_replicate(harness.provider, harness.file_host, model, archive)
     return "fofr/flux-x:d592f697"
 
 
-def in_a_bucket(bench: Bench, body: bytes) -> str:
-    PublishedFile(bench.site, "/studio-loras/an%20ink.safetensors", body, f'"{len(body)}"')
-    return "s3://studio-loras/an ink.safetensors"
+def publish_s3_object(harness: LoaderHarness, body: bytes) -> str:
+    PublishedFile(harness.provider, "/studio-loras/a%20style.safetensors", body, etag_of(body))
+    return "s3://studio-loras/a style.safetensors"
 
 
-def at_a_url(bench: Bench, body: bytes) -> str:
-    return f"{bench.publish('/a/X.SafeTensors', body, tag=chr(34) + str(len(body)) + chr(34))}?signature=mine"
+def publish_url(harness: LoaderHarness, body: bytes) -> str:
+    return f"{harness.publish('/a/X.SafeTensors', body, etag=etag_of(body))}?signature=mine"
 
 
-def packed_at_a_url(bench: Bench, body: bytes) -> str:
-    packed = gzip.compress(tar_of(("lora.safetensors", body)))
-    return bench.publish("/lora.tar.gz", packed, tag=f'"{len(body)}"')
+def publish_tar_gz_url(harness: LoaderHarness, body: bytes) -> str:
+    return harness.publish("/lora.tar.gz", gzip.compress(tar_of(("lora.safetensors", body))), etag=etag_of(body))
 
 
-def zipped_at_a_url(bench: Bench, body: bytes) -> str:
-    return bench.publish("/lora.zip", zip_of(("lora.safetensors", body)), tag=f'"{len(body)}"')
+def publish_zip_url(harness: LoaderHarness, body: bytes) -> str:
+    return harness.publish("/lora.zip", zip_of(("lora.safetensors", body)), etag=etag_of(body))
 
 
-def in_a_folder(bench: Bench, body: bytes) -> str:
-    path = bench.local / "ink.safetensors"
+def write_local_file(harness: LoaderHarness, body: bytes) -> str:
+    path = harness.local_folder / "style.safetensors"
     path.write_bytes(body)
     os.utime(path, ns=(len(body), len(body)))
     return str(path)
 
 
-def in_the_request(bench: Bench, body: bytes) -> str:
+def data_uri(harness: LoaderHarness, body: bytes) -> str:
     return f"data:application/octet-stream;base64,{base64.b64encode(body).decode()}"
 
 
-def packed_in_the_request(bench: Bench, body: bytes) -> str:
-    packed = tar_of(("lora.safetensors", body))
-    return f"data:application/x-tar;base64,{base64.b64encode(packed).decode()}"
+def data_uri_of_tar(harness: LoaderHarness, body: bytes) -> str:
+    archive = tar_of(("lora.safetensors", body))
+    return f"data:application/x-tar;base64,{base64.b64encode(archive).decode()}"
 
 
-Publish = Callable[[Bench, bytes], str]
-SOURCES: tuple[Publish, ...] = (
-    on_hub,
-    on_hub_packed,
-    on_civitai,
-    on_replicate,
-    at_a_version_on_replicate,
-    in_a_bucket,
-    at_a_url,
-    packed_at_a_url,
-    zipped_at_a_url,
-    in_a_folder,
-    in_the_request,
-    packed_in_the_request,
+Publish = Callable[[LoaderHarness, bytes], str]
+"""Publishes a weights file. Returns a reference to it."""
+REVALIDATED_SOURCES: tuple[Publish, ...] = (
+    publish_hub_file,
+    publish_hub_archive,
+    publish_civitai_model,
+    publish_replicate_model,
+    publish_replicate_version,
+    publish_s3_object,
+    publish_url,
+    publish_tar_gz_url,
+    publish_zip_url,
+    write_local_file,
 )
-UNNAMED = (in_the_request, packed_in_the_request)
-"""What comes along needs no asking whether it is the same."""
+SOURCES = (*REVALIDATED_SOURCES, data_uri, data_uri_of_tar)
 
 
 @pytest.mark.parametrize("publish", SOURCES)
-async def test_a_lora_of_every_source_becomes_weights(bench: Bench, publish: Publish) -> None:
-    loaded = await bench.loaded(publish(bench, WEIGHTS))
-    assert_same(loaded.weights.transformer, PAIRS)
+async def test_lora_is_loaded_from_every_source(harness: LoaderHarness, publish: Publish) -> None:
+    loaded = await harness.load(publish(harness, WEIGHTS))
+    lora_files.assert_equal_weights(loaded.weights.transformer, PAIRS)
     assert loaded.weights.unapplied == ()
     assert loaded.revision
     assert loaded.fetched_bytes > 0.5 * len(WEIGHTS)
@@ -181,65 +189,65 @@ async def test_a_lora_of_every_source_becomes_weights(bench: Bench, publish: Pub
     assert 0 < loaded.check_s < 60
 
 
-@pytest.mark.parametrize("publish", [source for source in SOURCES if source not in UNNAMED])
-async def test_what_is_still_the_same_is_not_loaded_again(bench: Bench, publish: Publish) -> None:
-    text = publish(bench, WEIGHTS)
-    first = await bench.loaded(text)
-    assert await bench.load(text, first.revision) is None
-    if publish is at_a_version_on_replicate:
-        return
-    publish(bench, safetensors.torch.save(lora_files.diffusers({QUERY: PAIRS[QUERY]})))
-    second = await bench.load(text, first.revision)
+@pytest.mark.parametrize("publish", REVALIDATED_SOURCES)
+async def test_unchanged_content_is_not_loaded_again(harness: LoaderHarness, publish: Publish) -> None:
+    text = publish(harness, WEIGHTS)
+    first = await harness.load(text)
+    assert await harness.load_if_changed(text, first.revision) is None
+    if publish is publish_replicate_version:
+        return  # Its content cannot change.
+    publish(harness, safetensors.torch.save(lora_files.diffusers({QUERY: PAIRS[QUERY]})))
+    second = await harness.load_if_changed(text, first.revision)
     assert second is not None
     assert second.revision != first.revision
     assert second.weights.transformer.keys() == {QUERY}
 
 
-async def test_only_sites_are_told_their_credentials(bench: Bench) -> None:
-    for publish in (on_hub, on_civitai, on_replicate, at_a_url, in_a_bucket):
-        await bench.loaded(publish(bench, WEIGHTS))
-    told = {path.split("?")[0]: value for path, value in asked_with(bench.site, "authorization")}
-    assert {path for path, value in told.items() if value is None} == {"/studio-loras/an%20ink.safetensors"}
-    assert told["/fofr/flux-x/_weights"] == f"Bearer {fake_providers.REPLICATE_TOKEN}"
-    assert told["/api/v1/models/5"] == told["/api/download/models/72"] == f"Bearer {fake_providers.CIVITAI_TOKEN}"
-    assert {value for path, value in told.items() if "/o/r" in path} == {f"Bearer {fake_providers.HUB_TOKEN}"}
-    assert {value for _, value in asked_with(bench.store, "authorization")} == {None}
+async def test_tokens_are_sent_to_their_providers_only(harness: LoaderHarness) -> None:
+    for publish in (
+        publish_hub_file,
+        publish_civitai_model,
+        publish_replicate_model,
+        publish_url,
+        publish_s3_object,
+    ):
+        await harness.load(publish(harness, WEIGHTS))
+    sent = {path.split("?")[0]: value for path, value in requests_with_header(harness.provider, "authorization")}
+    assert {path for path, value in sent.items() if value is None} == {"/studio-loras/a%20style.safetensors"}
+    assert sent["/fofr/flux-x/_weights"] == f"Bearer {fake_providers.REPLICATE_TOKEN}"
+    assert sent["/api/v1/models/5"] == sent["/api/download/models/72"] == f"Bearer {fake_providers.CIVITAI_TOKEN}"
+    assert {value for path, value in sent.items() if "/o/r" in path} == {f"Bearer {fake_providers.HUB_TOKEN}"}
+    assert {value for _, value in requests_with_header(harness.file_host, "authorization")} == {None}
 
 
-async def test_progress_of_a_download_is_told(bench: Bench) -> None:
-    told: list[tuple[int, int | None]] = []
-    await bench.load(at_a_url(bench, WEIGHTS), progress=lambda *now: told.append(now))
-    assert told[-1] == (len(WEIGHTS), len(WEIGHTS))
+def weights_with_config(config: Mapping[str, Any]) -> bytes:
+    fields = {f"transformer.{name}": value for name, value in config.items()}
+    return safetensors.torch.save(TENSORS, {ADAPTER_METADATA_KEY: json.dumps(fields)})
 
 
-def with_strength(strength: Mapping[str, Any]) -> bytes:
-    told = {f"transformer.{name}": value for name, value in strength.items()}
-    return safetensors.torch.save(TENSORS, {HEADER_KEY: json.dumps(told)})
-
-
-async def test_strengths_in_the_header_count(bench: Bench) -> None:
-    loaded = await bench.loaded(at_a_url(bench, with_strength({"lora_alpha": 6, "r": 3})))
+async def test_peft_config_in_the_header_is_applied(harness: LoaderHarness) -> None:
+    loaded = await harness.load(publish_url(harness, weights_with_config({"lora_alpha": 6, "r": 3})))
     assert loaded.weights.transformer[QUERY].scale == 2
 
 
-@pytest.mark.parametrize("packed", [False, True])
-async def test_strengths_beside_the_weights_count(bench: Bench, packed: bool) -> None:
+@pytest.mark.parametrize("in_archive", [False, True])
+async def test_adapter_config_next_to_the_weights_is_applied(harness: LoaderHarness, in_archive: bool) -> None:
     files = {"adapter_model.safetensors": WEIGHTS, "adapter_config.json": b'{"lora_alpha": 6, "r": 3}'}
-    if packed:
-        text = bench.publish("/x.zip", zip_of(*files.items()))
+    if in_archive:
+        text = harness.publish("/x.zip", zip_of(*files.items()))
     else:
-        fake_providers.publish_on_hub(bench.site, bench.store, "o/r", files)
+        fake_providers.publish_on_hub(harness.provider, harness.file_host, "o/r", files)
         text = "huggingface.co/o/r"
-    assert (await bench.loaded(text)).weights.transformer[QUERY].scale == 2
+    assert (await harness.load(text)).weights.transformer[QUERY].scale == 2
 
 
 @asynccontextmanager
-async def still_working(bench: Bench) -> AsyncIterator[None]:
-    """What worked before works after whatever is done in between."""
-    text = bench.publish("/good.safetensors", WEIGHTS)
-    before = await bench.loaded(text)
+async def other_loads_unaffected(harness: LoaderHarness) -> AsyncIterator[None]:
+    """Checks that a valid LoRA loads to the same bytes before and after the block."""
+    text = harness.publish("/good.safetensors", WEIGHTS)
+    before = await harness.load(text)
     yield
-    after = await bench.loaded(text)
+    after = await harness.load(text)
     assert bytes(after.block) == bytes(before.block)
 
 
@@ -247,79 +255,76 @@ def rank_4096() -> bytes:
     return safetensors.torch.save(lora_files.diffusers({QUERY: (torch.ones(4096, 16), torch.ones(16, 4096))}))
 
 
-def not_numbers() -> bytes:
+def nan_weights() -> bytes:
     down, up = PAIRS[QUERY]
     return safetensors.torch.save(lora_files.diffusers({QUERY: (down, torch.full_like(up, torch.nan))}))
 
 
-def for_sdxl() -> bytes:
+def sdxl_weights() -> bytes:
     pairs = {"input_blocks.4.1.transformer_blocks.0.attn2.to_k": (torch.ones(2, 2048), torch.ones(640, 2))}
-    return safetensors.torch.save(lora_files.flat(pairs, "lora_unet_"))
+    return safetensors.torch.save(lora_files.with_underscores(pairs, "lora_unet_"))
 
 
-def for_a_wider_model() -> bytes:
-    wide: Tensors = lora_files.diffusers({QUERY: (torch.ones(2, 3072), torch.ones(3072, 2))})
-    return safetensors.torch.save(wide)
+def wide_weights() -> bytes:
+    return safetensors.torch.save(lora_files.diffusers({QUERY: (torch.ones(2, 3072), torch.ones(3072, 2))}))
 
 
-REFUSED: dict[str, tuple[str, Callable[[], bytes], str]] = {
-    "a page": ("/x.safetensors", lambda: b"<!doctype html><html>", "the file is a web page; give a .safetensors file"),
-    "an error in JSON": ("/x.safetensors", lambda: b'{"error":"no"}', "the file is a text in JSON; give"),
-    "a pickle": ("/x.safetensors", lambda: b"\x80\x02}q\0.", "the file is a pickle, which could run code here"),
-    "nothing": ("/x.safetensors", lambda: b"", "the file is empty; give a .safetensors file"),
-    "cut off": ("/x.safetensors", lambda: WEIGHTS[:-1000], "the file is cut off: it should have"),
-    "an archive cut off": ("/x.tar", lambda: TAR[: len(TAR) // 2], "the archive is damaged or cut off"),
-    "an empty archive": ("/x.tar", tar_of, "the archive is empty: it should hold one .safetensors file"),
-    "two weights": (
+INVALID_FILES: dict[str, tuple[str, Callable[[], bytes], str]] = {
+    "web page": ("/x.safetensors", lambda: b"<!doctype html><html>", "web page"),
+    "JSON error": ("/x.safetensors", lambda: b'{"error":"no"}', "JSON"),
+    "pickle": ("/x.safetensors", lambda: b"\x80\x02}q\0.", "pickle"),
+    "empty file": ("/x.safetensors", lambda: b"", "empty"),
+    "truncated": ("/x.safetensors", lambda: WEIGHTS[:-1000], "truncated"),
+    "truncated archive": ("/x.tar", lambda: TAR[: len(TAR) // 2], "truncated"),
+    "empty archive": ("/x.tar", tar_of, "archive is empty"),
+    "two weights files": (
         "/x.zip",
         lambda: zip_of(("one.safetensors", WEIGHTS), ("two.safetensors", WEIGHTS)),
-        "the archive holds two weights files, one.safetensors and two.safetensors; give the link of one",
+        "one.safetensors and two.safetensors",
     ),
-    "a bomb": ("/x.zip", lambda: zip_of(("a.safetensors", bytes(3_000_000))), "it unpacks to more than 2000000 bytes"),
-    "a LoRA for SDXL": ("/x.safetensors", for_sdxl, "it is made for Stable Diffusion, not for FLUX.1"),
-    "a LoRA for a wider model": (
-        "/x.safetensors",
-        for_a_wider_model,
-        "it is made for another model, whose weights are",
-    ),
-    "rank 4096": ("/x.safetensors", rank_4096, "its rank is 4096, at most 256 is taken"),
-    "NaN": ("/x.safetensors", not_numbers, "it holds values that are no numbers: NaN or infinite"),
-    "many tensors": (
+    "zip bomb": ("/x.zip", lambda: zip_of(("a.safetensors", bytes(3_000_000))), "2000000 bytes"),
+    "SDXL": ("/x.safetensors", sdxl_weights, "Stable Diffusion, not for FLUX.1"),
+    "wider model": ("/x.safetensors", wide_weights, "another model"),
+    "rank 4096": ("/x.safetensors", rank_4096, "rank is 4096; at most 256"),
+    "NaN": ("/x.safetensors", nan_weights, "NaN"),
+    "too many tensors": (
         "/x.safetensors",
         lambda: safetensors.torch.save({str(number): torch.zeros(0) for number in range(501)}),
-        "it has 501 tensors, at most 500 are taken",
+        "501 tensors; at most 500",
     ),
     "DoRA": (
         "/x.safetensors",
         lambda: safetensors.torch.save(TENSORS | {f"transformer.{QUERY}.dora_scale": torch.ones(16, 1)}),
-        "it is made with DoRA",
+        "DoRA",
     ),
 }
 
 
-@pytest.mark.parametrize(("path", "body", "why"), REFUSED.values(), ids=REFUSED)
-async def test_what_is_no_lora_for_this_model_is_refused_alone(
-    bench: Bench, path: str, body: Callable[[], bytes], why: str
+@pytest.mark.parametrize(("path", "body", "word"), INVALID_FILES.values(), ids=INVALID_FILES)
+async def test_invalid_file_is_rejected_without_affecting_others(
+    harness: LoaderHarness, path: str, body: Callable[[], bytes], word: str
 ) -> None:
-    bench.set_up(max_tensors=500, fetch={"max_bytes": 2_000_000})
-    async with still_working(bench):
-        url = bench.publish(path, body())
-        error = await bench.failure(f"{url}?signature=secret")
+    harness.configure(max_tensors=500, fetch={"max_bytes": 2_000_000})
+    async with other_loads_unaffected(harness):
+        url = harness.publish(path, body())
+        error = await harness.load_error(f"{url}?signature=secret")
     assert isinstance(error, InvalidLora)
-    assert str(error).startswith(f"cannot use the LoRA {url}: {why}")
+    assert error.what == url
+    assert word in error.why
     assert "secret" not in str(error)
 
 
-async def test_a_lora_that_is_not_there_fails_alone(bench: Bench) -> None:
-    for server in (bench.site, bench.store):
+async def test_missing_lora_fails_without_affecting_others(harness: LoaderHarness) -> None:
+    for server in (harness.provider, harness.file_host):
         server.answer("/o/r/_weights", status="404 Not Found")
         server.answer("/x.safetensors", status="404 Not Found")
-    async with still_working(bench):
-        error = await bench.failure("o/r")
-        assert str(error) == "could not fetch o/r: its server answered 404 Not Found; check how it is written"
-        url = f"http://127.0.0.1:{bench.store.port}/x.safetensors"
-        error = await bench.failure(url)
-        assert str(error) == f"could not fetch {url}: its server answered 404 Not Found; check how it is written"
+    url = f"http://127.0.0.1:{harness.file_host.port}/x.safetensors"
+    async with other_loads_unaffected(harness):
+        for text in ("o/r", url):
+            error = await harness.load_error(text)
+            assert isinstance(error, FetchFailed)
+            assert error.what == text
+            assert "404 Not Found" in error.why
 
 
 @pytest.mark.parametrize(
@@ -331,101 +336,118 @@ async def test_a_lora_that_is_not_there_fails_alone(bench: Bench) -> None:
     ],
 )
 @pytest.mark.parametrize("status", ["401 Unauthorized", "403 Forbidden"])
-async def test_a_missing_token_is_named(bench: Bench, text: str, path: str, variable: str, status: str) -> None:
-    bench.site.answer(path, status=status)
-    bench.set_up(secrets=Secrets())
-    assert f"the operator of this service can set {variable}" in str(await bench.failure(text))
-    bench.set_up()
-    assert f"the account of this service's {variable} may not read it" in str(await bench.failure(text))
+async def test_authentication_error_names_the_token_variable(
+    harness: LoaderHarness, text: str, path: str, variable: str, status: str
+) -> None:
+    harness.provider.answer(path, status=status)
+    harness.configure(secrets=Secrets())
+    assert f"operator of this service can set {variable}" in str(await harness.load_error(text))
+    harness.configure()
+    error = str(await harness.load_error(text))
+    assert variable in error
+    assert "no access" in error
 
 
-async def test_a_gated_download_of_civitai_names_the_token(bench: Bench) -> None:
-    text = on_civitai(bench, WEIGHTS)
-    bench.site.answer("/login", body=b"<html>", Content_Type="text/html")
-    bench.site.answer(
-        "/api/download/models/72", status="307 Temporary Redirect", Location="/login?reason=download-auth"
-    )
-    bench.set_up(secrets=Secrets())
-    error = await bench.failure(text)
-    assert str(error) == (
-        "could not fetch civitai:5: its server asks to sign in; it needs an account at CivitAI: "
-        "the operator of this service can set CIVITAI_API_TOKEN"
-    )
+async def test_civitai_download_that_needs_login_names_the_token_variable(harness: LoaderHarness) -> None:
+    text = publish_civitai_model(harness, WEIGHTS)
+    harness.provider.answer("/login", body=b"<html>", Content_Type="text/html")
+    location = "/login?reason=download-auth"
+    harness.provider.answer("/api/download/models/72", status="307 Temporary Redirect", Location=location)
+    harness.configure(secrets=Secrets())
+    error = await harness.load_error(text)
+    assert isinstance(error, FetchFailed)
+    assert error.what == "civitai:5"
+    assert "login" in error.why
+    assert "CIVITAI_API_TOKEN" in error.why
 
 
-async def test_a_file_that_is_not_the_one_that_its_site_lists_is_refused(bench: Bench) -> None:
-    text = on_hub(bench, WEIGHTS)
-    for path in list(bench.store.answers):
-        bench.publish(path, WEIGHTS[:-1] + b"?")
-    error = await bench.failure(text)
-    assert str(error) == ("could not fetch huggingface.co/o/r: its checksum is not the one that Hugging Face lists")
+async def test_file_with_wrong_checksum_is_rejected(harness: LoaderHarness) -> None:
+    text = publish_hub_file(harness, WEIGHTS)
+    for path in list(harness.file_host.answers):
+        harness.publish(path, WEIGHTS[:-1] + b"?")
+    error = await harness.load_error(text)
+    assert isinstance(error, FetchFailed)
+    assert error.what == "huggingface.co/o/r"
+    assert "checksum" in error.why
 
 
-async def test_a_name_that_turns_private_between_attempts_is_refused(bench: Bench) -> None:
-    bench.store.answer("/x.safetensors", status="503 Service Unavailable")
-    bench.set_up(names=Names(rebinding_test=[["127.0.0.1"], ["169.254.169.254"]]))
-    error = await bench.failure(f"http://rebinding.test:{bench.store.port}/x.safetensors")
-    assert "its address is not public; the operator can allow named hosts by lora.fetch.allowed_hosts" in str(error)
-    assert bench.store.asked == ["/x.safetensors"]
+async def test_host_that_becomes_private_between_attempts_is_rejected(harness: LoaderHarness) -> None:
+    harness.file_host.answer("/x.safetensors", status="503 Service Unavailable")
+    harness.configure(names=Names(rebinding_test=[["127.0.0.1"], ["169.254.169.254"]]))
+    error = await harness.load_error(f"http://rebinding.test:{harness.file_host.port}/x.safetensors")
+    assert "lora.fetch.allowed_hosts" in str(error)
+    assert harness.file_host.asked == ["/x.safetensors"]
 
 
 @pytest.mark.parametrize(
-    ("name", "why"),
-    [("missing.safetensors", "there is no such file"), ("folder.safetensors", "it cannot be read")],
+    ("name", "word"),
+    [("missing.safetensors", "no such file"), ("folder.safetensors", "cannot be read")],
 )
-async def test_a_local_file_that_cannot_be_read_fails_without_its_folder(bench: Bench, name: str, why: str) -> None:
-    (bench.local / "folder.safetensors").mkdir()
-    error = await bench.failure(str(bench.local / name))
-    assert str(error) == f"could not fetch {name}: {why}"
+async def test_unreadable_local_file_is_reported_without_its_folder(
+    harness: LoaderHarness, name: str, word: str
+) -> None:
+    (harness.local_folder / "folder.safetensors").mkdir()
+    error = await harness.load_error(str(harness.local_folder / name))
+    assert isinstance(error, FetchFailed)
+    assert error.what == name
+    assert word in error.why
+    assert str(harness.local_folder) not in str(error)
 
 
-async def test_a_lora_that_comes_along_needs_no_folder_of_the_operators(
-    bench: Bench, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+async def test_embedded_lora_does_not_need_lora_folders(
+    harness: LoaderHarness, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     monkeypatch.setattr("serve.model_specs.EMBEDDED_MODELS_FOLDER", tmp_path)
     monkeypatch.setattr("serve.lora.lora_fetcher.EMBEDDED_MODELS_FOLDER", tmp_path)
-    assert str(await bench.failure("embedded:sketch")) == "could not fetch embedded:sketch: there is no such file"
+    error = await harness.load_error("embedded:sketch")
+    assert isinstance(error, FetchFailed)
+    assert error.what == "embedded:sketch"
+    assert "no such file" in error.why
     (tmp_path / "loras").mkdir()
     (tmp_path / "loras" / "sketch.safetensors").write_bytes(WEIGHTS)
-    loaded = await bench.loaded("embedded:sketch")
-    assert await bench.load("embedded:sketch", loaded.revision) is None
+    loaded = await harness.load("embedded:sketch")
+    assert await harness.load_if_changed("embedded:sketch", loaded.revision) is None
 
 
-async def test_a_link_out_of_the_folders_is_not_followed(bench: Bench, tmp_path: Path) -> None:
+async def test_link_out_of_the_folders_is_not_followed(harness: LoaderHarness, tmp_path: Path) -> None:
     outside = tmp_path / "outside.safetensors"
     outside.write_bytes(WEIGHTS)
-    (bench.local / "link.safetensors").symlink_to(outside)
-    error = await bench.failure(str(bench.local / "link.safetensors"))
-    assert str(error) == "could not fetch link.safetensors: it is a link that leads out of the folders of LoRAs"
-    (bench.local / "real.safetensors").write_bytes(WEIGHTS)
-    (bench.local / "inside.safetensors").symlink_to(bench.local / "real.safetensors")
-    await bench.loaded(str(bench.local / "inside.safetensors"))
+    (harness.local_folder / "link.safetensors").symlink_to(outside)
+    error = await harness.load_error(str(harness.local_folder / "link.safetensors"))
+    assert isinstance(error, FetchFailed)
+    assert error.what == "link.safetensors"
+    assert "outside" in error.why
+    (harness.local_folder / "real.safetensors").write_bytes(WEIGHTS)
+    (harness.local_folder / "inside.safetensors").symlink_to(harness.local_folder / "real.safetensors")
+    await harness.load(str(harness.local_folder / "inside.safetensors"))
 
 
-async def test_a_local_file_over_the_limit_is_refused(bench: Bench) -> None:
-    bench.set_up(fetch={"max_bytes": 1000})
-    assert "it has more than 1000 bytes" in str(await bench.failure(in_a_folder(bench, WEIGHTS)))
+async def test_oversized_local_file_is_rejected(harness: LoaderHarness) -> None:
+    harness.configure(fetch={"max_bytes": 1000})
+    assert "1000 bytes" in str(await harness.load_error(write_local_file(harness, WEIGHTS)))
 
 
-async def test_a_full_disk_while_unpacking_is_told_to_the_operator(
-    bench: Bench, monkeypatch: pytest.MonkeyPatch, logs: Logs
+async def test_full_disk_while_unpacking_is_logged_for_the_operator(
+    harness: LoaderHarness, monkeypatch: pytest.MonkeyPatch, logs: Logs
 ) -> None:
-    def full(*_: object) -> None:
+    def raise_disk_full(*_: object) -> None:
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr("serve.lora.loader.extract_weights", full)
-    error = await bench.failure(at_a_url(bench, WEIGHTS))
+    monkeypatch.setattr("serve.lora.loader.extract_weights", raise_disk_full)
+    error = await harness.load_error(publish_url(harness, WEIGHTS))
     assert isinstance(error, FetchFailed)
-    assert error.why == "it could not be stored; the operator's log has the cause"
+    assert "could not be stored" in error.why
+    assert "No space left" not in error.why
     assert "No space left on device" in logs.text
 
 
-async def test_a_cancelled_load_leaves_nothing(bench: Bench) -> None:
-    url = bench.store.behave("/x.safetensors", lambda writer: bench.store.drip(writer, b"x" * 10_000, 0.001))
-    task = asyncio.create_task(bench.load(url))
-    while bench.store.sent_bytes < 100_000:
+async def test_cancelled_load_leaves_no_files(harness: LoaderHarness) -> None:
+    server = harness.file_host
+    url = server.behave("/x.safetensors", lambda writer: server.drip(writer, b"x" * 10_000, 0.001))
+    task = asyncio.create_task(harness.load(url))
+    while server.sent_bytes < 100_000:
         await asyncio.sleep(0.01)
     task.cancel()
     await asyncio.gather(task, return_exceptions=True)
     assert task.cancelled()
-    assert list(bench.scratch.iterdir()) == []
+    assert list(harness.scratch_folder.iterdir()) == []

@@ -1,4 +1,4 @@
-"""What the documents say of LoRAs is true: the forms are read, the example is a tree of settings."""
+"""Checks what the documentation says about LoRAs: the reference forms, suffixes, variables and example settings."""
 
 import re
 from typing import Any
@@ -6,7 +6,8 @@ from typing import Any
 import pytest
 import yaml
 
-from serve.lora.parse import ENDINGS, check_aliases, parse_reference
+from serve.lora.archive import ACCEPTED_SUFFIXES, WEIGHTS_SUFFIX
+from serve.lora.parse import check_aliases, parse_reference
 from serve.settings import ENVIRONMENT_VARIABLES, LoraSettings, Settings
 from tests.markdown import ROOT, rows
 
@@ -16,30 +17,30 @@ FORMS = [(example.strip("`"), meaning) for _, example, meaning in rows(API, "| f
 
 
 @pytest.mark.parametrize(("text", "meaning"), FORMS)
-def test_every_form_that_is_told_is_read(text: str, meaning: str) -> None:
+def test_documented_form_is_parsed(text: str, meaning: str) -> None:
     parse_reference(text, SETTINGS)
 
 
-def test_what_is_told_to_be_the_same_is_and_nothing_else() -> None:
-    before = None
+def test_forms_documented_as_the_same_are_equal_and_others_are_not() -> None:
+    previous = None
     for text, meaning in FORMS:
         reference = parse_reference(text, SETTINGS)
-        assert (reference == before) == (meaning == "the same"), text
-        before = reference
+        assert (reference == previous) == (meaning == "the same"), text
+        previous = reference
 
 
-def test_every_ending_is_told() -> None:
-    assert all(f"`{ending}`" in API.read_text() for ending in ENDINGS if ending != ".safetensors")
+def test_every_archive_suffix_is_documented() -> None:
+    assert all(f"`{suffix}`" in API.read_text() for suffix in ACCEPTED_SUFFIXES if suffix != WEIGHTS_SUFFIX)
 
 
-def test_the_variables_that_are_told_are_read() -> None:
-    told = {name.strip("`") for name, _ in rows(OPERATIONS, "| variable | what it opens |")}
-    assert told == set(ENVIRONMENT_VARIABLES.values()) - {"FLUX_SERVE_TOKEN"}
+def test_documented_environment_variables_exist() -> None:
+    documented = {name.strip("`") for name, _ in rows(OPERATIONS, "| variable | what it opens |")}
+    assert documented == set(ENVIRONMENT_VARIABLES.values()) - {"FLUX_SERVE_TOKEN"}
 
 
-def test_the_example_is_a_tree_of_settings() -> None:
+def test_documented_example_is_valid_settings() -> None:
     (text,) = re.findall(r"^```yaml\n(lora:.*?)^```$", OPERATIONS.read_text(), re.MULTILINE | re.DOTALL)
-    tree: dict[str, Any] = yaml.safe_load(text)
-    settings = Settings.model_validate(tree)
+    example: dict[str, Any] = yaml.safe_load(text)
+    settings = Settings.model_validate(example)
     check_aliases(settings.lora)
     assert settings.lora != LoraSettings()

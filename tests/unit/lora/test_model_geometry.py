@@ -1,4 +1,4 @@
-"""The table of layers is that of the very classes that serve."""
+"""The computed layers equal those of the diffusers and transformers classes."""
 
 from typing import Any
 
@@ -8,10 +8,10 @@ from diffusers import FluxTransformer2DModel
 from transformers import CLIPTextConfig, CLIPTextModel
 
 from serve.lora.model_geometry import ModelGeometry
-from tests.unit.lora.geometries import TRUE, TRUE_CLIP, TRUE_TRANSFORMER
+from tests.unit.lora.geometries import FLUX, FLUX_CLIP, FLUX_TRANSFORMER
 
-SMALL = {
-    **TRUE_TRANSFORMER,
+SMALL_TRANSFORMER = {
+    **FLUX_TRANSFORMER,
     "num_layers": 1,
     "num_single_layers": 3,
     "num_attention_heads": 2,
@@ -23,9 +23,10 @@ SMALL = {
     "joint_attention_dim": 6,
     "pooled_projection_dim": 10,
 }
+SMALL_CLIP = {"num_hidden_layers": 3, "hidden_size": 12, "intermediate_size": 20}
 
 
-def linears(model: torch.nn.Module) -> dict[str, tuple[int, int]]:
+def linear_layers(model: torch.nn.Module) -> dict[str, tuple[int, int]]:
     return {
         name: (layer.out_features, layer.in_features)
         for name, layer in model.named_modules()
@@ -33,23 +34,25 @@ def linears(model: torch.nn.Module) -> dict[str, tuple[int, int]]:
     }
 
 
-@pytest.mark.parametrize("config", [TRUE_TRANSFORMER, SMALL, {**SMALL, "guidance_embeds": False}])
-def test_the_transformer_has_the_layers_of_the_table_and_no_others(config: dict[str, Any]) -> None:
+@pytest.mark.parametrize(
+    "config", [FLUX_TRANSFORMER, SMALL_TRANSFORMER, {**SMALL_TRANSFORMER, "guidance_embeds": False}]
+)
+def test_transformer_layers_equal_those_of_diffusers(config: dict[str, Any]) -> None:
     with torch.device("meta"):
         model = FluxTransformer2DModel(**config)
-    assert ModelGeometry.from_configs(dict(model.config), TRUE_CLIP).transformer_layers() == linears(model)
+    assert ModelGeometry.from_configs(dict(model.config), FLUX_CLIP).transformer_layers() == linear_layers(model)
 
 
-@pytest.mark.parametrize("config", [TRUE_CLIP, {"num_hidden_layers": 3, "hidden_size": 12, "intermediate_size": 20}])
-def test_clip_has_the_layers_of_the_table_and_no_others(config: dict[str, Any]) -> None:
+@pytest.mark.parametrize("config", [FLUX_CLIP, SMALL_CLIP])
+def test_clip_layers_equal_those_of_transformers(config: dict[str, Any]) -> None:
     with torch.device("meta"):
         model = CLIPTextModel(CLIPTextConfig(**config, num_attention_heads=4))
-    assert ModelGeometry.from_configs(TRUE_TRANSFORMER, model.config.to_dict()).clip_layers() == linears(model)
+    assert ModelGeometry.from_configs(FLUX_TRANSFORMER, model.config.to_dict()).clip_layers() == linear_layers(model)
 
 
-def test_guided_and_unguided_models_differ_and_the_rest_is_equal() -> None:
-    schnell = ModelGeometry.from_configs({**TRUE_TRANSFORMER, "guidance_embeds": False}, TRUE_CLIP)
-    assert set(TRUE.transformer_layers()) - set(schnell.transformer_layers()) == {
+def test_model_without_guidance_lacks_the_guidance_embedder_only() -> None:
+    schnell = ModelGeometry.from_configs({**FLUX_TRANSFORMER, "guidance_embeds": False}, FLUX_CLIP)
+    assert set(FLUX.transformer_layers()) - set(schnell.transformer_layers()) == {
         "time_text_embed.guidance_embedder.linear_1",
         "time_text_embed.guidance_embedder.linear_2",
     }

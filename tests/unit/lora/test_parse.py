@@ -1,4 +1,4 @@
-"""Every form in which people write a LoRA is one reference; everything else is refused with what to write instead."""
+"""Parses every accepted form of a LoRA reference, and rejects everything else."""
 
 import base64
 import pickle
@@ -25,7 +25,7 @@ from serve.settings import LoraSettings, Settings
 SETTINGS = LoraSettings(
     aliases={
         "sketch": "s3://studio-loras/sketch.safetensors",
-        "ink": " /loras/ink.safetensors ",
+        "style": " /loras/style.safetensors ",
         "fofr/mirrored": "https://mirror.example.com/fofr.tar",
     },
     folders=(Path("/loras"), Path("/mnt/more/")),
@@ -37,7 +37,7 @@ MODEL = ReplicateModel("fofr", "flux-80s-cyberpunk")
 VERSIONED = ReplicateModel("fofr", "flux-80s-cyberpunk", VERSION)
 REPOSITORY = HubFile("multimodalart/flux-tarot-v1")
 FILE = HubFile("multimodalart/flux-tarot-v1", "main", "tarot.safetensors")
-WEB = UrlFile("https://example.com/x.safetensors")
+URL = UrlFile("https://example.com/x.safetensors")
 WEIGHTS = b"\x02\0\0\0\0\0\0\0{}"
 
 FORMS: dict[Reference, tuple[str, ...]] = {
@@ -123,12 +123,12 @@ FORMS: dict[Reference, tuple[str, ...]] = {
         "CIVITAI:633553@706528",
         "urn:air:flux1:lora:civitai:633553@706528",
     ),
-    CivitaiFile(version=7, choice=(("fp", "fp16"), ("size", "pruned"))): (
+    CivitaiFile(version=7, filters=(("fp", "fp16"), ("size", "pruned"))): (
         "civitai.com/api/download/models/7?type=Model&format=SafeTensor&size=pruned&fp=fp16",
         "https://civitai.com/api/download/models/7?fp=FP16&size=Pruned",
     ),
     CivitaiFile(version=7, token="mine"): ("https://civitai.com/api/download/models/7?token=mine",),
-    WEB: (
+    URL: (
         "https://example.com/x.safetensors",
         "HTTPS://EXAMPLE.com:443/x.safetensors#part",
         "https://example.com./x.safetensors",
@@ -148,12 +148,12 @@ FORMS: dict[Reference, tuple[str, ...]] = {
     S3Object("studio-loras", "sketch.safetensors"): ("s3://studio-loras/sketch.safetensors", "sketch", " sketch "),
     S3Object("b.c", "deep/er.tar"): ("S3://b.c/deep/er.tar",),
     EmbeddedLora("sketch"): ("embedded:sketch", " Embedded:Sketch\n"),
-    LocalFile(Path("/loras/ink.safetensors")): (
-        "/loras/ink.safetensors",
-        "/loras/./other/../ink.safetensors",
-        "file:///loras/ink.safetensors",
-        "file://localhost/loras/ink.safetensors",
-        "ink",
+    LocalFile(Path("/loras/style.safetensors")): (
+        "/loras/style.safetensors",
+        "/loras/./other/../style.safetensors",
+        "file:///loras/style.safetensors",
+        "file://localhost/loras/style.safetensors",
+        "style",
     ),
     LocalFile(Path("/mnt/more/a b.safetensors")): ("file:///mnt/more/a%20b.safetensors", "/mnt/more/a b.safetensors"),
     UrlFile("https://mirror.example.com/fofr.tar"): ("fofr/mirrored",),
@@ -164,14 +164,14 @@ FORMS: dict[Reference, tuple[str, ...]] = {
         "data:,%02%00%00%00%00%00%00%00%7B%7D",
     ),
 }
-SPELLINGS = [(text, reference) for reference, texts in FORMS.items() for text in texts]
+CASES = [(text, reference) for reference, texts in FORMS.items() for text in texts]
 
 
-@pytest.mark.parametrize(("text", "reference"), SPELLINGS, ids=[text.strip()[:80] for text, _ in SPELLINGS])
-def test_every_form_is_the_same_reference(text: str, reference: Reference) -> None:
-    found = parse_reference(text, SETTINGS)
-    assert found == reference
-    assert found.key == reference.key
+@pytest.mark.parametrize(("text", "reference"), CASES, ids=[text.strip()[:80] for text, _ in CASES])
+def test_accepted_form_is_parsed(text: str, reference: Reference) -> None:
+    parsed = parse_reference(text, SETTINGS)
+    assert parsed == reference
+    assert parsed.key == reference.key
 
 
 def test_different_references_have_different_keys() -> None:
@@ -180,12 +180,12 @@ def test_different_references_have_different_keys() -> None:
     assert all(len(key) == 64 for key in keys)
 
 
-def test_references_survive_the_way_between_processes() -> None:
+def test_references_can_be_pickled() -> None:
     for reference in FORMS:
         assert pickle.loads(pickle.dumps(reference)) == reference
 
 
-NOT_LORAS = (
+UNRECOGNIZED = (
     "",
     "  ",
     "cyberpunk",
@@ -253,62 +253,59 @@ NOT_LORAS = (
 )
 
 
-@pytest.mark.parametrize("text", NOT_LORAS, ids=[repr(text)[:60] for text in NOT_LORAS])
-def test_what_is_no_form_is_refused_with_all_that_are(text: str) -> None:
+@pytest.mark.parametrize("text", UNRECOGNIZED, ids=[repr(text)[:60] for text in UNRECOGNIZED])
+def test_unrecognized_text_is_rejected_with_the_accepted_forms(text: str) -> None:
     with pytest.raises(InvalidReference) as caught:
         parse_reference(text, SETTINGS)
-    message = str(caught.value)
-    assert message.startswith(
-        "this names no LoRA; write owner/name, owner/name/version or owner/name:version (Replicate)"
-    )
     for form in (
+        "owner/name, owner/name/version or owner/name:version (Replicate)",
         "huggingface.co/owner/repo",
         "civitai:ID@V",
         "https URL",
         "data: URI",
         "embedded:handwriting or embedded:sketch",
-        "own names: fofr/mirrored, ink",
+        "aliases: fofr/mirrored, sketch, style",
     ):
-        assert form in message
+        assert form in str(caught.value)
 
 
 @pytest.mark.parametrize(
-    ("text", "why"),
+    ("text", "word"),
     [
-        ("http://example.com/x.safetensors", "the operator can allow it by lora.allow_http"),
-        ("https://me:secret@example.com/x.safetensors", "a user name or password in a URL is not taken"),
-        ("https://[::1/x.safetensors", "it is not a valid URL"),
-        ("https:///x.safetensors", "it names no host"),
-        ("huggingface.co/o/r/pytorch_lora_weights.bin", "only safetensors files are taken"),
-        ("huggingface.co/o/r/resolve/main/lora.ckpt", "only safetensors files are taken"),
-        ("civitai.com/api/download/models/5?format=PickleTensor", "only safetensors files are taken"),
-        ("/etc/passwd", "only from the folders that the operator named by lora.folders"),
-        ("/loras/../etc/x.safetensors", "only from the folders that the operator named"),
-        ("/loras-of-others/x.safetensors", "only from the folders that the operator named"),
-        ("file:///loras/%2e%2e/etc/x.safetensors", "only from the folders that the operator named"),
-        ("file:///loras/x%00.safetensors", "only from the folders that the operator named"),
-        ("//loras/x.safetensors", "only from the folders that the operator named"),
-        ("data:application/octet-stream;base64,???", "the data: URI is malformed: its data is not base64"),
-        ("data:nothing", "the data: URI is malformed: it needs a comma"),
+        ("http://example.com/x.safetensors", r"lora\.allow_http"),
+        ("https://me:secret@example.com/x.safetensors", "password"),
+        ("https://[::1/x.safetensors", "valid URL"),
+        ("https:///x.safetensors", "host"),
+        ("huggingface.co/o/r/pytorch_lora_weights.bin", "only safetensors files"),
+        ("huggingface.co/o/r/resolve/main/lora.ckpt", "only safetensors files"),
+        ("civitai.com/api/download/models/5?format=PickleTensor", "only safetensors files"),
+        ("/etc/passwd", r"only accepted from.*lora\.folders"),
+        ("/loras/../etc/x.safetensors", r"only accepted from.*lora\.folders"),
+        ("/loras-of-others/x.safetensors", r"only accepted from.*lora\.folders"),
+        ("file:///loras/%2e%2e/etc/x.safetensors", r"only accepted from.*lora\.folders"),
+        ("file:///loras/x%00.safetensors", r"only accepted from.*lora\.folders"),
+        ("//loras/x.safetensors", r"only accepted from.*lora\.folders"),
+        ("data:application/octet-stream;base64,???", "base64"),
+        ("data:nothing", "comma"),
     ],
 )
-def test_a_form_that_may_not_be_used_is_refused_with_the_reason(text: str, why: str) -> None:
-    with pytest.raises(InvalidReference, match=why):
+def test_disallowed_reference_is_rejected_with_the_reason(text: str, word: str) -> None:
+    with pytest.raises(InvalidReference, match=word):
         parse_reference(text, SETTINGS)
 
 
-def test_a_data_uri_of_too_many_bytes_is_refused() -> None:
+def test_oversized_data_uri_is_rejected() -> None:
     small = SETTINGS.model_copy(update={"fetch": SETTINGS.fetch.model_copy(update={"max_bytes": 10})})
-    with pytest.raises(InvalidReference, match="more than 10 bytes"):
+    with pytest.raises(InvalidReference, match="10 bytes"):
         parse_reference(f"data:,{'x' * 11}", small)
 
 
-def test_without_folders_no_local_file_is_served() -> None:
-    with pytest.raises(InvalidReference, match=r"the operator can name folders of them by lora\.folders"):
+def test_local_file_is_rejected_without_lora_folders() -> None:
+    with pytest.raises(InvalidReference, match=r"lora\.folders"):
         parse_reference("/loras/x.safetensors", LoraSettings())
 
 
-def test_the_weights_of_the_handwriting_and_sketch_model_come_along() -> None:
+def test_default_loras_of_the_handwriting_and_sketch_model_are_embedded() -> None:
     (model,) = (model for model in Settings().served_models if model.name == "flux-handwriting-and-sketch")
     weights = [model.default_inputs[field] for field in ("replicate_weights", "extra_lora")]
     assert [parse_reference(text, LoraSettings()) for text in weights] == [
@@ -316,24 +313,24 @@ def test_the_weights_of_the_handwriting_and_sketch_model_come_along() -> None:
     ]
 
 
-def test_plain_http_is_taken_where_the_operator_allows_it() -> None:
-    found = parse_reference("http://example.com/x.safetensors", LoraSettings(allow_http=True))
-    assert found == UrlFile("http://example.com/x.safetensors")
+def test_plain_http_is_accepted_if_allowed() -> None:
+    parsed = parse_reference("http://example.com/x.safetensors", LoraSettings(allow_http=True))
+    assert parsed == UrlFile("http://example.com/x.safetensors")
 
 
-def test_own_names_are_checked_when_the_service_starts() -> None:
+def test_check_aliases_rejects_an_alias_of_an_alias() -> None:
     check_aliases(SETTINGS)
-    with pytest.raises(ValueError, match=r"lora\.aliases\.one: this names no LoRA"):
+    with pytest.raises(ValueError, match=r"lora\.aliases\.one: "):
         check_aliases(LoraSettings(aliases={"one": "two", "two": "o/r"}))
 
 
-SHOWN = {
+DISPLAY_NAMES = {
     MODEL: "fofr/flux-80s-cyberpunk",
     VERSIONED: f"fofr/flux-80s-cyberpunk:{VERSION}",
     REPOSITORY: "huggingface.co/multimodalart/flux-tarot-v1",
     HubFile("o/r", "v1", "a/x.safetensors"): "huggingface.co/o/r@v1/a/x.safetensors",
     CivitaiFile(model=5): "civitai:5",
-    CivitaiFile(version=7, choice=(("fp", "fp16"),), token="secret"): "civitai.com/model-versions/7 fp=fp16",
+    CivitaiFile(version=7, filters=(("fp", "fp16"),), token="secret"): "civitai.com/model-versions/7 fp=fp16",
     UrlFile("https://example.com/x.tar?sig=secret"): "https://example.com/x.tar",
     S3Object("b", "x.tar"): "s3://b/x.tar",
     LocalFile(Path("/secret/x.tar")): "x.tar",
@@ -342,9 +339,9 @@ SHOWN = {
 }
 
 
-@pytest.mark.parametrize(("reference", "text"), SHOWN.items())
-def test_what_is_shown_holds_no_secret(reference: Reference, text: str) -> None:
-    assert reference.display_name == text
+@pytest.mark.parametrize(("reference", "display_name"), DISPLAY_NAMES.items())
+def test_display_name_has_no_secrets(reference: Reference, display_name: str) -> None:
+    assert reference.display_name == display_name
     if not isinstance(reference, LocalFile):
         assert "secret" not in repr(reference)
 
@@ -359,12 +356,12 @@ def test_what_is_shown_holds_no_secret(reference: Reference, text: str) -> None:
         (HubFile("o/r", "refs/pr/3"), True),
         (CivitaiFile(model=5), True),
         (CivitaiFile(version=7), False),
-        (WEB, True),
+        (URL, True),
         (S3Object("b", "x.tar"), True),
         (LocalFile(Path("/x.tar")), True),
         (EmbeddedLora("sketch"), True),
         (InlineFile(b"x"), False),
     ],
 )
-def test_only_a_version_a_commit_and_content_stay_what_they_are(reference: Reference, may_change: bool) -> None:
+def test_only_versions_commits_and_inline_files_never_change(reference: Reference, may_change: bool) -> None:
     assert reference.may_change is may_change

@@ -1,10 +1,10 @@
-"""The strengths that PEFT keeps apart are found, and nonsense among them is passed over."""
+"""Reads the scaling options from PEFT's configuration, and ignores invalid values."""
 
 import json
 
 import pytest
 
-from serve.lora.convert import HEADER_KEY, PeftConfig, adapter_configs_in_header, parse_adapter_config
+from serve.lora.convert import ADAPTER_METADATA_KEY, PeftConfig, adapter_configs_in_header, parse_adapter_config
 
 
 @pytest.mark.parametrize(
@@ -25,28 +25,26 @@ from serve.lora.convert import HEADER_KEY, PeftConfig, adapter_configs_in_header
         ({"lora_alpha": 8, "alpha_pattern": ["to_q"]}, "a.to_q", 2.0),
     ],
 )
-def test_a_layer_has_its_own_strength_or_that_of_all(config: dict[str, object], layer: str, scale: float) -> None:
+def test_scale_uses_the_alpha_of_the_layer_or_the_default(config: dict[str, object], layer: str, scale: float) -> None:
     assert PeftConfig.from_dict(config).scale(layer, rank=4) == scale
 
 
-def test_a_pattern_that_would_take_a_regular_expression_for_ever_takes_no_time() -> None:
+def test_alpha_pattern_is_not_run_as_a_regular_expression() -> None:
     config = PeftConfig.from_dict({"alpha_pattern": {"(a+)+$": 2, "(x|x)*y": 3}})
     assert config.scale("a" * 100_000 + "!", rank=1) == 1.0
 
 
-def test_the_header_has_strengths_by_part() -> None:
-    told = {"transformer.lora_alpha": 8, "text_encoder.lora_alpha": 2, "unet.lora_alpha": 5}
-    configs = adapter_configs_in_header({HEADER_KEY: json.dumps(told), "format": "pt"})
+def test_configs_in_the_header_are_read_by_part() -> None:
+    fields = {"transformer.lora_alpha": 8, "text_encoder.lora_alpha": 2, "unet.lora_alpha": 5}
+    configs = adapter_configs_in_header({ADAPTER_METADATA_KEY: json.dumps(fields), "format": "pt"})
     assert {part: config.scale("x", 4) for part, config in configs.items()} == {"transformer": 2.0, "clip": 0.5}
 
 
-@pytest.mark.parametrize(
-    "metadata", [{}, {HEADER_KEY: ""}, {HEADER_KEY: "[1]"}, {HEADER_KEY: "{}"}, {HEADER_KEY: "[" * 9**6}]
-)
-def test_a_header_without_strengths_has_none(metadata: dict[str, str]) -> None:
-    assert adapter_configs_in_header(metadata) == {}
+@pytest.mark.parametrize("text", [None, "", "[1]", "{}", "[" * 9**6], ids=["no text", "empty", "list", "{}", "nested"])
+def test_header_without_configs_gives_none(text: str | None) -> None:
+    assert adapter_configs_in_header({} if text is None else {ADAPTER_METADATA_KEY: text}) == {}
 
 
 @pytest.mark.parametrize("text", [b"", b"\xff", b"[]", b"{", b"[" * 100_000])
-def test_a_damaged_configuration_changes_nothing(text: bytes) -> None:
+def test_damaged_adapter_config_is_ignored(text: bytes) -> None:
     assert parse_adapter_config(text).scale("x", 4) == 1.0

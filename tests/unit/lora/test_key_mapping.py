@@ -1,4 +1,4 @@
-"""A file for another model is known by the names of its tensors, and one for FLUX.1 is not taken for another."""
+"""Detects the base model of a LoRA file by its tensor names."""
 
 from collections.abc import Callable
 
@@ -6,12 +6,12 @@ import pytest
 
 from serve.lora.key_mapping import detect_base_model
 from tests.unit.lora import lora_files
-from tests.unit.lora.geometries import TRUE
+from tests.unit.lora.geometries import FLUX
 
-FLUX = [
-    *lora_files.bfl_names(range(19), range(38), outside=True),
-    *TRUE.transformer_layers(),
-    *(f"text_encoder.text_model.{layer}" for layer in TRUE.clip_layers()),
+FLUX_NAMES = [
+    *lora_files.bfl_names(range(19), range(38), outer_layers=True),
+    *FLUX.transformer_layers(),
+    *(f"text_encoder.text_model.{layer}" for layer in FLUX.clip_layers()),
     "text_encoder_2.encoder.block.0.layer.0.SelfAttention.q",
     "double_blocks.0.processor.qkv_lora1",
     "double_blocks.0.img_attn.norm.query_norm.scale",
@@ -19,10 +19,10 @@ FLUX = [
 
 
 @pytest.mark.parametrize(
-    "write", [str, lambda name: "lora_unet_" + name.replace(".", "_")], ids=["dots", "underscores"]
+    "spell", [str, lambda name: "lora_unet_" + name.replace(".", "_")], ids=["dots", "underscores"]
 )
-def test_flux_is_not_taken_for_another_model(write: Callable[[str], str]) -> None:
-    assert detect_base_model(write(name) for name in FLUX) is None
+def test_flux_is_not_detected_as_another_base_model(spell: Callable[[str], str]) -> None:
+    assert detect_base_model(spell(name) for name in FLUX_NAMES) is None
 
 
 @pytest.mark.parametrize(
@@ -46,5 +46,5 @@ def test_flux_is_not_taken_for_another_model(write: Callable[[str], str]) -> Non
         ("distilled_guidance_layer.layers.0.in_layer.lora_A.weight", "Chroma"),
     ],
 )
-def test_another_model_is_known_by_its_names(name: str, model: str) -> None:
-    assert detect_base_model([*FLUX, name]) == model
+def test_other_base_model_is_detected(name: str, model: str) -> None:
+    assert detect_base_model([*FLUX_NAMES, name]) == model
