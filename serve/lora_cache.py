@@ -44,9 +44,9 @@ log = logging.getLogger(__name__)
 
 
 class LoraCacheActor:
-    """Resolves references to LoRAs in the object store. Exits after `lease_s` without a call."""
+    """Resolves references to LoRAs in the object store. Exits after `idle_timeout_s` without a call."""
 
-    def __init__(self, settings: Settings, lease_s: float = IDLE_TIMEOUT_S) -> None:
+    def __init__(self, settings: Settings, idle_timeout_s: float = IDLE_TIMEOUT_S) -> None:
         # Imported here, because the process that only creates the actor does not need torch.
         from serve.lora.cache_manager import LoraCacheManager
         from serve.lora.disk_cache import DiskCache
@@ -66,7 +66,7 @@ class LoraCacheActor:
             settings.lora,
         )
         self._geometries: dict[str, ModelGeometry] = {}
-        self._idle_timeout_s = lease_s
+        self._idle_timeout_s = idle_timeout_s
         self._last_call_s = time.monotonic()
         self._idle_watcher: asyncio.Task[None] | None = None
 

@@ -120,7 +120,6 @@ class FakeResolver:
         pass
 
 
-Names = FakeResolver
 """The former name, which tests/unit/lora imports."""
 
 

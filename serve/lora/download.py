@@ -43,7 +43,7 @@ def create_http_client(
 
     `resolver` and `tls` replace the system's DNS resolver and trusted certificates.
     """
-    return HttpClient(settings.fetch, resolver, tls, name="lora.fetch", downgrade=settings.allow_http)
+    return HttpClient(settings.fetch, resolver, tls, settings_name="lora.fetch", allow_downgrade=settings.allow_http)
 
 
 class Downloader:
@@ -119,7 +119,7 @@ class Downloader:
         await partial.flush()
         if file.sha256 and partial.sha256 != file.sha256:
             partial.reset()
-            raise RequestFailed(f"its checksum differs from the one that {file.provider.name} lists", passing=True)
+            raise RequestFailed(f"its checksum differs from the one that {file.provider.name} lists", retryable=True)
         return partial.received_bytes
 
 
@@ -157,7 +157,7 @@ class PartialDownload:
         content_range = _CONTENT_RANGE.fullmatch(response.headers.get("content-range", ""))
         if not content_range or int(content_range[1]) != self.received_bytes:
             self.reset()
-            raise RequestFailed("its server sent another range than requested", passing=True)
+            raise RequestFailed("its server sent another range than requested", retryable=True)
 
     async def append(self, chunk: bytes) -> None:
         self._buffer += chunk
@@ -187,7 +187,7 @@ def _check_response(response: Response, file: RemoteFile, partial: PartialDownlo
     """Raises `RequestFailed` unless the body of `response` is the file or a part of it."""
     if response.status == REQUESTED_RANGE_NOT_SATISFIABLE and partial.received_bytes:
         partial.reset()
-        raise RequestFailed("its server cannot resume the download", passing=True)
+        raise RequestFailed("its server cannot resume the download", retryable=True)
     if response.status not in (OK, PARTIAL_CONTENT):
         raise response.status_error(file.provider.error_hint(response.status, response.headers))
     is_html = response.headers.get("content-type", "").startswith("text/html")

@@ -40,10 +40,10 @@ Result = TypeVar("Result")
 class RequestFailed(Exception):
     """A request failed. Callers may see `reason`; if `retryable`, another attempt may succeed."""
 
-    def __init__(self, reason: str, passing: bool = False) -> None:
+    def __init__(self, reason: str, retryable: bool = False) -> None:
         super().__init__(reason)
         self.reason = reason
-        self.retryable = passing
+        self.retryable = retryable
 
 
 @dataclass(frozen=True, slots=True)
@@ -78,7 +78,7 @@ class Response:
     def status_error(self, hint: str = "") -> RequestFailed:
         """Returns the error for a status other than success; `hint` tells the caller what to do about it."""
         reason = f"its server answered {self.status} {responses.get(self.status, '')}".rstrip()
-        return RequestFailed(f"{reason}; {hint}" if hint else reason, passing=self.status in RETRYABLE_STATUSES)
+        return RequestFailed(f"{reason}; {hint}" if hint else reason, retryable=self.status in RETRYABLE_STATUSES)
 
 
 class HttpClient:
@@ -95,19 +95,19 @@ class HttpClient:
         resolver: Resolver | None = None,
         tls: ssl.SSLContext | None = None,
         *,
-        name: str = "fetch",
-        downgrade: bool = True,
+        settings_name: str = "fetch",
+        allow_downgrade: bool = True,
     ) -> None:
         self._settings = settings
         self._resolver = resolver or SystemResolver(settings.max_concurrent)
         self._network = GuardedNetworkBackend(AllowedHosts(settings.allowed_hosts), self._resolver)
         self._tls = tls or httpcore.default_ssl_context()
-        self._name = name
-        self._downgrade = downgrade
+        self._name = settings_name
+        self._downgrade = allow_downgrade
 
     @asynccontextmanager
     async def get(
-        self, url: httpx.URL, headers: Mapping[str, str] = NO_HEADERS, secrets: Mapping[str, str] = NO_HEADERS
+        self, url: httpx.URL, headers: Mapping[str, str] = NO_HEADERS, secret_headers: Mapping[str, str] = NO_HEADERS
     ) -> AsyncIterator[Response]:
         """Sends a GET request and follows its redirects.
 
@@ -117,7 +117,7 @@ class HttpClient:
         """
         first_origin, prefix = origin(url), ""
         for _ in range(self._settings.max_redirects + 1):
-            async with self._request(url, {**headers, **secrets}, prefix) as response:
+            async with self._request(url, {**headers, **secret_headers}, prefix) as response:
                 if response.status not in REDIRECT_STATUSES or "location" not in response.headers:
                     yield response
                     return
@@ -125,7 +125,7 @@ class HttpClient:
             prefix = "after a redirect, "
             url = self._redirect_target(url, location, prefix)
             if origin(url) != first_origin:
-                secrets = NO_HEADERS
+                secret_headers = NO_HEADERS
         raise RequestFailed(f"it redirects more than {self._settings.max_redirects} times")
 
     async def with_retries(self, attempt: Callable[[], Awaitable[Result]]) -> Result:
@@ -194,14 +194,14 @@ class HttpClient:
             case httpcore.ConnectError() if _has_cause(error, ssl.SSLError):
                 return RequestFailed("the TLS handshake with its server failed")
             case httpcore.ConnectError():
-                return RequestFailed("its server refused the connection or is unreachable", passing=True)
+                return RequestFailed("its server refused the connection or is unreachable", retryable=True)
             case httpcore.ConnectTimeout():
                 connect_s = self._settings.connect_timeout_s
-                return RequestFailed(f"its server did not accept a connection within {connect_s:g} s", passing=True)
+                return RequestFailed(f"its server did not accept a connection within {connect_s:g} s", retryable=True)
             case httpcore.TimeoutException():
                 return RequestFailed(f"its server sent nothing for {self._settings.read_timeout_s:g} s")
             case _:
-                return RequestFailed("its server closed the connection early or sent invalid HTTP", passing=True)
+                return RequestFailed("its server closed the connection early or sent invalid HTTP", retryable=True)
 
 
 def origin(url: httpx.URL) -> tuple[str, str, int]:

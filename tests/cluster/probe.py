@@ -36,7 +36,7 @@ class Probe:
         """Number of LoRA cache actors."""
         return int(self._call("lora_caches"))
 
-    def make_forgetful_lora_cache(self) -> None:
+    def start_idle_lora_cache(self) -> None:
         """Starts another LoRA cache actor, which exits after one second without a request."""
         self._call("make_forgetful_lora_cache")
 
@@ -83,7 +83,7 @@ def _lora_caches() -> list[str]:
 
 def _make_forgetful_lora_cache() -> None:
     options = {"name": "forgetful", "namespace": NAMESPACE, "lifetime": "detached", "max_restarts": -1, "num_cpus": 0}
-    ray.get(ray.remote(LoraCacheActor).options(**options).remote(Settings(), lease_s=1.0).heartbeat.remote())
+    ray.get(ray.remote(LoraCacheActor).options(**options).remote(Settings(), idle_timeout_s=1.0).heartbeat.remote())
 
 
 def _kill_lora_caches() -> int:

@@ -186,7 +186,7 @@ def test_loras_are_read_from_disk_after_a_cache_crash(
 
 def test_idle_cache_exits(probe: Probe) -> None:
     caches_before = until(probe.lora_caches, lambda caches: caches == 1)
-    probe.make_forgetful_lora_cache()
+    probe.start_idle_lora_cache()
     until(probe.lora_caches, lambda caches: caches == caches_before, timeout_s=30)
 
 

@@ -22,7 +22,7 @@ from serve.lora.parse import parse_reference
 from serve.lora.reference import ReplicateModel
 from serve.net.http_client import HttpClient
 from serve.settings import Secrets
-from tests.local_server import LocalServer, Names
+from tests.local_server import FakeResolver, LocalServer
 from tests.logs import Logs
 from tests.unit.lora import fake_providers, lora_files
 from tests.unit.lora.archives import tar_of, zip_of
@@ -53,7 +53,7 @@ class LoaderHarness:
         self._client: HttpClient | None = None
         self.configure()
 
-    def configure(self, names: Names | None = None, secrets: Secrets = SECRETS, **settings: Any) -> None:
+    def configure(self, names: FakeResolver | None = None, secrets: Secrets = SECRETS, **settings: Any) -> None:
         """Replaces the loader by one with other settings."""
         self.close()
         self.settings = settings_for(self.provider, self.file_host, folders=[str(self.local_folder)], **settings)
@@ -373,7 +373,7 @@ async def test_file_with_wrong_checksum_is_rejected(harness: LoaderHarness) -> N
 
 async def test_host_that_becomes_private_between_attempts_is_rejected(harness: LoaderHarness) -> None:
     harness.file_host.answer("/x.safetensors", status="503 Service Unavailable")
-    harness.configure(names=Names(rebinding_test=[["127.0.0.1"], ["169.254.169.254"]]))
+    harness.configure(names=FakeResolver(rebinding_test=[["127.0.0.1"], ["169.254.169.254"]]))
     error = await harness.load_error(f"http://rebinding.test:{harness.file_host.port}/x.safetensors")
     assert "lora.fetch.allowed_hosts" in str(error)
     assert harness.file_host.asked == ["/x.safetensors"]

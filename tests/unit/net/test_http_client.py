@@ -44,7 +44,7 @@ async def test_redirect_from_https_to_http_requires_downgrade(
     await https_server.start(server_context)
     https_server.answer("/a", status="302 Found", Location=other_server.answer("/b", body=b"plain"))
     resolver = FakeResolver(files_test=[["127.0.0.1"]], **{"127_0_0_1": [["127.0.0.1"]]})
-    client = HttpClient(ALLOW_LOOPBACK, resolver, client_context, downgrade=downgrade)
+    client = HttpClient(ALLOW_LOOPBACK, resolver, client_context, allow_downgrade=downgrade)
     url = f"https://files.test:{https_server.port}/a"
     if downgrade:
         assert await get_body(client, url) == b"plain"
@@ -56,7 +56,7 @@ async def test_redirect_from_https_to_http_requires_downgrade(
 
 
 async def test_private_address_error_names_the_allowed_hosts_setting(server: LocalServer) -> None:
-    client = HttpClient(FetchSettings(), None, EMPTY_TRUST_STORE, name="lora.fetch")
+    client = HttpClient(FetchSettings(), None, EMPTY_TRUST_STORE, settings_name="lora.fetch")
     with pytest.raises(RequestFailed, match=r"lora\.fetch\.allowed_hosts"):
         await get_body(client, server.answer("/a", body=b"x"))
 

@@ -16,7 +16,6 @@ from serve.net.url_fetcher import UrlFetcher
 from serve.settings import FetchSettings
 from tests.local_server import EMPTY_TRUST_STORE, FakeResolver, LocalServer, make_tls_contexts
 
-TRUSTS_NOBODY = EMPTY_TRUST_STORE
 """The former name, which tests/unit/lora imports."""
 
 
