@@ -120,9 +120,6 @@ class FakeResolver:
         pass
 
 
-"""The former name, which tests/unit/lora imports."""
-
-
 def make_tls_contexts(folder: Path, host: str) -> tuple[ssl.SSLContext, ssl.SSLContext]:
     """Returns the TLS contexts of a server with a certificate for `host`, and of a client that trusts it."""
     key = ec.generate_private_key(ec.SECP256R1())
