@@ -86,12 +86,12 @@ class InvalidInput(ServiceError):
     status = 422
     title = "Input validation failed"
 
-    def __init__(self, faults: tuple[FieldError, ...]) -> None:
-        super().__init__(faults)
-        self.field_errors = faults
+    def __init__(self, field_errors: tuple[FieldError, ...]) -> None:
+        super().__init__(field_errors)
+        self.field_errors = field_errors
 
     def __str__(self) -> str:
-        return "\n".join(f"- {fault.field}: {fault.message}" for fault in self.field_errors)
+        return "\n".join(f"- {error.field}: {error.message}" for error in self.field_errors)
 
 
 class UnknownVersion(ServiceError):
@@ -171,10 +171,10 @@ class InvalidLora(PredictionFailed):
 class LorasTooLarge(PredictionFailed):
     """`rank` is the total rank of the LoRAs, `capacity` the rank that fits on a device of the pool."""
 
-    def __init__(self, rank: int, room: int) -> None:
-        super().__init__(rank, room)
+    def __init__(self, rank: int, capacity: int) -> None:
+        super().__init__(rank, capacity)
         self.rank = rank
-        self.capacity = room
+        self.capacity = capacity
 
     def __str__(self) -> str:
         return (

@@ -1,4 +1,4 @@
-"""The 21 inputs of a prediction: types, bounds, deerrors and error messages.
+"""The 21 inputs of a prediction: types, bounds, defaults and error messages.
 
 As in Replicate's API, numbers may be strings, booleans may be "true", `null` means absent, and unknown keys are ignored
 and reported. Everything else that is invalid is an error; all errors are reported together.
