@@ -5,8 +5,8 @@ from collections.abc import Mapping
 import torch
 from torch import nn
 
+from serve.engine.lora_layers import LoraSlots
 from serve.engine.lora_manager import ActiveLoras, LoraManager
-from serve.engine.lora_slots import LoraSlots
 from serve.engine.request import GenerationRequest, LoraRequest
 from serve.lora.weights import LoraWeights, LowRank
 from serve.model_specs import Size

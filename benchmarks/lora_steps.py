@@ -16,8 +16,8 @@ from benchmarks.geometry import FLUX1_DEV, make_checkpoint, random_transformer
 from benchmarks.lora_fixtures import SIZE, load_random_lora, make_lora_slots
 from benchmarks.paired_timing import measure_in_turns, relative_overhead
 from serve.engine.denoiser import Denoiser
+from serve.engine.lora_layers import LoraSlots
 from serve.engine.lora_manager import ActiveLoras
-from serve.engine.lora_slots import LoraSlots
 from serve.settings import Precision
 
 STEP_OVERHEAD_MARGIN = 0.20

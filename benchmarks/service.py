@@ -79,9 +79,9 @@ async def run_replica(rounds: int, options: argparse.Namespace) -> None:
     Prints "ready" and then one line for each round, all as JSON. Each round starts when a line arrives on stdin.
     """
     from serve.events import Finished
+    from serve.generation_plan import make_plan
     from serve.inputs import validate_inputs
     from serve.model_replica import ModelReplica
-    from serve.plan import make_plan
 
     settings = Settings()
     replica = ModelReplica(settings, POOL)

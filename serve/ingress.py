@@ -20,11 +20,10 @@ from serve.api import cog, output_files, replicate
 from serve.api.auth import AuthMiddleware, check_bind_address
 from serve.api.error_responses import ErrorMiddleware, http_exception
 from serve.api.replicate import prediction_json
-from serve.lora.parse import check_aliases
+from serve.lora.parse_reference import check_aliases
 from serve.lora_cache import LoraCacheClient
 from serve.media.output_store import OutputStore
-from serve.net.http_client import HttpClient
-from serve.net.url_fetcher import UrlFetcher
+from serve.net.http_client import HttpClient, UrlFetcher
 from serve.pool_client import PoolClient
 from serve.predictions.input_images import InputImages
 from serve.predictions.prediction import Prediction

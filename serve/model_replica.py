@@ -13,11 +13,11 @@ from ray.exceptions import RayError
 from serve.engine.request import Completed, Failed, GenerationRequest, ImageReady, LoraRequest
 from serve.errors import LorasMissing
 from serve.events import Event, Finished, ImageFinished, ImageFlagged, Started, StepDone
+from serve.generation_plan import GenerationPlan
 from serve.lora.reference import ResolvedLora
 from serve.lora_cache import BlockRef
-from serve.media.encode import encode_image
+from serve.media.encode_image import encode_image
 from serve.model_specs import ImageArray, MaskArray
-from serve.plan import Plan
 from serve.settings import Settings, read_secrets
 
 if TYPE_CHECKING:
@@ -51,7 +51,7 @@ class ModelReplica:
 
     async def generate(
         self,
-        plan: Plan,
+        plan: GenerationPlan,
         image: ImageArray | None = None,
         mask: MaskArray | None = None,
         loras: Sequence[ResolvedLora[BlockRef]] = (),
@@ -102,7 +102,7 @@ class ModelReplica:
         return weights
 
     async def _postprocess(
-        self, image: ImageReady, plan: Plan, stages_ms: dict[str, float]
+        self, image: ImageReady, plan: GenerationPlan, stages_ms: dict[str, float]
     ) -> ImageFinished | ImageFlagged:
         """Checks and encodes an image in a thread; adds the time to `stages_ms`."""
         event, times_ms = await asyncio.get_running_loop().run_in_executor(
@@ -112,7 +112,9 @@ class ModelReplica:
             stages_ms[stage] = stages_ms.get(stage, 0.0) + milliseconds
         return event
 
-    def _check_and_encode(self, image: ImageReady, plan: Plan) -> tuple[ImageFinished | ImageFlagged, dict[str, float]]:
+    def _check_and_encode(
+        self, image: ImageReady, plan: GenerationPlan
+    ) -> tuple[ImageFinished | ImageFlagged, dict[str, float]]:
         start_s = time.perf_counter()
         array = image.to_host()
         flagged = plan.check_safety and self._is_flagged(array)
@@ -143,7 +145,7 @@ class ModelReplica:
 
 
 def _engine_request(
-    plan: Plan, image: ImageArray | None, mask: MaskArray | None, weights: "dict[str, LoraWeights]"
+    plan: GenerationPlan, image: ImageArray | None, mask: MaskArray | None, weights: "dict[str, LoraWeights]"
 ) -> GenerationRequest:
     assert plan.size is not None, "the plan is not complete"
     return GenerationRequest(

@@ -11,9 +11,9 @@ from ray.serve.handle import DeploymentHandle
 
 from serve.errors import EngineFailed, PoolFull, ServiceError
 from serve.events import Event
+from serve.generation_plan import GenerationPlan
 from serve.lora.reference import ResolvedLora
 from serve.model_specs import ImageArray, MaskArray
-from serve.plan import Plan
 
 log = logging.getLogger(__name__)
 
@@ -30,7 +30,7 @@ class PoolClient:
 
     async def generate(
         self,
-        plan: Plan,
+        plan: GenerationPlan,
         image: ImageArray | None = None,
         mask: MaskArray | None = None,
         loras: Sequence[ResolvedLora[Any]] = (),

@@ -24,8 +24,8 @@ from serve.predictions.runner import LoraCache, Pool, PredictionRunner
 from serve.predictions.service import PredictionService
 from serve.predictions.store import MemoryStore
 from serve.settings import Settings
+from tests.asgi_server import listening
 from tests.fakes import FakeFetcher, FakeLoras
-from tests.listening import listening
 
 
 @dataclass(frozen=True)

@@ -10,8 +10,8 @@ from numpy.typing import NDArray
 
 from serve.errors import FetchFailed
 from serve.events import Event, Finished, ImageFinished, Started, StepDone
+from serve.generation_plan import GenerationPlan
 from serve.lora.reference import CacheHandle, LoraMetadata, Reference, ResolvedLora
-from serve.plan import Plan
 from serve.predictions.prediction import Prediction
 
 NOON = datetime(2026, 1, 1, 12, tzinfo=UTC)
@@ -38,7 +38,7 @@ class FakePool:
     def __init__(self, events: Sequence[Event | BaseException], going: bool = True, slow_to_stop: bool = False) -> None:
         self.events = events
         self.going = asyncio.Event()
-        self.calls: list[tuple[Plan, NDArray[uint8] | None, NDArray[uint8] | None]] = []
+        self.calls: list[tuple[GenerationPlan, NDArray[uint8] | None, NDArray[uint8] | None]] = []
         """The plan, image and mask of each call of `generate`."""
         self.loras: list[Sequence[ResolvedLora[Any]]] = []
         """The LoRAs of each call."""
@@ -52,7 +52,7 @@ class FakePool:
 
     async def generate(
         self,
-        plan: Plan,
+        plan: GenerationPlan,
         image: NDArray[uint8] | None,
         mask: NDArray[uint8] | None,
         loras: Sequence[ResolvedLora[Any]],
@@ -141,8 +141,8 @@ class FakeClock:
         return NOON + timedelta(seconds=self.elapsed_s)
 
 
-def plan(images: int = 1, steps: int = 4, pool: str = "dev-bf16") -> Plan:
-    return Plan(
+def plan(images: int = 1, steps: int = 4, pool: str = "dev-bf16") -> GenerationPlan:
+    return GenerationPlan(
         pool=pool,
         prompt="a red sailboat",
         size=(512, 512),

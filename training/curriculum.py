@@ -4,7 +4,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from serve.model_specs import SIZES
+from serve.inputs import SIZES
 from training.drawings.sampling import Mixture
 from training.drawings.scene import FRAME_PX
 from training.drawings.strokes import Rng

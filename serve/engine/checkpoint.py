@@ -16,7 +16,7 @@ from transformers import CLIPTextModel, CLIPTokenizer, T5EncoderModel, T5Tokeniz
 
 from serve.engine import quantize
 from serve.engine.checkpoint_files import checkpoint_folder, load_network, model_load_errors
-from serve.engine.lora_slots import LoraSlots
+from serve.engine.lora_layers import LoraSlots
 from serve.errors import ModelLoadError
 from serve.model_specs import MODEL_SPECS
 from serve.settings import Dtypes, ModelSettings, PoolSettings

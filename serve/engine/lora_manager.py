@@ -4,7 +4,7 @@ from collections import Counter, OrderedDict
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 
-from serve.engine.lora_slots import LoraSlots, SlotSelection
+from serve.engine.lora_layers import LoraSlots, SlotSelection
 from serve.engine.request import LoraRequest
 from serve.errors import LorasMissing, LorasTooLarge
 from serve.lora.weights import LoraWeights

@@ -12,7 +12,7 @@ from pydantic import BaseModel, ValidationError
 from ray.serve.config import AutoscalingConfig
 from ray.serve.schema import DeploymentSchema, ServeDeploySchema
 
-from serve.lora.parse import check_aliases
+from serve.lora.parse_reference import check_aliases
 from serve.settings import Settings, override
 
 IMPORT_PATH = "serve.deployment:build"

@@ -10,9 +10,9 @@ from tqdm import tqdm
 
 from serve.errors import AllImagesFlagged, EngineFailed
 from serve.events import Event, Finished, ImageFinished, ImageFlagged, Started, StepDone
+from serve.generation_plan import GenerationPlan, PlannedLora
 from serve.lora.reference import Reference, ResolvedLora
 from serve.media.output_store import OutputStore
-from serve.plan import Plan, PlannedLora
 from serve.predictions.prediction import Output
 from serve.predictions.store import PredictionStore, PredictionUpdate
 
@@ -28,7 +28,7 @@ class EventRecorder:
     def __init__(
         self,
         prediction_id: str,
-        plan: Plan,
+        plan: GenerationPlan,
         store: PredictionStore,
         outputs: OutputStore,
         clock: Callable[[], datetime],

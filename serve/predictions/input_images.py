@@ -10,11 +10,11 @@ from typing import ParamSpec, Protocol, TypeVar
 
 from serve.aio import first_error_task_group
 from serve.errors import FieldError, InvalidImage, InvalidInput
+from serve.generation_plan import GenerationPlan
 from serve.inputs import Inputs
 from serve.media.data_uri import decode_data_uri, is_data_uri
-from serve.media.decode import decode_image, decode_mask, resize_image, resize_mask
+from serve.media.decode_image import decode_image, decode_mask, resize_image, resize_mask
 from serve.model_specs import ImageArray, MaskArray
-from serve.plan import Plan
 from serve.settings import Settings
 
 CONCURRENT_DECODES = 2
@@ -33,7 +33,7 @@ class Fetcher(Protocol):
 class LoadedImages:
     """A complete plan and its input images."""
 
-    plan: Plan
+    plan: GenerationPlan
     image: ImageArray | None = None
     """[height, width, 3], of the plan's size."""
     mask: MaskArray | None = None
@@ -44,7 +44,7 @@ class LoadedImages:
 class PendingImages:
     """A plan with at least one image to be fetched: `str` is a URL, `bytes` are the content of a file."""
 
-    plan: Plan
+    plan: GenerationPlan
     image: str | bytes
     mask: str | bytes | None
 
@@ -58,7 +58,7 @@ class InputImages:
         self._fetcher = fetcher
         self._decoders = asyncio.Semaphore(CONCURRENT_DECODES)
 
-    async def load(self, inputs: Inputs, plan: Plan) -> LoadedImages | PendingImages:
+    async def load(self, inputs: Inputs, plan: GenerationPlan) -> LoadedImages | PendingImages:
         """Decodes `data:` URIs; fetches nothing. Raises `InvalidInput` with all errors."""
         if inputs.image is None:
             return LoadedImages(plan)
@@ -82,7 +82,7 @@ class InputImages:
     async def _content(self, source: str | bytes) -> bytes:
         return await self._fetcher.fetch(source) if isinstance(source, str) else source
 
-    def _load(self, image: str, mask: str | None, plan: Plan) -> LoadedImages | PendingImages:
+    def _load(self, image: str, mask: str | None, plan: GenerationPlan) -> LoadedImages | PendingImages:
         errors: list[FieldError] = []
         contents = {
             field: _collect_error(errors, decode_data_uri, uri, field, self._max_bytes)
@@ -95,7 +95,7 @@ class InputImages:
         return PendingImages(loaded.plan, contents.get("image") or image, contents.get("mask") or mask)
 
     def _decode(
-        self, plan: Plan, image: bytes | None, mask: bytes | None, errors: list[FieldError] | None = None
+        self, plan: GenerationPlan, image: bytes | None, mask: bytes | None, errors: list[FieldError] | None = None
     ) -> LoadedImages:
         """Decodes and resizes what is given. `errors` are earlier ones, to be raised together with new ones."""
         errors = errors or []

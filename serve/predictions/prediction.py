@@ -11,7 +11,7 @@ from typing import Any, Literal, Self
 
 from pydantic import AwareDatetime, BaseModel, ConfigDict
 
-from serve.plan import Plan
+from serve.generation_plan import GenerationPlan
 
 Status = Literal["starting", "processing", "succeeded", "failed", "canceled"]
 
@@ -38,7 +38,7 @@ class Prediction(BaseModel):
     version: str
     inputs: dict[str, Any]
     """As the caller sent them, before defaults and coercion."""
-    plan: Plan
+    plan: GenerationPlan
     created_at: AwareDatetime
     started_at: AwareDatetime | None = None
     completed_at: AwareDatetime | None = None
@@ -65,7 +65,7 @@ class Prediction(BaseModel):
     def with_log_lines(self, *lines: str) -> Self:
         return self._changed(logs=self.logs + "".join(f"{line}\n" for line in lines))
 
-    def with_plan(self, plan: Plan) -> Self:
+    def with_plan(self, plan: GenerationPlan) -> Self:
         return self._changed(plan=plan)
 
     def with_output(self, output: Output) -> Self:

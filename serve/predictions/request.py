@@ -6,10 +6,10 @@ from datetime import datetime
 from typing import Any, NamedTuple
 
 from serve.errors import FieldError, InvalidInput, NotFound, UnknownVersion
+from serve.generation_plan import LORA_SCALE_FIELDS, GenerationPlan, make_plan
 from serve.inputs import Inputs, validate_inputs
-from serve.lora.parse import parse_reference
+from serve.lora.parse_reference import parse_reference
 from serve.lora.reference import InvalidReference, Reference
-from serve.plan import LORA_SCALE_FIELDS, Plan, make_plan
 from serve.predictions.prediction import Prediction, new_id
 from serve.settings import ServedModel, Settings
 
@@ -32,13 +32,13 @@ class PreparedRequest:
     """As the caller sent them, without defaults."""
     inputs: Inputs
     ignored_keys: tuple[str, ...]
-    plan: Plan
+    plan: GenerationPlan
     """Without a size if there is an input image."""
     references: Mapping[str, Reference]
     """The LoRAs of the plan, by reference key."""
 
-    def new_prediction(self, plan: Plan, at: datetime) -> Prediction:
-        """The initial record, with `plan` completed as far as possible."""
+    def new_prediction(self, plan: GenerationPlan, at: datetime) -> Prediction:
+        """The initial record, with `generation_plan` completed as far as possible."""
         seed = plan.seeds[0]
         prediction = Prediction(
             id=new_id(),

@@ -12,10 +12,10 @@ from typing import Any, Protocol, TypeVar
 from serve.aio import first_error_task_group
 from serve.errors import EngineFailed, LorasMissing, public_error
 from serve.events import Event
+from serve.generation_plan import GenerationPlan
 from serve.lora.reference import Reference, ResolvedLora
 from serve.media.output_store import OutputStore
 from serve.model_specs import ImageArray, MaskArray
-from serve.plan import Plan
 from serve.predictions.event_recorder import EventRecorder, elapsed_ms, lora_log_lines, lora_metrics
 from serve.predictions.input_images import InputImages, LoadedImages, PendingImages
 from serve.predictions.prediction import utc_now
@@ -35,7 +35,7 @@ class Pool(Protocol):
     """A pool of replicas."""
 
     def generate(
-        self, plan: Plan, image: ImageArray | None, mask: MaskArray | None, loras: Sequence[ResolvedLora[Any]]
+        self, plan: GenerationPlan, image: ImageArray | None, mask: MaskArray | None, loras: Sequence[ResolvedLora[Any]]
     ) -> AsyncGenerator[Event, None]:
         """The events of one prediction; an image may be reported twice. `image` and `mask` have the plan's size.
 
@@ -167,11 +167,11 @@ async def _timed(work: Coroutine[Any, Any, Result]) -> tuple[Result, float]:
     return await work, elapsed_ms(start_s)
 
 
-def _with_weights(plan: Plan, loras: ResolvedLoras) -> Plan:
+def _with_weights(plan: GenerationPlan, loras: ResolvedLoras) -> GenerationPlan:
     return plan.with_weights({reference_key: lora.metadata.key for reference_key, lora in loras.items()})
 
 
-def _summary(plan: Plan) -> str:
+def _summary(plan: GenerationPlan) -> str:
     images = "1 image" if len(plan.seeds) == 1 else f"{len(plan.seeds)} images"
     size = "x".join(map(str, plan.size or ()))
     return f"Generating {images} of {size} in {plan.steps} steps on {plan.pool}"

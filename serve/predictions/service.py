@@ -5,16 +5,15 @@ An accepted prediction runs in its own task until it ends or is cancelled, wheth
 
 import asyncio
 import contextvars
-import math
 import secrets
 import time
-from collections import deque
 from collections.abc import AsyncGenerator, Callable, Coroutine, Mapping
 from contextlib import asynccontextmanager
 from datetime import datetime
 from typing import Any, Literal
 
-from serve.errors import NotReady, PoolFull
+from serve.errors import NotReady
+from serve.predictions.admission import AdmissionControl, Permit
 from serve.predictions.event_recorder import elapsed_ms
 from serve.predictions.input_images import InputImages
 from serve.predictions.prediction import Prediction, utc_now
@@ -22,10 +21,6 @@ from serve.predictions.request import ServedVersion, prepare_request
 from serve.predictions.runner import PredictionRunner
 from serve.predictions.store import PredictionStore, PredictionUpdate
 from serve.settings import Settings
-
-RECENT_PREDICTIONS = 32
-"""Of each pool, for the estimate of `Retry-After`."""
-RETRY_AFTER_MAX_S = 60.0
 
 ServiceState = Literal["starting", "ready", "full", "closing"]
 
@@ -146,7 +141,7 @@ class PredictionService:
         if self.opened_at is None:
             raise NotReady("the service is starting; try again soon")
 
-    def _start(self, prediction_id: str, run: Coroutine[Any, Any, None], permit: "Permit") -> None:
+    def _start(self, prediction_id: str, run: Coroutine[Any, Any, None], permit: Permit) -> None:
         # When a client disconnects, Ray cancels everything that was called from the context of its request, even if it
         # is shielded. A task with an empty context is not affected.
         task = asyncio.get_running_loop().create_task(run, context=contextvars.Context())
@@ -164,62 +159,3 @@ class PredictionService:
         task = self._tasks.get(prediction_id)
         if await self._store.finish(prediction_id, ending) and task is not None:
             task.cancel()
-
-
-class Permit:
-    """A place in a pool. Release it when the prediction has ended; releasing it again does nothing."""
-
-    def __init__(self, pool: "_PoolCapacity") -> None:
-        self._pool: _PoolCapacity | None = pool
-        pool.take(self)
-
-    def release(self) -> None:
-        if self._pool is not None:
-            self._pool.release(self)
-            self._pool = None
-
-
-class AdmissionControl:
-    """Limits the predictions of each pool that are accepted and not ended, over all its replicas."""
-
-    def __init__(self, max_in_flight: Mapping[str, int], clock: Callable[[], float] = time.monotonic) -> None:
-        self._pools = {pool: _PoolCapacity(limit, clock) for pool, limit in max_in_flight.items()}
-
-    def admit(self, pool: str) -> Permit:
-        """A place in `pool`. Raises `PoolFull` with an estimate of when the next one is free."""
-        capacity = self._pools[pool]
-        if capacity.full:
-            raise PoolFull(pool, capacity.retry_after_s())
-        return Permit(capacity)
-
-    @property
-    def full(self) -> bool:
-        """Whether every pool is full."""
-        return all(capacity.full for capacity in self._pools.values())
-
-
-class _PoolCapacity:
-    def __init__(self, limit: int, clock: Callable[[], float]) -> None:
-        self._limit = limit
-        self._clock = clock
-        self._recent_durations_s: deque[float] = deque(maxlen=RECENT_PREDICTIONS)
-        self._taken_s: dict[Permit, float] = {}
-
-    @property
-    def full(self) -> bool:
-        return len(self._taken_s) >= self._limit
-
-    def take(self, permit: Permit) -> None:
-        self._taken_s[permit] = self._clock()
-
-    def release(self, permit: Permit) -> None:
-        self._recent_durations_s.append(self._clock() - self._taken_s.pop(permit))
-
-    def retry_after_s(self) -> float:
-        """The mean duration of recent predictions, divided by the number of places, in whole seconds.
-
-        Until a prediction has ended, the age of the oldest one is used: it is long while a pool starts up.
-        """
-        durations_s = self._recent_durations_s or [self._clock() - min(self._taken_s.values())]
-        mean_s = sum(durations_s) / len(durations_s)
-        return min(max(1.0, float(math.ceil(mean_s / self._limit))), RETRY_AFTER_MAX_S)

@@ -10,7 +10,7 @@ from test_checkpoints.checkpoint import ensure
 from test_checkpoints.networks import Geometry
 from tests.cluster.client import SMALL, connect, data_uri, png, predict, size_of
 from tests.cluster.probe import Probe
-from tests.safety_folders import FLAGS_NONE, make_classifier, make_concepts
+from tests.safety_checkpoints import FLAGS_NONE, make_classifier, make_concepts
 
 PUBLIC_URL = "https://flux.example.com"
 POOLS = ("dev-bf16", "dev-fp8", "schnell")

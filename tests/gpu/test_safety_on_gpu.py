@@ -8,7 +8,7 @@ import pytest
 from serve.engine.safety_checker import build_checker
 from serve.settings import SafetySettings
 from tests.gpu.conftest import DEVICE
-from tests.safety_folders import FLAGS_ALL, FLAGS_NONE, make_classifier, make_concepts
+from tests.safety_checkpoints import FLAGS_ALL, FLAGS_NONE, make_classifier, make_concepts
 
 
 @pytest.mark.parametrize(

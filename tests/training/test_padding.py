@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 import torch
 
-from serve.model_specs import SIZES
+from serve.inputs import SIZES
 from tests.training.bases import speaking_base, text
 from training.attention import use_plain_attention
 from training.curriculum import AROUND, PAPERS

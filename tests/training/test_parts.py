@@ -11,7 +11,7 @@ import torch
 from diffusers import AutoencoderKL, FluxTransformer2DModel
 from safetensors.torch import load_file
 
-from serve.lora.convert import StateDictConverter
+from serve.lora.convert_state_dict import StateDictConverter
 from serve.lora.model_geometry import ModelGeometry
 from training import autoencoder, distil, encoders, lora, run, teacher, transformer
 from training.curriculum import STEADY, Lesson, Stage

@@ -19,7 +19,7 @@ SERVE = ROOT / "serve"
 MODULES = sorted(path.relative_to(SERVE).as_posix() for path in SERVE.rglob("*.py"))
 
 BASE = {"errors", "model_specs", "settings"}
-REQUEST = BASE | {"inputs", "plan"}
+REQUEST = BASE | {"inputs", "generation_plan"}
 ALLOWED = {
     "__init__": set[str](),
     "aio": set[str](),
@@ -28,7 +28,7 @@ ALLOWED = {
     "model_specs": {"errors"},
     "settings": {"errors", "model_specs"},
     "inputs": {"errors", "model_specs"},
-    "plan": BASE | {"inputs"},
+    "generation_plan": BASE | {"inputs"},
     "net": {"__init__", "errors", "settings"},
     "media": {"errors", "model_specs", "settings"},
     "lora": BASE | {"media", "net"},
@@ -36,8 +36,8 @@ ALLOWED = {
     "lora_cache": BASE | {"__init__", "aio", "engine", "lora"},
     "predictions": REQUEST | {"aio", "events", "lora", "media"},
     "api": BASE | {"inputs", "media", "predictions"},
-    "pool_client": BASE | {"events", "lora", "plan"},
-    "model_replica": BASE | {"engine", "events", "lora", "lora_cache", "media", "plan"},
+    "pool_client": BASE | {"events", "lora", "generation_plan"},
+    "model_replica": BASE | {"engine", "events", "lora", "lora_cache", "media", "generation_plan"},
     "ingress": BASE | {"api", "lora", "lora_cache", "media", "net", "pool_client", "predictions"},
     "deployment": BASE | {"ingress", "model_replica"},
     "launch": BASE | {"lora"},
@@ -63,13 +63,15 @@ LIBRARIES = {
     "yaml": {"launch", "settings"},
 }
 
-IMPORTS_TORCH = {f"lora/{name}.py" for name in ("convert", "decompositions", "key_mapping", "loader", "weights")}
+IMPORTS_TORCH = {
+    f"lora/{name}.py" for name in ("convert_state_dict", "decompositions", "key_mapping", "loader", "weights")
+}
 """The files outside `engine/` that import torch. Parsing and fetching references works without it."""
 IMPORTS_TORCH_INDIRECTLY = {f"lora/{name}.py" for name in ("cache_manager", "disk_cache")}
 
 
 def unit(module: str) -> str:
-    """`api/cog.py` belongs to the unit `api`, `plan.py` to the unit `plan`."""
+    """`api/cog.py` belongs to the unit `api`, `plan.py` to the unit `generation_plan`."""
     return module.partition("/")[0].removesuffix(".py")
 
 

@@ -15,12 +15,12 @@ from serve import model_replica
 from serve.engine.checkpoint_files import read_geometry
 from serve.errors import LorasMissing
 from serve.events import Event, Finished, ImageFinished, ImageFlagged, Started, StepDone
+from serve.generation_plan import GenerationPlan, PlannedLora, make_plan
 from serve.inputs import validate_inputs
 from serve.lora.reference import CacheHandle, LoraMetadata, ResolvedLora
 from serve.lora.weights import Block, LoraWeights, LowRank, pack
 from serve.model_replica import ModelReplica
 from serve.model_specs import ImageArray
-from serve.plan import Plan, PlannedLora, make_plan
 from serve.settings import Settings
 
 POOL = "schnell"
@@ -38,7 +38,7 @@ def settings() -> Settings:
     return Settings.model_validate({"pools": {POOL: row}})
 
 
-def plan(steps: int = 2, images: int = 2, checked: bool = True) -> Plan:
+def plan(steps: int = 2, images: int = 2, checked: bool = True) -> GenerationPlan:
     raw = {"prompt": "a boat", "model": "schnell", "num_inference_steps": steps, "num_outputs": images, "seed": 1}
     inputs, _ = validate_inputs({**raw, "disable_safety_checker": not checked}, 100)
     return make_plan(inputs, Settings(), 0).model_copy(update={"size": (96, 64)})
@@ -160,13 +160,13 @@ def at_hand(reading: Awaitable[Block]) -> ResolvedLora[Any]:
     return ResolvedLora(LoraMetadata("ink", 0, 4), CacheHandle((reading,), "1"), "memory")
 
 
-def with_ink(scale: float) -> Plan:
+def with_ink(scale: float) -> GenerationPlan:
     return plan(images=1).model_copy(
         update={"loras": (PlannedLora(reference_key="reference", weights_key="ink", scale=scale),)}
     )
 
 
-async def drawn(replica: ModelReplica, asked: Plan, *loras: ResolvedLora[Any]) -> bytes:
+async def drawn(replica: ModelReplica, asked: GenerationPlan, *loras: ResolvedLora[Any]) -> bytes:
     events = [event async for event in replica.generate(asked, loras=loras)]
     (picture,) = (event.content for event in events if isinstance(event, ImageFinished))
     return picture

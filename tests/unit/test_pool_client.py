@@ -10,8 +10,8 @@ from ray.serve.handle import DeploymentHandle
 
 from serve.errors import AllImagesFlagged, EngineFailed, PoolFull, ServiceError
 from serve.events import Event, Finished, ImageFinished, Started
+from serve.generation_plan import GenerationPlan, make_plan
 from serve.inputs import validate_inputs
-from serve.plan import Plan, make_plan
 from serve.pool_client import PoolClient
 from serve.settings import Settings
 
@@ -51,7 +51,7 @@ class FakeHandle:
         return self.streams[-1]
 
 
-def plan() -> Plan:
+def plan() -> GenerationPlan:
     inputs, _ = validate_inputs({"prompt": "x", "num_outputs": 2}, 100)
     return make_plan(inputs, Settings(), 0)
 

@@ -16,9 +16,9 @@ from starlette.routing import Match, Route
 from scripts import demo
 from serve.api import cog, replicate
 from serve.api.http_messages import check_body_keys
+from serve.generation_plan import make_plan
 from serve.inputs import validate_inputs
 from serve.launch.config_file import apply_settings, embedded_config, validate_config
-from serve.plan import make_plan
 from serve.predictions.request import resolve_version
 from serve.settings import Settings
 from tests.markdown import DOCUMENTS, ROOT, blocks, commands, options

@@ -15,10 +15,10 @@ from safetensors.torch import load_file
 from serve.engine import checkpoint
 from serve.engine.engine import Engine
 from serve.engine.request import Canceled, Completed, EngineEvent, Failed, GenerationRequest, ImageReady, MaskArray
-from serve.lora.convert import StateDictConverter
+from serve.generation_plan import GenerationPlan, Mode, PlannedLora
+from serve.lora.convert_state_dict import StateDictConverter
 from serve.lora.weights import LoraWeights
 from serve.model_specs import Size, VariantName
-from serve.plan import Mode, Plan, PlannedLora
 from serve.settings import ModelSettings, PoolSettings, Precision, Settings
 
 MAX_RANK = 256
@@ -45,7 +45,7 @@ class Order:
         mode: Mode = (
             "text_to_image" if self.picture is None else "image_to_image" if self.mask is None else "inpainting"
         )
-        plan = Plan(
+        plan = GenerationPlan(
             pool="quality",
             mode=mode,
             prompt=self.prompt,

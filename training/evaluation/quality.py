@@ -11,7 +11,8 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks.report import report
-from serve.model_specs import EMBEDDED_LORAS, MODEL_SPECS, SIZES, Size, VariantName, embedded_lora_file
+from serve.inputs import SIZES
+from serve.model_specs import EMBEDDED_LORAS, MODEL_SPECS, Size, VariantName, embedded_lora_file
 from serve.settings import Precision
 from training.drawings.contact_sheet import sheet
 from training.evaluation import style

@@ -12,7 +12,7 @@ from starlette.routing import Route
 
 from benchmarks.load import RequestResult, parse_server_timing, run_load, summarise
 from benchmarks.report import percentiles, report
-from tests.listening import listening
+from tests.asgi_server import listening
 
 
 def test_server_timing_is_parsed_by_stage() -> None:

@@ -6,8 +6,8 @@ import pytest
 import torch
 from torch import nn
 
+from serve.engine.lora_layers import LoraSlots
 from serve.engine.lora_manager import NO_LORAS, ActiveLoras, LoraManager
-from serve.engine.lora_slots import LoraSlots
 from serve.engine.request import LoraRequest
 from serve.errors import LorasMissing, LorasTooLarge
 from serve.lora.weights import LoraWeights, LowRank

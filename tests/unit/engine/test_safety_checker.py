@@ -15,7 +15,7 @@ from serve.errors import ModelLoadError
 from serve.model_specs import ImageArray
 from serve.settings import SafetySettings
 from tests.logs import Logs
-from tests.safety_folders import FLAGS_ALL, FLAGS_NONE, SIDE, make_classifier, make_concepts
+from tests.safety_checkpoints import FLAGS_ALL, FLAGS_NONE, SIDE, make_classifier, make_concepts
 
 CPU = torch.device("cpu")
 

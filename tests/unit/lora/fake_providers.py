@@ -11,7 +11,7 @@ from typing import Any
 from pydantic import SecretStr
 
 from serve.lora.download import create_http_client
-from serve.lora.lora_fetcher import LoraFetcher, RemoteReference
+from serve.lora.fetcher import LoraFetcher, RemoteReference
 from serve.lora.provider import ResolvedFile
 from serve.lora.reference import ReplicateModel
 from serve.settings import LoraSettings, Secrets

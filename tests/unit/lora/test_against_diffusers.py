@@ -9,7 +9,7 @@ from diffusers.loaders import FluxLoraLoaderMixin
 from peft.tuners.lora.layer import Linear
 from transformers import CLIPTextConfig, CLIPTextModel
 
-from serve.lora.convert import StateDictConverter
+from serve.lora.convert_state_dict import StateDictConverter
 from serve.lora.model_geometry import ModelGeometry
 from serve.lora.weights import LowRank
 from tests.unit.lora import lora_files

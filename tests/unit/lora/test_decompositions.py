@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from serve.lora.convert import StateDictConverter
+from serve.lora.convert_state_dict import StateDictConverter
 from serve.lora.decompositions import to_low_rank
 from serve.lora.safetensors_header import InvalidLoraFile
 from tests.unit.lora.geometries import TINY

@@ -15,10 +15,10 @@ import safetensors.torch
 import torch
 
 from serve.errors import FetchFailed, InvalidLora, PredictionFailed
-from serve.lora.convert import ADAPTER_METADATA_KEY
+from serve.lora.convert_state_dict import ADAPTER_METADATA_KEY
 from serve.lora.download import create_http_client
 from serve.lora.loader import LoadedLora, LoraLoader
-from serve.lora.parse import parse_reference
+from serve.lora.parse_reference import parse_reference
 from serve.lora.reference import ReplicateModel
 from serve.net.http_client import HttpClient
 from serve.settings import Secrets
@@ -398,7 +398,7 @@ async def test_embedded_lora_does_not_need_lora_folders(
     harness: LoaderHarness, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     monkeypatch.setattr("serve.model_specs.EMBEDDED_MODELS_FOLDER", tmp_path)
-    monkeypatch.setattr("serve.lora.lora_fetcher.EMBEDDED_MODELS_FOLDER", tmp_path)
+    monkeypatch.setattr("serve.lora.fetcher.EMBEDDED_MODELS_FOLDER", tmp_path)
     error = await harness.load_error("embedded:sketch")
     assert isinstance(error, FetchFailed)
     assert error.what == "embedded:sketch"

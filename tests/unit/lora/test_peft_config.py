@@ -4,7 +4,12 @@ import json
 
 import pytest
 
-from serve.lora.convert import ADAPTER_METADATA_KEY, PeftConfig, adapter_configs_in_header, parse_adapter_config
+from serve.lora.convert_state_dict import (
+    ADAPTER_METADATA_KEY,
+    PeftConfig,
+    adapter_configs_in_header,
+    parse_adapter_config,
+)
 
 
 @pytest.mark.parametrize(

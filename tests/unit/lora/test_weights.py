@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 import torch
 
-from serve.lora.convert import StateDictConverter
+from serve.lora.convert_state_dict import StateDictConverter
 from serve.lora.safetensors_header import InvalidLoraFile
 from serve.lora.weights import LoraWeights, LowRank, pack, unpack
 from tests.unit.lora import lora_files

@@ -3,7 +3,7 @@
 import pytest
 
 from serve.errors import PoolFull
-from serve.predictions.service import AdmissionControl, Permit
+from serve.predictions.admission import AdmissionControl, Permit
 from tests.fakes import FakeClock
 
 

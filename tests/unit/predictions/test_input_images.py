@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 
 from serve.errors import FetchFailed, InvalidInput
+from serve.generation_plan import make_plan
 from serve.inputs import Inputs
-from serve.plan import make_plan
 from serve.predictions.input_images import InputImages, LoadedImages, PendingImages
 from serve.settings import Settings
 from tests.fakes import FakeFetcher

@@ -7,8 +7,8 @@ import pytest
 
 from serve.errors import EngineFailed, FetchFailed, LorasMissing
 from serve.events import Started
+from serve.generation_plan import PlannedLora
 from serve.lora.reference import CacheHandle, LoraMetadata, ReplicateModel, ResolvedLora
-from serve.plan import PlannedLora
 from serve.predictions.event_recorder import lora_log_lines, lora_metrics
 from serve.predictions.prediction import Prediction
 from tests.app_factory import AppUnderTest, make_app

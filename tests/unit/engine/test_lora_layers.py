@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from serve.engine import quantize
 from serve.engine.denoiser import batch_invariant
-from serve.engine.lora_slots import LoraSlots
+from serve.engine.lora_layers import LoraSlots
 from serve.lora.weights import LowRank
 from tests.unit.engine.loras import low_rank
 

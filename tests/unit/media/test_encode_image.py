@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from serve.media.encode import ImageFormat, encode_image
+from serve.media.encode_image import ImageFormat, encode_image
 from serve.model_specs import ImageArray
 
 

@@ -4,8 +4,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from serve.media.decode import resize_image, resize_mask
-from serve.plan import input_image_size
+from serve.generation_plan import input_image_size
+from serve.media.decode_image import resize_image, resize_mask
 
 
 def noise(width: int, height: int) -> Image.Image:

@@ -7,7 +7,7 @@ import pytest
 import yaml
 
 from serve.lora.archive import ACCEPTED_SUFFIXES, WEIGHTS_SUFFIX
-from serve.lora.parse import check_aliases, parse_reference
+from serve.lora.parse_reference import check_aliases, parse_reference
 from serve.settings import ENVIRONMENT_VARIABLES, LoraSettings, Settings
 from tests.markdown import ROOT, rows
 

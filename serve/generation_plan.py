@@ -6,16 +6,8 @@ from typing import Literal, Self
 from pydantic import BaseModel, ConfigDict
 
 from serve.errors import FieldError, InvalidInput
-from serve.inputs import Inputs
-from serve.model_specs import (
-    IMAGE_RATIO_MAX,
-    IMAGE_SIDE_MAX,
-    IMAGE_SIDE_MIN,
-    MODEL_SPECS,
-    SIZES,
-    Size,
-    nearest_multiple,
-)
+from serve.inputs import IMAGE_RATIO_MAX, IMAGE_SIDE_MAX, IMAGE_SIDE_MIN, SIZES, Inputs, nearest_multiple
+from serve.model_specs import MODEL_SPECS, Size
 from serve.settings import Settings
 
 SEED_COUNT = 2**64
@@ -37,7 +29,7 @@ class PlannedLora(BaseModel):
     """Key of the weights that the reference was resolved to; None until then."""
 
 
-class Plan(BaseModel):
+class GenerationPlan(BaseModel):
     """Everything that is decided for one prediction. JSON-serializable."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
@@ -97,7 +89,7 @@ def make_plan(
     random_seed: int,
     reference_keys: Mapping[str, str] | None = None,
     image_size: Size | None = None,
-) -> Plan:
+) -> GenerationPlan:
     """The plan for validated inputs.
 
     `random_seed` is used if the inputs have none. `reference_keys` has the keys of the LoRA references by input
@@ -109,7 +101,7 @@ def make_plan(
     max_megapixels = settings.pools[pool].max_megapixels
     seed = random_seed if inputs.seed is None else inputs.seed
     loras, lora_notes = plan_loras(inputs, settings, pool, reference_keys or {})
-    plan = Plan(
+    plan = GenerationPlan(
         pool=pool,
         prompt=inputs.prompt,
         size=None if inputs.image else _check_area(_requested_size(inputs), max_megapixels, _size_fields(inputs)),

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from serve.lora.parse import check_aliases, parse_reference
+from serve.lora.parse_reference import check_aliases, parse_reference
 from serve.lora.reference import (
     CivitaiFile,
     EmbeddedLora,

@@ -6,16 +6,16 @@ from typing import Any
 import pytest
 
 from serve.errors import InvalidInput
-from serve.inputs import Inputs, validate_inputs
-from serve.model_specs import SIZES, Size
-from serve.plan import LORA_SCALE_FIELDS, Plan, PlannedLora, make_plan, plan_loras
+from serve.generation_plan import LORA_SCALE_FIELDS, GenerationPlan, PlannedLora, make_plan, plan_loras
+from serve.inputs import SIZES, Inputs, validate_inputs
+from serve.model_specs import Size
 from serve.settings import Settings
 
 PICTURE = "https://example.com/a.png"
 RANDOM_SEED = 1234
 
 
-def plan(settings: Settings | None = None, picture: Size | None = None, **raw: Any) -> Plan:
+def plan(settings: Settings | None = None, picture: Size | None = None, **raw: Any) -> GenerationPlan:
     inputs, _ = validate_inputs({"prompt": "a boat", **raw}, 10_000)
     return make_plan(inputs, settings or Settings(), RANDOM_SEED, _keys(inputs), picture)
 
@@ -178,7 +178,7 @@ def test_the_safety_check_can_be_disabled_unless_the_operator_forbids_it() -> No
 
 def test_a_plan_survives_json() -> None:
     made = plan(image=PICTURE, mask=PICTURE, picture=(640, 480), num_outputs=4)
-    assert Plan.model_validate_json(made.model_dump_json()) == made
+    assert GenerationPlan.model_validate_json(made.model_dump_json()) == made
 
 
 def test_the_plan_has_the_loras_at_the_scales_of_its_pool() -> None:
@@ -229,4 +229,4 @@ def test_with_weights_adds_the_weights_key_of_each_lora() -> None:
     completed = planned.with_weights({"a/b": "sha256:1", "c/d": "sha256:2"})
     assert [lora.weights_key for lora in completed.loras] == ["sha256:1", "sha256:2"]
     assert [lora.reference_key for lora in completed.loras] == ["a/b", "c/d"]
-    assert Plan.model_validate_json(completed.model_dump_json()) == completed
+    assert GenerationPlan.model_validate_json(completed.model_dump_json()) == completed
