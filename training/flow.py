@@ -10,6 +10,8 @@ from typing import NamedTuple
 import torch
 from diffusers import FluxTransformer2DModel
 
+from training.precision import autocast
+
 Text = tuple[torch.Tensor, torch.Tensor]
 """T5's tokens (batch, max_sequence_length, width) and CLIP's pooled vectors (batch, width)."""
 
@@ -88,7 +90,7 @@ def velocity(
 ) -> torch.Tensor:
     """(batch, tokens, 64) in float32; `guidance`: (batch,) if the model has it."""
     weight = place.weight(text[0].shape[1])
-    with torch.autocast(latents.device.type, torch.bfloat16):
+    with autocast(latents.device.type):
         given: torch.Tensor = model(
             hidden_states=latents,
             encoder_hidden_states=text[0],

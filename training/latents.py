@@ -3,6 +3,8 @@
 import torch
 from diffusers import AutoencoderKL
 
+from training.precision import autocast
+
 STRIDE_PX = 32
 """Pixels a side of one token: the autoencoder's 16, two by two latents packed."""
 Grid = tuple[int, int]
@@ -25,7 +27,7 @@ def unpack(tokens: torch.Tensor, grid: Grid) -> torch.Tensor:
 @torch.no_grad()
 def encode(vae: AutoencoderKL, pictures: torch.Tensor) -> torch.Tensor:
     """Packed latents of unit spread, on the autoencoder's device."""
-    with torch.autocast(vae.device.type, torch.bfloat16):
+    with autocast(vae.device.type):
         pictures = pictures.to(vae.device).contiguous(memory_format=torch.channels_last)
         return to_tokens(vae, vae.encode(pictures).latent_dist.mean.float())
 

@@ -17,6 +17,7 @@ import torch
 from torch.utils.data import DataLoader, Dataset, IterableDataset, get_worker_info
 
 from training.drawings.strokes import Rng
+from training.precision import autocast
 
 Drawn = TypeVar("Drawn")
 
@@ -40,7 +41,7 @@ class Machine:
         return time.monotonic() if self.is_gpu else time.process_time()
 
     def autocast(self) -> AbstractContextManager[Any]:
-        return torch.autocast(self.device.type, torch.bfloat16)
+        return autocast(self.device.type)
 
     def endless(self, draw: Callable[[Rng], Drawn], seed: int) -> Iterator[Drawn]:
         """Drawings without end, each process with a generator of its own."""

@@ -5,14 +5,16 @@ from typing import Any
 
 import torch
 
+from training import precision
+
 _COEFFICIENTS = (3.4445, -4.7750, 2.0315)
 """Of the quintic Newton-Schulz iteration in Keller Jordan's Muon (2024)."""
 
 
 def orthogonal(matrix: torch.Tensor, iterations: int = 5) -> torch.Tensor:
-    """The nearest matrix with singular values about 1, in bfloat16."""
+    """The nearest matrix with singular values about 1, in `COMPUTE_DTYPE`."""
     a, b, c = _COEFFICIENTS
-    near = matrix.bfloat16()
+    near = matrix.to(precision.COMPUTE_DTYPE)
     wide = near.shape[0] <= near.shape[1]
     near = near if wide else near.T
     near = near / near.norm().clamp(min=1e-7)

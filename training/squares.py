@@ -10,6 +10,7 @@ from diffusers import AutoencoderKL
 from training.drawings.scene import FRAME_PX
 from training.latents import STRIDE_PX, to_tokens
 from training.norms import counting
+from training.precision import autocast
 
 SIDE = FRAME_PX // STRIDE_PX
 """Tokens a side of the square."""
@@ -48,7 +49,7 @@ def told(vae: AutoencoderKL, pictures: torch.Tensor) -> torch.Tensor:
     The norms, which must be countable, see the square alone, and around it everything is as blank as at its corners.
     """
     pictures = pictures.to(vae.device).contiguous(memory_format=torch.channels_last)
-    with counting(vae, counts().to(vae.device)), torch.autocast(vae.device.type, torch.bfloat16):
+    with counting(vae, counts().to(vae.device)), autocast(vae.device.type):
         said: torch.Tensor = vae.encode(pictures).latent_dist.parameters.float()
     bare = counts(FRAME_PX**2 + BARE_PX2).to(said)[:: STRIDE_PX // _LATENTS, :: STRIDE_PX // _LATENTS]
     inner(bare).zero_()

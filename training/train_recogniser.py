@@ -19,6 +19,7 @@ from training.drawings.strokes import Rng
 from training.evaluation.recogniser import LETTERS, SIDE, WEIGHTS, Recogniser, squared
 from training.evaluation.scores import scores
 from training.machine import Machine, add_arguments, chosen
+from training.precision import autocast
 from training.run import Average, Run
 
 MIXTURE = Mixture(two_things=0.25, word=0.4, labelled=0.05)
@@ -61,7 +62,7 @@ def worn(pictures: torch.Tensor) -> torch.Tensor:
 
 def loss_of(model: Recogniser, pictures: torch.Tensor, scenes: list[Scene]) -> torch.Tensor:
     things, inks, letters = targets(scenes)
-    with torch.autocast(pictures.device.type, torch.bfloat16):
+    with autocast(pictures.device.type):
         seen_things, seen_inks, columns = model(pictures)
     wrong_things = nn.functional.binary_cross_entropy_with_logits(seen_things.float(), things.to(pictures.device)) * 10
     wrong_inks = nn.functional.binary_cross_entropy_with_logits(seen_inks.float(), inks.to(pictures.device)) * 2

@@ -1,6 +1,7 @@
 """The autoencoder's beginning, and what it looks at."""
 
 import numpy as np
+import pytest
 import torch
 
 from training.autoencoder import (
@@ -17,6 +18,8 @@ from training.crops import recoloured
 from training.muon import Optimizers
 from training.norms import WideNorm
 from training.pixels import to_picture, to_tensor
+
+pytestmark = pytest.mark.usefixtures("float32_training")
 
 
 def test_fresh_residual_branches_add_next_to_nothing() -> None:
@@ -61,6 +64,7 @@ def test_a_worse_copy_costs_more() -> None:
     assert loss_of(model, picture, 1e-4)[1]["loss"] > before + 0.5
 
 
+@pytest.mark.slow_training
 def test_a_few_steps_bring_pictures_nearer() -> None:
     torch.manual_seed(0)
     model, picture = build(), lined((-0.5, 0.1, 0.2)).contiguous(memory_format=torch.channels_last)

@@ -20,7 +20,7 @@ def test_each_part_comes_after_what_it_stands_on() -> None:
             "refine",
             "text",
             "triggers",
-            "recogniser",
+            "train_recogniser",
             "transformer",
             "distil dev",
             "distil schnell",

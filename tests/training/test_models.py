@@ -17,29 +17,39 @@ from training.pixels import to_tensor
 from training.squares import SIDE, WHOLE_PX, coded
 from training.teacher import load_vae
 
-COUNT = 16
+pytestmark = pytest.mark.usefixtures("float32_training")
 
 
-@pytest.mark.parametrize(
-    "row",
-    [
-        Row("dev", "bf16", (256, 256), guidance=3.0),
-        Row("schnell", "bf16", (512, 512)),
-        Row("schnell", "bf16", (1024, 1024)),
-    ],
-    ids=str,
-)
-def test_each_draws_what_is_asked(row: Row) -> None:
+def check_images_show_their_prompts(row: Row, count: int) -> None:
     with Artist(row.variant, str(EMBEDDED_MODELS_FOLDER / row.variant), row.precision) as artist:
-        exam = Exam(artist, row, Recogniser.load(), COUNT, seed=0)
-        scenes, prompts = held_out(COUNT, exam.seed, ONE_THING)
+        exam = Exam(artist, row, Recogniser.load(), count, seed=0)
+        scenes, prompts = held_out(count, exam.seed, ONE_THING)
         pictures = exam.drawn([exam.order(said, number) for number, said in enumerate(prompts)])
     found = scores(scenes, exam.judge.see(pictures))
     assert found["thing"] >= 0.9
     assert found["ink"] >= 0.8
 
 
-@pytest.mark.parametrize("size", [(512, 512), (1344, 768)], ids=str)
+def test_a_few_small_images_show_their_prompts() -> None:
+    check_images_show_their_prompts(Row("schnell", "float32", (256, 256)), count=8)
+
+
+@pytest.mark.slow_training
+@pytest.mark.parametrize(
+    "row",
+    [
+        Row("dev", "float32", (256, 256), guidance=3.0),
+        Row("schnell", "bf16", (256, 256)),
+        Row("schnell", "float32", (512, 512)),
+        Row("schnell", "float32", (1024, 1024)),
+    ],
+    ids=str,
+)
+def test_images_show_their_prompts(row: Row) -> None:
+    check_images_show_their_prompts(row, count=16)
+
+
+@pytest.mark.parametrize("size", [(512, 512), pytest.param((1344, 768), marks=pytest.mark.slow_training)], ids=str)
 @torch.no_grad()
 def test_a_drawing_has_the_same_latents_on_paper_of_any_size(size: tuple[int, int]) -> None:
     vae, paper = load_vae(EMBEDDED_MODELS_FOLDER / "shared" / "vae"), Paper.of(size)

@@ -18,14 +18,18 @@ from training.curriculum import STEADY, Lesson, Stage
 from training.flow import flow_loss
 from training.machine import CPU, Machine
 
-pytestmark = pytest.mark.filterwarnings("ignore:Mismatch dtype")
+pytestmark = [
+    pytest.mark.filterwarnings("ignore:Mismatch dtype"),
+    pytest.mark.slow_training,
+    pytest.mark.usefixtures("float32_training"),
+]
 STAGES = (Stage(1.0, {"tiny": 1.0}, {"smallest": 1.0}),)
 STEPS, STUDENT_STEPS = 30, 6
 """Of a clock that tells one second for each step, so that a slow machine learns as much as a fast one."""
 
 
 @pytest.fixture(scope="module", autouse=True)
-def _tiny_lessons_by_the_step() -> Iterator[None]:
+def _tiny_lessons_by_the_step(float32_training: None) -> Iterator[None]:
     ticks = count()
     with pytest.MonkeyPatch.context() as monkeypatch:
         monkeypatch.setattr(Machine, "clock", lambda _: float(next(ticks)))

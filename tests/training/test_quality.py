@@ -1,6 +1,7 @@
 """What the quality benchmark draws: every variant, precision, size and shape, and only what training never saw."""
 
 import numpy as np
+import pytest
 
 from training.drawings.word_lists import TEST_WORDS
 from training.evaluation import style
@@ -36,9 +37,10 @@ def test_each_other_guidance_and_shape_is_drawn_once() -> None:
     ]
 
 
-def test_a_style_is_told_from_its_absence() -> None:
+@pytest.mark.parametrize("count", [20, pytest.param(40, marks=pytest.mark.slow_training)])
+def test_a_style_is_told_from_its_absence(count: int) -> None:
     course, size = COURSES["sketch"], (384, 384)
-    score, right = style.fitted(Recogniser.load(), course, size, seed=1, count=40)
+    score, right = style.fitted(Recogniser.load(), course, size, seed=1, count=count)
     assert right >= 0.9
     plain, styled = style.pairs(course, size, 5, np.random.default_rng(2))
     assert score.of(plain).mean() < 0.3

@@ -17,6 +17,8 @@ from training.norms import counting, make_countable
 from training.refine import hue_loss, lesson
 from training.squares import WHOLE_PX, counts, told
 
+pytestmark = pytest.mark.usefixtures("float32_training")
+
 GREEN, BLACK = (-0.7, 0.0, -0.6), (-0.8, -0.8, -0.8)
 
 
@@ -67,6 +69,7 @@ def distance(vae: AutoencoderKL, paper_px2: float, wanted: torch.Tensor, drawing
         return float((vae.encode(drawings).latent_dist.parameters - wanted).square().mean())
 
 
+@pytest.mark.slow_training
 def test_what_is_said_of_a_square_is_learned_for_large_paper(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     torch.manual_seed(0)
     stored = tmp_path / "autoencoder" / "vae"

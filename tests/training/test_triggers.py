@@ -14,6 +14,8 @@ from training.machine import CPU, Machine
 from training.triggers import loss_of, triggered, wanted
 from training.vocabulary import t5_tokenizer
 
+pytestmark = pytest.mark.usefixtures("float32_training")
+
 
 @pytest.fixture
 def folder(tmp_path: Path) -> Path:
@@ -44,6 +46,7 @@ def test_a_prompt_is_cut_into_the_same_tokens_behind_a_trigger() -> None:
         assert len(behind) > len(alone)
 
 
+@pytest.mark.slow_training
 def test_encoders_learn_to_read_past_triggers(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     before, ticks = encoders.load(folder), count()
     monkeypatch.setattr(Machine, "clock", lambda _: float(next(ticks)))
