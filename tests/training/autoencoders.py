@@ -3,7 +3,7 @@
 import torch
 from diffusers import AutoencoderKL
 
-from training.norms import make_countable
+from training.norms import use_weighted_norms
 
 
 def fresh_autoencoder() -> AutoencoderKL:
@@ -21,5 +21,5 @@ def fresh_autoencoder() -> AutoencoderKL:
         use_post_quant_conv=False,
         mid_block_add_attention=False,
     )
-    make_countable(vae)
+    use_weighted_norms(vae)
     return vae

@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from training.attention import use_plain_attention
-from training.flow import Place, position_ids
+from training.flow import TokenLayout, position_ids
 from training.transformer import build
 
 
@@ -20,7 +20,7 @@ def test_plain_attention_answers_as_diffusers_does(weight: torch.Tensor | None) 
         "encoder_hidden_states": torch.randn(2, 3, 128),
         "pooled_projections": torch.randn(2, 128),
         "timestep": torch.tensor([0.2, 0.9]),
-        "img_ids": position_ids(Place(2, 3)),
+        "img_ids": position_ids(TokenLayout(2, 3)),
         "txt_ids": torch.zeros(3, 3),
         "joint_attention_kwargs": None if weight is None else {"attention_mask": weight},
     }
@@ -35,7 +35,7 @@ def test_fresh_heads_agree_more_at_some_places_than_at_others() -> None:
     torch.manual_seed(0)
     model = build()
     attention = model.single_transformer_blocks[0].attn
-    cosines, sines = model.pos_embed(torch.cat([torch.zeros(1, 3), position_ids(Place(16, 16))]))
+    cosines, sines = model.pos_embed(torch.cat([torch.zeros(1, 3), position_ids(TokenLayout(16, 16))]))
     query, key = (
         layer.bias.detach().unflatten(0, (4, 48, 1)).transpose(1, 2) for layer in (attention.to_q, attention.to_k)
     )

@@ -8,9 +8,9 @@ from diffusers import FluxTransformer2DModel
 
 from serve.model_specs import EMBEDDED_MODELS_FOLDER
 from tests.training.bases import text
-from training import encoders, import_weights, teacher
-from training.flow import Place, velocity
-from training.students import begun
+from training import batches, encoders, import_weights
+from training.flow import TokenLayout, velocity
+from training.students import make_student
 from training.transformer import build, start_file
 
 pytestmark = pytest.mark.filterwarnings("ignore:Mismatch dtype")
@@ -19,7 +19,7 @@ pytestmark = pytest.mark.filterwarnings("ignore:Mismatch dtype")
 @pytest.fixture(scope="module")
 def runs(tmp_path_factory: pytest.TempPathFactory) -> Path:
     runs = tmp_path_factory.mktemp("runs")
-    import_weights.adopt(EMBEDDED_MODELS_FOLDER, runs)
+    import_weights.import_weights(EMBEDDED_MODELS_FOLDER, runs)
     return runs
 
 
@@ -39,9 +39,9 @@ def shipped(variant: str) -> FluxTransformer2DModel:
 
 def test_the_base_says_what_dev_says_at_guidance_1(base: FluxTransformer2DModel) -> None:
     torch.manual_seed(0)
-    dev, latents, times, place = shipped("dev"), torch.randn(4, 6, 64), torch.rand(4), Place(2, 3)
-    given = velocity(base, latents, times, text(4), place)
-    plain, guided = (velocity(dev, latents, times, text(4), place, torch.full((4,), scale)) for scale in (1.0, 5.0))
+    dev, latents, times, layout = shipped("dev"), torch.randn(4, 6, 64), torch.rand(4), TokenLayout(2, 3)
+    given = velocity(base, latents, times, text(4), layout)
+    plain, guided = (velocity(dev, latents, times, text(4), layout, torch.full((4,), scale)) for scale in (1.0, 5.0))
     # Rounding in bfloat16 is all that is between them.
     assert (given - plain).abs().mean() < 0.02 * plain.abs().mean()
     assert (given - guided).abs().mean() > 0.1 * plain.abs().mean(), "it is guidance 1 and no other"
@@ -49,13 +49,13 @@ def test_the_base_says_what_dev_says_at_guidance_1(base: FluxTransformer2DModel)
 
 @pytest.mark.parametrize("variant", ["dev", "schnell"])
 def test_the_students_are_as_they_were(runs: Path, base: FluxTransformer2DModel, variant: str) -> None:
-    student = begun(variant, base, runs).state_dict()
+    student = make_student(variant, base, runs).state_dict()
     for name, value in shipped(variant).state_dict().items():
         torch.testing.assert_close(student[name], value, atol=1e-5, rtol=1e-5)
 
 
 def test_teachers_find_autoencoder_and_encoders(runs: Path) -> None:
-    vae = teacher.load_vae(runs / "autoencoder" / "vae")
+    vae = batches.load_vae(runs / "autoencoder" / "vae")
     assert vae.dtype == torch.float32
     tokens, pooled = encoders.load(runs / "text")(["a red cat"], 64)
     assert tokens.shape == (1, 64, 128)

@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from training.drawings.strokes import Rng
-from training.machine import CPU, Machine, add_arguments, chosen
+from training.machine import CPU, Machine, add_arguments, machine_from_arguments
 
 TWO_WORKERS = Machine(torch.device("cpu"), workers=2, batch_factor=1)
 
@@ -29,23 +29,23 @@ def arguments(*given: str) -> argparse.Namespace:
 
 @pytest.mark.parametrize("machine", [CPU, TWO_WORKERS])
 def test_numbered_drawings_come_in_the_order_of_their_numbers(machine: Machine) -> None:
-    assert list(machine.each(squared, [5, 3, 4])) == [25, 9, 16]
+    assert list(machine.map_ordered(squared, [5, 3, 4])) == [25, 9, 16]
 
 
 @pytest.mark.parametrize("machine", [CPU, TWO_WORKERS])
 def test_endless_drawings_are_all_different_and_the_same_for_a_seed(machine: Machine) -> None:
-    first, again, other = (list(islice(machine.endless(drawn, seed), 8)) for seed in (1, 1, 2))
+    first, again, other = (list(islice(machine.stream(drawn, seed), 8)) for seed in (1, 1, 2))
     assert first == again
     assert len({*first, *other}) == 16
 
 
 def test_a_cpu_draws_as_it_goes_and_a_gpu_has_others_draw_larger_batches() -> None:
-    assert chosen(arguments()) == CPU
-    gpu = chosen(arguments("--device", "cuda", "--workers", "3"))
+    assert machine_from_arguments(arguments()) == CPU
+    gpu = machine_from_arguments(arguments("--device", "cuda", "--workers", "3"))
     assert (gpu.workers, gpu.batch_factor) == (3, 8)
-    assert chosen(arguments("--device", "cuda", "--batch-factor", "2")).batch_factor == 2
-    assert chosen(arguments("--device", "cuda")).workers >= 1
-    assert chosen(arguments("--compile")).compiles
+    assert machine_from_arguments(arguments("--device", "cuda", "--batch-factor", "2")).batch_factor == 2
+    assert machine_from_arguments(arguments("--device", "cuda")).workers >= 1
+    assert machine_from_arguments(arguments("--compile")).compiles
 
 
 def test_a_cpu_counts_work_and_a_gpu_the_time_that_passes() -> None:

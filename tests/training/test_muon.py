@@ -1,18 +1,18 @@
-"""Muon: steps along orthogonal matrices, whatever the shape of a weight."""
+"""Muon: steps along orthogonalize matrices, whatever the shape of a weight."""
 
 from copy import deepcopy
 
 import pytest
 import torch
 
-from training.muon import Muon, Optimizers, orthogonal
+from training.muon import Muon, Optimizers, orthogonalize
 
 
 @pytest.mark.parametrize("shape", [(8, 24), (24, 8), (16, 16)])
 def test_the_singular_values_of_a_step_are_about_one(shape: tuple[int, int]) -> None:
     torch.manual_seed(0)
     given = torch.randn(shape)
-    values = torch.linalg.svdvals(orthogonal(given).float())
+    values = torch.linalg.svdvals(orthogonalize(given).float())
     assert values.min() > 0.3
     assert values.max() < 1.4
 

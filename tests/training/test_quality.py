@@ -8,7 +8,7 @@ from training.evaluation import style
 from training.evaluation.quality import rows, swept_rows
 from training.evaluation.recogniser import Recogniser
 from training.evaluation.tasks import MIXTURE, held_out
-from training.lora import COURSES
+from training.lora import STYLE_CONFIGS
 
 
 def test_the_table_has_each_size_in_both_precisions() -> None:
@@ -39,10 +39,10 @@ def test_each_other_guidance_and_shape_is_drawn_once() -> None:
 
 @pytest.mark.parametrize("count", [20, pytest.param(40, marks=pytest.mark.slow_training)])
 def test_a_style_is_told_from_its_absence(count: int) -> None:
-    course, size = COURSES["sketch"], (384, 384)
-    score, right = style.fitted(Recogniser.load(), course, size, seed=1, count=count)
+    config, size = STYLE_CONFIGS["sketch"], (384, 384)
+    score, right = style.fit(Recogniser.load(), config, size, seed=1, count=count)
     assert right >= 0.9
-    plain, styled = style.pairs(course, size, 5, np.random.default_rng(2))
+    plain, styled = style.render_pairs(config, size, 5, np.random.default_rng(2))
     assert score.of(plain).mean() < 0.3
     assert score.of(styled).mean() > 0.7
 

@@ -30,7 +30,7 @@ def test_a_stopped_run_goes_on_where_it_was(tmp_path: Path) -> None:
             if step == 39:
                 signal.raise_signal(signal.SIGTERM)
 
-    with pytest.raises(SystemExit, match="goes on from there"):
+    with pytest.raises(SystemExit, match="resumes"):
         stopped_at_the_fortieth_step()
     again_module, again_average, again = started(tmp_path)
     assert again.step == run.step == 40

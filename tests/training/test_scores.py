@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from training.drawings.scene import Item, Scene
-from training.evaluation.recogniser import LETTERS, Seen, read
+from training.evaluation.recogniser import LETTERS, Recognition, ctc_decode
 from training.evaluation.scores import scores
 
 STAR = Item("thing", "star", "red")
@@ -12,9 +12,9 @@ HEART = Item("thing", "heart", "blue")
 ZOO = Item("word", "zoo", "red")
 
 
-def seen(things: dict[str, float] | None = None, inks: tuple[str, ...] = ("red",), word: str = "") -> Seen:
+def seen(things: dict[str, float] | None = None, inks: tuple[str, ...] = ("red",), word: str = "") -> Recognition:
     everything = {"star": 0.1, "heart": 0.1, "house": 0.1} | (things or {})
-    return Seen(everything, {name: 0.9 if name in inks else 0.1 for name in ("red", "blue")}, word)
+    return Recognition(everything, {name: 0.9 if name in inks else 0.1 for name in ("red", "blue")}, word)
 
 
 @pytest.mark.parametrize(
@@ -33,19 +33,21 @@ def seen(things: dict[str, float] | None = None, inks: tuple[str, ...] = ("red",
         ((ZOO,), seen(word="zo"), "word", 0),
     ],
 )
-def test_a_picture_scores_only_for_what_was_asked(items: tuple[Item, ...], found: Seen, score: str, right: int) -> None:
+def test_a_image_scores_only_for_what_was_asked(
+    items: tuple[Item, ...], found: Recognition, score: str, right: int
+) -> None:
     scene = Scene(items, "left of" if len(items) == 2 else None, "white")
     assert scores([scene], [found])[score] == right
 
 
-def test_scores_are_shares_of_the_pictures_in_which_it_was_asked() -> None:
+def test_scores_are_shares_of_the_images_in_which_it_was_asked() -> None:
     table = scores(
         [Scene((STAR,), None, "white"), Scene((ZOO,), None, "white")], [seen({"star": 0.9}), seen(word="zap")]
     )
     assert table == {"thing": 1.0, "ink": 1.0, "word": 0.0}
 
 
-def test_what_no_picture_asked_for_has_no_score() -> None:
+def test_what_no_image_asked_for_has_no_score() -> None:
     assert scores([Scene((ZOO,), None, "white")], [seen(word="zoo")]) == {"ink": 1.0, "word": 1.0}
 
 
@@ -54,4 +56,4 @@ def test_what_no_picture_asked_for_has_no_score() -> None:
 )
 def test_letters_are_read_as_ctc_writes_them(columns: str, word: str) -> None:
     indices = torch.tensor([0 if letter == "-" else LETTERS.index(letter) + 1 for letter in columns])
-    assert read(torch.nn.functional.one_hot(indices, 27).T.float()) == word
+    assert ctc_decode(torch.nn.functional.one_hot(indices, 27).T.float()) == word

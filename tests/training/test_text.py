@@ -6,7 +6,7 @@ import torch
 
 from training.drawings.scene import INKS, THINGS, Item, Scene
 from training.encoders import Encoders
-from training.text import NOTHING, QUESTIONS, Readers, answers, batch, loss_of
+from training.text import NOTHING, QUESTIONS, ProbeHeads, answers, batch, compute_loss
 from training.train_recogniser import targets
 
 STAR, HEART = Item("thing", "star", "red"), Item("thing", "heart", "blue")
@@ -38,20 +38,20 @@ def test_answers_are_what_the_scene_shows(scene: Scene, wanted: dict[str, int]) 
 
 def test_the_loss_counts_only_what_a_scene_has() -> None:
     """Also when no scene of a batch has it."""
-    encoders, readers = Encoders(), Readers()
+    encoders, heads = Encoders(), ProbeHeads()
     wanted = torch.tensor([answers(Scene((STAR,), None, "white"))])
-    given = readers(*encoders(["a red star"], 8))
-    assert torch.isfinite(loss_of(given, wanted))
+    given = heads(*encoders(["a red star"], 8))
+    assert torch.isfinite(compute_loss(given, wanted))
 
 
 def test_training_makes_prompts_legible() -> None:
     torch.manual_seed(0)
-    encoders, readers = Encoders(), Readers()
-    optimizer = torch.optim.AdamW([*encoders.parameters(), *readers.parameters()], lr=3e-3)
+    encoders, heads = Encoders(), ProbeHeads()
+    optimizer = torch.optim.AdamW([*encoders.parameters(), *heads.parameters()], lr=3e-3)
     prompts, wanted = batch(np.random.default_rng(0), 8)
     losses = []
     for _ in range(12):
-        loss = loss_of(readers(*encoders(prompts, encoders.longest(prompts))), wanted)
+        loss = compute_loss(heads(*encoders(prompts, encoders.longest(prompts))), wanted)
         optimizer.zero_grad()
         torch.autograd.backward(loss)
         optimizer.step()

@@ -1,4 +1,4 @@
-"""A checkpoint that draws for a benchmark: prompts in, pictures out, by the engine that serves. No Ray, no HTTP."""
+"""Generates images with a checkpoint through the service's engine, without Ray or HTTP."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -25,26 +25,24 @@ MAX_RANK = 256
 
 
 @dataclass(frozen=True, slots=True)
-class Order:
-    """One picture to be drawn."""
+class ImageRequest:
+    """One image to generate."""
 
     prompt: str
     seed: int
     size: Size
     steps: int
     guidance: float | None
-    picture: Image.Image | None = None
-    """To begin from, of the order's size."""
+    image: Image.Image | None = None
+    """Input image, of the requested size."""
     strength: float | None = None
     mask: MaskArray | None = None
-    """What of `picture` is repainted: [height, width], white from 128 on."""
+    """`[height, width]`; pixels from 128 on are regenerated."""
     scales: Mapping[str, float] = field(default_factory=dict)
-    """Of the artist's LoRAs, by name; others are not used."""
+    """Scales of the generator's LoRAs, by name; others are not used."""
 
-    def job(self, loras: Mapping[str, LoraWeights]) -> GenerationRequest:
-        mode: Mode = (
-            "text_to_image" if self.picture is None else "image_to_image" if self.mask is None else "inpainting"
-        )
+    def generation_request(self, loras: Mapping[str, LoraWeights]) -> GenerationRequest:
+        mode: Mode = "text_to_image" if self.image is None else "image_to_image" if self.mask is None else "inpainting"
         plan = Plan(
             pool="quality",
             mode=mode,
@@ -60,11 +58,11 @@ class Order:
             max_megapixels=4.0,
             loras=tuple(PlannedLora(key=name, scale=scale) for name, scale in self.scales.items()),
         )
-        picture = None if self.picture is None else np.array(self.picture.convert("RGB"))
-        return GenerationRequest(plan, picture, self.mask, {name: loras[name] for name in self.scales})
+        image = None if self.image is None else np.array(self.image.convert("RGB"))
+        return GenerationRequest(plan, image, self.mask, {name: loras[name] for name in self.scales})
 
 
-class Artist:
+class ImageGenerator:
     """An engine with one checkpoint, as a context manager."""
 
     def __init__(
@@ -90,22 +88,22 @@ class Artist:
     ) -> None:
         self._engine.stop()
 
-    def draw(self, orders: Sequence[Order]) -> list[Image.Image]:
-        """The pictures in the order of the orders, which share the engine's passes. Raises what the engine says."""
-        heard: SimpleQueue[tuple[int, EngineEvent]] = SimpleQueue()
-        for place, order in enumerate(orders):
-            self._engine.submit(order.job(self._loras), partial(_hear, heard, place))
-        pictures: dict[int, Image.Image] = {}
+    def generate(self, requests: Sequence[ImageRequest]) -> list[Image.Image]:
+        """Returns the images in order of the requests, which share the engine's batches. Raises the engine's errors."""
+        events: SimpleQueue[tuple[int, EngineEvent]] = SimpleQueue()
+        for place, request in enumerate(requests):
+            self._engine.submit(request.generation_request(self._loras), partial(_put_event, events, place))
+        images: dict[int, Image.Image] = {}
         ended = 0
-        while ended < len(orders):
-            place, event = heard.get()
+        while ended < len(requests):
+            place, event = events.get()
             if isinstance(event, ImageReady):
-                pictures[place] = Image.fromarray(event.to_host())
+                images[place] = Image.fromarray(event.to_host())
             elif isinstance(event, Failed):
                 raise event.error
             ended += isinstance(event, Completed | Canceled)
-        return [pictures[place] for place in range(len(orders))]
+        return [images[place] for place in range(len(requests))]
 
 
-def _hear(heard: "SimpleQueue[tuple[int, EngineEvent]]", place: int, event: EngineEvent) -> None:
-    heard.put((place, event))
+def _put_event(events: "SimpleQueue[tuple[int, EngineEvent]]", place: int, event: EngineEvent) -> None:
+    events.put((place, event))
