@@ -11,7 +11,7 @@ from training.drawings.strokes import Rng
 from training.padding import Canvas
 
 JITTER = 0.4
-"""Jitter of the training drawings: the less a shape varies, the sooner it is learned. The recogniser is trained with 1."""
+"""Jitter of the training drawings: the less a shape varies, the sooner it is learned. The recogniser's is 1."""
 STEADY = Mixture(two_things=0, word=0, labelled=0, jitter=0.2)
 ONE = Mixture(two_things=0, word=0.5, labelled=0, longest_word=5, jitter=JITTER)
 PAIR = Mixture(two_things=0.9, word=0, labelled=0.1, longest_word=5, jitter=JITTER)

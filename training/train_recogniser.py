@@ -24,7 +24,7 @@ from training.run import Average, Run
 MIXTURE = Mixture(two_things=0.25, word=0.4, labelled=0.05)
 SIDES_PX = (128, 192, 256, 320)
 FRAMES = (1.0, 0.8)
-"""Side of the draw_example square as a share of the image's: large canvases are draw_example on, and cropped, around their centre."""
+"""Side of the drawn square as a share of the image's. Large images are cropped with a margin around the square."""
 POOL = 4096
 
 

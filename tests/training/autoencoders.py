@@ -1,4 +1,4 @@
-"""A small autoencoder with the strides of the trained one, that has learned nothing."""
+"""A small untrained autoencoder with the strides of the trained one."""
 
 import torch
 from diffusers import AutoencoderKL
@@ -7,7 +7,7 @@ from training.norms import use_weighted_norms
 
 
 def fresh_autoencoder() -> AutoencoderKL:
-    """A sixteenth of the side."""
+    """Returns an autoencoder with a stride of 16."""
     torch.manual_seed(0)
     vae = AutoencoderKL(
         down_block_types=["DownEncoderBlock2D"] * 5,

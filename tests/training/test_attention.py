@@ -1,4 +1,4 @@
-"""The attention that is fast to train on a CPU gives what diffusers' own gives."""
+"""The written-out attention matches diffusers'."""
 
 import pytest
 import torch
@@ -9,7 +9,7 @@ from training.transformer import build
 
 
 @pytest.mark.parametrize("weight", [None, torch.linspace(-1, 2, 9)[None, None, None]], ids=["plain", "weighted"])
-def test_plain_attention_answers_as_diffusers_does(weight: torch.Tensor | None) -> None:
+def test_plain_attention_matches_diffusers(weight: torch.Tensor | None) -> None:
     torch.manual_seed(0)
     model = build().eval()
     for parameter in model.parameters():
@@ -31,7 +31,7 @@ def test_plain_attention_answers_as_diffusers_does(weight: torch.Tensor | None) 
     torch.testing.assert_close(ours, theirs, atol=1e-4, rtol=1e-4)
 
 
-def test_fresh_heads_agree_more_at_some_places_than_at_others() -> None:
+def test_fresh_heads_prefer_some_positions() -> None:
     torch.manual_seed(0)
     model = build()
     attention = model.single_transformer_blocks[0].attn

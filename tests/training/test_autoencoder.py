@@ -1,4 +1,4 @@
-"""The autoencoder's beginning, and what it looks at."""
+"""The autoencoder's initialisation, losses and crops."""
 
 import numpy as np
 import pytest
@@ -22,7 +22,7 @@ from training.pixels import to_image, to_tensor
 pytestmark = pytest.mark.usefixtures("float32_training")
 
 
-def test_fresh_residual_branches_add_next_to_nothing() -> None:
+def test_fresh_residual_branches_are_near_zero() -> None:
     torch.manual_seed(0)
     resnet = build().eval().decoder.mid_block.resnets[0]
     features = torch.randn(1, 192, 4, 4)
@@ -32,19 +32,19 @@ def test_fresh_residual_branches_add_next_to_nothing() -> None:
 
 
 def lined(ink: tuple[float, float, float], background: float = 0.9) -> torch.Tensor:
-    """(1, 3, 64, 64): background with one line of ink, 4 pixels wide, down its left half."""
+    """Returns `[1, 3, 64, 64]`: a background with a vertical line of ink, 4 pixels wide, in the left half."""
     image = torch.full((1, 3, 64, 64), background)
     image[..., 6:10] = torch.tensor(ink)[None, :, None, None]
     return image
 
 
-def test_ink_is_told_from_the_paper_that_it_is_on() -> None:
+def test_ink_mask_separates_ink_from_background() -> None:
     ink, background = ink_mask(lined((-0.5, 0.1, 0.2)))
     assert (ink[0, 0, 0] == 1).nonzero().flatten().tolist() == [6, 7, 8, 9]
     torch.testing.assert_close(background, torch.full((1, 3, 1, 1), 0.9))
 
 
-def test_latents_are_asked_for_the_colour_of_ink_nearby_and_of_paper_everywhere() -> None:
+def test_colour_targets_hold_ink_nearby_and_background_everywhere() -> None:
     colour = (-0.5, 0.1, 0.2)
     image = lined(colour)
     said, where = colour_targets(image, *ink_mask(image))
@@ -55,7 +55,7 @@ def test_latents_are_asked_for_the_colour_of_ink_nearby_and_of_paper_everywhere(
     assert (where[0, 3:] == 1).all()
 
 
-def test_a_worse_copy_costs_more() -> None:
+def test_worse_reconstruction_has_higher_loss() -> None:
     torch.manual_seed(0)
     model, image = build(), lined((-0.5, 0.1, 0.2))
     before = compute_loss(model, image, 1e-4)[1]["loss"]
@@ -65,7 +65,7 @@ def test_a_worse_copy_costs_more() -> None:
 
 
 @pytest.mark.slow_training
-def test_a_few_steps_bring_images_nearer() -> None:
+def test_few_steps_halve_the_loss() -> None:
     torch.manual_seed(0)
     model, image = build(), lined((-0.5, 0.1, 0.2)).contiguous(memory_format=torch.channels_last)
     optimizers = Optimizers(model, 2e-3, uses_muon)
@@ -78,7 +78,7 @@ def test_a_few_steps_bring_images_nearer() -> None:
     assert losses[-1] < 0.5 * losses[0]
 
 
-def test_wide_norms_are_the_same_norms() -> None:
+def test_float32_norm_matches_group_norm() -> None:
     torch.manual_seed(0)
     features = torch.randn(2, 16, 8, 8).bfloat16()
     norm = build().encoder.down_blocks[0].resnets[0].norm1
@@ -87,7 +87,7 @@ def test_wide_norms_are_the_same_norms() -> None:
     torch.testing.assert_close(norm(features), plain.bfloat16())
 
 
-def test_crops_are_shown_as_drawn_and_in_other_colours() -> None:
+def test_recolour_keeps_some_crops_and_recolours_others() -> None:
     rng = np.random.default_rng(0)
     crop = torch.full((3, 16, 16), 0.9)
     crop[:, :, 4] = -1
@@ -98,7 +98,7 @@ def test_crops_are_shown_as_drawn_and_in_other_colours() -> None:
     assert len({tuple(one[:, 0, 4].tolist()) for one in seen}) == 60 - as_drawn + 1
 
 
-def test_images_come_back_from_tensors_as_they_were() -> None:
+def test_image_tensor_conversion_round_trips() -> None:
     image = to_image(torch.rand(3, 4, 5) * 2 - 1)
     assert image.size == (5, 4)
     assert to_image(to_tensor(image)).tobytes() == image.tobytes()

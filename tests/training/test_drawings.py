@@ -1,4 +1,4 @@
-"""Drawings: the same from the same seed, laid out as the scene says, and described truly."""
+"""Scenes, rendering, prompts, words and styles."""
 
 from itertools import pairwise
 
@@ -17,21 +17,21 @@ from training.drawings.word_lists import TEST_WORDS, TRAINING_WORDS, made_up_wor
 
 
 def ink_centre(image: Image.Image, ink: str) -> tuple[float, float]:
-    """Mean x and y of the pixels nearer to this ink than to the background."""
+    """Mean x and y of the pixels close to this ink."""
     far = np.abs(np.array(image, dtype=float) - np.array(INKS[ink])).sum(axis=2)
     rows, columns = np.nonzero(far < 60)
     return float(columns.mean()), float(rows.mean())
 
 
 @pytest.mark.parametrize("name", THINGS)
-def test_a_thing_fills_its_square_and_does_not_leave_it(name: str) -> None:
+def test_thing_fills_its_square(name: str) -> None:
     left, top, right, bottom = bounds(THINGS[name](np.random.default_rng(0)))
     assert min(left, top) >= -1.15
     assert max(right, bottom) <= 1.15
     assert max(right - left, bottom - top) >= 1.5
 
 
-def test_a_thing_is_no_larger_on_larger_paper() -> None:
+def test_thing_size_does_not_depend_on_canvas() -> None:
     scene = Scene((Item("thing", "house", "blue"),), None, "white")
     widths, centres = [], []
     for side in (512, 1024):
@@ -43,7 +43,7 @@ def test_a_thing_is_no_larger_on_larger_paper() -> None:
     assert centres[0] == pytest.approx(centres[1])
 
 
-def test_the_same_generator_draws_the_same_image() -> None:
+def test_same_seed_gives_same_image() -> None:
     scenes = [sample_scene(np.random.default_rng(3), Mixture()) for _ in range(2)]
     assert scenes[0] == scenes[1]
     first, second = (render(scenes[0], (64, 64), np.random.default_rng(4)) for _ in range(2))
@@ -55,7 +55,7 @@ def test_the_same_generator_draws_the_same_image() -> None:
     ("relation", "axis", "sign"), [("left of", 0, -1), ("right of", 0, 1), ("above", 1, -1), ("below", 1, 1)]
 )
 @pytest.mark.parametrize("size", [(128, 128), (192, 96), (96, 192)])
-def test_the_first_thing_stands_where_the_relation_says(relation: Relation, axis: int, sign: int, size: Size) -> None:
+def test_first_thing_is_placed_by_relation(relation: Relation, axis: int, sign: int, size: Size) -> None:
     scene = Scene((Item("thing", "star", "red"), Item("thing", "heart", "blue")), relation, "white")
     image = render(scene, size, np.random.default_rng(0))
     difference = ink_centre(image, "red")[axis] - ink_centre(image, "blue")[axis]
@@ -63,7 +63,7 @@ def test_the_first_thing_stands_where_the_relation_says(relation: Relation, axis
 
 
 @pytest.mark.parametrize("size", [(96, 96), (160, 64), (64, 160)])
-def test_ink_stays_off_the_edge_of_the_paper(size: Size) -> None:
+def test_no_ink_at_image_edge(size: Size) -> None:
     rng = np.random.default_rng(1)
     for _ in range(30):
         scene = sample_scene(rng, Mixture(labelled=0.3))
@@ -72,7 +72,7 @@ def test_ink_stays_off_the_edge_of_the_paper(size: Size) -> None:
         assert np.ptp(edge, axis=0).max() < 25, scene
 
 
-def test_a_prompt_says_everything_but_black_ink() -> None:
+def test_prompt_names_all_but_black_ink() -> None:
     rng = np.random.default_rng(2)
     for _ in range(500):
         scene = sample_scene(rng, Mixture())
@@ -84,13 +84,13 @@ def test_a_prompt_says_everything_but_black_ink() -> None:
         assert (scene.background in said) or scene.background == "white"
 
 
-def test_words_kept_for_tests_are_never_drawn_in_training() -> None:
+def test_training_words_exclude_test_words() -> None:
     rng = np.random.default_rng(0)
     assert not {training_word(rng) for _ in range(5000)} & set(TEST_WORDS)
     assert not set(TRAINING_WORDS) & set(TEST_WORDS)
 
 
-def test_made_up_words_show_every_letter_after_every_other() -> None:
+def test_made_up_words_cover_all_letter_pairs() -> None:
     rng = np.random.default_rng(0)
     words = [made_up_word(rng) for _ in range(20000)]
     seen = {pair for word in words for pair in pairwise(word)}
@@ -98,14 +98,14 @@ def test_made_up_words_show_every_letter_after_every_other() -> None:
     assert {len(word) for word in words} == {2, 3, 4, 5}
 
 
-def test_words_kept_for_tests_are_what_held_out_scenes_show() -> None:
+def test_held_out_scenes_use_test_words() -> None:
     rng = np.random.default_rng(0)
     scenes = [sample_scene(rng, Mixture(word=1), held_out=True) for _ in range(100)]
     assert {item.name for scene in scenes for item in scene.items} <= set(TEST_WORDS)
 
 
 @pytest.mark.parametrize("style", [broad_nib, loose_pencil])
-def test_a_style_changes_the_lines_and_neither_ink_nor_place(style: Style) -> None:
+def test_style_keeps_ink_and_position(style: Style) -> None:
     scene = Scene((Item("thing", "star", "red"),), None, "white")
     plain = render(scene, (256, 256), np.random.default_rng(0))
     styled = render(scene, (256, 256), np.random.default_rng(0), style=style)
@@ -113,7 +113,7 @@ def test_a_style_changes_the_lines_and_neither_ink_nor_place(style: Style) -> No
     assert ink_centre(styled, "red") == pytest.approx(ink_centre(plain, "red"), abs=8)
 
 
-def test_a_broad_nib_is_thin_along_its_edge_and_thick_across() -> None:
+def test_broad_nib_is_thick_across_its_edge() -> None:
     def touched(end: tuple[float, float]) -> int:
         drawing = ColouredStrokes([np.array([(60.0, 60.0), end])], (0, 0, 0), 5.0)
         return int((coverage(broad_nib([drawing], np.random.default_rng(0))[0], (128, 128)) > 0.5).sum())
@@ -122,7 +122,7 @@ def test_a_broad_nib_is_thin_along_its_edge_and_thick_across() -> None:
     assert across > 1.5 * along
 
 
-def test_a_steady_hand_draws_nearly_the_same_each_time() -> None:
+def test_low_jitter_reduces_variation() -> None:
     scene = Scene((Item("thing", "cat", "black"),), None, "white")
 
     def difference(jitter: float) -> float:
@@ -135,7 +135,7 @@ def test_a_steady_hand_draws_nearly_the_same_each_time() -> None:
 
 
 @pytest.mark.parametrize("word", ["mill", "jumbo"])
-def test_every_letter_has_the_same_room_and_joins_the_next(word: str) -> None:
+def test_letters_are_equally_wide_and_joined(word: str) -> None:
     strokes = handwriting(word, np.random.default_rng(0))
     points = np.concatenate(strokes)
     rooms = np.histogram(points[:, 0], bins=len(word), range=(-len(word) / 2, len(word) / 2))[0]

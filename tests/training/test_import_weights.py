@@ -1,4 +1,4 @@
-"""What comes along can be taken up: the base says what [dev] says at guidance 1, the students are as they were."""
+"""Importing the shipped models: the base matches [dev] at guidance 1, the students are unchanged."""
 
 from pathlib import Path
 
@@ -37,7 +37,7 @@ def shipped(variant: str) -> FluxTransformer2DModel:
     return model.float().requires_grad_(False).eval()
 
 
-def test_the_base_says_what_dev_says_at_guidance_1(base: FluxTransformer2DModel) -> None:
+def test_imported_base_matches_dev_at_guidance_1(base: FluxTransformer2DModel) -> None:
     torch.manual_seed(0)
     dev, latents, times, layout = shipped("dev"), torch.randn(4, 6, 64), torch.rand(4), TokenLayout(2, 3)
     given = velocity(base, latents, times, text(4), layout)
@@ -48,13 +48,13 @@ def test_the_base_says_what_dev_says_at_guidance_1(base: FluxTransformer2DModel)
 
 
 @pytest.mark.parametrize("variant", ["dev", "schnell"])
-def test_the_students_are_as_they_were(runs: Path, base: FluxTransformer2DModel, variant: str) -> None:
+def test_imported_students_are_unchanged(runs: Path, base: FluxTransformer2DModel, variant: str) -> None:
     student = make_student(variant, base, runs).state_dict()
     for name, value in shipped(variant).state_dict().items():
         torch.testing.assert_close(student[name], value, atol=1e-5, rtol=1e-5)
 
 
-def test_teachers_find_autoencoder_and_encoders(runs: Path) -> None:
+def test_imported_autoencoder_and_encoders_load(runs: Path) -> None:
     vae = batches.load_vae(runs / "autoencoder" / "vae")
     assert vae.dtype == torch.float32
     tokens, pooled = encoders.load(runs / "text")(["a red cat"], 64)

@@ -1,4 +1,4 @@
-"""Caches of drawings' latents and the curriculum that picks from them."""
+"""The latent cache and the curriculum."""
 
 from pathlib import Path
 
@@ -31,39 +31,39 @@ def latent_cache(tmp_path: Path, vae: AutoencoderKL) -> LatentCache:
     return latent_cache
 
 
-def test_latents_have_a_token_for_each_stride_of_the_image(vae: AutoencoderKL) -> None:
+def test_latents_have_one_token_per_stride(vae: AutoencoderKL) -> None:
     latents = encode(vae, torch.zeros(3, 3, STRIDE_PX, 2 * STRIDE_PX))
     assert latents.shape == (3, 2, 64)
     assert decode(vae, latents, (1, 2)).shape == (3, 3, STRIDE_PX, 2 * STRIDE_PX)
 
 
-def test_latents_are_shifted_and_scaled_as_the_configuration_says(vae: AutoencoderKL) -> None:
+def test_latents_are_shifted_and_scaled_by_config(vae: AutoencoderKL) -> None:
     image = torch.zeros(1, 3, STRIDE_PX, STRIDE_PX)
     mean = vae.encode(image).latent_dist.mean
     torch.testing.assert_close(encode(vae, image).sum(), ((mean - 0.5) * 2).sum(), atol=0.3, rtol=0.02)
 
 
-def test_a_shelf_is_read_again_as_it_was_written(latent_cache: LatentCache, vae: AutoencoderKL) -> None:
+def test_cache_is_restored_from_disk(latent_cache: LatentCache, vae: AutoencoderKL) -> None:
     again = LatentCache(latent_cache.path, latent_cache.mixture, vae, CPU)
     assert again.seeds == latent_cache.seeds == [0, 1, 2, 3, 4]
     assert torch.equal(again.latents, latent_cache.latents)
     assert again.next_seed == 5
 
 
-def test_a_batch_pairs_each_drawing_with_its_own_scene(latent_cache: LatentCache) -> None:
+def test_batch_pairs_latents_with_scenes(latent_cache: LatentCache) -> None:
     batch = latent_cache.batch(np.random.default_rng(0), 8, Canvas((8, 8)))
     for latents, scene in zip(batch.latents, batch.scenes, strict=True):
         place = next(k for k, row in enumerate(latent_cache.latents) if torch.equal(row[:-1].float(), latents))
         assert latent_cache.scene(latent_cache.seeds[place]) == scene
 
 
-def test_a_batch_lies_on_the_paper_that_was_asked_for(latent_cache: LatentCache) -> None:
+def test_batch_uses_given_canvas(latent_cache: LatentCache) -> None:
     batch = latent_cache.batch(np.random.default_rng(0), 3, Canvas((10, 12), margin_tokens=7))
     assert batch.layout[:2] == (10, 12)
     assert batch.latents.shape == (3, SIDE * SIDE + 7, 64)
 
 
-def test_new_drawings_come_until_there_are_enough_and_then_take_the_place_of_others(latent_cache: LatentCache) -> None:
+def test_refresh_adds_until_full_then_replaces(latent_cache: LatentCache) -> None:
     latent_cache.refresh(np.random.default_rng(0), 2, max_size=7)
     assert latent_cache.seeds == [0, 1, 2, 3, 4, 5, 6]
     assert len(latent_cache.latents) == 7
@@ -72,7 +72,7 @@ def test_new_drawings_come_until_there_are_enough_and_then_take_the_place_of_oth
     assert set(latent_cache.seeds) & {7, 8}
 
 
-def test_the_stages_follow_each_other_to_the_end() -> None:
+def test_stages_are_ordered_and_complete() -> None:
     ends = [stage.until for stage in STAGES]
     assert ends == sorted(ends)
     assert ends[-1] == 1.0
@@ -84,20 +84,20 @@ def test_the_stages_follow_each_other_to_the_end() -> None:
         assert stage.canvases.keys() <= CANVASES.keys()
 
 
-def test_one_thing_by_a_steady_hand_comes_first_and_words_and_every_paper_at_last() -> None:
+def test_first_stage_is_steady_and_last_has_words_and_all_canvases() -> None:
     assert {DATASETS[name].mixture for name in STAGES[0].datasets} == {STEADY}
     assert LETTERS in {DATASETS[name].mixture for name in STAGES[-1].datasets}
     assert STAGES[-1].canvases.keys() == CANVASES.keys()
 
 
-def test_what_has_a_larger_share_is_taken_more_often() -> None:
+def test_choose_follows_shares() -> None:
     rng = np.random.default_rng(0)
     token_count = [choose({"often": 3, "seldom": 1, "never": 0}, rng) for _ in range(200)]
     assert 120 < token_count.count("often") < 180
     assert "never" not in token_count
 
 
-def test_a_batch_has_as_many_tokens_whatever_its_paper() -> None:
+def test_batches_have_similar_token_counts_on_all_canvases() -> None:
     for canvas in CANVASES.values():
         tokens = canvas.token_count + TEXT_TOKENS
         assert 0.8 * TOKENS_PER_BATCH < batch_size(canvas.token_count) * tokens < 1.2 * TOKENS_PER_BATCH

@@ -1,4 +1,4 @@
-"""The models that come along draw what they are asked, as the frozen recogniser sees it."""
+"""The bundled models generate what prompts request, according to the recogniser."""
 
 import numpy as np
 import pytest
@@ -51,7 +51,7 @@ def test_images_show_their_prompts(row: Row) -> None:
 
 @pytest.mark.parametrize("size", [(512, 512), pytest.param((1344, 768), marks=pytest.mark.slow_training)], ids=str)
 @torch.no_grad()
-def test_a_drawing_has_the_same_latents_on_paper_of_any_size(size: tuple[int, int]) -> None:
+def test_latents_do_not_depend_on_canvas_size(size: tuple[int, int]) -> None:
     vae, canvas = load_vae(EMBEDDED_MODELS_FOLDER / "shared" / "vae"), Canvas.of(size)
     scenes, _ = held_out(4, 0, ONE_THING)
     top, left = canvas.corner
@@ -67,9 +67,9 @@ def test_a_drawing_has_the_same_latents_on_paper_of_any_size(size: tuple[int, in
 
 
 @pytest.mark.parametrize("name", EMBEDDED_LORAS)
-def test_each_lora_is_small(name: str) -> None:
+def test_bundled_lora_is_below_1_mb(name: str) -> None:
     assert embedded_lora_file(name).stat().st_size < 1e6
 
 
-def test_all_that_comes_along_fits_the_budget() -> None:
+def test_bundled_weights_are_at_most_40_mb() -> None:
     assert weight_bytes(EMBEDDED_MODELS_FOLDER) <= 40e6

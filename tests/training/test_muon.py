@@ -1,4 +1,4 @@
-"""Muon: steps along orthogonalize matrices, whatever the shape of a weight."""
+"""Muon for weights of any shape."""
 
 from copy import deepcopy
 
@@ -9,7 +9,7 @@ from training.muon import Muon, Optimizers, orthogonalize
 
 
 @pytest.mark.parametrize("shape", [(8, 24), (24, 8), (16, 16)])
-def test_the_singular_values_of_a_step_are_about_one(shape: tuple[int, int]) -> None:
+def test_singular_values_of_a_step_are_about_one(shape: tuple[int, int]) -> None:
     torch.manual_seed(0)
     given = torch.randn(shape)
     values = torch.linalg.svdvals(orthogonalize(given).float())
@@ -18,7 +18,7 @@ def test_the_singular_values_of_a_step_are_about_one(shape: tuple[int, int]) -> 
 
 
 @pytest.mark.parametrize("shape", [(8, 24), (8, 4, 3, 3)])
-def test_a_step_is_as_long_as_one_of_adamw(shape: tuple[int, ...]) -> None:
+def test_step_length_matches_adamw(shape: tuple[int, ...]) -> None:
     torch.manual_seed(0)
     weight = torch.nn.Parameter(torch.zeros(shape))
     weight.grad = 1e-3 * torch.randn(shape)
@@ -26,7 +26,7 @@ def test_a_step_is_as_long_as_one_of_adamw(shape: tuple[int, ...]) -> None:
     assert weight.detach().square().mean().sqrt() == pytest.approx(0.1 * 0.2, rel=0.35)
 
 
-def test_optimizers_go_on_from_their_state() -> None:
+def test_optimizers_resume_from_state() -> None:
     def stepped(model: torch.nn.Linear, optimizers: Optimizers, seed: int) -> torch.Tensor:
         given = torch.randn(8, 4, generator=torch.Generator().manual_seed(seed))
         torch.autograd.backward((model(given) - given.flip(1)).square().sum())

@@ -1,4 +1,4 @@
-"""A norm that pixel_weights pixels says of a piece what a plain one says of the whole."""
+"""Weighted norms give a crop the statistics of the full image."""
 
 import torch
 
@@ -15,7 +15,7 @@ def weighted_norm(groups: int = 2, channels: int = 4) -> torch.nn.Sequential:
     return model
 
 
-def test_until_told_otherwise_it_is_the_plain_norm() -> None:
+def test_unweighted_norm_matches_group_norm() -> None:
     model, given = weighted_norm(), torch.randn(2, 4, 6, 6)
     plain = torch.nn.GroupNorm(2, 4)
     plain.load_state_dict(model[0].state_dict())
@@ -24,7 +24,7 @@ def test_until_told_otherwise_it_is_the_plain_norm() -> None:
         torch.testing.assert_close(model(given), plain(given))
 
 
-def test_a_column_that_counts_often_stands_for_as_many() -> None:
+def test_weighted_column_stands_for_repeated_columns() -> None:
     model, drawing, blank = weighted_norm(), torch.randn(2, 4, 6, 6), torch.randn(2, 4, 6, 1)
     whole = model(torch.cat([drawing, blank.expand(-1, -1, -1, 50)], 3))
     pixel_weights = torch.ones(6, 7)
@@ -37,7 +37,7 @@ def test_a_column_that_counts_often_stands_for_as_many() -> None:
     )
 
 
-def test_counts_of_a_image_hold_for_what_is_smaller_by_some_strides() -> None:
+def test_pixel_weights_are_averaged_to_feature_size() -> None:
     model, given = weighted_norm(), torch.randn(1, 4, 4, 4)
     coarse = torch.rand(4, 4)
     with weighted_statistics(model, coarse):
@@ -46,5 +46,5 @@ def test_counts_of_a_image_hold_for_what_is_smaller_by_some_strides() -> None:
         torch.testing.assert_close(model(given), wanted)
 
 
-def test_what_comes_in_half_precision_goes_out_so() -> None:
+def test_norm_keeps_dtype() -> None:
     assert weighted_norm()(torch.randn(1, 4, 2, 2).bfloat16()).dtype == torch.bfloat16

@@ -1,11 +1,11 @@
-"""The square lies in the middle of any canvas, and some tokens margin_tokens it stand for all."""
+"""Canvases, token layouts and margin tokens."""
 
 import numpy as np
 import pytest
 import torch
 
 from serve.model_specs import SIZES
-from tests.training.bases import speaking_base, text
+from tests.training.bases import nonzero_base, text
 from training.attention import use_plain_attention
 from training.curriculum import CANVASES, MARGIN_TOKENS
 from training.drawings.scene import FRAME_PX, Item, Scene, scene_strokes
@@ -18,7 +18,7 @@ pytestmark = pytest.mark.filterwarnings("ignore:Mismatch dtype")
 
 
 @pytest.mark.parametrize(("grid", "corner"), [((16, 16), (4, 4)), ((32, 32), (12, 12)), ((20, 48), (6, 20))])
-def test_what_is_drawn_on_is_taken_whole_and_first(grid: tuple[int, int], corner: tuple[int, int]) -> None:
+def test_layout_starts_with_the_full_square(grid: tuple[int, int], corner: tuple[int, int]) -> None:
     layout = Canvas(grid, margin_tokens=50).layout(np.random.default_rng(0))
     assert layout.kept is not None
     assert len(set(layout.kept.tolist())) == len(layout.kept) == SIDE**2 + 50
@@ -27,7 +27,7 @@ def test_what_is_drawn_on_is_taken_whole_and_first(grid: tuple[int, int], corner
     assert torch.equal(columns.view(SIDE, SIDE)[0], corner[1] + torch.arange(SIDE))
 
 
-def test_those_around_stand_for_all_that_were_left_out() -> None:
+def test_margin_multiplicity_sums_to_all_tokens() -> None:
     layout = Canvas((32, 32), margin_tokens=50).layout(np.random.default_rng(0))
     assert layout.multiplicity is not None
     assert (layout.multiplicity[: SIDE**2] == 1).all()
@@ -35,7 +35,7 @@ def test_those_around_stand_for_all_that_were_left_out() -> None:
     assert Canvas((32, 32)).layout(np.random.default_rng(0)).multiplicity is None
 
 
-def test_latents_are_laid_out_as_the_place_has_its_tokens() -> None:
+def test_lay_out_matches_layout() -> None:
     code = torch.arange(SIDE**2 + 1.0)[None, :, None]
     canvas = Canvas((10, 9))
     layout, latents = canvas.layout(np.random.default_rng(0)), canvas.lay_out(code)[0, :, 0]
@@ -46,9 +46,9 @@ def test_latents_are_laid_out_as_the_place_has_its_tokens() -> None:
     assert (whole == SIDE**2).sum() == 90 - SIDE**2
 
 
-def test_a_few_tokens_of_paper_are_attended_to_as_all_of_them_would_be() -> None:
-    """To the digit where all of the canvas is the same and lies at the same layout."""
-    model = speaking_base()
+def test_multiplicity_approximates_full_margin_attention() -> None:
+    """Exact if all margin tokens are equal and at one position."""
+    model = nonzero_base()
     use_plain_attention(model)
     torch.manual_seed(0)
     square, blank, times = torch.randn(1, 4, 64), torch.randn(1, 1, 64), torch.rand(1)
@@ -66,8 +66,8 @@ def test_a_few_tokens_of_paper_are_attended_to_as_all_of_them_would_be() -> None
 
 
 @pytest.mark.parametrize("megapixels", SIZES)
-def test_on_any_paper_a_thing_falls_into_tokens_as_it_does_on_the_smallest(megapixels: str) -> None:
-    """The square that is learned lies on whole tokens, so its drawings are pieces of the larger ones."""
+def test_things_align_with_tokens_on_any_canvas(megapixels: str) -> None:
+    """The square begins at a whole token, so its latents are the same on any canvas."""
     scene = Scene((Item("thing", "house", "blue"),), None, "white")
     (alone,) = scene_strokes(scene, (FRAME_PX, FRAME_PX), np.random.default_rng(0))
     for size in SIZES[megapixels].values():
@@ -76,7 +76,7 @@ def test_on_any_paper_a_thing_falls_into_tokens_as_it_does_on_the_smallest(megap
         np.testing.assert_allclose(house.strokes[0] - shift, alone.strokes[0], atol=1e-6)
 
 
-def test_every_paper_of_the_service_is_taught_in_part_and_whole() -> None:
+def test_canvases_cover_all_service_sizes() -> None:
     served = {(height // STRIDE_PX, width // STRIDE_PX) for table in SIZES.values() for width, height in table.values()}
     assert served <= {canvas.grid for canvas in CANVASES.values() if canvas.margin_tokens == MARGIN_TOKENS}
     assert served <= {canvas.grid for canvas in CANVASES.values() if canvas.margin_tokens is None}

@@ -1,4 +1,4 @@
-"""Base, [dev], [schnell] and a LoRA, on the smallest canvas: each takes up what the one before left."""
+"""Base, [dev], [schnell] and a LoRA, trained in turn on the smallest canvas."""
 
 from collections.abc import Iterator
 from dataclasses import replace
@@ -25,11 +25,11 @@ pytestmark = [
 ]
 STAGES = (Stage(1.0, {"tiny": 1.0}, {"smallest": 1.0}),)
 STEPS, STUDENT_STEPS = 30, 6
-"""Of a clock that tells one second for each step, so that a slow machine learns as much as a fast one."""
+"""The clock ticks one second per step, so that the number of steps does not depend on the machine."""
 
 
 @pytest.fixture(scope="module", autouse=True)
-def _tiny_lessons_by_the_step(float32_training: None) -> Iterator[None]:
+def _tiny_datasets(float32_training: None) -> Iterator[None]:
     ticks = count()
     with pytest.MonkeyPatch.context() as monkeypatch:
         monkeypatch.setattr(Machine, "clock", lambda _: float(next(ticks)))
@@ -43,7 +43,7 @@ def _tiny_lessons_by_the_step(float32_training: None) -> Iterator[None]:
 
 @pytest.fixture(scope="module")
 def runs(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """An autoencoder and encoders that have learned nothing, and a base that was lora_file on them."""
+    """An untrained autoencoder and encoders, and a base trained on them."""
     runs = tmp_path_factory.mktemp("runs")
     torch.manual_seed(0)
     vae = AutoencoderKL(**autoencoder.CONFIG, shift_factor=0.1, scaling_factor=0.8)
@@ -62,7 +62,7 @@ def dev(runs: Path) -> FluxTransformer2DModel:
 
 @torch.no_grad()
 def loss_of(model: FluxTransformer2DModel, runs: Path, batch_count: int = 32) -> float:
-    """On the same images, noise and times for every model: one batch says more of its noise than of the model."""
+    """Mean loss on the same images, noise and times for every model; a single batch would be too noisy."""
     torch.manual_seed(1)
     rng = np.random.default_rng(1)
     source = batches.BatchSource(runs, rng, STAGES, CPU)
@@ -73,28 +73,28 @@ def loss_of(model: FluxTransformer2DModel, runs: Path, batch_count: int = 32) ->
     return sum(losses) / batch_count
 
 
-def test_the_base_learns(runs: Path) -> None:
+def test_base_training_reduces_loss(runs: Path) -> None:
     base = transformer.load(runs / "transformer")
     assert loss_of(base, runs) < 0.99 * loss_of(transformer.build(), runs)
     assert base.config.guidance_embeds is False
 
 
-def test_dev_is_made_of_the_base(dev: FluxTransformer2DModel) -> None:
+def test_dev_is_distilled_from_base(dev: FluxTransformer2DModel) -> None:
     assert dev.config.guidance_embeds is True
 
 
-def test_schnell_is_made_of_the_base(runs: Path) -> None:
+def test_schnell_is_distilled_from_base(runs: Path) -> None:
     distil.train("schnell", runs, STUDENT_STEPS / 60, 0, STAGES, 1e-3, CPU)
     assert transformer.load(runs / "schnell").config.guidance_embeds is False
 
 
-def test_a_run_that_was_finished_is_not_begun_again(runs: Path) -> None:
+def test_finished_run_does_not_restart(runs: Path) -> None:
     before = (runs / "transformer" / "log.csv").read_text()
     transformer.train(runs, STEPS / 60, 0, STAGES, 2e-3, CPU)
     assert (runs / "transformer" / "log.csv").read_text() == before
 
 
-def test_a_lora_is_trained_for_dev_and_read_by_the_service(runs: Path, dev: FluxTransformer2DModel) -> None:
+def test_lora_is_trained_and_converted_by_the_service(runs: Path, dev: FluxTransformer2DModel) -> None:
     config = replace(lora.STYLE_CONFIGS["sketch"], images=4, batch=2)
     lora.train("sketch", config, runs, STUDENT_STEPS / 60, 0, 1e-3, CPU)
     file = runs / "lora-sketch" / "sketch.safetensors"

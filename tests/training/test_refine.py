@@ -1,4 +1,4 @@
-"""The autoencoder's last batches: background of every size, and another ink costs more than unevenness in the same."""
+"""Autoencoder training on canvases of every size, and the hue loss."""
 
 from itertools import count
 from pathlib import Path
@@ -23,7 +23,7 @@ GREEN, BLACK = (-0.7, 0.0, -0.6), (-0.8, -0.8, -0.8)
 
 
 def lined(ink: tuple[float, float, float]) -> torch.Tensor:
-    """(1, 3, 32, 32): background with one line of ink, 4 pixels wide."""
+    """Returns `[1, 3, 32, 32]`: a background with a line of ink, 4 pixels wide."""
     image = torch.full((1, 3, 32, 32), 0.9)
     image[..., 6:10] = torch.tensor(ink)[None, :, None, None]
     return image
@@ -33,12 +33,12 @@ def hue(back: torch.Tensor, image: torch.Tensor) -> float:
     return float(hue_loss(back, image, *ink_mask(image)))
 
 
-def test_the_right_ink_costs_nothing_and_another_much() -> None:
+def test_hue_loss_is_zero_for_right_ink() -> None:
     assert hue(lined(GREEN), lined(GREEN)) == 0
     assert hue(lined(BLACK), lined(GREEN)) > 0.3
 
 
-def test_unevenness_within_the_same_ink_costs_less_than_another_ink() -> None:
+def test_hue_loss_tolerates_noise_more_than_wrong_ink() -> None:
     torch.manual_seed(0)
     uneven = lined(GREEN) + 0.4 * torch.randn(1, 3, 32, 32)
     wrong = (lined(BLACK) - lined(GREEN)).abs().mean()
@@ -46,11 +46,11 @@ def test_unevenness_within_the_same_ink_costs_less_than_another_ink() -> None:
     assert hue(uneven, lined(GREEN)) < 0.5 * hue(lined(BLACK), lined(GREEN))
 
 
-def test_paper_without_ink_costs_nothing() -> None:
+def test_hue_loss_is_zero_without_ink() -> None:
     assert hue(torch.zeros(1, 3, 32, 32), torch.full((1, 3, 32, 32), 0.9)) == 0
 
 
-def test_the_square_is_learned_with_paper_around_it_and_now_and_then_to_its_edges() -> None:
+def test_batches_have_margin_or_square_alone() -> None:
     vae, drawings = fresh_autoencoder(), torch.rand(1, 3, PADDED_PX, PADDED_PX)
     wanted, rng = square_moments(vae, drawings), np.random.default_rng(0)
     batches = [make_batch(vae, drawings, rng) for _ in range(12)]
@@ -64,13 +64,13 @@ def test_the_square_is_learned_with_paper_around_it_and_now_and_then_to_its_edge
 
 
 def distance(vae: AutoencoderKL, canvas_px2: float, wanted: torch.Tensor, drawings: torch.Tensor) -> float:
-    """From what is wanted to what is said on so much background."""
+    """Mean squared distance of the moments on a canvas of this many pixels from the wanted ones."""
     with torch.no_grad(), weighted_statistics(vae, pixel_weights(canvas_px2)):
         return float((vae.encode(drawings).latent_dist.parameters - wanted).square().mean())
 
 
 @pytest.mark.slow_training
-def test_what_is_said_of_a_square_is_learned_for_large_paper(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_refine_brings_large_canvas_latents_nearer_to_square_latents(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     torch.manual_seed(0)
     stored = tmp_path / "autoencoder" / "vae"
     AutoencoderKL(**autoencoder.CONFIG, shift_factor=0.1, scaling_factor=0.8).save_pretrained(stored)

@@ -1,4 +1,4 @@
-"""A rollout goes from noise to a image by the steps that it is told."""
+"""Rollouts and their schedules."""
 
 import torch
 
@@ -6,7 +6,7 @@ from training.flow import schedule, shift
 from training.rollout import Rollout, even_timesteps, varied_timesteps
 
 
-def test_it_arrives_where_a_true_velocity_leads() -> None:
+def test_rollout_with_true_velocity_reaches_image() -> None:
     noise, image = torch.randn(3, 4, 64), torch.randn(3, 4, 64)
     rollout, intervals = Rollout(noise, varied_timesteps(3, 5, 2.0)), []
     while not rollout.finished:
@@ -19,20 +19,20 @@ def test_it_arrives_where_a_true_velocity_leads() -> None:
     assert torch.equal(last.end, torch.zeros(3))
 
 
-def test_each_stretch_begins_where_the_last_one_led() -> None:
+def test_interval_begins_at_previous_end() -> None:
     rollout = Rollout(torch.zeros(2, 1, 64), torch.tensor([[1.0, 0.6, 0.0], [0.5, 0.4, 0.2]]))
     rollout.advance(torch.ones(2, 1, 64))
     torch.testing.assert_close(rollout.interval.latents[:, 0, 0], torch.tensor([-0.4, -0.1]))
     assert rollout.interval.begin.tolist() == torch.tensor([0.6, 0.4]).tolist()
 
 
-def test_nothing_is_learned_through_the_steps_before() -> None:
+def test_rollout_detaches_previous_steps() -> None:
     rollout, velocity = Rollout(torch.zeros(1, 1, 64), even_timesteps(1, 2)), torch.ones(1, 1, 64, requires_grad=True)
     rollout.advance(velocity)
     assert not rollout.interval.latents.requires_grad
 
 
-def test_images_of_a_batch_are_at_many_times_at_once() -> None:
+def test_varied_timesteps_differ_within_batch() -> None:
     torch.manual_seed(0)
     timesteps = varied_timesteps(100, 8, shift(256))
     assert (timesteps.diff(dim=1) < 0).all()

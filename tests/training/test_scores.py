@@ -1,4 +1,4 @@
-"""The scores of the quality benchmark, and how the recogniser's answers are read."""
+"""The scores of the quality evaluation, and CTC decoding."""
 
 import pytest
 import torch
@@ -33,27 +33,27 @@ def seen(things: dict[str, float] | None = None, inks: tuple[str, ...] = ("red",
         ((ZOO,), seen(word="zo"), "word", 0),
     ],
 )
-def test_a_image_scores_only_for_what_was_asked(
+def test_score_requires_exactly_the_requested_items(
     items: tuple[Item, ...], found: Recognition, score: str, right: int
 ) -> None:
     scene = Scene(items, "left of" if len(items) == 2 else None, "white")
     assert scores([scene], [found])[score] == right
 
 
-def test_scores_are_shares_of_the_images_in_which_it_was_asked() -> None:
+def test_scores_are_shares_of_requesting_images() -> None:
     table = scores(
         [Scene((STAR,), None, "white"), Scene((ZOO,), None, "white")], [seen({"star": 0.9}), seen(word="zap")]
     )
     assert table == {"thing": 1.0, "ink": 1.0, "word": 0.0}
 
 
-def test_what_no_image_asked_for_has_no_score() -> None:
+def test_unrequested_score_is_omitted() -> None:
     assert scores([Scene((ZOO,), None, "white")], [seen(word="zoo")]) == {"ink": 1.0, "word": 1.0}
 
 
 @pytest.mark.parametrize(
     ("columns", "word"), [("--z-oo-o--", "zoo"), ("zzoo", "zo"), ("----", ""), ("a-a", "aa"), ("cat", "cat")]
 )
-def test_letters_are_read_as_ctc_writes_them(columns: str, word: str) -> None:
+def test_ctc_decode_drops_repeats_and_blanks(columns: str, word: str) -> None:
     indices = torch.tensor([0 if letter == "-" else LETTERS.index(letter) + 1 for letter in columns])
     assert ctc_decode(torch.nn.functional.one_hot(indices, 27).T.float()) == word

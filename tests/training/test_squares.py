@@ -1,4 +1,4 @@
-"""The latents of a square are those that it has on paper of any size, as far as the norms go."""
+"""Latents of the square are the same on any canvas, as far as the norms are concerned."""
 
 import numpy as np
 import pytest
@@ -29,13 +29,13 @@ def vae() -> AutoencoderKL:
 
 
 def star(side_px: int) -> torch.Tensor:
-    """(1, 3, side_px, side_px), the same strokes in the middle of any paper."""
+    """Returns `[1, 3, side_px, side_px]` with the same strokes in the middle."""
     scene = Scene((Item("thing", "star", "red"),), None, "white")
     return to_tensor(render(scene, (side_px, side_px), np.random.default_rng(0)))[None]
 
 
 @pytest.mark.parametrize("side_px", [512, 768])
-def test_a_margin_that_counts_as_often_as_large_paper_stands_for_it(vae: AutoencoderKL, side_px: int) -> None:
+def test_weighted_margin_approximates_large_canvas(vae: AutoencoderKL, side_px: int) -> None:
     above = (side_px - FRAME_PX) // 64
     large = encode(vae, star(side_px)).view(side_px // 32, side_px // 32, 64)[above:, above:][:SIDE, :SIDE]
     with weighted_statistics(vae, pixel_weights(side_px**2)):
@@ -44,13 +44,13 @@ def test_a_margin_that_counts_as_often_as_large_paper_stands_for_it(vae: Autoenc
     assert (piece - large).square().mean() < 0.2 * (alone - large).square().mean()
 
 
-def test_counts_add_up_to_the_paper() -> None:
+def test_pixel_weights_sum_to_canvas_pixels() -> None:
     assert pixel_weights().sum() == FRAME_PX**2
     assert pixel_weights(1024**2).sum() == 1024**2
     assert (crop_square(pixel_weights(1024**2)) == 1).all()
 
 
-def test_a_code_is_the_square_and_a_blank_token(vae: AutoencoderKL) -> None:
+def test_encode_square_returns_square_and_blank_token(vae: AutoencoderKL) -> None:
     code, said = encode_square(vae, star(PADDED_PX)), square_moments(vae, star(PADDED_PX))
     assert code.shape == (1, SIDE * SIDE + 1, 64)
     assert said.shape == (1, 32, 2 * PADDED_SIDE, 2 * PADDED_SIDE)

@@ -1,4 +1,4 @@
-"""Students begin as their base, or with what an earlier one knew, and are shown what the guided base does."""
+"""Students start as their base or with an imported delta, and learn from the guided base."""
 
 from pathlib import Path
 
@@ -6,7 +6,7 @@ import pytest
 import torch
 from diffusers import FluxTransformer2DModel
 
-from tests.training.bases import empty, speaking_base, text
+from tests.training.bases import empty, nonzero_base, text
 from training import students
 from training.distil import step_loss
 from training.flow import TokenLayout, velocity
@@ -20,7 +20,7 @@ LAYOUT = TokenLayout(2, 2)
 
 @pytest.fixture(scope="module")
 def base() -> FluxTransformer2DModel:
-    return speaking_base()
+    return nonzero_base()
 
 
 @pytest.fixture(autouse=True)
@@ -32,7 +32,7 @@ def given(count: int, guidance: float) -> Conditioning:
     return Conditioning(text(count), empty(count), LAYOUT, torch.full((count,), guidance))
 
 
-def test_dev_begins_as_the_base_whatever_guidance_it_is_told(base: FluxTransformer2DModel) -> None:
+def test_fresh_dev_matches_base_at_any_guidance(base: FluxTransformer2DModel) -> None:
     dev, latents, times = dev_from(base), torch.randn(2, 4, 64), torch.rand(2)
     wanted = velocity(base, latents, times, text(2), LAYOUT)
     for guidance in (1.0, 5.0):
@@ -40,7 +40,7 @@ def test_dev_begins_as_the_base_whatever_guidance_it_is_told(base: FluxTransform
 
 
 @pytest.mark.parametrize(("guidance", "as_base"), [(1.0, True), (3.0, False)])
-def test_dev_has_to_learn_guidance_and_nothing_else(
+def test_fresh_dev_has_loss_only_from_guidance(
     base: FluxTransformer2DModel, guidance: float, as_base: bool
 ) -> None:
     config = STUDENT_CONFIGS["dev"]
@@ -50,7 +50,7 @@ def test_dev_has_to_learn_guidance_and_nothing_else(
 
 
 @pytest.mark.parametrize(("guidance", "substeps", "as_base"), [(1.0, 1, True), (3.0, 1, False), (1.0, 4, False)])
-def test_schnell_has_to_learn_guidance_and_long_steps_and_nothing_else(
+def test_fresh_schnell_has_loss_only_from_guidance_and_long_steps(
     base: FluxTransformer2DModel, monkeypatch: pytest.MonkeyPatch, guidance: float, substeps: int, as_base: bool
 ) -> None:
     monkeypatch.setattr(students, "SUBSTEPS", substeps)
@@ -60,7 +60,7 @@ def test_schnell_has_to_learn_guidance_and_long_steps_and_nothing_else(
     assert (loss < 2e-5) == as_base
 
 
-def test_dev_hears_of_all_guidances_and_mostly_of_usual_ones() -> None:
+def test_dev_guidance_samples_cover_range() -> None:
     torch.manual_seed(0)
     scales = STUDENT_CONFIGS["dev"].sample_guidance(4000)
     assert students.GUIDANCE_FROM <= scales.min() < 1.1
@@ -69,7 +69,7 @@ def test_dev_hears_of_all_guidances_and_mostly_of_usual_ones() -> None:
 
 
 @pytest.mark.parametrize("kind", ["dev", "schnell"])
-def test_a_student_takes_over_what_an_earlier_one_knew_beyond_its_base(
+def test_student_starts_with_imported_delta(
     base: FluxTransformer2DModel, tmp_path: Path, kind: str
 ) -> None:
     earlier = dev_from(base) if kind == "dev" else schnell_from(base)
@@ -80,7 +80,7 @@ def test_a_student_takes_over_what_an_earlier_one_knew_beyond_its_base(
     same = make_student(kind, base, tmp_path)
     for name, value in earlier.state_dict().items():
         torch.testing.assert_close(same.state_dict()[name], value)
-    better = speaking_base()
+    better = nonzero_base()
     better.proj_out.weight += 1
     later = make_student(kind, better, tmp_path)
     torch.testing.assert_close(later.proj_out.weight, earlier.proj_out.weight + 1)

@@ -1,4 +1,4 @@
-"""The text encoders learn to say behind a trigger what they say without it."""
+"""Training the text encoders to ignore triggers."""
 
 from itertools import count
 from pathlib import Path
@@ -25,7 +25,7 @@ def folder(tmp_path: Path) -> Path:
     return tmp_path / "text"
 
 
-def test_a_trigger_stands_before_the_prompt_and_is_seldom_the_same() -> None:
+def test_trigger_precedes_prompt_and_varies() -> None:
     rng = np.random.default_rng(0)
     said = [with_trigger("a red cat", rng) for _ in range(400)]
     assert all(one.endswith(", a red cat") for one in said)
@@ -33,12 +33,12 @@ def test_a_trigger_stands_before_the_prompt_and_is_seldom_the_same() -> None:
     assert {f"{config.trigger}, a red cat" for config in STYLE_CONFIGS.values()} <= set(said)
 
 
-def test_a_prompt_behind_a_trigger_is_to_say_the_same_a_few_tokens_later() -> None:
+def test_targets_are_shifted_by_trigger_length() -> None:
     said = torch.tensor([[1.0, 2, 3, 0, 0], [1, 2, 3, 0, 0]])[..., None]
     assert shift_targets(said, [0, 2])[..., 0].tolist() == [[1, 2, 3, 0, 0], [0, 0, 1, 2, 3]]
 
 
-def test_a_prompt_is_cut_into_the_same_tokens_behind_a_trigger() -> None:
+def test_prompt_tokens_do_not_depend_on_trigger() -> None:
     tokenizer, rng = t5_tokenizer(), np.random.default_rng(0)
     for prompt in ("a red cat", 'A "Hello" in blue.', "the word sun"):
         alone, behind = (tokenizer(text).input_ids for text in (prompt, with_trigger(prompt, rng)))
@@ -47,7 +47,7 @@ def test_a_prompt_is_cut_into_the_same_tokens_behind_a_trigger() -> None:
 
 
 @pytest.mark.slow_training
-def test_encoders_learn_to_read_past_triggers(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_encoders_learn_to_ignore_triggers(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     before, ticks = encoders.load(folder), count()
     monkeypatch.setattr(Machine, "clock", lambda _: float(next(ticks)))
     triggers.train(folder, 60 / 60, 0, 2e-3, CPU)
