@@ -41,17 +41,17 @@ _log = logging.getLogger(__name__)
 def ensure(variant: VariantName, cache_folder: Path, geometry: Geometry | None = None) -> Path:
     """Returns the checkpoint's folder; builds it if it is not in the cache.
 
-    Safe for concurrent processes: each builds a temporary folder, and the first rename wins. Raises OSError if the cache
-    cannot be written.
+    Safe for concurrent processes: each builds a temporary folder, and the first rename wins. Raises OSError if the
+    cache cannot be written.
     """
     geometry = geometry or Geometry()
     folder = cache_folder / "tiny" / f"{variant}-{_recipe_key(variant, geometry)}"
     if folder.is_dir():
         return folder
-    _log.info("building the tiny %s checkpoint in %s", variant, folder)
+    _log.info("building the %s test checkpoint in %s", variant, folder)
     folder.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(prefix=f".{folder.name}-", dir=folder.parent) as beside:
-        built = Path(beside) / "checkpoint"
+    with tempfile.TemporaryDirectory(prefix=f".{folder.name}-", dir=folder.parent) as temporary:
+        built = Path(temporary) / "checkpoint"
         build(variant, geometry, built)
         _move(built, folder)
     return folder
@@ -112,7 +112,7 @@ def _move(built: Path, folder: Path) -> None:
     except OSError:
         if not folder.is_dir():
             raise
-        shutil.rmtree(built)  # Another process was first, with the same bytes.
+        shutil.rmtree(built)  # Another process was first and wrote the same bytes.
 
 
 @contextmanager

@@ -50,10 +50,10 @@ def make_t5_tokenizer(words: Iterable[str], max_sequence_length: int) -> T5Token
     """Each of `words` is one token, case-sensitive; other words are spelt."""
     special = [("<pad>", 0.0), ("</s>", 0.0), ("<unk>", 0.0), ("▁", -2.0)]
     letters = [(character, -8.0) for character in string.printable.strip()]
-    whole = [(f"▁{word}", -5.0) for word in words]
+    known = [(f"▁{word}", -5.0) for word in words]
     sentinels = [(f"<extra_id_{index}>", 0.0) for index in reversed(range(_SENTINELS))]
     return T5Tokenizer(
-        vocab=[*special, *letters, *whole, *sentinels], extra_ids=_SENTINELS, model_max_length=max_sequence_length
+        vocab=[*special, *letters, *known, *sentinels], extra_ids=_SENTINELS, model_max_length=max_sequence_length
     )
 
 

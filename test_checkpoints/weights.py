@@ -81,8 +81,8 @@ def _mix(conv: nn.Conv2d, matrix: torch.Tensor) -> None:
 def draw_together(transformer: FluxTransformer2DModel) -> None:
     """Makes each token's velocity about `damping * (itself - its amplified neighbourhood)`.
 
-    A token occupies some channels of the residual stream, spread over the heads, and the constant those beside them. Blocks
-    write only what a token's four latents have in common, so that no pattern within tokens can grow.
+    A token occupies some channels of the residual stream, spread over the heads, and the constant those beside them.
+    Blocks write only what a token's four latents have in common, so that no pattern within tokens can grow.
     """
     width, channels = transformer.inner_dim, transformer.config.in_channels
     own = torch.arange(channels) * (width // channels)

@@ -45,8 +45,8 @@ class PlainAttention:
         out = torch.matmul(weights, value.transpose(1, 2)).transpose(1, 2).flatten(2)
         if encoder_hidden_states is None:
             return out
-        words = encoder_hidden_states.shape[1]
-        return attn.to_out[0](out[:, words:]), attn.to_add_out(out[:, :words])
+        text_tokens = encoder_hidden_states.shape[1]
+        return attn.to_out[0](out[:, text_tokens:]), attn.to_add_out(out[:, :text_tokens])
 
 
 def _rms_norm(heads: torch.Tensor, norm: torch.nn.RMSNorm) -> torch.Tensor:

@@ -91,7 +91,7 @@ def velocity(
     """Returns the model's velocity, `[batch, tokens, 64]` in float32. `guidance` is `[batch]` if the model has it."""
     attention_bias = layout.attention_bias(text[0].shape[1])
     with autocast(latents.device.type):
-        given: torch.Tensor = model(
+        prediction: torch.Tensor = model(
             hidden_states=latents,
             encoder_hidden_states=text[0],
             pooled_projections=text[1],
@@ -104,7 +104,7 @@ def velocity(
             ),
             return_dict=False,
         )[0]
-    return given.float()
+    return prediction.float()
 
 
 def flow_loss(

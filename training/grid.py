@@ -40,11 +40,11 @@ def main() -> None:
     use_plain_attention(model)
     vae, text_encoders = load_vae(arguments.runs / "autoencoder" / "vae"), encoders.load(arguments.runs / "text")
     prompts, grid = list(PROMPTS[: arguments.count]), (arguments.rows, arguments.columns)
-    words, empty = text_encoders(prompts, TEXT_TOKENS), text_encoders([""] * len(prompts), TEXT_TOKENS)
+    text, empty = text_encoders(prompts, TEXT_TOKENS), text_encoders([""] * len(prompts), TEXT_TOKENS)
     guidance = 1.0 if arguments.run == "schnell" else arguments.guidance
     factor = 1.0 if arguments.run == "schnell" else None
     latents = sample(
-        model, words, empty, grid, steps=arguments.steps, guidance=guidance, seed=arguments.seed, shift_factor=factor
+        model, text, empty, grid, steps=arguments.steps, guidance=guidance, seed=arguments.seed, shift_factor=factor
     )
     images = [to_image(decode(vae, one[None], grid)[0]) for one in latents]
     sheet(list(zip(images, prompts, strict=True)), columns=8).save(arguments.out)

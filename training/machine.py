@@ -71,10 +71,10 @@ class _Numbered(Dataset[Example], Generic[Example]):
     def __len__(self) -> int:
         return len(self.numbers)
 
-    def __getitem__(self, place: int) -> Example:
-        if place >= len(self.numbers):
-            raise IndexError(place)
-        return self.draw(self.numbers[place])
+    def __getitem__(self, index: int) -> Example:
+        if index >= len(self.numbers):
+            raise IndexError(index)
+        return self.draw(self.numbers[index])
 
 
 def add_arguments(parser: argparse.ArgumentParser, *, compiles: bool = False) -> None:

@@ -12,12 +12,12 @@ import torch
 class Float32GroupNorm(torch.nn.GroupNorm):
     """Computes in float32: the backward pass in bfloat16 over many pixels takes three times as long on a CPU."""
 
-    def forward(self, given: torch.Tensor) -> torch.Tensor:
-        with torch.autocast(given.device.type, enabled=False):
-            return self.normed(given.float()).to(given.dtype)
+    def forward(self, features: torch.Tensor) -> torch.Tensor:
+        with torch.autocast(features.device.type, enabled=False):
+            return self.normed(features.float()).to(features.dtype)
 
-    def normed(self, given: torch.Tensor) -> torch.Tensor:
-        return super().forward(given)
+    def normed(self, features: torch.Tensor) -> torch.Tensor:
+        return super().forward(features)
 
 
 class WeightedGroupNorm(Float32GroupNorm):
@@ -25,16 +25,16 @@ class WeightedGroupNorm(Float32GroupNorm):
 
     pixel_weights: torch.Tensor | None = None
 
-    def normed(self, given: torch.Tensor) -> torch.Tensor:
-        return super().normed(given) if self.pixel_weights is None else self._weighted(given, self.pixel_weights)
+    def normed(self, features: torch.Tensor) -> torch.Tensor:
+        return super().normed(features) if self.pixel_weights is None else self._weighted(features, self.pixel_weights)
 
-    def _weighted(self, given: torch.Tensor, pixel_weights: torch.Tensor) -> torch.Tensor:
-        share = torch.nn.functional.adaptive_avg_pool2d(pixel_weights[None], (given.shape[2], given.shape[3]))
+    def _weighted(self, features: torch.Tensor, pixel_weights: torch.Tensor) -> torch.Tensor:
+        share = torch.nn.functional.adaptive_avg_pool2d(pixel_weights[None], (features.shape[2], features.shape[3]))
         share = share / share.sum()
-        mean, square = (self._of_groups((values * share).sum(dim=(2, 3))) for values in (given, given.square()))
+        mean, square = (self._of_groups((values * share).sum(dim=(2, 3))) for values in (features, features.square()))
         gain = (square - mean.square() + self.eps).rsqrt() * self.weight
-        turned: torch.Tensor = given * gain[..., None, None] + (self.bias - mean * gain)[..., None, None]
-        return turned
+        normalised: torch.Tensor = features * gain[..., None, None] + (self.bias - mean * gain)[..., None, None]
+        return normalised
 
     def _of_groups(self, of_channels: torch.Tensor) -> torch.Tensor:
         """Replaces each channel's value in `[batch, channels]` by the mean of its group."""

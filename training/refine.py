@@ -49,8 +49,8 @@ def hue_loss(
     strength = ink_strength(images, ink, background)
     near = torch.nn.functional.avg_pool2d(torch.cat([strength * (reconstruction - images), strength], 1), FACTOR)
     error, some = near[:, :3], near[:, 3]
-    there = some > SOME_INK
-    mean: torch.Tensor = (error.abs().mean(1) / some.clamp(min=1e-6) * there).sum() / there.sum().clamp(min=1)
+    has_ink = some > SOME_INK
+    mean: torch.Tensor = (error.abs().mean(1) / some.clamp(min=1e-6) * has_ink).sum() / has_ink.sum().clamp(min=1)
     return mean
 
 
@@ -87,8 +87,8 @@ def make_batch(
 
 def train(runs: Path, minutes: float, seed: int, peak: float, machine: Machine) -> None:
     torch.manual_seed(seed)
-    stored = runs / "autoencoder" / "vae"
-    model: AutoencoderKL = AutoencoderKL.from_pretrained(stored)
+    vae_folder = runs / "autoencoder" / "vae"
+    model: AutoencoderKL = AutoencoderKL.from_pretrained(vae_folder)
     model.to(machine.device, memory_format=torch.channels_last)
     use_weighted_norms(model)
     teacher = deepcopy(model).requires_grad_(False).eval()
@@ -107,7 +107,7 @@ def train(runs: Path, minutes: float, seed: int, peak: float, machine: Machine) 
         average.update()
         run.log(**values)
     model.load_state_dict(average.shadow)
-    model.cpu().save_pretrained(stored)
+    model.cpu().save_pretrained(vae_folder)
 
 
 def main() -> None:

@@ -89,12 +89,12 @@ def batch(rng: Rng, count: int, *, held_out: bool = False) -> tuple[list[str], t
     return [vary_case(prompt(scene, rng), rng) for scene in scenes], torch.tensor([answers(scene) for scene in scenes])
 
 
-def compute_loss(given: list[tuple[torch.Tensor, torch.Tensor]], wanted: torch.Tensor) -> torch.Tensor:
+def compute_loss(logits_by_question: list[tuple[torch.Tensor, torch.Tensor]], targets: torch.Tensor) -> torch.Tensor:
     losses = [
-        nn.functional.cross_entropy(logits.float(), wanted[:, k])
-        for k, pair in enumerate(given)
+        nn.functional.cross_entropy(logits.float(), targets[:, k])
+        for k, pair in enumerate(logits_by_question)
         for logits in pair
-        if (wanted[:, k] != NOTHING).any()
+        if (targets[:, k] != NOTHING).any()
     ]
     return torch.stack(losses).mean()
 
@@ -102,12 +102,14 @@ def compute_loss(given: list[tuple[torch.Tensor, torch.Tensor]], wanted: torch.T
 @torch.no_grad()
 def accuracy(encoders: Encoders, heads: ProbeHeads, seed: int, count: int = 500) -> dict[str, tuple[float, float]]:
     """Returns the share of right answers from T5 and from CLIP, on prompts with held-out words."""
-    prompts, wanted = batch(np.random.default_rng(seed), count, held_out=True)
-    given = heads(*encoders(prompts, TEXT_TOKENS))
+    prompts, targets = batch(np.random.default_rng(seed), count, held_out=True)
+    logits_by_question = heads(*encoders(prompts, TEXT_TOKENS))
     scores = {}
     for k, name in enumerate(QUESTIONS):
-        asked = wanted[:, k] != NOTHING
-        right = [float((logits.argmax(1)[asked] == wanted[asked, k]).float().mean()) for logits in given[k]]
+        present = targets[:, k] != NOTHING
+        right = [
+            float((logits.argmax(1)[present] == targets[present, k]).float().mean()) for logits in logits_by_question[k]
+        ]
         scores[name] = (round(right[0], 4), round(right[1], 4))
     return scores
 
@@ -121,15 +123,15 @@ def train(folder: Path, minutes: float, seed: int, machine: Machine) -> None:
     run = Run(folder, minutes, {"both": both, "optimizer": optimizer, "average": average}, machine.clock)
     rng = np.random.default_rng([seed, run.step])
     for _ in run.steps():
-        prompts, wanted = batch(rng, 48 * machine.batch_factor)
+        prompts, targets = batch(rng, 48 * machine.batch_factor)
         for group in optimizer.param_groups:
             group["lr"] = run.rate(3e-3)
         length = (
             TEXT_TOKENS if rng.random() < PADDED else min(TEXT_TOKENS, encoders.longest(prompts) + int(rng.integers(6)))
         )
         with machine.autocast():
-            given = heads(*encoders(prompts, length))
-        loss = compute_loss(given, wanted.to(machine.device))
+            logits_by_question = heads(*encoders(prompts, length))
+        loss = compute_loss(logits_by_question, targets.to(machine.device))
         optimizer.zero_grad(set_to_none=True)
         torch.autograd.backward(loss)
         torch.nn.utils.clip_grad_norm_(both.parameters(), 1.0)

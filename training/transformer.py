@@ -105,9 +105,9 @@ def train(runs: Path, minutes: float, seed: int, stages: tuple[Stage, ...], peak
     torch.manual_seed(seed + run.step)
     source = BatchSource(runs, rng, stages, machine)
     for _ in run.steps():
-        given = source.batch(run.progress)
-        prompts = ["" if rng.random() < EMPTY_PROMPT_SHARE else prompt for prompt in given.prompts(rng)]
-        loss = flow_loss(model, given.latents, source.encode_prompts(prompts), given.layout)
+        batch = source.batch(run.progress)
+        prompts = ["" if rng.random() < EMPTY_PROMPT_SHARE else prompt for prompt in batch.prompts(rng)]
+        loss = flow_loss(model, batch.latents, source.encode_prompts(prompts), batch.layout)
         torch.autograd.backward(loss)
         torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
         optimizers.step(run.rate(peak))
@@ -134,8 +134,8 @@ def main() -> None:
     parser.add_argument("--last", action="store_true", help="use only the last stage, for an already trained model")
     add_arguments(parser, compiles=True)
     arguments = parser.parse_args()
-    kept = STAGES[-1:] if arguments.last else STAGES[: arguments.stages]
-    stages = tuple(replace(stage, until=stage.until / kept[-1].until) for stage in kept)
+    selected = STAGES[-1:] if arguments.last else STAGES[: arguments.stages]
+    stages = tuple(replace(stage, until=stage.until / selected[-1].until) for stage in selected)
     train(arguments.runs, arguments.minutes, arguments.seed, stages, arguments.rate, machine_from_arguments(arguments))
 
 

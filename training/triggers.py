@@ -44,7 +44,8 @@ def shift_targets(embeds: torch.Tensor, behind: list[int]) -> torch.Tensor:
     `embeds` are those of the prompts alone. Trigger tokens get the embed of padding.
     """
     shifted = [
-        torch.cat([row[-1:].expand(far, -1), row[: len(row) - far]]) for row, far in zip(embeds, behind, strict=True)
+        torch.cat([row[-1:].expand(offset, -1), row[: len(row) - offset]])
+        for row, offset in zip(embeds, behind, strict=True)
     ]
     return torch.stack(shifted)
 
@@ -57,13 +58,13 @@ def compute_loss(student: Encoders, teacher: Encoders, rng: Rng, count: int) -> 
     with torch.no_grad():
         tokens, pooled = teacher(prompts, TEXT_TOKENS)
     tokens = shift_targets(tokens, [more - length for more, length in zip(longer, alone, strict=True)])
-    given_tokens, given_pooled = student(student_prompts, TEXT_TOKENS)
-    return relative_error(given_tokens, tokens) + relative_error(given_pooled, pooled)
+    student_tokens, student_pooled = student(student_prompts, TEXT_TOKENS)
+    return relative_error(student_tokens, tokens) + relative_error(student_pooled, pooled)
 
 
-def relative_error(given: torch.Tensor, embeds: torch.Tensor) -> torch.Tensor:
+def relative_error(prediction: torch.Tensor, embeds: torch.Tensor) -> torch.Tensor:
     """Returns the mean squared difference over the variance of `embeds`."""
-    return (given.float() - embeds.float()).square().mean() / embeds.float().var()
+    return (prediction.float() - embeds.float()).square().mean() / embeds.float().var()
 
 
 def train(folder: Path, minutes: float, seed: int, peak: float, machine: Machine) -> None:

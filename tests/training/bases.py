@@ -13,8 +13,8 @@ def text(batch: int) -> Text:
 
 
 def empty(batch: int) -> Text:
-    words = text(batch)
-    return torch.zeros_like(words[0]), torch.zeros_like(words[1])
+    embeds = text(batch)
+    return torch.zeros_like(embeds[0]), torch.zeros_like(embeds[1])
 
 
 def nonzero_base() -> FluxTransformer2DModel:

@@ -13,9 +13,9 @@ def test_plain_attention_matches_diffusers(weight: torch.Tensor | None) -> None:
     torch.manual_seed(0)
     model = build().eval()
     for parameter in model.parameters():
-        # Fresh blocks do nothing; these do.
+        # Fresh blocks are the identity; these are not.
         parameter.data += 0.05 * torch.randn_like(parameter)
-    given = {
+    inputs = {
         "hidden_states": torch.randn(2, 6, 64),
         "encoder_hidden_states": torch.randn(2, 3, 128),
         "pooled_projections": torch.randn(2, 128),
@@ -25,9 +25,9 @@ def test_plain_attention_matches_diffusers(weight: torch.Tensor | None) -> None:
         "joint_attention_kwargs": None if weight is None else {"attention_mask": weight},
     }
     with torch.no_grad():
-        theirs = model(**given).sample
+        theirs = model(**inputs).sample
         use_plain_attention(model)
-        ours = model(**given).sample
+        ours = model(**inputs).sample
     torch.testing.assert_close(ours, theirs, atol=1e-4, rtol=1e-4)
 
 

@@ -18,8 +18,8 @@ from training.drawings.word_lists import TEST_WORDS, TRAINING_WORDS, made_up_wor
 
 def ink_centre(image: Image.Image, ink: str) -> tuple[float, float]:
     """Mean x and y of the pixels close to this ink."""
-    far = np.abs(np.array(image, dtype=float) - np.array(INKS[ink])).sum(axis=2)
-    rows, columns = np.nonzero(far < 60)
+    distance = np.abs(np.array(image, dtype=float) - np.array(INKS[ink])).sum(axis=2)
+    rows, columns = np.nonzero(distance < 60)
     return float(columns.mean()), float(rows.mean())
 
 
@@ -76,12 +76,12 @@ def test_prompt_names_all_but_black_ink() -> None:
     rng = np.random.default_rng(2)
     for _ in range(500):
         scene = sample_scene(rng, Mixture())
-        said = prompt(scene, rng)
+        text = prompt(scene, rng)
         for item in scene.items:
             names = NAMES.get(item.name, (item.name,)) if item.kind == "thing" else (item.name,)
-            assert any(name in said for name in names), (scene, said)
-            assert item.ink in said or item.ink == "black", (scene, said)
-        assert (scene.background in said) or scene.background == "white"
+            assert any(name in text for name in names), (scene, text)
+            assert item.ink in text or item.ink == "black", (scene, text)
+        assert (scene.background in text) or scene.background == "white"
 
 
 def test_training_words_exclude_test_words() -> None:
@@ -93,8 +93,8 @@ def test_training_words_exclude_test_words() -> None:
 def test_made_up_words_cover_all_letter_pairs() -> None:
     rng = np.random.default_rng(0)
     words = [made_up_word(rng) for _ in range(20000)]
-    seen = {pair for word in words for pair in pairwise(word)}
-    assert len(seen) == 26 * 26
+    pairs = {pair for word in words for pair in pairwise(word)}
+    assert len(pairs) == 26 * 26
     assert {len(word) for word in words} == {2, 3, 4, 5}
 
 
@@ -114,11 +114,11 @@ def test_style_keeps_ink_and_position(style: Style) -> None:
 
 
 def test_broad_nib_is_thick_across_its_edge() -> None:
-    def touched(end: tuple[float, float]) -> int:
+    def covered_pixels(end: tuple[float, float]) -> int:
         drawing = ColouredStrokes([np.array([(60.0, 60.0), end])], (0, 0, 0), 5.0)
         return int((coverage(broad_nib([drawing], np.random.default_rng(0))[0], (128, 128)) > 0.5).sum())
 
-    along, across = touched((90.0, 30.0)), touched((90.0, 90.0))
+    along, across = covered_pixels((90.0, 30.0)), covered_pixels((90.0, 90.0))
     assert across > 1.5 * along
 
 
@@ -138,8 +138,8 @@ def test_low_jitter_reduces_variation() -> None:
 def test_letters_are_equally_wide_and_joined(word: str) -> None:
     strokes = handwriting(word, np.random.default_rng(0))
     points = np.concatenate(strokes)
-    rooms = np.histogram(points[:, 0], bins=len(word), range=(-len(word) / 2, len(word) / 2))[0]
-    assert (rooms > 3).all()
+    points_per_letter = np.histogram(points[:, 0], bins=len(word), range=(-len(word) / 2, len(word) / 2))[0]
+    assert (points_per_letter > 3).all()
     ends = np.array([stroke[place] for stroke in strokes for place in (0, -1)])
     for border in np.arange(1, len(word)) - len(word) / 2:
         assert np.hypot(*(ends - (border, 0)).T).min() < 0.1

@@ -43,17 +43,19 @@ def test_position_ids_match_diffusers() -> None:
 
 
 def test_fresh_transformer_predicts_zero() -> None:
-    given = flow.velocity(build(), torch.randn(1, 4, 64), torch.rand(1), text(1), TokenLayout(2, 2))
-    assert not given.any()
+    predicted = flow.velocity(build(), torch.randn(1, 4, 64), torch.rand(1), text(1), TokenLayout(2, 2))
+    assert not predicted.any()
 
 
 def test_guidance_extrapolates_from_the_empty_prompt(base: FluxTransformer2DModel) -> None:
-    latents, times, words = torch.randn(1, 4, 64), torch.rand(1), text(1)
-    alone = flow.velocity(base, latents, times, words, TokenLayout(2, 2))
+    latents, times, embeds = torch.randn(1, 4, 64), torch.rand(1), text(1)
+    alone = flow.velocity(base, latents, times, embeds, TokenLayout(2, 2))
     without = flow.velocity(base, latents, times, empty(1), TokenLayout(2, 2))
     for scale in (1.0, 3.0):
-        given = flow.guided_velocity(base, latents, times, words, empty(1), TokenLayout(2, 2), torch.tensor([scale]))
-        torch.testing.assert_close(given, without + scale * (alone - without), atol=0.03, rtol=0.03)
+        predicted = flow.guided_velocity(
+            base, latents, times, embeds, empty(1), TokenLayout(2, 2), torch.tensor([scale])
+        )
+        torch.testing.assert_close(predicted, without + scale * (alone - without), atol=0.03, rtol=0.03)
 
 
 def test_sample_times_favours_high_noise_and_covers_all_times() -> None:

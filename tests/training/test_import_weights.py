@@ -40,11 +40,11 @@ def shipped(variant: str) -> FluxTransformer2DModel:
 def test_imported_base_matches_dev_at_guidance_1(base: FluxTransformer2DModel) -> None:
     torch.manual_seed(0)
     dev, latents, times, layout = shipped("dev"), torch.randn(4, 6, 64), torch.rand(4), TokenLayout(2, 3)
-    given = velocity(base, latents, times, text(4), layout)
+    predicted = velocity(base, latents, times, text(4), layout)
     plain, guided = (velocity(dev, latents, times, text(4), layout, torch.full((4,), scale)) for scale in (1.0, 5.0))
-    # Rounding in bfloat16 is all that is between them.
-    assert (given - plain).abs().mean() < 0.02 * plain.abs().mean()
-    assert (given - guided).abs().mean() > 0.1 * plain.abs().mean(), "it is guidance 1 and no other"
+    # They differ only by rounding to bfloat16.
+    assert (predicted - plain).abs().mean() < 0.02 * plain.abs().mean()
+    assert (predicted - guided).abs().mean() > 0.1 * plain.abs().mean()
 
 
 @pytest.mark.parametrize("variant", ["dev", "schnell"])

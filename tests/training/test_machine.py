@@ -21,10 +21,10 @@ def square(number: int) -> int:
     return number * number
 
 
-def arguments(*given: str) -> argparse.Namespace:
+def arguments(*options: str) -> argparse.Namespace:
     parser = argparse.ArgumentParser()
     add_arguments(parser, compiles=True)
-    return parser.parse_args(given)
+    return parser.parse_args(options)
 
 
 @pytest.mark.parametrize("machine", [CPU, TWO_WORKERS])

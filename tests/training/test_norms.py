@@ -16,34 +16,34 @@ def weighted_norm(groups: int = 2, channels: int = 4) -> torch.nn.Sequential:
 
 
 def test_unweighted_norm_matches_group_norm() -> None:
-    model, given = weighted_norm(), torch.randn(2, 4, 6, 6)
+    model, features = weighted_norm(), torch.randn(2, 4, 6, 6)
     plain = torch.nn.GroupNorm(2, 4)
     plain.load_state_dict(model[0].state_dict())
-    torch.testing.assert_close(model(given), plain(given))
+    torch.testing.assert_close(model(features), plain(features))
     with weighted_statistics(model, torch.ones(6, 6)):
-        torch.testing.assert_close(model(given), plain(given))
+        torch.testing.assert_close(model(features), plain(features))
 
 
 def test_weighted_column_stands_for_repeated_columns() -> None:
     model, drawing, blank = weighted_norm(), torch.randn(2, 4, 6, 6), torch.randn(2, 4, 6, 1)
-    whole = model(torch.cat([drawing, blank.expand(-1, -1, -1, 50)], 3))
+    full = model(torch.cat([drawing, blank.expand(-1, -1, -1, 50)], 3))
     pixel_weights = torch.ones(6, 7)
     pixel_weights[:, 6] = 50
     with weighted_statistics(model, pixel_weights):
-        piece = model(torch.cat([drawing, blank], 3))
-    torch.testing.assert_close(piece, whole[..., :7])
-    assert not torch.allclose(model(torch.cat([drawing, blank], 3)), piece, atol=0.1), (
+        crop = model(torch.cat([drawing, blank], 3))
+    torch.testing.assert_close(crop, full[..., :7])
+    assert not torch.allclose(model(torch.cat([drawing, blank], 3)), crop, atol=0.1), (
         "square_moments no more, it forgets"
     )
 
 
 def test_pixel_weights_are_averaged_to_feature_size() -> None:
-    model, given = weighted_norm(), torch.randn(1, 4, 4, 4)
+    model, features = weighted_norm(), torch.randn(1, 4, 4, 4)
     coarse = torch.rand(4, 4)
     with weighted_statistics(model, coarse):
-        wanted = model(given)
+        expected = model(features)
     with weighted_statistics(model, coarse.repeat_interleave(8, 0).repeat_interleave(8, 1)):
-        torch.testing.assert_close(model(given), wanted)
+        torch.testing.assert_close(model(features), expected)
 
 
 def test_norm_keeps_dtype() -> None:

@@ -39,11 +39,11 @@ def test_lay_out_matches_layout() -> None:
     code = torch.arange(SIDE**2 + 1.0)[None, :, None]
     canvas = Canvas((10, 9))
     layout, latents = canvas.layout(np.random.default_rng(0)), canvas.lay_out(code)[0, :, 0]
-    whole = torch.empty(90)
+    full = torch.empty(90)
     assert layout.kept is not None
-    whole[layout.kept] = latents
-    assert torch.equal(whole.view(10, 9)[1:9, 0:8].flatten(), torch.arange(SIDE**2 + 0.0))
-    assert (whole == SIDE**2).sum() == 90 - SIDE**2
+    full[layout.kept] = latents
+    assert torch.equal(full.view(10, 9)[1:9, 0:8].flatten(), torch.arange(SIDE**2 + 0.0))
+    assert (full == SIDE**2).sum() == 90 - SIDE**2
 
 
 def test_multiplicity_approximates_full_margin_attention() -> None:
@@ -53,21 +53,21 @@ def test_multiplicity_approximates_full_margin_attention() -> None:
     torch.manual_seed(0)
     square, blank, times = torch.randn(1, 4, 64), torch.randn(1, 1, 64), torch.rand(1)
     numbers = torch.tensor([0, 1, 2, 3])
-    whole = TokenLayout(8, 8, torch.cat([numbers, torch.full((20,), 5)]))
+    full = TokenLayout(8, 8, torch.cat([numbers, torch.full((20,), 5)]))
     some = TokenLayout(8, 8, torch.cat([numbers, torch.full((2,), 5)]), torch.tensor([1.0] * 4 + [10.0] * 2))
-    as_one = TokenLayout(8, 8, some.kept)
+    unweighted = TokenLayout(8, 8, some.kept)
 
     def of_square(layout: TokenLayout, canvases: int) -> torch.Tensor:
         latents = torch.cat([square, blank.expand(-1, canvases, -1)], 1)
         return velocity(model, latents, times, text(1), layout)[:, :4]
 
-    wanted = of_square(whole, 20)
-    assert (of_square(some, 2) - wanted).abs().max() < 0.2 * (of_square(as_one, 2) - wanted).abs().max()
+    expected = of_square(full, 20)
+    assert (of_square(some, 2) - expected).abs().max() < 0.2 * (of_square(unweighted, 2) - expected).abs().max()
 
 
 @pytest.mark.parametrize("megapixels", SIZES)
 def test_things_align_with_tokens_on_any_canvas(megapixels: str) -> None:
-    """The square begins at a whole token, so its latents are the same on any canvas."""
+    """The square begins at a full token, so its latents are the same on any canvas."""
     scene = Scene((Item("thing", "house", "blue"),), None, "white")
     (alone,) = scene_strokes(scene, (FRAME_PX, FRAME_PX), np.random.default_rng(0))
     for size in SIZES[megapixels].values():

@@ -52,37 +52,39 @@ def test_hue_loss_is_zero_without_ink() -> None:
 
 def test_batches_have_margin_or_square_alone() -> None:
     vae, drawings = fresh_autoencoder(), torch.rand(1, 3, PADDED_PX, PADDED_PX)
-    wanted, rng = square_moments(vae, drawings), np.random.default_rng(0)
+    targets, rng = square_moments(vae, drawings), np.random.default_rng(0)
     batches = [make_batch(vae, drawings, rng) for _ in range(12)]
-    for images, said, canvas_px2 in batches:
+    for images, moments, canvas_px2 in batches:
         bare = canvas_px2 is None
         assert images.shape[2:] == ((FRAME_PX, FRAME_PX) if bare else (PADDED_PX, PADDED_PX))
-        assert torch.equal(said, wanted[..., 4:20, 4:20] if bare else wanted)
+        assert torch.equal(moments, targets[..., 4:20, 4:20] if bare else targets)
     sides = [canvas_px2**0.5 for _, _, canvas_px2 in batches if canvas_px2]
     assert refine.SMALLEST_PX <= min(sides) < 600 < 800 < max(sides) <= refine.LARGEST_PX
     assert 0 < len(sides) < 12
 
 
-def distance(vae: AutoencoderKL, canvas_px2: float, wanted: torch.Tensor, drawings: torch.Tensor) -> float:
-    """Mean squared distance of the moments on a canvas of this many pixels from the wanted ones."""
+def distance(vae: AutoencoderKL, canvas_px2: float, targets: torch.Tensor, drawings: torch.Tensor) -> float:
+    """Mean squared distance of the moments on a canvas of this many pixels from the targets ones."""
     with torch.no_grad(), weighted_statistics(vae, pixel_weights(canvas_px2)):
-        return float((vae.encode(drawings).latent_dist.parameters - wanted).square().mean())
+        return float((vae.encode(drawings).latent_dist.parameters - targets).square().mean())
 
 
 @pytest.mark.slow_training
-def test_refine_brings_large_canvas_latents_nearer_to_square_latents(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_refine_brings_large_canvas_latents_nearer_to_square_latents(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     torch.manual_seed(0)
     stored = tmp_path / "autoencoder" / "vae"
     AutoencoderKL(**autoencoder.CONFIG, shift_factor=0.1, scaling_factor=0.8).save_pretrained(stored)
     before = AutoencoderKL.from_pretrained(stored)
     use_weighted_norms(before)
     drawings = refine.draw_example(np.random.default_rng(1))[None]
-    wanted, ticks = square_moments(before, drawings), count()
+    targets, ticks = square_moments(before, drawings), count()
     monkeypatch.setattr(Machine, "clock", lambda _: float(next(ticks)))
     refine.train(tmp_path, 12 / 60, 0, 2e-4, CPU)
     after = AutoencoderKL.from_pretrained(stored)
     use_weighted_norms(after)
-    assert distance(after, 1024**2, wanted, drawings) < 0.9 * distance(before, 1024**2, wanted, drawings)
+    assert distance(after, 1024**2, targets, drawings) < 0.9 * distance(before, 1024**2, targets, drawings)
     changed = {
         name.partition(".")[0]
         for name, value in after.state_dict().items()

@@ -14,8 +14,8 @@ def test_rollout_with_true_velocity_reaches_image() -> None:
         rollout.advance(noise - image)
     assert len(intervals) == 5
     last = intervals[-1]
-    arrived = last.latents + (last.end - last.begin)[:, None, None] * (noise - image)
-    torch.testing.assert_close(arrived, image)
+    final = last.latents + (last.end - last.begin)[:, None, None] * (noise - image)
+    torch.testing.assert_close(final, image)
     assert torch.equal(last.end, torch.zeros(3))
 
 

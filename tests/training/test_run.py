@@ -21,7 +21,7 @@ def start_run(folder: Path, seconds: int = 60) -> tuple[torch.nn.Linear, Average
 def test_stopped_run_resumes(tmp_path: Path) -> None:
     module, average, run = start_run(tmp_path)
 
-    def stopped_at_the_fortieth_step() -> None:
+    def run_to_step_40() -> None:
         for step in run.steps():
             with torch.no_grad():
                 module.weight += 1
@@ -31,13 +31,13 @@ def test_stopped_run_resumes(tmp_path: Path) -> None:
                 signal.raise_signal(signal.SIGTERM)
 
     with pytest.raises(SystemExit, match="resumes"):
-        stopped_at_the_fortieth_step()
-    again_module, again_average, again = start_run(tmp_path)
-    assert again.step == run.step == 40
-    assert again.elapsed_s == run.elapsed_s == 40
-    assert not again.finished
-    assert torch.equal(again_module.weight, module.weight)
-    assert torch.equal(again_average.shadow["weight"], average.shadow["weight"])
+        run_to_step_40()
+    resumed_module, resumed_average, resumed = start_run(tmp_path)
+    assert resumed.step == run.step == 40
+    assert resumed.elapsed_s == run.elapsed_s == 40
+    assert not resumed.finished
+    assert torch.equal(resumed_module.weight, module.weight)
+    assert torch.equal(resumed_average.shadow["weight"], average.shadow["weight"])
     assert len((tmp_path / "log.csv").read_text().splitlines()) == 3
     assert (tmp_path / "loss.png").exists()
 

@@ -39,9 +39,9 @@ def test_weighted_margin_approximates_large_canvas(vae: AutoencoderKL, side_px: 
     above = (side_px - FRAME_PX) // 64
     large = encode(vae, star(side_px)).view(side_px // 32, side_px // 32, 64)[above:, above:][:SIDE, :SIDE]
     with weighted_statistics(vae, pixel_weights(side_px**2)):
-        piece = encode(vae, star(PADDED_PX)).view(PADDED_SIDE, PADDED_SIDE, 64)[MARGIN:, MARGIN:][:SIDE, :SIDE]
-    alone = encode(vae, star(PADDED_PX)).view(PADDED_SIDE, PADDED_SIDE, 64)[MARGIN:, MARGIN:][:SIDE, :SIDE]
-    assert (piece - large).square().mean() < 0.2 * (alone - large).square().mean()
+        weighted = encode(vae, star(PADDED_PX)).view(PADDED_SIDE, PADDED_SIDE, 64)[MARGIN:, MARGIN:][:SIDE, :SIDE]
+    unweighted = encode(vae, star(PADDED_PX)).view(PADDED_SIDE, PADDED_SIDE, 64)[MARGIN:, MARGIN:][:SIDE, :SIDE]
+    assert (weighted - large).square().mean() < 0.2 * (unweighted - large).square().mean()
 
 
 def test_pixel_weights_sum_to_canvas_pixels() -> None:
@@ -51,11 +51,11 @@ def test_pixel_weights_sum_to_canvas_pixels() -> None:
 
 
 def test_encode_square_returns_square_and_blank_token(vae: AutoencoderKL) -> None:
-    code, said = encode_square(vae, star(PADDED_PX)), square_moments(vae, star(PADDED_PX))
+    code, moments = encode_square(vae, star(PADDED_PX)), square_moments(vae, star(PADDED_PX))
     assert code.shape == (1, SIDE * SIDE + 1, 64)
-    assert said.shape == (1, 32, 2 * PADDED_SIDE, 2 * PADDED_SIDE)
+    assert moments.shape == (1, 32, 2 * PADDED_SIDE, 2 * PADDED_SIDE)
     corner, middle = ((code[0, token] - code[0, -1]).abs().max() for token in (0, SIDE * SIDE // 2))
-    assert corner < 0.5 * middle, "no ink reaches the corner"
-    around = said.clone()
-    crop_square(around).copy_(said[..., :1, :1].expand_as(crop_square(around)))
-    assert torch.equal(around, said[..., :1, :1].expand_as(said)), "all of the margin is the same"
+    assert corner < 0.5 * middle
+    around = moments.clone()
+    crop_square(around).copy_(moments[..., :1, :1].expand_as(crop_square(around)))
+    assert torch.equal(around, moments[..., :1, :1].expand_as(moments))

@@ -34,15 +34,13 @@ def given(count: int, guidance: float) -> Conditioning:
 
 def test_fresh_dev_matches_base_at_any_guidance(base: FluxTransformer2DModel) -> None:
     dev, latents, times = dev_from(base), torch.randn(2, 4, 64), torch.rand(2)
-    wanted = velocity(base, latents, times, text(2), LAYOUT)
+    expected = velocity(base, latents, times, text(2), LAYOUT)
     for guidance in (1.0, 5.0):
-        torch.testing.assert_close(velocity(dev, latents, times, text(2), LAYOUT, torch.full((2,), guidance)), wanted)
+        torch.testing.assert_close(velocity(dev, latents, times, text(2), LAYOUT, torch.full((2,), guidance)), expected)
 
 
 @pytest.mark.parametrize(("guidance", "as_base"), [(1.0, True), (3.0, False)])
-def test_fresh_dev_has_loss_only_from_guidance(
-    base: FluxTransformer2DModel, guidance: float, as_base: bool
-) -> None:
+def test_fresh_dev_has_loss_only_from_guidance(base: FluxTransformer2DModel, guidance: float, as_base: bool) -> None:
     config = STUDENT_CONFIGS["dev"]
     interval = Rollout(torch.randn(8, 4, 64), config.single_interval(8, 4)).interval
     loss, _ = step_loss(dev_from(base), base, config, interval, given(8, guidance))
@@ -69,18 +67,16 @@ def test_dev_guidance_samples_cover_range() -> None:
 
 
 @pytest.mark.parametrize("kind", ["dev", "schnell"])
-def test_student_starts_with_imported_delta(
-    base: FluxTransformer2DModel, tmp_path: Path, kind: str
-) -> None:
+def test_student_starts_with_imported_delta(base: FluxTransformer2DModel, tmp_path: Path, kind: str) -> None:
     earlier = dev_from(base) if kind == "dev" else schnell_from(base)
     for parameter in earlier.parameters():
         parameter.requires_grad_(False).add_(0.01 * torch.randn_like(parameter))
     delta_file(tmp_path, kind).parent.mkdir()
     torch.save(weight_delta(base, earlier), delta_file(tmp_path, kind))
-    same = make_student(kind, base, tmp_path)
+    student = make_student(kind, base, tmp_path)
     for name, value in earlier.state_dict().items():
-        torch.testing.assert_close(same.state_dict()[name], value)
-    better = nonzero_base()
-    better.proj_out.weight += 1
-    later = make_student(kind, better, tmp_path)
-    torch.testing.assert_close(later.proj_out.weight, earlier.proj_out.weight + 1)
+        torch.testing.assert_close(student.state_dict()[name], value)
+    other_base = nonzero_base()
+    other_base.proj_out.weight += 1
+    other_student = make_student(kind, other_base, tmp_path)
+    torch.testing.assert_close(other_student.proj_out.weight, earlier.proj_out.weight + 1)

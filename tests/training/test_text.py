@@ -14,7 +14,7 @@ THING, INK = list(THINGS), list(INKS)
 
 
 @pytest.mark.parametrize(
-    ("scene", "wanted"),
+    ("scene", "expected"),
     [
         (
             Scene((STAR,), None, "cream"),
@@ -31,27 +31,27 @@ THING, INK = list(THINGS), list(INKS)
         ),
     ],
 )
-def test_answers_match_scene(scene: Scene, wanted: dict[str, int]) -> None:
-    given = dict(zip(QUESTIONS, answers(scene), strict=True))
-    assert {name: given[name] for name in wanted} == wanted
+def test_answers_match_scene(scene: Scene, expected: dict[str, int]) -> None:
+    logits = dict(zip(QUESTIONS, answers(scene), strict=True))
+    assert {name: logits[name] for name in expected} == expected
 
 
 def test_loss_ignores_missing_answers() -> None:
     """Also if no scene of a batch has the answer."""
     encoders, heads = Encoders(), ProbeHeads()
-    wanted = torch.tensor([answers(Scene((STAR,), None, "white"))])
-    given = heads(*encoders(["a red star"], 8))
-    assert torch.isfinite(compute_loss(given, wanted))
+    expected = torch.tensor([answers(Scene((STAR,), None, "white"))])
+    logits = heads(*encoders(["a red star"], 8))
+    assert torch.isfinite(compute_loss(logits, expected))
 
 
 def test_training_halves_probe_loss() -> None:
     torch.manual_seed(0)
     encoders, heads = Encoders(), ProbeHeads()
     optimizer = torch.optim.AdamW([*encoders.parameters(), *heads.parameters()], lr=3e-3)
-    prompts, wanted = batch(np.random.default_rng(0), 8)
+    prompts, expected = batch(np.random.default_rng(0), 8)
     losses = []
     for _ in range(12):
-        loss = compute_loss(heads(*encoders(prompts, encoders.longest(prompts))), wanted)
+        loss = compute_loss(heads(*encoders(prompts, encoders.longest(prompts))), expected)
         optimizer.zero_grad()
         torch.autograd.backward(loss)
         optimizer.step()

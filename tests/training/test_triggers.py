@@ -27,23 +27,23 @@ def folder(tmp_path: Path) -> Path:
 
 def test_trigger_precedes_prompt_and_varies() -> None:
     rng = np.random.default_rng(0)
-    said = [with_trigger("a red cat", rng) for _ in range(400)]
-    assert all(one.endswith(", a red cat") for one in said)
-    assert len(set(said)) > 150
-    assert {f"{config.trigger}, a red cat" for config in STYLE_CONFIGS.values()} <= set(said)
+    texts = [with_trigger("a red cat", rng) for _ in range(400)]
+    assert all(one.endswith(", a red cat") for one in texts)
+    assert len(set(texts)) > 150
+    assert {f"{config.trigger}, a red cat" for config in STYLE_CONFIGS.values()} <= set(texts)
 
 
 def test_targets_are_shifted_by_trigger_length() -> None:
-    said = torch.tensor([[1.0, 2, 3, 0, 0], [1, 2, 3, 0, 0]])[..., None]
-    assert shift_targets(said, [0, 2])[..., 0].tolist() == [[1, 2, 3, 0, 0], [0, 0, 1, 2, 3]]
+    texts = torch.tensor([[1.0, 2, 3, 0, 0], [1, 2, 3, 0, 0]])[..., None]
+    assert shift_targets(texts, [0, 2])[..., 0].tolist() == [[1, 2, 3, 0, 0], [0, 0, 1, 2, 3]]
 
 
 def test_prompt_tokens_do_not_depend_on_trigger() -> None:
     tokenizer, rng = t5_tokenizer(), np.random.default_rng(0)
     for prompt in ("a red cat", 'A "Hello" in blue.', "the word sun"):
-        alone, behind = (tokenizer(text).input_ids for text in (prompt, with_trigger(prompt, rng)))
-        assert behind[-len(alone) :] == alone
-        assert len(behind) > len(alone)
+        alone, with_prefix = (tokenizer(text).input_ids for text in (prompt, with_trigger(prompt, rng)))
+        assert with_prefix[-len(alone) :] == alone
+        assert len(with_prefix) > len(alone)
 
 
 @pytest.mark.slow_training

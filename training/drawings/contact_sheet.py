@@ -18,17 +18,17 @@ CAPTION_LINES, CAPTION_CHARACTERS, LINE_PX = 3, 30, 12
 def sheet(cells: list[tuple[Image.Image, str]], columns: int, side: int = 160) -> Image.Image:
     """Arranges the images in rows, each with its text below."""
     rows = -(-len(cells) // columns)
-    wide, high = side + 8, side + 8 + CAPTION_LINES * LINE_PX
-    out = Image.new("RGB", (columns * wide, rows * high), "white")
+    cell_width, cell_height = side + 8, side + 8 + CAPTION_LINES * LINE_PX
+    out = Image.new("RGB", (columns * cell_width, rows * cell_height), "white")
     pen = ImageDraw.Draw(out)
-    for index, (image, words) in enumerate(cells):
-        x, y = index % columns * wide + 4, index // columns * high + 4
-        shown = image.copy()
-        shown.thumbnail((side, side), Image.Resampling.LANCZOS)
-        out.paste(shown, (x, y))
-        pen.rectangle((x - 1, y - 1, x + shown.width, y + shown.height), outline=(190, 190, 190))
-        for line, said in enumerate(textwrap.wrap(words, CAPTION_CHARACTERS)[:CAPTION_LINES]):
-            pen.text((x, y + side + 1 + line * LINE_PX), said, fill="black", font_size=10)
+    for index, (image, text) in enumerate(cells):
+        x, y = index % columns * cell_width + 4, index // columns * cell_height + 4
+        thumbnail = image.copy()
+        thumbnail.thumbnail((side, side), Image.Resampling.LANCZOS)
+        out.paste(thumbnail, (x, y))
+        pen.rectangle((x - 1, y - 1, x + thumbnail.width, y + thumbnail.height), outline=(190, 190, 190))
+        for line, caption in enumerate(textwrap.wrap(text, CAPTION_CHARACTERS)[:CAPTION_LINES]):
+            pen.text((x, y + side + 1 + line * LINE_PX), caption, fill="black", font_size=10)
     return out
 
 

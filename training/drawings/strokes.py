@@ -48,8 +48,8 @@ def resample(stroke: Stroke, spacing: float) -> Stroke:
     along = np.concatenate([[0.0], np.cumsum(lengths)])
     count = max(2, int(along[-1] / spacing) + 2)
     # Keeps the original points, so that corners stay sharp.
-    wanted = np.union1d(np.linspace(0, along[-1], count), along)
-    return np.stack([np.interp(wanted, along, stroke[:, axis]) for axis in (0, 1)], axis=1)
+    positions = np.union1d(np.linspace(0, along[-1], count), along)
+    return np.stack([np.interp(positions, along, stroke[:, axis]) for axis in (0, 1)], axis=1)
 
 
 def jittered(strokes: Strokes, rng: Rng, strength: float = 1.0) -> Strokes:

@@ -91,19 +91,19 @@ class ImageGenerator:
     def generate(self, requests: Sequence[ImageRequest]) -> list[Image.Image]:
         """Returns the images in order of the requests, which share the engine's batches. Raises the engine's errors."""
         events: SimpleQueue[tuple[int, EngineEvent]] = SimpleQueue()
-        for place, request in enumerate(requests):
-            self._engine.submit(request.generation_request(self._loras), partial(_put_event, events, place))
+        for index, request in enumerate(requests):
+            self._engine.submit(request.generation_request(self._loras), partial(_put_event, events, index))
         images: dict[int, Image.Image] = {}
         ended = 0
         while ended < len(requests):
-            place, event = events.get()
+            index, event = events.get()
             if isinstance(event, ImageReady):
-                images[place] = Image.fromarray(event.to_host())
+                images[index] = Image.fromarray(event.to_host())
             elif isinstance(event, Failed):
                 raise event.error
             ended += isinstance(event, Completed | Canceled)
-        return [images[place] for place in range(len(requests))]
+        return [images[index] for index in range(len(requests))]
 
 
-def _put_event(events: "SimpleQueue[tuple[int, EngineEvent]]", place: int, event: EngineEvent) -> None:
-    events.put((place, event))
+def _put_event(events: "SimpleQueue[tuple[int, EngineEvent]]", index: int, event: EngineEvent) -> None:
+    events.put((index, event))

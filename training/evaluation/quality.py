@@ -52,14 +52,14 @@ class Table:
     def generator(self, row: Row, **more: Any) -> ImageGenerator:
         return ImageGenerator(row.variant, str(self.models / row.variant), row.precision, **more)
 
-    def add(self, name: str, found: Scores) -> None:
-        self.scores[name] = found
-        print(name, found, flush=True)
+    def add(self, name: str, scores: Scores) -> None:
+        self.scores[name] = scores
+        print(name, scores, flush=True)
 
     def run_text_to_image(self, row: Row, count: int) -> None:
         with self.generator(row) as generator:
-            found, images = text_to_image(EvaluationTask(generator, row, self.recogniser, count, self.seed))
-        self.add(str(row), found)
+            scores, images = text_to_image(EvaluationTask(generator, row, self.recogniser, count, self.seed))
+        self.add(str(row), scores)
         if self.images:
             self.images.mkdir(parents=True, exist_ok=True)
             sheet(images[:GRID], columns=8).save(self.images / f"{str(row).replace(' ', '-')}.png")
@@ -76,14 +76,14 @@ class Table:
         with self.generator(row, loras=loras) as generator:
             task = EvaluationTask(generator, row, self.recogniser, count, self.seed)
             for name in EMBEDDED_LORAS:
-                score, trusted = style.fit(self.recogniser, STYLE_CONFIGS[name], row.size, self.seed)
-                self.add(f"judge of {name}", {"right": trusted})
-                found, plain = styled(task, name, score, None)
-                self.add(f"{row} no LoRA, prompts of {name}", found)
+                score, accuracy = style.fit(self.recogniser, STYLE_CONFIGS[name], row.size, self.seed)
+                self.add(f"judge of {name}", {"right": accuracy})
+                scores, plain = styled(task, name, score, None)
+                self.add(f"{row} no LoRA, prompts of {name}", scores)
                 for scale in scales:
-                    found, images = styled(task, name, score, scale)
+                    scores, images = styled(task, name, score, scale)
                     same = [a.tobytes() == b.tobytes() for a, b in zip(plain, images, strict=True)]
-                    self.add(f"{row} {name} {scale:g}", found | {"as without": sum(same) / count})
+                    self.add(f"{row} {name} {scale:g}", scores | {"as without": sum(same) / count})
 
 
 def main() -> None:

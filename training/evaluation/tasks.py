@@ -100,10 +100,10 @@ def inpainting(task: EvaluationTask) -> Scores:
     width, height = task.row.size
     mask = np.zeros((height, width), np.uint8)
     mask[:, width // 2 :] = 255
-    wanted, requests = [], []
+    expected, requests = [], []
     for k in range(task.count):
         both = _side_by_side(rng)
-        wanted.append(Scene(both.items[1:], None, both.background))
+        expected.append(Scene(both.items[1:], None, both.background))
         image = _left_half(render(both, task.row.size, rng))
         requests.append(task.request(prompt(both, rng), k, image=image, strength=1.0, mask=mask))
     images = task.generate(requests, "inpainting")
@@ -112,7 +112,7 @@ def inpainting(task: EvaluationTask) -> Scores:
         np.array_equal(np.array(image)[:, : width // 2], np.array(request.image)[:, : width // 2])
         for image, request in zip(images, requests, strict=True)
     ]
-    return {"thing": scores(wanted, right)["thing"], "kept": sum(kept) / task.count}
+    return {"thing": scores(expected, right)["thing"], "kept": sum(kept) / task.count}
 
 
 def _side_by_side(rng: Rng) -> Scene:

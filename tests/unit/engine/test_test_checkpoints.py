@@ -123,16 +123,16 @@ def test_concurrent_builds_end_with_one_complete_folder(tmp_path: Path) -> None:
 
 def test_unwritable_cache_raises_os_error(tmp_path: Path) -> None:
     (tmp_path / "file").touch()
-    with pytest.raises(OSError, match="directory"):
+    with pytest.raises(NotADirectoryError):
         test_checkpoint.ensure("dev", tmp_path / "file")
 
 
 @pytest.mark.parametrize(
-    ("fields", "why"),
+    ("fields", "message"),
     [({"rope_axes": (8, 28, 20)}, "head_dim 64"), ({"heads": 1}, "128")],
 )
-def test_invalid_geometry_is_rejected(fields: dict[str, object], why: str) -> None:
-    with pytest.raises(ValueError, match=why):
+def test_invalid_geometry_is_rejected(fields: dict[str, object], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
         Geometry(**fields)  # type: ignore[arg-type]
 
 
