@@ -92,9 +92,9 @@ def test_first_stage_is_steady_and_last_has_words_and_all_canvases() -> None:
 
 def test_choose_follows_shares() -> None:
     rng = np.random.default_rng(0)
-    token_count = [choose({"often": 3, "seldom": 1, "never": 0}, rng) for _ in range(200)]
-    assert 120 < token_count.count("often") < 180
-    assert "never" not in token_count
+    choices = [choose({"often": 3, "seldom": 1, "never": 0}, rng) for _ in range(200)]
+    assert 120 < choices.count("often") < 180
+    assert "never" not in choices
 
 
 def test_batches_have_similar_token_counts_on_all_canvases() -> None:

@@ -27,7 +27,7 @@ def test_step_length_matches_adamw(shape: tuple[int, ...]) -> None:
 
 
 def test_optimizers_resume_from_state() -> None:
-    def stepped(model: torch.nn.Linear, optimizers: Optimizers, seed: int) -> torch.Tensor:
+    def take_step(model: torch.nn.Linear, optimizers: Optimizers, seed: int) -> torch.Tensor:
         given = torch.randn(8, 4, generator=torch.Generator().manual_seed(seed))
         torch.autograd.backward((model(given) - given.flip(1)).square().sum())
         optimizers.step(0.1)
@@ -36,14 +36,14 @@ def test_optimizers_resume_from_state() -> None:
     torch.manual_seed(0)
     model = torch.nn.Linear(4, 4)
     before = Optimizers(model, 0.1, lambda _, parameter: parameter.ndim == 2)
-    stepped(model, before, 1)
+    take_step(model, before, 1)
     state, weights = deepcopy(before.state_dict()), deepcopy(model.state_dict())
-    wanted = stepped(model, before, 2)
-    again, forgetful = torch.nn.Linear(4, 4), torch.nn.Linear(4, 4)
-    for one in (again, forgetful):
+    expected = take_step(model, before, 2)
+    resumed, restarted = torch.nn.Linear(4, 4), torch.nn.Linear(4, 4)
+    for one in (resumed, restarted):
         one.load_state_dict(weights)
-    after = Optimizers(again, 0.1, lambda _, parameter: parameter.ndim == 2)
+    after = Optimizers(resumed, 0.1, lambda _, parameter: parameter.ndim == 2)
     after.load_state_dict(state)
-    assert torch.equal(stepped(again, after, 2), wanted)
-    fresh = Optimizers(forgetful, 0.1, lambda _, parameter: parameter.ndim == 2)
-    assert not torch.equal(stepped(forgetful, fresh, 2), wanted)
+    assert torch.equal(take_step(resumed, after, 2), expected)
+    fresh = Optimizers(restarted, 0.1, lambda _, parameter: parameter.ndim == 2)
+    assert not torch.equal(take_step(restarted, fresh, 2), expected)

@@ -67,7 +67,7 @@ def test_multiplicity_approximates_full_margin_attention() -> None:
 
 @pytest.mark.parametrize("megapixels", SIZES)
 def test_things_align_with_tokens_on_any_canvas(megapixels: str) -> None:
-    """The square begins at a full token, so its latents are the same on any canvas."""
+    """The square begins at a whole token, so its latents are the same on any canvas."""
     scene = Scene((Item("thing", "house", "blue"),), None, "white")
     (alone,) = scene_strokes(scene, (FRAME_PX, FRAME_PX), np.random.default_rng(0))
     for size in SIZES[megapixels].values():

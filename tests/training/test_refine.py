@@ -64,7 +64,7 @@ def test_batches_have_margin_or_square_alone() -> None:
 
 
 def distance(vae: AutoencoderKL, canvas_px2: float, targets: torch.Tensor, drawings: torch.Tensor) -> float:
-    """Mean squared distance of the moments on a canvas of this many pixels from the targets ones."""
+    """Mean squared distance of the moments on a canvas of this many pixels from the targets."""
     with torch.no_grad(), weighted_statistics(vae, pixel_weights(canvas_px2)):
         return float((vae.encode(drawings).latent_dist.parameters - targets).square().mean())
 
