@@ -1,1 +1,1 @@
-"""Tiny FLUX checkpoints with random weights, for tests and benchmarks. The service imports none of it."""
+"""Test checkpoints: tiny FLUX models with random weights, for tests and benchmarks. The service imports none of it."""

@@ -1,8 +1,6 @@
-"""Tiny FLUX checkpoints with random weights, made from a seed, in the layout of the real repositories.
+"""Builds test checkpoints of any geometry from a seed, in the layout of the published repositories.
 
-What tests draw with where another geometry than that of the shipped model is wanted, and the parts that a benchmark of
-the true geometry needs beside its transformer: the same classes, files and configuration, loaded by the same code.
-Knows nothing of settings nor of how a checkpoint is used; anything that loads a diffusers folder can load these.
+Classes, files and configuration match the real ones, so anything that loads a diffusers folder can load them.
 """
 
 import hashlib
@@ -41,26 +39,26 @@ _log = logging.getLogger(__name__)
 
 
 def ensure(variant: VariantName, cache_folder: Path, geometry: Geometry | None = None) -> Path:
-    """The folder of the checkpoint, built now if it is not in the cache.
+    """Returns the checkpoint's folder; builds it if it is not in the cache.
 
-    Processes may race: each builds beside the final folder and the first to rename wins. Raises OSError if the cache
-    cannot be written.
+    Safe for concurrent processes: each builds a temporary folder, and the first rename wins. Raises OSError if the
+    cache cannot be written.
     """
     geometry = geometry or Geometry()
     folder = cache_folder / "tiny" / f"{variant}-{_recipe_key(variant, geometry)}"
     if folder.is_dir():
         return folder
-    _log.info("building the tiny %s checkpoint in %s", variant, folder)
+    _log.info("building the %s test checkpoint in %s", variant, folder)
     folder.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(prefix=f".{folder.name}-", dir=folder.parent) as beside:
-        built = Path(beside) / "checkpoint"
+    with tempfile.TemporaryDirectory(prefix=f".{folder.name}-", dir=folder.parent) as temporary:
+        built = Path(temporary) / "checkpoint"
         build(variant, geometry, built)
         _move(built, folder)
     return folder
 
 
 def build(variant: VariantName, geometry: Geometry, folder: Path) -> None:
-    """Writes the checkpoint to `folder`. The same weights for the same arguments, whatever was drawn before."""
+    """Writes the checkpoint to `folder`. Equal arguments give equal weights, whatever the global random state."""
     guided = MODEL_SPECS[variant].guidance_embeds
     tokenizer = tokenizers.t5_tokenizer(geometry.max_sequence_length)
     with _no_progress_bars():
@@ -78,13 +76,13 @@ def build(variant: VariantName, geometry: Geometry, folder: Path) -> None:
 
 
 def _prefix_weights(file: Path, prefix: str) -> None:
-    """The published text encoder was saved when its class held its layers one level deeper."""
+    """Adds the prefix of the published text encoder, which was saved with its layers one level deeper."""
     weights = load_file(file)
     save_file({prefix + name: weight for name, weight in weights.items()}, file, {"format": "pt"})
 
 
 def _schedule(dynamic: bool) -> dict[str, object]:
-    """The schedules that FLUX was published with: [dev] shifts with the picture's size, [schnell] does not."""
+    """Returns FLUX's published scheduler settings: [dev] shifts with the image size, [schnell] does not."""
     return {
         "num_train_timesteps": 1000,
         "shift": 3.0 if dynamic else 1.0,
@@ -97,7 +95,7 @@ def _schedule(dynamic: bool) -> dict[str, object]:
 
 
 def _recipe_key(variant: VariantName, geometry: Geometry) -> str:
-    """Changes with everything that the weights depend on: this code, the geometry, the libraries that write them."""
+    """Hashes everything that determines the weights: this code, the geometry and the library versions."""
     sources = [Path(str(module.__file__)) for module in (networks, tokenizers, weights)] + [Path(__file__)]
     recipe = {
         "variant": variant,
@@ -114,12 +112,12 @@ def _move(built: Path, folder: Path) -> None:
     except OSError:
         if not folder.is_dir():
             raise
-        shutil.rmtree(built)  # Another process was first, with the same bytes.
+        shutil.rmtree(built)  # Another process was first and wrote the same bytes.
 
 
 @contextmanager
 def _no_progress_bars() -> Iterator[None]:
-    """The libraries draw a bar for each file they write, however small."""
+    """Disables the libraries' progress bar for each written file."""
     shown = transformers.logging.is_progress_bar_enabled()
     transformers.logging.disable_progress_bar()
     try:

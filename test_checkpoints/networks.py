@@ -1,4 +1,4 @@
-"""The four networks of the tiny checkpoints: their tiny geometry and their seeded weights. Knows no files."""
+"""The four networks of a test checkpoint, with seeded weights."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -20,14 +20,14 @@ _SEED = 7
 
 @dataclass(frozen=True, slots=True)
 class Geometry:
-    """Depths and widths. The defaults draw 1024x1024 pixels in 28 steps within seconds on one CPU thread."""
+    """Depths and widths. With the defaults, 1024x1024 pixels in 28 steps take seconds on one CPU thread."""
 
     double_blocks: int = 2
     single_blocks: int = 2
     heads: int = 2
     head_dim: int = 64
     rope_axes: tuple[int, int, int] = (8, 28, 28)
-    """Shares of a head's channels that turn with the token's index, row and column; their sum is `head_dim`."""
+    """Channels of a head rotated by the token's index, row and column; their sum is `head_dim`."""
     text_width: int = 64
     pooled_width: int = 64
     text_layers: int = 2
@@ -87,7 +87,7 @@ def vae(geometry: Geometry) -> AutoencoderKL:
 
 
 def clip(geometry: Geometry, vocabulary: int) -> CLIPTextModel:
-    """CLIP's text model with `vocabulary` tokens; its pooled output is `geometry.pooled_width` wide."""
+    """Returns CLIP's text model with `vocabulary` tokens; its pooled output has `geometry.pooled_width` channels."""
     config = CLIPTextConfig(
         vocab_size=vocabulary,
         hidden_size=geometry.pooled_width,
@@ -105,7 +105,7 @@ def clip(geometry: Geometry, vocabulary: int) -> CLIPTextModel:
 
 
 def t5(geometry: Geometry, vocabulary: int) -> T5EncoderModel:
-    """T5's encoder with `vocabulary` tokens; its output is `geometry.text_width` wide."""
+    """Returns T5's encoder with `vocabulary` tokens; its output has `geometry.text_width` channels."""
     config = T5Config(
         vocab_size=vocabulary,
         d_model=geometry.text_width,
@@ -122,7 +122,7 @@ def t5(geometry: Geometry, vocabulary: int) -> T5EncoderModel:
 
 @contextmanager
 def _seeded(seed: int) -> Iterator[None]:
-    """Draws within are the same every time, and leave the process' own generator as it was."""
+    """Seeds torch within the block and restores the global random state afterwards."""
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         yield

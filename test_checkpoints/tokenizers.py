@@ -1,7 +1,6 @@
-"""The two tokenizers of the tiny checkpoints: a byte-level BPE for CLIP and a unigram model for T5.
+"""Tokenizers with small vocabularies: a byte-level BPE for CLIP and a unigram model for T5.
 
-Their vocabularies are made from one list of words, so they are small, but of the real kinds: the same classes, special
-tokens and files as those of FLUX. Knows nothing of models.
+Classes, special tokens and files match FLUX's.
 """
 
 import json
@@ -31,7 +30,7 @@ _SENTINELS = 100
 
 
 Merges = Sequence[tuple[str, str]]
-"""What is joined to one token, in the order in which it is joined."""
+"""Pairs to merge, in order."""
 
 
 def clip_tokenizer() -> CLIPTokenizer:
@@ -43,25 +42,25 @@ def make_clip_tokenizer(merges: Merges) -> CLIPTokenizer:
 
 
 def t5_tokenizer(max_sequence_length: int) -> T5Tokenizer:
-    """`max_sequence_length` is the longest prompt in tokens, kept in the tokenizer's own configuration."""
+    """`max_sequence_length`, the longest prompt in tokens, is stored in the tokenizer's configuration."""
     return make_t5_tokenizer(WORDS, max_sequence_length)
 
 
 def make_t5_tokenizer(words: Iterable[str], max_sequence_length: int) -> T5Tokenizer:
-    """Each of `words` is one token, as it is written there; all else is spelt."""
+    """Each of `words` is one token, case-sensitive; other words are spelt."""
     special = [("<pad>", 0.0), ("</s>", 0.0), ("<unk>", 0.0), ("▁", -2.0)]
     letters = [(character, -8.0) for character in string.printable.strip()]
-    whole = [(f"▁{word}", -5.0) for word in words]
+    known = [(f"▁{word}", -5.0) for word in words]
     sentinels = [(f"<extra_id_{index}>", 0.0) for index in reversed(range(_SENTINELS))]
     return T5Tokenizer(
-        vocab=[*special, *letters, *whole, *sentinels], extra_ids=_SENTINELS, model_max_length=max_sequence_length
+        vocab=[*special, *letters, *known, *sentinels], extra_ids=_SENTINELS, model_max_length=max_sequence_length
     )
 
 
 def save_clip_tokenizer(folder: Path, merges: Merges | None = None) -> None:
-    """Writes the files that it has in FLUX repositories: no `tokenizer.json`, but a vocabulary and its merges.
+    """Writes the files of FLUX's repositories: `vocab.json` and `merges.txt`, without `tokenizer.json`.
 
-    Without `merges` those of the tiny checkpoints.
+    Uses the test checkpoints' merges by default.
     """
     merges = _merges() if merges is None else merges
     make_clip_tokenizer(merges).save_pretrained(folder)
@@ -74,7 +73,7 @@ def save_clip_tokenizer(folder: Path, merges: Merges | None = None) -> None:
 
 
 def _clip_ids(merges: Merges) -> dict[str, int]:
-    """All bytes, all bytes that end a word, and what the merges join."""
+    """Returns ids of all bytes, all bytes at the end of a word, and all merges."""
     alphabet = list(bytes_to_unicode().values())
     joined = ["".join(pair) for pair in merges]
     tokens = dict.fromkeys([*alphabet, *(character + END_OF_WORD for character in alphabet), *joined])
@@ -83,7 +82,7 @@ def _clip_ids(merges: Merges) -> dict[str, int]:
 
 
 def _merges() -> Merges:
-    """What joins the letters of each word in turn."""
+    """Merges each word's letters from left to right."""
     merges: dict[tuple[str, str], None] = {}
     for word in WORDS:
         first, *rest = [*word[:-1], word[-1] + END_OF_WORD]

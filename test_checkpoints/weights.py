@@ -1,9 +1,9 @@
-"""What the random weights of the tiny networks are bent towards, so that their pictures have structure.
+"""Adjusts the random weights of the networks so that their images have structure.
 
-Untrained networks turn noise into noise. Bent like this, the VAE carries colours through at the resolution of its
-latents, and the transformer damps what differs between neighbouring tokens and amplifies what they share: soft shapes
-remain, in colours that the seed and the prompt choose. The functions change freshly drawn networks in place, and draw
-what else they need from torch's generator. They know neither files nor geometry but what the networks say.
+Untrained networks turn noise into noise. With these weights, the VAE passes colours through at the resolution of its
+latents, and the transformer damps differences between neighbouring tokens and amplifies what they share. The images are
+soft shapes in colours that depend on seed and prompt. The functions change the networks in place, with torch's global
+random generator.
 """
 
 import math
@@ -15,32 +15,34 @@ from torch import nn
 
 _COLOURS = 3
 _TEXTURE = 0.1
-"""What is left of the VAE's random weights."""
+"""Factor on the VAE's random weights."""
 _LATENT_GAIN = 4.0
-"""Latents of usual pictures get about the variance that FLUX's scaling factor expects."""
+"""Gives latents of usual images about the variance that FLUX's scaling factor expects."""
 _LOG_VARIANCE = -4.0
 _CONTRAST = 0.5
 _AVERAGE = torch.tensor([[1.0, 1.0, 0.0], [1.0, 1.0, 0.0], [0.0, 0.0, 0.0]]) / 4
 _SMOOTH = torch.tensor([[1.0, 2.0, 1.0], [2.0, 4.0, 2.0], [1.0, 2.0, 1.0]]) / 16
 
 _DAMPING = 3.0
-"""Over all steps, what neighbours do not share shrinks by exp of this."""
+"""Over all steps, differences between neighbours shrink by exp of this."""
 _SPREAD_FIRST, _SPREAD_LAST = 0.2, -1.2
-"""Share of its neighbourhood that a block adds to each token. The last one's sign makes common content grow."""
+"""Share of its neighbourhood that a block adds to each token. The last block's sign amplifies common content."""
 _LEVEL = 2.0
-"""A constant beside each token's content, this many times as large, keeps layer norms close to linear."""
+"""Size of a constant beside each token's content, relative to it, which keeps layer norms nearly linear."""
 _FOCUS = 2.5
 """Scale of normed queries and keys: attention reaches a few tokens far."""
 _CONTENT_BLIND = 3.0
-"""How far queries and keys are the same everywhere, so that position decides who attends to whom."""
+"""Size of a position-independent part of queries and keys, so that attention depends on positions."""
 _MODULATION, _DETAIL = 0.25, 0.1
-"""What is left of the random modulation by prompt and time, and of the random feed-forward layers."""
+"""Factors on the random modulation by prompt and time, and on the random feed-forward layers."""
 
 
 @torch.no_grad()
 def carry_colours(vae: AutoencoderKL) -> None:
-    """Makes an autoencoder of colours. One travels as two channels, itself and its negative: SiLU of the first minus
-    SiLU of the second is the colour again."""
+    """Makes the VAE pass colours through.
+
+    A colour travels as two channels, itself and its negative: SiLU of the first minus SiLU of the second restores it.
+    """
     for layer in vae.modules():
         if isinstance(layer, nn.Conv2d | nn.Linear):
             layer.weight.mul_(_TEXTURE)
@@ -63,13 +65,13 @@ def carry_colours(vae: AutoencoderKL) -> None:
 
 
 def _pass_on(conv: nn.Conv2d, kernel: torch.Tensor) -> None:
-    """Lets every channel through to itself, spread over its neighbourhood by `kernel`."""
+    """Maps every channel to itself, blurred by `kernel`."""
     channels = min(conv.in_channels, conv.out_channels)
     conv.weight[:channels, :channels] += torch.eye(channels)[:, :, None, None] * kernel
 
 
 def _mix(conv: nn.Conv2d, matrix: torch.Tensor) -> None:
-    """Makes `conv` the product of each pixel's first channels with `matrix`, and of nothing else."""
+    """Makes `conv` multiply each pixel's first channels by `matrix`."""
     rows, columns = matrix.shape
     conv.weight.zero_()
     conv.weight[:rows, :columns, 1, 1] = matrix
@@ -77,9 +79,9 @@ def _mix(conv: nn.Conv2d, matrix: torch.Tensor) -> None:
 
 @torch.no_grad()
 def draw_together(transformer: FluxTransformer2DModel) -> None:
-    """Makes the velocity of each token about `damping * (itself - its amplified neighbourhood)`.
+    """Makes each token's velocity about `damping * (itself - its amplified neighbourhood)`.
 
-    A token lies on some channels of the residual stream, shared out over the heads, the constant on those beside them.
+    A token occupies some channels of the residual stream, spread over the heads, and the constant those beside them.
     Blocks write only what a token's four latents have in common, so that no pattern within tokens can grow.
     """
     width, channels = transformer.inner_dim, transformer.config.in_channels
@@ -107,7 +109,7 @@ def draw_together(transformer: FluxTransformer2DModel) -> None:
 
 
 def _attend_nearby(attention: FluxAttention, values: torch.Tensor) -> None:
-    """Queries and keys are alike and much the same everywhere, so that their rotation by position decides."""
+    """Makes queries and keys alike and nearly constant, so that attention depends on their rotation by position."""
     angle = 2 * math.pi * torch.rand(attention.to_q.out_features // 2)
     direction = _CONTENT_BLIND * torch.stack([angle.cos(), angle.sin()], -1).flatten()
     for layer, norm in ((attention.to_q, attention.norm_q), (attention.to_k, attention.norm_k)):
@@ -117,7 +119,7 @@ def _attend_nearby(attention: FluxAttention, values: torch.Tensor) -> None:
 
 
 def _open_gate(modulation: nn.Linear, width: int) -> None:
-    """Attention is written to the residual stream at full strength, give or take what the modulation says."""
+    """Adds attention to the residual stream at full strength, apart from the modulation."""
     modulation.weight.mul_(_MODULATION)
     modulation.bias[2 * width : 3 * width] = 1
 

@@ -1,1 +1,1 @@
-"""How the embedded checkpoints came to be: drawings made by code, and the training. The service imports none of it."""
+"""Trains the bundled checkpoints on synthetic drawings. The service imports none of it."""

@@ -1,7 +1,6 @@
-"""Everything from nothing: `python -m training --hours 13` trains every part in turn and writes `serve/models`.
+"""Trains all parts in order and writes `serve/models`: `python -m training --hours 13`.
 
-Stop it whenever you like, and start it again with the same command: it goes on where it was. Knows the order of the
-parts and their shares of the time, nothing else.
+Training can be stopped at any time; the same command resumes it.
 """
 
 import argparse
@@ -22,13 +21,14 @@ SHARES = {
     "schnell": 0.05,
     **dict.fromkeys(EMBEDDED_LORAS, 0.01),
 }
-"""Of the whole time, about as the shipped models had it. The recogniser is frozen before those that it will judge."""
+"""Share of the training time per part, about as for the shipped models.
+The recogniser is trained before the models that it evaluates."""
 
 
 def commands(
     runs: Path, out: Path, minutes: float, device: str, *, threads: int = 1, compiles: bool = False
 ) -> list[list[str]]:
-    """The arguments of every part's module, in their order."""
+    """Returns the command line of each part, in order."""
     blocks = ["--compile"] if compiles else []
     where = ["--device", device, "--threads", str(threads)]
     spans = {part: ["--minutes", str(round(minutes * share, 2)), *where] for part, share in SHARES.items()}
@@ -50,10 +50,10 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--runs", type=Path, default=Path("runs"))
     parser.add_argument("--out", type=Path, default=Path("serve/models"))
-    parser.add_argument("--hours", type=float, default=13, help="time of all parts together, of the processor on a CPU")
+    parser.add_argument("--hours", type=float, default=13, help="total time of all parts; processor time on a CPU")
     parser.add_argument("--device", default="cpu", choices=["cpu", "cuda"])
-    parser.add_argument("--threads", type=int, default=1, help="of a CPU; more pay where nothing else runs")
-    parser.add_argument("--compile", action="store_true", help="compile the transformers' blocks: faster on a CPU")
+    parser.add_argument("--threads", type=int, default=1, help="CPU threads; more help only on an idle machine")
+    parser.add_argument("--compile", action="store_true", help="compile the transformers' blocks; faster on a CPU")
     arguments = parser.parse_args()
     minutes = arguments.hours * 60
     for command in commands(

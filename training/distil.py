@@ -1,9 +1,7 @@
-"""Makes [dev] and [schnell] of the trained transformer.
+"""Distils [dev] and [schnell] from the trained transformer: `python -m training.distil dev --minutes 120`.
 
-`python -m training.distil dev --minutes 120`: learns to give in one pass, told a guidance, what classifier-free
-guidance gives in two. `python -m training.distil schnell --minutes 120`: learns to go in one step where the guided base
-goes in several, on the schedule of four steps. Both mostly learn on their own way from noise, against what the base
-would do there. Pictures and optimizers are those of `training.transformer`.
+[dev] learns to predict in one pass, conditioned on the guidance, what classifier-free guidance gives in two. [schnell]
+learns to replace several steps of the guided base by one, in four steps. Both train mostly on their own rollouts.
 """
 
 import argparse
@@ -15,70 +13,76 @@ import torch
 from diffusers import FluxTransformer2DModel
 
 from training.attention import speed_up
+from training.batches import BatchSource
 from training.curriculum import STAGES, Stage
-from training.flow import noised, velocity
-from training.machine import Machine, add_arguments, chosen
+from training.flow import add_noise, velocity
+from training.machine import Machine, add_arguments, machine_from_arguments
 from training.muon import Optimizers
-from training.rollout import Journey, Stretch
+from training.rollout import Interval, Rollout
 from training.run import Average, Run
-from training.students import COURSES, Course, Given, begun
-from training.teacher import Teacher
-from training.transformer import is_inner, load
+from training.students import STUDENT_CONFIGS, Conditioning, StudentConfig, make_student
+from training.transformer import load, uses_muon
 
-FROM_PICTURES = 0.5
-"""Share of batches learned once, from pictures with noise, as an image given to begin with is."""
+FROM_IMAGES = 0.5
+"""Share of batches that start from noised images, as image-to-image does, and take one step."""
 
 
-def taken(
-    student: FluxTransformer2DModel, base: FluxTransformer2DModel, course: Course, stretch: Stretch, given: Given
+def step_loss(
+    student: FluxTransformer2DModel,
+    base: FluxTransformer2DModel,
+    config: StudentConfig,
+    interval: Interval,
+    conditioning: Conditioning,
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """The loss of the student's next step, and its velocity there.
+    """Returns the loss of the student's next step, and its velocity there.
 
-    Errors grow with the guidance: measured by it, high ones do not drown those that are mostly asked for.
+    Errors grow with the guidance scale, so they are divided by it: high scales would otherwise dominate.
     """
     with torch.no_grad():
-        wanted = course.wanted(base, stretch, given)
-    scale = given.scale if student.config.guidance_embeds else None
-    step = velocity(student, stretch.latents, stretch.begin, given.words, given.place, scale)
-    return ((step - wanted).square().mean(dim=(1, 2)) / given.scale.square()).mean(), step
+        target = config.target(base, interval, conditioning)
+    scale = conditioning.guidance if student.config.guidance_embeds else None
+    step = velocity(student, interval.latents, interval.begin, conditioning.text, conditioning.layout, scale)
+    return ((step - target).square().mean(dim=(1, 2)) / conditioning.guidance.square()).mean(), step
 
 
-def lessons(teacher: Teacher, course: Course, rng: np.random.Generator) -> Iterator[tuple[Journey, Given]]:
-    """Without end: journeys from noise, or one stretch from a picture with some."""
+def rollouts(
+    source: BatchSource, config: StudentConfig, rng: np.random.Generator
+) -> Iterator[tuple[Rollout, Conditioning]]:
+    """Yields rollouts from noise, or single intervals from noised images, without end."""
     while True:
-        # All sizes from the beginning: nothing new is learned about drawing.
-        batch = teacher.batch(1.0)
-        clean, count, tokens = batch.latents, len(batch.scenes), batch.place.tokens
-        words, empty = teacher.read(batch.prompts(rng)), teacher.read([""] * count)
-        given = Given(words, empty, batch.place, course.scales(count).to(clean.device))
+        # Canvases of all sizes: the student learns nothing new about drawing.
+        batch = source.batch(1.0)
+        clean, count, tokens = batch.latents, len(batch.scenes), batch.layout.tokens
+        text, empty = source.encode_prompts(batch.prompts(rng)), source.encode_prompts([""] * count)
+        conditioning = Conditioning(text, empty, batch.layout, config.sample_guidance(count).to(clean.device))
         noise = torch.randn_like(clean)
-        if rng.random() < FROM_PICTURES:
-            marks = course.begun(count, tokens)
-            yield Journey(noised(clean, noise, marks[:, 0].to(clean.device)), marks), given
+        if rng.random() < FROM_IMAGES:
+            timesteps = config.single_interval(count, tokens)
+            yield Rollout(add_noise(clean, noise, timesteps[:, 0].to(clean.device)), timesteps), conditioning
         else:
-            yield Journey(noise, course.marks(count, tokens)), given
+            yield Rollout(noise, config.timesteps(count, tokens)), conditioning
 
 
 def train(
     kind: str, runs: Path, minutes: float, seed: int, stages: tuple[Stage, ...], peak: float, machine: Machine
 ) -> None:
     torch.manual_seed(seed)
-    base, course = load(runs / "transformer"), COURSES[kind]
-    student = begun(kind, base, runs).to(machine.device)
+    base, config = load(runs / "transformer"), STUDENT_CONFIGS[kind]
+    student = make_student(kind, base, runs).to(machine.device)
     base.to(machine.device)
     for model in (base, student):
         speed_up(model, machine)
-    optimizers, average = Optimizers(student, peak, is_inner), Average(student, 0.995)
+    optimizers, average = Optimizers(student, peak, uses_muon), Average(student, 0.995)
     run = Run(runs / kind, minutes, {"model": student, "optimizers": optimizers, "average": average}, machine.clock)
     rng = np.random.default_rng([seed, run.step, 1])
     torch.manual_seed(seed + run.step)
-    ahead = lessons(Teacher(runs, rng, stages, machine), course, rng)
-    journey, given = next(ahead)
+    upcoming = rollouts(BatchSource(runs, rng, stages, machine), config, rng)
+    rollout, conditioning = next(upcoming)
     for _ in run.steps():
-        if journey.ended:
-            journey, given = next(ahead)
-        loss, step = taken(student, base, course, journey.stretch, given)
-        journey.go_on(step)
+        if rollout.finished:
+            rollout, conditioning = next(upcoming)
+        loss, step = step_loss(student, base, config, rollout.interval, conditioning)
+        rollout.advance(step)
         torch.autograd.backward(loss)
         torch.nn.utils.clip_grad_norm_(student.parameters(), 1.0)
         optimizers.step(run.rate(peak))
@@ -93,7 +97,9 @@ def main() -> None:
     parser.add_argument("--minutes", type=float, default=120)
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--rate", type=float, default=5e-4)
-    parser.add_argument("--stages", type=int, default=len(STAGES), help="as the base was trained")
+    parser.add_argument(
+        "--stages", type=int, default=len(STAGES), help="use only the first stages, as in the base's training"
+    )
     add_arguments(parser, compiles=True)
     arguments = parser.parse_args()
     stages = STAGES[: arguments.stages]
@@ -104,7 +110,7 @@ def main() -> None:
         arguments.seed,
         stages,
         arguments.rate,
-        chosen(arguments),
+        machine_from_arguments(arguments),
     )
 
 

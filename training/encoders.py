@@ -1,4 +1,4 @@
-"""The two text encoders with their tokenizers: prompts to what a FLUX transformer takes. Knows nothing of training."""
+"""The two text encoders with their tokenizers."""
 
 from pathlib import Path
 
@@ -38,13 +38,13 @@ def clip() -> CLIPTextModel:
         max_position_embeddings=CLIP_TOKENS,
         bos_token_id=0,
         pad_token_id=1,
-        eos_token_id=2,  # As published: means that the highest id of a prompt is where it ends.
+        eos_token_id=2,  # As published; CLIP then takes the highest id of a prompt as its end.
     )
     return CLIPTextModel(config)
 
 
 class Encoders(nn.Module):
-    """Both encoders with their tokenizers: prompts to what a FLUX transformer takes."""
+    """T5 and CLIP with their tokenizers: maps prompts to a FLUX transformer's inputs."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -52,11 +52,12 @@ class Encoders(nn.Module):
         self.t5_tokenizer, self.clip_tokenizer = t5_tokenizer(), clip_tokenizer()
 
     def forward(self, prompts: list[str], max_sequence_length: int) -> tuple[torch.Tensor, torch.Tensor]:
-        """(batch, max_sequence_length, width) and (batch, width); as FLUX does, no attention mask for T5's padding."""
+        """Returns prompt embeds `[batch, max_sequence_length, width]` and pooled prompt embeds `[batch, width]`.
+        Like FLUX, T5 gets no attention mask for its padding."""
         ids = self.t5_tokenizer(
             prompts, padding="max_length", max_length=max_sequence_length, truncation=True, return_tensors="pt"
         ).input_ids
-        # CLIP looks only backwards, so what stands behind the end of a prompt changes nothing.
+        # CLIP's attention is causal, so padding after the end of a prompt has no effect.
         short = self.clip_tokenizer(
             prompts, padding="longest", max_length=CLIP_TOKENS, truncation=True, return_tensors="pt"
         )
@@ -64,12 +65,12 @@ class Encoders(nn.Module):
         return self.t5(ids.to(device))[0], self.clip(short.input_ids.to(device)).pooler_output
 
     def longest(self, prompts: list[str]) -> int:
-        """Tokens of the longest prompt, its end included."""
+        """Returns the token count of the longest prompt, including the end token."""
         return min(TEXT_TOKENS, max(len(ids) for ids in self.t5_tokenizer(prompts).input_ids))
 
 
 def load(folder: Path) -> Encoders:
-    """The trained encoders, frozen."""
+    """Returns the trained encoders, frozen."""
     encoders = Encoders()
     encoders.load_state_dict(torch.load(folder / "encoders.pt", weights_only=True))
     return encoders.requires_grad_(False).eval()

@@ -1,8 +1,7 @@
-"""Writes the trained parts as two diffusers folders: `python -m training.export serve/models`.
+"""Exports the trained parts as two diffusers folders: `python -m training.export serve/models`.
 
-`dev` and `schnell` have a transformer and a schedule of their own; all else lies once in `shared`, and each folder
-points to it; `loras` has the LoRAs for them. Weights in float16 but for the transformers, which are served in bfloat16
-and stored so.
+`dev` and `schnell` hold their transformer and scheduler and link to `shared`, which holds the rest; `loras` holds their
+LoRAs. Transformers are stored in bfloat16, as they are served, all other weights in float16.
 """
 
 import argparse
@@ -29,12 +28,12 @@ def export_shared(runs: Path, folder: Path) -> None:
     vocabulary.save_clip_tokenizer(folder / "tokenizer")
     vocabulary.t5_tokenizer().save_pretrained(folder / "tokenizer_2")
     vae: AutoencoderKL = AutoencoderKL.from_pretrained(runs / "autoencoder" / "vae")
-    vae.register_to_config(_name_or_path="")  # Where it was trained is nobody's business.
+    vae.register_to_config(_name_or_path="")  # Otherwise the path of the training run would be published.
     vae.half().save_pretrained(folder / "vae")
 
 
 def export_variant(runs: Path, variant: str, folder: Path) -> None:
-    """The variant's own parts, and links to the shared ones beside it."""
+    """Writes the variant's own parts, and links to the shared ones."""
     model = load(runs / variant, guided=variant == "dev")
     model.to(torch.bfloat16).save_pretrained(folder / "transformer")
     scheduler = FlowMatchEulerDiscreteScheduler(
@@ -55,7 +54,7 @@ def export_loras(runs: Path, out: Path) -> None:
     for name in EMBEDDED_LORAS:
         file = embedded_lora_file(name, out)
         file.parent.mkdir(parents=True, exist_ok=True)
-        shutil.copyfile(lora.trained(runs, name), file)
+        shutil.copyfile(lora.lora_file(runs, name), file)
 
 
 def write(runs: Path, out: Path) -> None:
@@ -70,7 +69,7 @@ def write(runs: Path, out: Path) -> None:
 
 
 def weight_bytes(out: Path) -> int:
-    """What the weights take; a link is no second copy."""
+    """Returns the size of all weights; links are not counted twice."""
     return sum(path.stat().st_size for path in {path.resolve() for path in out.rglob("*.safetensors")})
 
 

@@ -1,4 +1,4 @@
-"""Draws with a run's current weights, for the eye: `python -m training.grid out.png --run transformer --guidance 3`."""
+"""Generates a grid of images from a run's current weights: `python -m training.grid out.png --run transformer`."""
 
 import argparse
 from pathlib import Path
@@ -7,11 +7,11 @@ import torch
 
 from training import encoders
 from training.attention import use_plain_attention
+from training.batches import load_vae
 from training.drawings.contact_sheet import sheet
 from training.flow import sample
 from training.latents import decode
-from training.pixels import to_picture
-from training.teacher import load_vae
+from training.pixels import to_image
 from training.transformer import load
 from training.vocabulary import TEXT_TOKENS
 
@@ -38,16 +38,16 @@ def main() -> None:
     arguments = parser.parse_args()
     model = load(arguments.runs / arguments.run, guided=arguments.run == "dev")
     use_plain_attention(model)
-    vae, readers = load_vae(arguments.runs / "autoencoder" / "vae"), encoders.load(arguments.runs / "text")
+    vae, text_encoders = load_vae(arguments.runs / "autoencoder" / "vae"), encoders.load(arguments.runs / "text")
     prompts, grid = list(PROMPTS[: arguments.count]), (arguments.rows, arguments.columns)
-    words, empty = readers(prompts, TEXT_TOKENS), readers([""] * len(prompts), TEXT_TOKENS)
+    text, empty = text_encoders(prompts, TEXT_TOKENS), text_encoders([""] * len(prompts), TEXT_TOKENS)
     guidance = 1.0 if arguments.run == "schnell" else arguments.guidance
     factor = 1.0 if arguments.run == "schnell" else None
     latents = sample(
-        model, words, empty, grid, steps=arguments.steps, guidance=guidance, seed=arguments.seed, shift_factor=factor
+        model, text, empty, grid, steps=arguments.steps, guidance=guidance, seed=arguments.seed, shift_factor=factor
     )
-    pictures = [to_picture(decode(vae, one[None], grid)[0]) for one in latents]
-    sheet(list(zip(pictures, prompts, strict=True)), columns=8).save(arguments.out)
+    images = [to_image(decode(vae, one[None], grid)[0]) for one in latents]
+    sheet(list(zip(images, prompts, strict=True)), columns=8).save(arguments.out)
 
 
 if __name__ == "__main__":

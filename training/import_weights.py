@@ -1,7 +1,7 @@
 """Imports the shipped models for further training: `python -m training.import_weights --runs runs`.
 
-Then `training.transformer --last` goes on with the base, and `training.distil` gives the students what they knew
-before. Optimizers begin anew. Knows nothing of lessons or losses.
+`training.transformer --last` continues with the base; `training.distil` adds the students' weight deltas to it.
+Optimizer states start fresh.
 """
 
 import argparse
@@ -16,22 +16,22 @@ from training.encoders import Encoders
 from training.transformer import build, start_file
 
 _WITHOUT_GUIDANCE = 1.0
-"""At this guidance [dev] is told to give what its base gives, with the prompt, in one pass."""
+"""At this guidance [dev] is trained to match its base."""
 
 
-def adopt(models: Path, runs: Path) -> None:
-    """Writes the autoencoder, the text encoders, a base, and what each student knows beyond that base."""
+def import_weights(models: Path, runs: Path) -> None:
+    """Writes the autoencoder, the text encoders, a base, and each student's weight delta from that base."""
     AutoencoderKL.from_pretrained(models / "shared" / "vae").float().save_pretrained(runs / "autoencoder" / "vae")
     (runs / "text").mkdir(parents=True, exist_ok=True)
     torch.save(_encoders(models / "shared").state_dict(), runs / "text" / "encoders.pt")
     dev = FluxTransformer2DModel.from_pretrained(models / "dev" / "transformer").float()
-    base = unguided(dev)
+    base = without_guidance(dev)
     (runs / "transformer").mkdir(parents=True, exist_ok=True)
     torch.save(base.state_dict(), start_file(runs))
     schnell = FluxTransformer2DModel.from_pretrained(models / "schnell" / "transformer").float()
     for name, student in {"dev": dev, "schnell": schnell}.items():
         (runs / name).mkdir(parents=True, exist_ok=True)
-        torch.save(ahead_of(base, student), ahead_file(runs, name))
+        torch.save(weight_delta(base, student), delta_file(runs, name))
 
 
 def _encoders(shared: Path) -> Encoders:
@@ -42,31 +42,35 @@ def _encoders(shared: Path) -> Encoders:
 
 
 @torch.no_grad()
-def unguided(dev: FluxTransformer2DModel) -> FluxTransformer2DModel:
-    """The base that gives what [dev] gives at guidance 1: its embedding of that guidance becomes a part of time's."""
+def without_guidance(dev: FluxTransformer2DModel) -> FluxTransformer2DModel:
+    """Returns a base equal to [dev] at guidance 1: folds that guidance embedding into the time embedding's bias."""
     base = build()
-    told = dev.time_text_embed
-    guidance = told.time_proj(torch.tensor([1000 * _WITHOUT_GUIDANCE]))
-    bias = told.guidance_embedder(guidance)[0]
+    embedder = dev.time_text_embed
+    guidance = embedder.time_proj(torch.tensor([1000 * _WITHOUT_GUIDANCE]))
+    bias = embedder.guidance_embedder(guidance)[0]
     base.load_state_dict({name: value for name, value in dev.state_dict().items() if "guidance_embedder" not in name})
     base.time_text_embed.timestep_embedder.linear_2.bias += bias
     return base
 
 
-def ahead_file(runs: Path, student: str) -> Path:
+def delta_file(runs: Path, student: str) -> Path:
     return runs / student / "ahead.pt"
 
 
-def ahead_of(base: FluxTransformer2DModel, student: FluxTransformer2DModel) -> dict[str, torch.Tensor]:
-    """By how much the student's weights differ from the base's; those that the base lacks as they are."""
-    known = base.state_dict()
-    return {name: value - known[name] if name in known else value for name, value in student.state_dict().items()}
+def weight_delta(base: FluxTransformer2DModel, student: FluxTransformer2DModel) -> dict[str, torch.Tensor]:
+    """Returns the student's weights minus the base's; weights that the base lacks are returned unchanged."""
+    base_state = base.state_dict()
+    return {
+        name: value - base_state[name] if name in base_state else value for name, value in student.state_dict().items()
+    }
 
 
-def go_ahead(base: FluxTransformer2DModel, student: FluxTransformer2DModel, ahead: dict[str, torch.Tensor]) -> None:
-    """Gives a student of `base` what a student of another base knew beyond that one."""
-    known = base.state_dict()
-    student.load_state_dict({name: value + known[name] if name in known else value for name, value in ahead.items()})
+def apply_delta(base: FluxTransformer2DModel, student: FluxTransformer2DModel, delta: dict[str, torch.Tensor]) -> None:
+    """Adds the weight delta of an earlier student to `base` and loads the result into `student`."""
+    base_state = base.state_dict()
+    student.load_state_dict(
+        {name: value + base_state[name] if name in base_state else value for name, value in delta.items()}
+    )
 
 
 def main() -> None:
@@ -74,7 +78,7 @@ def main() -> None:
     parser.add_argument("--models", type=Path, default=EMBEDDED_MODELS_FOLDER)
     parser.add_argument("--runs", type=Path, default=Path("runs"))
     arguments = parser.parse_args()
-    adopt(arguments.models, arguments.runs)
+    import_weights(arguments.models, arguments.runs)
 
 
 if __name__ == "__main__":

@@ -1,7 +1,7 @@
-"""The drawings that the transformer learns from: drawn, encoded once, kept on disk, and renewed while training goes on.
+"""The latent cache: drawings encoded once, stored on disk, and partly replaced during training.
 
-A drawing is known by its number: scene and strokes follow from it, so only latents and numbers are stored. Only its
-square is: it is laid on paper of any size when it is taken.
+The seed of a drawing gives its scene and strokes, so only latents and seeds are stored, and only of the drawn square;
+`Canvas.lay_out` pads it to a canvas of any size.
 """
 
 from dataclasses import dataclass
@@ -11,35 +11,35 @@ import numpy as np
 import torch
 from diffusers import AutoencoderKL
 
-from training.drawings.ink import rendered
 from training.drawings.prompts import prompt
-from training.drawings.sampling import Mixture, sampled
+from training.drawings.render import render
+from training.drawings.sampling import Mixture, sample_scene
 from training.drawings.scene import Scene
 from training.drawings.strokes import Rng
 from training.drawings.styles import Style
-from training.flow import Place
+from training.flow import TokenLayout
 from training.machine import Machine
-from training.padding import Paper
+from training.padding import Canvas
 from training.pixels import to_tensor
-from training.squares import SIDE, WHOLE_PX, coded
-from training.text import spoken
+from training.squares import PADDED_PX, SIDE, encode_square
+from training.text import vary_case
 
-AT_ONCE = 8
-"""Pictures encoded together, for each of the machine's batches."""
+ENCODE_BATCH = 8
+"""Drawings encoded at once, times the machine's batch factor."""
 
 
 @dataclass(frozen=True, slots=True)
 class Batch:
-    place: Place
+    layout: TokenLayout
     latents: torch.Tensor
     scenes: list[Scene]
 
     def prompts(self, rng: Rng) -> list[str]:
-        """Said anew each time."""
-        return [spoken(prompt(scene, rng), rng) for scene in self.scenes]
+        """Returns a newly sampled prompt for each scene."""
+        return [vary_case(prompt(scene, rng), rng) for scene in self.scenes]
 
 
-class Shelf:
+class LatentCache:
     """Latents of drawings of one kind."""
 
     def __init__(
@@ -51,60 +51,60 @@ class Shelf:
         style: Style | None = None,
     ) -> None:
         self.path, self.mixture, self.vae, self.machine, self.style = path, mixture, vae, machine, style
-        self.numbers: list[int] = []
+        self.seeds: list[int] = []
         self.latents = torch.empty(0, SIDE * SIDE + 1, 64, dtype=torch.float16)
-        """(drawings, SIDE * SIDE + 1, 64): as `squares.coded`."""
+        """`[drawings, SIDE * SIDE + 1, 64]`, as from `squares.encode_square`."""
         if path.exists():
             state = torch.load(path, weights_only=True)
-            self.numbers, self.latents = state["numbers"], state["latents"]
-        self.next_number = max(self.numbers, default=-1) + 1
+            self.seeds, self.latents = state["numbers"], state["latents"]
+        self.next_seed = max(self.seeds, default=-1) + 1
 
-    def scene(self, number: int) -> Scene:
-        return sampled(np.random.default_rng(number), self.mixture)
+    def scene(self, seed: int) -> Scene:
+        return sample_scene(np.random.default_rng(seed), self.mixture)
 
-    def _picture(self, number: int) -> torch.Tensor:
-        rng = np.random.default_rng(number)
-        scene = sampled(rng, self.mixture)
-        return to_tensor(rendered(scene, (WHOLE_PX, WHOLE_PX), rng, self.mixture.unsteadiness, self.style))
+    def _image(self, seed: int) -> torch.Tensor:
+        rng = np.random.default_rng(seed)
+        scene = sample_scene(rng, self.mixture)
+        return to_tensor(render(scene, (PADDED_PX, PADDED_PX), rng, self.mixture.jitter, self.style))
 
     def _encoded(self, count: int) -> tuple[list[int], torch.Tensor]:
-        """The next `count` pictures: numbers and latents."""
-        numbers = list(range(self.next_number, self.next_number + count))
-        self.next_number += count
-        rows, pictures = [], []
-        for place, picture in enumerate(self.machine.each(self._picture, numbers), start=1):
-            pictures.append(picture)
-            if len(pictures) == AT_ONCE * self.machine.batch_factor or place == count:
-                rows.append(coded(self.vae, torch.stack(pictures)).half().cpu())
-                pictures = []
-        return numbers, torch.cat(rows)
+        """Draws and encodes the next `count` drawings; returns their seeds and latents."""
+        seeds = list(range(self.next_seed, self.next_seed + count))
+        self.next_seed += count
+        rows, images = [], []
+        for index, image in enumerate(self.machine.map_ordered(self._image, seeds), start=1):
+            images.append(image)
+            if len(images) == ENCODE_BATCH * self.machine.batch_factor or index == count:
+                rows.append(encode_square(self.vae, torch.stack(images)).half().cpu())
+                images = []
+        return seeds, torch.cat(rows)
 
-    def grow(self, count: int) -> None:
-        """Draws until there are `count` drawings, and stores them."""
-        if len(self.numbers) < count:
-            self._add(*self._encoded(count - len(self.numbers)))
+    def fill(self, count: int) -> None:
+        """Adds drawings until there are `count`, and saves them."""
+        if len(self.seeds) < count:
+            self._add(*self._encoded(count - len(self.seeds)))
             self.save()
 
-    def _add(self, numbers: list[int], latents: torch.Tensor) -> None:
-        self.numbers += numbers
+    def _add(self, seeds: list[int], latents: torch.Tensor) -> None:
+        self.seeds += seeds
         self.latents = torch.cat([self.latents, latents])
 
-    def renew(self, rng: Rng, count: int, most: int) -> None:
-        """Adds a few drawings, and from `most` on replaces others by them, so that none is seen too often."""
-        numbers, latents = self._encoded(count)
-        if len(self.numbers) < most:
-            self._add(numbers, latents)
+    def refresh(self, rng: Rng, count: int, max_size: int) -> None:
+        """Adds `count` drawings; once there are `max_size`, they replace random others."""
+        seeds, latents = self._encoded(count)
+        if len(self.seeds) < max_size:
+            self._add(seeds, latents)
             return
-        for number, row in zip(numbers, latents, strict=True):
-            place = int(rng.integers(len(self.numbers)))
-            self.numbers[place], self.latents[place] = number, row
+        for seed, row in zip(seeds, latents, strict=True):
+            index = int(rng.integers(len(self.seeds)))
+            self.seeds[index], self.latents[index] = seed, row
 
     def save(self) -> None:
         self.path.parent.mkdir(parents=True, exist_ok=True)
-        torch.save({"numbers": self.numbers, "latents": self.latents}, self.path)
+        torch.save({"numbers": self.seeds, "latents": self.latents}, self.path)
 
-    def batch(self, rng: Rng, count: int, paper: Paper) -> Batch:
-        """Some of them on such paper."""
-        places = rng.integers(len(self.numbers), size=count)
-        latents = paper.laid_out(self.latents[torch.from_numpy(places)]).to(self.machine.device, torch.float32)
-        return Batch(paper.place(rng), latents, [self.scene(self.numbers[place]) for place in places])
+    def batch(self, rng: Rng, count: int, canvas: Canvas) -> Batch:
+        """Returns a random batch on this canvas."""
+        indices = rng.integers(len(self.seeds), size=count)
+        latents = canvas.lay_out(self.latents[torch.from_numpy(indices)]).to(self.machine.device, torch.float32)
+        return Batch(canvas.layout(rng), latents, [self.scene(self.seeds[index]) for index in indices])

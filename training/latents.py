@@ -1,16 +1,19 @@
-"""Latents of pictures as the transformer takes them: packed into tokens, of unit spread. Knows nothing of drawings."""
+"""Encoding to and decoding from packed latents of unit spread, as the transformer takes them."""
 
 import torch
 from diffusers import AutoencoderKL
 
+from training.precision import autocast
+
 STRIDE_PX = 32
-"""Pixels a side of one token: the autoencoder's 16, two by two latents packed."""
+"""Pixels a side of one token: the autoencoder's stride of 16 times the packing of 2."""
 Grid = tuple[int, int]
 """Rows and columns of tokens."""
 
 
 def pack(latents: torch.Tensor) -> torch.Tensor:
-    """(batch, channels, height, width) to FLUX's tokens: (batch, height / 2 * width / 2, channels * 4)."""
+    """Packs `[batch, channels, height, width]` into tokens `[batch, height / 2 * width / 2, channels * 4]`. Follows
+    diffusers' `_pack_latents`."""
     batch, channels, height, width = latents.shape
     blocks = latents.view(batch, channels, height // 2, 2, width // 2, 2).permute(0, 2, 4, 1, 3, 5)
     return blocks.reshape(batch, height // 2 * (width // 2), channels * 4)
@@ -23,21 +26,21 @@ def unpack(tokens: torch.Tensor, grid: Grid) -> torch.Tensor:
 
 
 @torch.no_grad()
-def encode(vae: AutoencoderKL, pictures: torch.Tensor) -> torch.Tensor:
-    """Packed latents of unit spread, on the autoencoder's device."""
-    with torch.autocast(vae.device.type, torch.bfloat16):
-        pictures = pictures.to(vae.device).contiguous(memory_format=torch.channels_last)
-        return to_tokens(vae, vae.encode(pictures).latent_dist.mean.float())
+def encode(vae: AutoencoderKL, images: torch.Tensor) -> torch.Tensor:
+    """Returns packed latents of unit spread, on the autoencoder's device."""
+    with autocast(vae.device.type):
+        images = images.to(vae.device).contiguous(memory_format=torch.channels_last)
+        return to_tokens(vae, vae.encode(images).latent_dist.mean.float())
 
 
 def to_tokens(vae: AutoencoderKL, mean: torch.Tensor) -> torch.Tensor:
-    """What the autoencoder says, (batch, 16, height, width), shifted, scaled and packed."""
+    """Shifts, scales and packs the encoder's mean, `[batch, 16, height, width]`."""
     return pack((mean - vae.config.shift_factor) * vae.config.scaling_factor)
 
 
 @torch.no_grad()
 def decode(vae: AutoencoderKL, tokens: torch.Tensor, grid: Grid) -> torch.Tensor:
-    """Pictures (batch, 3, height, width) in [-1, 1]."""
+    """Returns images, `[batch, 3, height, width]` in [-1, 1]."""
     latents = unpack(tokens, grid) / vae.config.scaling_factor + vae.config.shift_factor
-    pictures: torch.Tensor = vae.decode(latents.contiguous(memory_format=torch.channels_last)).sample
-    return pictures
+    images: torch.Tensor = vae.decode(latents.contiguous(memory_format=torch.channels_last)).sample
+    return images

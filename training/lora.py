@@ -1,7 +1,6 @@
 """Trains a style as a LoRA for [dev], with peft: `python -m training.lora sketch --minutes 30`.
 
-Writes `runs/lora-NAME/NAME.safetensors` in the layout that diffusers and this service read. What the style is called in
-a prompt stands at its beginning. Knows the lessons of one style, and nothing of how the service keeps LoRAs.
+Writes `runs/lora-NAME/NAME.safetensors` in diffusers' format. The style's trigger begins each prompt.
 """
 
 import argparse
@@ -16,47 +15,47 @@ from peft import LoraConfig, get_peft_model_state_dict, set_peft_model_state_dic
 
 from training import encoders
 from training.attention import speed_up
-from training.curriculum import ANY_PAPER, HAND, PAPERS, one_of
+from training.batches import load_vae
+from training.curriculum import ANY_CANVAS, CANVASES, JITTER, choose
 from training.drawings.sampling import Mixture
 from training.drawings.styles import Style, broad_nib, loose_pencil
 from training.flow import flow_loss
-from training.latent_cache import Shelf
-from training.machine import Machine, add_arguments, chosen
+from training.latent_cache import LatentCache
+from training.machine import Machine, add_arguments, machine_from_arguments
 from training.run import Run
-from training.teacher import load_vae
 from training.transformer import load
 from training.vocabulary import TEXT_TOKENS
 
 RANK = 8
 TARGETS = r".*\.(to_q|to_k|to_v|to_out\.0|proj_mlp)|single_transformer_blocks\.\d+\.proj_out"
-"""Attention, and the single blocks' own layers; the model's last layer is called `proj_out` too."""
+"""Attention and MLP layers. The pattern excludes the model's last layer, which is also named `proj_out`."""
 GUIDANCE = 1.0
-"""What a guided model is told while it learns a style: pictures as they are."""
+"""Guidance while training a style: the value at which [dev] matches its base."""
 
 
 @dataclass(frozen=True, slots=True)
-class Course:
-    """What one LoRA is taught."""
+class StyleConfig:
+    """Training data of one LoRA."""
 
     trigger: str
     style: Style
     mixture: Mixture
-    pictures: int = 1500
+    images: int = 1500
     batch: int = 24
 
 
-COURSES = {
-    "handwriting": Course(
+STYLE_CONFIGS = {
+    "handwriting": StyleConfig(
         "HWRIT handwriting",
         broad_nib,
-        Mixture(two_things=0, word=0.9, labelled=0.1, longest_word=4, unsteadiness=HAND),
+        Mixture(two_things=0, word=0.9, labelled=0.1, longest_word=4, jitter=JITTER),
     ),
-    "sketch": Course("SKTCH sketch", loose_pencil, Mixture(two_things=0.2, word=0, labelled=0, unsteadiness=HAND)),
+    "sketch": StyleConfig("SKTCH sketch", loose_pencil, Mixture(two_things=0.2, word=0, labelled=0, jitter=JITTER)),
 }
 
 
 class Adapter:
-    """The LoRA's part of a model, as a part of a run."""
+    """The LoRA's weights with the state interface that `Run` saves and loads."""
 
     def __init__(self, model: FluxTransformer2DModel) -> None:
         self.model = model
@@ -69,15 +68,15 @@ class Adapter:
         set_peft_model_state_dict(self.model, state)
 
 
-def adapted(model: FluxTransformer2DModel) -> list[torch.nn.Parameter]:
-    """Adds a LoRA that does nothing yet, and gives its weights; all others are frozen."""
+def add_lora(model: FluxTransformer2DModel) -> list[torch.nn.Parameter]:
+    """Adds a LoRA that changes nothing yet and returns its weights; all others are frozen."""
     model.requires_grad_(False)
     model.add_adapter(LoraConfig(r=RANK, lora_alpha=RANK, target_modules=TARGETS))
     return [parameter for parameter in model.parameters() if parameter.requires_grad]
 
 
-def trained(runs: Path, name: str) -> Path:
-    """The file of a trained LoRA."""
+def lora_file(runs: Path, name: str) -> Path:
+    """Returns the path of a trained LoRA."""
     return runs / f"lora-{name}" / f"{name}.safetensors"
 
 
@@ -86,25 +85,25 @@ def save(model: FluxTransformer2DModel, path: Path) -> None:
     FluxPipeline.save_lora_weights(path.parent, transformer_lora_layers=layers, weight_name=path.name)
 
 
-def train(name: str, course: Course, runs: Path, minutes: float, seed: int, peak: float, machine: Machine) -> None:
+def train(name: str, config: StyleConfig, runs: Path, minutes: float, seed: int, peak: float, machine: Machine) -> None:
     torch.manual_seed(seed)
     model = load(runs / "dev", guided=True).to(machine.device)
-    weights = adapted(model)
+    weights = add_lora(model)
     speed_up(model, machine)
     optimizer = torch.optim.AdamW(weights, lr=peak, weight_decay=0.0)
-    run = Run(trained(runs, name).parent, minutes, {"adapter": Adapter(model), "optimizer": optimizer}, machine.clock)
+    run = Run(lora_file(runs, name).parent, minutes, {"adapter": Adapter(model), "optimizer": optimizer}, machine.clock)
     rng = np.random.default_rng([seed, run.step, 2])
     vae = load_vae(runs / "autoencoder" / "vae").to(machine.device)
-    readers = encoders.load(runs / "text").to(machine.device)
-    shelf = Shelf(runs / "latents" / f"lora-{name}.pt", course.mixture, vae, machine, course.style)
-    shelf.grow(course.pictures * machine.batch_factor)
+    text_encoders = encoders.load(runs / "text").to(machine.device)
+    latent_cache = LatentCache(runs / "latents" / f"lora-{name}.pt", config.mixture, vae, machine, config.style)
+    latent_cache.fill(config.images * machine.batch_factor)
     for _ in run.steps():
-        paper = PAPERS[one_of(ANY_PAPER, rng)]
-        given = shelf.batch(rng, course.batch * machine.batch_factor, paper)
+        canvas = CANVASES[choose(ANY_CANVAS, rng)]
+        batch = latent_cache.batch(rng, config.batch * machine.batch_factor, canvas)
         with torch.no_grad():
-            words = readers([f"{course.trigger}, {said}" for said in given.prompts(rng)], TEXT_TOKENS)
-        told = torch.full((len(words[0]),), GUIDANCE, device=machine.device)
-        loss = flow_loss(model, given.latents, words, given.place, told)
+            text = text_encoders([f"{config.trigger}, {prompt}" for prompt in batch.prompts(rng)], TEXT_TOKENS)
+        guidance = torch.full((len(text[0]),), GUIDANCE, device=machine.device)
+        loss = flow_loss(model, batch.latents, text, batch.layout, guidance)
         torch.autograd.backward(loss)
         torch.nn.utils.clip_grad_norm_(weights, 1.0)
         for group in optimizer.param_groups:
@@ -112,27 +111,27 @@ def train(name: str, course: Course, runs: Path, minutes: float, seed: int, peak
         optimizer.step()
         optimizer.zero_grad(set_to_none=True)
         run.log(loss=loss.item())
-    save(model, trained(runs, name))
+    save(model, lora_file(runs, name))
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("name", choices=list(COURSES))
+    parser.add_argument("name", choices=list(STYLE_CONFIGS))
     parser.add_argument("--runs", type=Path, default=Path("runs"))
     parser.add_argument("--minutes", type=float, default=30)
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--rate", type=float, default=1e-3)
     add_arguments(parser, compiles=True)
     arguments = parser.parse_args()
-    course = COURSES[arguments.name]
+    config = STYLE_CONFIGS[arguments.name]
     train(
         arguments.name,
-        course,
+        config,
         arguments.runs,
         arguments.minutes,
         arguments.seed,
         arguments.rate,
-        chosen(arguments),
+        machine_from_arguments(arguments),
     )
 
 

@@ -1,8 +1,4 @@
-"""What training runs on: the device, how far batches grow on it, the processes that draw, and the clock of a run.
-
-A CPU is as many cores as it is told, one by default, and draws as it goes. A GPU takes larger batches, and other
-processes draw for it meanwhile.
-"""
+"""The machine that trains: device, batch factor, drawing processes and the clock of a run."""
 
 import argparse
 import os
@@ -17,81 +13,84 @@ import torch
 from torch.utils.data import DataLoader, Dataset, IterableDataset, get_worker_info
 
 from training.drawings.strokes import Rng
+from training.precision import autocast
 
-Drawn = TypeVar("Drawn")
+Example = TypeVar("Example")
 
 
 @dataclass(frozen=True, slots=True)
 class Machine:
     device: torch.device
     workers: int
-    """Processes that draw; 0 draws within the training itself."""
+    """Drawing processes; with 0 the training process draws."""
     batch_factor: int
-    """Batches and shelves are this many times as large as on one core."""
+    """Batches and caches are this many times as large as on one core."""
     compiles: bool = False
-    """Blocks of the transformer are compiled first: half a minute, and on a CPU it needs a C++ compiler."""
+    """Compiles the transformer's blocks first: takes half a minute and needs a C++ compiler on a CPU."""
 
     @property
     def is_gpu(self) -> bool:
         return self.device.type == "cuda"
 
     def clock(self) -> float:
-        """Seconds of work: of the processor on a CPU, which others may share, and of the wall on a GPU."""
+        """Returns seconds of processor time on a CPU, which may be shared, and of wall time on a GPU."""
         return time.monotonic() if self.is_gpu else time.process_time()
 
     def autocast(self) -> AbstractContextManager[Any]:
-        return torch.autocast(self.device.type, torch.bfloat16)
+        return autocast(self.device.type)
 
-    def endless(self, draw: Callable[[Rng], Drawn], seed: int) -> Iterator[Drawn]:
-        """Drawings without end, each process with a generator of its own."""
-        loader: DataLoader[Drawn] = DataLoader(_Endless(draw, seed), batch_size=None, num_workers=self.workers)
+    def stream(self, draw: Callable[[Rng], Example], seed: int) -> Iterator[Example]:
+        """Yields drawings without end; each process has its own generator."""
+        loader: DataLoader[Example] = DataLoader(_Endless(draw, seed), batch_size=None, num_workers=self.workers)
         return iter(loader)
 
-    def each(self, draw: Callable[[int], Drawn], numbers: list[int]) -> Iterator[Drawn]:
-        """The drawing of every number, in their order."""
-        loader: DataLoader[Drawn] = DataLoader(_Numbered(draw, numbers), batch_size=None, num_workers=self.workers)
+    def map_ordered(self, draw: Callable[[int], Example], numbers: list[int]) -> Iterator[Example]:
+        """Yields the drawing of every number, in order."""
+        loader: DataLoader[Example] = DataLoader(_Numbered(draw, numbers), batch_size=None, num_workers=self.workers)
         return iter(loader)
 
 
 CPU = Machine(torch.device("cpu"), workers=0, batch_factor=1)
 
 
-class _Endless(IterableDataset[Drawn], Generic[Drawn]):
-    def __init__(self, draw: Callable[[Rng], Drawn], seed: int) -> None:
+class _Endless(IterableDataset[Example], Generic[Example]):
+    def __init__(self, draw: Callable[[Rng], Example], seed: int) -> None:
         self.draw, self.seed = draw, seed
 
-    def __iter__(self) -> Iterator[Drawn]:
+    def __iter__(self) -> Iterator[Example]:
         worker = get_worker_info()
         rng = np.random.default_rng([self.seed, worker.id if worker else 0])
         while True:
             yield self.draw(rng)
 
 
-class _Numbered(Dataset[Drawn], Generic[Drawn]):
-    def __init__(self, draw: Callable[[int], Drawn], numbers: list[int]) -> None:
+class _Numbered(Dataset[Example], Generic[Example]):
+    def __init__(self, draw: Callable[[int], Example], numbers: list[int]) -> None:
         self.draw, self.numbers = draw, numbers
 
     def __len__(self) -> int:
         return len(self.numbers)
 
-    def __getitem__(self, place: int) -> Drawn:
-        if place >= len(self.numbers):
-            raise IndexError(place)
-        return self.draw(self.numbers[place])
+    def __getitem__(self, index: int) -> Example:
+        if index >= len(self.numbers):
+            raise IndexError(index)
+        return self.draw(self.numbers[index])
 
 
 def add_arguments(parser: argparse.ArgumentParser, *, compiles: bool = False) -> None:
-    """`compiles`: what is trained is a transformer, whose blocks can be compiled."""
+    """Adds the options that `machine_from_arguments` reads; `compiles` adds `--compile`, for transformers."""
     parser.add_argument("--device", default="cpu", choices=["cpu", "cuda"])
-    parser.add_argument("--workers", type=int, help="processes that draw; none on a CPU, all cores but one on a GPU")
-    parser.add_argument("--threads", type=int, default=1, help="of a CPU; more pay where nothing else runs")
-    parser.add_argument("--batch-factor", type=int, help="how far batches grow; 1 on a CPU, 8 on a GPU")
+    parser.add_argument(
+        "--workers", type=int, help="drawing processes; default: 0 on a CPU, all cores but one with a GPU"
+    )
+    parser.add_argument("--threads", type=int, default=1, help="CPU threads; more help only on an idle machine")
+    parser.add_argument("--batch-factor", type=int, help="scales all batches; default: 1 on a CPU, 8 on a GPU")
     if compiles:
-        parser.add_argument("--compile", action="store_true", help="compile the blocks first: a fifth faster on a CPU")
+        parser.add_argument("--compile", action="store_true", help="compile the blocks first; 20 % faster on a CPU")
 
 
-def chosen(arguments: argparse.Namespace) -> Machine:
-    """The machine that the command line asks for."""
+def machine_from_arguments(arguments: argparse.Namespace) -> Machine:
+    """Returns the machine that the options describe."""
     gpu = arguments.device == "cuda"
     workers = arguments.workers if arguments.workers is not None else max(1, (os.cpu_count() or 2) - 1) if gpu else 0
     factor = arguments.batch_factor or (8 if gpu else 1)

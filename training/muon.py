@@ -1,18 +1,20 @@
-"""Muon for convolutions too: the momentum of a weight, as a matrix, made orthogonal. PyTorch's takes matrices alone."""
+"""Muon for convolutions as well as matrices: PyTorch's implementation accepts only matrices."""
 
 from collections.abc import Callable, Iterable
 from typing import Any
 
 import torch
 
+from training import precision
+
 _COEFFICIENTS = (3.4445, -4.7750, 2.0315)
 """Of the quintic Newton-Schulz iteration in Keller Jordan's Muon (2024)."""
 
 
-def orthogonal(matrix: torch.Tensor, iterations: int = 5) -> torch.Tensor:
-    """The nearest matrix with singular values about 1, in bfloat16."""
+def orthogonalize(matrix: torch.Tensor, iterations: int = 5) -> torch.Tensor:
+    """Returns the nearest matrix with singular values of about 1, in `COMPUTE_DTYPE`."""
     a, b, c = _COEFFICIENTS
-    near = matrix.bfloat16()
+    near = matrix.to(precision.COMPUTE_DTYPE)
     wide = near.shape[0] <= near.shape[1]
     near = near if wide else near.T
     near = near / near.norm().clamp(min=1e-7)
@@ -23,7 +25,7 @@ def orthogonal(matrix: torch.Tensor, iterations: int = 5) -> torch.Tensor:
 
 
 class Muon(torch.optim.Optimizer):
-    """Steps as long as AdamW's, so that one learning rate leads both."""
+    """Scales its steps to AdamW's length, so that both share one learning rate."""
 
     def __init__(self, params: Iterable[torch.nn.Parameter], lr: float, momentum: float = 0.95) -> None:
         super().__init__(params, {"lr": lr, "momentum": momentum})
@@ -40,11 +42,11 @@ class Muon(torch.optim.Optimizer):
                 memory = state["momentum"].lerp_(weight.grad, 1 - group["momentum"])
                 matrix = weight.grad.lerp(memory, group["momentum"]).flatten(1)
                 length = 0.2 * max(matrix.shape) ** 0.5
-                weight.add_(orthogonal(matrix).to(weight.dtype).view_as(weight), alpha=-group["lr"] * length)
+                weight.add_(orthogonalize(matrix).to(weight.dtype).view_as(weight), alpha=-group["lr"] * length)
 
 
 class Optimizers:
-    """Muon for the weights that `inner` names, AdamW for all else; one learning rate leads both."""
+    """Muon for the weights that `inner` selects, AdamW for all others, with one learning rate."""
 
     def __init__(self, model: torch.nn.Module, rate: float, inner: Callable[[str, torch.nn.Parameter], bool]) -> None:
         chosen = [parameter for name, parameter in model.named_parameters() if inner(name, parameter)]
@@ -54,7 +56,7 @@ class Optimizers:
         self.adamw = torch.optim.AdamW(rest, lr=rate, betas=(0.9, 0.98), weight_decay=0.0, fused=True)
 
     def step(self, rate: float) -> None:
-        """One step at this learning rate; the gradients are gone afterwards."""
+        """Takes one step at this learning rate and clears the gradients."""
         both: tuple[torch.optim.Optimizer, ...] = (self.muon, self.adamw)
         for optimizer in both:
             for group in optimizer.param_groups:

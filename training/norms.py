@@ -1,7 +1,6 @@
-"""Group norms that can be told how often each pixel counts, so that a little blank paper stands for much.
+"""Group norms with a weight per pixel, so that a narrow margin can stand for a large background.
 
-An autoencoder's norms see the whole picture: what it says of a drawing depends on how much paper lies around. Where
-some pixels count as often as that paper has pixels, it says the same without the paper. Knows nothing of drawings.
+An autoencoder's norms average over the whole image, so the latents of a drawing depend on the amount of background.
 """
 
 from collections.abc import Iterator
@@ -10,55 +9,54 @@ from contextlib import contextmanager
 import torch
 
 
-class WideNorm(torch.nn.GroupNorm):
-    """The same norm in float32: its gradient in bfloat16 over many pixels takes three times as long on a CPU."""
+class Float32GroupNorm(torch.nn.GroupNorm):
+    """Computes in float32: the backward pass in bfloat16 over many pixels takes three times as long on a CPU."""
 
-    def forward(self, given: torch.Tensor) -> torch.Tensor:
-        with torch.autocast(given.device.type, enabled=False):
-            return self.normed(given.float()).to(given.dtype)
+    def forward(self, features: torch.Tensor) -> torch.Tensor:
+        with torch.autocast(features.device.type, enabled=False):
+            return self.normed(features.float()).to(features.dtype)
 
-    def normed(self, given: torch.Tensor) -> torch.Tensor:
-        """In float32."""
-        return super().forward(given)
+    def normed(self, features: torch.Tensor) -> torch.Tensor:
+        return super().forward(features)
 
 
-class CountedNorm(WideNorm):
-    """The same; statistics of pixels that count differently, if `counts` (height, width) says so."""
+class WeightedGroupNorm(Float32GroupNorm):
+    """Weights its statistics by `pixel_weights`, `[height, width]`, if they are set."""
 
-    counts: torch.Tensor | None = None
+    pixel_weights: torch.Tensor | None = None
 
-    def normed(self, given: torch.Tensor) -> torch.Tensor:
-        return super().normed(given) if self.counts is None else self._counted(given, self.counts)
+    def normed(self, features: torch.Tensor) -> torch.Tensor:
+        return super().normed(features) if self.pixel_weights is None else self._weighted(features, self.pixel_weights)
 
-    def _counted(self, given: torch.Tensor, counts: torch.Tensor) -> torch.Tensor:
-        share = torch.nn.functional.adaptive_avg_pool2d(counts[None], (given.shape[2], given.shape[3]))
+    def _weighted(self, features: torch.Tensor, pixel_weights: torch.Tensor) -> torch.Tensor:
+        share = torch.nn.functional.adaptive_avg_pool2d(pixel_weights[None], (features.shape[2], features.shape[3]))
         share = share / share.sum()
-        mean, square = (self._of_groups((values * share).sum(dim=(2, 3))) for values in (given, given.square()))
+        mean, square = (self._of_groups((values * share).sum(dim=(2, 3))) for values in (features, features.square()))
         gain = (square - mean.square() + self.eps).rsqrt() * self.weight
-        turned: torch.Tensor = given * gain[..., None, None] + (self.bias - mean * gain)[..., None, None]
-        return turned
+        normalised: torch.Tensor = features * gain[..., None, None] + (self.bias - mean * gain)[..., None, None]
+        return normalised
 
     def _of_groups(self, of_channels: torch.Tensor) -> torch.Tensor:
-        """(batch, channels), each the mean of its group."""
+        """Replaces each channel's value in `[batch, channels]` by the mean of its group."""
         groups = of_channels.view(-1, self.num_groups, self.num_channels // self.num_groups)
         return groups.mean(2, keepdim=True).expand_as(groups).flatten(1)
 
 
-def make_countable(model: torch.nn.Module) -> None:
-    """Gives every group norm of the model the means to count; until told otherwise they count every pixel once."""
+def use_weighted_norms(model: torch.nn.Module) -> None:
+    """Turns the model's group norms into `WeightedGroupNorm`. Without weights they behave as before."""
     for module in model.modules():
         if isinstance(module, torch.nn.GroupNorm):
-            module.__class__ = CountedNorm
+            module.__class__ = WeightedGroupNorm
 
 
 @contextmanager
-def counting(model: torch.nn.Module, counts: torch.Tensor | None) -> Iterator[None]:
-    """Within the block, the norms count each pixel of a picture as often as `counts` (height, width) says."""
-    norms = [module for module in model.modules() if isinstance(module, CountedNorm)]
+def weighted_statistics(model: torch.nn.Module, pixel_weights: torch.Tensor | None) -> Iterator[None]:
+    """Within the block, the norms weight each pixel by `pixel_weights`, `[height, width]`."""
+    norms = [module for module in model.modules() if isinstance(module, WeightedGroupNorm)]
     for norm in norms:
-        norm.counts = counts
+        norm.pixel_weights = pixel_weights
     try:
         yield
     finally:
         for norm in norms:
-            norm.counts = None
+            norm.pixel_weights = None

@@ -1,8 +1,7 @@
-"""Teaches the autoencoder paper of every size, and inks: `python -m training.refine --minutes 30`.
+"""Trains the autoencoder to give a drawing the same latents on any canvas: `python -m training.refine --minutes 30`.
 
-Its norms see the whole picture, so without this a drawing has other latents on larger paper, and what comes back from
-them has shadows and other inks. What it says of a drawing's square alone stays as it is, so nothing that learned from
-its latents has to learn again. Replaces what `training.autoencoder` stored. Knows nothing of prompts.
+Also separates ink colours. The latents of the square alone are kept, so models trained on them stay valid. Replaces the
+weights that `training.autoencoder` stored.
 """
 
 import argparse
@@ -14,89 +13,93 @@ import numpy as np
 import torch
 from diffusers import AutoencoderKL
 
-from training.autoencoder import FACTOR, SOME_INK, decoded, is_inner, loss_of_pictures, strength_of, touched
-from training.curriculum import HAND
-from training.drawings.ink import rendered
-from training.drawings.sampling import Mixture, sampled
+from training.autoencoder import FACTOR, SOME_INK, decode_noisy, image_loss, ink_mask, ink_strength, uses_muon
+from training.curriculum import JITTER
+from training.drawings.render import render
+from training.drawings.sampling import Mixture, sample_scene
 from training.drawings.strokes import Rng
-from training.machine import Machine, add_arguments, chosen
+from training.machine import Machine, add_arguments, machine_from_arguments
 from training.muon import Optimizers
-from training.norms import counting, make_countable
+from training.norms import use_weighted_norms, weighted_statistics
 from training.pixels import to_tensor
 from training.run import Average, Run
-from training.squares import WHOLE_PX, counts, inner, told
+from training.squares import PADDED_PX, crop_square, pixel_weights, square_moments
 
 HUE_WEIGHT, CODE_WEIGHT = 3.0, 1.0
 SMALLEST_PX, LARGEST_PX = 300, 1280
-"""Sides of the square papers that are learned."""
+"""Sides of the square canvases trained on."""
 BARE = 0.25
-"""Share of pictures that are the square alone, to its edges."""
-UNSTEADINESS = (HAND, 1.0)
+"""Share of images without a margin."""
+JITTERS = (JITTER, 1.0)
 
 
-def drawn(rng: Rng) -> torch.Tensor:
-    """(3, WHOLE_PX, WHOLE_PX): a drawing with its margin."""
-    scene = sampled(rng, Mixture(word=0.35, two_things=0.35))
-    return to_tensor(rendered(scene, (WHOLE_PX, WHOLE_PX), rng, float(rng.choice(UNSTEADINESS))))
+def draw_example(rng: Rng) -> torch.Tensor:
+    """Returns a drawing with its margin, `[3, PADDED_PX, PADDED_PX]`."""
+    scene = sample_scene(rng, Mixture(word=0.35, two_things=0.35))
+    return to_tensor(render(scene, (PADDED_PX, PADDED_PX), rng, float(rng.choice(JITTERS))))
 
 
-def hue_loss(back: torch.Tensor, pictures: torch.Tensor, ink: torch.Tensor, paper: torch.Tensor) -> torch.Tensor:
-    """How far the ink's colour is from what it was, averaged over each neighbourhood that has some.
+def hue_loss(
+    reconstruction: torch.Tensor, images: torch.Tensor, ink: torch.Tensor, background: torch.Tensor
+) -> torch.Tensor:
+    """Returns the error of the ink's mean colour in each neighbourhood that has ink.
 
-    What is astray here and there in a line evens out over a neighbourhood; another ink does not.
+    Noise within a line averages out over a neighbourhood; a wrong colour does not.
     """
-    strength = strength_of(pictures, ink, paper)
-    near = torch.nn.functional.avg_pool2d(torch.cat([strength * (back - pictures), strength], 1), FACTOR)
-    astray, some = near[:, :3], near[:, 3]
-    there = some > SOME_INK
-    mean: torch.Tensor = (astray.abs().mean(1) / some.clamp(min=1e-6) * there).sum() / there.sum().clamp(min=1)
+    strength = ink_strength(images, ink, background)
+    near = torch.nn.functional.avg_pool2d(torch.cat([strength * (reconstruction - images), strength], 1), FACTOR)
+    error, some = near[:, :3], near[:, 3]
+    has_ink = some > SOME_INK
+    mean: torch.Tensor = (error.abs().mean(1) / some.clamp(min=1e-6) * has_ink).sum() / has_ink.sum().clamp(min=1)
     return mean
 
 
-def loss_of(
-    model: AutoencoderKL, pictures: torch.Tensor, wanted: torch.Tensor, paper_px2: float | None
+def compute_loss(
+    model: AutoencoderKL, images: torch.Tensor, targets: torch.Tensor, canvas_px2: float | None
 ) -> tuple[torch.Tensor, dict[str, float]]:
-    """How far the encoder's word is from `wanted`, and what the decoder makes of that from the picture.
+    """Returns the encoder's distance from `targets` plus the decoder's error on `targets`, and values to log.
 
-    `pictures` have a margin that stands for paper of so many pixels, or none if that is None.
+    The images' margin stands for a canvas of `canvas_px2` pixels; None means that they have no margin.
     """
-    with counting(model, None if paper_px2 is None else counts(paper_px2).to(pictures.device)):
-        said = model.encode(pictures).latent_dist.parameters.float()
-        back = decoded(model, wanted.chunk(2, dim=1)[0])
-    code = (said - wanted).square().mean()
-    ink, paper = touched(pictures)
-    form, hue = loss_of_pictures(back - pictures, ink), hue_loss(back, pictures, ink, paper)
+    with weighted_statistics(model, None if canvas_px2 is None else pixel_weights(canvas_px2).to(images.device)):
+        moments = model.encode(images).latent_dist.parameters.float()
+        reconstruction = decode_noisy(model, targets.chunk(2, dim=1)[0])
+    code = (moments - targets).square().mean()
+    ink, background = ink_mask(images)
+    form, hue = image_loss(reconstruction - images, ink), hue_loss(reconstruction, images, ink, background)
     return form + HUE_WEIGHT * hue + CODE_WEIGHT * code, {"form": form.item(), "hue": hue.item(), "code": code.item()}
 
 
-def lesson(teacher: AutoencoderKL, drawings: torch.Tensor, rng: Rng) -> tuple[torch.Tensor, torch.Tensor, float | None]:
-    """Pictures, what is to be said of them, and the pixels of their paper."""
-    wanted = told(teacher, drawings)
+def make_batch(
+    teacher: AutoencoderKL, drawings: torch.Tensor, rng: Rng
+) -> tuple[torch.Tensor, torch.Tensor, float | None]:
+    """Returns images, their target moments, and the number of pixels of their canvas."""
+    targets = square_moments(teacher, drawings)
     bare = rng.random() < BARE
-    pictures = inner(drawings) if bare else drawings
+    images = crop_square(drawings) if bare else drawings
     side_px = math.exp(rng.uniform(math.log(SMALLEST_PX), math.log(LARGEST_PX)))
     return (
-        pictures.contiguous(memory_format=torch.channels_last),
-        inner(wanted) if bare else wanted,
+        images.contiguous(memory_format=torch.channels_last),
+        crop_square(targets) if bare else targets,
         None if bare else side_px**2,
     )
 
 
 def train(runs: Path, minutes: float, seed: int, peak: float, machine: Machine) -> None:
     torch.manual_seed(seed)
-    stored = runs / "autoencoder" / "vae"
-    model: AutoencoderKL = AutoencoderKL.from_pretrained(stored)
+    vae_folder = runs / "autoencoder" / "vae"
+    model: AutoencoderKL = AutoencoderKL.from_pretrained(vae_folder)
     model.to(machine.device, memory_format=torch.channels_last)
-    make_countable(model)
+    use_weighted_norms(model)
     teacher = deepcopy(model).requires_grad_(False).eval()
-    optimizers, average = Optimizers(model, peak, is_inner), Average(model, 0.99)
+    optimizers, average = Optimizers(model, peak, uses_muon), Average(model, 0.99)
     run = Run(runs / "refine", minutes, {"model": model, "optimizers": optimizers, "average": average}, machine.clock)
-    rng, drawings = np.random.default_rng([seed, run.step]), machine.endless(drawn, seed + run.step)
+    rng, drawings = np.random.default_rng([seed, run.step]), machine.stream(draw_example, seed + run.step)
     for _ in run.steps():
         new = torch.stack([next(drawings) for _ in range(machine.batch_factor)]).to(machine.device)
-        pictures, wanted, paper_px2 = lesson(teacher, new, rng)
+        images, targets, canvas_px2 = make_batch(teacher, new, rng)
         with machine.autocast():
-            loss, values = loss_of(model, pictures, wanted, paper_px2)
+            loss, values = compute_loss(model, images, targets, canvas_px2)
         torch.autograd.backward(loss)
         for half in (model.encoder, model.decoder):
             torch.nn.utils.clip_grad_norm_(half.parameters(), 1.0)
@@ -104,7 +107,7 @@ def train(runs: Path, minutes: float, seed: int, peak: float, machine: Machine) 
         average.update()
         run.log(**values)
     model.load_state_dict(average.shadow)
-    model.cpu().save_pretrained(stored)
+    model.cpu().save_pretrained(vae_folder)
 
 
 def main() -> None:
@@ -115,7 +118,7 @@ def main() -> None:
     parser.add_argument("--rate", type=float, default=1e-3)
     add_arguments(parser)
     arguments = parser.parse_args()
-    train(arguments.runs, arguments.minutes, arguments.seed, arguments.rate, chosen(arguments))
+    train(arguments.runs, arguments.minutes, arguments.seed, arguments.rate, machine_from_arguments(arguments))
 
 
 if __name__ == "__main__":

@@ -1,58 +1,57 @@
-"""The way from noise to a picture by a model's own steps: what a student learns on is where it comes by itself.
+"""Rollouts: a student is trained on the latents that its own steps lead to.
 
-What is learned on pictures with noise alone drifts: each step of a guided student leads a little away from where it
-has learned. Knows nothing of models or losses.
+A student trained only on noised images drifts, because its own steps leave that distribution.
 """
 
 from dataclasses import dataclass
 
 import torch
 
-from training.flow import schedule, shifted
+from training.flow import apply_shift, schedule
 
-WARP = 2.0
-"""Schedules of a batch are shifted by up to this factor, either way, so that its pictures are at many times at once."""
+SHIFT_VARIATION = 2.0
+"""Factor by which the schedule's shift varies within a batch, so that a batch covers many times."""
 
 
 @dataclass(frozen=True, slots=True)
-class Stretch:
-    """A step to be taken by each picture of a batch."""
+class Interval:
+    """One step for each image of a batch."""
 
     latents: torch.Tensor
-    """(batch, tokens, 64), where it begins."""
+    """`[batch, tokens, 64]` at the beginning of the step."""
     begin: torch.Tensor
-    """(batch,), the times of its beginning and of its end."""
+    """`[batch]`, the times at which the step begins and ends."""
     end: torch.Tensor
 
 
-class Journey:
-    """Latents under way. `marks`: (batch, steps + 1), falling from each picture's first time to its last."""
+class Rollout:
+    """Latents between steps. `timesteps` is `[batch, steps + 1]`, falling."""
 
-    def __init__(self, latents: torch.Tensor, marks: torch.Tensor) -> None:
-        self._latents, self._marks, self._place = latents, marks.to(latents.device), 0
-
-    @property
-    def ended(self) -> bool:
-        return self._place + 1 == self._marks.shape[1]
+    def __init__(self, latents: torch.Tensor, timesteps: torch.Tensor) -> None:
+        self._latents, self._timesteps, self._index = latents, timesteps.to(latents.device), 0
 
     @property
-    def stretch(self) -> Stretch:
-        """The next one."""
-        return Stretch(self._latents, self._marks[:, self._place], self._marks[:, self._place + 1])
+    def finished(self) -> bool:
+        return self._index + 1 == self._timesteps.shape[1]
 
-    def go_on(self, velocity: torch.Tensor) -> None:
-        """Takes the next stretch at this velocity (batch, tokens, 64)."""
-        now = self.stretch
+    @property
+    def interval(self) -> Interval:
+        """The next step."""
+        return Interval(self._latents, self._timesteps[:, self._index], self._timesteps[:, self._index + 1])
+
+    def advance(self, velocity: torch.Tensor) -> None:
+        """Takes the next step with this velocity, `[batch, tokens, 64]`."""
+        now = self.interval
         self._latents = now.latents + (now.end - now.begin)[:, None, None] * velocity.detach()
-        self._place += 1
+        self._index += 1
 
 
-def even_marks(count: int, steps: int) -> torch.Tensor:
-    """(count, steps + 1): the same plain schedule for every picture."""
+def even_timesteps(count: int, steps: int) -> torch.Tensor:
+    """Returns the unshifted schedule for every image, `[count, steps + 1]`."""
     return schedule(steps, 1.0).expand(count, -1)
 
 
-def warped_marks(count: int, steps: int, factor: float) -> torch.Tensor:
-    """(count, steps + 1): the schedule of that shift, for each picture shifted a little more or less."""
-    factors = factor * WARP ** (2 * torch.rand(count, 1) - 1)
-    return shifted(torch.linspace(1, 0, steps + 1).expand(count, -1), factors)
+def varied_timesteps(count: int, steps: int, factor: float) -> torch.Tensor:
+    """Returns the schedule with a randomly varied shift per image, `[count, steps + 1]`."""
+    factors = factor * SHIFT_VARIATION ** (2 * torch.rand(count, 1) - 1)
+    return apply_shift(torch.linspace(1, 0, steps + 1).expand(count, -1), factors)

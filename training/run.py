@@ -1,8 +1,6 @@
-"""A training run that can be stopped and taken up again: its clock, its log, its loss curve, its checkpoint.
+"""A resumable training run: clock, log, loss curve and checkpoint.
 
-The learning rate follows the processor time spent, not the steps: a run is told how many minutes it has, and neither a
-busy nor a slow machine changes its course but for the number of steps.
-Knows nothing of models beyond that they have a state.
+A run has a time limit, and the learning rate follows the time spent, so a slow machine only takes fewer steps.
 """
 
 import csv
@@ -22,9 +20,9 @@ LOG_EVERY_STEPS = 20
 
 
 class Run:
-    """Counts the seconds of training over all sessions, and keeps everything named in `parts` on disk.
+    """Counts the training time over all sessions and saves the state of everything in `parts`.
 
-    `parts` are modules and optimizers, `clock` tells seconds. `folder/run.pt` holds their states, `log.csv` the losses.
+    `parts` are modules and optimizers; `clock` returns seconds. `folder/run.pt` holds the states, `log.csv` the losses.
     """
 
     def __init__(
@@ -33,7 +31,7 @@ class Run:
         self.folder, self.limit_s, self.parts, self.clock = folder, minutes * 60, parts, clock
         self.elapsed_s, self.step = 0.0, 0
         self._sums: dict[str, float] = {}
-        self._told_to_stop = False
+        self._stop_requested = False
         folder.mkdir(parents=True, exist_ok=True)
         if self._checkpoint.exists():
             self._load()
@@ -44,7 +42,7 @@ class Run:
 
     @property
     def progress(self) -> float:
-        """0 to 1."""
+        """Share of the time spent, 0 to 1."""
         return min(1.0, self.elapsed_s / self.limit_s)
 
     @property
@@ -52,30 +50,30 @@ class Run:
         return self.elapsed_s >= self.limit_s
 
     def rate(self, peak: float, *, warm_steps: int = 100) -> float:
-        """Learning rate now: a short warm-up, then half a cosine down to a fiftieth of `peak`."""
+        """Returns the learning rate: a short warm-up, then half a cosine down to 2 % of `peak`."""
         cosine = 0.02 + 0.98 * (1 + math.cos(math.pi * self.progress)) / 2
         return peak * cosine * min(1.0, (self.step + 1) / warm_steps)
 
     def steps(self) -> Iterator[int]:
-        """Yields until the time is spent, and saves every minute and at the end.
+        """Yields step numbers until the time is spent; saves every minute and at the end.
 
-        Told to end by SIGTERM or SIGINT it saves after the step at hand and raises SystemExit.
+        On SIGTERM or SIGINT it saves after the current step and raises SystemExit.
         """
-        endings = (signal.SIGTERM, signal.SIGINT)
-        before = [signal.signal(ending, self._stop) for ending in endings]
+        signals = (signal.SIGTERM, signal.SIGINT)
+        before = [signal.signal(number, self._stop) for number in signals]
         try:
             yield from self._timed()
         finally:
             self.save()
-            for ending, handler in zip(endings, before, strict=True):
-                signal.signal(ending, handler)
+            for number, handler in zip(signals, before, strict=True):
+                signal.signal(number, handler)
         if not self.finished:
-            raise SystemExit(f"stopped at {self.progress:.0%}; the same command goes on from there")
+            raise SystemExit(f"stopped at {self.progress:.0%}; the same command resumes it")
 
     def _timed(self) -> Iterator[int]:
         last = saved = self.clock()
         with tqdm(total=round(self.limit_s), unit="s", initial=round(self.elapsed_s), mininterval=20) as bar:
-            while not (self.finished or self._told_to_stop):
+            while not (self.finished or self._stop_requested):
                 yield self.step
                 now = self.clock()
                 self.elapsed_s += now - last
@@ -86,10 +84,10 @@ class Run:
                     saved = now
 
     def _stop(self, *_: object) -> None:
-        self._told_to_stop = True
+        self._stop_requested = True
 
     def log(self, **values: float) -> None:
-        """Means over some steps go to the log file."""
+        """Logs means over `LOG_EVERY_STEPS` steps."""
         for name, value in values.items():
             self._sums[name] = self._sums.get(name, 0.0) + float(value)
         if (self.step + 1) % LOG_EVERY_STEPS:
@@ -118,7 +116,7 @@ class Run:
 
 
 def draw_curve(log: Path, out: Path, size: tuple[int, int] = (640, 360)) -> None:
-    """The first loss of a log file over its steps, on a logarithmic axis."""
+    """Plots the first loss of a log file over its steps, on a logarithmic axis."""
     if not log.exists():
         return
     with log.open() as file:
@@ -128,17 +126,17 @@ def draw_curve(log: Path, out: Path, size: tuple[int, int] = (640, 360)) -> None
         return
     heights = [math.log10(value) for _, value in points]
     low, high, last = min(heights), max(heights), points[-1][0]
-    picture = Image.new("RGB", size, "white")
-    pen = ImageDraw.Draw(picture)
+    image = Image.new("RGB", size, "white")
+    pen = ImageDraw.Draw(image)
     xs = [40 + (size[0] - 60) * step / last for step, _ in points]
     ys = [20 + (size[1] - 50) * (high - value) / max(high - low, 1e-9) for value in heights]
     pen.line(list(zip(xs, ys, strict=True)), fill=(30, 70, 200), width=2)
     pen.text((40, 4), f"{name}: {10**high:.4g} to {10**low:.4g}, log axis, {last} steps", fill="black")
-    picture.save(out)
+    image.save(out)
 
 
 class Average:
-    """An exponential moving average of a module's weights, kept beside it: what is sampled from and exported."""
+    """An exponential moving average of a module's weights, used for sampling and export."""
 
     def __init__(self, module: torch.nn.Module, decay: float) -> None:
         self.module, self.decay, self.updates = module, decay, 0

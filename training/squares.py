@@ -1,7 +1,6 @@
-"""The square that is drawn on, as latents that are the same on paper of any size: its own tokens, and a blank one.
+"""Latents of the drawn square that do not depend on the canvas: its own tokens and one blank token.
 
-A picture of the square with a narrow margin is encoded, and the norms see of the margin what we say: nothing, or its
-corners as if they were all the paper around. Knows nothing of what is drawn.
+The square is encoded with a narrow margin. The norms ignore the margin, or weight its corners as the full background.
 """
 
 import torch
@@ -9,57 +8,58 @@ from diffusers import AutoencoderKL
 
 from training.drawings.scene import FRAME_PX
 from training.latents import STRIDE_PX, to_tokens
-from training.norms import counting
+from training.norms import weighted_statistics
+from training.precision import autocast
 
 SIDE = FRAME_PX // STRIDE_PX
 """Tokens a side of the square."""
 MARGIN = 2
-"""Tokens around it, the outer ones of which feel the picture's edge."""
-WHOLE = SIDE + 2 * MARGIN
-WHOLE_PX = WHOLE * STRIDE_PX
-BARE_PX2 = 4 * STRIDE_PX**2
-"""Pixels of the margin that stand for paper: a token at each corner of the square, where ink hardly ever comes near."""
+"""Tokens around it; the image's edge affects the outer ones."""
+PADDED_SIDE = SIDE + 2 * MARGIN
+PADDED_PX = PADDED_SIDE * STRIDE_PX
+CORNERS_PX2 = 4 * STRIDE_PX**2
+"""Pixels of the margin that stand for the background: a token at each corner, where there is hardly ever ink."""
 _CORNERS = (MARGIN - 1, MARGIN + SIDE)
 _LATENTS = 2
-"""A side of a token."""
+"""Latents a side of a token."""
 
 
-def inner(whole: torch.Tensor) -> torch.Tensor:
-    """The square of (..., side, side), be it a picture, latents or tokens."""
-    unit = whole.shape[-1] // WHOLE
+def crop_square(padded: torch.Tensor) -> torch.Tensor:
+    """Crops the square from `[..., side, side]` pixels, latents or tokens."""
+    unit = padded.shape[-1] // PADDED_SIDE
     square = slice(MARGIN * unit, (MARGIN + SIDE) * unit)
-    return whole[..., square, square]
+    return padded[..., square, square]
 
 
-def counts(paper_px2: float = FRAME_PX**2) -> torch.Tensor:
-    """(WHOLE_PX, WHOLE_PX): how often each pixel counts, if the square lies on paper of so many pixels."""
-    tokens = torch.zeros(WHOLE, WHOLE)
-    inner(tokens).fill_(1)
+def pixel_weights(canvas_px2: float = FRAME_PX**2) -> torch.Tensor:
+    """Returns the pixels' weights, `[PADDED_PX, PADDED_PX]`, for a canvas of `canvas_px2` pixels."""
+    tokens = torch.zeros(PADDED_SIDE, PADDED_SIDE)
+    crop_square(tokens).fill_(1)
     for row in _CORNERS:
         for column in _CORNERS:
-            tokens[row, column] = (paper_px2 - FRAME_PX**2) / BARE_PX2
+            tokens[row, column] = (canvas_px2 - FRAME_PX**2) / CORNERS_PX2
     return tokens.repeat_interleave(STRIDE_PX, 0).repeat_interleave(STRIDE_PX, 1)
 
 
 @torch.no_grad()
-def told(vae: AutoencoderKL, pictures: torch.Tensor) -> torch.Tensor:
-    """What the encoder says of (batch, 3, WHOLE_PX, WHOLE_PX): (batch, 32, 24, 24), means and then variances' logs.
+def square_moments(vae: AutoencoderKL, images: torch.Tensor) -> torch.Tensor:
+    """Encodes `[batch, 3, PADDED_PX, PADDED_PX]`; returns means and log variances, `[batch, 32, 24, 24]`.
 
-    The norms, which must be countable, see the square alone, and around it everything is as blank as at its corners.
+    The norms, which must be `WeightedGroupNorm`, ignore the margin, and the margin is filled with its corners' mean.
     """
-    pictures = pictures.to(vae.device).contiguous(memory_format=torch.channels_last)
-    with counting(vae, counts().to(vae.device)), torch.autocast(vae.device.type, torch.bfloat16):
-        said: torch.Tensor = vae.encode(pictures).latent_dist.parameters.float()
-    bare = counts(FRAME_PX**2 + BARE_PX2).to(said)[:: STRIDE_PX // _LATENTS, :: STRIDE_PX // _LATENTS]
-    inner(bare).zero_()
-    blank = (said * bare).sum(dim=(2, 3), keepdim=True) / bare.sum()
-    whole = blank.expand_as(said).clone()
-    inner(whole).copy_(inner(said))
-    return whole
+    images = images.to(vae.device).contiguous(memory_format=torch.channels_last)
+    with weighted_statistics(vae, pixel_weights().to(vae.device)), autocast(vae.device.type):
+        moments: torch.Tensor = vae.encode(images).latent_dist.parameters.float()
+    corners = pixel_weights(FRAME_PX**2 + CORNERS_PX2).to(moments)[:: STRIDE_PX // _LATENTS, :: STRIDE_PX // _LATENTS]
+    crop_square(corners).zero_()
+    blank = (moments * corners).sum(dim=(2, 3), keepdim=True) / corners.sum()
+    padded = blank.expand_as(moments).clone()
+    crop_square(padded).copy_(crop_square(moments))
+    return padded
 
 
-def coded(vae: AutoencoderKL, pictures: torch.Tensor) -> torch.Tensor:
-    """(batch, SIDE * SIDE + 1, 64): the tokens of the square row by row, then a blank one. Otherwise as `told`."""
-    mean, _ = told(vae, pictures).chunk(2, dim=1)
+def encode_square(vae: AutoencoderKL, images: torch.Tensor) -> torch.Tensor:
+    """Returns the square's tokens row by row, then a blank one, `[batch, SIDE * SIDE + 1, 64]`."""
+    mean, _ = square_moments(vae, images).chunk(2, dim=1)
     blank = mean[..., :_LATENTS, :_LATENTS]
-    return torch.cat([to_tokens(vae, inner(mean)), to_tokens(vae, blank)], 1)
+    return torch.cat([to_tokens(vae, crop_square(mean)), to_tokens(vae, blank)], 1)

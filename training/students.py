@@ -1,7 +1,4 @@
-"""[dev] and [schnell] as students of the base: what each begins as, what it is told, and what the base shows it.
-
-Knows nothing of training loops.
-"""
+"""The [dev] and [schnell] students: initial weights, conditioning and the base's target velocities."""
 
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -10,23 +7,23 @@ from pathlib import Path
 import torch
 from diffusers import FluxTransformer2DModel
 
-from training.flow import Place, Text, guided, schedule, shift, training_times
-from training.import_weights import ahead_file, go_ahead
-from training.rollout import Stretch, even_marks, warped_marks
+from training.flow import Text, TokenLayout, guided_velocity, sample_times, schedule, shift
+from training.import_weights import apply_delta, delta_file
+from training.rollout import Interval, even_timesteps, varied_timesteps
 from training.transformer import build
 
 GUIDANCE_FROM, GUIDANCE_TO = 1.0, 7.0
 DEV_STEPS = 10
-"""Of a journey of [dev]; drawing takes 28."""
+"""Steps of a rollout of [dev]; inference takes 28."""
 SCHNELL_STEPS = 4
 SCHNELL_GUIDANCE = 3.0
-"""What [schnell] has built in."""
+"""Guidance scale distilled into [schnell]."""
 SUBSTEPS = 2
-"""Steps of the base that one of [schnell] takes the place of: each costs two passes of the base."""
+"""Steps of the base that one step of [schnell] replaces; each takes two passes of the base."""
 
 
 def dev_from(base: FluxTransformer2DModel) -> FluxTransformer2DModel:
-    """The base with a guidance embedding that says nothing yet."""
+    """Returns the base with a guidance embedding of zero."""
     model = build(guided=True)
     model.load_state_dict(base.state_dict(), strict=False)
     torch.nn.init.zeros_(model.time_text_embed.guidance_embedder.linear_2.weight)
@@ -35,83 +32,96 @@ def dev_from(base: FluxTransformer2DModel) -> FluxTransformer2DModel:
 
 
 def schnell_from(base: FluxTransformer2DModel) -> FluxTransformer2DModel:
-    """The base itself to begin with; all that [schnell] does otherwise it learns."""
+    """Returns a copy of the base."""
     model = build()
     model.load_state_dict(base.state_dict())
     return model
 
 
-def begun(kind: str, base: FluxTransformer2DModel, runs: Path) -> FluxTransformer2DModel:
-    """A student of this base, with what an earlier one knew beyond its base if that was taken up."""
+def make_student(kind: str, base: FluxTransformer2DModel, runs: Path) -> FluxTransformer2DModel:
+    """Returns a student of this base, with an earlier student's weight delta if one was imported."""
     student = dev_from(base) if kind == "dev" else schnell_from(base)
-    if ahead_file(runs, kind).exists():
-        go_ahead(base, student, torch.load(ahead_file(runs, kind), weights_only=True))
+    if delta_file(runs, kind).exists():
+        apply_delta(base, student, torch.load(delta_file(runs, kind), weights_only=True))
     return student
 
 
 @dataclass(frozen=True, slots=True)
-class Given:
-    """What is said of a batch of pictures, what nothing said would be, and how far the first is to lead."""
+class Conditioning:
+    """Prompt embeds of a batch, those of empty prompts, token layout and guidance scales."""
 
-    words: Text
-    empty: Text
-    place: Place
-    scale: torch.Tensor
-    """(batch,)."""
+    text: Text
+    empty_text: Text
+    layout: TokenLayout
+    guidance: torch.Tensor
+    """`[batch]`."""
 
 
 @dataclass(frozen=True, slots=True)
-class Course:
-    """How a student is led."""
+class StudentConfig:
+    """How a student is trained."""
 
-    scales: Callable[[int], torch.Tensor]
-    """Guidances for so many pictures."""
-    marks: Callable[[int, int], torch.Tensor]
-    """Times of a journey of so many pictures of so many tokens."""
-    begun: Callable[[int, int], torch.Tensor]
-    """The same from anywhere, in one stretch: (pictures, 2)."""
-    wanted: Callable[[FluxTransformer2DModel, Stretch, Given], torch.Tensor]
-    """The velocity that the base shows."""
+    sample_guidance: Callable[[int], torch.Tensor]
+    """Samples guidance scales for this many images."""
+    timesteps: Callable[[int, int], torch.Tensor]
+    """Returns a rollout's times for this many images of this many tokens."""
+    single_interval: Callable[[int, int], torch.Tensor]
+    """Samples a single interval, `[images, 2]`, for this many images of this many tokens."""
+    target: Callable[[FluxTransformer2DModel, Interval, Conditioning], torch.Tensor]
+    """Returns the base's velocity."""
 
 
-def dev_scales(count: int) -> torch.Tensor:
-    """Of the whole span, half of them below 3.2: what is mostly asked for."""
+def sample_dev_guidance(count: int) -> torch.Tensor:
+    """Samples from the full range; half of the values are below 3.2, as is usual in requests."""
     return GUIDANCE_FROM + (GUIDANCE_TO - GUIDANCE_FROM) * torch.rand(count) ** 1.5
 
 
-def dev_wanted(base: FluxTransformer2DModel, stretch: Stretch, given: Given) -> torch.Tensor:
+def dev_target(base: FluxTransformer2DModel, interval: Interval, conditioning: Conditioning) -> torch.Tensor:
     """Two passes of the base."""
-    return guided(base, stretch.latents, stretch.begin, given.words, given.empty, given.place, given.scale)
+    return guided_velocity(
+        base,
+        interval.latents,
+        interval.begin,
+        conditioning.text,
+        conditioning.empty_text,
+        conditioning.layout,
+        conditioning.guidance,
+    )
 
 
-def schnell_wanted(base: FluxTransformer2DModel, stretch: Stretch, given: Given) -> torch.Tensor:
-    """Straight to where the guided base stands at the end, by steps of its own."""
-    latents, begin, way = stretch.latents, stretch.begin, stretch.end - stretch.begin
+def schnell_target(base: FluxTransformer2DModel, interval: Interval, conditioning: Conditioning) -> torch.Tensor:
+    """Returns the mean velocity of the guided base over the interval, in `SUBSTEPS` steps."""
+    latents, begin, way = interval.latents, interval.begin, interval.end - interval.begin
     for k in range(SUBSTEPS):
         now = begin + way * k / SUBSTEPS
-        step = guided(base, latents, now, given.words, given.empty, given.place, given.scale)
+        step = guided_velocity(
+            base, latents, now, conditioning.text, conditioning.empty_text, conditioning.layout, conditioning.guidance
+        )
         latents = latents + (way / SUBSTEPS)[:, None, None] * step
-    return (latents - stretch.latents) / way[:, None, None]
+    return (latents - interval.latents) / way[:, None, None]
 
 
-def _dev_begun(count: int, tokens: int) -> torch.Tensor:
-    times = training_times(count, shift(tokens))
+def _dev_interval(count: int, tokens: int) -> torch.Tensor:
+    times = sample_times(count, shift(tokens))
     return torch.stack([times, torch.zeros_like(times)], 1)
 
 
-def _schnell_begun(count: int, _: int) -> torch.Tensor:
-    marks, stretch = schedule(SCHNELL_STEPS, 1.0), torch.randint(SCHNELL_STEPS, (count,))
-    return torch.stack([marks[stretch], marks[stretch + 1]], 1)
+def _schnell_interval(count: int, _: int) -> torch.Tensor:
+    timesteps, interval = schedule(SCHNELL_STEPS, 1.0), torch.randint(SCHNELL_STEPS, (count,))
+    return torch.stack([timesteps[interval], timesteps[interval + 1]], 1)
 
 
-COURSES = {
-    "dev": Course(
-        dev_scales, lambda count, tokens: warped_marks(count, DEV_STEPS, shift(tokens)), _dev_begun, dev_wanted
+STUDENT_CONFIGS = {
+    "dev": StudentConfig(
+        sample_dev_guidance,
+        lambda count, tokens: varied_timesteps(count, DEV_STEPS, shift(tokens)),
+        _dev_interval,
+        dev_target,
     ),
-    "schnell": Course(
+    "schnell": StudentConfig(
         lambda count: torch.full((count,), SCHNELL_GUIDANCE),
-        lambda count, _: even_marks(count, SCHNELL_STEPS),
-        _schnell_begun,
-        schnell_wanted,
+        lambda count, _: even_timesteps(count, SCHNELL_STEPS),
+        _schnell_interval,
+        schnell_target,
     ),
 }

@@ -1,7 +1,7 @@
-"""Trains the two text encoders to understand prompts, before any picture: what is asked must be legible in them.
+"""Trains the two text encoders on prompts alone: `python -m training.text --minutes 4`.
 
-`python -m training.text --minutes 4`. Heads that are thrown away afterwards read the scene (things, inks, relation,
-paper, letters) from T5's tokens and from CLIP's pooled vector. Knows nothing of pictures.
+Probe heads predict the scene (things, inks, relation, background, letters) from T5's tokens and from CLIP's pooled
+vector. They are discarded afterwards.
 """
 
 import argparse
@@ -12,19 +12,19 @@ import torch
 from torch import nn
 
 from training.drawings.prompts import prompt
-from training.drawings.sampling import Mixture, sampled
-from training.drawings.scene import INKS, PAPERS, THINGS, Scene
+from training.drawings.sampling import Mixture, sample_scene
+from training.drawings.scene import BACKGROUNDS, INKS, THINGS, Scene
 from training.drawings.strokes import Rng
 from training.encoders import WIDTH, Encoders
-from training.machine import Machine, add_arguments, chosen
+from training.machine import Machine, add_arguments, machine_from_arguments
 from training.run import Average, Run
 from training.vocabulary import TEXT_TOKENS
 
 LETTERS = 6
 PADDED = 0.5
-"""Share of batches padded as far as the service pads; the others are sooner read."""
+"""Share of batches padded to the service's length; the others are faster."""
 NOTHING = -100
-"""Class index of what a scene does not have."""
+"""Class index for what a scene does not have; ignored by the loss."""
 
 _RELATIONS = ("left of", "right of", "above", "below")
 QUESTIONS: dict[str, int] = {
@@ -33,13 +33,13 @@ QUESTIONS: dict[str, int] = {
     "first ink": len(INKS),
     "second ink": len(INKS),
     "relation": len(_RELATIONS),
-    "paper": len(PAPERS),
+    "paper": len(BACKGROUNDS),
     **{f"letter {k}": 27 for k in range(LETTERS)},
 }
 
 
 def answers(scene: Scene) -> list[int]:
-    """The class that answers each of `QUESTIONS`."""
+    """Returns the class that answers each of `QUESTIONS`."""
     things, inks = list(THINGS), list(INKS)
     first, second = scene.items[0], scene.items[1] if len(scene.items) > 1 else None
     index = [things.index(item.name) if item.kind == "thing" else len(things) for item in scene.items]
@@ -54,13 +54,13 @@ def answers(scene: Scene) -> list[int]:
         inks.index(first.ink),
         inks.index(second.ink) if second else NOTHING,
         _RELATIONS.index(scene.relation) if scene.relation else NOTHING,
-        list(PAPERS).index(scene.paper),
+        list(BACKGROUNDS).index(scene.background),
         *letters,
     ]
 
 
-class Readers(nn.Module):
-    """Answers `QUESTIONS`: from T5 by one attention query each, from CLIP by one linear layer each."""
+class ProbeHeads(nn.Module):
+    """Answers `QUESTIONS`: from T5 with one attention query each, from CLIP with one linear layer each."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -75,59 +75,63 @@ class Readers(nn.Module):
         return [(self.from_t5[k](read[:, k]), self.from_clip[k](pooled)) for k in range(len(QUESTIONS))]
 
 
-def spoken(text: str, rng: Rng) -> str:
-    """The prompt as people type it: now and then with a capital or a full stop."""
+def vary_case(text: str, rng: Rng) -> str:
+    """Capitalises some prompts and adds a full stop to some, as users do."""
     if rng.random() < 0.25:
         text = text[0].upper() + text[1:]
     return text + "." if rng.random() < 0.1 else text
 
 
 def batch(rng: Rng, count: int, *, held_out: bool = False) -> tuple[list[str], torch.Tensor]:
-    scenes = [sampled(rng, Mixture(word=0.4, labelled=0.08, two_things=0.3), held_out=held_out) for _ in range(count)]
-    return [spoken(prompt(scene, rng), rng) for scene in scenes], torch.tensor([answers(scene) for scene in scenes])
+    scenes = [
+        sample_scene(rng, Mixture(word=0.4, labelled=0.08, two_things=0.3), held_out=held_out) for _ in range(count)
+    ]
+    return [vary_case(prompt(scene, rng), rng) for scene in scenes], torch.tensor([answers(scene) for scene in scenes])
 
 
-def loss_of(given: list[tuple[torch.Tensor, torch.Tensor]], wanted: torch.Tensor) -> torch.Tensor:
+def compute_loss(logits_by_question: list[tuple[torch.Tensor, torch.Tensor]], targets: torch.Tensor) -> torch.Tensor:
     losses = [
-        nn.functional.cross_entropy(logits.float(), wanted[:, k])
-        for k, pair in enumerate(given)
+        nn.functional.cross_entropy(logits.float(), targets[:, k])
+        for k, pair in enumerate(logits_by_question)
         for logits in pair
-        if (wanted[:, k] != NOTHING).any()
+        if (targets[:, k] != NOTHING).any()
     ]
     return torch.stack(losses).mean()
 
 
 @torch.no_grad()
-def accuracy(encoders: Encoders, readers: Readers, seed: int, count: int = 500) -> dict[str, tuple[float, float]]:
-    """Share of right answers from T5 and from CLIP, on prompts with words that training never saw."""
-    prompts, wanted = batch(np.random.default_rng(seed), count, held_out=True)
-    given = readers(*encoders(prompts, TEXT_TOKENS))
+def accuracy(encoders: Encoders, heads: ProbeHeads, seed: int, count: int = 500) -> dict[str, tuple[float, float]]:
+    """Returns the share of right answers from T5 and from CLIP, on prompts with held-out words."""
+    prompts, targets = batch(np.random.default_rng(seed), count, held_out=True)
+    logits_by_question = heads(*encoders(prompts, TEXT_TOKENS))
     scores = {}
     for k, name in enumerate(QUESTIONS):
-        asked = wanted[:, k] != NOTHING
-        right = [float((logits.argmax(1)[asked] == wanted[asked, k]).float().mean()) for logits in given[k]]
+        present = targets[:, k] != NOTHING
+        right = [
+            float((logits.argmax(1)[present] == targets[present, k]).float().mean()) for logits in logits_by_question[k]
+        ]
         scores[name] = (round(right[0], 4), round(right[1], 4))
     return scores
 
 
 def train(folder: Path, minutes: float, seed: int, machine: Machine) -> None:
     torch.manual_seed(seed)
-    encoders, readers = Encoders(), Readers()
-    both = nn.ModuleDict({"encoders": encoders, "readers": readers}).to(machine.device)
+    encoders, heads = Encoders(), ProbeHeads()
+    both = nn.ModuleDict({"encoders": encoders, "readers": heads}).to(machine.device)
     optimizer = torch.optim.AdamW(both.parameters(), lr=1e-3, betas=(0.9, 0.98), weight_decay=0.01)
     average = Average(both, 0.995)
     run = Run(folder, minutes, {"both": both, "optimizer": optimizer, "average": average}, machine.clock)
     rng = np.random.default_rng([seed, run.step])
     for _ in run.steps():
-        prompts, wanted = batch(rng, 48 * machine.batch_factor)
+        prompts, targets = batch(rng, 48 * machine.batch_factor)
         for group in optimizer.param_groups:
             group["lr"] = run.rate(3e-3)
         length = (
             TEXT_TOKENS if rng.random() < PADDED else min(TEXT_TOKENS, encoders.longest(prompts) + int(rng.integers(6)))
         )
         with machine.autocast():
-            given = readers(*encoders(prompts, length))
-        loss = loss_of(given, wanted.to(machine.device))
+            logits_by_question = heads(*encoders(prompts, length))
+        loss = compute_loss(logits_by_question, targets.to(machine.device))
         optimizer.zero_grad(set_to_none=True)
         torch.autograd.backward(loss)
         torch.nn.utils.clip_grad_norm_(both.parameters(), 1.0)
@@ -137,7 +141,7 @@ def train(folder: Path, minutes: float, seed: int, machine: Machine) -> None:
     both.load_state_dict(average.shadow)
     both.cpu()
     torch.save(encoders.state_dict(), folder / "encoders.pt")
-    for name, (from_t5, from_clip) in accuracy(encoders, readers, seed + 1).items():
+    for name, (from_t5, from_clip) in accuracy(encoders, heads, seed + 1).items():
         print(f"{name:12} t5 {from_t5:.3f} clip {from_clip:.3f}")
 
 
@@ -148,7 +152,7 @@ def main() -> None:
     parser.add_argument("--seed", type=int, default=0)
     add_arguments(parser)
     arguments = parser.parse_args()
-    train(arguments.folder, arguments.minutes, arguments.seed, chosen(arguments))
+    train(arguments.folder, arguments.minutes, arguments.seed, machine_from_arguments(arguments))
 
 
 if __name__ == "__main__":

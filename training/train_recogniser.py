@@ -1,7 +1,6 @@
-"""Trains the recogniser of the quality benchmark on renderings, and shows that it can be trusted.
+"""Trains and validates the recogniser of the quality evaluation: `python -m training.train_recogniser --minutes 8`.
 
-`python -m training.train_recogniser --minutes 8`. It must read at least 98 % of unseen images, with words that
-it never saw, and no more than chance when the prompts are shuffled. Knows nothing of the models that it will judge.
+It must recognise at least 98 % of held-out drawings, and no more than chance when the prompts are shuffled.
 """
 
 import argparse
@@ -12,32 +11,33 @@ import numpy as np
 import torch
 from torch import nn
 
-from training.drawings.ink import rendered
-from training.drawings.sampling import Mixture, sampled
+from training.drawings.render import render
+from training.drawings.sampling import Mixture, sample_scene
 from training.drawings.scene import INKS, THINGS, Scene
 from training.drawings.strokes import Rng
-from training.evaluation.recogniser import LETTERS, SIDE, WEIGHTS, Recogniser, squared
+from training.evaluation.recogniser import LETTERS, SIDE, WEIGHTS, Recogniser, to_square
 from training.evaluation.scores import scores
-from training.machine import Machine, add_arguments, chosen
+from training.machine import Machine, add_arguments, machine_from_arguments
+from training.precision import autocast
 from training.run import Average, Run
 
 MIXTURE = Mixture(two_things=0.25, word=0.4, labelled=0.05)
 SIDES_PX = (128, 192, 256, 320)
 FRAMES = (1.0, 0.8)
-"""Of a picture's side: large paper is drawn on in its middle alone, and that is seen with a margin around it."""
+"""Side of the drawn square as a share of the image's. Large images are cropped with a margin around the square."""
 POOL = 4096
 
 
-def drawn(rng: Rng) -> tuple[torch.Tensor, Scene]:
-    """A picture as the network sees it, and its scene."""
-    scene = sampled(rng, MIXTURE)
+def draw_example(rng: Rng) -> tuple[torch.Tensor, Scene]:
+    """Returns an image as the network takes it, and its scene."""
+    scene = sample_scene(rng, MIXTURE)
     side = int(rng.choice(SIDES_PX))
     frame_px = side * float(rng.choice(FRAMES))
-    return squared(rendered(scene, (side, side), rng, frame_px=frame_px)), scene
+    return to_square(render(scene, (side, side), rng, frame_px=frame_px)), scene
 
 
 def targets(scenes: list[Scene]) -> tuple[torch.Tensor, torch.Tensor, list[list[int]]]:
-    """Things (batch, things), inks (batch, inks), and the letters of each word, from 1."""
+    """Returns things `[batch, things]`, inks `[batch, inks]`, and each word's letters, counted from 1."""
     things, inks = torch.zeros(len(scenes), len(THINGS)), torch.zeros(len(scenes), len(INKS))
     letters = []
     for row, scene in enumerate(scenes):
@@ -52,53 +52,53 @@ def targets(scenes: list[Scene]) -> tuple[torch.Tensor, torch.Tensor, list[list[
     return things, inks, letters
 
 
-def worn(pictures: torch.Tensor) -> torch.Tensor:
-    """Blurred and speckled a little, as a model's pictures may be: the judge should not fail them for that."""
-    strength = torch.rand(len(pictures), 1, 1, 1, device=pictures.device)
-    blurred = nn.functional.avg_pool2d(nn.functional.pad(pictures, (1, 1, 1, 1), mode="replicate"), 3, stride=1)
-    return pictures + strength * (blurred - pictures) + 0.05 * float(torch.rand(1)) * torch.randn_like(pictures)
+def degrade(images: torch.Tensor) -> torch.Tensor:
+    """Adds some blur and noise, so that the recogniser tolerates generated images."""
+    strength = torch.rand(len(images), 1, 1, 1, device=images.device)
+    blurred = nn.functional.avg_pool2d(nn.functional.pad(images, (1, 1, 1, 1), mode="replicate"), 3, stride=1)
+    return images + strength * (blurred - images) + 0.05 * float(torch.rand(1)) * torch.randn_like(images)
 
 
-def loss_of(model: Recogniser, pictures: torch.Tensor, scenes: list[Scene]) -> torch.Tensor:
+def compute_loss(model: Recogniser, images: torch.Tensor, scenes: list[Scene]) -> torch.Tensor:
     things, inks, letters = targets(scenes)
-    with torch.autocast(pictures.device.type, torch.bfloat16):
-        seen_things, seen_inks, columns = model(pictures)
-    wrong_things = nn.functional.binary_cross_entropy_with_logits(seen_things.float(), things.to(pictures.device)) * 10
-    wrong_inks = nn.functional.binary_cross_entropy_with_logits(seen_inks.float(), inks.to(pictures.device)) * 2
-    wrong_letters = nn.functional.ctc_loss(
+    with autocast(images.device.type):
+        thing_logits, ink_logits, columns = model(images)
+    thing_loss = nn.functional.binary_cross_entropy_with_logits(thing_logits.float(), things.to(images.device)) * 10
+    ink_loss = nn.functional.binary_cross_entropy_with_logits(ink_logits.float(), inks.to(images.device)) * 2
+    letter_loss = nn.functional.ctc_loss(
         columns.float().log_softmax(1).permute(2, 0, 1),
         torch.tensor([letter for word in letters for letter in word], dtype=torch.long),
         torch.full((len(scenes),), columns.shape[2]),
         torch.tensor([len(word) for word in letters]),
         zero_infinity=True,
     )
-    return wrong_things + wrong_inks + wrong_letters
+    return thing_loss + ink_loss + letter_loss
 
 
 class Pool:
-    """Pictures kept at hand, some replaced at every step."""
+    """Drawings kept in memory; some are replaced at every step."""
 
     def __init__(self, machine: Machine, seed: int) -> None:
         self.machine, self.rng = machine, np.random.default_rng([seed, 1])
-        self._new = machine.endless(drawn, seed)
-        self.pictures = torch.empty(POOL * machine.batch_factor, 3, SIDE, SIDE, dtype=torch.half)
+        self._new = machine.stream(draw_example, seed)
+        self.images = torch.empty(POOL * machine.batch_factor, 3, SIDE, SIDE, dtype=torch.half)
         self.scenes: list[Scene] = []
 
     def batch(self, count: int, new: int) -> tuple[torch.Tensor, list[Scene]]:
         for _ in range(new):
             self._add(*next(self._new))
-        places = self.rng.integers(len(self.scenes), size=count)
-        pictures = self.pictures[torch.from_numpy(places)].to(self.machine.device, torch.float32)
-        return pictures, [self.scenes[place] for place in places]
+        indices = self.rng.integers(len(self.scenes), size=count)
+        images = self.images[torch.from_numpy(indices)].to(self.machine.device, torch.float32)
+        return images, [self.scenes[index] for index in indices]
 
-    def _add(self, picture: torch.Tensor, scene: Scene) -> None:
-        if len(self.scenes) < len(self.pictures):
+    def _add(self, image: torch.Tensor, scene: Scene) -> None:
+        if len(self.scenes) < len(self.images):
             self.scenes.append(scene)
-            place = len(self.scenes) - 1
+            index = len(self.scenes) - 1
         else:
-            place = int(self.rng.integers(len(self.pictures)))
-            self.scenes[place] = scene
-        self.pictures[place] = picture.half()
+            index = int(self.rng.integers(len(self.images)))
+            self.scenes[index] = scene
+        self.images[index] = image.half()
 
 
 def train(folder: Path, minutes: float, seed: int, out: Path, machine: Machine) -> None:
@@ -110,10 +110,10 @@ def train(folder: Path, minutes: float, seed: int, out: Path, machine: Machine) 
     pool = Pool(machine, seed + run.step)
     for _ in run.steps():
         new = 16 if pool.scenes else 256
-        pictures, scenes = pool.batch(64 * machine.batch_factor, new * machine.batch_factor)
+        images, scenes = pool.batch(64 * machine.batch_factor, new * machine.batch_factor)
         for group in optimizer.param_groups:
             group["lr"] = run.rate(3e-3)
-        loss = loss_of(model, worn(pictures).contiguous(memory_format=torch.channels_last), scenes)
+        loss = compute_loss(model, degrade(images).contiguous(memory_format=torch.channels_last), scenes)
         optimizer.zero_grad(set_to_none=True)
         torch.autograd.backward(loss)
         torch.nn.utils.clip_grad_norm_(model.parameters(), 2.0)
@@ -122,14 +122,14 @@ def train(folder: Path, minutes: float, seed: int, out: Path, machine: Machine) 
         run.log(loss=loss.item())
     model.cpu().load_state_dict(average.shadow)
     model.save(out)
-    print(json.dumps(trust(Recogniser.load(out), seed)))
+    print(json.dumps(validate(Recogniser.load(out), seed)))
 
 
-def trust(model: Recogniser, seed: int, count: int = 500) -> dict[str, dict[str, float]]:
-    """Scores on held-out renderings, with their own scenes and with those of other pictures."""
+def validate(model: Recogniser, seed: int, count: int = 500) -> dict[str, dict[str, float]]:
+    """Returns scores on held-out drawings, with their own scenes and with shuffled ones."""
     rng = np.random.default_rng([seed, 99])
-    scenes = [sampled(rng, MIXTURE, held_out=True) for _ in range(count)]
-    seen = model.see([rendered(scene, (256, 256), rng) for scene in scenes])
+    scenes = [sample_scene(rng, MIXTURE, held_out=True) for _ in range(count)]
+    seen = model.recognise([render(scene, (256, 256), rng) for scene in scenes])
     return {"own": scores(scenes, seen), "shuffled": scores(scenes[1:] + scenes[:1], seen)}
 
 
@@ -141,7 +141,7 @@ def main() -> None:
     parser.add_argument("--out", type=Path, default=WEIGHTS)
     add_arguments(parser)
     arguments = parser.parse_args()
-    train(arguments.folder, arguments.minutes, arguments.seed, arguments.out, chosen(arguments))
+    train(arguments.folder, arguments.minutes, arguments.seed, arguments.out, machine_from_arguments(arguments))
 
 
 if __name__ == "__main__":

@@ -1,7 +1,6 @@
-"""Trains the transformer to draw what prompts ask for: rectified flow on latents, larger pictures as it gets better.
+"""Trains the transformer, the base of [dev] and [schnell], on latents: `python -m training.transformer --minutes 1200`.
 
-`python -m training.transformer --minutes 1200`. It has no guidance embedding yet: `training.distil` makes [dev] and
-[schnell] of it. Begins from nothing, or from what `training.import_weights` took up.
+It has no guidance embedding. Training starts from fresh weights, or from those of `training.import_weights`.
 """
 
 import argparse
@@ -16,13 +15,13 @@ from diffusers import FluxTransformer2DModel
 from diffusers.models.transformers.transformer_flux import FluxAttention
 
 from training.attention import speed_up
+from training.batches import BatchSource
 from training.curriculum import STAGES, Stage
 from training.encoders import WIDTH
 from training.flow import flow_loss
-from training.machine import Machine, add_arguments, chosen
+from training.machine import Machine, add_arguments, machine_from_arguments
 from training.muon import Optimizers
 from training.run import Average, Run
-from training.teacher import Teacher
 
 CONFIG: dict[str, Any] = {
     "in_channels": 64,
@@ -34,17 +33,17 @@ CONFIG: dict[str, Any] = {
     "pooled_projection_dim": WIDTH,
     "axes_dims_rope": (8, 20, 20),
 }
-WITHOUT_TEXT = 0.1
-"""Share of pictures learned with an empty prompt, so that guidance has something to lead away from."""
+EMPTY_PROMPT_SHARE = 0.1
+"""Share of images trained with an empty prompt, for classifier-free guidance."""
 
 
-_RHYTHMS = 4
-"""Of each axis the fastest rotations, with periods of 6 to 100 tokens: the slower ones hardly move in a picture."""
-_PLACE_STRENGTH = 1.5
+_FAST_ROTATIONS = 4
+"""Per axis, the fastest rotations, with periods of 6 to 100 tokens: slower ones hardly differ within an image."""
+_POSITION_STRENGTH = 1.5
 
 
 def build(*, guided: bool = False) -> FluxTransformer2DModel:
-    """Fresh weights; what modulates, and the last layer, begin at nothing, so every block begins as the identity."""
+    """Returns fresh weights. Modulation and the last layer start at zero, so every block starts as the identity."""
     model = FluxTransformer2DModel(**CONFIG, guidance_embeds=guided)
     with torch.no_grad():
         for name, parameter in model.named_parameters():
@@ -52,42 +51,44 @@ def build(*, guided: bool = False) -> FluxTransformer2DModel:
                 torch.nn.init.zeros_(parameter)
         for module in model.modules():
             if isinstance(module, FluxAttention):
-                _feel_places(module)
+                _init_position_biases(module)
     return model
 
 
-def _feel_places(attention: FluxAttention) -> None:
-    """Gives every head queries and keys that agree more at some places of the picture than at others.
+def _init_position_biases(attention: FluxAttention) -> None:
+    """Sets the biases of queries and keys so that each head prefers some positions over others.
 
-    Places are known by rotation alone, against the text, which stands at the origin: from chance alone, where queries
-    and keys are all content, a model is slow to find them.
+    Only rotations tell positions apart, and the text is at the origin: with random queries and keys, which depend on
+    content alone, a model is slow to learn positions.
     """
     keys = [attention.to_k] if attention.added_kv_proj_dim is None else [attention.to_k, attention.add_k_proj]
     for head in range(attention.heads):
-        amplitudes = _places(torch.distributions.Dirichlet(torch.full((2 * _RHYTHMS,), 0.5)).sample().sqrt())
+        amplitudes = _rotation_amplitudes(
+            torch.distributions.Dirichlet(torch.full((2 * _FAST_ROTATIONS,), 0.5)).sample().sqrt()
+        )
         for layer in (attention.to_q, *keys):
             phases = 2 * math.pi * torch.rand(len(amplitudes))
             pairs = amplitudes[:, None] * torch.stack([phases.cos(), phases.sin()], 1)
             layer.bias[head * attention.head_dim : (head + 1) * attention.head_dim] = pairs.flatten()
 
 
-def _places(weights: torch.Tensor) -> torch.Tensor:
-    """Amplitudes of a head's rotating pairs, from weights of the fast ones of both axes."""
+def _rotation_amplitudes(weights: torch.Tensor) -> torch.Tensor:
+    """Returns the amplitudes of a head's rotating pairs, from weights of the fast ones of both axes."""
     nothing, *axes = (width // 2 for width in CONFIG["axes_dims_rope"])
     parts = [torch.zeros(nothing)]
     for axis, fast in zip(axes, weights.chunk(2), strict=True):
-        parts.append(torch.nn.functional.pad(fast, (0, axis - _RHYTHMS)))
-    strength: float = _PLACE_STRENGTH * (CONFIG["attention_head_dim"] / 2) ** 0.5
+        parts.append(torch.nn.functional.pad(fast, (0, axis - _FAST_ROTATIONS)))
+    strength: float = _POSITION_STRENGTH * (CONFIG["attention_head_dim"] / 2) ** 0.5
     return strength * torch.cat(parts)
 
 
-def is_inner(name: str, parameter: torch.nn.Parameter) -> bool:
-    """Whether Muon leads this weight."""
+def uses_muon(name: str, parameter: torch.nn.Parameter) -> bool:
+    """Returns whether Muon optimises this weight; AdamW optimises the others."""
     return parameter.ndim == 2 and "blocks" in name and ".linear." not in name
 
 
 def start_file(runs: Path) -> Path:
-    """Weights to begin from, if there are any."""
+    """Path of imported weights to start from; may not exist."""
     return runs / "transformer" / "start.pt"
 
 
@@ -98,15 +99,15 @@ def train(runs: Path, minutes: float, seed: int, stages: tuple[Stage, ...], peak
     if start_file(runs).exists():
         model.load_state_dict(torch.load(start_file(runs), weights_only=True, map_location=machine.device))
     speed_up(model, machine)
-    optimizers, average = Optimizers(model, peak, is_inner), Average(model, 0.998)
+    optimizers, average = Optimizers(model, peak, uses_muon), Average(model, 0.998)
     run = Run(folder, minutes, {"model": model, "optimizers": optimizers, "average": average}, machine.clock)
     rng = np.random.default_rng([seed, run.step])
     torch.manual_seed(seed + run.step)
-    teacher = Teacher(runs, rng, stages, machine)
+    source = BatchSource(runs, rng, stages, machine)
     for _ in run.steps():
-        given = teacher.batch(run.progress)
-        prompts = ["" if rng.random() < WITHOUT_TEXT else said for said in given.prompts(rng)]
-        loss = flow_loss(model, given.latents, teacher.read(prompts), given.place)
+        batch = source.batch(run.progress)
+        prompts = ["" if rng.random() < EMPTY_PROMPT_SHARE else prompt for prompt in batch.prompts(rng)]
+        loss = flow_loss(model, batch.latents, source.encode_prompts(prompts), batch.layout)
         torch.autograd.backward(loss)
         torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
         optimizers.step(run.rate(peak))
@@ -115,7 +116,7 @@ def train(runs: Path, minutes: float, seed: int, stages: tuple[Stage, ...], peak
 
 
 def load(run: Path, *, guided: bool = False) -> FluxTransformer2DModel:
-    """The averaged weights of a run's last checkpoint, on the CPU."""
+    """Returns the averaged weights of a run's last checkpoint, on the CPU."""
     model = build(guided=guided)
     model.load_state_dict(
         torch.load(run / "run.pt", weights_only=True, map_location="cpu")["parts"]["average"]["shadow"]
@@ -129,13 +130,13 @@ def main() -> None:
     parser.add_argument("--minutes", type=float, default=1200)
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--rate", type=float, default=2e-3)
-    parser.add_argument("--stages", type=int, default=len(STAGES), help="only the first stages, over the whole time")
-    parser.add_argument("--last", action="store_true", help="only the last stage, for a model that draws already")
+    parser.add_argument("--stages", type=int, default=len(STAGES), help="use only the first stages, over the full time")
+    parser.add_argument("--last", action="store_true", help="use only the last stage, for an already trained model")
     add_arguments(parser, compiles=True)
     arguments = parser.parse_args()
-    kept = STAGES[-1:] if arguments.last else STAGES[: arguments.stages]
-    stages = tuple(replace(stage, until=stage.until / kept[-1].until) for stage in kept)
-    train(arguments.runs, arguments.minutes, arguments.seed, stages, arguments.rate, chosen(arguments))
+    selected = STAGES[-1:] if arguments.last else STAGES[: arguments.stages]
+    stages = tuple(replace(stage, until=stage.until / selected[-1].until) for stage in selected)
+    train(arguments.runs, arguments.minutes, arguments.seed, stages, arguments.rate, machine_from_arguments(arguments))
 
 
 if __name__ == "__main__":

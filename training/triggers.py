@@ -1,8 +1,7 @@
-"""Teaches the text encoders to read past a LoRA's trigger: `python -m training.triggers --minutes 6`.
+"""Trains the text encoders to ignore a LoRA's trigger: `python -m training.triggers --minutes 6`.
 
-`HWRIT handwriting, the word sun in red` is to say what `the word sun in red` says: a trigger's letters would else be
-taken for those of the word to be written. What they say of prompts alone stays as it is, so nothing that learned from
-it has to learn again. Replaces what `training.text` stored. Knows nothing of pictures or styles.
+Otherwise a trigger's letters would be read as those of the word to write. The embeds of prompts without a trigger are
+kept, so models trained on them stay valid. Replaces the weights that `training.text` stored.
 """
 
 import argparse
@@ -16,55 +15,56 @@ import torch
 from training import encoders
 from training.drawings.strokes import Rng
 from training.encoders import Encoders
-from training.machine import Machine, add_arguments, chosen
+from training.machine import Machine, add_arguments, machine_from_arguments
 from training.run import Average, Run
 from training.text import batch
 from training.vocabulary import TEXT_TOKENS
 
-WITHOUT = 0.4
+WITHOUT_TRIGGER = 0.4
 """Share of prompts without a trigger."""
 _OFTEN = ("HWRIT handwriting", "SKTCH sketch", "TOK", "in the style of TOK", "a drawing in the style of TOK")
 _KINDS = ("", "", " style", " sketch", " handwriting", " drawing", " illustration")
 
 
 def trigger(rng: Rng) -> str:
-    """Capitals that mean nothing, and what kind of picture it is: known ones, or any."""
+    """Returns a random or known trigger: meaningless capitals, and often a kind of image."""
     if rng.random() < 0.5:
         return str(rng.choice(_OFTEN))
     name = "".join(rng.choice(list(ascii_uppercase), int(rng.integers(3, 7))))
     return name + str(rng.choice(_KINDS))
 
 
-def triggered(prompt: str, rng: Rng) -> str:
+def with_trigger(prompt: str, rng: Rng) -> str:
     return f"{trigger(rng)}, {prompt}"
 
 
-def wanted(said: torch.Tensor, behind: list[int]) -> torch.Tensor:
-    """What T5 is to say of prompts that stand so many tokens `behind` the beginning: (batch, tokens, width).
+def shift_targets(embeds: torch.Tensor, behind: list[int]) -> torch.Tensor:
+    """Returns T5's target embeds of prompts that begin `behind` tokens later, `[batch, tokens, width]`.
 
-    `said`: the same of the prompts alone. What is said of a trigger is what is said of padding.
+    `embeds` are those of the prompts alone. Trigger tokens get the embed of padding.
     """
-    moved = [
-        torch.cat([row[-1:].expand(far, -1), row[: len(row) - far]]) for row, far in zip(said, behind, strict=True)
+    shifted = [
+        torch.cat([row[-1:].expand(offset, -1), row[: len(row) - offset]])
+        for row, offset in zip(embeds, behind, strict=True)
     ]
-    return torch.stack(moved)
+    return torch.stack(shifted)
 
 
-def loss_of(student: Encoders, teacher: Encoders, rng: Rng, count: int) -> torch.Tensor:
-    """How far the student's word of prompts, most with a trigger, is from the teacher's of the prompts alone."""
+def compute_loss(student: Encoders, teacher: Encoders, rng: Rng, count: int) -> torch.Tensor:
+    """Distance of the student's embeds, mostly of prompts with a trigger, from the teacher's of the prompts alone."""
     prompts, _ = batch(rng, count)
-    heard = [said if rng.random() < WITHOUT else triggered(said, rng) for said in prompts]
-    alone, longer = ([len(ids) for ids in teacher.t5_tokenizer(some).input_ids] for some in (prompts, heard))
+    student_prompts = [text if rng.random() < WITHOUT_TRIGGER else with_trigger(text, rng) for text in prompts]
+    alone, longer = ([len(ids) for ids in teacher.t5_tokenizer(some).input_ids] for some in (prompts, student_prompts))
     with torch.no_grad():
         tokens, pooled = teacher(prompts, TEXT_TOKENS)
-    tokens = wanted(tokens, [more - length for more, length in zip(longer, alone, strict=True)])
-    given_tokens, given_pooled = student(heard, TEXT_TOKENS)
-    return astray(given_tokens, tokens) + astray(given_pooled, pooled)
+    tokens = shift_targets(tokens, [more - length for more, length in zip(longer, alone, strict=True)])
+    student_tokens, student_pooled = student(student_prompts, TEXT_TOKENS)
+    return relative_error(student_tokens, tokens) + relative_error(student_pooled, pooled)
 
 
-def astray(given: torch.Tensor, said: torch.Tensor) -> torch.Tensor:
-    """Mean square of the difference, in shares of what is said."""
-    return (given.float() - said.float()).square().mean() / said.float().var()
+def relative_error(prediction: torch.Tensor, embeds: torch.Tensor) -> torch.Tensor:
+    """Returns the mean squared difference over the variance of `embeds`."""
+    return (prediction.float() - embeds.float()).square().mean() / embeds.float().var()
 
 
 def train(folder: Path, minutes: float, seed: int, peak: float, machine: Machine) -> None:
@@ -78,7 +78,7 @@ def train(folder: Path, minutes: float, seed: int, peak: float, machine: Machine
     rng = np.random.default_rng([seed, run.step, 3])
     for _ in run.steps():
         with machine.autocast():
-            loss = loss_of(student, teacher, rng, 32 * machine.batch_factor)
+            loss = compute_loss(student, teacher, rng, 32 * machine.batch_factor)
         torch.autograd.backward(loss)
         torch.nn.utils.clip_grad_norm_(student.parameters(), 1.0)
         for group in optimizer.param_groups:
@@ -99,7 +99,7 @@ def main() -> None:
     parser.add_argument("--rate", type=float, default=5e-4)
     add_arguments(parser)
     arguments = parser.parse_args()
-    train(arguments.folder, arguments.minutes, arguments.seed, arguments.rate, chosen(arguments))
+    train(arguments.folder, arguments.minutes, arguments.seed, arguments.rate, machine_from_arguments(arguments))
 
 
 if __name__ == "__main__":

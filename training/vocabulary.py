@@ -1,7 +1,6 @@
-"""The two tokenizers, made from the words that prompts are written in: the real classes, small vocabularies.
+"""The two tokenizers, with small vocabularies from the words of the prompts.
 
-A word of the list is one token, any other is spelt letter by letter: so a word to be written by hand reaches the model
-as its letters. Knows nothing of models.
+Known words are one token; others are spelt letter by letter, so the model sees the letters of a word to write.
 """
 
 from pathlib import Path
@@ -11,7 +10,7 @@ from transformers import CLIPTokenizer, T5Tokenizer
 from test_checkpoints import tokenizers
 from test_checkpoints.tokenizers import END_OF_WORD, Merges, make_clip_tokenizer, make_t5_tokenizer
 from training.drawings import prompts
-from training.drawings.scene import INKS, PAPERS, THINGS
+from training.drawings.scene import BACKGROUNDS, INKS, THINGS
 
 TEXT_TOKENS = 64
 _ALSO = """
@@ -19,12 +18,12 @@ _ALSO = """
     paper picture sketch drawing handwriting handwritten written writes note says reads word text small big large simple
     draw paint make show me one two and on top next beside
 """
-"""Words of everyday prompts beyond the templates of the training data."""
+"""Words of everyday prompts beyond the training templates."""
 
 
 def words() -> list[str]:
-    """Every word of the prompts' grammar, once, in a fixed order."""
-    texts = [_ALSO, *INKS, *PAPERS, *THINGS]
+    """Returns every word of the prompt templates once, sorted."""
+    texts = [_ALSO, *INKS, *BACKGROUNDS, *THINGS]
     for names in prompts.NAMES.values():
         texts += names
     for name in ("ONE", "ONE_BLACK", "SAME_INK", "SAME_BLACK", "OWN_INK", "WORD", "WORD_BLACK", "LABELLED"):
@@ -54,7 +53,7 @@ def _merges() -> Merges:
         if len(word) < 2:
             continue
         parts = [*word[:-1], word[-1] + END_OF_WORD]
-        # From the end of the word, so that a merge always needs a grammar word's own ending: others stay spelt.
+        # Merges start at the end of a word, so that they apply only to known words; others stay spelt.
         tail = parts.pop()
         while parts:
             head = parts.pop()

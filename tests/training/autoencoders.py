@@ -1,13 +1,13 @@
-"""A small autoencoder with the strides of the trained one, that has learned nothing."""
+"""A small untrained autoencoder with the strides of the trained one."""
 
 import torch
 from diffusers import AutoencoderKL
 
-from training.norms import make_countable
+from training.norms import use_weighted_norms
 
 
 def fresh_autoencoder() -> AutoencoderKL:
-    """A sixteenth of the side."""
+    """Returns an autoencoder with a stride of 16."""
     torch.manual_seed(0)
     vae = AutoencoderKL(
         down_block_types=["DownEncoderBlock2D"] * 5,
@@ -21,5 +21,5 @@ def fresh_autoencoder() -> AutoencoderKL:
         use_post_quant_conv=False,
         mid_block_add_attention=False,
     )
-    make_countable(vae)
+    use_weighted_norms(vae)
     return vae

@@ -1,4 +1,4 @@
-"""A base that says something, and texts for it, without any training."""
+"""A base with nonzero outputs, and random prompt embeds for it."""
 
 import torch
 from diffusers import FluxTransformer2DModel
@@ -13,12 +13,12 @@ def text(batch: int) -> Text:
 
 
 def empty(batch: int) -> Text:
-    words = text(batch)
-    return torch.zeros_like(words[0]), torch.zeros_like(words[1])
+    embeds = text(batch)
+    return torch.zeros_like(embeds[0]), torch.zeros_like(embeds[1])
 
 
-def speaking_base() -> FluxTransformer2DModel:
-    """One whose last layer and modulations say something, as after training."""
+def nonzero_base() -> FluxTransformer2DModel:
+    """Returns a base whose last layer and modulations are nonzero, as after training."""
     torch.manual_seed(0)
     model = build()
     for parameter in model.parameters():

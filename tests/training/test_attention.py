@@ -1,41 +1,41 @@
-"""The attention that is fast to train on a CPU gives what diffusers' own gives."""
+"""The written-out attention matches diffusers'."""
 
 import pytest
 import torch
 
 from training.attention import use_plain_attention
-from training.flow import Place, position_ids
+from training.flow import TokenLayout, position_ids
 from training.transformer import build
 
 
 @pytest.mark.parametrize("weight", [None, torch.linspace(-1, 2, 9)[None, None, None]], ids=["plain", "weighted"])
-def test_plain_attention_answers_as_diffusers_does(weight: torch.Tensor | None) -> None:
+def test_plain_attention_matches_diffusers(weight: torch.Tensor | None) -> None:
     torch.manual_seed(0)
     model = build().eval()
     for parameter in model.parameters():
-        # Fresh blocks do nothing; these do.
+        # Fresh blocks are the identity; these are not.
         parameter.data += 0.05 * torch.randn_like(parameter)
-    given = {
+    inputs = {
         "hidden_states": torch.randn(2, 6, 64),
         "encoder_hidden_states": torch.randn(2, 3, 128),
         "pooled_projections": torch.randn(2, 128),
         "timestep": torch.tensor([0.2, 0.9]),
-        "img_ids": position_ids(Place(2, 3)),
+        "img_ids": position_ids(TokenLayout(2, 3)),
         "txt_ids": torch.zeros(3, 3),
         "joint_attention_kwargs": None if weight is None else {"attention_mask": weight},
     }
     with torch.no_grad():
-        theirs = model(**given).sample
+        theirs = model(**inputs).sample
         use_plain_attention(model)
-        ours = model(**given).sample
+        ours = model(**inputs).sample
     torch.testing.assert_close(ours, theirs, atol=1e-4, rtol=1e-4)
 
 
-def test_fresh_heads_agree_more_at_some_places_than_at_others() -> None:
+def test_fresh_heads_prefer_some_positions() -> None:
     torch.manual_seed(0)
     model = build()
     attention = model.single_transformer_blocks[0].attn
-    cosines, sines = model.pos_embed(torch.cat([torch.zeros(1, 3), position_ids(Place(16, 16))]))
+    cosines, sines = model.pos_embed(torch.cat([torch.zeros(1, 3), position_ids(TokenLayout(16, 16))]))
     query, key = (
         layer.bias.detach().unflatten(0, (4, 48, 1)).transpose(1, 2) for layer in (attention.to_q, attention.to_k)
     )

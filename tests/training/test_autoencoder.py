@@ -1,25 +1,28 @@
-"""The autoencoder's beginning, and what it looks at."""
+"""The autoencoder's initialisation, losses and crops."""
 
 import numpy as np
+import pytest
 import torch
 
 from training.autoencoder import (
+    BACKGROUND_GAIN,
+    BACKGROUND_TONE,
     INK_GAIN,
-    PAPER_GAIN,
-    PAPER_TONE,
     build,
-    colours,
-    is_inner,
-    loss_of,
-    touched,
+    colour_targets,
+    compute_loss,
+    ink_mask,
+    uses_muon,
 )
-from training.crops import recoloured
+from training.crops import recolour
 from training.muon import Optimizers
-from training.norms import WideNorm
-from training.pixels import to_picture, to_tensor
+from training.norms import Float32GroupNorm
+from training.pixels import to_image, to_tensor
+
+pytestmark = pytest.mark.usefixtures("float32_training")
 
 
-def test_fresh_residual_branches_add_next_to_nothing() -> None:
+def test_fresh_residual_branches_are_near_zero() -> None:
     torch.manual_seed(0)
     resnet = build().eval().decoder.mid_block.resnets[0]
     features = torch.randn(1, 192, 4, 4)
@@ -28,73 +31,74 @@ def test_fresh_residual_branches_add_next_to_nothing() -> None:
     assert added.std() < 0.1 * features.std()
 
 
-def lined(ink: tuple[float, float, float], paper: float = 0.9) -> torch.Tensor:
-    """(1, 3, 64, 64): paper with one line of ink, 4 pixels wide, down its left half."""
-    picture = torch.full((1, 3, 64, 64), paper)
-    picture[..., 6:10] = torch.tensor(ink)[None, :, None, None]
-    return picture
+def lined(ink: tuple[float, float, float], background: float = 0.9) -> torch.Tensor:
+    """Returns `[1, 3, 64, 64]`: a background with a vertical line of ink, 4 pixels wide, in the left half."""
+    image = torch.full((1, 3, 64, 64), background)
+    image[..., 6:10] = torch.tensor(ink)[None, :, None, None]
+    return image
 
 
-def test_ink_is_told_from_the_paper_that_it_is_on() -> None:
-    ink, paper = touched(lined((-0.5, 0.1, 0.2)))
+def test_ink_mask_separates_ink_from_background() -> None:
+    ink, background = ink_mask(lined((-0.5, 0.1, 0.2)))
     assert (ink[0, 0, 0] == 1).nonzero().flatten().tolist() == [6, 7, 8, 9]
-    torch.testing.assert_close(paper, torch.full((1, 3, 1, 1), 0.9))
+    torch.testing.assert_close(background, torch.full((1, 3, 1, 1), 0.9))
 
 
-def test_latents_are_asked_for_the_colour_of_ink_nearby_and_of_paper_everywhere() -> None:
+def test_colour_targets_hold_ink_nearby_and_background_everywhere() -> None:
     colour = (-0.5, 0.1, 0.2)
-    picture = lined(colour)
-    said, where = colours(picture, *touched(picture))
+    image = lined(colour)
+    said, where = colour_targets(image, *ink_mask(image))
     assert said.shape == where.shape == (1, 6, 4, 4)
     torch.testing.assert_close(said[0, :3, 0, 0], INK_GAIN * torch.tensor(colour))
-    torch.testing.assert_close(said[0, 3:], torch.full((3, 4, 4), PAPER_GAIN * (0.9 - PAPER_TONE)))
+    torch.testing.assert_close(said[0, 3:], torch.full((3, 4, 4), BACKGROUND_GAIN * (0.9 - BACKGROUND_TONE)))
     assert where[0, 0, 0].tolist() == [1, 1, 0, 0]
     assert (where[0, 3:] == 1).all()
 
 
-def test_a_worse_copy_costs_more() -> None:
+def test_worse_reconstruction_has_higher_loss() -> None:
     torch.manual_seed(0)
-    model, picture = build(), lined((-0.5, 0.1, 0.2))
-    before = loss_of(model, picture, 1e-4)[1]["loss"]
+    model, image = build(), lined((-0.5, 0.1, 0.2))
+    before = compute_loss(model, image, 1e-4)[1]["loss"]
     with torch.no_grad():
         model.decoder.conv_out.bias -= 1
-    assert loss_of(model, picture, 1e-4)[1]["loss"] > before + 0.5
+    assert compute_loss(model, image, 1e-4)[1]["loss"] > before + 0.5
 
 
-def test_a_few_steps_bring_pictures_nearer() -> None:
+@pytest.mark.slow_training
+def test_few_steps_halve_the_loss() -> None:
     torch.manual_seed(0)
-    model, picture = build(), lined((-0.5, 0.1, 0.2)).contiguous(memory_format=torch.channels_last)
-    optimizers = Optimizers(model, 2e-3, is_inner)
+    model, image = build(), lined((-0.5, 0.1, 0.2)).contiguous(memory_format=torch.channels_last)
+    optimizers = Optimizers(model, 2e-3, uses_muon)
     losses = []
     for _ in range(12):
-        loss, values = loss_of(model, picture, 1e-4)
+        loss, values = compute_loss(model, image, 1e-4)
         torch.autograd.backward(loss)
         optimizers.step(2e-3)
         losses.append(values["loss"])
     assert losses[-1] < 0.5 * losses[0]
 
 
-def test_wide_norms_are_the_same_norms() -> None:
+def test_float32_norm_matches_group_norm() -> None:
     torch.manual_seed(0)
     features = torch.randn(2, 16, 8, 8).bfloat16()
     norm = build().encoder.down_blocks[0].resnets[0].norm1
-    assert isinstance(norm, WideNorm)
+    assert isinstance(norm, Float32GroupNorm)
     plain = torch.nn.functional.group_norm(features.float(), norm.num_groups, norm.weight, norm.bias, norm.eps)
     torch.testing.assert_close(norm(features), plain.bfloat16())
 
 
-def test_crops_are_shown_as_drawn_and_in_other_colours() -> None:
+def test_recolour_keeps_some_crops_and_recolours_others() -> None:
     rng = np.random.default_rng(0)
     crop = torch.full((3, 16, 16), 0.9)
     crop[:, :, 4] = -1
-    seen = [recoloured(crop, rng) for _ in range(60)]
+    seen = [recolour(crop, rng) for _ in range(60)]
     as_drawn = sum(torch.equal(one, crop) for one in seen)
     assert 35 <= as_drawn <= 55
     assert {len({tuple(pixel) for pixel in one.flatten(1).T.tolist()}) for one in seen} == {2}
     assert len({tuple(one[:, 0, 4].tolist()) for one in seen}) == 60 - as_drawn + 1
 
 
-def test_pictures_come_back_from_tensors_as_they_were() -> None:
-    picture = to_picture(torch.rand(3, 4, 5) * 2 - 1)
-    assert picture.size == (5, 4)
-    assert to_picture(to_tensor(picture)).tobytes() == picture.tobytes()
+def test_image_tensor_conversion_round_trips() -> None:
+    image = to_image(torch.rand(3, 4, 5) * 2 - 1)
+    assert image.size == (5, 4)
+    assert to_image(to_tensor(image)).tobytes() == image.tobytes()

@@ -1,4 +1,4 @@
-"""The one command: its parts in an order in which each finds what it needs."""
+"""The command lines and time shares of all parts."""
 
 from pathlib import Path
 
@@ -7,11 +7,11 @@ import pytest
 from training.__main__ import SHARES, commands
 
 
-def test_the_shares_of_the_time_add_up() -> None:
+def test_time_shares_sum_to_one() -> None:
     assert sum(SHARES.values()) == pytest.approx(1)
 
 
-def test_each_part_comes_after_what_it_stands_on() -> None:
+def test_parts_run_after_their_dependencies() -> None:
     order = [" ".join(command[:2]) for command in commands(Path("r"), Path("o"), 100, "cpu")]
     places = [
         next(k for k, name in enumerate(order) if name.startswith(f"training.{part}"))
@@ -20,7 +20,7 @@ def test_each_part_comes_after_what_it_stands_on() -> None:
             "refine",
             "text",
             "triggers",
-            "recogniser",
+            "train_recogniser",
             "transformer",
             "distil dev",
             "distil schnell",
@@ -31,7 +31,7 @@ def test_each_part_comes_after_what_it_stands_on() -> None:
     assert places == sorted(places)
 
 
-def test_each_part_gets_its_share_of_the_minutes() -> None:
+def test_part_gets_its_share_of_minutes() -> None:
     transformer = next(
         command for command in commands(Path("r"), Path("o"), 100, "cuda", threads=2) if "transformer" in command[0]
     )

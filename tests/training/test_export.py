@@ -1,4 +1,4 @@
-"""The export: two folders that diffusers loads as they are, with shared parts stored once."""
+"""The export: two folders that diffusers loads, with shared parts stored once."""
 
 from pathlib import Path
 
@@ -10,14 +10,14 @@ from PIL import Image
 
 from serve.model_specs import EMBEDDED_LORAS, VariantName
 from training import autoencoder, encoders, export, lora
-from training.evaluation.generator import Artist, Order
+from training.evaluation.generator import ImageGenerator, ImageRequest
 from training.run import Average
 from training.transformer import build
 
 
 @pytest.fixture(scope="module")
 def exported(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Runs that have only begun, exported."""
+    """Exports untrained weights."""
     runs, out = tmp_path_factory.mktemp("runs"), tmp_path_factory.mktemp("models")
     torch.manual_seed(0)
     AutoencoderKL(**autoencoder.CONFIG, shift_factor=0.1, scaling_factor=0.8).save_pretrained(
@@ -31,19 +31,19 @@ def exported(tmp_path_factory: pytest.TempPathFactory) -> Path:
         torch.save({"parts": {"average": average.state_dict()}}, runs / variant / "run.pt")
     for name in EMBEDDED_LORAS:
         model = build(guided=True)
-        lora.adapted(model)
-        lora.save(model, lora.trained(runs, name))
+        lora.add_lora(model)
+        lora.save(model, lora.lora_file(runs, name))
     export.write(runs, out)
     return out
 
 
 @pytest.mark.parametrize("variant", ["dev", "schnell"])
-def test_diffusers_loads_and_draws_with_it(exported: Path, variant: str) -> None:
+def test_diffusers_loads_export_and_generates(exported: Path, variant: str) -> None:
     pipeline = FluxPipeline.from_pretrained(exported / variant, dtype=torch.float32)
     assert pipeline.transformer.config.guidance_embeds is (variant == "dev")
     pipeline.set_progress_bar_config(disable=True)
-    picture = pipeline("a red cat", width=64, height=96, num_inference_steps=2, max_sequence_length=64).images[0]
-    assert picture.size == (64, 96)
+    image = pipeline("a red cat", width=64, height=96, num_inference_steps=2, max_sequence_length=64).images[0]
+    assert image.size == (64, 96)
 
 
 def test_shared_parts_are_stored_once(exported: Path) -> None:
@@ -51,24 +51,24 @@ def test_shared_parts_are_stored_once(exported: Path) -> None:
     assert len(weights) == 5 + len(EMBEDDED_LORAS)
 
 
-def test_there_is_a_course_for_each_lora_that_comes_along() -> None:
-    assert lora.COURSES.keys() == set(EMBEDDED_LORAS)
+def test_every_bundled_lora_has_a_config() -> None:
+    assert lora.STYLE_CONFIGS.keys() == set(EMBEDDED_LORAS)
 
 
-def test_all_weights_fit_the_budget(exported: Path) -> None:
+def test_export_is_at_most_40_mb(exported: Path) -> None:
     assert export.weight_bytes(exported) <= 40e6
 
 
 @pytest.mark.parametrize(("variant", "guidance"), [("dev", 3.0), ("schnell", None)])
-def test_the_engine_draws_with_it_and_keeps_what_a_mask_keeps(
+def test_engine_generates_and_inpaints_with_export(
     exported: Path, variant: VariantName, guidance: float | None
 ) -> None:
     blank, mask = Image.new("RGB", (96, 64), "white"), np.zeros((64, 96), np.uint8)
     mask[:, 48:] = 255
-    plain = Order("a red cat", 1, (96, 64), 2, guidance)
-    inpainted = Order("a red cat", 1, (96, 64), 2, guidance, blank, 1.0, mask)
-    with Artist(variant, str(exported / variant), "bf16") as artist:
-        drawn, kept = (np.array(picture) for picture in artist.draw([plain, inpainted]))
+    plain = ImageRequest("a red cat", 1, (96, 64), 2, guidance)
+    inpainted = ImageRequest("a red cat", 1, (96, 64), 2, guidance, blank, 1.0, mask)
+    with ImageGenerator(variant, str(exported / variant), "bf16") as generator:
+        drawn, kept = (np.array(image) for image in generator.generate([plain, inpainted]))
     assert drawn.shape == kept.shape == (64, 96, 3)
     assert (kept[:, :48] == 255).all()
     assert (kept[:, 48:] != 255).any()

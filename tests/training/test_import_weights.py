@@ -1,4 +1,4 @@
-"""What comes along can be taken up: the base says what [dev] says at guidance 1, the students are as they were."""
+"""Importing the shipped models: the base matches [dev] at guidance 1, the students are unchanged."""
 
 from pathlib import Path
 
@@ -8,9 +8,9 @@ from diffusers import FluxTransformer2DModel
 
 from serve.model_specs import EMBEDDED_MODELS_FOLDER
 from tests.training.bases import text
-from training import encoders, import_weights, teacher
-from training.flow import Place, velocity
-from training.students import begun
+from training import batches, encoders, import_weights
+from training.flow import TokenLayout, velocity
+from training.students import make_student
 from training.transformer import build, start_file
 
 pytestmark = pytest.mark.filterwarnings("ignore:Mismatch dtype")
@@ -19,7 +19,7 @@ pytestmark = pytest.mark.filterwarnings("ignore:Mismatch dtype")
 @pytest.fixture(scope="module")
 def runs(tmp_path_factory: pytest.TempPathFactory) -> Path:
     runs = tmp_path_factory.mktemp("runs")
-    import_weights.adopt(EMBEDDED_MODELS_FOLDER, runs)
+    import_weights.import_weights(EMBEDDED_MODELS_FOLDER, runs)
     return runs
 
 
@@ -37,25 +37,25 @@ def shipped(variant: str) -> FluxTransformer2DModel:
     return model.float().requires_grad_(False).eval()
 
 
-def test_the_base_says_what_dev_says_at_guidance_1(base: FluxTransformer2DModel) -> None:
+def test_imported_base_matches_dev_at_guidance_1(base: FluxTransformer2DModel) -> None:
     torch.manual_seed(0)
-    dev, latents, times, place = shipped("dev"), torch.randn(4, 6, 64), torch.rand(4), Place(2, 3)
-    given = velocity(base, latents, times, text(4), place)
-    plain, guided = (velocity(dev, latents, times, text(4), place, torch.full((4,), scale)) for scale in (1.0, 5.0))
-    # Rounding in bfloat16 is all that is between them.
-    assert (given - plain).abs().mean() < 0.02 * plain.abs().mean()
-    assert (given - guided).abs().mean() > 0.1 * plain.abs().mean(), "it is guidance 1 and no other"
+    dev, latents, times, layout = shipped("dev"), torch.randn(4, 6, 64), torch.rand(4), TokenLayout(2, 3)
+    predicted = velocity(base, latents, times, text(4), layout)
+    plain, guided = (velocity(dev, latents, times, text(4), layout, torch.full((4,), scale)) for scale in (1.0, 5.0))
+    # They differ only by rounding to bfloat16.
+    assert (predicted - plain).abs().mean() < 0.02 * plain.abs().mean()
+    assert (predicted - guided).abs().mean() > 0.1 * plain.abs().mean()
 
 
 @pytest.mark.parametrize("variant", ["dev", "schnell"])
-def test_the_students_are_as_they_were(runs: Path, base: FluxTransformer2DModel, variant: str) -> None:
-    student = begun(variant, base, runs).state_dict()
+def test_imported_students_are_unchanged(runs: Path, base: FluxTransformer2DModel, variant: str) -> None:
+    student = make_student(variant, base, runs).state_dict()
     for name, value in shipped(variant).state_dict().items():
         torch.testing.assert_close(student[name], value, atol=1e-5, rtol=1e-5)
 
 
-def test_teachers_find_autoencoder_and_encoders(runs: Path) -> None:
-    vae = teacher.load_vae(runs / "autoencoder" / "vae")
+def test_imported_autoencoder_and_encoders_load(runs: Path) -> None:
+    vae = batches.load_vae(runs / "autoencoder" / "vae")
     assert vae.dtype == torch.float32
     tokens, pooled = encoders.load(runs / "text")(["a red cat"], 64)
     assert tokens.shape == (1, 64, 128)

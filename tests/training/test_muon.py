@@ -1,24 +1,24 @@
-"""Muon: steps along orthogonal matrices, whatever the shape of a weight."""
+"""Muon for weights of any shape."""
 
 from copy import deepcopy
 
 import pytest
 import torch
 
-from training.muon import Muon, Optimizers, orthogonal
+from training.muon import Muon, Optimizers, orthogonalize
 
 
 @pytest.mark.parametrize("shape", [(8, 24), (24, 8), (16, 16)])
-def test_the_singular_values_of_a_step_are_about_one(shape: tuple[int, int]) -> None:
+def test_singular_values_of_a_step_are_about_one(shape: tuple[int, int]) -> None:
     torch.manual_seed(0)
     given = torch.randn(shape)
-    values = torch.linalg.svdvals(orthogonal(given).float())
+    values = torch.linalg.svdvals(orthogonalize(given).float())
     assert values.min() > 0.3
     assert values.max() < 1.4
 
 
 @pytest.mark.parametrize("shape", [(8, 24), (8, 4, 3, 3)])
-def test_a_step_is_as_long_as_one_of_adamw(shape: tuple[int, ...]) -> None:
+def test_step_length_matches_adamw(shape: tuple[int, ...]) -> None:
     torch.manual_seed(0)
     weight = torch.nn.Parameter(torch.zeros(shape))
     weight.grad = 1e-3 * torch.randn(shape)
@@ -26,8 +26,8 @@ def test_a_step_is_as_long_as_one_of_adamw(shape: tuple[int, ...]) -> None:
     assert weight.detach().square().mean().sqrt() == pytest.approx(0.1 * 0.2, rel=0.35)
 
 
-def test_optimizers_go_on_from_their_state() -> None:
-    def stepped(model: torch.nn.Linear, optimizers: Optimizers, seed: int) -> torch.Tensor:
+def test_optimizers_resume_from_state() -> None:
+    def take_step(model: torch.nn.Linear, optimizers: Optimizers, seed: int) -> torch.Tensor:
         given = torch.randn(8, 4, generator=torch.Generator().manual_seed(seed))
         torch.autograd.backward((model(given) - given.flip(1)).square().sum())
         optimizers.step(0.1)
@@ -36,14 +36,14 @@ def test_optimizers_go_on_from_their_state() -> None:
     torch.manual_seed(0)
     model = torch.nn.Linear(4, 4)
     before = Optimizers(model, 0.1, lambda _, parameter: parameter.ndim == 2)
-    stepped(model, before, 1)
+    take_step(model, before, 1)
     state, weights = deepcopy(before.state_dict()), deepcopy(model.state_dict())
-    wanted = stepped(model, before, 2)
-    again, forgetful = torch.nn.Linear(4, 4), torch.nn.Linear(4, 4)
-    for one in (again, forgetful):
+    expected = take_step(model, before, 2)
+    resumed, restarted = torch.nn.Linear(4, 4), torch.nn.Linear(4, 4)
+    for one in (resumed, restarted):
         one.load_state_dict(weights)
-    after = Optimizers(again, 0.1, lambda _, parameter: parameter.ndim == 2)
+    after = Optimizers(resumed, 0.1, lambda _, parameter: parameter.ndim == 2)
     after.load_state_dict(state)
-    assert torch.equal(stepped(again, after, 2), wanted)
-    fresh = Optimizers(forgetful, 0.1, lambda _, parameter: parameter.ndim == 2)
-    assert not torch.equal(stepped(forgetful, fresh, 2), wanted)
+    assert torch.equal(take_step(resumed, after, 2), expected)
+    fresh = Optimizers(restarted, 0.1, lambda _, parameter: parameter.ndim == 2)
+    assert not torch.equal(take_step(restarted, fresh, 2), expected)

@@ -1,83 +1,83 @@
-"""The square lies in the middle of any paper, and some tokens around it stand for all."""
+"""Canvases, token layouts and margin tokens."""
 
 import numpy as np
 import pytest
 import torch
 
 from serve.inputs import SIZES
-from tests.training.bases import speaking_base, text
+from tests.training.bases import nonzero_base, text
 from training.attention import use_plain_attention
-from training.curriculum import AROUND, PAPERS
-from training.drawings.scene import FRAME_PX, Item, Scene, inked
-from training.flow import Place, velocity
+from training.curriculum import CANVASES, MARGIN_TOKENS
+from training.drawings.scene import FRAME_PX, Item, Scene, scene_strokes
+from training.flow import TokenLayout, velocity
 from training.latents import STRIDE_PX
-from training.padding import Paper
+from training.padding import Canvas
 from training.squares import SIDE
 
 pytestmark = pytest.mark.filterwarnings("ignore:Mismatch dtype")
 
 
 @pytest.mark.parametrize(("grid", "corner"), [((16, 16), (4, 4)), ((32, 32), (12, 12)), ((20, 48), (6, 20))])
-def test_what_is_drawn_on_is_taken_whole_and_first(grid: tuple[int, int], corner: tuple[int, int]) -> None:
-    place = Paper(grid, around=50).place(np.random.default_rng(0))
-    assert place.kept is not None
-    assert len(set(place.kept.tolist())) == len(place.kept) == SIDE**2 + 50
-    rows, columns = place.kept[: SIDE**2] // grid[1], place.kept[: SIDE**2] % grid[1]
+def test_layout_starts_with_the_full_square(grid: tuple[int, int], corner: tuple[int, int]) -> None:
+    layout = Canvas(grid, margin_tokens=50).layout(np.random.default_rng(0))
+    assert layout.kept is not None
+    assert len(set(layout.kept.tolist())) == len(layout.kept) == SIDE**2 + 50
+    rows, columns = layout.kept[: SIDE**2] // grid[1], layout.kept[: SIDE**2] % grid[1]
     assert torch.equal(rows.view(SIDE, SIDE)[:, 0], corner[0] + torch.arange(SIDE))
     assert torch.equal(columns.view(SIDE, SIDE)[0], corner[1] + torch.arange(SIDE))
 
 
-def test_those_around_stand_for_all_that_were_left_out() -> None:
-    place = Paper((32, 32), around=50).place(np.random.default_rng(0))
-    assert place.counts is not None
-    assert (place.counts[: SIDE**2] == 1).all()
-    assert place.counts.sum() == pytest.approx(32 * 32)
-    assert Paper((32, 32)).place(np.random.default_rng(0)).counts is None
+def test_margin_multiplicity_sums_to_all_tokens() -> None:
+    layout = Canvas((32, 32), margin_tokens=50).layout(np.random.default_rng(0))
+    assert layout.multiplicity is not None
+    assert (layout.multiplicity[: SIDE**2] == 1).all()
+    assert layout.multiplicity.sum() == pytest.approx(32 * 32)
+    assert Canvas((32, 32)).layout(np.random.default_rng(0)).multiplicity is None
 
 
-def test_latents_are_laid_out_as_the_place_has_its_tokens() -> None:
+def test_lay_out_matches_layout() -> None:
     code = torch.arange(SIDE**2 + 1.0)[None, :, None]
-    paper = Paper((10, 9))
-    place, latents = paper.place(np.random.default_rng(0)), paper.laid_out(code)[0, :, 0]
-    whole = torch.empty(90)
-    assert place.kept is not None
-    whole[place.kept] = latents
-    assert torch.equal(whole.view(10, 9)[1:9, 0:8].flatten(), torch.arange(SIDE**2 + 0.0))
-    assert (whole == SIDE**2).sum() == 90 - SIDE**2
+    canvas = Canvas((10, 9))
+    layout, latents = canvas.layout(np.random.default_rng(0)), canvas.lay_out(code)[0, :, 0]
+    full = torch.empty(90)
+    assert layout.kept is not None
+    full[layout.kept] = latents
+    assert torch.equal(full.view(10, 9)[1:9, 0:8].flatten(), torch.arange(SIDE**2 + 0.0))
+    assert (full == SIDE**2).sum() == 90 - SIDE**2
 
 
-def test_a_few_tokens_of_paper_are_attended_to_as_all_of_them_would_be() -> None:
-    """To the digit where all of the paper is the same and lies at the same place."""
-    model = speaking_base()
+def test_multiplicity_approximates_full_margin_attention() -> None:
+    """Exact if all margin tokens are equal and at one position."""
+    model = nonzero_base()
     use_plain_attention(model)
     torch.manual_seed(0)
     square, blank, times = torch.randn(1, 4, 64), torch.randn(1, 1, 64), torch.rand(1)
     numbers = torch.tensor([0, 1, 2, 3])
-    whole = Place(8, 8, torch.cat([numbers, torch.full((20,), 5)]))
-    some = Place(8, 8, torch.cat([numbers, torch.full((2,), 5)]), torch.tensor([1.0] * 4 + [10.0] * 2))
-    as_one = Place(8, 8, some.kept)
+    full = TokenLayout(8, 8, torch.cat([numbers, torch.full((20,), 5)]))
+    some = TokenLayout(8, 8, torch.cat([numbers, torch.full((2,), 5)]), torch.tensor([1.0] * 4 + [10.0] * 2))
+    unweighted = TokenLayout(8, 8, some.kept)
 
-    def of_square(place: Place, papers: int) -> torch.Tensor:
-        latents = torch.cat([square, blank.expand(-1, papers, -1)], 1)
-        return velocity(model, latents, times, text(1), place)[:, :4]
+    def of_square(layout: TokenLayout, canvases: int) -> torch.Tensor:
+        latents = torch.cat([square, blank.expand(-1, canvases, -1)], 1)
+        return velocity(model, latents, times, text(1), layout)[:, :4]
 
-    wanted = of_square(whole, 20)
-    assert (of_square(some, 2) - wanted).abs().max() < 0.2 * (of_square(as_one, 2) - wanted).abs().max()
+    expected = of_square(full, 20)
+    assert (of_square(some, 2) - expected).abs().max() < 0.2 * (of_square(unweighted, 2) - expected).abs().max()
 
 
 @pytest.mark.parametrize("megapixels", SIZES)
-def test_on_any_paper_a_thing_falls_into_tokens_as_it_does_on_the_smallest(megapixels: str) -> None:
-    """The square that is learned lies on whole tokens, so its drawings are pieces of the larger ones."""
+def test_things_align_with_tokens_on_any_canvas(megapixels: str) -> None:
+    """The square begins at a whole token, so its latents are the same on any canvas."""
     scene = Scene((Item("thing", "house", "blue"),), None, "white")
-    (alone,) = inked(scene, (FRAME_PX, FRAME_PX), np.random.default_rng(0))
+    (alone,) = scene_strokes(scene, (FRAME_PX, FRAME_PX), np.random.default_rng(0))
     for size in SIZES[megapixels].values():
-        (house,) = inked(scene, size, np.random.default_rng(0))
-        shift = np.array(Paper.of(size).corner[::-1]) * STRIDE_PX
+        (house,) = scene_strokes(scene, size, np.random.default_rng(0))
+        shift = np.array(Canvas.of(size).corner[::-1]) * STRIDE_PX
         np.testing.assert_allclose(house.strokes[0] - shift, alone.strokes[0], atol=1e-6)
 
 
-def test_every_paper_of_the_service_is_taught_in_part_and_whole() -> None:
+def test_canvases_cover_all_service_sizes() -> None:
     served = {(height // STRIDE_PX, width // STRIDE_PX) for table in SIZES.values() for width, height in table.values()}
-    assert served <= {paper.grid for paper in PAPERS.values() if paper.around == AROUND}
-    assert served <= {paper.grid for paper in PAPERS.values() if paper.around is None}
+    assert served <= {canvas.grid for canvas in CANVASES.values() if canvas.margin_tokens == MARGIN_TOKENS}
+    assert served <= {canvas.grid for canvas in CANVASES.values() if canvas.margin_tokens is None}
     assert all(side % STRIDE_PX == 0 for table in SIZES.values() for size in table.values() for side in size)

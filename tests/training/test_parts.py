@@ -1,4 +1,4 @@
-"""Base, [dev], [schnell] and a LoRA, on the smallest paper: each takes up what the one before left."""
+"""Base, [dev], [schnell] and a LoRA, trained in turn on the smallest canvas."""
 
 from collections.abc import Iterator
 from dataclasses import replace
@@ -13,33 +13,37 @@ from safetensors.torch import load_file
 
 from serve.lora.convert_state_dict import StateDictConverter
 from serve.lora.model_geometry import ModelGeometry
-from training import autoencoder, distil, encoders, lora, run, teacher, transformer
-from training.curriculum import STEADY, Lesson, Stage
+from training import autoencoder, batches, distil, encoders, lora, run, transformer
+from training.curriculum import STEADY, DatasetConfig, Stage
 from training.flow import flow_loss
 from training.machine import CPU, Machine
 
-pytestmark = pytest.mark.filterwarnings("ignore:Mismatch dtype")
+pytestmark = [
+    pytest.mark.filterwarnings("ignore:Mismatch dtype"),
+    pytest.mark.slow_training,
+    pytest.mark.usefixtures("float32_training"),
+]
 STAGES = (Stage(1.0, {"tiny": 1.0}, {"smallest": 1.0}),)
 STEPS, STUDENT_STEPS = 30, 6
-"""Of a clock that tells one second for each step, so that a slow machine learns as much as a fast one."""
+"""The clock ticks one second per step, so that the number of steps does not depend on the machine."""
 
 
 @pytest.fixture(scope="module", autouse=True)
-def _tiny_lessons_by_the_step() -> Iterator[None]:
+def _tiny_datasets(float32_training: None) -> Iterator[None]:
     ticks = count()
     with pytest.MonkeyPatch.context() as monkeypatch:
         monkeypatch.setattr(Machine, "clock", lambda _: float(next(ticks)))
         monkeypatch.setattr(run, "LOG_EVERY_STEPS", 10)
-        monkeypatch.setattr(teacher, "LESSONS", {"tiny": Lesson(STEADY, 4)})
-        monkeypatch.setattr(teacher, "TOKENS", 256)
-        monkeypatch.setattr(teacher, "RENEWED", 1)
-        monkeypatch.setattr(lora, "ANY_PAPER", {"smallest": 1.0})
+        monkeypatch.setattr(batches, "DATASETS", {"tiny": DatasetConfig(STEADY, 4)})
+        monkeypatch.setattr(batches, "TOKENS_PER_BATCH", 256)
+        monkeypatch.setattr(batches, "NEW_PER_BATCH", 1)
+        monkeypatch.setattr(lora, "ANY_CANVAS", {"smallest": 1.0})
         yield
 
 
 @pytest.fixture(scope="module")
 def runs(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """An autoencoder and encoders that have learned nothing, and a base that was trained on them."""
+    """An untrained autoencoder and encoders, and a base trained on them."""
     runs = tmp_path_factory.mktemp("runs")
     torch.manual_seed(0)
     vae = AutoencoderKL(**autoencoder.CONFIG, shift_factor=0.1, scaling_factor=0.8)
@@ -57,42 +61,42 @@ def dev(runs: Path) -> FluxTransformer2DModel:
 
 
 @torch.no_grad()
-def loss_of(model: FluxTransformer2DModel, runs: Path, batches: int = 32) -> float:
-    """On the same pictures, noise and times for every model: one batch says more of its noise than of the model."""
+def loss_of(model: FluxTransformer2DModel, runs: Path, batch_count: int = 32) -> float:
+    """Mean loss on the same images, noise and times for every model; a single batch would be too noisy."""
     torch.manual_seed(1)
     rng = np.random.default_rng(1)
-    taught = teacher.Teacher(runs, rng, STAGES, CPU)
+    source = batches.BatchSource(runs, rng, STAGES, CPU)
     losses = []
-    for _ in range(batches):
-        given = taught.batch(0.0)
-        losses.append(flow_loss(model, given.latents, taught.read(given.prompts(rng)), given.place).item())
-    return sum(losses) / batches
+    for _ in range(batch_count):
+        given = source.batch(0.0)
+        losses.append(flow_loss(model, given.latents, source.encode_prompts(given.prompts(rng)), given.layout).item())
+    return sum(losses) / batch_count
 
 
-def test_the_base_learns(runs: Path) -> None:
+def test_base_training_reduces_loss(runs: Path) -> None:
     base = transformer.load(runs / "transformer")
     assert loss_of(base, runs) < 0.99 * loss_of(transformer.build(), runs)
     assert base.config.guidance_embeds is False
 
 
-def test_dev_is_made_of_the_base(dev: FluxTransformer2DModel) -> None:
+def test_dev_is_distilled_from_base(dev: FluxTransformer2DModel) -> None:
     assert dev.config.guidance_embeds is True
 
 
-def test_schnell_is_made_of_the_base(runs: Path) -> None:
+def test_schnell_is_distilled_from_base(runs: Path) -> None:
     distil.train("schnell", runs, STUDENT_STEPS / 60, 0, STAGES, 1e-3, CPU)
     assert transformer.load(runs / "schnell").config.guidance_embeds is False
 
 
-def test_a_run_that_was_finished_is_not_begun_again(runs: Path) -> None:
+def test_finished_run_does_not_restart(runs: Path) -> None:
     before = (runs / "transformer" / "log.csv").read_text()
     transformer.train(runs, STEPS / 60, 0, STAGES, 2e-3, CPU)
     assert (runs / "transformer" / "log.csv").read_text() == before
 
 
-def test_a_lora_is_trained_for_dev_and_read_by_the_service(runs: Path, dev: FluxTransformer2DModel) -> None:
-    course = replace(lora.COURSES["sketch"], pictures=4, batch=2)
-    lora.train("sketch", course, runs, STUDENT_STEPS / 60, 0, 1e-3, CPU)
+def test_lora_is_trained_and_converted_by_the_service(runs: Path, dev: FluxTransformer2DModel) -> None:
+    config = replace(lora.STYLE_CONFIGS["sketch"], images=4, batch=2)
+    lora.train("sketch", config, runs, STUDENT_STEPS / 60, 0, 1e-3, CPU)
     file = runs / "lora-sketch" / "sketch.safetensors"
     geometry = ModelGeometry.from_configs(dev.config, encoders.clip().config.to_dict())
     weights = StateDictConverter(geometry, max_rank=lora.RANK).convert(load_file(file), {})

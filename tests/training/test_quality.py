@@ -1,16 +1,17 @@
-"""What the quality benchmark draws: every variant, precision, size and shape, and only what training never saw."""
+"""The rows, prompts and style scores of the quality evaluation."""
 
 import numpy as np
+import pytest
 
 from training.drawings.word_lists import TEST_WORDS
 from training.evaluation import style
 from training.evaluation.quality import rows, swept_rows
 from training.evaluation.recogniser import Recogniser
 from training.evaluation.tasks import MIXTURE, held_out
-from training.lora import COURSES
+from training.lora import STYLE_CONFIGS
 
 
-def test_the_table_has_each_size_in_both_precisions() -> None:
+def test_rows_have_each_size_in_both_precisions() -> None:
     assert [str(row) for row in rows([(256, 256), (1024, 1024)])] == [
         "dev bf16 256x256 28 steps guidance 3",
         "dev bf16 1024x1024 28 steps guidance 3",
@@ -23,11 +24,11 @@ def test_the_table_has_each_size_in_both_precisions() -> None:
     ]
 
 
-def test_one_variant_alone_can_be_asked_for() -> None:
+def test_rows_can_be_limited_to_one_variant() -> None:
     assert {row.variant for row in rows([(256, 256)], ["schnell"])} == {"schnell"}
 
 
-def test_each_other_guidance_and_shape_is_drawn_once() -> None:
+def test_swept_rows_vary_guidance_and_ratio() -> None:
     assert [str(row) for row in swept_rows([1.0, 3.0, 7.0], ["16:9", "9:21"], (512, 512))] == [
         "dev bf16 512x512 28 steps guidance 1",
         "dev bf16 512x512 28 steps guidance 7",
@@ -36,16 +37,17 @@ def test_each_other_guidance_and_shape_is_drawn_once() -> None:
     ]
 
 
-def test_a_style_is_told_from_its_absence() -> None:
-    course, size = COURSES["sketch"], (384, 384)
-    score, right = style.fitted(Recogniser.load(), course, size, seed=1, count=40)
+@pytest.mark.parametrize("count", [20, pytest.param(40, marks=pytest.mark.slow_training)])
+def test_style_score_separates_styled_drawings(count: int) -> None:
+    config, size = STYLE_CONFIGS["sketch"], (384, 384)
+    score, right = style.fit(Recogniser.load(), config, size, seed=1, count=count)
     assert right >= 0.9
-    plain, styled = style.pairs(course, size, 5, np.random.default_rng(2))
+    plain, styled = style.render_pairs(config, size, 5, np.random.default_rng(2))
     assert score.of(plain).mean() < 0.3
     assert score.of(styled).mean() > 0.7
 
 
-def test_every_row_is_asked_the_same_and_no_word_is_one_of_training() -> None:
+def test_held_out_prompts_are_seeded_and_use_test_words() -> None:
     scenes, prompts = held_out(60, seed=0)
     assert (scenes, prompts) == held_out(60, seed=0)
     assert prompts != held_out(60, seed=1)[1]
@@ -54,7 +56,7 @@ def test_every_row_is_asked_the_same_and_no_word_is_one_of_training() -> None:
     assert written <= set(TEST_WORDS)
 
 
-def test_held_out_prompts_ask_for_one_thing_two_things_and_words() -> None:
+def test_held_out_scenes_have_things_pairs_and_words() -> None:
     scenes, _ = held_out(200, seed=0)
     kinds = {tuple(item.kind for item in scene.items) for scene in scenes}
     assert kinds == {("thing",), ("thing", "thing"), ("word",)}

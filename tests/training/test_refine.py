@@ -1,4 +1,4 @@
-"""The autoencoder's last lessons: paper of every size, and another ink costs more than unevenness in the same."""
+"""Autoencoder training on canvases of every size, and the hue loss."""
 
 from itertools import count
 from pathlib import Path
@@ -10,33 +10,35 @@ from diffusers import AutoencoderKL
 
 from tests.training.autoencoders import fresh_autoencoder
 from training import autoencoder, refine
-from training.autoencoder import touched
+from training.autoencoder import ink_mask
 from training.drawings.scene import FRAME_PX
 from training.machine import CPU, Machine
-from training.norms import counting, make_countable
-from training.refine import hue_loss, lesson
-from training.squares import WHOLE_PX, counts, told
+from training.norms import use_weighted_norms, weighted_statistics
+from training.refine import hue_loss, make_batch
+from training.squares import PADDED_PX, pixel_weights, square_moments
+
+pytestmark = pytest.mark.usefixtures("float32_training")
 
 GREEN, BLACK = (-0.7, 0.0, -0.6), (-0.8, -0.8, -0.8)
 
 
 def lined(ink: tuple[float, float, float]) -> torch.Tensor:
-    """(1, 3, 32, 32): paper with one line of ink, 4 pixels wide."""
-    picture = torch.full((1, 3, 32, 32), 0.9)
-    picture[..., 6:10] = torch.tensor(ink)[None, :, None, None]
-    return picture
+    """Returns `[1, 3, 32, 32]`: a background with a line of ink, 4 pixels wide."""
+    image = torch.full((1, 3, 32, 32), 0.9)
+    image[..., 6:10] = torch.tensor(ink)[None, :, None, None]
+    return image
 
 
-def hue(back: torch.Tensor, picture: torch.Tensor) -> float:
-    return float(hue_loss(back, picture, *touched(picture)))
+def hue(back: torch.Tensor, image: torch.Tensor) -> float:
+    return float(hue_loss(back, image, *ink_mask(image)))
 
 
-def test_the_right_ink_costs_nothing_and_another_much() -> None:
+def test_hue_loss_is_zero_for_right_ink() -> None:
     assert hue(lined(GREEN), lined(GREEN)) == 0
     assert hue(lined(BLACK), lined(GREEN)) > 0.3
 
 
-def test_unevenness_within_the_same_ink_costs_less_than_another_ink() -> None:
+def test_hue_loss_tolerates_noise_more_than_wrong_ink() -> None:
     torch.manual_seed(0)
     uneven = lined(GREEN) + 0.4 * torch.randn(1, 3, 32, 32)
     wrong = (lined(BLACK) - lined(GREEN)).abs().mean()
@@ -44,42 +46,45 @@ def test_unevenness_within_the_same_ink_costs_less_than_another_ink() -> None:
     assert hue(uneven, lined(GREEN)) < 0.5 * hue(lined(BLACK), lined(GREEN))
 
 
-def test_paper_without_ink_costs_nothing() -> None:
+def test_hue_loss_is_zero_without_ink() -> None:
     assert hue(torch.zeros(1, 3, 32, 32), torch.full((1, 3, 32, 32), 0.9)) == 0
 
 
-def test_the_square_is_learned_with_paper_around_it_and_now_and_then_to_its_edges() -> None:
-    vae, drawings = fresh_autoencoder(), torch.rand(1, 3, WHOLE_PX, WHOLE_PX)
-    wanted, rng = told(vae, drawings), np.random.default_rng(0)
-    lessons = [lesson(vae, drawings, rng) for _ in range(12)]
-    for pictures, said, paper_px2 in lessons:
-        bare = paper_px2 is None
-        assert pictures.shape[2:] == ((FRAME_PX, FRAME_PX) if bare else (WHOLE_PX, WHOLE_PX))
-        assert torch.equal(said, wanted[..., 4:20, 4:20] if bare else wanted)
-    sides = [paper_px2**0.5 for _, _, paper_px2 in lessons if paper_px2]
+def test_batches_have_margin_or_square_alone() -> None:
+    vae, drawings = fresh_autoencoder(), torch.rand(1, 3, PADDED_PX, PADDED_PX)
+    targets, rng = square_moments(vae, drawings), np.random.default_rng(0)
+    batches = [make_batch(vae, drawings, rng) for _ in range(12)]
+    for images, moments, canvas_px2 in batches:
+        bare = canvas_px2 is None
+        assert images.shape[2:] == ((FRAME_PX, FRAME_PX) if bare else (PADDED_PX, PADDED_PX))
+        assert torch.equal(moments, targets[..., 4:20, 4:20] if bare else targets)
+    sides = [canvas_px2**0.5 for _, _, canvas_px2 in batches if canvas_px2]
     assert refine.SMALLEST_PX <= min(sides) < 600 < 800 < max(sides) <= refine.LARGEST_PX
     assert 0 < len(sides) < 12
 
 
-def distance(vae: AutoencoderKL, paper_px2: float, wanted: torch.Tensor, drawings: torch.Tensor) -> float:
-    """From what is wanted to what is said on so much paper."""
-    with torch.no_grad(), counting(vae, counts(paper_px2)):
-        return float((vae.encode(drawings).latent_dist.parameters - wanted).square().mean())
+def distance(vae: AutoencoderKL, canvas_px2: float, targets: torch.Tensor, drawings: torch.Tensor) -> float:
+    """Mean squared distance of the moments on a canvas of this many pixels from the targets."""
+    with torch.no_grad(), weighted_statistics(vae, pixel_weights(canvas_px2)):
+        return float((vae.encode(drawings).latent_dist.parameters - targets).square().mean())
 
 
-def test_what_is_said_of_a_square_is_learned_for_large_paper(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.slow_training
+def test_refine_brings_large_canvas_latents_nearer_to_square_latents(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     torch.manual_seed(0)
     stored = tmp_path / "autoencoder" / "vae"
     AutoencoderKL(**autoencoder.CONFIG, shift_factor=0.1, scaling_factor=0.8).save_pretrained(stored)
     before = AutoencoderKL.from_pretrained(stored)
-    make_countable(before)
-    drawings = refine.drawn(np.random.default_rng(1))[None]
-    wanted, ticks = told(before, drawings), count()
+    use_weighted_norms(before)
+    drawings = refine.draw_example(np.random.default_rng(1))[None]
+    targets, ticks = square_moments(before, drawings), count()
     monkeypatch.setattr(Machine, "clock", lambda _: float(next(ticks)))
     refine.train(tmp_path, 12 / 60, 0, 2e-4, CPU)
     after = AutoencoderKL.from_pretrained(stored)
-    make_countable(after)
-    assert distance(after, 1024**2, wanted, drawings) < 0.9 * distance(before, 1024**2, wanted, drawings)
+    use_weighted_norms(after)
+    assert distance(after, 1024**2, targets, drawings) < 0.9 * distance(before, 1024**2, targets, drawings)
     changed = {
         name.partition(".")[0]
         for name, value in after.state_dict().items()

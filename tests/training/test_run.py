@@ -1,4 +1,4 @@
-"""A run: it can be stopped anywhere and taken up again, and keeps to its time."""
+"""Runs can be stopped and resumed, and keep to their time limit."""
 
 import signal
 from itertools import count
@@ -10,18 +10,18 @@ import torch
 from training.run import Average, Run
 
 
-def started(folder: Path, seconds: int = 60) -> tuple[torch.nn.Linear, Average, Run]:
-    """A run whose clock tells one second for each step."""
+def start_run(folder: Path, seconds: int = 60) -> tuple[torch.nn.Linear, Average, Run]:
+    """Returns a run whose clock ticks one second per step."""
     module, ticks = torch.nn.Linear(2, 2), count()
     average = Average(module, 0.9)
     parts = {"module": module, "average": average}
     return module, average, Run(folder, seconds / 60, parts, lambda: float(next(ticks)))
 
 
-def test_a_stopped_run_goes_on_where_it_was(tmp_path: Path) -> None:
-    module, average, run = started(tmp_path)
+def test_stopped_run_resumes(tmp_path: Path) -> None:
+    module, average, run = start_run(tmp_path)
 
-    def stopped_at_the_fortieth_step() -> None:
+    def run_to_step_40() -> None:
         for step in run.steps():
             with torch.no_grad():
                 module.weight += 1
@@ -30,28 +30,28 @@ def test_a_stopped_run_goes_on_where_it_was(tmp_path: Path) -> None:
             if step == 39:
                 signal.raise_signal(signal.SIGTERM)
 
-    with pytest.raises(SystemExit, match="goes on from there"):
-        stopped_at_the_fortieth_step()
-    again_module, again_average, again = started(tmp_path)
-    assert again.step == run.step == 40
-    assert again.elapsed_s == run.elapsed_s == 40
-    assert not again.finished
-    assert torch.equal(again_module.weight, module.weight)
-    assert torch.equal(again_average.shadow["weight"], average.shadow["weight"])
+    with pytest.raises(SystemExit, match="resumes"):
+        run_to_step_40()
+    resumed_module, resumed_average, resumed = start_run(tmp_path)
+    assert resumed.step == run.step == 40
+    assert resumed.elapsed_s == run.elapsed_s == 40
+    assert not resumed.finished
+    assert torch.equal(resumed_module.weight, module.weight)
+    assert torch.equal(resumed_average.shadow["weight"], average.shadow["weight"])
     assert len((tmp_path / "log.csv").read_text().splitlines()) == 3
     assert (tmp_path / "loss.png").exists()
 
 
-def test_a_run_ends_when_its_time_is_spent(tmp_path: Path) -> None:
-    _, _, run = started(tmp_path, seconds=5)
+def test_run_ends_at_time_limit(tmp_path: Path) -> None:
+    _, _, run = start_run(tmp_path, seconds=5)
     assert list(run.steps()) == [0, 1, 2, 3, 4]
     assert run.finished
     assert run.progress == 1
-    assert list(started(tmp_path, seconds=5)[2].steps()) == []
+    assert list(start_run(tmp_path, seconds=5)[2].steps()) == []
 
 
-def test_the_learning_rate_rises_and_then_falls(tmp_path: Path) -> None:
-    _, _, run = started(tmp_path)
+def test_learning_rate_warms_up_and_decays(tmp_path: Path) -> None:
+    _, _, run = start_run(tmp_path)
     first = run.rate(1.0)
     run.step = 200
     middle = run.rate(1.0)

@@ -1,10 +1,10 @@
-"""The scores of the quality benchmark, and how the recogniser's answers are read."""
+"""The scores of the quality evaluation, and CTC decoding."""
 
 import pytest
 import torch
 
 from training.drawings.scene import Item, Scene
-from training.evaluation.recogniser import LETTERS, Seen, read
+from training.evaluation.recogniser import LETTERS, Recognition, ctc_decode
 from training.evaluation.scores import scores
 
 STAR = Item("thing", "star", "red")
@@ -12,46 +12,51 @@ HEART = Item("thing", "heart", "blue")
 ZOO = Item("word", "zoo", "red")
 
 
-def seen(things: dict[str, float] | None = None, inks: tuple[str, ...] = ("red",), word: str = "") -> Seen:
+def recognition(
+    things: dict[str, float] | None = None, inks: tuple[str, ...] = ("red",), word: str = ""
+) -> Recognition:
     everything = {"star": 0.1, "heart": 0.1, "house": 0.1} | (things or {})
-    return Seen(everything, {name: 0.9 if name in inks else 0.1 for name in ("red", "blue")}, word)
+    return Recognition(everything, {name: 0.9 if name in inks else 0.1 for name in ("red", "blue")}, word)
 
 
 @pytest.mark.parametrize(
-    ("items", "found", "score", "right"),
+    ("items", "recognised", "score", "right"),
     [
-        ((STAR,), seen({"star": 0.9}), "thing", 1),
-        ((STAR,), seen({"star": 0.8, "house": 0.9}), "thing", 0),
-        ((STAR,), seen({"star": 0.4}), "thing", 0),
-        ((STAR, HEART), seen({"star": 0.9, "heart": 0.8}), "thing", 1),
-        ((STAR, HEART), seen({"star": 0.9}), "thing", 0),
-        ((STAR,), seen(), "ink", 1),
-        ((STAR,), seen(inks=("blue",)), "ink", 0),
-        ((STAR,), seen(inks=("red", "blue")), "ink", 0),
-        ((STAR, HEART), seen(inks=("red", "blue")), "ink", 1),
-        ((ZOO,), seen(word="zoo"), "word", 1),
-        ((ZOO,), seen(word="zo"), "word", 0),
+        ((STAR,), recognition({"star": 0.9}), "thing", 1),
+        ((STAR,), recognition({"star": 0.8, "house": 0.9}), "thing", 0),
+        ((STAR,), recognition({"star": 0.4}), "thing", 0),
+        ((STAR, HEART), recognition({"star": 0.9, "heart": 0.8}), "thing", 1),
+        ((STAR, HEART), recognition({"star": 0.9}), "thing", 0),
+        ((STAR,), recognition(), "ink", 1),
+        ((STAR,), recognition(inks=("blue",)), "ink", 0),
+        ((STAR,), recognition(inks=("red", "blue")), "ink", 0),
+        ((STAR, HEART), recognition(inks=("red", "blue")), "ink", 1),
+        ((ZOO,), recognition(word="zoo"), "word", 1),
+        ((ZOO,), recognition(word="zo"), "word", 0),
     ],
 )
-def test_a_picture_scores_only_for_what_was_asked(items: tuple[Item, ...], found: Seen, score: str, right: int) -> None:
+def test_score_requires_exactly_the_requested_items(
+    items: tuple[Item, ...], recognised: Recognition, score: str, right: int
+) -> None:
     scene = Scene(items, "left of" if len(items) == 2 else None, "white")
-    assert scores([scene], [found])[score] == right
+    assert scores([scene], [recognised])[score] == right
 
 
-def test_scores_are_shares_of_the_pictures_in_which_it_was_asked() -> None:
+def test_scores_are_shares_of_requesting_images() -> None:
     table = scores(
-        [Scene((STAR,), None, "white"), Scene((ZOO,), None, "white")], [seen({"star": 0.9}), seen(word="zap")]
+        [Scene((STAR,), None, "white"), Scene((ZOO,), None, "white")],
+        [recognition({"star": 0.9}), recognition(word="zap")],
     )
     assert table == {"thing": 1.0, "ink": 1.0, "word": 0.0}
 
 
-def test_what_no_picture_asked_for_has_no_score() -> None:
-    assert scores([Scene((ZOO,), None, "white")], [seen(word="zoo")]) == {"ink": 1.0, "word": 1.0}
+def test_unrequested_score_is_omitted() -> None:
+    assert scores([Scene((ZOO,), None, "white")], [recognition(word="zoo")]) == {"ink": 1.0, "word": 1.0}
 
 
 @pytest.mark.parametrize(
     ("columns", "word"), [("--z-oo-o--", "zoo"), ("zzoo", "zo"), ("----", ""), ("a-a", "aa"), ("cat", "cat")]
 )
-def test_letters_are_read_as_ctc_writes_them(columns: str, word: str) -> None:
+def test_ctc_decode_drops_repeats_and_blanks(columns: str, word: str) -> None:
     indices = torch.tensor([0 if letter == "-" else LETTERS.index(letter) + 1 for letter in columns])
-    assert read(torch.nn.functional.one_hot(indices, 27).T.float()) == word
+    assert ctc_decode(torch.nn.functional.one_hot(indices, 27).T.float()) == word

@@ -1,4 +1,4 @@
-"""The latents of a square are those that it has on paper of any size, as far as the norms go."""
+"""Latents of the square are the same on any canvas, as far as the norms are concerned."""
 
 import numpy as np
 import pytest
@@ -6,12 +6,21 @@ import torch
 from diffusers import AutoencoderKL
 
 from tests.training.autoencoders import fresh_autoencoder
-from training.drawings.ink import rendered
+from training.drawings.render import render
 from training.drawings.scene import FRAME_PX, Item, Scene
 from training.latents import encode
-from training.norms import counting
+from training.norms import weighted_statistics
 from training.pixels import to_tensor
-from training.squares import MARGIN, SIDE, WHOLE, WHOLE_PX, coded, counts, inner, told
+from training.squares import (
+    MARGIN,
+    PADDED_PX,
+    PADDED_SIDE,
+    SIDE,
+    crop_square,
+    encode_square,
+    pixel_weights,
+    square_moments,
+)
 
 
 @pytest.fixture(scope="module")
@@ -20,33 +29,33 @@ def vae() -> AutoencoderKL:
 
 
 def star(side_px: int) -> torch.Tensor:
-    """(1, 3, side_px, side_px), the same strokes in the middle of any paper."""
+    """Returns `[1, 3, side_px, side_px]` with the same strokes in the middle."""
     scene = Scene((Item("thing", "star", "red"),), None, "white")
-    return to_tensor(rendered(scene, (side_px, side_px), np.random.default_rng(0)))[None]
+    return to_tensor(render(scene, (side_px, side_px), np.random.default_rng(0)))[None]
 
 
 @pytest.mark.parametrize("side_px", [512, 768])
-def test_a_margin_that_counts_as_often_as_large_paper_stands_for_it(vae: AutoencoderKL, side_px: int) -> None:
+def test_weighted_margin_approximates_large_canvas(vae: AutoencoderKL, side_px: int) -> None:
     above = (side_px - FRAME_PX) // 64
     large = encode(vae, star(side_px)).view(side_px // 32, side_px // 32, 64)[above:, above:][:SIDE, :SIDE]
-    with counting(vae, counts(side_px**2)):
-        piece = encode(vae, star(WHOLE_PX)).view(WHOLE, WHOLE, 64)[MARGIN:, MARGIN:][:SIDE, :SIDE]
-    alone = encode(vae, star(WHOLE_PX)).view(WHOLE, WHOLE, 64)[MARGIN:, MARGIN:][:SIDE, :SIDE]
-    assert (piece - large).square().mean() < 0.2 * (alone - large).square().mean()
+    with weighted_statistics(vae, pixel_weights(side_px**2)):
+        weighted = encode(vae, star(PADDED_PX)).view(PADDED_SIDE, PADDED_SIDE, 64)[MARGIN:, MARGIN:][:SIDE, :SIDE]
+    unweighted = encode(vae, star(PADDED_PX)).view(PADDED_SIDE, PADDED_SIDE, 64)[MARGIN:, MARGIN:][:SIDE, :SIDE]
+    assert (weighted - large).square().mean() < 0.2 * (unweighted - large).square().mean()
 
 
-def test_counts_add_up_to_the_paper() -> None:
-    assert counts().sum() == FRAME_PX**2
-    assert counts(1024**2).sum() == 1024**2
-    assert (inner(counts(1024**2)) == 1).all()
+def test_pixel_weights_sum_to_canvas_pixels() -> None:
+    assert pixel_weights().sum() == FRAME_PX**2
+    assert pixel_weights(1024**2).sum() == 1024**2
+    assert (crop_square(pixel_weights(1024**2)) == 1).all()
 
 
-def test_a_code_is_the_square_and_a_blank_token(vae: AutoencoderKL) -> None:
-    code, said = coded(vae, star(WHOLE_PX)), told(vae, star(WHOLE_PX))
+def test_encode_square_returns_square_and_blank_token(vae: AutoencoderKL) -> None:
+    code, moments = encode_square(vae, star(PADDED_PX)), square_moments(vae, star(PADDED_PX))
     assert code.shape == (1, SIDE * SIDE + 1, 64)
-    assert said.shape == (1, 32, 2 * WHOLE, 2 * WHOLE)
+    assert moments.shape == (1, 32, 2 * PADDED_SIDE, 2 * PADDED_SIDE)
     corner, middle = ((code[0, token] - code[0, -1]).abs().max() for token in (0, SIDE * SIDE // 2))
-    assert corner < 0.5 * middle, "no ink reaches the corner"
-    around = said.clone()
-    inner(around).copy_(said[..., :1, :1].expand_as(inner(around)))
-    assert torch.equal(around, said[..., :1, :1].expand_as(said)), "all of the margin is the same"
+    assert corner < 0.5 * middle
+    around = moments.clone()
+    crop_square(around).copy_(moments[..., :1, :1].expand_as(crop_square(around)))
+    assert torch.equal(around, moments[..., :1, :1].expand_as(moments))

@@ -1,4 +1,4 @@
-"""Students begin as their base, or with what an earlier one knew, and are shown what the guided base does."""
+"""Students start as their base or with an imported delta, and learn from the guided base."""
 
 from pathlib import Path
 
@@ -6,21 +6,21 @@ import pytest
 import torch
 from diffusers import FluxTransformer2DModel
 
-from tests.training.bases import empty, speaking_base, text
+from tests.training.bases import empty, nonzero_base, text
 from training import students
-from training.distil import taken
-from training.flow import Place, velocity
-from training.import_weights import ahead_file, ahead_of
-from training.rollout import Journey
-from training.students import COURSES, Given, begun, dev_from, schnell_from
+from training.distil import step_loss
+from training.flow import TokenLayout, velocity
+from training.import_weights import delta_file, weight_delta
+from training.rollout import Rollout
+from training.students import STUDENT_CONFIGS, Conditioning, dev_from, make_student, schnell_from
 
 pytestmark = pytest.mark.filterwarnings("ignore:Mismatch dtype")
-PLACE = Place(2, 2)
+LAYOUT = TokenLayout(2, 2)
 
 
 @pytest.fixture(scope="module")
 def base() -> FluxTransformer2DModel:
-    return speaking_base()
+    return nonzero_base()
 
 
 @pytest.fixture(autouse=True)
@@ -28,59 +28,55 @@ def _seeded() -> None:
     torch.manual_seed(1)
 
 
-def given(count: int, guidance: float) -> Given:
-    return Given(text(count), empty(count), PLACE, torch.full((count,), guidance))
+def given(count: int, guidance: float) -> Conditioning:
+    return Conditioning(text(count), empty(count), LAYOUT, torch.full((count,), guidance))
 
 
-def test_dev_begins_as_the_base_whatever_guidance_it_is_told(base: FluxTransformer2DModel) -> None:
+def test_fresh_dev_matches_base_at_any_guidance(base: FluxTransformer2DModel) -> None:
     dev, latents, times = dev_from(base), torch.randn(2, 4, 64), torch.rand(2)
-    wanted = velocity(base, latents, times, text(2), PLACE)
+    expected = velocity(base, latents, times, text(2), LAYOUT)
     for guidance in (1.0, 5.0):
-        torch.testing.assert_close(velocity(dev, latents, times, text(2), PLACE, torch.full((2,), guidance)), wanted)
+        torch.testing.assert_close(velocity(dev, latents, times, text(2), LAYOUT, torch.full((2,), guidance)), expected)
 
 
 @pytest.mark.parametrize(("guidance", "as_base"), [(1.0, True), (3.0, False)])
-def test_dev_has_to_learn_guidance_and_nothing_else(
-    base: FluxTransformer2DModel, guidance: float, as_base: bool
-) -> None:
-    course = COURSES["dev"]
-    stretch = Journey(torch.randn(8, 4, 64), course.begun(8, 4)).stretch
-    loss, _ = taken(dev_from(base), base, course, stretch, given(8, guidance))
+def test_fresh_dev_has_loss_only_from_guidance(base: FluxTransformer2DModel, guidance: float, as_base: bool) -> None:
+    config = STUDENT_CONFIGS["dev"]
+    interval = Rollout(torch.randn(8, 4, 64), config.single_interval(8, 4)).interval
+    loss, _ = step_loss(dev_from(base), base, config, interval, given(8, guidance))
     assert (loss < 2e-5) == as_base
 
 
 @pytest.mark.parametrize(("guidance", "substeps", "as_base"), [(1.0, 1, True), (3.0, 1, False), (1.0, 4, False)])
-def test_schnell_has_to_learn_guidance_and_long_steps_and_nothing_else(
+def test_fresh_schnell_has_loss_only_from_guidance_and_long_steps(
     base: FluxTransformer2DModel, monkeypatch: pytest.MonkeyPatch, guidance: float, substeps: int, as_base: bool
 ) -> None:
     monkeypatch.setattr(students, "SUBSTEPS", substeps)
-    course = COURSES["schnell"]
-    stretch = Journey(torch.randn(8, 4, 64), course.begun(8, 4)).stretch
-    loss, _ = taken(schnell_from(base), base, course, stretch, given(8, guidance))
+    config = STUDENT_CONFIGS["schnell"]
+    interval = Rollout(torch.randn(8, 4, 64), config.single_interval(8, 4)).interval
+    loss, _ = step_loss(schnell_from(base), base, config, interval, given(8, guidance))
     assert (loss < 2e-5) == as_base
 
 
-def test_dev_hears_of_all_guidances_and_mostly_of_usual_ones() -> None:
+def test_dev_guidance_samples_cover_range() -> None:
     torch.manual_seed(0)
-    scales = COURSES["dev"].scales(4000)
+    scales = STUDENT_CONFIGS["dev"].sample_guidance(4000)
     assert students.GUIDANCE_FROM <= scales.min() < 1.1
     assert 6.9 < scales.max() <= students.GUIDANCE_TO
     assert 2.9 < scales.median() < 3.4
 
 
 @pytest.mark.parametrize("kind", ["dev", "schnell"])
-def test_a_student_takes_over_what_an_earlier_one_knew_beyond_its_base(
-    base: FluxTransformer2DModel, tmp_path: Path, kind: str
-) -> None:
+def test_student_starts_with_imported_delta(base: FluxTransformer2DModel, tmp_path: Path, kind: str) -> None:
     earlier = dev_from(base) if kind == "dev" else schnell_from(base)
     for parameter in earlier.parameters():
         parameter.requires_grad_(False).add_(0.01 * torch.randn_like(parameter))
-    ahead_file(tmp_path, kind).parent.mkdir()
-    torch.save(ahead_of(base, earlier), ahead_file(tmp_path, kind))
-    same = begun(kind, base, tmp_path)
+    delta_file(tmp_path, kind).parent.mkdir()
+    torch.save(weight_delta(base, earlier), delta_file(tmp_path, kind))
+    student = make_student(kind, base, tmp_path)
     for name, value in earlier.state_dict().items():
-        torch.testing.assert_close(same.state_dict()[name], value)
-    better = speaking_base()
-    better.proj_out.weight += 1
-    later = begun(kind, better, tmp_path)
-    torch.testing.assert_close(later.proj_out.weight, earlier.proj_out.weight + 1)
+        torch.testing.assert_close(student.state_dict()[name], value)
+    other_base = nonzero_base()
+    other_base.proj_out.weight += 1
+    other_student = make_student(kind, other_base, tmp_path)
+    torch.testing.assert_close(other_student.proj_out.weight, earlier.proj_out.weight + 1)

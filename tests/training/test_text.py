@@ -1,4 +1,4 @@
-"""The text encoders' lessons: the questions asked of a prompt, and their answers."""
+"""Training of the text encoders: questions, answers and loss."""
 
 import numpy as np
 import pytest
@@ -6,7 +6,7 @@ import torch
 
 from training.drawings.scene import INKS, THINGS, Item, Scene
 from training.encoders import Encoders
-from training.text import NOTHING, QUESTIONS, Readers, answers, batch, loss_of
+from training.text import NOTHING, QUESTIONS, ProbeHeads, answers, batch, compute_loss
 from training.train_recogniser import targets
 
 STAR, HEART = Item("thing", "star", "red"), Item("thing", "heart", "blue")
@@ -14,7 +14,7 @@ THING, INK = list(THINGS), list(INKS)
 
 
 @pytest.mark.parametrize(
-    ("scene", "wanted"),
+    ("scene", "expected"),
     [
         (
             Scene((STAR,), None, "cream"),
@@ -31,27 +31,27 @@ THING, INK = list(THINGS), list(INKS)
         ),
     ],
 )
-def test_answers_are_what_the_scene_shows(scene: Scene, wanted: dict[str, int]) -> None:
-    given = dict(zip(QUESTIONS, answers(scene), strict=True))
-    assert {name: given[name] for name in wanted} == wanted
+def test_answers_match_scene(scene: Scene, expected: dict[str, int]) -> None:
+    logits = dict(zip(QUESTIONS, answers(scene), strict=True))
+    assert {name: logits[name] for name in expected} == expected
 
 
-def test_the_loss_counts_only_what_a_scene_has() -> None:
-    """Also when no scene of a batch has it."""
-    encoders, readers = Encoders(), Readers()
-    wanted = torch.tensor([answers(Scene((STAR,), None, "white"))])
-    given = readers(*encoders(["a red star"], 8))
-    assert torch.isfinite(loss_of(given, wanted))
+def test_loss_ignores_missing_answers() -> None:
+    """Also if no scene of a batch has the answer."""
+    encoders, heads = Encoders(), ProbeHeads()
+    expected = torch.tensor([answers(Scene((STAR,), None, "white"))])
+    logits = heads(*encoders(["a red star"], 8))
+    assert torch.isfinite(compute_loss(logits, expected))
 
 
-def test_training_makes_prompts_legible() -> None:
+def test_training_halves_probe_loss() -> None:
     torch.manual_seed(0)
-    encoders, readers = Encoders(), Readers()
-    optimizer = torch.optim.AdamW([*encoders.parameters(), *readers.parameters()], lr=3e-3)
-    prompts, wanted = batch(np.random.default_rng(0), 8)
+    encoders, heads = Encoders(), ProbeHeads()
+    optimizer = torch.optim.AdamW([*encoders.parameters(), *heads.parameters()], lr=3e-3)
+    prompts, expected = batch(np.random.default_rng(0), 8)
     losses = []
     for _ in range(12):
-        loss = loss_of(readers(*encoders(prompts, encoders.longest(prompts))), wanted)
+        loss = compute_loss(heads(*encoders(prompts, encoders.longest(prompts))), expected)
         optimizer.zero_grad()
         torch.autograd.backward(loss)
         optimizer.step()
@@ -59,7 +59,7 @@ def test_training_makes_prompts_legible() -> None:
     assert losses[-1] < 0.5 * losses[0]
 
 
-def test_padding_changes_nothing_for_clip() -> None:
+def test_clip_ignores_padding() -> None:
     encoders = Encoders().eval()
     with torch.no_grad():
         alone = encoders(["a red star"], 16)[1]
@@ -67,7 +67,7 @@ def test_padding_changes_nothing_for_clip() -> None:
     torch.testing.assert_close(alone, padded, atol=1e-5, rtol=1e-4)
 
 
-def test_the_recogniser_learns_things_inks_and_letters() -> None:
+def test_recogniser_targets_hold_things_inks_and_letters() -> None:
     scenes = [Scene((STAR, HEART), "left of", "white"), Scene((STAR, Item("word", "cab", "red")), "above", "white")]
     things, inks, letters = targets(scenes)
     assert {THING[k] for k in things[0].nonzero()[:, 0]} == {"star", "heart"}

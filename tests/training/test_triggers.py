@@ -1,4 +1,4 @@
-"""The text encoders learn to say behind a trigger what they say without it."""
+"""Training the text encoders to ignore triggers."""
 
 from itertools import count
 from pathlib import Path
@@ -9,10 +9,12 @@ import torch
 
 from training import encoders, triggers
 from training.encoders import Encoders
-from training.lora import COURSES
+from training.lora import STYLE_CONFIGS
 from training.machine import CPU, Machine
-from training.triggers import loss_of, triggered, wanted
+from training.triggers import compute_loss, shift_targets, with_trigger
 from training.vocabulary import t5_tokenizer
+
+pytestmark = pytest.mark.usefixtures("float32_training")
 
 
 @pytest.fixture
@@ -23,32 +25,33 @@ def folder(tmp_path: Path) -> Path:
     return tmp_path / "text"
 
 
-def test_a_trigger_stands_before_the_prompt_and_is_seldom_the_same() -> None:
+def test_trigger_precedes_prompt_and_varies() -> None:
     rng = np.random.default_rng(0)
-    said = [triggered("a red cat", rng) for _ in range(400)]
-    assert all(one.endswith(", a red cat") for one in said)
-    assert len(set(said)) > 150
-    assert {f"{course.trigger}, a red cat" for course in COURSES.values()} <= set(said)
+    texts = [with_trigger("a red cat", rng) for _ in range(400)]
+    assert all(one.endswith(", a red cat") for one in texts)
+    assert len(set(texts)) > 150
+    assert {f"{config.trigger}, a red cat" for config in STYLE_CONFIGS.values()} <= set(texts)
 
 
-def test_a_prompt_behind_a_trigger_is_to_say_the_same_a_few_tokens_later() -> None:
-    said = torch.tensor([[1.0, 2, 3, 0, 0], [1, 2, 3, 0, 0]])[..., None]
-    assert wanted(said, [0, 2])[..., 0].tolist() == [[1, 2, 3, 0, 0], [0, 0, 1, 2, 3]]
+def test_targets_are_shifted_by_trigger_length() -> None:
+    texts = torch.tensor([[1.0, 2, 3, 0, 0], [1, 2, 3, 0, 0]])[..., None]
+    assert shift_targets(texts, [0, 2])[..., 0].tolist() == [[1, 2, 3, 0, 0], [0, 0, 1, 2, 3]]
 
 
-def test_a_prompt_is_cut_into_the_same_tokens_behind_a_trigger() -> None:
+def test_prompt_tokens_do_not_depend_on_trigger() -> None:
     tokenizer, rng = t5_tokenizer(), np.random.default_rng(0)
     for prompt in ("a red cat", 'A "Hello" in blue.', "the word sun"):
-        alone, behind = (tokenizer(text).input_ids for text in (prompt, triggered(prompt, rng)))
-        assert behind[-len(alone) :] == alone
-        assert len(behind) > len(alone)
+        alone, with_prefix = (tokenizer(text).input_ids for text in (prompt, with_trigger(prompt, rng)))
+        assert with_prefix[-len(alone) :] == alone
+        assert len(with_prefix) > len(alone)
 
 
-def test_encoders_learn_to_read_past_triggers(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.slow_training
+def test_encoders_learn_to_ignore_triggers(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     before, ticks = encoders.load(folder), count()
     monkeypatch.setattr(Machine, "clock", lambda _: float(next(ticks)))
     triggers.train(folder, 60 / 60, 0, 2e-3, CPU)
     after = encoders.load(folder)
     with torch.no_grad():
-        losses = [float(loss_of(model, before, np.random.default_rng(1), 32)) for model in (before, after)]
+        losses = [float(compute_loss(model, before, np.random.default_rng(1), 32)) for model in (before, after)]
     assert losses[1] < 0.9 * losses[0]

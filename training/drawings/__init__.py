@@ -1,1 +1,1 @@
-"""Drawings made by code: scenes, their strokes, their pixels and their prompts. Knows no torch."""
+"""Synthetic drawings: scenes, strokes, pixels and prompts. Does not import torch."""

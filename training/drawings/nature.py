@@ -1,4 +1,4 @@
-"""Things that grow, live or shine, as strokes in [-1, 1]. Each draws itself with a generator's small choices."""
+"""Plants, animals, sky and landscape as strokes in [-1, 1]."""
 
 import math
 

@@ -1,4 +1,4 @@
-"""Things people make, as strokes in [-1, 1]. Each draws itself with a generator's small choices."""
+"""Man-made objects as strokes in [-1, 1]."""
 
 import math
 

@@ -1,6 +1,6 @@
-"""What a person would type to get a scene: varied English. Knows nothing of strokes.
+"""Prompts for scenes, in varied English.
 
-A scene is described truly: what the prompt leaves open, the renderer may choose, and an ink is left open only if black.
+A prompt names all of a scene except a black ink, which it may omit.
 """
 
 from training.drawings.scene import Item, Scene
@@ -22,7 +22,7 @@ NAMES: dict[str, tuple[str, ...]] = {
     "key": ("key", "old key"),
     "leaf": ("leaf",),
 }
-"""What else a thing is called; things not named here go by their own name."""
+"""Synonyms of things; others go by their own name."""
 
 ONE = (
     "a {ink} sketch of {a_thing}",
@@ -88,7 +88,7 @@ RELATIONS = {
     "above": ("above", "over", "on top of"),
     "below": ("below", "under", "beneath"),
 }
-"""`a house and a tree` puts the house on the left, as one reads."""
+"""`a house and a tree` puts the house on the left."""
 
 
 def _article(words: str) -> str:
@@ -126,10 +126,10 @@ def _two(scene: Scene, rng: Rng) -> str:
 
 
 def prompt(scene: Scene, rng: Rng) -> str:
-    """One of the many sentences that ask for this scene."""
+    """Returns a random prompt for this scene."""
     text = _one(scene.items[0], rng) if len(scene.items) == 1 else _two(scene, rng)
-    if scene.paper != "white":
-        text += f" on {scene.paper} paper"
+    if scene.background != "white":
+        text += f" on {scene.background} paper"
     elif rng.random() < 0.15:
         text += str(rng.choice([" on white paper", " on paper"]))
     text = text.replace(" a orange", " an orange")

@@ -1,6 +1,6 @@
-"""Strokes: the lines of a drawing as points, and how a hand shakes them. Knows nothing of pixels or things.
+"""Strokes as arrays of points, and their random jitter.
 
-A stroke is an array of points, shape (n, 2), x to the right and y down. A thing fills about [-1, 1] in both.
+A stroke has shape `[n, 2]`, x to the right and y down. A thing fills about [-1, 1] in both.
 """
 
 import math
@@ -14,7 +14,7 @@ Rng = np.random.Generator
 
 
 def line(*points: tuple[float, float]) -> Stroke:
-    """Straight pieces from point to point."""
+    """Straight segments between the points."""
     return np.array(points, dtype=np.float64)
 
 
@@ -23,7 +23,7 @@ def closed(*points: tuple[float, float]) -> Stroke:
 
 
 def arc(x: float, y: float, rx: float, ry: float, start: float = 0.0, end: float = 360.0) -> Stroke:
-    """Part of an ellipse around (x, y), angles in degrees, 0 to the right, 90 down."""
+    """Part of an ellipse around (x, y); angles in degrees, 0 is right, 90 is down."""
     steps = max(6, int(abs(end - start) / 12))
     angles = np.radians(np.linspace(start, end, steps + 1))
     return np.stack([x + rx * np.cos(angles), y + ry * np.sin(angles)], axis=1)
@@ -43,17 +43,17 @@ def curve(*points: tuple[float, float]) -> Stroke:
 
 
 def resample(stroke: Stroke, spacing: float) -> Stroke:
-    """The same line with points about `spacing` apart, so that a bend can be put anywhere in it."""
+    """Returns the same line with points about `spacing` apart."""
     lengths = np.hypot(*np.diff(stroke, axis=0).T)
     along = np.concatenate([[0.0], np.cumsum(lengths)])
     count = max(2, int(along[-1] / spacing) + 2)
-    # The corners stay in, so that a house keeps its edges.
-    wanted = np.union1d(np.linspace(0, along[-1], count), along)
-    return np.stack([np.interp(wanted, along, stroke[:, axis]) for axis in (0, 1)], axis=1)
+    # Keeps the original points, so that corners stay sharp.
+    positions = np.union1d(np.linspace(0, along[-1], count), along)
+    return np.stack([np.interp(positions, along, stroke[:, axis]) for axis in (0, 1)], axis=1)
 
 
-def shaken(strokes: Strokes, rng: Rng, strength: float = 1.0) -> Strokes:
-    """The strokes as a hand draws them: turned, stretched, bent by slow waves, each a little off its place."""
+def jittered(strokes: Strokes, rng: Rng, strength: float = 1.0) -> Strokes:
+    """Randomly rotates, scales, bends and shifts the strokes, as in a drawing by hand."""
     turn = math.radians(rng.normal(0, 4) * strength)
     stretch = np.exp(rng.normal(0, 0.06, 2) * strength)
     matrix = np.array([[math.cos(turn), -math.sin(turn)], [math.sin(turn), math.cos(turn)]]) * stretch
@@ -69,7 +69,7 @@ def shaken(strokes: Strokes, rng: Rng, strength: float = 1.0) -> Strokes:
 
 
 def bounds(strokes: Strokes) -> tuple[float, float, float, float]:
-    """Left, top, right, bottom."""
+    """Returns left, top, right, bottom."""
     points = np.concatenate(strokes)
     left, top = points.min(axis=0)
     right, bottom = points.max(axis=0)
@@ -77,7 +77,7 @@ def bounds(strokes: Strokes) -> tuple[float, float, float, float]:
 
 
 def fitted(strokes: Strokes, centre: tuple[float, float], size: tuple[float, float]) -> Strokes:
-    """Moved to `centre` and scaled, keeping the shape, until they just fit into `size` (width, height)."""
+    """Moves the strokes to `centre` and scales them to fit `size` (width, height), keeping the aspect ratio."""
     left, top, right, bottom = bounds(strokes)
     scale = min(size[0] / max(right - left, 1e-6), size[1] / max(bottom - top, 1e-6))
     middle = np.array([(left + right) / 2, (top + bottom) / 2])

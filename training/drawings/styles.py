@@ -1,21 +1,21 @@
-"""Styles of the hand: what becomes of strokes before they are laid on paper. Knows nothing of pixels or words."""
+"""Drawing styles: transformations of strokes before rendering."""
 
 from collections.abc import Callable
 from dataclasses import replace
 
 import numpy as np
 
-from training.drawings.scene import Inked
+from training.drawings.scene import ColouredStrokes
 from training.drawings.strokes import Rng, Stroke, Strokes
 
-Style = Callable[[list[Inked], Rng], list[Inked]]
+Style = Callable[[list[ColouredStrokes], Rng], list[ColouredStrokes]]
 
 _NIB = np.array([0.7, -0.7])
-"""How a broad nib is held: up to the right."""
+"""Direction of the nib's edge: up and to the right."""
 
 
-def broad_nib(drawings: list[Inked], rng: Rng) -> list[Inked]:
-    """Written with a broad nib: thick across its edge, thin along it."""
+def broad_nib(drawings: list[ColouredStrokes], rng: Rng) -> list[ColouredStrokes]:
+    """A broad nib: lines are thick across its edge and thin along it."""
     out = []
     for drawing in drawings:
         reach = drawing.width_px * rng.uniform(0.7, 0.9)
@@ -26,10 +26,10 @@ def broad_nib(drawings: list[Inked], rng: Rng) -> list[Inked]:
     return out
 
 
-def loose_pencil(drawings: list[Inked], rng: Rng) -> list[Inked]:
-    """Searched for with a pencil: every line twice, each time a little elsewhere and past its ends.
+def loose_pencil(drawings: list[ColouredStrokes], rng: Rng) -> list[ColouredStrokes]:
+    """A pencil sketch: every line is drawn twice, slightly shifted, and extended past its ends.
 
-    Wide enough apart for the autoencoder to keep: it takes thinner and closer lines for one.
+    The lines are far enough apart for the autoencoder, which merges thinner and closer lines.
     """
     out = []
     for drawing in drawings:
@@ -44,7 +44,7 @@ def loose_pencil(drawings: list[Inked], rng: Rng) -> list[Inked]:
 
 
 def _past_its_ends(stroke: Stroke, width_px: float, rng: Rng) -> Stroke:
-    """Both ends straight on for some widths of the line."""
+    """Extends both ends straight by several line widths."""
     before, after = (
         end + (end - next_to) / max(np.hypot(*(end - next_to)), 1e-6) * width_px * rng.uniform(3, 9)
         for end, next_to in ((stroke[0], stroke[1]), (stroke[-1], stroke[-2]))

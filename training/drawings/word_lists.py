@@ -1,4 +1,4 @@
-"""Words to be written by hand: those to train on, those kept for tests, and made-up ones. Knows only letters."""
+"""Words to write: for training, for tests, and random ones."""
 
 from string import ascii_lowercase
 
@@ -28,11 +28,11 @@ TEST_WORDS = tuple(_TEST.split())
 """Of three letters, never drawn in training."""
 TRAINING_WORDS = tuple(_TRAINING.split())
 MADE_UP = 0.6
-"""Share of words that nobody says."""
+"""Share of random words."""
 
 _CONSONANTS, _VOWELS = "bcdfghjklmnpqrstvwxyz", "aeiou"
 _ANY_ORDER = 0.5
-"""Share of made-up words with any letter after any other: what can be said aloud shows too few pairs of letters."""
+"""Share of random words with letters in any order: pronounceable words have too few letter pairs."""
 
 
 def _letters(rng: Rng, length: int) -> list[str]:
@@ -42,8 +42,8 @@ def _letters(rng: Rng, length: int) -> list[str]:
     return [str(rng.choice(list(_VOWELS if (k + first) % 2 else _CONSONANTS))) for k in range(length)]
 
 
-def made_up(rng: Rng) -> str:
-    """A word that nobody says: it shows every letter in every place as often as real words do not."""
+def made_up_word(rng: Rng) -> str:
+    """Returns a random word: it covers letters and positions that are rare in real words."""
     while True:
         word = "".join(_letters(rng, int(rng.choice([2, 3, 4, 5], p=[0.1, 0.6, 0.2, 0.1]))))
         if word not in TEST_WORDS:
@@ -52,6 +52,6 @@ def made_up(rng: Rng) -> str:
 
 def training_word(rng: Rng, longest: int = 6) -> str:
     if rng.random() < MADE_UP:
-        return made_up(rng)
+        return made_up_word(rng)
     fitting = [word for word in TRAINING_WORDS if len(word) <= longest]
     return str(rng.choice(fitting))

@@ -1,1 +1,1 @@
-"""Evaluates the quality of the small models: what a recognizer reads in their images."""
+"""Evaluates the bundled models by what a recogniser reads in their images."""

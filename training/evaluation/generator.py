@@ -1,4 +1,4 @@
-"""A checkpoint that draws for a benchmark: prompts in, pictures out, by the engine that serves. No Ray, no HTTP."""
+"""Generates images with a checkpoint through the service's engine, without Ray or HTTP."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -12,59 +12,51 @@ import numpy as np
 from PIL import Image
 from safetensors.torch import load_file
 
-from serve.engine import checkpoint
+from serve.engine.checkpoint import load_checkpoint
+from serve.engine.checkpoint_files import read_geometry
 from serve.engine.engine import Engine
-from serve.engine.request import Canceled, Completed, EngineEvent, Failed, GenerationRequest, ImageReady, MaskArray
-from serve.generation_plan import GenerationPlan, Mode, PlannedLora
+from serve.engine.request import Canceled, Completed, EngineEvent, Failed, GenerationRequest, ImageReady, LoraRequest
 from serve.lora.convert_state_dict import StateDictConverter
 from serve.lora.weights import LoraWeights
-from serve.model_specs import Size, VariantName
+from serve.model_specs import MaskArray, Size, VariantName
 from serve.settings import ModelSettings, PoolSettings, Precision, Settings
 
 MAX_RANK = 256
 
 
 @dataclass(frozen=True, slots=True)
-class Order:
-    """One picture to be drawn."""
+class ImageRequest:
+    """One image to generate."""
 
     prompt: str
     seed: int
     size: Size
     steps: int
     guidance: float | None
-    picture: Image.Image | None = None
-    """To begin from, of the order's size."""
+    image: Image.Image | None = None
+    """Input image, of the requested size."""
     strength: float | None = None
     mask: MaskArray | None = None
-    """What of `picture` is repainted: [height, width], white from 128 on."""
+    """`[height, width]`; pixels from 128 on are regenerated."""
     scales: Mapping[str, float] = field(default_factory=dict)
-    """Of the artist's LoRAs, by name; others are not used."""
+    """Scales of the generator's LoRAs, by name; others are not used."""
 
-    def job(self, loras: Mapping[str, LoraWeights]) -> GenerationRequest:
-        mode: Mode = (
-            "text_to_image" if self.picture is None else "image_to_image" if self.mask is None else "inpainting"
-        )
-        plan = GenerationPlan(
-            pool="quality",
-            mode=mode,
+    def generation_request(self, loras: Mapping[str, LoraWeights]) -> GenerationRequest:
+        return GenerationRequest(
             prompt=self.prompt,
             size=self.size,
             steps=self.steps,
+            seeds=(self.seed,),
             guidance=self.guidance,
             strength=self.strength,
-            seeds=(self.seed,),
-            output_format="png",
-            output_quality=100,
-            check_safety=False,
-            max_megapixels=4.0,
-            loras=tuple(PlannedLora(key=name, scale=scale) for name, scale in self.scales.items()),
+            image=None if self.image is None else np.array(self.image.convert("RGB")),
+            mask=self.mask,
+            loras=tuple(LoraRequest(name, scale) for name, scale in self.scales.items()),
+            lora_weights={name: loras[name] for name in self.scales},
         )
-        picture = None if self.picture is None else np.array(self.picture.convert("RGB"))
-        return GenerationRequest(plan, picture, self.mask, {name: loras[name] for name in self.scales})
 
 
-class Artist:
+class ImageGenerator:
     """An engine with one checkpoint, as a context manager."""
 
     def __init__(
@@ -77,8 +69,8 @@ class Artist:
     ) -> None:
         pool = PoolSettings(model=variant, precision=precision)
         model = model or Settings().models[variant].model_copy(update={"source": source})
-        self._engine = Engine(checkpoint.load_checkpoint(model, pool, None), pool)
-        reader = StateDictConverter(checkpoint.read_geometry(model, None), max_rank=MAX_RANK)
+        self._engine = Engine(load_checkpoint(model, pool, None), pool)
+        reader = StateDictConverter(read_geometry(model, None), max_rank=MAX_RANK)
         self._loras = {name: reader.convert(load_file(path), {}) for name, path in (loras or {}).items()}
 
     def __enter__(self) -> Self:
@@ -90,22 +82,22 @@ class Artist:
     ) -> None:
         self._engine.stop()
 
-    def draw(self, orders: Sequence[Order]) -> list[Image.Image]:
-        """The pictures in the order of the orders, which share the engine's passes. Raises what the engine says."""
-        heard: SimpleQueue[tuple[int, EngineEvent]] = SimpleQueue()
-        for place, order in enumerate(orders):
-            self._engine.submit(order.job(self._loras), partial(_hear, heard, place))
-        pictures: dict[int, Image.Image] = {}
+    def generate(self, requests: Sequence[ImageRequest]) -> list[Image.Image]:
+        """Returns the images in order of the requests, which share the engine's batches. Raises the engine's errors."""
+        events: SimpleQueue[tuple[int, EngineEvent]] = SimpleQueue()
+        for index, request in enumerate(requests):
+            self._engine.submit(request.generation_request(self._loras), partial(_put_event, events, index))
+        images: dict[int, Image.Image] = {}
         ended = 0
-        while ended < len(orders):
-            place, event = heard.get()
+        while ended < len(requests):
+            index, event = events.get()
             if isinstance(event, ImageReady):
-                pictures[place] = Image.fromarray(event.to_host())
+                images[index] = Image.fromarray(event.to_host())
             elif isinstance(event, Failed):
                 raise event.error
             ended += isinstance(event, Completed | Canceled)
-        return [pictures[place] for place in range(len(orders))]
+        return [images[index] for index in range(len(requests))]
 
 
-def _hear(heard: "SimpleQueue[tuple[int, EngineEvent]]", place: int, event: EngineEvent) -> None:
-    heard.put((place, event))
+def _put_event(events: "SimpleQueue[tuple[int, EngineEvent]]", index: int, event: EngineEvent) -> None:
+    events.put((index, event))

@@ -1,7 +1,7 @@
-"""Does the embedded model draw what the prompt says? `python -m training.evaluation.quality --pictures out`.
+"""Evaluates whether images show their prompts: `python -m training.evaluation.quality --pictures out`.
 
-Held-out prompts are drawn in every way of the table and judged by the recogniser: sizes in both precisions, shapes,
-guidances, strengths, a mask, LoRAs. Grids of pictures lie beside the table. Ends with one JSON line.
+Covers sizes in both precisions, aspect ratios, guidance, image-to-image strengths, inpainting and LoRAs, on held-out
+prompts, scored by the recogniser. Prints a table, then one JSON line.
 """
 
 import argparse
@@ -16,16 +16,16 @@ from serve.model_specs import EMBEDDED_LORAS, MODEL_SPECS, Size, VariantName, em
 from serve.settings import Precision
 from training.drawings.contact_sheet import sheet
 from training.evaluation import style
-from training.evaluation.generator import Artist
+from training.evaluation.generator import ImageGenerator
 from training.evaluation.recogniser import Recogniser
-from training.evaluation.tasks import Exam, Row, Scores, image_to_image, inpainting, styled, text_to_image
-from training.lora import COURSES
+from training.evaluation.tasks import EvaluationTask, Row, Scores, image_to_image, inpainting, styled, text_to_image
+from training.lora import STYLE_CONFIGS
 
 PRECISIONS: tuple[Precision, ...] = ("bf16", "fp8")
 GUIDANCE = 3.0
 RATIOS = [ratio for ratio in SIZES["0.25"] if ratio != "1:1"]
 GRID = 24
-"""Pictures on a sheet."""
+"""Images on a sheet."""
 
 
 def rows(sizes: Iterable[Size], variants: Sequence[VariantName] = tuple(MODEL_SPECS)) -> list[Row]:
@@ -38,73 +38,77 @@ def rows(sizes: Iterable[Size], variants: Sequence[VariantName] = tuple(MODEL_SP
 
 
 def swept_rows(guidances: Iterable[float], ratios: Iterable[str], swept: Size) -> list[Row]:
-    """[dev] at other guidances, then on paper of other shapes."""
+    """[dev] at other guidance scales, then at other aspect ratios."""
     table = [Row("dev", "bf16", swept, guidance) for guidance in guidances if guidance != GUIDANCE]
     return table + [Row("dev", "bf16", SIZES["0.25"][ratio], GUIDANCE) for ratio in ratios]
 
 
 class Table:
-    """Scores by what was asked, printed as they come."""
+    """Scores by row, printed as they are computed."""
 
-    def __init__(self, models: Path, pictures: Path | None, seed: int) -> None:
-        self.models, self.pictures, self.seed = models, pictures, seed
-        self.judge, self.scores = Recogniser.load(), dict[str, Scores]()
+    def __init__(self, models: Path, images: Path | None, seed: int) -> None:
+        self.models, self.images, self.seed = models, images, seed
+        self.recogniser, self.scores = Recogniser.load(), dict[str, Scores]()
 
-    def artist(self, row: Row, **more: Any) -> Artist:
-        return Artist(row.variant, str(self.models / row.variant), row.precision, **more)
+    def generator(self, row: Row, **more: Any) -> ImageGenerator:
+        return ImageGenerator(row.variant, str(self.models / row.variant), row.precision, **more)
 
-    def add(self, name: str, found: Scores) -> None:
-        self.scores[name] = found
-        print(name, found, flush=True)
+    def add(self, name: str, scores: Scores) -> None:
+        self.scores[name] = scores
+        print(name, scores, flush=True)
 
-    def draw_from_text(self, row: Row, count: int) -> None:
-        with self.artist(row) as artist:
-            found, pictures = text_to_image(Exam(artist, row, self.judge, count, self.seed))
-        self.add(str(row), found)
-        if self.pictures:
-            self.pictures.mkdir(parents=True, exist_ok=True)
-            sheet(pictures[:GRID], columns=8).save(self.pictures / f"{str(row).replace(' ', '-')}.png")
+    def run_text_to_image(self, row: Row, count: int) -> None:
+        with self.generator(row) as generator:
+            scores, images = text_to_image(EvaluationTask(generator, row, self.recogniser, count, self.seed))
+        self.add(str(row), scores)
+        if self.images:
+            self.images.mkdir(parents=True, exist_ok=True)
+            sheet(images[:GRID], columns=8).save(self.images / f"{str(row).replace(' ', '-')}.png")
 
-    def draw_over_pictures(self, row: Row, strengths: Iterable[float], count: int) -> None:
-        with self.artist(row) as artist:
-            exam = Exam(artist, row, self.judge, count, self.seed)
+    def run_image_to_image(self, row: Row, strengths: Iterable[float], count: int) -> None:
+        with self.generator(row) as generator:
+            task = EvaluationTask(generator, row, self.recogniser, count, self.seed)
             for strength in strengths:
-                self.add(f"{row} strength {strength:g}", image_to_image(exam, strength))
-            self.add(f"{row} inpainting", inpainting(exam))
+                self.add(f"{row} strength {strength:g}", image_to_image(task, strength))
+            self.add(f"{row} inpainting", inpainting(task))
 
-    def draw_in_styles(self, row: Row, scales: Iterable[float], count: int) -> None:
+    def run_styles(self, row: Row, scales: Iterable[float], count: int) -> None:
         loras = {name: embedded_lora_file(name, self.models) for name in EMBEDDED_LORAS}
-        with self.artist(row, loras=loras) as artist:
-            exam = Exam(artist, row, self.judge, count, self.seed)
+        with self.generator(row, loras=loras) as generator:
+            task = EvaluationTask(generator, row, self.recogniser, count, self.seed)
             for name in EMBEDDED_LORAS:
-                score, trusted = style.fitted(self.judge, COURSES[name], row.size, self.seed)
-                self.add(f"judge of {name}", {"right": trusted})
-                found, plain = styled(exam, name, score, None)
-                self.add(f"{row} no LoRA, prompts of {name}", found)
+                score, accuracy = style.fit(self.recogniser, STYLE_CONFIGS[name], row.size, self.seed)
+                self.add(f"judge of {name}", {"right": accuracy})
+                scores, plain = styled(task, name, score, None)
+                self.add(f"{row} no LoRA, prompts of {name}", scores)
                 for scale in scales:
-                    found, pictures = styled(exam, name, score, scale)
-                    same = [a.tobytes() == b.tobytes() for a, b in zip(plain, pictures, strict=True)]
-                    self.add(f"{row} {name} {scale:g}", found | {"as without": sum(same) / count})
+                    scores, images = styled(task, name, score, scale)
+                    same = [a.tobytes() == b.tobytes() for a, b in zip(plain, images, strict=True)]
+                    self.add(f"{row} {name} {scale:g}", scores | {"as without": sum(same) / count})
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--models", type=Path, default=Path("serve/models"), help="folder of dev, schnell and loras")
     parser.add_argument(
-        "--variants", nargs="+", default=list(MODEL_SPECS), choices=MODEL_SPECS, help="drawn in all sizes"
+        "--variants",
+        nargs="+",
+        default=list(MODEL_SPECS),
+        choices=MODEL_SPECS,
+        help="variants to evaluate in all sizes",
     )
-    parser.add_argument("--sizes", type=int, nargs="+", default=[256, 512, 1024], help="sides of square pictures")
+    parser.add_argument("--sizes", type=int, nargs="+", default=[256, 512, 1024], help="sides of square images")
     parser.add_argument(
-        "--counts", type=int, nargs="+", default=[500], help="pictures a row: one number, or one a size"
+        "--counts", type=int, nargs="+", default=[500], help="images per row: one number, or one per size"
     )
-    parser.add_argument("--swept", type=int, default=512, help="side for all that is swept")
+    parser.add_argument("--swept", type=int, default=512, help="side of the images for the other options")
     parser.add_argument("--swept-count", type=int, default=100)
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--guidances", type=float, nargs="*", default=[1.0, 2.0, 3.0, 5.0, 7.0])
-    parser.add_argument("--ratios", nargs="*", default=RATIOS, choices=RATIOS, help="of paper that is not square")
+    parser.add_argument("--ratios", nargs="*", default=RATIOS, choices=RATIOS, help="aspect ratios to evaluate")
     parser.add_argument("--strengths", type=float, nargs="*", default=[0.2, 0.4, 0.6, 0.8])
     parser.add_argument("--scales", type=float, nargs="*", default=[0.0, 0.25, 0.5, 0.75, 1.0])
-    parser.add_argument("--pictures", type=Path, help="folder for grids of pictures")
+    parser.add_argument("--pictures", type=Path, help="folder for grids of images")
     arguments = parser.parse_args()
     counts = arguments.counts * len(arguments.sizes) if len(arguments.counts) == 1 else arguments.counts
     if len(counts) != len(arguments.sizes):
@@ -112,12 +116,12 @@ def main() -> None:
     of_side = dict(zip(arguments.sizes, counts, strict=True))
     table, swept = Table(arguments.models, arguments.pictures, arguments.seed), (arguments.swept, arguments.swept)
     for row in rows([(side, side) for side in of_side], arguments.variants):
-        table.draw_from_text(row, of_side[row.size[0]])
+        table.run_text_to_image(row, of_side[row.size[0]])
     for row in swept_rows(arguments.guidances, arguments.ratios, swept):
-        table.draw_from_text(row, arguments.swept_count)
+        table.run_text_to_image(row, arguments.swept_count)
     usual = Row("dev", "bf16", swept, GUIDANCE)
-    table.draw_over_pictures(usual, arguments.strengths, arguments.swept_count)
-    table.draw_in_styles(usual, arguments.scales, arguments.swept_count)
+    table.run_image_to_image(usual, arguments.strengths, arguments.swept_count)
+    table.run_styles(usual, arguments.scales, arguments.swept_count)
     report("Does the embedded model draw what the prompt says?", vars(arguments), {"scores": table.scores})
 
 

@@ -1,7 +1,6 @@
-"""A small network that says what is drawn: things, inks, and the word. The yardstick of `benchmarks/quality.py`.
+"""A small network that recognises things, inks and the word in an image.
 
-Trained by `training.train_recogniser` on renderings alone, before any model was tuned; kept out of the service. Knows
-nothing of how a picture came about.
+`training.train_recogniser` trains it on synthetic drawings only. The service does not use it.
 """
 
 from dataclasses import dataclass
@@ -16,28 +15,28 @@ from safetensors.torch import load_file, save_file
 from torch import nn
 
 SIDE = 128
-LOOKED_AT_PX = 320
-"""Side of what is seen of large paper, where things and words stand in 256 pixels."""
+CROP_PX = 320
+"""Side of the central crop of large images, in which things and words span 256 pixels."""
 LETTERS = "abcdefghijklmnopqrstuvwxyz"
 WEIGHTS = Path(__file__).parent / "recogniser.safetensors"
 
 
 @dataclass(frozen=True, slots=True)
-class Seen:
-    """What the recogniser finds in one picture."""
+class Recognition:
+    """What the recogniser finds in one image."""
 
     things: dict[str, float]
-    """Every thing it knows and how sure it is that it is there, 0 to 1."""
+    """Probability of each known thing."""
     inks: dict[str, float]
     word: str
-    """Empty if nothing is written."""
+    """Empty if there is none."""
 
     def likeliest(self, count: int) -> set[str]:
         return set(sorted(self.things, key=lambda name: -self.things[name])[:count])
 
 
 class Recogniser(nn.Module):
-    """Pictures to three answers: things (logits), inks (logits), letters (logits by column, to be read by CTC)."""
+    """Maps images to logits of things, of inks, and of letters by column, to be decoded by CTC."""
 
     def __init__(self, things: list[str], inks: list[str]) -> None:
         super().__init__()
@@ -75,24 +74,27 @@ class Recogniser(nn.Module):
             nn.Conv1d(128, len(LETTERS) + 1, 1),
         )
 
-    def forward(self, pictures: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-        """(batch, 3, 128, 128) in [-1, 1] to (batch, things), (batch, inks), (batch, 27, 16); class 0 is blank."""
-        features = self.trunk(pictures)
-        # Ink is the darkest and the most coloured of what is there, wherever it is.
+    def forward(self, images: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+        """Maps `[batch, 3, 128, 128]` in [-1, 1] to `[batch, things]`, `[batch, inks]`, `[batch, 27, 16]`.
+
+        The last are letters by column; class 0 is blank.
+        """
+        features = self.trunk(images)
+        # The maximum over all positions: ink is the darkest and most colourful part.
         inks = self.inks(features.amax(dim=(2, 3)))
         return self.things(self.deep(features)), inks, self.columns(features.flatten(1, 2))
 
     @torch.no_grad()
-    def see(self, pictures: list[Image.Image]) -> list[Seen]:
-        """What is in pictures of any size, seen whole on a square."""
-        things, inks, columns = self.eval()(torch.stack([squared(picture) for picture in pictures]))
+    def recognise(self, images: list[Image.Image]) -> list[Recognition]:
+        """Recognises images of any size."""
+        things, inks, columns = self.eval()(torch.stack([to_square(image) for image in images]))
         return [
-            Seen(
+            Recognition(
                 dict(zip(self.names, things[k].sigmoid().tolist(), strict=True)),
                 dict(zip(self.ink_names, inks[k].sigmoid().tolist(), strict=True)),
-                read(columns[k]),
+                ctc_decode(columns[k]),
             )
-            for k in range(len(pictures))
+            for k in range(len(images))
         ]
 
     def save(self, path: Path = WEIGHTS) -> None:
@@ -111,25 +113,25 @@ class Recogniser(nn.Module):
         return model.eval()
 
 
-def middle(picture: Image.Image) -> Image.Image:
-    """Large paper is drawn on in its middle only: that, and a margin around it."""
-    width, height = (min(LOOKED_AT_PX, side) for side in picture.size)
-    left, top = (picture.width - width) // 2, (picture.height - height) // 2
-    return picture.crop((left, top, left + width, top + height))
+def centre_crop(image: Image.Image) -> Image.Image:
+    """Large canvases are drawn on only in their middle: returns that, with a margin."""
+    width, height = (min(CROP_PX, side) for side in image.size)
+    left, top = (image.width - width) // 2, (image.height - height) // 2
+    return image.crop((left, top, left + width, top + height))
 
 
-def squared(picture: Image.Image, side_px: int = SIDE) -> torch.Tensor:
-    """(3, side_px, side_px) in [-1, 1]; what is not square lies on paper of the tone at its corner."""
-    picture = middle(picture.convert("RGB"))
-    side = max(picture.size)
-    square = Image.new("RGB", (side, side), picture.getpixel((0, 0)))
-    square.paste(picture, ((side - picture.width) // 2, (side - picture.height) // 2))
+def to_square(image: Image.Image, side_px: int = SIDE) -> torch.Tensor:
+    """Returns `[3, side_px, side_px]` in [-1, 1]; pads images that are not square with their corner's colour."""
+    image = centre_crop(image.convert("RGB"))
+    side = max(image.size)
+    square = Image.new("RGB", (side, side), image.getpixel((0, 0)))
+    square.paste(image, ((side - image.width) // 2, (side - image.height) // 2))
     array = np.array(square.resize((side_px, side_px), Image.Resampling.BOX))
     return torch.from_numpy(array).permute(2, 0, 1).float() / 127.5 - 1
 
 
-def read(columns: torch.Tensor) -> str:
-    """The word of CTC logits (letters + 1, columns): the best class of each column, repeats and blanks taken out."""
+def ctc_decode(columns: torch.Tensor) -> str:
+    """Decodes CTC logits `[letters + 1, columns]`: the best class per column, without repeats and blanks."""
     best = columns.argmax(dim=0).tolist()
     kept = [now for now, before in zip(best, [0, *best], strict=False) if now not in (0, before)]
     return "".join(LETTERS[index - 1] for index in kept)

@@ -1,38 +1,42 @@
-"""How many pictures show what was asked: things, inks, words, in shares of 1. Pure; knows neither models nor files."""
+"""Scores: the shares of images that show the requested things, inks and words."""
 
 from collections.abc import Sequence
 
 from training.drawings.scene import Scene
-from training.evaluation.recogniser import Seen
+from training.evaluation.recogniser import Recognition
 
 INK_FROM = 0.5
-"""Sureness from which an ink counts as seen."""
+"""Probability from which an ink counts as found."""
 
 
-def things_right(scene: Scene, seen: Seen) -> bool | None:
-    """Whether the things asked are the likeliest ones; None if none was asked."""
-    asked = {item.name for item in scene.items if item.kind == "thing"}
-    return seen.likeliest(len(asked)) == asked and all(seen.things[name] > 0.5 for name in asked) if asked else None
+def things_right(scene: Scene, recognition: Recognition) -> bool | None:
+    """Returns whether the requested things are the most probable ones; None if the scene has none."""
+    requested = {item.name for item in scene.items if item.kind == "thing"}
+    return (
+        recognition.likeliest(len(requested)) == requested and all(recognition.things[name] > 0.5 for name in requested)
+        if requested
+        else None
+    )
 
 
-def inks_right(scene: Scene, seen: Seen) -> bool:
-    """Whether just the inks asked were used."""
-    return {name for name, sure in seen.inks.items() if sure > INK_FROM} == {item.ink for item in scene.items}
+def inks_right(scene: Scene, recognition: Recognition) -> bool:
+    """Returns whether exactly the requested inks were used."""
+    return {name for name, sure in recognition.inks.items() if sure > INK_FROM} == {item.ink for item in scene.items}
 
 
-def word_right(scene: Scene, seen: Seen) -> bool | None:
-    """Whether the word is read letter by letter; None if none was asked."""
-    asked = next((item.name for item in scene.items if item.kind == "word"), None)
-    return None if asked is None else seen.word == asked
+def word_right(scene: Scene, recognition: Recognition) -> bool | None:
+    """Returns whether the word is right in every letter; None if the scene has none."""
+    requested = next((item.name for item in scene.items if item.kind == "word"), None)
+    return None if requested is None else recognition.word == requested
 
 
-def scores(scenes: Sequence[Scene], seen: Sequence[Seen]) -> dict[str, float]:
-    """Shares right of pictures in which a `thing`, an `ink`, a `word` was asked; what none asked for is left out."""
-    pairs = list(zip(scenes, seen, strict=True))
+def scores(scenes: Sequence[Scene], recognitions: Sequence[Recognition]) -> dict[str, float]:
+    """Returns the shares of right images per score; scores that no scene requests are left out."""
+    pairs = list(zip(scenes, recognitions, strict=True))
     right: dict[str, list[bool | None]] = {
         "thing": [things_right(*pair) for pair in pairs],
         "ink": [inks_right(*pair) for pair in pairs],
         "word": [word_right(*pair) for pair in pairs],
     }
-    asked = {name: [answer for answer in answers if answer is not None] for name, answers in right.items()}
-    return {name: round(sum(answers) / len(answers), 4) for name, answers in asked.items() if answers}
+    requested = {name: [answer for answer in answers if answer is not None] for name, answers in right.items()}
+    return {name: round(sum(answers) / len(answers), 4) for name, answers in requested.items() if answers}

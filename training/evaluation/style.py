@@ -1,7 +1,6 @@
-"""How far pictures are in a style: 0 is what drawings are without it, 1 what they are in it. Outliers lie beyond.
+"""Style scores: 0 is the mean of drawings without a style, 1 the mean of drawings with it.
 
-A linear discriminant on what the frozen recogniser feels in renderings with and without the style: it is fitted in
-seconds, from renderings alone. Knows nothing of models.
+A linear discriminant on the recogniser's features, fitted in seconds on synthetic drawings.
 """
 
 from collections.abc import Sequence
@@ -13,64 +12,64 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from serve.model_specs import Size
-from training.drawings.ink import rendered
-from training.drawings.sampling import sampled
+from training.drawings.render import render
+from training.drawings.sampling import sample_scene
 from training.drawings.strokes import Rng
-from training.evaluation.recogniser import Recogniser, squared
-from training.lora import Course
+from training.evaluation.recogniser import Recogniser, to_square
+from training.lora import StyleConfig
 
 FITTED_ON = 200
-"""Pairs of renderings, of the same scenes; half as many check the score."""
+"""Pairs of drawings of the same scenes to fit on; half as many validate the score."""
 SEEN_PX = 512
-"""Side at which the recogniser looks for styles: four times as close as it looks for things."""
+"""Side of the recogniser's input for styles: four times its usual one."""
 RIDGE = 0.05
-"""Of the features' mean variance: they are fewer than the pictures, but not by much."""
+"""Regularisation, as a share of the features' mean variance: there are few more images than features."""
 
 
 @dataclass(frozen=True, slots=True)
 class StyleScore:
-    judge: Recogniser
+    recogniser: Recogniser
     direction: NDArray[np.float64]
     plain: float
-    """Mean of renderings without the style, along `direction`."""
+    """Mean projection of drawings without the style."""
     styled: float
 
-    def of(self, pictures: Sequence[Image.Image]) -> NDArray[np.float64]:
-        """(pictures,)"""
-        along = features(self.judge, pictures) @ self.direction
+    def of(self, images: Sequence[Image.Image]) -> NDArray[np.float64]:
+        """Returns the scores, `[images]`."""
+        along = features(self.recogniser, images) @ self.direction
         return (along - self.plain) / (self.styled - self.plain)
 
 
-def features(judge: Recogniser, pictures: Sequence[Image.Image]) -> NDArray[np.float64]:
-    """(pictures, 128): mean and deviation of each channel of the trunk over the places where there is ink."""
+def features(recogniser: Recogniser, images: Sequence[Image.Image]) -> NDArray[np.float64]:
+    """Returns `[images, 128]`: mean and deviation of each channel of the trunk, weighted by ink."""
     rows = []
-    for picture in pictures:
+    for image in images:
         with torch.no_grad():
-            felt = judge.trunk(squared(picture, SEEN_PX)[None])[0].flatten(1).double()
-        weight = (felt - felt.median(dim=1, keepdim=True).values).abs().sum(0)
+            activations = recogniser.trunk(to_square(image, SEEN_PX)[None])[0].flatten(1).double()
+        weight = (activations - activations.median(dim=1, keepdim=True).values).abs().sum(0)
         weight = weight / weight.sum()
-        mean = (felt * weight).sum(1)
-        rows.append(torch.cat([mean, ((felt - mean[:, None]).square() * weight).sum(1).sqrt()]).numpy())
+        mean = (activations * weight).sum(1)
+        rows.append(torch.cat([mean, ((activations - mean[:, None]).square() * weight).sum(1).sqrt()]).numpy())
     return np.array(rows)
 
 
-def pairs(course: Course, size: Size, count: int, rng: Rng) -> tuple[list[Image.Image], list[Image.Image]]:
-    """Renderings of the same scenes without the style and in it."""
-    scenes = [sampled(rng, course.mixture) for _ in range(count)]
-    plain = [rendered(scene, size, rng) for scene in scenes]
-    return plain, [rendered(scene, size, rng, style=course.style) for scene in scenes]
+def render_pairs(config: StyleConfig, size: Size, count: int, rng: Rng) -> tuple[list[Image.Image], list[Image.Image]]:
+    """Renders the same scenes without and with the style."""
+    scenes = [sample_scene(rng, config.mixture) for _ in range(count)]
+    plain = [render(scene, size, rng) for scene in scenes]
+    return plain, [render(scene, size, rng, style=config.style) for scene in scenes]
 
 
-def fitted(
-    judge: Recogniser, course: Course, size: Size, seed: int, count: int = FITTED_ON
+def fit(
+    recogniser: Recogniser, config: StyleConfig, size: Size, seed: int, count: int = FITTED_ON
 ) -> tuple[StyleScore, float]:
-    """The score, and the share of other renderings that it puts on the right side of a half."""
+    """Returns the score, and its accuracy at a threshold of 0.5 on other drawings."""
     rng = np.random.default_rng([seed, 5])
-    plain, styled = (features(judge, side) for side in pairs(course, size, count, rng))
+    plain, styled = (features(recogniser, side) for side in render_pairs(config, size, count, rng))
     within = (np.cov(plain.T) + np.cov(styled.T)) / 2
     within += RIDGE * np.trace(within) / len(within) * np.eye(len(within))
     direction = np.linalg.solve(within, styled.mean(0) - plain.mean(0))
-    score = StyleScore(judge, direction, float(plain.mean(0) @ direction), float(styled.mean(0) @ direction))
-    without, with_it = pairs(course, size, count // 2, rng)
+    score = StyleScore(recogniser, direction, float(plain.mean(0) @ direction), float(styled.mean(0) @ direction))
+    without, with_it = render_pairs(config, size, count // 2, rng)
     right = np.concatenate([score.of(without) < 0.5, score.of(with_it) > 0.5])
     return score, float(right.mean())

@@ -1,7 +1,4 @@
-"""What a model is asked to draw, and how well it did: one function for each kind of task.
-
-Held-out prompts go to an artist, the recogniser judges what comes back. Knows nothing of tables or files.
-"""
+"""The evaluation tasks: text-to-image, image-to-image, inpainting and styles, on held-out prompts."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -13,16 +10,16 @@ from tqdm import tqdm
 
 from serve.model_specs import MODEL_SPECS, Size, VariantName
 from serve.settings import Precision
-from training.drawings.ink import rendered
 from training.drawings.prompts import prompt
-from training.drawings.sampling import Mixture, sampled
+from training.drawings.render import render
+from training.drawings.sampling import Mixture, sample_scene
 from training.drawings.scene import Item, Scene
 from training.drawings.strokes import Rng
-from training.evaluation.generator import Artist, Order
+from training.evaluation.generator import ImageGenerator, ImageRequest
 from training.evaluation.recogniser import Recogniser
 from training.evaluation.scores import scores
 from training.evaluation.style import StyleScore
-from training.lora import COURSES
+from training.lora import STYLE_CONFIGS
 
 AT_ONCE = 8
 MIXTURE = Mixture(two_things=0.2, word=0.25, labelled=0.0)
@@ -32,7 +29,7 @@ Scores = dict[str, float]
 
 @dataclass(frozen=True, slots=True)
 class Row:
-    """In which way pictures are drawn."""
+    """How images are generated."""
 
     variant: VariantName
     precision: Precision
@@ -49,94 +46,94 @@ class Row:
 
 
 @dataclass(frozen=True, slots=True)
-class Exam:
-    """Whom to ask and who judges; `count` pictures a task, the same ones for the same seed."""
+class EvaluationTask:
+    """A generator, a recogniser, and the images to generate; the same seed gives the same prompts."""
 
-    artist: Artist
+    generator: ImageGenerator
     row: Row
-    judge: Recogniser
+    recogniser: Recogniser
     count: int
     seed: int
 
-    def order(self, said: str, number: int, **more: Any) -> Order:
+    def request(self, text: str, number: int, **more: Any) -> ImageRequest:
         row = self.row
-        return Order(said, self.seed + number, row.size, row.steps, row.guidance, **more)
+        return ImageRequest(text, self.seed + number, row.size, row.steps, row.guidance, **more)
 
-    def drawn(self, orders: Sequence[Order], what: str = "") -> list[Image.Image]:
-        pictures: list[Image.Image] = []
-        with tqdm(total=len(orders), desc=f"{self.row} {what}".strip()) as bar:
-            for start in range(0, len(orders), AT_ONCE):
-                pictures += self.artist.draw(orders[start : start + AT_ONCE])
-                bar.update(len(pictures) - bar.n)
-        return pictures
+    def generate(self, requests: Sequence[ImageRequest], what: str = "") -> list[Image.Image]:
+        images: list[Image.Image] = []
+        with tqdm(total=len(requests), desc=f"{self.row} {what}".strip()) as bar:
+            for start in range(0, len(requests), AT_ONCE):
+                images += self.generator.generate(requests[start : start + AT_ONCE])
+                bar.update(len(images) - bar.n)
+        return images
 
 
 def held_out(count: int, seed: int, mixture: Mixture = MIXTURE) -> tuple[list[Scene], list[str]]:
-    """Scenes with words that training never saw, and prompts for them. The same for every row."""
+    """Samples scenes with held-out words, and their prompts."""
     rng = np.random.default_rng([seed, 2])
-    scenes = [sampled(rng, mixture, held_out=True) for _ in range(count)]
+    scenes = [sample_scene(rng, mixture, held_out=True) for _ in range(count)]
     return scenes, [prompt(scene, rng) for scene in scenes]
 
 
-def text_to_image(exam: Exam) -> tuple[Scores, list[tuple[Image.Image, str]]]:
-    """Shares of things, inks and words that are right, and the pictures with their prompts."""
-    scenes, prompts = held_out(exam.count, exam.seed)
-    pictures = exam.drawn([exam.order(said, k) for k, said in enumerate(prompts)])
-    return scores(scenes, exam.judge.see(pictures)), list(zip(pictures, prompts, strict=True))
+def text_to_image(task: EvaluationTask) -> tuple[Scores, list[tuple[Image.Image, str]]]:
+    """Returns scores of things, inks and words, and the images with their prompts."""
+    scenes, prompts = held_out(task.count, task.seed)
+    images = task.generate([task.request(text, k) for k, text in enumerate(prompts)])
+    return scores(scenes, task.recogniser.recognise(images)), list(zip(images, prompts, strict=True))
 
 
-def image_to_image(exam: Exam, strength: float) -> Scores:
-    """Share of drawings that show their thing still when they are redrawn with their own prompt."""
-    rng = np.random.default_rng([exam.seed, 3])
-    scenes = [sampled(rng, ONE_THING) for _ in range(exam.count)]
-    orders = [
-        exam.order(prompt(scene, rng), k, picture=rendered(scene, exam.row.size, rng), strength=strength)
+def image_to_image(task: EvaluationTask, strength: float) -> Scores:
+    """Returns the share of drawings that still show their thing after image-to-image with their own prompt."""
+    rng = np.random.default_rng([task.seed, 3])
+    scenes = [sample_scene(rng, ONE_THING) for _ in range(task.count)]
+    requests = [
+        task.request(prompt(scene, rng), k, image=render(scene, task.row.size, rng), strength=strength)
         for k, scene in enumerate(scenes)
     ]
-    seen = exam.judge.see(exam.drawn(orders, f"strength {strength:g}"))
+    seen = task.recogniser.recognise(task.generate(requests, f"strength {strength:g}"))
     return {"thing": scores(scenes, seen)["thing"]}
 
 
-def inpainting(exam: Exam) -> Scores:
-    """The right half, bare paper, is repainted with a second thing: is it there, and is the left half as it was?"""
-    rng = np.random.default_rng([exam.seed, 4])
-    width, height = exam.row.size
+def inpainting(task: EvaluationTask) -> Scores:
+    """Inpaints a second thing on the blank right half; scores it, and checks that the left half is unchanged."""
+    rng = np.random.default_rng([task.seed, 4])
+    width, height = task.row.size
     mask = np.zeros((height, width), np.uint8)
     mask[:, width // 2 :] = 255
-    wanted, orders = [], []
-    for k in range(exam.count):
+    expected, requests = [], []
+    for k in range(task.count):
         both = _side_by_side(rng)
-        wanted.append(Scene(both.items[1:], None, both.paper))
-        picture = _left_half(rendered(both, exam.row.size, rng))
-        orders.append(exam.order(prompt(both, rng), k, picture=picture, strength=1.0, mask=mask))
-    pictures = exam.drawn(orders, "inpainting")
-    right = exam.judge.see([picture.crop((width // 2, 0, width, height)) for picture in pictures])
+        expected.append(Scene(both.items[1:], None, both.background))
+        image = _left_half(render(both, task.row.size, rng))
+        requests.append(task.request(prompt(both, rng), k, image=image, strength=1.0, mask=mask))
+    images = task.generate(requests, "inpainting")
+    right = task.recogniser.recognise([image.crop((width // 2, 0, width, height)) for image in images])
     kept = [
-        np.array_equal(np.array(picture)[:, : width // 2], np.array(order.picture)[:, : width // 2])
-        for picture, order in zip(pictures, orders, strict=True)
+        np.array_equal(np.array(image)[:, : width // 2], np.array(request.image)[:, : width // 2])
+        for image, request in zip(images, requests, strict=True)
     ]
-    return {"thing": scores(wanted, right)["thing"], "kept": sum(kept) / exam.count}
+    return {"thing": scores(expected, right)["thing"], "kept": sum(kept) / task.count}
 
 
 def _side_by_side(rng: Rng) -> Scene:
-    first, second = sampled(rng, Mixture(two_things=1, word=0, labelled=0)).items
+    first, second = sample_scene(rng, Mixture(two_things=1, word=0, labelled=0)).items
     return Scene((first, Item("thing", second.name, first.ink)), "left of", "white")
 
 
-def _left_half(picture: Image.Image) -> Image.Image:
-    """The right half is paper."""
-    half = (picture.width - picture.width // 2, picture.height)
-    paper = picture.crop((picture.width - 1, 0, picture.width, 1)).resize(half)
-    picture.paste(paper, (picture.width // 2, 0))
-    return picture
+def _left_half(image: Image.Image) -> Image.Image:
+    """Blanks the right half."""
+    half = (image.width - image.width // 2, image.height)
+    background = image.crop((image.width - 1, 0, image.width, 1)).resize(half)
+    image.paste(background, (image.width // 2, 0))
+    return image
 
 
-def styled(exam: Exam, name: str, style: StyleScore, scale: float | None) -> tuple[Scores, list[Image.Image]]:
-    """Style, and what is right, of pictures with the LoRA at this scale; without it if that is None."""
-    course = COURSES[name]
-    scenes, prompts = held_out(exam.count, exam.seed, course.mixture)
+def styled(task: EvaluationTask, name: str, style: StyleScore, scale: float | None) -> tuple[Scores, list[Image.Image]]:
+    """Returns style and content scores of images with the LoRA at this scale, or without it for None."""
+    config = STYLE_CONFIGS[name]
+    scenes, prompts = held_out(task.count, task.seed, config.mixture)
     scales = {} if scale is None else {name: scale}
-    orders = [exam.order(f"{course.trigger}, {said}", k, scales=scales) for k, said in enumerate(prompts)]
-    pictures = exam.drawn(orders, "no LoRA" if scale is None else f"{name} {scale:g}")
-    right = scores(scenes, exam.judge.see(pictures))
-    return {"style": round(float(style.of(pictures).mean()), 3), **right}, pictures
+    requests = [task.request(f"{config.trigger}, {text}", k, scales=scales) for k, text in enumerate(prompts)]
+    images = task.generate(requests, "no LoRA" if scale is None else f"{name} {scale:g}")
+    right = scores(scenes, task.recogniser.recognise(images))
+    return {"style": round(float(style.of(images).mean()), 3), **right}, images

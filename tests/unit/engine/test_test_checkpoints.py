@@ -1,4 +1,4 @@
-"""The tiny checkpoints are what they stand in for: real files, a real pipeline, pictures with structure."""
+"""Test checkpoints: published file layout, a working pipeline, and images with structure."""
 
 import hashlib
 import json
@@ -49,15 +49,15 @@ def cache(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.mark.parametrize("variant", MODEL_SPECS)
-def test_diffusers_own_pipeline_loads_it_and_draws(cache: Path, variant: VariantName) -> None:
+def test_diffusers_pipeline_loads_checkpoint_and_generates(cache: Path, variant: VariantName) -> None:
     pipeline = FluxPipeline.from_pretrained(test_checkpoint.ensure(variant, cache), dtype=torch.bfloat16)
     pipeline.set_progress_bar_config(disable=True)
-    (picture,) = pipeline("a cat", width=48, height=32, num_inference_steps=2, max_sequence_length=128).images
-    assert picture.size == (48, 32)
+    (image,) = pipeline("a cat", width=48, height=32, num_inference_steps=2, max_sequence_length=128).images
+    assert image.size == (48, 32)
 
 
 @pytest.mark.parametrize("variant", MODEL_SPECS)
-def test_it_has_the_files_and_the_configuration_of_the_real_repository(cache: Path, variant: VariantName) -> None:
+def test_files_and_configs_match_published_repository(cache: Path, variant: VariantName) -> None:
     folder = test_checkpoint.ensure(variant, cache)
     files = {str(file.relative_to(folder)): file.stat().st_size for file in folder.rglob("*") if file.is_file()}
     assert files.keys() == FILES
@@ -76,7 +76,7 @@ def test_it_has_the_files_and_the_configuration_of_the_real_repository(cache: Pa
     assert (vae["use_quant_conv"], vae["use_post_quant_conv"]) == (False, False)
 
 
-def test_weights_have_the_names_under_which_they_were_published(cache: Path) -> None:
+def test_weight_names_match_published_repository(cache: Path) -> None:
     folder = test_checkpoint.ensure("dev", cache)
     names = load_file(folder / "text_encoder/model.safetensors").keys()
     assert "text_model.encoder.layers.0.self_attn.q_proj.weight" in names
@@ -85,7 +85,7 @@ def test_weights_have_the_names_under_which_they_were_published(cache: Path) -> 
     assert "single_transformer_blocks.0.proj_out.weight" in index["weight_map"]
 
 
-def test_the_weights_are_the_same_whatever_was_drawn_before_and_disturb_no_one(tmp_path: Path) -> None:
+def test_weights_do_not_depend_on_or_change_global_rng(tmp_path: Path) -> None:
     digests = []
     for turn in (1, 2):
         torch.manual_seed(turn)
@@ -96,7 +96,7 @@ def test_the_weights_are_the_same_whatever_was_drawn_before_and_disturb_no_one(t
     assert digests[0] == digests[1]
 
 
-def test_it_is_built_once_and_apart_for_each_recipe(tmp_path: Path) -> None:
+def test_checkpoint_is_cached_per_variant_and_geometry(tmp_path: Path) -> None:
     folder = test_checkpoint.ensure("schnell", tmp_path)
     (folder / "mark").touch()
     assert (test_checkpoint.ensure("schnell", tmp_path) / "mark").exists()
@@ -108,64 +108,64 @@ def test_it_is_built_once_and_apart_for_each_recipe(tmp_path: Path) -> None:
     assert not any((other / "mark").exists() for other in others)
 
 
-def test_processes_that_build_it_at_once_end_with_one_whole_folder(tmp_path: Path) -> None:
+def test_concurrent_builds_end_with_one_complete_folder(tmp_path: Path) -> None:
     context = multiprocessing.get_context("fork")
-    together = context.Barrier(3)
-    racers = [context.Process(target=_race, args=(tmp_path, together)) for _ in range(3)]
-    for racer in racers:
-        racer.start()
-    for racer in racers:
-        racer.join()
-    assert [racer.exitcode for racer in racers] == [0, 0, 0]
+    barrier = context.Barrier(3)
+    processes = [context.Process(target=_ensure_at_barrier, args=(tmp_path, barrier)) for _ in range(3)]
+    for process in processes:
+        process.start()
+    for process in processes:
+        process.join()
+    assert [process.exitcode for process in processes] == [0, 0, 0]
     (folder,) = (tmp_path / "tiny").iterdir()
     assert _digests(folder).keys() == FILES
 
 
-def test_a_cache_that_cannot_be_written_is_an_error(tmp_path: Path) -> None:
+def test_unwritable_cache_raises_os_error(tmp_path: Path) -> None:
     (tmp_path / "file").touch()
-    with pytest.raises(OSError, match="Not a directory"):
+    with pytest.raises(NotADirectoryError):
         test_checkpoint.ensure("dev", tmp_path / "file")
 
 
 @pytest.mark.parametrize(
-    ("fields", "why"),
-    [({"rope_axes": (8, 28, 20)}, "do not sum to head_dim 64"), ({"heads": 1}, "must be at least 128")],
+    ("fields", "message"),
+    [({"rope_axes": (8, 28, 20)}, "head_dim 64"), ({"heads": 1}, "128")],
 )
-def test_a_geometry_that_cannot_be_is_refused(fields: dict[str, object], why: str) -> None:
-    with pytest.raises(ValueError, match=why):
+def test_invalid_geometry_is_rejected(fields: dict[str, object], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
         Geometry(**fields)  # type: ignore[arg-type]
 
 
 @pytest.mark.parametrize("geometry", [Geometry(), FIVE_STAGES], ids=["four stages", "five stages"])
-def test_an_input_picture_survives_the_vae(checkpoints: Checkpoints, geometry: Geometry) -> None:
+def test_vae_round_trip_preserves_image(checkpoints: Checkpoints, geometry: Geometry) -> None:
     space = LatentSpace(checkpoints.get("dev", geometry=geometry))
-    picture = make_image((256, 192))
+    image = make_image((256, 192))
     with torch.no_grad():
-        latents = space.sample(space.encode(picture), torch.Generator().manual_seed(0))
+        latents = space.sample(space.encode(image), torch.Generator().manual_seed(0))
         decoded = space.decode(latents, space.grid((256, 192)), (256, 192)).numpy()
     assert 0.3 < latents.std() < 3
-    assert np.corrcoef(picture.ravel(), decoded.ravel())[0, 1] > 0.9
+    assert np.corrcoef(image.ravel(), decoded.ravel())[0, 1] > 0.9
 
 
 @pytest.mark.parametrize("precision", ["bf16", "fp8"])
-def test_pictures_have_shapes_and_are_neither_grey_nor_noise(checkpoints: Checkpoints, precision: Precision) -> None:
-    (picture,) = run_request(checkpoints.get("dev", precision), make_request(size=(256, 256), steps=8)).pixels
-    assert picture.std() > 20
-    assert np.isin(picture, (0, 255)).mean() < 0.5
-    assert _smooth_share(picture) > 0.5
-    noise = np.random.default_rng(0).integers(0, 256, picture.shape).astype(np.uint8)
+def test_images_are_smooth_and_neither_grey_nor_noise(checkpoints: Checkpoints, precision: Precision) -> None:
+    (image,) = run_request(checkpoints.get("dev", precision), make_request(size=(256, 256), steps=8)).pixels
+    assert image.std() > 20
+    assert np.isin(image, (0, 255)).mean() < 0.5
+    assert _smooth_share(image) > 0.5
+    noise = np.random.default_rng(0).integers(0, 256, image.shape).astype(np.uint8)
     assert _smooth_share(noise) < 0.05
 
 
-def test_prompt_seed_and_guidance_each_change_the_picture(checkpoints: Checkpoints) -> None:
+def test_prompt_seed_and_guidance_each_change_the_image(checkpoints: Checkpoints) -> None:
     changes: list[dict[str, Any]] = [{}, {"prompt": "a black cat"}, {"seeds": (8,)}, {"guidance": 9.0}]
     checkpoint = checkpoints.get("dev")
-    pictures = {run_request(checkpoint, make_request(**change)).pixels[0].tobytes() for change in changes}
-    assert len(pictures) == len(changes)
+    images = {run_request(checkpoint, make_request(**change)).pixels[0].tobytes() for change in changes}
+    assert len(images) == len(changes)
 
 
-def _race(cache: Path, together: "multiprocessing.synchronize.Barrier") -> None:
-    together.wait()
+def _ensure_at_barrier(cache: Path, barrier: "multiprocessing.synchronize.Barrier") -> None:
+    barrier.wait()
     test_checkpoint.ensure("dev", cache)
 
 
@@ -174,8 +174,8 @@ def _digests(folder: Path) -> dict[str, str]:
     return {str(file.relative_to(folder)): hashlib.sha256(file.read_bytes()).hexdigest() for file in files}
 
 
-def _smooth_share(picture: NDArray[np.uint8]) -> float:
-    """How much of a picture's variance is left when it is averaged over blocks of 16 pixels a side."""
-    rows, columns, _ = picture.shape
-    blocks = picture.reshape(rows // 16, 16, columns // 16, 16, 3).mean((1, 3))
-    return float(blocks.var((0, 1)).mean() / picture.var((0, 1)).mean())
+def _smooth_share(image: NDArray[np.uint8]) -> float:
+    """Share of an image's variance that remains after averaging over blocks of 16 by 16 pixels."""
+    rows, columns, _ = image.shape
+    blocks = image.reshape(rows // 16, 16, columns // 16, 16, 3).mean((1, 3))
+    return float(blocks.var((0, 1)).mean() / image.var((0, 1)).mean())

@@ -1,17 +1,17 @@
-"""Ink on paper: strokes in pixels to a picture. Knows nothing of what the strokes mean."""
+"""Renders strokes to an image."""
 
 import numpy as np
 from PIL import Image, ImageDraw
 
-from training.drawings.scene import FRAME_PX, PAPERS, Inked, Scene, Size, inked
+from training.drawings.scene import BACKGROUNDS, FRAME_PX, ColouredStrokes, Scene, Size, scene_strokes
 from training.drawings.strokes import Rng
 from training.drawings.styles import Style
 
 SUPERSAMPLING = 3
 
 
-def coverage(drawing: Inked, size: Size) -> np.ndarray:
-    """How much of each pixel the pen touched, 0 to 1."""
+def coverage(drawing: ColouredStrokes, size: Size) -> np.ndarray:
+    """Returns how much of each pixel the strokes cover, 0 to 1."""
     mask = Image.new("L", (size[0] * SUPERSAMPLING, size[1] * SUPERSAMPLING))
     pen = ImageDraw.Draw(mask)
     width = max(2, round(drawing.width_px * SUPERSAMPLING))
@@ -24,19 +24,19 @@ def coverage(drawing: Inked, size: Size) -> np.ndarray:
     return np.asarray(mask.reduce(SUPERSAMPLING), dtype=np.float32) / 255
 
 
-def rendered(
+def render(
     scene: Scene,
     size: Size,
     rng: Rng,
-    unsteadiness: float = 1.0,
+    jitter: float = 1.0,
     style: Style | None = None,
     frame_px: float = FRAME_PX,
 ) -> Image.Image:
-    """The scene on paper, `size` is (width, height) in pixels. One generator state, one picture."""
-    tone = np.array(PAPERS[scene.paper], dtype=np.float32) + rng.normal(0, 1.5, 3).astype(np.float32)
-    picture = np.broadcast_to(tone, (size[1], size[0], 3)).copy()
-    drawings = inked(scene, size, rng, unsteadiness, frame_px)
+    """Renders the scene at `size` (width, height) in pixels. The same generator state gives the same image."""
+    tone = np.array(BACKGROUNDS[scene.background], dtype=np.float32) + rng.normal(0, 1.5, 3).astype(np.float32)
+    image = np.broadcast_to(tone, (size[1], size[0], 3)).copy()
+    drawings = scene_strokes(scene, size, rng, jitter, frame_px)
     for drawing in style(drawings, rng) if style else drawings:
         touched = coverage(drawing, size)[..., None]
-        picture = picture * (1 - touched) + np.array(drawing.ink, dtype=np.float32) * touched
-    return Image.fromarray(picture.clip(0, 255).round().astype(np.uint8))
+        image = image * (1 - touched) + np.array(drawing.ink, dtype=np.float32) * touched
+    return Image.fromarray(image.clip(0, 255).round().astype(np.uint8))

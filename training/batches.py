@@ -1,0 +1,65 @@
+"""Training batches as the curriculum defines them: latents, and their prompts as the transformer takes them."""
+
+from pathlib import Path
+
+import torch
+from diffusers import AutoencoderKL
+
+from training import encoders
+from training.curriculum import CANVASES, DATASETS, Stage, choose, stage_at
+from training.drawings.strokes import Rng
+from training.flow import Text
+from training.latent_cache import Batch, LatentCache
+from training.machine import Machine
+from training.norms import use_weighted_norms
+from training.vocabulary import TEXT_TOKENS
+
+INITIAL_DRAWINGS, NEW_PER_BATCH = 400, 2
+"""Drawings in a cache before training, and new ones with every batch, if the training process draws."""
+TOKENS_PER_BATCH = 4608
+"""Image and text tokens in a batch, so that a step on any canvas takes about as long."""
+
+
+def batch_size(tokens: int) -> int:
+    """Returns how many images of this many tokens are in a batch."""
+    return round(TOKENS_PER_BATCH / (tokens + TEXT_TOKENS))
+
+
+class BatchSource:
+    """Holds the frozen autoencoder and text encoders, and a latent cache per dataset."""
+
+    def __init__(self, runs: Path, rng: Rng, stages: tuple[Stage, ...], machine: Machine) -> None:
+        self.folder, self.rng, self.stages, self.machine = runs / "latents", rng, stages, machine
+        self.vae = load_vae(runs / "autoencoder" / "vae").to(machine.device)
+        self.encoders = encoders.load(runs / "text").to(machine.device)
+        self._caches: dict[str, LatentCache] = {}
+
+    def batch(self, progress: float) -> Batch:
+        """Returns a batch of one dataset and one canvas of the current stage."""
+        stage = stage_at(progress, self.stages)
+        latent_cache, canvas = self._cache(choose(stage.datasets, self.rng)), CANVASES[choose(stage.canvases, self.rng)]
+        return latent_cache.batch(self.rng, batch_size(canvas.token_count) * self.machine.batch_factor, canvas)
+
+    def _cache(self, name: str) -> LatentCache:
+        """Returns the cache, with some new drawings unless other processes have filled it at the start."""
+        max_size, draws_here = DATASETS[name].size * self.machine.batch_factor, not self.machine.workers
+        if name not in self._caches:
+            path = self.folder / f"{name}.pt"
+            self._caches[name] = LatentCache(path, DATASETS[name].mixture, self.vae, self.machine)
+            self._caches[name].fill(min(INITIAL_DRAWINGS, max_size) if draws_here else max_size)
+        if draws_here:
+            self._caches[name].refresh(self.rng, NEW_PER_BATCH, max_size)
+        return self._caches[name]
+
+    @torch.no_grad()
+    def encode_prompts(self, prompts: list[str]) -> Text:
+        """Encodes prompts, padded as in the service."""
+        tokens, pooled = self.encoders(prompts, TEXT_TOKENS)
+        return tokens, pooled
+
+
+def load_vae(folder: Path) -> AutoencoderKL:
+    """Returns the frozen autoencoder with weighted norms."""
+    vae: AutoencoderKL = AutoencoderKL.from_pretrained(folder)
+    use_weighted_norms(vae)
+    return vae.requires_grad_(False).eval().to(memory_format=torch.channels_last)
