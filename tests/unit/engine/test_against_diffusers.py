@@ -14,7 +14,7 @@ from serve.settings import Precision
 from test_checkpoints.networks import Geometry
 from tests.unit.engine import diffusers_reference
 from tests.unit.engine.checkpoints import FIVE_STAGES, SMALL, Checkpoints
-from tests.unit.engine.requests import make_image, make_request, run_request
+from tests.unit.engine.requests import Mode, make_image, make_request, run_request
 
 PRECISIONS: tuple[Precision, ...] = ("float32", "bf16")
 
@@ -63,21 +63,21 @@ def test_text_to_image_equals_flux_pipeline(
     ],
 )
 def test_image_to_image_and_inpainting_equal_their_pipelines(
-    checkpoints: Checkpoints, variant: VariantName, precision: Precision, mode: Any, fields: dict[str, Any]
+    checkpoints: Checkpoints, variant: VariantName, precision: Precision, mode: Mode, fields: dict[str, Any]
 ) -> None:
     _assert_equals_pipeline(_checkpoint(checkpoints, variant, precision), make_request(mode, **fields))
 
 
 @pytest.mark.parametrize("mode", ["text_to_image", "image_to_image"])
 @pytest.mark.parametrize("size", [(96, 64), (48, 80)])
-def test_pixels_equal_pipeline_pixels(checkpoints: Checkpoints, mode: Any, size: tuple[int, int]) -> None:
+def test_pixels_equal_pipeline_pixels(checkpoints: Checkpoints, mode: Mode, size: tuple[int, int]) -> None:
     checkpoint = _checkpoint(checkpoints, "dev", "float32")
     request = make_request(mode, size=size)
     assert np.array_equal(run_request(checkpoint, request).pixels[0], diffusers_reference.pixels(checkpoint, request))
 
 
 @pytest.mark.parametrize("mode", ["image_to_image", "inpainting"])
-def test_float32_vae_with_bf16_transformer_encodes_in_float32(checkpoints: Checkpoints, mode: Any) -> None:
+def test_float32_vae_with_bf16_transformer_encodes_in_float32(checkpoints: Checkpoints, mode: Mode) -> None:
     """Pipelines cannot mix dtypes but accept latents as the image, so the reference samples its latents here."""
     checkpoint = checkpoints.get("dev", "bf16", vae="float32")
     request = make_request(mode, seeds=(11,))
@@ -94,7 +94,7 @@ def test_float32_vae_with_bf16_transformer_encodes_in_float32(checkpoints: Check
 
 
 @pytest.mark.parametrize("mode", ["text_to_image", "image_to_image", "inpainting"])
-def test_vae_with_five_stages_equals_pipeline(checkpoints: Checkpoints, mode: Any) -> None:
+def test_vae_with_five_stages_equals_pipeline(checkpoints: Checkpoints, mode: Mode) -> None:
     checkpoint = checkpoints.get("dev", "float32", geometry=FIVE_STAGES)
     assert checkpoint.pixel_stride == 32
     _assert_equals_pipeline(checkpoint, make_request(mode, size=(96, 64)))
