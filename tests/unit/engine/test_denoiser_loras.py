@@ -1,4 +1,4 @@
-"""Pictures with LoRAs: each is what it is alone, and nothing of one is in another."""
+"""Images with LoRAs in mixed batches equal the same images generated alone."""
 
 import random
 from collections.abc import Mapping
@@ -22,15 +22,16 @@ from tests.unit.engine.faults import Faulty
 from tests.unit.engine.loras import lora_requests, make_lora
 from tests.unit.engine.requests import RequestRecorder, make_request, run_request, run_requests
 
-TINY = (64, 64)
-ROOM_FOR_ALL = 16 * 2**20
+TINY_SIZE = (64, 64)
+LORA_BYTES_FOR_ALL = 16 * 2**20
+FAILING_GUIDANCE = 6.5
 
 
 def _loras(checkpoint: Checkpoint) -> Mapping[str, LoraWeights]:
     return {
-        "whole": make_lora(checkpoint, 1, rank=5, clip=True),
+        "all_layers": make_lora(checkpoint, 1, rank=5, clip=True),
         "attention": make_lora(checkpoint, 2, rank=20, layers=r"attn\."),
-        "ranks": LoraWeights(
+        "two_ranks": LoraWeights(
             transformer={
                 **make_lora(checkpoint, 3, rank=1, layers="ff").transformer,
                 **make_lora(checkpoint, 4, rank=33, layers="single.*proj_mlp").transformer,
@@ -40,20 +41,20 @@ def _loras(checkpoint: Checkpoint) -> Mapping[str, LoraWeights]:
     }
 
 
-def _mixed_jobs(checkpoint: Checkpoint) -> list[tuple[int, GenerationRequest]]:
-    """Of one size, and different in all else; each with the round in which it arrives."""
+def _mixed_arrivals(checkpoint: Checkpoint) -> list[tuple[int, GenerationRequest]]:
+    """Requests of one size that differ in everything else, each with the iteration in which it arrives."""
     loras = _loras(checkpoint)
     return [
         (0, make_request(seeds=(1,), steps=4)),
-        (0, make_request(seeds=(1, 2), steps=2, loras=lora_requests(whole=1.0), weights=loras)),
-        (0, make_request(seeds=(1,), steps=3, loras=lora_requests(whole=-0.6), weights=loras)),
+        (0, make_request(seeds=(1, 2), steps=2, loras=lora_requests(all_layers=1.0), weights=loras)),
+        (0, make_request(seeds=(1,), steps=3, loras=lora_requests(all_layers=-0.6), weights=loras)),
         (
             1,
             make_request(
-                "inpainting", seeds=(3,), steps=3, loras=lora_requests(attention=1.5, ranks=0.5), weights=loras
+                "inpainting", seeds=(3,), steps=3, loras=lora_requests(attention=1.5, two_ranks=0.5), weights=loras
             ),
         ),
-        (2, make_request(seeds=(4,), steps=1, prompt="a fish", loras=lora_requests(ranks=2.0), weights=loras)),
+        (2, make_request(seeds=(4,), steps=1, prompt="a fish", loras=lora_requests(two_ranks=2.0), weights=loras)),
     ]
 
 
@@ -61,47 +62,47 @@ def _mixed_jobs(checkpoint: Checkpoint) -> list[tuple[int, GenerationRequest]]:
     ("precision", "geometry", "batch_across_loras"),
     [("bf16", WIDE, True), ("fp8", SMALL, True), ("bf16", SMALL, False)],
 )
-def test_in_a_batch_of_different_loras_each_image_is_what_it_is_alone(
+def test_images_in_a_batch_of_different_loras_equal_single_images_to_the_bit(
     checkpoints: Checkpoints, precision: Precision, geometry: Geometry, batch_across_loras: bool
 ) -> None:
-    checkpoint = checkpoints.get("dev", precision, geometry=geometry, lora_bytes=ROOM_FOR_ALL)
-    jobs = _mixed_jobs(checkpoint)
-    loop, sittings = run_requests(checkpoint, jobs, batch_across_loras=batch_across_loras)
-    assert loop.executor.batches < loop.executor.image_steps / 2 or not batch_across_loras
-    for sitting, (_, job) in zip(sittings, jobs, strict=True):
-        alone = run_request(checkpoint, job)
-        assert all(torch.equal(sitting.latents[image], latents) for image, latents in alone.latents.items())
-        assert np.array_equal(sitting.pixels, alone.pixels)
+    checkpoint = checkpoints.get("dev", precision, geometry=geometry, lora_bytes=LORA_BYTES_FOR_ALL)
+    arrivals = _mixed_arrivals(checkpoint)
+    scheduler, recorders = run_requests(checkpoint, arrivals, batch_across_loras=batch_across_loras)
+    assert scheduler.executor.batches < scheduler.executor.image_steps / 2 or not batch_across_loras
+    for recorder, (_, request) in zip(recorders, arrivals, strict=True):
+        single = run_request(checkpoint, request)
+        assert all(torch.equal(recorder.latents[image], latents) for image, latents in single.latents.items())
+        assert np.array_equal(recorder.pixels, single.pixels)
 
 
-def test_in_float32_it_is_within_a_millionth(checkpoints: Checkpoints) -> None:
+def test_float32_batch_of_different_loras_is_within_one_millionth(checkpoints: Checkpoints) -> None:
     checkpoint = checkpoints.get("dev", "float32")
-    jobs = _mixed_jobs(checkpoint)
-    _, sittings = run_requests(checkpoint, jobs)
-    for sitting, (_, job) in zip(sittings, jobs, strict=True):
-        for image, latents in run_request(checkpoint, job).latents.items():
-            assert (sitting.latents[image] - latents).abs().max() <= 1e-6 * latents.abs().max()
+    arrivals = _mixed_arrivals(checkpoint)
+    _, recorders = run_requests(checkpoint, arrivals)
+    for recorder, (_, request) in zip(recorders, arrivals, strict=True):
+        for image, latents in run_request(checkpoint, request).latents.items():
+            assert (recorder.latents[image] - latents).abs().max() <= 1e-6 * latents.abs().max()
 
 
-def test_kept_apart_by_setting_no_pass_holds_two_mixes(checkpoints: Checkpoints) -> None:
+def test_batch_across_loras_off_separates_different_scales(checkpoints: Checkpoints) -> None:
     checkpoint = checkpoints.get("dev", "bf16")
     loras = _loras(checkpoint)
-    bringing = (0, make_request(steps=1, loras=lora_requests(whole=1.0), weights=loras))
-    jobs = [(1, make_request(steps=2, loras=lora_requests(whole=scale))) for scale in (1.0, 0.5, 1.0)]
-    for batch_across_loras, means in ((True, [3, 3, 3]), (False, [2, 1, 2])):
-        _, (_, *sittings) = run_requests(checkpoint, [bringing, *jobs], batch_across_loras=batch_across_loras)
-        ends = [sitting.final_event for sitting in sittings]
-        assert [end.mean_batch for end in ends if isinstance(end, Completed)] == means
+    loading = (0, make_request(steps=1, loras=lora_requests(all_layers=1.0), weights=loras))
+    arrivals = [(1, make_request(steps=2, loras=lora_requests(all_layers=scale))) for scale in (1.0, 0.5, 1.0)]
+    for batch_across_loras, mean_batches in ((True, [3, 3, 3]), (False, [2, 1, 2])):
+        _, (_, *recorders) = run_requests(checkpoint, [loading, *arrivals], batch_across_loras=batch_across_loras)
+        events = [recorder.final_event for recorder in recorders]
+        assert [event.mean_batch for event in events if isinstance(event, Completed)] == mean_batches
 
 
 @pytest.mark.parametrize("precision", ["bf16", "fp8", "float32"])
-def test_scale_0_is_no_lora_and_the_same_twice_adds_up(checkpoints: Checkpoints, precision: Precision) -> None:
+def test_scales_of_the_same_lora_add_up_and_scale_0_is_no_lora(checkpoints: Checkpoints, precision: Precision) -> None:
     checkpoint = checkpoints.get("dev", precision)
-    loras = _loras(checkpoint)
+    weights = _loras(checkpoint)
 
     def latents(*scales: float) -> Tensor:
-        chosen = tuple(use for scale in scales for use in lora_requests(whole=scale))
-        return run_request(checkpoint, make_request(steps=2, loras=chosen, weights=loras)).latents[0]
+        loras = tuple(lora for scale in scales for lora in lora_requests(all_layers=scale))
+        return run_request(checkpoint, make_request(steps=2, loras=loras, weights=weights)).latents[0]
 
     assert torch.equal(latents(0.0), latents())
     assert torch.equal(latents(0.75, -0.75), latents())
@@ -110,7 +111,7 @@ def test_scale_0_is_no_lora_and_the_same_twice_adds_up(checkpoints: Checkpoints,
     assert not torch.equal(latents(-1.0), latents(1.0))
 
 
-def _never_had_loras(checkpoints: Checkpoints, precision: Precision) -> Checkpoint:
+def _without_lora_hooks(checkpoints: Checkpoints, precision: Precision) -> Checkpoint:
     checkpoint = checkpoints.load("dev", precision)
     for network in (checkpoint.transformer, checkpoint.clip):
         for module in network.modules():
@@ -118,8 +119,8 @@ def _never_had_loras(checkpoints: Checkpoints, precision: Precision) -> Checkpoi
     return checkpoint
 
 
-class Requests:
-    """Requests with random LoRAs and scales, a third of which fail on the way."""
+class RandomRequests:
+    """Generates requests with random LoRAs and scales. A third of them fail, for different reasons."""
 
     def __init__(self, checkpoint: Checkpoint, seed: int) -> None:
         self._random = random.Random(seed)
@@ -134,49 +135,50 @@ class Requests:
     def next(self) -> GenerationRequest:
         names = self._random.sample(sorted(self._loras), self._random.choice((1, 2)))
         scales = {name: self._random.choice((-1.0, 0.0, 0.5, 1.0, 3.0)) for name in names}
-        carried = self._loras if self._random.random() < 0.8 else {}
-        guidance = 6.5 if self._random.random() < 0.2 else 3.0
+        weights = self._loras if self._random.random() < 0.8 else {}
+        guidance = FAILING_GUIDANCE if self._random.random() < 0.2 else 3.0
         return make_request(
-            size=TINY,
+            size=TINY_SIZE,
             steps=1,
             seeds=(self._random.randrange(99),),
             guidance=guidance,
             loras=lora_requests(**scales),
-            weights=carried,
+            weights=weights,
         )
 
 
 @pytest.mark.parametrize(("precision", "count"), [("bf16", 30), ("fp8", 18)])
-def test_pictures_without_loras_are_the_same_before_between_and_after_many_requests_with_them(
+def test_requests_with_loras_do_not_change_requests_without(
     checkpoints: Checkpoints, precision: Precision, count: int
 ) -> None:
+    """Every sixth request has no LoRAs. All of these give the same image, and no weight changes."""
     checkpoint = checkpoints.load("dev", precision)
-    requests, plain = Requests(checkpoint, seed=7), make_request(size=TINY, seeds=(5,), steps=1)
-    pure = run_request(_never_had_loras(checkpoints, precision), plain).pixels[0]
-    weights = _state(checkpoint)
+    requests, plain = RandomRequests(checkpoint, seed=7), make_request(size=TINY_SIZE, seeds=(5,), steps=1)
+    expected = run_request(_without_lora_hooks(checkpoints, precision), plain).pixels[0]
+    weights_before = _weights(checkpoint)
 
-    def breaks(guidance: Tensor, **_: Any) -> bool:
-        return bool((guidance == 6.5).any())
+    def has_failing_image(guidance: Tensor, **_: Any) -> bool:
+        return bool((guidance == FAILING_GUIDANCE).any())
 
-    transformer: Any = Faulty(checkpoint.transformer, breaks, RuntimeError("no such kernel"))
-    loop = Scheduler(replace(checkpoint, transformer=transformer), PoolSettings(model=""), Watchdog())
-    sittings = [RequestRecorder(number, plain if number % 6 == 0 else requests.next()) for number in range(count)]
+    transformer: Any = Faulty(checkpoint.transformer, has_failing_image, RuntimeError("no such kernel"))
+    scheduler = Scheduler(replace(checkpoint, transformer=transformer), PoolSettings(model=""), Watchdog())
+    recorders = [RequestRecorder(number, plain if number % 6 == 0 else requests.next()) for number in range(count)]
     for start in range(0, count, 6):
-        loop.add([sitting.state for sitting in sittings[start : start + 6]], ())
-        sittings[start + 1].state.cancel_token.cancelled = start % 4 == 0
-        loop.step()
-        loop.step()
-    while loop.has_work:
-        loop.step()
-    assert all(np.array_equal(sitting.pixels[0], pure) for sitting in sittings[::6])
-    ends = [type(sitting.final_event) for sitting in sittings if sitting.state.request.loras]
-    assert len(ends) == count * 5 / 6
-    assert min(ends.count(Completed), ends.count(Failed)) >= count / 5
-    assert ends.count(Canceled) >= count / 24
-    assert weights == _state(checkpoint)
+        scheduler.add([recorder.state for recorder in recorders[start : start + 6]], ())
+        recorders[start + 1].state.cancel_token.cancelled = start % 4 == 0
+        scheduler.step()
+        scheduler.step()
+    while scheduler.has_work:
+        scheduler.step()
+    assert all(np.array_equal(recorder.pixels[0], expected) for recorder in recorders[::6])
+    final_events = [type(recorder.final_event) for recorder in recorders if recorder.state.request.loras]
+    assert len(final_events) == count * 5 / 6
+    assert min(final_events.count(Completed), final_events.count(Failed)) >= count / 5
+    assert final_events.count(Canceled) >= count / 24
+    assert weights_before == _weights(checkpoint)
 
 
-def _state(checkpoint: Checkpoint) -> dict[str, bytes]:
+def _weights(checkpoint: Checkpoint) -> dict[str, bytes]:
     networks = (checkpoint.transformer, checkpoint.clip, checkpoint.t5)
     return {
         f"{index}.{name}": tensor.reshape(-1).view(torch.uint8).numpy().tobytes()

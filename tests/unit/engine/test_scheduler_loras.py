@@ -1,4 +1,4 @@
-"""When jobs with LoRAs begin: what they wait for, what they keep from whom, and what happens to those that cannot."""
+"""Loading of LoRAs by the scheduler: waiting for slots, fairness and failures."""
 
 import gc
 import weakref
@@ -19,11 +19,12 @@ from tests.unit.engine.loras import lora_requests, make_lora, resident_keys
 from tests.unit.engine.requests import RequestRecorder, make_request
 
 RANK = 16
+KEYS = "abcdef"
 
 
 @pytest.fixture(scope="module")
 def checkpoint(checkpoints: Checkpoints) -> Checkpoint:
-    """With room for two LoRAs."""
+    """Has slots for two LoRAs of rank RANK."""
     checkpoint = checkpoints.load("dev", "bf16", lora_bytes=2**20)
     assert 2 * RANK <= checkpoint.lora_slots.count < 3 * RANK
     return checkpoint
@@ -31,166 +32,183 @@ def checkpoint(checkpoints: Checkpoints) -> Checkpoint:
 
 @pytest.fixture(scope="module")
 def loras(checkpoint: Checkpoint) -> Mapping[str, LoraWeights]:
-    return {key: make_lora(checkpoint, seed, rank=RANK, layers="attn") for seed, key in enumerate("abcdef")}
+    return {key: make_lora(checkpoint, seed, rank=RANK, layers="attn") for seed, key in enumerate(KEYS)}
 
 
-class Table:
-    """A loop, and jobs that come to it."""
+class RecordedScheduler:
+    """A scheduler that records the requests added to it."""
 
     def __init__(self, checkpoint: Checkpoint, loras: Mapping[str, LoraWeights]) -> None:
-        self.loop = Scheduler(checkpoint, PoolSettings(model=""), Watchdog())
+        self._scheduler = Scheduler(checkpoint, PoolSettings(model=""), Watchdog())
         self._loras = loras
-        self._comers = 0
+        self._next_number = 0
 
-    def seat(self, keys: str, steps: int = 2) -> RequestRecorder:
-        return self.admit(
-            make_request(steps=steps, loras=lora_requests(**dict.fromkeys(keys, 1.0)), weights=self._loras)
-        )
+    def add(self, keys: str, steps: int = 2) -> RequestRecorder:
+        """Adds a request with the LoRAs `keys`, at scale 1."""
+        loras = lora_requests(**dict.fromkeys(keys, 1.0))
+        return self.add_request(make_request(steps=steps, loras=loras, weights=self._loras))
 
-    def admit(self, job: GenerationRequest) -> RequestRecorder:
-        sitting = RequestRecorder(self._comers, job)
-        self._comers += 1
-        self.loop.add([sitting.state], ())
-        return sitting
+    def add_request(self, request: GenerationRequest) -> RequestRecorder:
+        recorder = RequestRecorder(self._next_number, request)
+        self._next_number += 1
+        self._scheduler.add([recorder.state], ())
+        return recorder
 
-    def rounds(self, number: int) -> None:
-        for _ in range(number):
-            self.loop.step()
+    def step(self, iterations: int = 1) -> None:
+        for _ in range(iterations):
+            self._scheduler.step()
 
-    def to_the_end(self) -> None:
-        while self.loop.has_work:
-            self.loop.step()
+    def run_to_end(self) -> None:
+        while self._scheduler.has_work:
+            self._scheduler.step()
+
+    def fail_all(self) -> None:
+        self._scheduler.fail_all(EngineFailed())
+
+    @property
+    def lora_loads(self) -> int:
+        return self._scheduler.loras.loads
+
+    @property
+    def resident(self) -> set[str]:
+        return resident_keys(self._scheduler.loras, KEYS)
 
 
 @pytest.fixture
-def table(checkpoint: Checkpoint, loras: Mapping[str, LoraWeights]) -> Table:
-    return Table(checkpoint, loras)
+def scheduler(checkpoint: Checkpoint, loras: Mapping[str, LoraWeights]) -> RecordedScheduler:
+    return RecordedScheduler(checkpoint, loras)
 
 
-def _begun(*sittings: RequestRecorder) -> list[bool]:
-    return [any(isinstance(event, Started) for event in sitting.events) for sitting in sittings]
+def _started(*recorders: RequestRecorder) -> list[bool]:
+    return [any(isinstance(event, Started) for event in recorder.events) for recorder in recorders]
 
 
-def test_between_two_steps_the_loras_of_one_job_are_copied_at_most(table: Table) -> None:
-    sittings = [table.seat("a"), table.seat("b"), table.seat("a"), table.seat("")]
-    for copies, begun in ((1, [True, False, False, True]), (2, [True, True, False, True]), (2, [True] * 4)):
-        table.rounds(1)
-        assert table.loop.loras.loads == copies
-        assert _begun(*sittings) == begun
-    table.loop.fail_all(EngineFailed())
+def test_at_most_one_request_loads_loras_between_two_steps(scheduler: RecordedScheduler) -> None:
+    recorders = [scheduler.add("a"), scheduler.add("b"), scheduler.add("a"), scheduler.add("")]
+    for loads, started in ((1, [True, False, False, True]), (2, [True, True, False, True]), (2, [True] * 4)):
+        scheduler.step()
+        assert scheduler.lora_loads == loads
+        assert _started(*recorders) == started
+    scheduler.fail_all()
 
 
-def test_those_whose_loras_lie_on_the_device_begin_together(table: Table) -> None:
-    table.seat("a")
-    table.to_the_end()
-    sittings = [table.seat("a") for _ in range(4)]
-    table.rounds(1)
-    assert _begun(*sittings) == [True] * 4
-    table.loop.fail_all(EngineFailed())
+def test_requests_with_resident_loras_start_together(scheduler: RecordedScheduler) -> None:
+    scheduler.add("a")
+    scheduler.run_to_end()
+    recorders = [scheduler.add("a") for _ in range(4)]
+    scheduler.step()
+    assert _started(*recorders) == [True] * 4
+    scheduler.fail_all()
 
 
-def test_who_finds_no_room_waits_for_it_and_those_without_loras_pass_by(table: Table) -> None:
-    sitting = [table.seat("a", steps=4), table.seat("b", steps=9)]
-    table.rounds(2)
-    waiting, plain = table.seat("c"), table.seat("")
-    table.rounds(2)
-    assert _begun(waiting, plain) == [False, True]
-    assert resident_keys(table.loop.loras, "abcd") == {"a", "b"}
-    table.rounds(2)
-    assert isinstance(sitting[0].final_event, Completed)
-    assert _begun(waiting) == [True]
-    assert resident_keys(table.loop.loras, "abcd") == {"b", "c"}
-    table.to_the_end()
+def test_request_waits_for_slots_while_requests_without_loras_start(scheduler: RecordedScheduler) -> None:
+    running = [scheduler.add("a", steps=4), scheduler.add("b", steps=9)]
+    scheduler.step(2)
+    waiting, plain = scheduler.add("c"), scheduler.add("")
+    scheduler.step(2)
+    assert _started(waiting, plain) == [False, True]
+    assert scheduler.resident == {"a", "b"}
+    scheduler.step(2)
+    assert isinstance(running[0].final_event, Completed)
+    assert _started(waiting) == [True]
+    assert scheduler.resident == {"b", "c"}
+    scheduler.run_to_end()
 
 
-def test_a_stream_of_requests_for_one_lora_does_not_starve_another(table: Table) -> None:
-    """The room is full of what the stream draws with, and each newcomer would keep it so."""
+def test_stream_of_requests_for_resident_loras_does_not_starve_a_waiting_request(scheduler: RecordedScheduler) -> None:
+    """The slots are full of LoRAs that each new request would keep pinned."""
     for _ in range(3):
-        table.seat("ab", steps=3)
-        table.rounds(1)
-    other = table.seat("cd")
-    newcomers = []
+        scheduler.add("ab", steps=3)
+        scheduler.step()
+    waiting = scheduler.add("cd")
+    newer = []
     for _ in range(12):
-        newcomers.append(table.seat("ab", steps=3))
-        table.rounds(1)
-    assert isinstance(other.final_event, Completed)
-    table.to_the_end()
-    assert all(isinstance(sitting.final_event, Completed) for sitting in newcomers)
+        newer.append(scheduler.add("ab", steps=3))
+        scheduler.step()
+    assert isinstance(waiting.final_event, Completed)
+    scheduler.run_to_end()
+    assert all(isinstance(recorder.final_event, Completed) for recorder in newer)
 
 
-def test_two_that_each_hold_what_the_other_needs_both_end(table: Table) -> None:
+def test_requests_with_overlapping_loras_do_not_deadlock(scheduler: RecordedScheduler) -> None:
     for keys in ("ab", "cd", "ac", "bd", "ad"):
-        table.seat(keys, steps=1)
-    first, second = table.seat("ab"), table.seat("bc")
-    table.to_the_end()
+        scheduler.add(keys, steps=1)
+    first, second = scheduler.add("ab"), scheduler.add("bc")
+    scheduler.run_to_end()
     assert isinstance(first.final_event, Completed)
     assert isinstance(second.final_event, Completed)
 
 
-@pytest.mark.parametrize("leaving", ["waits", "steps"])
-def test_who_leaves_makes_room(table: Table, leaving: str) -> None:
-    stepping, waiting, next_one = table.seat("ab", steps=50), table.seat("cd", steps=50), table.seat("ef")
-    table.rounds(2)
-    assert _begun(stepping, waiting, next_one) == [True, False, False]
-    left = {"waits": [waiting, stepping], "steps": [stepping, waiting]}[leaving]
-    for sitting in left:
-        sitting.state.cancel_token.cancelled = True
-        table.rounds(1)
-        assert isinstance(sitting.final_event, Canceled)
-    table.to_the_end()
-    assert isinstance(next_one.final_event, Completed)
+@pytest.mark.parametrize("cancel_first", ["waiting", "running"])
+def test_cancelled_request_frees_its_slots(scheduler: RecordedScheduler, cancel_first: str) -> None:
+    running, waiting, last = scheduler.add("ab", steps=50), scheduler.add("cd", steps=50), scheduler.add("ef")
+    scheduler.step(2)
+    assert _started(running, waiting, last) == [True, False, False]
+    to_cancel = {"waiting": [waiting, running], "running": [running, waiting]}[cancel_first]
+    for recorder in to_cancel:
+        recorder.state.cancel_token.cancelled = True
+        scheduler.step()
+        assert isinstance(recorder.final_event, Canceled)
+    scheduler.run_to_end()
+    assert isinstance(last.final_event, Completed)
 
 
-def test_when_all_fail_their_room_is_free_again(table: Table) -> None:
-    table.seat("ab", steps=9)
-    table.rounds(2)
-    table.loop.fail_all(EngineFailed())
-    after = table.seat("cd")
-    table.to_the_end()
-    assert isinstance(after.final_event, Completed)
+def test_fail_all_frees_all_slots(scheduler: RecordedScheduler) -> None:
+    scheduler.add("ab", steps=9)
+    scheduler.step(2)
+    scheduler.fail_all()
+    later = scheduler.add("cd")
+    scheduler.run_to_end()
+    assert isinstance(later.final_event, Completed)
 
 
-def test_a_job_that_carries_too_little_or_too_much_fails_alone(
-    table: Table, checkpoint: Checkpoint, loras: Mapping[str, LoraWeights]
+def test_missing_too_large_and_mismatched_loras_fail_only_their_request(
+    scheduler: RecordedScheduler, checkpoint: Checkpoint, loras: Mapping[str, LoraWeights]
 ) -> None:
-    table.seat("a")
-    table.to_the_end()
-    bare = table.admit(make_request(loras=lora_requests(a=1.0, b=0.0)))
-    lacking = table.admit(make_request(loras=lora_requests(a=1.0, b=1.0)))
-    wide = make_lora(checkpoint, 1, rank=60, layers="x_embedder")
-    larger = table.admit(make_request(loras=lora_requests(a=1.0, wide=1.0), weights={"wide": wide}))
-    strange = LoraWeights({"to_q": loras["b"].transformer["transformer_blocks.0.attn.to_q"]}, {})
-    foreign = table.admit(make_request(loras=lora_requests(strange=1.0), weights={"strange": strange}))
-    table.to_the_end()
-    assert isinstance(bare.final_event, Completed)
+    scheduler.add("a")
+    scheduler.run_to_end()
+    resident_only = scheduler.add_request(make_request(loras=lora_requests(a=1.0, b=0.0)))
+    missing = scheduler.add_request(make_request(loras=lora_requests(a=1.0, b=1.0)))
+    large_lora = make_lora(checkpoint, 1, rank=60, layers="x_embedder")
+    too_large = scheduler.add_request(
+        make_request(loras=lora_requests(a=1.0, large=1.0), weights={"large": large_lora})
+    )
+    unknown_layer = LoraWeights({"to_q": loras["b"].transformer["transformer_blocks.0.attn.to_q"]}, {})
+    mismatched = scheduler.add_request(
+        make_request(loras=lora_requests(unknown=1.0), weights={"unknown": unknown_layer})
+    )
+    scheduler.run_to_end()
+    assert isinstance(resident_only.final_event, Completed)
     errors = [
-        sitting.final_event.error for sitting in (lacking, larger, foreign) if isinstance(sitting.final_event, Failed)
+        recorder.final_event.error
+        for recorder in (missing, too_large, mismatched)
+        if isinstance(recorder.final_event, Failed)
     ]
     assert [type(error) for error in errors] == [LorasMissing, LorasTooLarge, EngineFailed]
-    assert "rank of 76" in str(errors[1])
-    assert resident_keys(table.loop.loras, "abcd") == {"a"}
+    assert "76" in str(errors[1])
+    assert scheduler.resident == {"a"}
 
 
-def test_weights_that_were_copied_are_let_go(table: Table, checkpoint: Checkpoint) -> None:
-    """They may lie in memory that others share, and that fills up while somebody holds on to it."""
+def test_weights_are_released_once_loaded(scheduler: RecordedScheduler, checkpoint: Checkpoint) -> None:
+    """They may lie in shared memory, which fills up while anything references them."""
     weights = make_lora(checkpoint, 1)
-    alive = weakref.ref(weights.transformer["x_embedder"].down)
-    table.admit(make_request(steps=9, loras=lora_requests(mine=1.0), weights={"mine": weights}))
+    reference = weakref.ref(weights.transformer["x_embedder"].down)
+    scheduler.add_request(make_request(steps=9, loras=lora_requests(new=1.0), weights={"new": weights}))
     del weights
     gc.collect()
-    assert alive() is not None
-    table.rounds(1)
+    assert reference() is not None
+    scheduler.step()
     gc.collect()
-    assert alive() is None
-    table.loop.fail_all(EngineFailed())
+    assert reference() is None
+    scheduler.fail_all()
 
 
-def test_bringing_loras_is_a_stage_of_its_own(table: Table) -> None:
-    adapted, plain = table.seat("a"), table.seat("")
-    table.to_the_end()
+def test_loading_loras_is_a_stage(scheduler: RecordedScheduler) -> None:
+    adapted, plain = scheduler.add("a"), scheduler.add("")
+    scheduler.run_to_end()
     stages = [
-        list(sitting.final_event.stages_ms)
-        for sitting in (adapted, plain)
-        if isinstance(sitting.final_event, Completed)
+        list(recorder.final_event.stages_ms)
+        for recorder in (adapted, plain)
+        if isinstance(recorder.final_event, Completed)
     ]
     assert stages == [["queue", "lora", "text", "denoise", "decode"], ["queue", "text", "denoise", "decode"]]
