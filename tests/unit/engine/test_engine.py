@@ -188,7 +188,7 @@ def test_warm_up_sets_a_time_limit_for_each_kind_of_work(checkpoint: Checkpoint)
     observations: list[EngineHealth] = []
 
     def observe() -> None:
-        observations.append(engine.health)
+        observations.append(observed_engine.health)
 
     vae = observed(observed(checkpoint.vae, observe, "encode"), observe, "decode")
     observed_checkpoint = replace(
@@ -197,15 +197,15 @@ def test_warm_up_sets_a_time_limit_for_each_kind_of_work(checkpoint: Checkpoint)
         transformer=observed(checkpoint.transformer, observe),
         vae=vae,
     )
-    engine = Engine(observed_checkpoint, PoolSettings(model="", prompt_cache_entries=0))
-    engine.start()
+    observed_engine = Engine(observed_checkpoint, PoolSettings(model="", prompt_cache_entries=0))
+    observed_engine.start()
     try:
-        engine.warm_up([(64, 64), (96, 64)])
+        observed_engine.warm_up([(64, 64), (96, 64)])
         assert [health.limit_s for health in observations[:4]] == [None] * 4
         observations.clear()
-        assert isinstance(Client(engine, make_request("inpainting", steps=1)).final_event(), Completed)
+        assert isinstance(Client(observed_engine, make_request("inpainting", steps=1)).final_event(), Completed)
     finally:
-        engine.stop()
+        observed_engine.stop()
     assert [health.work.kind for health in observations if health.work] == ["text", "encode_image", "step", "decode"]
     assert all(health.healthy and health.limit_s for health in observations)
 
