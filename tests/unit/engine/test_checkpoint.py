@@ -174,7 +174,7 @@ def _change_width(folder: Path) -> None:
 @pytest.mark.parametrize(
     ("damage", "why"),
     [
-        (_remove("vae"), "vae"),
+        (_remove("vae"), "folder vae"),
         (_remove(SHARD), "cannot be loaded"),
         (_remove("tokenizer/vocab.json"), "cannot be loaded"),
         (_remove("text_encoder/config.json"), "cannot be loaded"),
