@@ -1,4 +1,4 @@
-"""Checkpoints to test with: in every precision and some geometries, built once and loaded once a session."""
+"""Loads tiny test checkpoints, in every precision and a few geometries, once per session."""
 
 from dataclasses import replace
 from functools import cache
@@ -11,19 +11,19 @@ from test_checkpoints import checkpoint as test_checkpoint
 from test_checkpoints.networks import Geometry
 
 SMALL = Geometry(double_blocks=1, single_blocks=1, max_sequence_length=32)
-"""Shallower than the embedded checkpoints, and with short texts: half the time of each step."""
+"""Shallower than the embedded checkpoints and with shorter prompts, which halves the time of each step."""
 FIVE_STAGES = replace(SMALL, vae_widths=(8, 16, 16, 16, 16))
-"""Its VAE shrinks a side 16 times instead of 8."""
+"""The VAE downsamples each side 16 times instead of 8."""
 WIDE = replace(SMALL, heads=8)
-"""So wide that a CPU sums its products in another order for a batch than for one image, unless it is kept from it."""
+"""So wide that a CPU sums its products in another order for a batch than for one image, unless that is prevented."""
 
 
 LORA_BYTES = 4 * 2**20
-"""LoRAs of rank 147 together, beside a small checkpoint in bf16."""
+"""LoRA slots for a total rank of 147 beside a small checkpoint in bf16."""
 
 
 class Checkpoints:
-    """Loads by what a test is about; a checkpoint is never changed by drawing, so tests share them."""
+    """Test checkpoints. Generating images does not change a checkpoint, so tests share those that `get` returns."""
 
     def __init__(self, folder: Path) -> None:
         self._folder = folder
@@ -37,7 +37,7 @@ class Checkpoints:
         geometry: Geometry = SMALL,
         lora_bytes: int = LORA_BYTES,
     ) -> Checkpoint:
-        """One of its own, which a test may change."""
+        """A new checkpoint, which the test may change."""
         source = test_checkpoint.ensure(variant, self._folder, geometry)
         model = ModelSettings(
             variant=variant,

@@ -5,7 +5,7 @@ from tests.unit.engine.checkpoints import Checkpoints
 
 
 @pytest.fixture(scope="session", autouse=True)
-def _one_thread() -> None:
+def _single_torch_thread() -> None:
     """More threads than free cores make torch many times slower."""
     torch.set_num_threads(1)
 

@@ -1,4 +1,4 @@
-"""diffusers' own pipelines over the same networks, as the reference for latents and images."""
+"""Runs diffusers' pipelines with the networks of a checkpoint, as the reference for latents and images."""
 
 from typing import Any
 
@@ -30,7 +30,7 @@ def pixels(checkpoint: Checkpoint, request: GenerationRequest, image: int = 0, /
 
 
 def make_pipeline(checkpoint: Checkpoint, mode: str = "text_to_image") -> Any:
-    """The pipeline of a mode, with the checkpoint's own networks."""
+    """The pipeline of a mode, with the networks of the checkpoint."""
     return _PIPELINES[mode](
         scheduler=FlowMatchEulerDiscreteScheduler.from_config(dict(checkpoint.scheduler_config)),
         vae=checkpoint.vae,

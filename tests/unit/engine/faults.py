@@ -1,4 +1,4 @@
-"""Parts of a checkpoint that fail when they are told to, and are the real ones else."""
+"""Wraps a network of a checkpoint so that some of its calls raise an error."""
 
 from collections.abc import Callable
 from typing import Any
@@ -7,21 +7,21 @@ Condition = Callable[..., bool]
 
 
 class Faulty:
-    """Stands before a part; a call of it, or of its method `method`, fails while `condition` holds of the arguments."""
+    """Forwards to `network`. A call of it, or of `method`, raises `error` if `condition` holds for the arguments."""
 
-    def __init__(self, part: Any, condition: Condition, error: Exception, method: str = "__call__") -> None:
-        self._part = part
+    def __init__(self, network: Any, condition: Condition, error: Exception, method: str = "__call__") -> None:
+        self._network = network
         self._condition = condition
         self._error = error
         self._method = method
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
-        return self._guarded("__call__", self._part)(*args, **kwargs)
+        return self._wrap("__call__", self._network)(*args, **kwargs)
 
     def __getattr__(self, name: str) -> Any:
-        return self._guarded(name, getattr(self._part, name))
+        return self._wrap(name, getattr(self._network, name))
 
-    def _guarded(self, name: str, original: Any) -> Any:
+    def _wrap(self, name: str, original: Any) -> Any:
         if name != self._method:
             return original
 
@@ -33,7 +33,17 @@ class Faulty:
         return call
 
 
+def observed(network: Any, observe: Callable[[], object], method: str = "__call__") -> Any:
+    """Forwards to `network`, and calls `observe` before each call of it, or of `method`."""
+
+    def condition(*_: Any, **__: Any) -> bool:
+        observe()
+        return False
+
+    return Faulty(network, condition, RuntimeError(), method)
+
+
 def first_call() -> Condition:
-    """Holds once."""
+    """Holds for the first call only."""
     calls = iter((True,))
     return lambda *_, **__: next(calls, False)

@@ -1,4 +1,4 @@
-"""A model hub on loopback: serves a repository from a folder, and refuses others as the real hub does."""
+"""A model hub on loopback: serves one repository from a folder and returns the real hub's errors for others."""
 
 import hashlib
 import json
@@ -13,14 +13,14 @@ REVISION = "0123456789abcdef0123456789abcdef01234567"
 
 
 class Hub:
-    """Has `owner/name` at REVISION; refuses the repositories in `refusals` with a status and a code for the reason."""
+    """Serves `folder` as `owner/name` at REVISION. `errors` maps repositories to a status and an `X-Error-Code`."""
 
-    def __init__(self, folder: Path, refusals: dict[str, tuple[int, str]]) -> None:
+    def __init__(self, folder: Path, errors: dict[str, tuple[int, str]]) -> None:
         self.folder = folder
-        self.refusals = refusals
-        self.tokens: set[str | None] = set()
-        self.fetched: set[str] = set()
-        """Files of the repository."""
+        self.errors = errors
+        self.authorizations: set[str | None] = set()
+        """`Authorization` headers of all requests."""
+        self.requested_files: set[str] = set()
         self.endpoint = ""
 
     @contextmanager
@@ -36,8 +36,9 @@ class Hub:
             thread.join()
             server.server_close()
 
-    def answer(self, path: str) -> tuple[int, dict[str, str], bytes]:
-        for repository, (status, code) in self.refusals.items():
+    def respond(self, path: str) -> tuple[int, dict[str, str], bytes]:
+        """Status, headers and body."""
+        for repository, (status, code) in self.errors.items():
             if f"/{repository}/" in path:
                 return status, {"X-Error-Code": code}, b""
         if path == f"/api/models/owner/name/tree/{REVISION}":
@@ -45,7 +46,7 @@ class Hub:
         file = path.removeprefix(f"/owner/name/resolve/{REVISION}/")
         if not (self.folder / file).is_file():
             return 404, {"X-Error-Code": "EntryNotFound"}, b""
-        self.fetched.add(file)
+        self.requested_files.add(file)
         content = (self.folder / file).read_bytes()
         return 200, {"ETag": f'"{_digest(content)}"', "X-Repo-Commit": REVISION}, content
 
@@ -66,15 +67,15 @@ class Hub:
 
         class Handler(BaseHTTPRequestHandler):
             def do_HEAD(self) -> None:
-                self._answer(with_body=False)
+                self._respond(with_body=False)
 
             def do_GET(self) -> None:
-                self._answer(with_body=True)
+                self._respond(with_body=True)
 
-            def _answer(self, with_body: bool) -> None:
+            def _respond(self, with_body: bool) -> None:
                 path = unquote(urlsplit(self.path).path)
-                hub.tokens.add(self.headers.get("Authorization"))
-                status, headers, body = hub.answer(path)
+                hub.authorizations.add(self.headers.get("Authorization"))
+                status, headers, body = hub.respond(path)
                 self.send_response(status)
                 for name, value in headers.items():
                     self.send_header(name, value)

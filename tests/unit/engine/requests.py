@@ -30,7 +30,7 @@ Mode = Literal["text_to_image", "image_to_image", "inpainting"]
 def make_request(
     mode: Mode = "text_to_image", size: Size = SIZE, weights: Mapping[str, LoraWeights] | None = None, **fields: Any
 ) -> GenerationRequest:
-    """A small request. Its image and mask depend on the size only; `weights` are those of the LoRAs in `fields`."""
+    """A small request. Its image and mask depend only on `size`. `weights` are those of the LoRAs in `fields`."""
     parameters: dict[str, Any] = {
         "prompt": "a red sailboat",
         "size": size,
@@ -54,20 +54,20 @@ def make_image(size: Size) -> ImageArray:
 
 
 def make_mask(size: Size) -> MaskArray:
-    """Repaints the left third. The edge is a ramp of greys that is not aligned with the latents."""
+    """Repaints the left third. Its edge is a ramp of greys that is not aligned with the latents."""
     width, height = size
     ramp = np.clip(255 - (np.arange(width) - width // 3) * 16, 0, 255).astype(np.uint8)
     return np.tile(ramp, (height, 1))
 
 
 class RequestRecorder:
-    """A request in the engine and all of its events."""
+    """Records all events of one request."""
 
     def __init__(self, number: int, request: GenerationRequest) -> None:
         self.state = RequestState(number, request, self._record)
         self.events: list[EngineEvent] = []
         self.latents: dict[int, Tensor] = {}
-        """By image, after its latest step."""
+        """By image index, after the latest step."""
 
     @property
     def final_event(self) -> EngineEvent:
@@ -83,7 +83,7 @@ class RequestRecorder:
 
     def _record(self, event: EngineEvent) -> None:
         ended = self.events and isinstance(self.final_event, Completed | Failed | Canceled)
-        assert not ended, "an event after the final one"
+        assert not ended, "no event may follow the final one"
         self.events.append(event)
         if isinstance(event, StepDone):
             images = {image.index: image for image in self.state.images or ()}
@@ -93,14 +93,14 @@ class RequestRecorder:
 def run_requests(
     checkpoint: Checkpoint, arrivals: Iterable[tuple[int, GenerationRequest]], **pool: Any
 ) -> tuple[Scheduler, list[RequestRecorder]]:
-    """Runs requests in one scheduler until all have ended. Each is added at its iteration."""
+    """Runs requests in one scheduler until all have ended. Each is added before the given iteration."""
     scheduler = Scheduler(checkpoint, PoolSettings(model="", **pool), Watchdog())
     recorders = [RequestRecorder(number, request) for number, (_, request) in enumerate(arrivals)]
-    waiting = [(at, recorder) for (at, _), recorder in zip(arrivals, recorders, strict=True)]
+    pending = [(at, recorder) for (at, _), recorder in zip(arrivals, recorders, strict=True)]
     iteration = 0
-    while waiting or scheduler.has_work:
-        scheduler.add([recorder.state for at, recorder in waiting if at <= iteration], ())
-        waiting = [(at, recorder) for at, recorder in waiting if at > iteration]
+    while pending or scheduler.has_work:
+        scheduler.add([recorder.state for at, recorder in pending if at <= iteration], ())
+        pending = [(at, recorder) for at, recorder in pending if at > iteration]
         scheduler.step()
         iteration += 1
     return scheduler, recorders

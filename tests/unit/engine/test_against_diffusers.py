@@ -1,4 +1,4 @@
-"""Alone, every picture equals that of diffusers' pipeline for the same seed, to the bit."""
+"""An image generated alone equals the one of diffusers' pipeline for the same seed, to the bit."""
 
 from dataclasses import replace
 from typing import Any
@@ -14,20 +14,20 @@ from serve.settings import Precision
 from test_checkpoints.networks import Geometry
 from tests.unit.engine import diffusers_reference
 from tests.unit.engine.checkpoints import FIVE_STAGES, SMALL, Checkpoints
-from tests.unit.engine.requests import make_image, make_request, run_request
+from tests.unit.engine.requests import Mode, make_image, make_request, run_request
 
 PRECISIONS: tuple[Precision, ...] = ("float32", "bf16")
 
 
 def _checkpoint(checkpoints: Checkpoints, variant: VariantName, precision: Precision) -> Checkpoint:
-    """All in one dtype, as pipelines want it."""
+    """With all networks in one dtype, as the pipelines require."""
     return checkpoints.get(variant, precision, vae="float32" if precision == "float32" else "bfloat16")
 
 
-def _assert_equals_pipeline(checkpoint: Checkpoint, job: GenerationRequest) -> None:
-    ours = run_request(checkpoint, job).latents[0]
-    assert ours.dtype == checkpoint.transformer.dtype
-    assert torch.equal(ours, diffusers_reference.latents(checkpoint, job))
+def _assert_equals_pipeline(checkpoint: Checkpoint, request: GenerationRequest) -> None:
+    latents = run_request(checkpoint, request).latents[0]
+    assert latents.dtype == checkpoint.transformer.dtype
+    assert torch.equal(latents, diffusers_reference.latents(checkpoint, request))
 
 
 @pytest.mark.parametrize("precision", PRECISIONS)
@@ -43,7 +43,7 @@ def _assert_equals_pipeline(checkpoint: Checkpoint, job: GenerationRequest) -> N
         ("schnell", {"size": (48, 112), "steps": 1, "guidance": None, "prompt": ""}),
     ],
 )
-def test_text_to_image_equals_its_pipeline(
+def test_text_to_image_equals_flux_pipeline(
     checkpoints: Checkpoints, variant: VariantName, precision: Precision, fields: dict[str, Any]
 ) -> None:
     _assert_equals_pipeline(_checkpoint(checkpoints, variant, precision), make_request(**fields))
@@ -62,67 +62,66 @@ def test_text_to_image_equals_its_pipeline(
         ("schnell", {"size": (96, 64), "steps": 4, "strength": 0.5, "guidance": None}),
     ],
 )
-def test_drawing_over_a_picture_equals_its_pipeline(
-    checkpoints: Checkpoints, variant: VariantName, precision: Precision, mode: Any, fields: dict[str, Any]
+def test_image_to_image_and_inpainting_equal_their_pipelines(
+    checkpoints: Checkpoints, variant: VariantName, precision: Precision, mode: Mode, fields: dict[str, Any]
 ) -> None:
     _assert_equals_pipeline(_checkpoint(checkpoints, variant, precision), make_request(mode, **fields))
 
 
 @pytest.mark.parametrize("mode", ["text_to_image", "image_to_image"])
 @pytest.mark.parametrize("size", [(96, 64), (48, 80)])
-def test_pixels_equal_those_of_the_pipeline(checkpoints: Checkpoints, mode: Any, size: tuple[int, int]) -> None:
+def test_pixels_equal_pipeline_pixels(checkpoints: Checkpoints, mode: Mode, size: tuple[int, int]) -> None:
     checkpoint = _checkpoint(checkpoints, "dev", "float32")
-    job = make_request(mode, size=size)
-    assert np.array_equal(run_request(checkpoint, job).pixels[0], diffusers_reference.pixels(checkpoint, job))
+    request = make_request(mode, size=size)
+    assert np.array_equal(run_request(checkpoint, request).pixels[0], diffusers_reference.pixels(checkpoint, request))
 
 
 @pytest.mark.parametrize("mode", ["image_to_image", "inpainting"])
-def test_a_float32_vae_beside_a_bf16_transformer_encodes_in_float32(checkpoints: Checkpoints, mode: Any) -> None:
-    """Pipelines cannot mix dtypes, but take latents for a picture; its sample is then drawn before."""
+def test_float32_vae_with_bf16_transformer_encodes_in_float32(checkpoints: Checkpoints, mode: Mode) -> None:
+    """Pipelines cannot mix dtypes but accept latents as the image, so the reference samples its latents here."""
     checkpoint = checkpoints.get("dev", "bf16", vae="float32")
-    job = make_request(mode, seeds=(11,))
-    assert job.image is not None
+    request = make_request(mode, seeds=(11,))
+    assert request.image is not None
     generator = torch.Generator("cpu").manual_seed(11)
-    shades = torch.from_numpy(2.0 * (job.image.astype(np.float32) / 255.0) - 1.0)
-    sample = checkpoint.vae.encode(shades.unsqueeze(0).permute(0, 3, 1, 2)).latent_dist.sample(generator)
+    values = torch.from_numpy(2.0 * (request.image.astype(np.float32) / 255.0) - 1.0)
+    sample = checkpoint.vae.encode(values.unsqueeze(0).permute(0, 3, 1, 2)).latent_dist.sample(generator)
     latents = (sample - checkpoint.vae.config.shift_factor) * checkpoint.vae.config.scaling_factor
-    given = {"image": latents.bfloat16(), "generator": generator}
+    arguments = {"image": latents.bfloat16(), "generator": generator}
     if mode == "inpainting":
-        given["masked_image_latents"] = torch.zeros_like(latents)
-    assert torch.equal(run_request(checkpoint, job).latents[0], diffusers_reference.latents(checkpoint, job, **given))
+        arguments["masked_image_latents"] = torch.zeros_like(latents)
+    expected = diffusers_reference.latents(checkpoint, request, **arguments)
+    assert torch.equal(run_request(checkpoint, request).latents[0], expected)
 
 
 @pytest.mark.parametrize("mode", ["text_to_image", "image_to_image", "inpainting"])
-def test_a_vae_of_five_stages_equals_its_pipeline(checkpoints: Checkpoints, mode: Any) -> None:
+def test_vae_with_five_stages_equals_pipeline(checkpoints: Checkpoints, mode: Mode) -> None:
     checkpoint = checkpoints.get("dev", "float32", geometry=FIVE_STAGES)
     assert checkpoint.pixel_stride == 32
     _assert_equals_pipeline(checkpoint, make_request(mode, size=(96, 64)))
 
 
-@pytest.mark.parametrize(("geometry", "drawn_at"), [(SMALL, (112, 80)), (FIVE_STAGES, (128, 96))])
-def test_a_size_off_the_stride_is_drawn_larger_and_cropped(
-    checkpoints: Checkpoints, geometry: Geometry, drawn_at: tuple[int, int]
+@pytest.mark.parametrize(("geometry", "padded_size"), [(SMALL, (112, 80)), (FIVE_STAGES, (128, 96))])
+def test_size_that_is_not_a_multiple_of_the_stride_is_generated_larger_and_cropped(
+    checkpoints: Checkpoints, geometry: Geometry, padded_size: tuple[int, int]
 ) -> None:
     checkpoint = checkpoints.get("dev", "float32", geometry=geometry)
-    asked, larger = make_request(size=(100, 72)), make_request(size=drawn_at)
-    assert np.array_equal(
-        run_request(checkpoint, asked).pixels[0], diffusers_reference.pixels(checkpoint, larger)[:72, :100]
-    )
+    request, padded = make_request(size=(100, 72)), make_request(size=padded_size)
+    expected = diffusers_reference.pixels(checkpoint, padded)[:72, :100]
+    assert np.array_equal(run_request(checkpoint, request).pixels[0], expected)
 
 
-def test_a_picture_off_the_stride_is_padded_by_its_edge(checkpoints: Checkpoints) -> None:
+def test_input_image_is_padded_with_its_edge_to_the_stride(checkpoints: Checkpoints) -> None:
     checkpoint = checkpoints.get("dev", "float32")
-    job = make_request("image_to_image", size=(100, 72))
-    assert job.image is not None
-    padded = np.pad(job.image, ((0, 8), (0, 12), (0, 0)), mode="edge")
-    larger = replace(job, size=(112, 80), image=padded)
-    assert np.array_equal(
-        run_request(checkpoint, job).pixels[0], diffusers_reference.pixels(checkpoint, larger)[:72, :100]
-    )
+    request = make_request("image_to_image", size=(100, 72))
+    assert request.image is not None
+    padded_image = np.pad(request.image, ((0, 8), (0, 12), (0, 0)), mode="edge")
+    padded = replace(request, size=(112, 80), image=padded_image)
+    expected = diffusers_reference.pixels(checkpoint, padded)[:72, :100]
+    assert np.array_equal(run_request(checkpoint, request).pixels[0], expected)
 
 
-def test_the_picture_and_the_mask_change_what_is_drawn() -> None:
-    """Else the comparisons above could agree on nothing."""
+def test_input_image_and_mask_are_not_uniform() -> None:
+    """Uniform inputs would hide errors in the comparisons above."""
     assert make_image((96, 64)).std() > 50
     mask = make_request("inpainting").mask
     assert mask is not None

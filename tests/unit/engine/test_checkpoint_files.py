@@ -1,5 +1,3 @@
-"""Where models come from, and what an operator reads when they do not come."""
-
 import json
 import os
 import subprocess
@@ -12,34 +10,37 @@ from serve.engine.checkpoint_files import resolve_folder
 from serve.errors import ModelLoadError
 from tests.unit.engine.hub import REVISION, Hub
 
-REFUSALS = {
+HUB_ERRORS = {
     "owner/gated": (403, "GatedRepo"),
     "owner/private": (401, "RepoNotFound"),
     "owner/missing": (404, "RepoNotFound"),
     "owner/unrevised": (404, "RevisionNotFound"),
     "owner/odd": (418, ""),
 }
-ASK = """
+RESOLVE_SCRIPT = """
 import json, sys
 from serve.engine.checkpoint_files import resolve_folder
 from serve.errors import ModelLoadError
 
-answers = {}
+results = {}
 for source in sys.argv[3:]:
     try:
-        answers[source] = str(resolve_folder(source, sys.argv[1], ["part/*.json"], sys.argv[2] or None))
+        results[source] = str(resolve_folder(source, sys.argv[1], ["part/*.json"], sys.argv[2] or None))
     except ModelLoadError as error:
-        answers[source] = str(error)
-print(json.dumps(answers))
+        results[source] = str(error)
+print(json.dumps(results))
 """
 
 
-def ask(sources: list[str], token: str, **environment: str) -> dict[str, str]:
-    """What a process of its own answers: the hub's client reads its environment once, when it is imported."""
-    command = [sys.executable, "-c", ASK, REVISION, token, *sources]
+def resolve_in_subprocess(sources: list[str], token: str, **environment: str) -> dict[str, str]:
+    """The folder or the error message for each source.
+
+    Runs in a new process, because the hub's client reads its environment only when it is imported.
+    """
+    command = [sys.executable, "-c", RESOLVE_SCRIPT, REVISION, token, *sources]
     done = subprocess.run(command, env=os.environ | environment, check=True, capture_output=True, timeout=60)
-    answers: dict[str, str] = json.loads(done.stdout)
-    return answers
+    results: dict[str, str] = json.loads(done.stdout)
+    return results
 
 
 @pytest.fixture(scope="module")
@@ -48,63 +49,66 @@ def hub(tmp_path_factory: pytest.TempPathFactory) -> Hub:
     for name in ("part/config.json", "part/weights.bin", "other/config.json", "config.json", "huge.safetensors"):
         (folder / name).parent.mkdir(exist_ok=True)
         (folder / name).write_text(name)
-    return Hub(folder, REFUSALS)
+    return Hub(folder, HUB_ERRORS)
 
 
 @pytest.fixture(scope="module")
-def answers(hub: Hub, tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
+def results(hub: Hub, tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
+    """The folder of `owner/name` and the error messages of the other repositories."""
     cache = str(tmp_path_factory.mktemp("cache"))
     with hub.serving():
-        return ask(["owner/name", *REFUSALS], "secret", HF_ENDPOINT=hub.endpoint, HF_HUB_CACHE=cache)
+        return resolve_in_subprocess(
+            ["owner/name", *HUB_ERRORS], "secret", HF_ENDPOINT=hub.endpoint, HF_HUB_CACHE=cache
+        )
 
 
-def test_a_local_folder_is_taken_as_it_is(tmp_path: Path) -> None:
+def test_local_folder_is_returned_unchanged(tmp_path: Path) -> None:
     assert resolve_folder(str(tmp_path), None, [], None) == tmp_path
 
 
-def test_of_a_repository_only_what_is_asked_for_is_fetched(hub: Hub, answers: dict[str, str]) -> None:
-    folder = Path(answers["owner/name"])
+def test_only_matching_files_of_a_repository_are_downloaded(hub: Hub, results: dict[str, str]) -> None:
+    folder = Path(results["owner/name"])
     assert [str(file.relative_to(folder)) for file in folder.rglob("*.*")] == ["part/config.json"]
     assert (folder / "part/config.json").read_text() == "part/config.json"
-    assert hub.fetched == {"part/config.json"}
+    assert hub.requested_files == {"part/config.json"}
 
 
-def test_the_token_goes_to_the_hub_and_into_no_answer(hub: Hub, answers: dict[str, str]) -> None:
-    assert "Bearer secret" in hub.tokens
-    assert "secret" not in json.dumps(answers)
+def test_token_is_sent_to_the_hub_and_in_no_error_message(hub: Hub, results: dict[str, str]) -> None:
+    assert "Bearer secret" in hub.authorizations
+    assert "secret" not in json.dumps(results)
 
 
 @pytest.mark.parametrize(
-    ("source", "advice"),
+    ("source", "fix"),
     [
         ("owner/gated", "accept its licence"),
-        ("owner/private", "correct `source` or the token"),
-        ("owner/missing", "correct `source` or the token"),
-        ("owner/unrevised", "correct `revision`"),
-        ("owner/odd", "check the network, or name a folder"),
+        ("owner/private", "`source` or the token"),
+        ("owner/missing", "`source` or the token"),
+        ("owner/unrevised", "`revision`"),
+        ("owner/odd", "check the network"),
     ],
 )
-def test_a_refusal_is_one_line_that_says_what_to_do(answers: dict[str, str], source: str, advice: str) -> None:
-    assert answers[source].startswith(f"cannot use the model {source}: ")
-    assert advice in answers[source]
-    assert "\n" not in answers[source]
+def test_hub_error_becomes_one_line_with_a_fix(results: dict[str, str], source: str, fix: str) -> None:
+    assert source in results[source]
+    assert fix in results[source]
+    assert "\n" not in results[source]
 
 
-def test_without_a_network_only_the_local_cache_counts(tmp_path: Path) -> None:
-    (answer,) = ask(["owner/name"], "", HF_HUB_OFFLINE="1", HF_HUB_CACHE=str(tmp_path)).values()
-    assert answer.endswith("the hub cannot be reached; check the network, or name a folder")
+def test_offline_source_outside_the_local_cache_is_an_error(tmp_path: Path) -> None:
+    (message,) = resolve_in_subprocess(["owner/name"], "", HF_HUB_OFFLINE="1", HF_HUB_CACHE=str(tmp_path)).values()
+    assert "local cache" in message
 
 
 @pytest.mark.parametrize(
-    ("source", "advice"),
+    ("source", "why"),
     [
-        ("/no/such/folder", "there is no such folder"),
-        ("./no-such-folder", "there is no such folder"),
-        ("~/no-such-folder", "there is no such folder"),
-        ("a/b/c", "neither a local folder nor a repository `owner/name`"),
+        ("/no/such/folder", "no such folder"),
+        ("./no-such-folder", "no such folder"),
+        ("~/no-such-folder", "no such folder"),
+        ("a/b/c", "`owner/name`"),
     ],
 )
-def test_what_cannot_be_a_source_is_not_looked_up(source: str, advice: str) -> None:
-    with pytest.raises(ModelLoadError, match=advice) as caught:
+def test_invalid_source_is_an_error(source: str, why: str) -> None:
+    with pytest.raises(ModelLoadError, match=why) as caught:
         resolve_folder(source, None, [], None)
     assert caught.value.source == source

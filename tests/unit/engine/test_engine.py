@@ -8,8 +8,9 @@ from typing import Any
 import numpy as np
 import pytest
 
+from serve.engine import batching, denoiser, device
 from serve.engine.checkpoint import Checkpoint
-from serve.engine.engine import Engine
+from serve.engine.engine import STEP_EVENT_PERIOD_S, Engine, StepThrottle
 from serve.engine.request import Canceled, Completed, EngineEvent, Failed, GenerationRequest, ImageReady
 from serve.engine.request_state import CancelToken
 from serve.engine.watchdog import EngineHealth
@@ -17,7 +18,7 @@ from serve.errors import EngineFailed, NotReady
 from serve.events import Started, StepDone
 from serve.settings import PoolSettings
 from tests.unit.engine.checkpoints import Checkpoints
-from tests.unit.engine.faults import Faulty, first_call
+from tests.unit.engine.faults import Faulty, first_call, observed
 from tests.unit.engine.requests import make_request, run_request
 
 TIMEOUT_S = 60
@@ -37,30 +38,41 @@ def engine(checkpoint: Checkpoint) -> Iterator[Engine]:
 
 
 class Client:
-    """Submits a job and hears of it on another thread than the engine's."""
+    """Submits a request and receives its events on the test's thread."""
 
-    def __init__(self, engine: Engine, job: GenerationRequest) -> None:
+    def __init__(self, engine: Engine, request: GenerationRequest) -> None:
         self._events: SimpleQueue[EngineEvent] = SimpleQueue()
-        self.ticket: CancelToken = engine.submit(job, self._events.put)
+        self.cancel_token: CancelToken = engine.submit(request, self._events.put)
 
-    def next(self) -> EngineEvent:
+    def next_event(self) -> EngineEvent:
         return self._events.get(timeout=TIMEOUT_S)
 
-    def until(self, *kinds: type) -> list[EngineEvent]:
-        """The events up to the first of one of `kinds`."""
-        events = [self.next()]
-        while not isinstance(events[-1], kinds):
-            events.append(self.next())
+    def events_until(self, *types: type) -> list[EngineEvent]:
+        """The events up to the first of one of `types`."""
+        events = [self.next_event()]
+        while not isinstance(events[-1], types):
+            events.append(self.next_event())
         return events
 
-    def rest(self) -> list[EngineEvent]:
-        return self.until(Completed, Failed, Canceled)
+    def remaining_events(self) -> list[EngineEvent]:
+        """The events up to the final one."""
+        return self.events_until(Completed, Failed, Canceled)
+
+    def final_event(self) -> EngineEvent:
+        return self.remaining_events()[-1]
 
 
-def test_a_job_is_told_from_its_start_to_its_end(engine: Engine, checkpoint: Checkpoint) -> None:
-    job = make_request("inpainting", prompt="a fish " * 100, seeds=(1, 2), steps=4, strength=0.5)
-    events = Client(engine, job).rest()
-    started, first, second, third, fourth, *pixels, done = events
+class Clock:
+    def __init__(self) -> None:
+        self.now_s = 100.0
+
+    def __call__(self) -> float:
+        return self.now_s
+
+
+def test_request_emits_started_steps_images_and_completed(engine: Engine, checkpoint: Checkpoint) -> None:
+    request = make_request("inpainting", prompt="a fish " * 100, seeds=(1, 2), steps=4, strength=0.5)
+    started, first, second, third, fourth, *images, completed = Client(engine, request).remaining_events()
     assert isinstance(started, Started)
     assert [note.split()[0] for note in started.notes] == ["T5", "CLIP"]
     assert [first, second, third, fourth] == [
@@ -69,89 +81,89 @@ def test_a_job_is_told_from_its_start_to_its_end(engine: Engine, checkpoint: Che
         StepDone(0, 2, 2),
         StepDone(1, 2, 2),
     ]
-    assert [event.image for event in pixels if isinstance(event, ImageReady)] == [0, 1]
-    assert isinstance(done, Completed)
-    assert done.mean_batch == 2
-    drawn = [event.to_host() for event in pixels if isinstance(event, ImageReady)]
-    assert np.array_equal(drawn, run_request(checkpoint, job).pixels)
+    assert [event.image for event in images if isinstance(event, ImageReady)] == [0, 1]
+    assert isinstance(completed, Completed)
+    assert completed.mean_batch == 2
+    pixels = [event.to_host() for event in images if isinstance(event, ImageReady)]
+    assert np.array_equal(pixels, run_request(checkpoint, request).pixels)
 
 
-def test_the_stages_add_up_to_the_whole_time(engine: Engine) -> None:
-    begin = time.monotonic()
-    done = Client(engine, make_request("image_to_image", seeds=(1, 2))).rest()[-1]
-    whole_ms = 1000 * (time.monotonic() - begin)
-    assert isinstance(done, Completed)
-    assert list(done.stages_ms) == ["queue", "text", "encode_image", "denoise", "decode"]
-    assert all(stage_ms >= 0 for stage_ms in done.stages_ms.values())
-    assert 0.5 * whole_ms <= sum(done.stages_ms.values()) <= whole_ms
+def test_stage_times_add_up_to_the_total_time(engine: Engine) -> None:
+    start_s = time.monotonic()
+    completed = Client(engine, make_request("image_to_image", seeds=(1, 2))).final_event()
+    total_ms = 1000 * (time.monotonic() - start_s)
+    assert isinstance(completed, Completed)
+    assert list(completed.stages_ms) == ["queue", "text", "encode_image", "denoise", "decode"]
+    assert all(stage_ms >= 0 for stage_ms in completed.stages_ms.values())
+    assert 0.5 * total_ms <= sum(completed.stages_ms.values()) <= total_ms
 
 
-def test_canceled_at_step_3_of_50_it_takes_no_further_step(engine: Engine) -> None:
-    """Told by its listener, so between two steps."""
-    submitted, over = threading.Event(), threading.Event()
-    heard: list[EngineEvent] = []
+def test_request_cancelled_by_its_listener_takes_no_further_step(engine: Engine) -> None:
+    """The listener runs between two steps."""
+    submitted, ended = threading.Event(), threading.Event()
+    events: list[EngineEvent] = []
 
-    def listen(event: EngineEvent) -> None:
-        heard.append(event)
+    def listener(event: EngineEvent) -> None:
+        events.append(event)
         if event == StepDone(0, 3, 50):
             assert submitted.wait(TIMEOUT_S)
-            engine.cancel(ticket)
+            engine.cancel(cancel_token)
         if isinstance(event, Canceled | Completed):
-            over.set()
+            ended.set()
 
-    ticket = engine.submit(make_request(steps=50), listen)
+    cancel_token = engine.submit(make_request(steps=50), listener)
     submitted.set()
-    assert over.wait(TIMEOUT_S)
-    assert isinstance(heard[-1], Canceled)
+    assert ended.wait(TIMEOUT_S)
+    assert isinstance(events[-1], Canceled)
     assert engine.stats.batches == 3
     assert engine.stats.images == 0
 
 
-def test_canceled_from_another_thread_it_stops_within_one_step(engine: Engine) -> None:
+def test_request_cancelled_from_another_thread_stops_within_one_step(engine: Engine) -> None:
     client = Client(engine, make_request(steps=50, seeds=(1, 2)))
-    beside = Client(engine, make_request(steps=12))
-    client.until(StepDone)
-    engine.cancel(client.ticket)
-    passes = engine.stats.image_steps
-    assert isinstance(client.rest()[-1], Canceled)
-    assert isinstance(beside.rest()[-1], Completed)
-    assert engine.stats.image_steps <= passes + 3 + 12
+    other = Client(engine, make_request(steps=12))
+    client.events_until(StepDone)
+    engine.cancel(client.cancel_token)
+    image_steps = engine.stats.image_steps
+    assert isinstance(client.final_event(), Canceled)
+    assert isinstance(other.final_event(), Completed)
+    assert engine.stats.image_steps <= image_steps + 3 + 12
     assert engine.stats.images == 0
 
 
-def test_a_job_that_waits_can_be_canceled(engine: Engine) -> None:
-    first = Client(engine, make_request(steps=20, seeds=(1, 2, 3, 4)))
+def test_waiting_request_can_be_cancelled(engine: Engine) -> None:
+    running = Client(engine, make_request(steps=20, seeds=(1, 2, 3, 4)))
     waiting = Client(engine, make_request(size=(64, 64), steps=50))
-    engine.cancel(waiting.ticket)
-    assert sum(isinstance(event, StepDone) for event in waiting.rest()) <= 1
-    assert isinstance(first.rest()[-1], Completed)
+    engine.cancel(waiting.cancel_token)
+    assert sum(isinstance(event, StepDone) for event in waiting.remaining_events()) <= 1
+    assert isinstance(running.final_event(), Completed)
 
 
-def test_canceling_what_has_ended_changes_nothing(engine: Engine) -> None:
+def test_cancelling_an_ended_request_has_no_effect(engine: Engine) -> None:
     client = Client(engine, make_request(steps=1))
-    assert isinstance(client.rest()[-1], Completed)
-    engine.cancel(client.ticket)
-    assert isinstance(Client(engine, make_request(steps=1)).rest()[-1], Completed)
+    assert isinstance(client.final_event(), Completed)
+    engine.cancel(client.cancel_token)
+    assert isinstance(Client(engine, make_request(steps=1)).final_event(), Completed)
 
 
-def test_counters_know_what_is_in_work(engine: Engine) -> None:
+def test_stats_count_batches_steps_and_unfinished_images(engine: Engine) -> None:
     assert engine.stats.mean_batch == 0
     client = Client(engine, make_request(seeds=(1, 2, 3), steps=2))
-    client.until(StepDone)
+    client.events_until(StepDone)
     assert engine.stats.images == 3
-    client.rest()
+    client.remaining_events()
     assert (engine.stats.batches, engine.stats.image_steps) == (2, 6)
     assert engine.stats.mean_batch == 3
 
 
-def test_stopping_fails_what_has_not_ended(checkpoint: Checkpoint) -> None:
+def test_stop_fails_unfinished_requests(checkpoint: Checkpoint) -> None:
     engine = Engine(checkpoint, PoolSettings(model=""))
     engine.start()
-    stepping, waiting = (Client(engine, make_request(steps=50, size=size)) for size in ((96, 64), (64, 64)))
-    stepping.until(StepDone)
+    running, waiting = (Client(engine, make_request(steps=50, size=size)) for size in ((96, 64), (64, 64)))
+    running.events_until(StepDone)
     engine.stop()
-    for client in (stepping, waiting):
-        failed = client.rest()[-1]
+    for client in (running, waiting):
+        failed = client.final_event()
         assert isinstance(failed, Failed)
         assert "stopping" in str(failed.error)
     assert not engine.health.healthy
@@ -160,44 +172,45 @@ def test_stopping_fails_what_has_not_ended(checkpoint: Checkpoint) -> None:
     engine.stop()
 
 
-def test_an_engine_that_was_never_started_takes_no_jobs(checkpoint: Checkpoint) -> None:
+def test_engine_that_was_not_started_raises_not_ready(checkpoint: Checkpoint) -> None:
     engine = Engine(checkpoint, PoolSettings(model=""))
     with pytest.raises(NotReady):
         engine.submit(make_request(), print)
     engine.stop()
 
 
-def test_a_plan_of_another_variant_is_refused(engine: Engine) -> None:
+def test_request_without_required_guidance_raises_value_error(engine: Engine) -> None:
     with pytest.raises(ValueError, match="guidance"):
         engine.submit(make_request(guidance=None), print)
 
 
-def test_warming_up_teaches_how_long_each_kind_of_work_may_take(checkpoint: Checkpoint) -> None:
-    seen: list[EngineHealth] = []
+def test_warm_up_sets_a_time_limit_for_each_kind_of_work(checkpoint: Checkpoint) -> None:
+    observations: list[EngineHealth] = []
 
-    def look(*_: Any, **__: Any) -> bool:
-        seen.append(watched.health)
-        return False
+    def observe() -> None:
+        observations.append(observed_engine.health)
 
-    parts: dict[str, Any] = {
-        "t5": Faulty(checkpoint.t5, look, RuntimeError()),
-        "transformer": Faulty(checkpoint.transformer, look, RuntimeError()),
-        "vae": Faulty(Faulty(checkpoint.vae, look, RuntimeError(), "encode"), look, RuntimeError(), "decode"),
-    }
-    watched = Engine(replace(checkpoint, **parts), PoolSettings(model="", prompt_cache_entries=0))
-    watched.start()
+    vae = observed(observed(checkpoint.vae, observe, "encode"), observe, "decode")
+    observed_checkpoint = replace(
+        checkpoint,
+        t5=observed(checkpoint.t5, observe),
+        transformer=observed(checkpoint.transformer, observe),
+        vae=vae,
+    )
+    observed_engine = Engine(observed_checkpoint, PoolSettings(model="", prompt_cache_entries=0))
+    observed_engine.start()
     try:
-        watched.warm_up([(64, 64), (96, 64)])
-        assert [pulse.limit_s for pulse in seen[:4]] == [None] * 4
-        seen.clear()
-        assert isinstance(Client(watched, make_request("inpainting", steps=1)).rest()[-1], Completed)
+        observed_engine.warm_up([(64, 64), (96, 64)])
+        assert [health.limit_s for health in observations[:4]] == [None] * 4
+        observations.clear()
+        assert isinstance(Client(observed_engine, make_request("inpainting", steps=1)).final_event(), Completed)
     finally:
-        watched.stop()
-    assert [pulse.work.kind for pulse in seen if pulse.work] == ["text", "encode_image", "step", "decode"]
-    assert all(pulse.healthy and pulse.limit_s for pulse in seen)
+        observed_engine.stop()
+    assert [health.work.kind for health in observations if health.work] == ["text", "encode_image", "step", "decode"]
+    assert all(health.healthy and health.limit_s for health in observations)
 
 
-def test_a_warm_up_that_fails_says_so(checkpoint: Checkpoint) -> None:
+def test_failed_warm_up_raises_engine_failed(checkpoint: Checkpoint) -> None:
     vae: Any = Faulty(checkpoint.vae, first_call(), RuntimeError("no memory"), "decode")
     engine = Engine(replace(checkpoint, vae=vae), PoolSettings(model=""))
     engine.start()
@@ -214,17 +227,17 @@ def test_schnell_warms_up_without_guidance(checkpoints: Checkpoints) -> None:
     assert engine.stats.batches == 1
 
 
-def test_other_work_runs_on_the_thread_that_owns_the_device_between_steps(engine: Engine) -> None:
+def test_run_on_device_calls_on_the_engine_thread_between_steps(engine: Engine) -> None:
     client = Client(engine, make_request(steps=30))
-    client.until(StepDone)
+    client.events_until(StepDone)
     assert engine.run_on_device(lambda: threading.current_thread().name).result(TIMEOUT_S) == "engine"
     assert engine.stats.images == 1
     with pytest.raises(ZeroDivisionError):
         engine.run_on_device(lambda: 1 // 0).result(TIMEOUT_S)
-    assert isinstance(client.rest()[-1], Completed)
+    assert isinstance(client.final_event(), Completed)
 
 
-def test_other_work_that_never_ran_is_canceled_when_the_engine_stops(checkpoint: Checkpoint) -> None:
+def test_stop_cancels_device_calls_that_have_not_started(checkpoint: Checkpoint) -> None:
     engine = Engine(checkpoint, PoolSettings(model=""))
     engine.start()
     entered, leave = threading.Event(), threading.Event()
@@ -240,3 +253,62 @@ def test_other_work_that_never_ran_is_canceled_when_the_engine_stops(checkpoint:
     engine.stop()
     assert running.result(TIMEOUT_S) is None
     assert waiting.cancelled()
+
+
+def test_failed_iteration_fails_current_requests_and_the_engine_continues(
+    checkpoint: Checkpoint, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    errors = iter((ZeroDivisionError,))
+
+    def select_batch(*arguments: Any) -> Any:
+        for error in errors:
+            raise error
+        return batching.select_batch(*arguments)
+
+    monkeypatch.setattr(denoiser, "select_batch", select_batch)
+    engine = Engine(checkpoint, PoolSettings(model=""))
+    engine.start()
+    try:
+        with pytest.raises(EngineFailed):
+            engine.warm_up([(64, 64)])
+        engine.warm_up([(64, 64)])
+    finally:
+        engine.stop()
+
+
+def test_engine_with_unresponsive_device_is_unhealthy(checkpoint: Checkpoint, monkeypatch: pytest.MonkeyPatch) -> None:
+    vae: Any = Faulty(checkpoint.vae, first_call(), RuntimeError("the device is lost"), "encode")
+    engine = Engine(replace(checkpoint, vae=vae), PoolSettings(model=""))
+    monkeypatch.setattr(device, "is_responsive", lambda _: False)
+    engine.start()
+    try:
+        assert engine.health.healthy
+        with pytest.raises(EngineFailed):
+            engine.warm_up([(64, 64)])
+        assert not engine.health.healthy
+    finally:
+        engine.stop()
+
+
+def _emitted_steps(steps: int, step_s: float, images: int = 1) -> list[tuple[int, int]]:
+    """Image and step of the events that the throttle lets through, when all images step together."""
+    clock = Clock()
+    throttle = StepThrottle(clock)
+    emitted = []
+    for step in range(1, steps + 1):
+        emitted += [(image, step) for image in range(images) if throttle.should_emit(StepDone(image, step, steps))]
+        clock.now_s += step_s
+    return emitted
+
+
+def test_step_throttle_emits_all_slow_steps() -> None:
+    assert _emitted_steps(4, step_s=STEP_EVENT_PERIOD_S) == [(0, 1), (0, 2), (0, 3), (0, 4)]
+
+
+def test_step_throttle_emits_first_last_and_one_step_per_period() -> None:
+    assert _emitted_steps(28, step_s=STEP_EVENT_PERIOD_S / 8) == [(0, 1), (0, 9), (0, 17), (0, 25), (0, 28)]
+
+
+def test_step_throttle_emits_steps_of_every_image() -> None:
+    """The progress of a prediction is that of its slowest image."""
+    assert _emitted_steps(3, step_s=0, images=4) == [(image, step) for step in (1, 3) for image in range(4)]

@@ -1,4 +1,4 @@
-"""LoRAs act as diffusers and peft apply them, but for the order in which peft rounds."""
+"""Images with LoRAs equal those of diffusers and peft, up to the order of rounding."""
 
 from collections.abc import Mapping
 from dataclasses import replace
@@ -14,14 +14,14 @@ from serve.settings import Dtype, Precision
 from tests.unit.engine import diffusers_reference
 from tests.unit.engine.checkpoints import Checkpoints
 from tests.unit.engine.loras import lora_requests, make_lora
-from tests.unit.engine.requests import make_request, run_request
+from tests.unit.engine.requests import Mode, make_request, run_request
 
 TOLERANCE = {"float32": 2e-5, "bf16": 0.08, "fp8": 0.08}
-"""As a share of what the LoRAs change. In bf16 peft rounds after each product and sum, we before the last sum only."""
+"""Relative to the change that the LoRAs make. In bf16, peft rounds after each product and sum, the engine once before
+the last sum."""
 
 
-def _tensors(lora: LoraWeights) -> dict[str, Tensor]:
-    """In diffusers' format."""
+def _diffusers_state_dict(lora: LoraWeights) -> dict[str, Tensor]:
     tensors: dict[str, Tensor] = {}
     for network, layers in (("transformer", lora.transformer), ("text_encoder", lora.clip)):
         for name, matrix in layers.items():
@@ -31,8 +31,8 @@ def _tensors(lora: LoraWeights) -> dict[str, Tensor]:
     return tensors
 
 
-def _without_float8(transformer: nn.Module) -> None:
-    """peft does not know quanto's linears: the same weights in linears that it knows."""
+def _dequantize(transformer: nn.Module) -> None:
+    """Replaces quanto's linear layers, which peft does not support, with torch's, which keep the quantized values."""
     for module in transformer.modules():
         for name, child in module.named_children():
             if isinstance(child, nn.Linear):
@@ -43,53 +43,54 @@ def _without_float8(transformer: nn.Module) -> None:
                 setattr(module, name, plain)
 
 
-def _with_peft(checkpoint: Checkpoint, loras: Mapping[str, LoraWeights], scales: Mapping[str, float]) -> None:
-    """Puts peft's layers into the networks of a checkpoint."""
+def _add_peft_layers(checkpoint: Checkpoint, loras: Mapping[str, LoraWeights], scales: Mapping[str, float]) -> None:
+    """Adds LoRAs to the networks of a checkpoint through diffusers and peft."""
     pipeline = diffusers_reference.make_pipeline(checkpoint)
     for key in scales:
-        pipeline.load_lora_weights(_tensors(loras[key]), adapter_name=key)
+        pipeline.load_lora_weights(_diffusers_state_dict(loras[key]), adapter_name=key)
     pipeline.set_adapters(list(scales), list(scales.values()))
 
 
-def _furthest(one: Tensor, other: Tensor) -> float:
+def _max_difference(one: Tensor, other: Tensor) -> float:
     return float((one.float() - other.float()).abs().max())
 
 
-WHOLE, TWO, DAMPED, OUTSIDE = {"whole": 1.0}, {"attention": 0.6, "single": -1.5}, {"damped": 0.8}, {"outside": 2.0}
+ALL_LAYERS, TWO_LORAS = {"all_layers": 1.0}, {"attention": 0.6, "single": -1.5}
+WITH_ALPHA, OUTSIDE_BLOCKS = {"with_alpha": 0.8}, {"outside_blocks": 2.0}
 
 
 @pytest.mark.filterwarnings("ignore:Already found a `peft_config`:UserWarning")
 @pytest.mark.parametrize(
     ("precision", "mode", "scales"),
     [
-        pytest.param("float32", "text_to_image", WHOLE, id="all layers, and CLIP"),
-        pytest.param("float32", "text_to_image", TWO, id="two of other layers, ranks and signs"),
-        pytest.param("float32", "image_to_image", DAMPED, id="an alpha of its own"),
-        pytest.param("float32", "inpainting", OUTSIDE | WHOLE, id="layers outside of the blocks"),
-        pytest.param("bf16", "text_to_image", WHOLE, id="bf16"),
-        pytest.param("bf16", "text_to_image", TWO, id="bf16, two"),
-        pytest.param("fp8", "text_to_image", WHOLE, id="fp8"),
-        pytest.param("fp8", "text_to_image", TWO, id="fp8, two"),
+        pytest.param("float32", "text_to_image", ALL_LAYERS, id="all layers and CLIP"),
+        pytest.param("float32", "text_to_image", TWO_LORAS, id="two LoRAs with different layers, ranks and signs"),
+        pytest.param("float32", "image_to_image", WITH_ALPHA, id="alpha different from the rank"),
+        pytest.param("float32", "inpainting", OUTSIDE_BLOCKS | ALL_LAYERS, id="layers outside the blocks"),
+        pytest.param("bf16", "text_to_image", ALL_LAYERS, id="bf16"),
+        pytest.param("bf16", "text_to_image", TWO_LORAS, id="bf16, two LoRAs"),
+        pytest.param("fp8", "text_to_image", ALL_LAYERS, id="fp8"),
+        pytest.param("fp8", "text_to_image", TWO_LORAS, id="fp8, two LoRAs"),
     ],
 )
-def test_pictures_are_those_of_peft(
-    checkpoints: Checkpoints, precision: Precision, mode: Any, scales: dict[str, float]
+def test_latents_with_loras_equal_those_of_peft(
+    checkpoints: Checkpoints, precision: Precision, mode: Mode, scales: dict[str, float]
 ) -> None:
     vae: Dtype = "float32" if precision == "float32" else "bfloat16"
-    checkpoint, theirs = checkpoints.get("dev", precision, vae), checkpoints.load("dev", precision, vae)
+    checkpoint, peft_checkpoint = checkpoints.get("dev", precision, vae), checkpoints.load("dev", precision, vae)
     loras = {
-        "whole": make_lora(checkpoint, 1, rank=4, clip=True),
+        "all_layers": make_lora(checkpoint, 1, rank=4, clip=True),
         "attention": make_lora(checkpoint, 2, rank=8, layers=r"attn\.(to_q|to_v|to_out|add_k_proj)"),
         "single": make_lora(checkpoint, 3, rank=19, layers=r"^single_.*(norm\.linear|proj_mlp)"),
-        "damped": make_lora(checkpoint, 4, rank=3, clip=True, scale=0.5),
-        "outside": make_lora(checkpoint, 5, rank=2, layers="embed|^norm_out"),
+        "with_alpha": make_lora(checkpoint, 4, rank=3, clip=True, scale=0.5),
+        "outside_blocks": make_lora(checkpoint, 5, rank=2, layers="embed|^norm_out"),
     }
     if precision == "fp8":
-        _without_float8(theirs.transformer)
-    _with_peft(theirs, loras, scales)
+        _dequantize(peft_checkpoint.transformer)
+    _add_peft_layers(peft_checkpoint, loras, scales)
     plain = make_request(mode, steps=2, strength=None if mode == "text_to_image" else 1.0)
     adapted = replace(plain, loras=lora_requests(**scales), lora_weights=loras)
-    reference = diffusers_reference.latents(theirs, plain)
-    changed = _furthest(reference, run_request(checkpoint, plain).latents[0])
-    assert changed > 0.5
-    assert _furthest(run_request(checkpoint, adapted).latents[0], reference) <= TOLERANCE[precision] * changed
+    reference = diffusers_reference.latents(peft_checkpoint, plain)
+    change = _max_difference(reference, run_request(checkpoint, plain).latents[0])
+    assert change > 0.5
+    assert _max_difference(run_request(checkpoint, adapted).latents[0], reference) <= TOLERANCE[precision] * change

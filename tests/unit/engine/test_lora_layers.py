@@ -1,5 +1,3 @@
-"""Rows beside linears: what they add, to whom, and that nothing stays behind."""
-
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
@@ -11,15 +9,16 @@ from serve.engine import quantize
 from serve.engine.denoiser import batch_invariant
 from serve.engine.lora_layers import LoraSlots
 from serve.lora.weights import LowRank
-from tests.unit.engine.loras import low_rank
+from tests.unit.engine.loras import make_low_rank
 
 CPU = torch.device("cpu")
 WIDTH, HIDDEN = 512, 96
 PRECISIONS = ("float32", "bf16", "fp8")
-WIDEN, NARROW = "net.0", "net.2"
+FIRST, SECOND = "net.0", "net.2"
+"""Names of the two linear layers."""
 
 
-def _network(precision: str) -> nn.Sequential:
+def _make_network(precision: str) -> nn.Sequential:
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
         network = nn.Sequential(nn.Linear(WIDTH, HIDDEN), nn.GELU(), nn.Linear(HIDDEN, WIDTH, bias=False))
@@ -30,138 +29,144 @@ def _network(precision: str) -> nn.Sequential:
     return network.eval().requires_grad_(False)
 
 
-def _matrix(seed: int, rank: int, layer: str = WIDEN, **fields: Any) -> LowRank:
-    linear = nn.Linear(WIDTH, HIDDEN) if layer == WIDEN else nn.Linear(HIDDEN, WIDTH)
-    return low_rank(linear, rank, torch.Generator().manual_seed(seed), **fields)
+def _make_matrix(seed: int, rank: int, layer: str = FIRST, **fields: Any) -> LowRank:
+    linear = nn.Linear(WIDTH, HIDDEN) if layer == FIRST else nn.Linear(HIDDEN, WIDTH)
+    return make_low_rank(linear, rank, torch.Generator().manual_seed(seed), **fields)
 
 
-def _inputs(images: int, dtype: torch.dtype) -> Tensor:
+def _make_inputs(images: int, dtype: torch.dtype) -> Tensor:
     return torch.randn(images, 7, WIDTH, generator=torch.Generator().manual_seed(9)).to(dtype)
 
 
-class Bench:
-    """A network with rows beside it, and its first linear alone."""
+class SlottedNetwork:
+    """A network of two linear layers with LoRA slots."""
 
-    def __init__(self, precision: str = "float32", rows: int = 40) -> None:
-        self.network = _network(precision)
+    def __init__(self, precision: str = "float32", count: int = 40) -> None:
+        self.network = _make_network(precision)
         self.dtype = torch.float32 if precision == "float32" else torch.bfloat16
-        row_bytes = 2 * (WIDTH + HIDDEN) * self.dtype.itemsize
-        self.bank = LoraSlots({"net": self.network}, (rows + 1) * row_bytes)
+        slot_bytes = 2 * (WIDTH + HIDDEN) * self.dtype.itemsize
+        self.slots = LoraSlots({"net": self.network}, (count + 1) * slot_bytes)
 
-    def widened(self, inputs: Tensor, *gains: dict[int, float]) -> Tensor:
-        """What the first linear gives; each image draws with rows at some gains, none with none of them."""
-        blends = [self.bank.select(chosen, frozenset({WIDEN})) if chosen else None for chosen in gains]
-        with self.bank.apply(blends), batch_invariant(CPU):
-            widened: Tensor = self.network[0](inputs)
-            return widened
+    def first_layer(self, inputs: Tensor, *gains: dict[int, float]) -> Tensor:
+        """Output of the first layer. `gains[i]` are the slots of image i with their gains; empty selects none."""
+        selections = [
+            self.slots.select(image_gains, frozenset({FIRST})) if image_gains else None for image_gains in gains
+        ]
+        with self.slots.apply(selections), batch_invariant(CPU):
+            output: Tensor = self.network[0](inputs)
+            return output
 
 
 @pytest.mark.parametrize(("precision", "tolerance"), [("float32", 1e-6), ("bf16", 0.01), ("fp8", 0.01)])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16])
-def test_each_image_gets_the_sum_of_its_own_rows(precision: str, tolerance: float, dtype: torch.dtype) -> None:
-    bench = Bench(precision)
-    first, second = _matrix(1, rank=3, scale=0.5), _matrix(2, rank=20)
+def test_layer_adds_the_selected_slots_of_each_image(precision: str, tolerance: float, dtype: torch.dtype) -> None:
+    slotted = SlottedNetwork(precision)
+    first, second = _make_matrix(1, rank=3, scale=0.5), _make_matrix(2, rank=20)
     first, second = (LowRank(m.down.to(dtype), m.up.to(dtype), m.scale) for m in (first, second))
-    bench.bank.write([5, 2, 9], {WIDEN: first})
-    bench.bank.write(range(10, 30), {WIDEN: second})
-    inputs = _inputs(4, bench.dtype)
+    slotted.slots.write([5, 2, 9], {FIRST: first})
+    slotted.slots.write(range(10, 30), {FIRST: second})
+    inputs = _make_inputs(4, slotted.dtype)
     gains = [{}, {5: 0.7, 2: 0.7, 9: 0.7}, dict.fromkeys(range(10, 30), -2.0)]
     gains.append(gains[1] | gains[2])
-    added = (bench.widened(inputs, *gains) - bench.widened(inputs, {}, {}, {}, {})).double()
-    one, other = (m.scale * inputs.double() @ m.down.double().t() @ m.up.double().t() for m in (first, second))
-    wanted = torch.stack((0 * one[0], 0.7 * one[1], -2 * other[2], 0.7 * one[3] - 2 * other[3]))
+    added = (slotted.first_layer(inputs, *gains) - slotted.first_layer(inputs, {}, {}, {}, {})).double()
+    by_first, by_second = (m.scale * inputs.double() @ m.down.double().t() @ m.up.double().t() for m in (first, second))
+    expected = torch.stack(
+        (0 * by_first[0], 0.7 * by_first[1], -2 * by_second[2], 0.7 * by_first[3] - 2 * by_second[3])
+    )
     assert torch.count_nonzero(added[0]) == 0
-    assert (added - wanted).abs().max() <= tolerance * wanted.abs().max()
+    assert (added - expected).abs().max() <= tolerance * expected.abs().max()
 
 
 @pytest.mark.parametrize("precision", PRECISIONS)
-def test_an_images_bits_do_not_depend_on_the_others_nor_on_where_its_rows_lie(precision: str) -> None:
-    bench = Bench(precision)
-    matrix, other = _matrix(1, rank=17), _matrix(2, rank=3)
-    bench.bank.write(range(1, 18), {WIDEN: matrix})
-    bench.bank.write(range(40, 37, -1), {WIDEN: other})
-    bench.bank.write(range(37, 20, -1), {WIDEN: matrix})
-    low, high = dict.fromkeys(range(1, 18), 0.3), dict.fromkeys(range(37, 20, -1), 0.3)
-    inputs = _inputs(4, bench.dtype)
-    together = bench.widened(inputs, low, {}, {40: 1.0, 39: 1.0, 38: 1.0}, high)
-    assert torch.equal(together[:1], bench.widened(inputs[:1], low))
-    assert torch.equal(together[1:2], bench.widened(inputs[1:2], {}))
-    assert torch.equal(together[1:2], _network(precision)[0](inputs[1:2]))
-    assert torch.equal(together[3:], bench.widened(inputs[3:], low))
+def test_bits_of_an_image_do_not_depend_on_other_images_or_on_slot_numbers(precision: str) -> None:
+    slotted = SlottedNetwork(precision)
+    matrix, other = _make_matrix(1, rank=17), _make_matrix(2, rank=3)
+    slotted.slots.write(range(1, 18), {FIRST: matrix})
+    slotted.slots.write(range(40, 37, -1), {FIRST: other})
+    slotted.slots.write(range(37, 20, -1), {FIRST: matrix})
+    low_slots, high_slots = dict.fromkeys(range(1, 18), 0.3), dict.fromkeys(range(37, 20, -1), 0.3)
+    inputs = _make_inputs(4, slotted.dtype)
+    batched = slotted.first_layer(inputs, low_slots, {}, {40: 1.0, 39: 1.0, 38: 1.0}, high_slots)
+    assert torch.equal(batched[:1], slotted.first_layer(inputs[:1], low_slots))
+    assert torch.equal(batched[1:2], slotted.first_layer(inputs[1:2], {}))
+    assert torch.equal(batched[1:2], _make_network(precision)[0](inputs[1:2]))
+    assert torch.equal(batched[3:], slotted.first_layer(inputs[3:], low_slots))
 
 
 @pytest.mark.parametrize("precision", PRECISIONS)
-def test_no_weight_changes(precision: str) -> None:
-    bench, before = Bench(precision), _network(precision).state_dict()
-    bench.bank.write(range(1, 5), {WIDEN: _matrix(1, rank=4), NARROW: _matrix(2, rank=2, layer=NARROW)})
-    bench.widened(_inputs(1, bench.dtype), {1: 1.0, 2: 1.0})
-    after = bench.network.state_dict()
+def test_network_weights_do_not_change(precision: str) -> None:
+    slotted, before = SlottedNetwork(precision), _make_network(precision).state_dict()
+    slotted.slots.write(range(1, 5), {FIRST: _make_matrix(1, rank=4), SECOND: _make_matrix(2, rank=2, layer=SECOND)})
+    slotted.first_layer(_make_inputs(1, slotted.dtype), {1: 1.0, 2: 1.0})
+    after = slotted.network.state_dict()
     assert before.keys() == after.keys()
     assert all(torch.equal(before[name], tensor) for name, tensor in after.items())
 
 
-def test_rows_written_anew_keep_nothing_of_what_they_held() -> None:
-    """Neither beside layers that the new one leaves out, nor above its rank."""
-    used, fresh = Bench(), Bench()
-    used.bank.write(range(1, 9), {WIDEN: _matrix(1, rank=8), NARROW: _matrix(2, rank=8, layer=NARROW)})
-    for bench in (used, fresh):
-        bench.bank.write(range(1, 9), {NARROW: _matrix(3, rank=2, layer=NARROW)})
-    inputs, layers = _inputs(1, torch.float32), frozenset({WIDEN, NARROW})
+def test_write_erases_the_previous_content_of_slots() -> None:
+    """Also beside layers without a new matrix, and above the rank of a new matrix."""
+    reused, new = SlottedNetwork(), SlottedNetwork()
+    reused.slots.write(range(1, 9), {FIRST: _make_matrix(1, rank=8), SECOND: _make_matrix(2, rank=8, layer=SECOND)})
+    for slotted in (reused, new):
+        slotted.slots.write(range(1, 9), {SECOND: _make_matrix(3, rank=2, layer=SECOND)})
+    inputs, layers = _make_inputs(1, torch.float32), frozenset({FIRST, SECOND})
     outputs = []
-    for bench in (used, fresh):
-        with bench.bank.apply([bench.bank.select(dict.fromkeys(range(1, 9), 1.0), layers)]):
-            outputs.append(bench.network(inputs))
+    for slotted in (reused, new):
+        with slotted.slots.apply([slotted.slots.select(dict.fromkeys(range(1, 9), 1.0), layers)]):
+            outputs.append(slotted.network(inputs))
     assert torch.equal(*outputs)
 
 
-def test_nothing_is_added_after_a_pass_that_failed() -> None:
-    bench = Bench()
-    bench.bank.write([1], {WIDEN: _matrix(1, rank=1)})
-    inputs = _inputs(1, torch.float32)
-    plain = bench.network(inputs)
-    with pytest.raises(RuntimeError), bench.bank.apply([bench.bank.select({1: 1.0}, frozenset({WIDEN}))]):
+def test_slots_are_inactive_after_a_failed_pass() -> None:
+    slotted = SlottedNetwork()
+    slotted.slots.write([1], {FIRST: _make_matrix(1, rank=1)})
+    inputs = _make_inputs(1, torch.float32)
+    plain = slotted.network(inputs)
+    with pytest.raises(RuntimeError), slotted.slots.apply([slotted.slots.select({1: 1.0}, frozenset({FIRST}))]):
         raise RuntimeError
-    assert torch.equal(bench.network(inputs), plain)
+    assert torch.equal(slotted.network(inputs), plain)
 
 
 @pytest.mark.parametrize(
-    ("layer", "matrix", "rows"),
+    ("layer", "matrix", "slot_count"),
     [
-        pytest.param("net.1", _matrix(1, rank=2), 2, id="no linear"),
-        pytest.param(WIDEN, _matrix(1, rank=2, layer=NARROW), 2, id="another shape"),
-        pytest.param(WIDEN, LowRank(torch.ones(2, WIDTH), torch.ones(HIDDEN, 3)), 3, id="two ranks"),
-        pytest.param(WIDEN, _matrix(1, rank=3), 2, id="too few rows"),
+        pytest.param("net.1", _make_matrix(1, rank=2), 2, id="not a linear layer"),
+        pytest.param(FIRST, _make_matrix(1, rank=2, layer=SECOND), 2, id="wrong shape"),
+        pytest.param(FIRST, LowRank(torch.ones(2, WIDTH), torch.ones(HIDDEN, 3)), 3, id="different ranks"),
+        pytest.param(FIRST, _make_matrix(1, rank=3), 2, id="too few slots"),
     ],
 )
-def test_matrices_that_do_not_fit_are_refused_before_anything_is_written(
-    layer: str, matrix: LowRank, rows: int
+def test_invalid_matrices_raise_value_error_before_anything_is_written(
+    layer: str, matrix: LowRank, slot_count: int
 ) -> None:
-    bench = Bench()
-    bench.bank.write([1, 2, 3], {NARROW: _matrix(1, rank=3, layer=NARROW)})
-    blend = bench.bank.select(dict.fromkeys((1, 2, 3), 1.0), frozenset({NARROW}))
-    inputs = _inputs(1, torch.float32)
-    with bench.bank.apply([blend]):
-        before = bench.network(inputs)
+    slotted = SlottedNetwork()
+    slotted.slots.write([1, 2, 3], {SECOND: _make_matrix(1, rank=3, layer=SECOND)})
+    selection = slotted.slots.select(dict.fromkeys((1, 2, 3), 1.0), frozenset({SECOND}))
+    inputs = _make_inputs(1, torch.float32)
+    with slotted.slots.apply([selection]):
+        before = slotted.network(inputs)
         with pytest.raises(ValueError, match=r"net\.|linear"):
-            bench.bank.write(range(1, rows + 1), {NARROW: _matrix(2, rank=1, layer=NARROW), layer: matrix})
-        assert torch.equal(bench.network(inputs), before)
+            slotted.slots.write(
+                range(1, slot_count + 1), {SECOND: _make_matrix(2, rank=1, layer=SECOND), layer: matrix}
+            )
+        assert torch.equal(slotted.network(inputs), before)
 
 
 @pytest.mark.parametrize(
-    ("size_bytes", "max_rows", "rows"),
+    ("size_bytes", "max_slots", "count"),
     [(0, None, 0), (10_000, 8, 1), (50_000, None, 9), (50_000 - 1, 9, 9), (50_000, 8, 8)],
 )
-def test_as_many_rows_as_fit_in_the_bytes(size_bytes: int, max_rows: int | None, rows: int) -> None:
-    """A row of this network in float32 has 4864 bytes, and one more is kept at zero."""
-    bank = LoraSlots({"net": _network("float32")}, size_bytes, max_rows)
-    assert (bank.slot_bytes, bank.count) == (4864, rows)
+def test_slots_are_limited_by_bytes_and_by_number(size_bytes: int, max_slots: int | None, count: int) -> None:
+    """A slot of this network takes 4864 bytes in float32. Slot 0, which is always zero, takes as much."""
+    slots = LoraSlots({"net": _make_network("float32")}, size_bytes, max_slots)
+    assert (slots.slot_bytes, slots.count) == (4864, count)
 
 
-def _counting_backend(compiled: list[int]) -> Callable[..., Any]:
-    """Runs what the compiler traced as it is, and counts how often it had to trace."""
+def _counting_backend(compilations: list[int]) -> Callable[..., Any]:
+    """A backend for `torch.compile` that runs traced graphs unchanged and counts them."""
 
     def backend(graph: torch.fx.GraphModule, _: Sequence[Tensor]) -> Callable[..., Any]:
-        compiled.append(1)
+        compilations.append(1)
         return graph.forward
 
     return backend
@@ -176,29 +181,30 @@ def _fresh_compiler() -> Iterator[None]:
 
 @pytest.mark.usefixtures("_fresh_compiler")
 @pytest.mark.parametrize("precision", ["bf16", "fp8"])
-def test_a_compiled_network_is_compiled_once_for_all_loras(precision: str) -> None:
-    """Once without any and once with: whichever images have one, at which scale, in which layers, in which rows."""
-    bench = Bench(precision)
-    bank, compiled = bench.bank, list[int]()
-    network = torch.compile(bench.network, backend=_counting_backend(compiled))
-    bank.write([1, 2], {WIDEN: _matrix(1, rank=2), NARROW: _matrix(2, rank=2, layer=NARROW)})
-    bank.write(range(3, 10), {NARROW: _matrix(3, rank=7, layer=NARROW)})
-    both, one = frozenset({WIDEN, NARROW}), frozenset({NARROW})
-    first, second = bank.select({1: 1.0, 2: 1.0}, both), bank.select(dict.fromkeys(range(3, 10), -0.4), one)
-    sum_of_both = bank.select(dict.fromkeys(range(1, 10), 0.5), both)
-    inputs = _inputs(3, bench.dtype)
-    passes = [
+def test_compiled_network_is_compiled_once_without_and_once_with_loras(precision: str) -> None:
+    """Other images, scales, layers and slots do not cause a recompilation."""
+    slotted = SlottedNetwork(precision)
+    slots, compilations = slotted.slots, list[int]()
+    network = torch.compile(slotted.network, backend=_counting_backend(compilations))
+    slots.write([1, 2], {FIRST: _make_matrix(1, rank=2), SECOND: _make_matrix(2, rank=2, layer=SECOND)})
+    slots.write(range(3, 10), {SECOND: _make_matrix(3, rank=7, layer=SECOND)})
+    both_layers, one_layer = frozenset({FIRST, SECOND}), frozenset({SECOND})
+    first = slots.select({1: 1.0, 2: 1.0}, both_layers)
+    second = slots.select(dict.fromkeys(range(3, 10), -0.4), one_layer)
+    combined = slots.select(dict.fromkeys(range(1, 10), 0.5), both_layers)
+    inputs = _make_inputs(3, slotted.dtype)
+    batches = [
         (first, None, None),
         (None, second, first),
         (second, second, second),
-        (sum_of_both, None, first),
-        (sum_of_both, sum_of_both, None),
+        (combined, None, first),
+        (combined, combined, None),
     ]
     with torch.no_grad():
         network(inputs)
-        for blends in passes:
-            bank.write([1, 2], {WIDEN: _matrix(len(compiled), rank=2)})
-            with bank.apply(blends):
-                assert torch.equal(network(inputs), bench.network(inputs))
+        for selections in batches:
+            slots.write([1, 2], {FIRST: _make_matrix(len(compilations), rank=2)})
+            with slots.apply(selections):
+                assert torch.equal(network(inputs), slotted.network(inputs))
         network(inputs)
-    assert len(compiled) == 2
+    assert len(compilations) == 2

@@ -1,5 +1,3 @@
-"""Which LoRAs stay on the device, and what a job draws with."""
-
 from collections.abc import Iterable, Mapping
 
 import pytest
@@ -13,7 +11,7 @@ from serve.errors import LorasMissing, LorasTooLarge
 from serve.lora.weights import LoraWeights, LowRank
 from tests.unit.engine.loras import lora_requests, resident_keys
 
-ROWS = 10
+SLOTS = 10
 WIDTH = 4
 
 
@@ -27,132 +25,130 @@ LORAS: Mapping[str, LoraWeights] = {
     "b": _lora(3),
     "c": _lora(4),
     "d": _lora(5),
-    "text": _lora(1, clip=True),
-    "large": _lora(ROWS),
-    "larger": _lora(ROWS + 1),
+    "clip": _lora(1, clip=True),
+    "all_slots": _lora(SLOTS),
+    "too_large": _lora(SLOTS + 1),
 }
 
 
-def _bank() -> LoraSlots:
-    networks = {"transformer": nn.Linear(WIDTH, WIDTH), "clip": nn.Linear(WIDTH, WIDTH)}
-    return LoraSlots(networks, (ROWS + 1) * 2 * 2 * WIDTH * 4)
-
-
 @pytest.fixture
-def adapters() -> LoraManager:
-    return LoraManager(_bank())
+def manager() -> LoraManager:
+    networks = {"transformer": nn.Linear(WIDTH, WIDTH), "clip": nn.Linear(WIDTH, WIDTH)}
+    return LoraManager(LoraSlots(networks, (SLOTS + 1) * 2 * 2 * WIDTH * 4))
 
 
-def _take(adapters: LoraManager, keys: Iterable[str]) -> ActiveLoras | None:
-    return adapters.acquire(lora_requests(**dict.fromkeys(keys, 1.0)), LORAS)
+def _acquire(manager: LoraManager, keys: Iterable[str]) -> ActiveLoras | None:
+    return manager.acquire(lora_requests(**dict.fromkeys(keys, 1.0)), LORAS)
 
 
-def _drawn(adapters: LoraManager, *jobs: Iterable[str]) -> None:
-    """Jobs that take their LoRAs and leave them at once."""
-    for keys in jobs:
-        mix = _take(adapters, keys)
-        assert mix is not None
-        adapters.release(mix)
+def _acquire_and_release(manager: LoraManager, *requests: Iterable[str]) -> None:
+    """Acquires the LoRAs of each request and releases them at once."""
+    for keys in requests:
+        active_loras = _acquire(manager, keys)
+        assert active_loras is not None
+        manager.release(active_loras)
 
 
 @pytest.mark.parametrize(
-    ("jobs", "resident", "copies"),
+    ("requests", "resident", "loads"),
     [
-        pytest.param(["a", "a", "a"], "a", 1, id="one is brought once"),
-        pytest.param(["a", "b", "d"], "abd", 3, id="as many as fit"),
-        pytest.param(["a", "b", "d", "c"], "cd", 4, id="as few go as must, those not used for longest"),
-        pytest.param(["a", "b", "d", "ab", "c"], "abc", 4, id="use keeps them"),
-        pytest.param(["a", "b", "d", "bc"], "bc", 4, id="a job's own are not let go for it"),
-        pytest.param(["a", "b", ["large"]], ["large"], 3, id="one that needs all"),
-        pytest.param(["a", "b", "d", ["text"]], ["b", "d", "text"], 4, id="parts for the text take room as well"),
+        pytest.param(["a", "a", "a"], "a", 1, id="a resident LoRA is not loaded again"),
+        pytest.param(["a", "b", "d"], "abd", 3, id="all fit"),
+        pytest.param(["a", "b", "d", "c"], "cd", 4, id="as few as necessary are evicted, least recently used first"),
+        pytest.param(["a", "b", "d", "ab", "c"], "abc", 4, id="use makes recent"),
+        pytest.param(["a", "b", "d", "bc"], "bc", 4, id="LoRAs of the same request are not evicted"),
+        pytest.param(["a", "b", ["all_slots"]], ["all_slots"], 3, id="a LoRA that needs all slots"),
+        pytest.param(["a", "b", "d", ["clip"]], ["b", "d", "clip"], 4, id="LoRAs for CLIP need slots too"),
     ],
 )
-def test_those_used_last_stay(
-    adapters: LoraManager, jobs: list[Iterable[str]], resident: Iterable[str], copies: int
+def test_least_recently_used_loras_are_evicted(
+    manager: LoraManager, requests: list[Iterable[str]], resident: Iterable[str], loads: int
 ) -> None:
-    _drawn(adapters, *jobs)
-    assert resident_keys(adapters, LORAS) == set(resident)
-    assert adapters.loads == copies
+    _acquire_and_release(manager, *requests)
+    assert resident_keys(manager, LORAS) == set(resident)
+    assert manager.loads == loads
 
 
-def test_what_a_job_draws_with_stays_until_it_leaves(adapters: LoraManager) -> None:
-    first, second = _take(adapters, "a"), _take(adapters, "ab")
-    _drawn(adapters, "d")
-    assert _take(adapters, "c") is not None
-    assert resident_keys(adapters, LORAS) == {"a", "b", "c"}
+def test_acquired_loras_stay_resident_until_released(manager: LoraManager) -> None:
+    first, second = _acquire(manager, "a"), _acquire(manager, "ab")
+    _acquire_and_release(manager, "d")
+    assert _acquire(manager, "c") is not None
+    assert resident_keys(manager, LORAS) == {"a", "b", "c"}
     assert first is not None
     assert second is not None
-    adapters.release(second)
-    assert _take(adapters, "d") is None
-    adapters.release(first)
-    assert _take(adapters, "d") is not None
-    assert resident_keys(adapters, LORAS) == {"c", "d"}
+    manager.release(second)
+    assert _acquire(manager, "d") is None
+    manager.release(first)
+    assert _acquire(manager, "d") is not None
+    assert resident_keys(manager, LORAS) == {"c", "d"}
 
 
-def test_who_gets_no_room_drives_nobody_away(adapters: LoraManager) -> None:
-    _drawn(adapters, "a")
-    assert _take(adapters, "d") is not None
-    assert _take(adapters, ["large"]) is None
-    assert resident_keys(adapters, LORAS) == {"a", "d"}
+def test_acquire_without_enough_slots_evicts_nothing(manager: LoraManager) -> None:
+    _acquire_and_release(manager, "a")
+    assert _acquire(manager, "d") is not None
+    assert _acquire(manager, ["all_slots"]) is None
+    assert resident_keys(manager, LORAS) == {"a", "d"}
 
 
-@pytest.mark.parametrize("keys", [["larger"], ["large", "a"], ["a", "b", "c", "text", "d"]])
-def test_more_than_ever_fits_is_refused_with_the_figures(adapters: LoraManager, keys: list[str]) -> None:
-    _drawn(adapters, "b")
-    with pytest.raises(LorasTooLarge, match=rf"rank of {sum(LORAS[key].rank for key in keys)}, .* {ROWS} fit"):
-        _take(adapters, keys)
-    assert resident_keys(adapters, LORAS) == {"b"}
+@pytest.mark.parametrize("keys", [["too_large"], ["all_slots", "a"], ["a", "b", "c", "clip", "d"]])
+def test_loras_larger_than_all_slots_raise_loras_too_large(manager: LoraManager, keys: list[str]) -> None:
+    _acquire_and_release(manager, "b")
+    with pytest.raises(LorasTooLarge) as caught:
+        _acquire(manager, keys)
+    assert (caught.value.rank, caught.value.capacity) == (sum(LORAS[key].rank for key in keys), SLOTS)
+    assert resident_keys(manager, LORAS) == {"b"}
 
 
-def test_what_lies_on_the_device_need_not_be_carried_and_what_does_not_is_named(adapters: LoraManager) -> None:
-    _drawn(adapters, "a")
-    assert adapters.acquire(lora_requests(a=1.0), {}) is not None
-    assert not adapters.are_resident(lora_requests(a=1.0, b=1.0, c=1.0))
+def test_only_resident_loras_can_be_acquired_without_weights(manager: LoraManager) -> None:
+    _acquire_and_release(manager, "a")
+    assert manager.acquire(lora_requests(a=1.0), {}) is not None
+    assert not manager.are_resident(lora_requests(a=1.0, b=1.0, c=1.0))
     with pytest.raises(LorasMissing) as caught:
-        adapters.acquire(lora_requests(a=1.0, b=1.0, c=1.0), {"c": LORAS["c"]})
+        manager.acquire(lora_requests(a=1.0, b=1.0, c=1.0), {"c": LORAS["c"]})
     assert caught.value.keys == ("b",)
-    assert adapters.are_resident(lora_requests(a=1.0))
+    assert manager.are_resident(lora_requests(a=1.0))
 
 
-def _take_scaled(adapters: LoraManager, *scales: tuple[str, float]) -> ActiveLoras:
-    mix = adapters.acquire([LoraRequest(key, scale) for key, scale in scales], LORAS)
-    assert mix is not None
-    return mix
+def _acquire_scaled(manager: LoraManager, *scales: tuple[str, float]) -> ActiveLoras:
+    active_loras = manager.acquire([LoraRequest(key, scale) for key, scale in scales], LORAS)
+    assert active_loras is not None
+    return active_loras
 
 
 @pytest.mark.parametrize(
     ("scales", "summed"),
     [
-        pytest.param([("a", 0.5), ("a", 0.25)], (("a", 0.75),), id="the same twice adds up"),
-        pytest.param([("b", -1.0), ("a", 2.0)], (("a", 2.0), ("b", -1.0)), id="in any order"),
-        pytest.param([("a", 0.0), ("b", 1.0)], (("b", 1.0),), id="none at scale 0"),
-        pytest.param([("a", 1.0), ("a", -1.0)], (), id="none that takes itself away"),
-        pytest.param([], (), id="none"),
+        pytest.param([("a", 0.5), ("a", 0.25)], (("a", 0.75),), id="a LoRA listed twice"),
+        pytest.param([("b", -1.0), ("a", 2.0)], (("a", 2.0), ("b", -1.0)), id="sorted by key"),
+        pytest.param([("a", 0.0), ("b", 1.0)], (("b", 1.0),), id="scale 0"),
+        pytest.param([("a", 1.0), ("a", -1.0)], (), id="scales that sum to 0"),
+        pytest.param([], (), id="no LoRAs"),
     ],
 )
-def test_scales_are_summed_for_each_lora(
-    adapters: LoraManager, scales: list[tuple[str, float]], summed: tuple[tuple[str, float], ...]
+def test_scales_are_summed_per_lora(
+    manager: LoraManager, scales: list[tuple[str, float]], summed: tuple[tuple[str, float], ...]
 ) -> None:
-    mix = _take_scaled(adapters, *scales)
-    assert mix.scales == summed
-    assert resident_keys(adapters, LORAS) == {key for key, _ in summed}
-    assert (mix is NO_LORAS) == (not summed)
+    active_loras = _acquire_scaled(manager, *scales)
+    assert active_loras.scales == summed
+    assert resident_keys(manager, LORAS) == {key for key, _ in summed}
+    assert (active_loras is NO_LORAS) == (not summed)
 
 
-def test_a_blend_has_the_rows_of_its_loras_and_is_filled_up_with_none(adapters: LoraManager) -> None:
-    mix = _take_scaled(adapters, ("text", 2.0), ("c", 0.5))
-    assert mix.selection is not None
-    assert mix.selection.layers == {"transformer.", "clip."}
-    assert mix.clip_scales == (("text", 2.0),)
-    assert mix.selection.slots.shape == mix.selection.gains.shape == (16,)
-    gains = dict(zip(mix.selection.slots.tolist(), mix.selection.gains.tolist(), strict=True))
+def test_selection_has_the_slots_and_gains_of_its_loras_and_padding(manager: LoraManager) -> None:
+    active_loras = _acquire_scaled(manager, ("clip", 2.0), ("c", 0.5))
+    selection = active_loras.selection
+    assert selection is not None
+    assert selection.layers == {"transformer.", "clip."}
+    assert active_loras.clip_scales == (("clip", 2.0),)
+    assert selection.slots.shape == selection.gains.shape == (16,)
+    gains = dict(zip(selection.slots.tolist(), selection.gains.tolist(), strict=True))
     assert sorted(gains.values()) == [0.0, 0.5, 0.5, 0.5, 0.5, 2.0]
     assert gains[0] == 0
 
 
-def test_weights_that_do_not_fit_take_no_room(adapters: LoraManager) -> None:
+def test_weights_of_a_wrong_shape_take_no_slots(manager: LoraManager) -> None:
     wrong = LoraWeights(transformer={"": LowRank(torch.ones(8, WIDTH + 1), torch.ones(WIDTH, 8))}, clip={})
     with pytest.raises(ValueError, match="matrices"):
-        adapters.acquire(lora_requests(wrong=1.0), {"wrong": wrong})
-    assert resident_keys(adapters, LORAS) == set()
-    _drawn(adapters, ["large"])
+        manager.acquire(lora_requests(wrong=1.0), {"wrong": wrong})
+    assert resident_keys(manager, LORAS) == set()
+    _acquire_and_release(manager, ["all_slots"])

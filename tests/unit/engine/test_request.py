@@ -4,27 +4,27 @@ from typing import Any
 import numpy as np
 import pytest
 
-from tests.unit.engine.requests import make_image, make_mask, make_request
+from tests.unit.engine.requests import Mode, make_image, make_mask, make_request
 
 
 @pytest.mark.parametrize("mode", ["text_to_image", "image_to_image", "inpainting"])
-def test_a_job_has_the_pictures_that_its_plan_speaks_of(mode: Any) -> None:
-    job = make_request(mode)
-    assert (job.image is None, job.mask is None) == (mode == "text_to_image", mode != "inpainting")
+def test_request_is_valid_in_every_mode(mode: Mode) -> None:
+    request = make_request(mode)
+    assert (request.image is None, request.mask is None) == (mode == "text_to_image", mode != "inpainting")
 
 
 @pytest.mark.parametrize(
-    ("mode", "change"),
+    ("mode", "fields"),
     [
-        pytest.param("text_to_image", {"image": make_image((96, 64))}, id="a picture too many"),
-        pytest.param("image_to_image", {"image": None}, id="no picture"),
-        pytest.param("image_to_image", {"image": make_image((64, 96))}, id="a picture of another size"),
-        pytest.param("image_to_image", {"image": np.zeros((64, 96), np.uint8)}, id="a picture without colours"),
+        pytest.param("text_to_image", {"image": make_image((96, 64))}, id="image without strength"),
+        pytest.param("image_to_image", {"image": None}, id="strength without image"),
+        pytest.param("image_to_image", {"image": make_image((64, 96))}, id="image of another size"),
+        pytest.param("image_to_image", {"image": np.zeros((64, 96), np.uint8)}, id="image without color channels"),
         pytest.param("image_to_image", {"strength": None}, id="no strength"),
-        pytest.param("text_to_image", {"mask": make_mask((96, 64))}, id="a mask without an image"),
-        pytest.param("inpainting", {"mask": make_mask((96, 80))}, id="a mask of another size"),
+        pytest.param("text_to_image", {"mask": make_mask((96, 64))}, id="mask without image"),
+        pytest.param("inpainting", {"mask": make_mask((96, 80))}, id="mask of another size"),
     ],
 )
-def test_pictures_that_do_not_fit_the_plan_are_refused(mode: Any, change: dict[str, Any]) -> None:
+def test_contradictory_fields_raise_value_error(mode: Mode, fields: dict[str, Any]) -> None:
     with pytest.raises(ValueError, match=r"image|mask"):
-        replace(make_request(mode), **change)
+        replace(make_request(mode), **fields)

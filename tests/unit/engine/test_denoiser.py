@@ -1,0 +1,151 @@
+"""Images in mixed batches equal the same images generated alone."""
+
+from dataclasses import replace
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from serve.engine.checkpoint import Checkpoint
+from serve.engine.request import Completed, EngineEvent, Failed, GenerationRequest, ImageReady
+from serve.events import StepDone
+from serve.settings import Precision
+from test_checkpoints.networks import Geometry
+from tests.unit.engine.checkpoints import SMALL, WIDE, Checkpoints
+from tests.unit.engine.faults import Condition, Faulty
+from tests.unit.engine.requests import Mode, make_request, run_request, run_requests
+
+
+def _mixed_arrivals(size: tuple[int, int]) -> list[tuple[int, GenerationRequest]]:
+    """Requests of one size that differ in everything else, each with the iteration in which it arrives."""
+    return [
+        (0, make_request(size=size, prompt="a red sailboat", seeds=(1,), guidance=3.0, steps=5)),
+        (0, make_request(size=size, prompt="a blue fish in the sea " * 30, seeds=(2, 3), guidance=0.0, steps=3)),
+        (1, make_request("image_to_image", size=size, prompt="", seeds=(4,), guidance=7.5, steps=3, strength=0.7)),
+        (
+            2,
+            make_request(
+                "inpainting", size=size, prompt="a gold star", seeds=(5, 6), guidance=1.0, steps=2, strength=1.0
+            ),
+        ),
+        (3, make_request(size=size, prompt="a red sailboat", seeds=(1,), guidance=3.5, steps=1)),
+    ]
+
+
+@pytest.mark.parametrize(
+    ("precision", "geometry", "size"),
+    [
+        ("bf16", SMALL, (112, 96)),
+        ("fp8", SMALL, (96, 64)),
+        ("bf16", WIDE, (96, 64)),
+    ],
+)
+def test_mixed_batch_latents_equal_single_latents_to_the_bit(
+    checkpoints: Checkpoints, precision: Precision, geometry: Geometry, size: tuple[int, int]
+) -> None:
+    checkpoint, arrivals = checkpoints.get("dev", precision, geometry=geometry), _mixed_arrivals(size)
+    scheduler, recorders = run_requests(checkpoint, arrivals)
+    single_runs = [run_request(checkpoint, request) for _, request in arrivals]
+    assert scheduler.executor.image_steps == sum(single.steps for single in single_runs)
+    assert scheduler.executor.batches < scheduler.executor.image_steps / 2
+    for recorder, single in zip(recorders, single_runs, strict=True):
+        assert recorder.latents.keys() == single.latents.keys()
+        assert all(torch.equal(recorder.latents[image], latents) for image, latents in single.latents.items())
+        assert np.array_equal(recorder.pixels, single.pixels)
+
+
+def test_float32_mixed_batch_is_within_one_millionth_and_one_pixel_level(checkpoints: Checkpoints) -> None:
+    checkpoint, arrivals = checkpoints.get("dev", "float32"), _mixed_arrivals((96, 64))
+    _, recorders = run_requests(checkpoint, arrivals)
+    for recorder, (_, request) in zip(recorders, arrivals, strict=True):
+        single = run_request(checkpoint, request)
+        for image, latents in single.latents.items():
+            assert (recorder.latents[image] - latents).abs().max() <= 1e-6 * latents.abs().max()
+        for batched, pixels in zip(recorder.pixels, single.pixels, strict=True):
+            assert np.abs(batched.astype(int) - pixels).max() <= 1
+
+
+@pytest.mark.parametrize("mode", ["text_to_image", "image_to_image", "inpainting"])
+def test_each_image_equals_the_single_image_of_its_seed(checkpoints: Checkpoints, mode: Mode) -> None:
+    checkpoint = checkpoints.get("dev", "bf16")
+    batched = run_request(checkpoint, make_request(mode, seeds=(2**64 - 1, 0, 1, 2)))
+    assert len({pixels.tobytes() for pixels in batched.pixels}) == 4
+    for image, seed in enumerate((2**64 - 1, 0, 1, 2)):
+        single = run_request(checkpoint, make_request(mode, seeds=(seed,)))
+        assert torch.equal(batched.latents[image], single.latents[0])
+        assert np.array_equal(batched.pixels[image], single.pixels[0])
+
+
+def test_requests_of_other_sizes_do_not_change_an_image(checkpoints: Checkpoints) -> None:
+    checkpoint = checkpoints.get("dev", "bf16")
+    request = make_request(seeds=(1, 2), steps=6)
+    others = [
+        (1, make_request(size=(64, 64), steps=9)),
+        (0, make_request("inpainting", size=(112, 96))),
+        (3, make_request(size=(100, 60), steps=2)),
+    ]
+    _, (recorder, *_) = run_requests(checkpoint, [(0, request), *others], max_batch=2)
+    assert np.array_equal(recorder.pixels, run_request(checkpoint, request).pixels)
+
+
+def test_repeated_request_gives_the_same_pixels(checkpoints: Checkpoints) -> None:
+    checkpoint = checkpoints.get("schnell", "fp8")
+    request = make_request("inpainting", guidance=None)
+    assert np.array_equal(run_request(checkpoint, request).pixels, run_request(checkpoint, request).pixels)
+
+
+def test_disable_batching_runs_one_image_per_batch(checkpoints: Checkpoints) -> None:
+    arrivals = [(0, make_request(seeds=(1, 2), steps=2)), (0, make_request(seeds=(3,), steps=3))]
+    scheduler, recorders = run_requests(checkpoints.get("dev", "bf16"), arrivals, disable_batching=True)
+    assert scheduler.executor.batches == scheduler.executor.image_steps == 2 * 2 + 3
+    assert [_mean_batch(recorder.final_event) for recorder in recorders] == [1.0, 1.0]
+
+
+def test_mean_batch_counts_the_images_of_all_requests(checkpoints: Checkpoints) -> None:
+    """Two images run one step without and three steps with the image of another request."""
+    arrivals = [(0, make_request(seeds=(1, 2), steps=4)), (1, make_request(seeds=(3,), steps=3))]
+    _, (pair, single) = run_requests(checkpoints.get("dev", "bf16"), arrivals)
+    assert _mean_batch(pair.final_event) == (2 + 3 + 3 + 3) / 4
+    assert _mean_batch(single.final_event) == 3
+
+
+def test_only_the_request_of_the_failing_image_fails(checkpoints: Checkpoints) -> None:
+    def has_failing_image(guidance: torch.Tensor, **_: Any) -> bool:
+        return bool((guidance == 6.5).any())
+
+    checkpoint = checkpoints.get("dev", "bf16")
+    error = RuntimeError("no such kernel")
+    arrivals = [(0, make_request(guidance=guidance, seeds=(1, 2))) for guidance in (3.0, 6.5, 1.0)]
+    scheduler, (first, failing, last) = run_requests(
+        _with_faulty_transformer(checkpoint, has_failing_image, error), arrivals
+    )
+    assert isinstance(failing.final_event, Failed)
+    assert not any(isinstance(event, StepDone | ImageReady) for event in failing.events)
+    for recorder, (_, request) in ((first, arrivals[0]), (last, arrivals[2])):
+        assert np.array_equal(recorder.pixels, run_request(checkpoint, request).pixels)
+    assert not scheduler.has_work
+
+
+def test_batch_that_runs_out_of_memory_is_retried_in_halves(checkpoints: Checkpoints) -> None:
+    def has_more_than_two_images(hidden_states: torch.Tensor, **_: Any) -> bool:
+        return hidden_states.shape[0] > 2
+
+    checkpoint = checkpoints.get("dev", "bf16")
+    error = torch.OutOfMemoryError("full")
+    request = make_request(seeds=(1, 2, 3, 4), steps=3)
+    scheduler, (recorder,) = run_requests(
+        _with_faulty_transformer(checkpoint, has_more_than_two_images, error), [(0, request)]
+    )
+    assert np.array_equal(recorder.pixels, run_request(checkpoint, request).pixels)
+    assert (scheduler.executor.batches, scheduler.executor.image_steps) == (2 * 3, 4 * 3)
+
+
+def _with_faulty_transformer(checkpoint: Checkpoint, condition: Condition, error: Exception) -> Checkpoint:
+    transformer: Any = Faulty(checkpoint.transformer, condition, error)
+    return replace(checkpoint, transformer=transformer)
+
+
+def _mean_batch(event: EngineEvent) -> float:
+    assert isinstance(event, Completed)
+    return event.mean_batch
