@@ -66,7 +66,7 @@ async def test_nothing_is_fetched_before_acceptance() -> None:
 
 
 async def test_image_and_mask_are_fetched_at_the_same_time() -> None:
-    fetcher = FakeFetcher({HERE: png(200, 100), THERE: png(200, 100)}, together=2)
+    fetcher = FakeFetcher({HERE: png(200, 100), THERE: png(200, 100)}, concurrent=2)
     await asyncio.wait_for(prepared(asked(HERE, THERE), fetcher), 5)
 
 

@@ -12,7 +12,7 @@ from serve.plan import PlannedLora
 from serve.predictions.event_recorder import lora_log_lines, lora_metrics
 from serve.predictions.prediction import Prediction
 from tests.app_factory import AppUnderTest, make_app
-from tests.fakes import DONE, ONE_IMAGE, FakeFetcher, FakeLoras, FakePool, drawn
+from tests.fakes import DONE, ONE_IMAGE, FakeFetcher, FakeLoraCache, FakePool, image_finished
 
 INK, PENCIL = "me/ink", "huggingface.co/me/pencil"
 WITH_INK = {"prompt": "a cat", "replicate_weights": INK, "lora_scale": 0.5}
@@ -25,10 +25,10 @@ async def ended(home: AppUnderTest, inputs: dict[str, Any]) -> Prediction:
 
 
 async def test_the_pool_gets_the_weights_and_a_plan_that_names_them() -> None:
-    pool, loras = FakePool(ONE_IMAGE), FakeLoras()
+    pool, loras = FakePool(ONE_IMAGE), FakeLoraCache()
     last = await ended(make_app(pool, loras=loras), WITH_BOTH)
     assert last.status == "succeeded"
-    assert loras.asked == [((INK, PENCIL), "dev-bf16", ())]
+    assert loras.calls == [((INK, PENCIL), "dev-bf16", ())]
     weights_keys, scales = [f"{INK} 1", f"{PENCIL} 1"], [0.5, 1.0]
     assert pool.calls[0][0].loras == last.plan.loras
     assert [lora.weights_key for lora in last.plan.loras] == weights_keys
@@ -54,24 +54,24 @@ async def test_without_loras_nothing_is_said_of_them() -> None:
 
 
 async def test_a_lora_that_cannot_be_had_fails_its_prediction_alone() -> None:
-    home = make_app(FakePool(ONE_IMAGE), loras=FakeLoras({INK: FetchFailed(INK, "its server answered 404 Not Found")}))
+    home = make_app(FakePool(ONE_IMAGE), loras=FakeLoraCache({INK: FetchFailed(INK, "its server answered 404 Not Found")}))
     last = await ended(home, WITH_BOTH)
     assert (last.status, last.error) == ("failed", f"could not fetch {INK}: its server answered 404 Not Found")
     assert (await ended(home, {"prompt": "a cat", "extra_lora": PENCIL})).status == "succeeded"
 
 
 async def test_loras_and_pictures_are_waited_for_at_once_and_in_no_pool() -> None:
-    pool, loras, fetcher = FakePool(ONE_IMAGE), FakeLoras(going=False), FakeFetcher({})
+    pool, loras, fetcher = FakePool(ONE_IMAGE), FakeLoraCache(may_start=False), FakeFetcher({})
     home = make_app(pool, loras=loras, fetcher=fetcher)
     prediction = await home.create({**WITH_INK, "image": "https://there.example/cat.png"})
     await asyncio.sleep(0.05)
-    assert (len(loras.asked), len(fetcher.fetched), pool.calls) == (1, 1, [])
+    assert (len(loras.calls), len(fetcher.fetched), pool.calls) == (1, 1, [])
     last = await home.service.wait(prediction.id)
     assert last.status == "failed", "the picture was not there, and nobody waits for the LoRA of a failed prediction"
 
 
 async def test_weights_that_were_lost_are_brought_again() -> None:
-    loras = FakeLoras()
+    loras = FakeLoraCache()
 
     class Loses(FakePool):
         """Cannot read what it is given, once."""
@@ -83,7 +83,7 @@ async def test_weights_that_were_lost_are_brought_again() -> None:
     pool = Loses(())
     last = await ended(make_app(pool, loras=loras), WITH_BOTH)
     assert (last.status, last.plan.loras[0].weights_key) == ("succeeded", f"{INK} 1")
-    assert [lost for _, _, lost in loras.asked] == [(), (f"copy 1 of {INK}",)]
+    assert [lost for _, _, lost in loras.calls] == [(), (f"copy 1 of {INK}",)]
     assert [call[0].loras[0].weights_key for call in pool.calls] == [f"{INK} 1", f"{INK} 2"]
 
 
@@ -97,8 +97,8 @@ async def test_weights_that_are_lost_again_and_again_fail_the_prediction() -> No
 async def test_what_was_drawn_before_weights_were_lost_is_kept_once() -> None:
     class LosesLate(FakePool):
         def generate(self, *given: Any) -> Any:
-            first = (Started(), drawn(1), LorasMissing((f"{INK} 1",)))
-            self.events = (Started(), drawn(0), drawn(1), DONE) if self.calls else first
+            first = (Started(), image_finished(1), LorasMissing((f"{INK} 1",)))
+            self.events = (Started(), image_finished(0), image_finished(1), DONE) if self.calls else first
             return super().generate(*given)
 
     last = await ended(make_app(LosesLate(())), WITH_INK | {"num_outputs": 2})
@@ -107,7 +107,7 @@ async def test_what_was_drawn_before_weights_were_lost_is_kept_once() -> None:
 
 
 async def test_a_prediction_that_is_cancelled_stops_waiting_for_its_lora() -> None:
-    home = make_app(FakePool(ONE_IMAGE), loras=FakeLoras(going=False))
+    home = make_app(FakePool(ONE_IMAGE), loras=FakeLoraCache(may_start=False))
     prediction = await home.create(WITH_INK)
     await asyncio.sleep(0)
     assert (await home.service.cancel(prediction.id)).status == "canceled"
@@ -116,7 +116,7 @@ async def test_a_prediction_that_is_cancelled_stops_waiting_for_its_lora() -> No
 
 async def test_a_cache_that_is_not_there_fails_the_prediction_with_a_reason() -> None:
     failure = EngineFailed("the LoRA cache is not available; the operator's log has the cause")
-    last = await ended(make_app(FakePool(ONE_IMAGE), loras=FakeLoras({INK: failure})), WITH_INK)
+    last = await ended(make_app(FakePool(ONE_IMAGE), loras=FakeLoraCache({INK: failure})), WITH_INK)
     assert (last.status, last.error) == ("failed", str(failure))
 
 

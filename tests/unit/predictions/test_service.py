@@ -20,7 +20,7 @@ from serve.events import Event, ImageFlagged, Started, StepDone
 from serve.predictions.prediction import Prediction
 from serve.settings import PoolSettings, Settings
 from tests.app_factory import AppUnderTest, make_app
-from tests.fakes import DONE, ONE_IMAGE, FakeFetcher, FakePool, drawn
+from tests.fakes import DONE, ONE_IMAGE, FakeFetcher, FakePool, image_finished
 from tests.images import data_uri, png
 from tests.logs import Logs
 
@@ -82,12 +82,12 @@ async def test_metrics_and_stages_tell_what_it_took() -> None:
 
 
 async def test_the_queue_stage_counts_the_wait_for_a_replica_too() -> None:
-    pool = FakePool(ONE_IMAGE, going=False)
+    pool = FakePool(ONE_IMAGE, may_start=False)
     home = make_app(pool)
     begun_s = time.perf_counter()
     prediction = await home.create(CAT)
     await asyncio.sleep(0.1)
-    pool.going.set()
+    pool.may_start.set()
     last = await home.service.wait(prediction.id)
     # However slow the machine is, the stage is a part of what the whole took.
     assert 90 < last.stages_ms["queue"] < 1000 * (time.perf_counter() - begun_s)
@@ -101,7 +101,7 @@ async def test_a_random_seed_of_32_bits_is_fixed_when_none_is_given() -> None:
 
 
 async def test_flagged_pictures_are_dropped_and_the_others_keep_their_index() -> None:
-    events = (Started(), drawn(2), ImageFlagged(1), drawn(0), DONE)
+    events = (Started(), image_finished(2), ImageFlagged(1), image_finished(0), DONE)
     last = await ended(make_app(FakePool(events)), CAT | {"num_outputs": 3})
     assert [output.name for output in last.outputs] == ["out-0.webp", "out-2.webp"]
     assert "Image 1 was withheld" in last.logs
@@ -151,7 +151,7 @@ async def test_any_other_error_gives_a_fixed_sentence_and_a_traceback_in_the_log
 
 
 @pytest.mark.parametrize(
-    "events", [(), (Started(), StepDone(0, 1, 2)), (Started(), DONE), (Started(), drawn(0), drawn(0), DONE)]
+    "events", [(), (Started(), StepDone(0, 1, 2)), (Started(), DONE), (Started(), image_finished(0), image_finished(0), DONE)]
 )
 async def test_events_that_stop_short_fail_the_prediction(events: tuple[Event, ...]) -> None:
     last = await ended(make_app(FakePool(events)), CAT | {"num_outputs": 2})
@@ -173,7 +173,7 @@ async def test_every_end_gives_the_place_back(events: tuple[Event, ...]) -> None
 
 async def test_a_full_pool_refuses_with_a_time() -> None:
     settings = Settings(pools={"dev-bf16": PoolSettings(model="dev", max_in_flight=2)})
-    home = make_app(FakePool(ONE_IMAGE, going=False), settings=settings)
+    home = make_app(FakePool(ONE_IMAGE, may_start=False), settings=settings)
     await home.create(CAT)
     await home.create(CAT)
     assert home.service.state == "full"
@@ -192,14 +192,14 @@ async def test_what_is_refused_takes_no_place() -> None:
 
 
 async def test_cancelling_stops_the_pool_and_ends_the_record_at_once() -> None:
-    pool = FakePool(ONE_IMAGE, going=False)
+    pool = FakePool(ONE_IMAGE, may_start=False)
     home = make_app(pool)
     prediction = await home.create(CAT)
     await asyncio.sleep(0.01)
     canceled = await home.service.cancel(prediction.id)
     assert (canceled.status, canceled.outputs, canceled.error) == ("canceled", (), None)
     await home.service.close(grace_s=1)
-    assert pool.stopped == 1
+    assert pool.stop_count == 1
 
 
 async def test_cancelling_before_the_first_step_of_the_runner_gives_the_place_back() -> None:
@@ -215,7 +215,7 @@ async def test_cancelling_before_the_first_step_of_the_runner_gives_the_place_ba
 
 async def test_a_canceled_prediction_keeps_its_place_until_the_pool_let_go() -> None:
     settings = Settings(pools={"dev-bf16": PoolSettings(model="dev", max_in_flight=1)})
-    pool = FakePool(ONE_IMAGE, going=False, slow_to_stop=True)
+    pool = FakePool(ONE_IMAGE, may_start=False, slow_to_stop=True)
     home = make_app(pool, settings=settings)
     prediction = await home.create(CAT)
     await asyncio.sleep(0.01)
@@ -223,8 +223,8 @@ async def test_a_canceled_prediction_keeps_its_place_until_the_pool_let_go() -> 
     await asyncio.sleep(0.01)
     with pytest.raises(PoolFull):
         await home.create(CAT)
-    pool.let_go.set()
-    pool.going.set()
+    pool.may_stop.set()
+    pool.may_start.set()
     await asyncio.sleep(0.01)
     assert (await ended(home, CAT)).status == "succeeded"
 
@@ -242,14 +242,14 @@ async def test_an_unknown_id_is_not_found(method: str) -> None:
 
 
 async def test_waiting_ends_with_its_time() -> None:
-    home = make_app(FakePool(ONE_IMAGE, going=False))
+    home = make_app(FakePool(ONE_IMAGE, may_start=False))
     prediction = await home.create(CAT)
     assert (await home.service.wait(prediction.id, timeout_s=0.05)).status == "starting"
 
 
 async def test_a_picture_by_url_is_fetched_outside_the_pool() -> None:
     pool = FakePool(ONE_IMAGE)
-    fetcher = FakeFetcher({HERE: png(200, 100)}, together=2)
+    fetcher = FakeFetcher({HERE: png(200, 100)}, concurrent=2)
     home = make_app(pool, fetcher=fetcher)
     prediction = await home.create(CAT | {"image": HERE})
     assert prediction.plan.size is None
@@ -297,7 +297,7 @@ async def test_the_runner_has_no_context_of_the_request() -> None:
 
 
 async def test_an_attached_caller_who_is_cancelled_cancels_the_prediction() -> None:
-    pool = FakePool(ONE_IMAGE, going=False)
+    pool = FakePool(ONE_IMAGE, may_start=False)
     home = make_app(pool)
     ids: list[str] = []
 
@@ -312,11 +312,11 @@ async def test_an_attached_caller_who_is_cancelled_cancels_the_prediction() -> N
     await asyncio.gather(caller, return_exceptions=True)
     assert (await home.service.get(ids[0])).status == "canceled"
     await asyncio.sleep(0.01)
-    assert pool.stopped == 1
+    assert pool.stop_count == 1
 
 
 async def test_an_attached_caller_who_has_seen_enough_cancels_the_prediction() -> None:
-    pool = FakePool(ONE_IMAGE, going=False)
+    pool = FakePool(ONE_IMAGE, may_start=False)
     home = make_app(pool)
     async with home.service.create_attached(CAT, home.served) as prediction:
         async for _ in home.service.watch(prediction.id):
@@ -333,13 +333,13 @@ async def test_an_attached_caller_who_stays_gets_the_end() -> None:
 
 
 async def test_a_caller_who_only_watches_may_leave() -> None:
-    pool = FakePool(ONE_IMAGE, going=False)
+    pool = FakePool(ONE_IMAGE, may_start=False)
     home = make_app(pool)
     prediction = await home.create(CAT)
     watching = asyncio.create_task(until(home, prediction, "succeeded"))
     await asyncio.sleep(0)
     watching.cancel()
-    pool.going.set()
+    pool.may_start.set()
     assert (await home.service.wait(prediction.id)).status == "succeeded"
 
 
@@ -359,16 +359,16 @@ async def test_nothing_is_taken_before_the_desk_is_open_and_after_it_is_closed()
 
 
 async def test_closing_lets_predictions_end() -> None:
-    pool = FakePool(ONE_IMAGE, going=False)
+    pool = FakePool(ONE_IMAGE, may_start=False)
     home = make_app(pool)
     prediction = await home.create(CAT)
-    asyncio.get_running_loop().call_later(0.05, pool.going.set)
+    asyncio.get_running_loop().call_later(0.05, pool.may_start.set)
     await home.service.close(grace_s=5)
     assert (await home.service.get(prediction.id)).status == "succeeded"
 
 
 async def test_closing_fails_what_does_not_end_in_time() -> None:
-    pool = FakePool(ONE_IMAGE, going=False)
+    pool = FakePool(ONE_IMAGE, may_start=False)
     home = make_app(pool)
     prediction = await home.create(CAT)
     await asyncio.sleep(0)
@@ -378,4 +378,4 @@ async def test_closing_fails_what_does_not_end_in_time() -> None:
         "failed",
         "the service was stopped before the prediction had ended; send it again",
     )
-    assert pool.stopped == 1
+    assert pool.stop_count == 1
