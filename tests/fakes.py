@@ -73,17 +73,17 @@ class FakePool:
 
 
 class FakeLoraCache:
-    """A LoRA cache that resolves every reference, or raises the exception in `failures` for its display name.
+    """A LoRA cache that resolves every reference, or raises the exception that `failures` has for its display name.
 
-    The key of the weights is the display name and the number of times it was resolved, such as `owner/name 1`, and the
-    id of the handle is `handle 1 of owner/name`. With `may_start=False`, `get` waits until the event `may_start` is set.
+    The weights key is the display name and the number of times it was resolved, such as `owner/name 1`; the id of the
+    handle is `handle 1 of owner/name`. With `may_start=False`, `get` waits until the event `may_start` is set.
     """
 
     def __init__(self, failures: Mapping[str, Exception] | None = None, may_start: bool = True) -> None:
         self._failures = failures or {}
         self._counts: dict[str, int] = {}
         self.calls: list[tuple[tuple[str, ...], str, tuple[str, ...]]] = []
-        """The display names, pool and lost keys of each call of `get`."""
+        """The display names, pool and lost handles of each call of `get`."""
         self.may_start = asyncio.Event()
         if may_start:
             self.may_start.set()
