@@ -185,7 +185,7 @@ assert process_state() == before or "ray" in sys.modules and sys.modules["ray"],
 def test_importing_needs_only_the_listed_libraries_and_has_no_side_effects(
     unavailable: tuple[str, ...], excluded: set[str]
 ) -> None:
-    """Imports all units but `excluded`. Importing Ray changes the process, so only imports without Ray are checked."""
+    """Imports all units but `excluded`. Side effects are only checked without Ray, whose import changes the process."""
     imports_torch = IMPORTS_TORCH | IMPORTS_TORCH_INDIRECTLY
     included = [module for module in MODULES if unit(module) not in excluded and module not in imports_torch]
     stems = [module.removesuffix(".py").replace("/", ".") for module in included]
