@@ -14,16 +14,16 @@ ServiceError
     ├── InvalidImage          an input image cannot be decoded or is not accepted
     ├── InvalidLora           a file is not a LoRA that fits the model
     ├── LorasTooLarge         the LoRAs of one prediction do not fit on a device together
-    ├── LorasMissing          from replica to runner only: weights could not be read and must be loaded again
+    ├── LorasMissing          weights could not be read; the runner loads them again, up to three times
     ├── StorageFailed         the images were generated and could not be stored
     ├── AllImagesFlagged      the safety checker flagged every image
     └── EngineFailed          an internal error: the log has the cause, the message does not
 
 `ModelLoadError` is not a `ServiceError`: it fails a replica's start-up and is read by operators.
 
-Every constructor passes all its arguments positionally to `super().__init__`, since only then an error survives
-pickling between a replica and its caller. Callers read the messages: they must not contain tracebacks, paths,
-addresses or tokens.
+Every constructor passes all its arguments to `super().__init__`, since pickle calls it with `args` and errors are
+pickled between a replica and its caller. Callers read the messages: they must not contain tracebacks, paths, addresses
+or tokens.
 """
 
 from typing import NamedTuple
@@ -234,5 +234,5 @@ def public_error(error: BaseException) -> ServiceError | None:
     `cause`.
     """
     original = getattr(error, "cause", None)
-    known = original if isinstance(original, ServiceError) else error
-    return known if isinstance(known, ServiceError) else None
+    unwrapped = original if isinstance(original, ServiceError) else error
+    return unwrapped if isinstance(unwrapped, ServiceError) else None

@@ -11,12 +11,12 @@ class Started:
     """The first denoising step is about to run."""
 
     notes: tuple[str, ...] = ()
-    """Warnings for the caller that only the work showed, such as a truncated prompt: one log line each."""
+    """Warnings found during generation, such as a truncated prompt. Each becomes a log line."""
 
 
 @dataclass(frozen=True, slots=True)
 class StepDone:
-    """Image `image` has done `step` of its `total` denoising steps. Not every step is reported."""
+    """Image `image` has completed `step` of its `total` denoising steps. Not every step is reported."""
 
     image: int
     step: int

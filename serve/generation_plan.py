@@ -55,11 +55,13 @@ class GenerationPlan(BaseModel):
     """Log lines for the caller: inputs without effect, and why a pool was chosen."""
 
     def with_image_size(self, size: Size) -> Self:
-        """The plan with its output size, computed from the size of the upright input image.
+        """The plan with its output size, computed from the size of the input image after its EXIF rotation.
 
         Raises `InvalidInput` naming `image` if the image is too small or its sides differ too much.
         """
-        return self.model_copy(update={"size": _check_area(input_image_size(size), self.max_megapixels, ("image",))})
+        return self.model_copy(
+            update={"size": _check_megapixels(input_image_size(size), self.max_megapixels, ("image",))}
+        )
 
     def with_weights(self, weights_keys: Mapping[str, str]) -> Self:
         """The plan with the weights of its LoRAs, given by reference key."""
@@ -104,7 +106,7 @@ def make_plan(
     plan = GenerationPlan(
         pool=pool,
         prompt=inputs.prompt,
-        size=None if inputs.image else _check_area(_requested_size(inputs), max_megapixels, _size_fields(inputs)),
+        size=None if inputs.image else _check_megapixels(_requested_size(inputs), max_megapixels, _size_fields(inputs)),
         steps=inputs.num_inference_steps,
         guidance=inputs.guidance_scale if MODEL_SPECS[inputs.model].guidance_embeds else None,
         strength=inputs.prompt_strength if inputs.image else None,
@@ -157,7 +159,7 @@ def _choose_pool(inputs: Inputs, settings: Settings) -> tuple[str, tuple[str, ..
     if inputs.go_fast and not fp8:
         return others[0], (f"go_fast has no effect with {inputs.model}",)
     if inputs.go_fast and inputs.aspect_ratio == "custom" and others and not settings.custom_sizes_in_fp8:
-        return others[0], ("custom aspect ratios do not run in fp8; this one runs in bf16",)
+        return others[0], ("go_fast has no effect with aspect_ratio custom, which runs in bf16",)
     if inputs.go_fast or not others:
         return fp8[0], () if inputs.go_fast else (f"{inputs.model} is served in fp8 only",)
     return others[0], ()
@@ -173,12 +175,10 @@ def _size_fields(inputs: Inputs) -> tuple[str, ...]:
     return ("width", "height") if inputs.aspect_ratio == "custom" else ("aspect_ratio",)
 
 
-def _check_area(size: Size, max_megapixels: float, fields: tuple[str, ...]) -> Size:
+def _check_megapixels(size: Size, max_megapixels: float, fields: tuple[str, ...]) -> Size:
     width, height = size
     if width * height > max_megapixels * 1e6:
-        why = (
-            f"{width}x{height} is {width * height / 1e6:.2f} megapixels; at most {max_megapixels:g} are generated here"
-        )
+        why = f"{width}x{height} is {width * height / 1e6:.2f} megapixels; the limit is {max_megapixels:g}"
         raise InvalidInput(tuple(FieldError(field, why) for field in fields))
     return size
 
@@ -196,7 +196,11 @@ def _inputs_without_effect(inputs: Inputs) -> tuple[str, ...]:
         (not guidance_embeds, ("guidance_scale",), f"with {inputs.model}"),
     )
     return tuple(
-        f"{field} has no effect {when}" for holds, fields, when in rules if holds for field in fields if field in given
+        f"{field} has no effect {when}"
+        for applies, fields, when in rules
+        if applies
+        for field in fields
+        if field in given
     )
 
 

@@ -1,6 +1,6 @@
 """The ingress deployment: serves the HTTP APIs, and predictions by Python handle.
 
-Builds everything that one ingress process needs.
+Builds the objects of one ingress process.
 """
 
 import asyncio

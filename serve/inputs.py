@@ -1,7 +1,7 @@
 """The 21 inputs of a prediction: types, bounds, defaults, error messages and output sizes.
 
 As in Replicate's API, numbers may be strings, booleans may be "true", `null` means absent, and unknown keys are ignored
-and reported. Everything else that is invalid is an error; all errors are reported together.
+and reported. Any other invalid value is an error; all errors are reported together.
 """
 
 from collections.abc import Mapping
@@ -68,7 +68,7 @@ def _number_to_text(value: object) -> object:
     return f"{value:g}" if isinstance(value, int | float) and not isinstance(value, bool) else value
 
 
-def _unicode(value: str) -> str:
+def _reject_lone_surrogates(value: str) -> str:
     """JSON can contain half of a surrogate pair, which cannot be encoded as UTF-8."""
     try:
         value.encode()
@@ -77,7 +77,7 @@ def _unicode(value: str) -> str:
     return value
 
 
-UnicodeText = Annotated[str, AfterValidator(_unicode)]
+UnicodeText = Annotated[str, AfterValidator(_reject_lone_surrogates)]
 Integer = Annotated[int, BeforeValidator(_reject_boolean)]
 Number = Annotated[float, BeforeValidator(_reject_boolean), Field(allow_inf_nan=False)]
 Side = Annotated[Integer, Field(ge=CUSTOM_SIDE_MIN, le=CUSTOM_SIDE_MAX)]
@@ -107,7 +107,7 @@ class Inputs(BaseModel):
         default=None, description="Width with aspect_ratio=custom, rounded to the nearest multiple of 16."
     )
     prompt_strength: Annotated[Number, Field(ge=0, le=1)] = Field(
-        default=0.8, description="How much of `image` is replaced: 0 returns it, 1 ignores it."
+        default=0.8, description="How much of `image` is replaced: 0 keeps it, 1 ignores it."
     )
     model: Literal["dev", "schnell"] = Field(
         default="dev", description="`dev` is at its best around 28 steps, `schnell` needs 4."

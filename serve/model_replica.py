@@ -1,4 +1,4 @@
-"""A replica of a pool: generates the images of predictions on one device. Ray Serve makes replicas of this class."""
+"""A replica of a pool: generates the images of predictions on one device. Ray Serve deploys this class."""
 
 import asyncio
 import logging
@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 
 POSTPROCESSING_THREADS = 2
 LORA_READ_TIMEOUT_S = 60.0
-"""For a LoRA that must first be copied from another node."""
+"""Long enough to copy a LoRA from another node."""
 
 log = logging.getLogger(__name__)
 
@@ -84,9 +84,9 @@ class ModelReplica:
             await events.cancel()
 
     async def _read_weights(self, loras: Sequence[ResolvedLora[BlockRef]]) -> "dict[str, LoraWeights]":
-        """The weights of all LoRAs by key, resident ones included: they may be evicted before the request's turn.
+        """The weights of all LoRAs by key, resident ones included: they may be evicted before the request is scheduled.
 
-        A block on this node is read in place. Raises `LorasMissing` for one that cannot be read since its owner died.
+        A block on this node is read in place. Raises `LorasMissing` if a block is lost or not read in time.
         """
         from serve.lora.weights import unpack
 
@@ -102,29 +102,29 @@ class ModelReplica:
         return weights
 
     async def _postprocess(
-        self, image: ImageReady, plan: GenerationPlan, stages_ms: dict[str, float]
+        self, ready: ImageReady, plan: GenerationPlan, stages_ms: dict[str, float]
     ) -> ImageFinished | ImageFlagged:
         """Checks and encodes an image in a thread; adds the time to `stages_ms`."""
         event, times_ms = await asyncio.get_running_loop().run_in_executor(
-            self._postprocessors, self._check_and_encode, image, plan
+            self._postprocessors, self._check_and_encode, ready, plan
         )
         for stage, milliseconds in times_ms.items():
             stages_ms[stage] = stages_ms.get(stage, 0.0) + milliseconds
         return event
 
     def _check_and_encode(
-        self, image: ImageReady, plan: GenerationPlan
+        self, ready: ImageReady, plan: GenerationPlan
     ) -> tuple[ImageFinished | ImageFlagged, dict[str, float]]:
         start_s = time.perf_counter()
-        array = image.to_host()
+        array = ready.to_host()
         flagged = plan.check_safety and self._is_flagged(array)
         checked_s = time.perf_counter()
         times_ms = {"safety": 1000 * (checked_s - start_s)}
         if flagged:
-            return ImageFlagged(image.image), times_ms
+            return ImageFlagged(ready.image), times_ms
         content = encode_image(array, plan.output_format, plan.output_quality)
         times_ms["encode"] = 1000 * (time.perf_counter() - checked_s)
-        return ImageFinished(image.image, content), times_ms
+        return ImageFinished(ready.image, content), times_ms
 
     def _is_flagged(self, array: ImageArray) -> bool:
         """Calls the safety checker; one on a device must share the engine's thread."""
@@ -141,7 +141,7 @@ class ModelReplica:
         """Raises RuntimeError if the engine's thread has died or hangs."""
         health = self._engine.health
         if not health.healthy:
-            raise RuntimeError(f"the engine is stuck: {health}")
+            raise RuntimeError(f"the engine has stopped or hangs: {health}")
 
 
 def _engine_request(

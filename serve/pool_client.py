@@ -49,7 +49,7 @@ class PoolClient:
             except RayActorError as error:
                 log.warning("a replica of %s was lost: %s", self._name, type(error).__name__)
                 if last_attempt:
-                    raise EngineFailed("the replica was lost while it worked on this, twice; try again") from None
+                    raise EngineFailed("two replicas died while generating this prediction; try again") from None
 
     async def _call(self, *arguments: object) -> AsyncGenerator[Event, None]:
         stream = self._handle.remote(*arguments)

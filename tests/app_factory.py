@@ -25,7 +25,7 @@ from serve.predictions.service import PredictionService
 from serve.predictions.store import MemoryStore
 from serve.settings import Settings
 from tests.asgi_server import listening
-from tests.fakes import FakeFetcher, FakeLoras
+from tests.fakes import FakeFetcher, FakeLoraCache
 
 
 @dataclass(frozen=True)
@@ -71,7 +71,9 @@ def make_app(
     store = RecordingStore(settings.max_records, settings.record_max_age_s)
     input_images = InputImages(settings, fetcher or FakeFetcher({}))
     outputs = OutputStore(settings.outputs.model_copy(update={"folder": Path(folder)}))
-    runner = PredictionRunner(store, dict.fromkeys(settings.pools, pool), input_images, loras or FakeLoras(), outputs)
+    runner = PredictionRunner(
+        store, dict.fromkeys(settings.pools, pool), input_images, loras or FakeLoraCache(), outputs
+    )
     service = PredictionService(settings, store, runner, input_images)
     if opened:
         service.open()

@@ -1,4 +1,4 @@
-"""Fakes for unit tests: pool, LoRA source, URL fetcher and clock, with sample events, plans and predictions."""
+"""Fakes for unit tests: pool, LoRA cache, URL fetcher and clock, with sample events, plans and predictions."""
 
 import asyncio
 from collections.abc import AsyncGenerator, Collection, Mapping, Sequence
@@ -19,36 +19,38 @@ NOON = datetime(2026, 1, 1, 12, tzinfo=UTC)
 WEBP = b"RIFF....WEBP"
 
 
-def drawn(image: int) -> ImageFinished:
+def image_finished(image: int) -> ImageFinished:
     return ImageFinished(image, WEBP)
 
 
 DONE = Finished({"queue": 1.0, "text": 2.0, "denoise": 30.0}, mean_batch=2.5)
-ONE_IMAGE: tuple[Event, ...] = (Started(), StepDone(0, 1, 2), StepDone(0, 2, 2), drawn(0), DONE)
+ONE_IMAGE: tuple[Event, ...] = (Started(), StepDone(0, 1, 2), StepDone(0, 2, 2), image_finished(0), DONE)
 """All events of a prediction of one image in two steps."""
 
 
 class FakePool:
     """A pool that yields scripted events, and raises the exceptions among them.
 
-    With `going=False`, `generate` waits for the event `going` before the first event. With `slow_to_stop`, it waits for
-    the event `let_go` before it returns.
+    With `may_start=False`, `generate` waits until the event `may_start` is set before it yields anything. With
+    `slow_to_stop`, it waits until the event `may_stop` is set before it returns.
     """
 
-    def __init__(self, events: Sequence[Event | BaseException], going: bool = True, slow_to_stop: bool = False) -> None:
+    def __init__(
+        self, events: Sequence[Event | BaseException], may_start: bool = True, slow_to_stop: bool = False
+    ) -> None:
         self.events = events
-        self.going = asyncio.Event()
+        self.may_start = asyncio.Event()
         self.calls: list[tuple[GenerationPlan, NDArray[uint8] | None, NDArray[uint8] | None]] = []
         """The plan, image and mask of each call of `generate`."""
         self.loras: list[Sequence[ResolvedLora[Any]]] = []
-        """The LoRAs of each call."""
-        self.stopped = 0
+        """The LoRAs of each call of `generate`."""
+        self.stop_count = 0
         """How many calls have returned or were closed."""
-        self.let_go = asyncio.Event()
-        if going:
-            self.going.set()
+        self.may_stop = asyncio.Event()
+        if may_start:
+            self.may_start.set()
         if not slow_to_stop:
-            self.let_go.set()
+            self.may_stop.set()
 
     async def generate(
         self,
@@ -60,37 +62,37 @@ class FakePool:
         self.calls.append((plan, image, mask))
         self.loras.append(loras)
         try:
-            await self.going.wait()
+            await self.may_start.wait()
             for event in self.events:
                 if isinstance(event, BaseException):
                     raise event
                 yield event
         finally:
-            await self.let_go.wait()
-            self.stopped += 1
+            await self.may_stop.wait()
+            self.stop_count += 1
 
 
-class FakeLoras:
-    """A LoRA source that resolves every reference, or raises the exception in `failures` for its display name.
+class FakeLoraCache:
+    """A LoRA cache that resolves every reference, or raises the exception that `failures` has for its display name.
 
-    The key of a LoRA is its display name and the number of times it was resolved, such as `owner/name 1`. With
-    `going=False`, `get` waits for the event `going`.
+    The weights key is the display name and the number of times it was resolved, such as `owner/name 1`; the id of the
+    handle is `handle 1 of owner/name`. With `may_start=False`, `get` waits until the event `may_start` is set.
     """
 
-    def __init__(self, failures: Mapping[str, Exception] | None = None, going: bool = True) -> None:
+    def __init__(self, failures: Mapping[str, Exception] | None = None, may_start: bool = True) -> None:
         self._failures = failures or {}
         self._counts: dict[str, int] = {}
-        self.asked: list[tuple[tuple[str, ...], str, tuple[str, ...]]] = []
-        """The display names, pool and lost keys of each call of `get`."""
-        self.going = asyncio.Event()
-        if going:
-            self.going.set()
+        self.calls: list[tuple[tuple[str, ...], str, tuple[str, ...]]] = []
+        """The display names, pool and lost handles of each call of `get`."""
+        self.may_start = asyncio.Event()
+        if may_start:
+            self.may_start.set()
 
     async def get(
         self, references: Mapping[str, Reference], pool: str, lost: Collection[str] = ()
     ) -> dict[str, ResolvedLora[Any]]:
-        self.asked.append((tuple(each.display_name for each in references.values()), pool, tuple(lost)))
-        await self.going.wait()
+        self.calls.append((tuple(reference.display_name for reference in references.values()), pool, tuple(lost)))
+        await self.may_start.wait()
         return {key: self._resolve(reference.display_name) for key, reference in references.items()}
 
     def _resolve(self, display_name: str) -> ResolvedLora[Any]:
@@ -100,7 +102,7 @@ class FakeLoras:
         metadata = LoraMetadata(f"{display_name} {count}", size_bytes=5_000_000, rank=16)
         return ResolvedLora(
             metadata,
-            CacheHandle(None, f"copy {count} of {display_name}"),
+            CacheHandle(None, f"handle {count} of {display_name}"),
             "download",
             fetched_bytes=10_000_000,
             fetch_s=0.5,
@@ -111,21 +113,21 @@ class FakeLoras:
 class FakeFetcher:
     """A URL fetcher that returns the contents of `files` by URL.
 
-    No fetch returns until `together` of them are in progress.
+    No fetch returns until `concurrent` fetches are in progress.
     """
 
-    def __init__(self, files: Mapping[str, bytes], together: int = 1) -> None:
+    def __init__(self, files: Mapping[str, bytes], concurrent: int = 1) -> None:
         self._files = files
-        self._barrier = asyncio.Barrier(together)
+        self._barrier = asyncio.Barrier(concurrent)
         self.fetched: list[str] = []
         """The URL of each call of `fetch`."""
 
-    async def fetch(self, text: str) -> bytes:
-        self.fetched.append(text)
+    async def fetch(self, url: str) -> bytes:
+        self.fetched.append(url)
         await self._barrier.wait()
-        if text not in self._files:
-            raise FetchFailed(text, "its server answered 404 Not Found")
-        return self._files[text]
+        if url not in self._files:
+            raise FetchFailed(url, "its server answered 404 Not Found")
+        return self._files[url]
 
 
 class FakeClock:

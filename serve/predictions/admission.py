@@ -8,12 +8,13 @@ from collections.abc import Callable, Mapping
 from serve.errors import PoolFull
 
 RECENT_PREDICTIONS = 32
-"""Of each pool, for the estimate of `Retry-After`."""
+"""Ended predictions of each pool whose mean duration gives `Retry-After`."""
 RETRY_AFTER_MAX_S = 60.0
 
 
 class Permit:
-    """A place in a pool. Release it when the prediction has ended; releasing it again does nothing."""
+    """A permit for one prediction in a pool. Release it when the prediction has ended; releasing it twice is
+    harmless."""
 
     def __init__(self, pool: "_PoolCapacity") -> None:
         self._pool: _PoolCapacity | None = pool
@@ -32,7 +33,7 @@ class AdmissionControl:
         self._pools = {pool: _PoolCapacity(limit, clock) for pool, limit in max_in_flight.items()}
 
     def admit(self, pool: str) -> Permit:
-        """A place in `pool`. Raises `PoolFull` with an estimate of when the next one is free."""
+        """A permit for `pool`. Raises `PoolFull` with an estimate of when the next one is free."""
         capacity = self._pools[pool]
         if capacity.full:
             raise PoolFull(pool, capacity.retry_after_s())
@@ -49,23 +50,23 @@ class _PoolCapacity:
         self._limit = limit
         self._clock = clock
         self._recent_durations_s: deque[float] = deque(maxlen=RECENT_PREDICTIONS)
-        self._taken_s: dict[Permit, float] = {}
+        self._admitted_s: dict[Permit, float] = {}
 
     @property
     def full(self) -> bool:
-        return len(self._taken_s) >= self._limit
+        return len(self._admitted_s) >= self._limit
 
     def take(self, permit: Permit) -> None:
-        self._taken_s[permit] = self._clock()
+        self._admitted_s[permit] = self._clock()
 
     def release(self, permit: Permit) -> None:
-        self._recent_durations_s.append(self._clock() - self._taken_s.pop(permit))
+        self._recent_durations_s.append(self._clock() - self._admitted_s.pop(permit))
 
     def retry_after_s(self) -> float:
-        """The mean duration of recent predictions, divided by the number of places, in whole seconds.
+        """The mean duration of recent predictions, divided by the limit, in whole seconds.
 
         Until a prediction has ended, the age of the oldest one is used: it is long while a pool starts up.
         """
-        durations_s = self._recent_durations_s or [self._clock() - min(self._taken_s.values())]
+        durations_s = self._recent_durations_s or [self._clock() - min(self._admitted_s.values())]
         mean_s = sum(durations_s) / len(durations_s)
         return min(max(1.0, float(math.ceil(mean_s / self._limit))), RETRY_AFTER_MAX_S)

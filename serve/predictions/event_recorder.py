@@ -40,7 +40,7 @@ class EventRecorder:
         self._clock = clock
         self._called_s = time.perf_counter()
         self._waited_ms: float | None = None
-        """Between the call of the pool and its first event."""
+        """Milliseconds between the call of the pool and its first event."""
         self._progress = ProgressBar(len(plan.seeds))
         self._stored: set[int] = set()
         self._flagged: set[int] = set()
@@ -69,7 +69,7 @@ class EventRecorder:
         """Raises `AllImagesFlagged` if no image is left, and `EngineFailed` if events are missing."""
         finished = self._finished
         if finished is None or self._stored | self._flagged != set(range(len(self._plan.seeds))):
-            log.error("prediction %s: the pool did not report its end, or not every image", self._id)
+            log.error("prediction %s: the pool's events ended early or without some images", self._id)
             raise EngineFailed
         if not self._stored:
             raise AllImagesFlagged

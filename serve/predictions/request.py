@@ -74,7 +74,7 @@ def prepare_request(
 
 
 def resolve_version(settings: Settings, reference: str | None) -> ServedVersion:
-    """The served model for a version id, `owner/name` or `owner/name:id`; the first one for None.
+    """The served model for a version id, `owner/name` or `owner/name:id`; for None, the newest of the first model.
 
     Raises `UnknownVersion`.
     """

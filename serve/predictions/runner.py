@@ -1,10 +1,9 @@
-"""Runs one accepted prediction: loads its images and LoRAs, calls the pool, and records events until the record
-ends."""
+"""Runs an accepted prediction: loads its images and LoRAs, calls the pool and records its events."""
 
 import asyncio
 import logging
 import time
-from collections.abc import AsyncGenerator, Callable, Collection, Coroutine, Mapping, Sequence
+from collections.abc import AsyncGenerator, Awaitable, Callable, Collection, Mapping, Sequence
 from contextlib import aclosing
 from datetime import datetime
 from typing import Any, Protocol, TypeVar
@@ -22,7 +21,7 @@ from serve.predictions.prediction import utc_now
 from serve.predictions.store import PredictionStore
 
 LORA_ATTEMPTS = 3
-"""Weights can be lost between cache and replica: a node or the cache dies."""
+"""Weights can be lost if a node or the cache dies."""
 
 Result = TypeVar("Result")
 ResolvedLoras = Mapping[str, ResolvedLora[Any]]
@@ -54,7 +53,7 @@ class LoraCache(Protocol):
 class PredictionRunner:
     """Runs predictions to their end. Whatever happens, the record ends.
 
-    A `ServiceError` ends it with its own message, any other error with a fixed one, and the log has the traceback.
+    A `ServiceError` ends it with its own message, any other error with a fixed message; its traceback is logged.
     """
 
     def __init__(
@@ -85,7 +84,7 @@ class PredictionRunner:
                 loaded, loras = await self._prepare(prediction_id, images, references)
                 await self._generate(prediction_id, loaded, loras, references)
         except asyncio.CancelledError:
-            # Also raised if somebody else cancelled the pool's work: then the record still has to end.
+            # Also raised if the pool's call was cancelled elsewhere: then the record still has to end.
             await self._fail(prediction_id, EngineFailed("the image engine was stopped before it had finished"))
             raise
         except Exception as error:
@@ -96,7 +95,7 @@ class PredictionRunner:
     ) -> tuple[LoadedImages, ResolvedLoras]:
         """Fetches images and LoRAs and completes the plan, before any pool is called.
 
-        A slow server elsewhere must not occupy a replica.
+        A slow image or LoRA server must not occupy a replica.
         """
         stages_ms: dict[str, float] = {}
         loras: ResolvedLoras = {}
@@ -117,10 +116,10 @@ class PredictionRunner:
     async def _fetch(
         self, images: LoadedImages | PendingImages, references: Mapping[str, Reference]
     ) -> tuple[LoadedImages, ResolvedLoras, dict[str, float]]:
-        """Images, LoRAs and the time that each took, fetched concurrently."""
+        """Fetches images and LoRAs concurrently. Returns them and the milliseconds of each stage."""
         async with first_error_task_group() as group:
-            fetching = group.create_task(_timed(self._input_images.fetch_pending(images)))
-            resolving = group.create_task(_timed(self._lora_cache.get(references, images.plan.pool)))
+            fetching = group.create_task(_timed(lambda: self._input_images.fetch_pending(images)))
+            resolving = group.create_task(_timed(lambda: self._lora_cache.get(references, images.plan.pool)))
         stages_ms = {}
         if isinstance(images, PendingImages):
             stages_ms["fetch"] = fetching.result()[1]
@@ -161,10 +160,10 @@ class PredictionRunner:
         await self._store.finish(prediction_id, lambda prediction: prediction.failed(self._clock(), text))
 
 
-async def _timed(work: Coroutine[Any, Any, Result]) -> tuple[Result, float]:
-    """The result of `work`, and its duration in milliseconds."""
+async def _timed(call: Callable[[], Awaitable[Result]]) -> tuple[Result, float]:
+    """The result of `call`, and its duration in milliseconds."""
     start_s = time.perf_counter()
-    return await work, elapsed_ms(start_s)
+    return await call(), elapsed_ms(start_s)
 
 
 def _with_weights(plan: GenerationPlan, loras: ResolvedLoras) -> GenerationPlan:

@@ -1,6 +1,6 @@
 """Creates, watches and cancels predictions: the entry point for the HTTP APIs and the Python handle.
 
-An accepted prediction runs in its own task until it ends or is cancelled, whether or not anybody waits for it.
+An accepted prediction runs in its own task until it ends or is cancelled, even if no client waits for it.
 """
 
 import asyncio
@@ -101,7 +101,7 @@ class PredictionService:
         return current
 
     async def watch(self, prediction_id: str) -> AsyncGenerator[Prediction, None]:
-        """The prediction now and after every change until it has ended. Quick changes may be merged."""
+        """The prediction now and after every change until it has ended. Several quick changes may be yielded as one."""
         current = await self._store.get(prediction_id)
         yield current
         while not current.ended:
@@ -155,7 +155,8 @@ class PredictionService:
         task.add_done_callback(on_done)
 
     async def _end(self, prediction_id: str, ending: PredictionUpdate) -> None:
-        """Ends the record first, so that the cancelled runner finds it ended. Its permit is released later."""
+        """Ends the record first, so that the cancelled runner finds it ended. Its permit is released when its task has
+        stopped."""
         task = self._tasks.get(prediction_id)
         if await self._store.finish(prediction_id, ending) and task is not None:
             task.cancel()

@@ -44,7 +44,8 @@ class _Entry:
 
 
 class MemoryStore:
-    """Keeps records in memory until `max_age_s` after their end; beyond `max_records` the oldest ended ones go first.
+    """Keeps records in memory until `max_age_s` after their end; beyond `max_records`, those that ended first are
+    removed.
 
     Running predictions are never removed.
     """
@@ -54,7 +55,7 @@ class MemoryStore:
         self._max_age = timedelta(seconds=max_age_s)
         self._clock = clock
         self._entries: dict[str, _Entry] = {}
-        self._ended_at: dict[str, datetime] = {}  # oldest first
+        self._ended_at: dict[str, datetime] = {}  # by time of end
 
     async def create(self, prediction: Prediction) -> None:
         self._entries[prediction.id] = _Entry(prediction)
@@ -66,8 +67,8 @@ class MemoryStore:
     async def page(self, before: str | None, limit: int) -> list[Prediction]:
         newest_first: Iterator[_Entry] = reversed(self._entries.values())
         if before is not None:
-            last = self._get_entry(before)
-            newest_first = dropwhile(lambda entry: entry is not last, newest_first)
+            start = self._get_entry(before)
+            newest_first = dropwhile(lambda entry: entry is not start, newest_first)
             next(newest_first)
         return [entry.prediction for entry in islice(newest_first, limit)]
 

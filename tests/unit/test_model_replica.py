@@ -1,4 +1,4 @@
-"""One replica without Ray: the events of a prediction, withheld pictures, and callers that leave."""
+"""A model replica without Ray: events, flagged images, cancellation, health and LoRA weights."""
 
 import asyncio
 import io
@@ -28,14 +28,13 @@ POOL = "schnell"
 
 @pytest.fixture(scope="module")
 def replica() -> Iterator[ModelReplica]:
-    made = ModelReplica(settings(), POOL)
-    yield made
-    made._engine.stop()
+    replica = ModelReplica(settings(), POOL)
+    yield replica
+    replica._engine.stop()
 
 
 def settings() -> Settings:
-    row = {"model": "schnell", "warmup_sizes": [(64, 64)]}
-    return Settings.model_validate({"pools": {POOL: row}})
+    return Settings.model_validate({"pools": {POOL: {"model": "schnell", "warmup_sizes": [(64, 64)]}}})
 
 
 def plan(steps: int = 2, images: int = 2, checked: bool = True) -> GenerationPlan:
@@ -44,62 +43,60 @@ def plan(steps: int = 2, images: int = 2, checked: bool = True) -> GenerationPla
     return make_plan(inputs, Settings(), 0).model_copy(update={"size": (96, 64)})
 
 
-class FlagsImage0:
-    """A checker that withholds the first picture it sees."""
+class FlagsFirstImage:
+    """A safety checker that flags the first image that it checks."""
 
     on_device = False
 
     def __init__(self) -> None:
-        self.seen = 0
+        self.check_count = 0
 
-    def is_flagged(self, pixels: ImageArray) -> bool:
-        self.seen += 1
-        return self.seen == 1
+    def is_flagged(self, image: ImageArray) -> bool:
+        self.check_count += 1
+        return self.check_count == 1
 
 
-async def test_a_prediction_is_told_from_its_first_step_to_its_files(replica: ModelReplica) -> None:
+async def test_events_run_from_started_over_steps_and_images_to_finished(replica: ModelReplica) -> None:
     events = [event async for event in replica.generate(plan())]
     assert isinstance(events[0], Started)
     assert [event for event in events if isinstance(event, StepDone)] == [
         StepDone(image, step, 2) for step in (1, 2) for image in (0, 1)
     ]
-    drawn = {event.image: event for event in events if isinstance(event, ImageFinished)}
-    assert set(drawn) == {0, 1}
-    with Image.open(io.BytesIO(drawn[0].content)) as picture:
-        assert (picture.size, picture.format) == ((96, 64), "WEBP")
+    contents = {event.image: event.content for event in events if isinstance(event, ImageFinished)}
+    assert set(contents) == {0, 1}
+    with Image.open(io.BytesIO(contents[0])) as image:
+        assert (image.size, image.format) == ((96, 64), "WEBP")
     assert isinstance(events[-1], Finished)
     assert set(events[-1].stages_ms) == {"queue", "text", "denoise", "decode", "safety", "encode"}
     assert events[-1].mean_batch == 2
 
 
-async def test_a_flagged_picture_is_withheld_and_its_index_kept(
-    replica: ModelReplica, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(replica, "_checker", FlagsImage0())
+async def test_flagged_image_is_withheld(replica: ModelReplica, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(replica, "_checker", FlagsFirstImage())
     events = [event async for event in replica.generate(plan())]
     assert len([event for event in events if isinstance(event, ImageFlagged)]) == 1
     assert len([event for event in events if isinstance(event, ImageFinished)]) == 1
 
 
-async def test_an_unchecked_plan_is_not_shown_to_the_checker(
+async def test_plan_without_safety_check_does_not_call_the_checker(
     replica: ModelReplica, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    checker = FlagsImage0()
+    checker = FlagsFirstImage()
     monkeypatch.setattr(replica, "_checker", checker)
     events = [event async for event in replica.generate(plan(checked=False))]
-    assert checker.seen == 0
+    assert checker.check_count == 0
     assert not [event for event in events if isinstance(event, ImageFlagged)]
 
 
-async def test_a_checker_on_the_device_is_asked_on_the_engines_thread(
+async def test_checker_on_the_device_runs_in_the_thread_of_the_engine(
     replica: ModelReplica, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     threads = set()
 
-    class OnDevice(FlagsImage0):
+    class OnDevice(FlagsFirstImage):
         on_device = True
 
-        def is_flagged(self, pixels: ImageArray) -> bool:
+        def is_flagged(self, image: ImageArray) -> bool:
             threads.add(threading.current_thread().name)
             return False
 
@@ -109,7 +106,9 @@ async def test_a_checker_on_the_device_is_asked_on_the_engines_thread(
 
 
 @pytest.mark.parametrize("how", ["closed", "cancelled"])
-async def test_a_caller_who_leaves_frees_the_engine_before_the_slot(replica: ModelReplica, how: str) -> None:
+async def test_engine_has_dropped_the_request_when_closing_or_cancelling_returns(
+    replica: ModelReplica, how: str
+) -> None:
     events = replica.generate(plan(steps=50))
     async for event in events:
         if isinstance(event, StepDone):
@@ -117,26 +116,26 @@ async def test_a_caller_who_leaves_frees_the_engine_before_the_slot(replica: Mod
     if how == "closed":
         await events.aclose()
     else:
-        waiting = asyncio.ensure_future(_drain(events))
+        consumer = asyncio.ensure_future(consume(events))
         await asyncio.sleep(0)
-        waiting.cancel()
-        await asyncio.wait([waiting])
+        consumer.cancel()
+        await asyncio.wait([consumer])
     stats = replica.stats()
     assert stats["images"] == 0
     await asyncio.sleep(0.1)
     assert replica.stats()["image_steps"] == stats["image_steps"]
 
 
-async def _drain(events: AsyncGenerator[Event, None]) -> None:
+async def consume(events: AsyncGenerator[Event, None]) -> None:
     async for _ in events:
         pass
 
 
-def test_a_replica_with_nothing_to_do_is_healthy(replica: ModelReplica) -> None:
+def test_idle_replica_is_healthy(replica: ModelReplica) -> None:
     replica.check_health()
 
 
-def test_a_replica_whose_engine_has_died_is_not() -> None:
+def test_replica_with_a_stopped_engine_is_unhealthy() -> None:
     replica = ModelReplica(settings(), POOL)
     replica._engine.stop()
     with pytest.raises(RuntimeError, match="stuck"):
@@ -147,57 +146,57 @@ LINEAR = "transformer_blocks.0.attn.to_q"
 
 
 @pytest.fixture(scope="module")
-def ink(replica: ModelReplica) -> Block:
-    """A LoRA for one linear of the replica's model."""
+def block(replica: ModelReplica) -> Block:
+    """The weights of a LoRA for one linear layer of the replica's model."""
     generator = torch.Generator().manual_seed(1)
     outputs, inputs = read_geometry(Settings().models["schnell"], None).transformer_layers()[LINEAR]
     down, up = (torch.randn(shape, generator=generator) for shape in ((4, inputs), (outputs, 4)))
     return pack(LoraWeights({LINEAR: LowRank(down, up)}, {}))
 
 
-def at_hand(reading: Awaitable[Block]) -> ResolvedLora[Any]:
-    """A LoRA whose block is read by waiting for `reading`, as for Ray's references."""
-    return ResolvedLora(LoraMetadata("ink", 0, 4), CacheHandle((reading,), "1"), "memory")
+def resolved_lora(block: Awaitable[Block]) -> ResolvedLora[Any]:
+    """A LoRA with the weights key "lora" whose handle returns `block` when awaited, as a Ray reference does."""
+    return ResolvedLora(LoraMetadata("lora", 0, 4), CacheHandle((block,), "1"), "memory")
 
 
-def with_ink(scale: float) -> GenerationPlan:
-    return plan(images=1).model_copy(
-        update={"loras": (PlannedLora(reference_key="reference", weights_key="ink", scale=scale),)}
-    )
+def plan_with_lora(scale: float) -> GenerationPlan:
+    lora = PlannedLora(reference_key="reference", weights_key="lora", scale=scale)
+    return plan(images=1).model_copy(update={"loras": (lora,)})
 
 
-async def drawn(replica: ModelReplica, asked: GenerationPlan, *loras: ResolvedLora[Any]) -> bytes:
-    events = [event async for event in replica.generate(asked, loras=loras)]
-    (picture,) = (event.content for event in events if isinstance(event, ImageFinished))
-    return picture
+async def generate_one(replica: ModelReplica, plan: GenerationPlan, *loras: ResolvedLora[Any]) -> bytes:
+    """The encoded image of a plan with one image."""
+    events = [event async for event in replica.generate(plan, loras=loras)]
+    (content,) = (event.content for event in events if isinstance(event, ImageFinished))
+    return content
 
 
-async def test_a_lora_is_read_and_drawn_with_for_its_own_request_only(replica: ModelReplica, ink: Block) -> None:
+async def test_lora_changes_only_the_images_of_its_own_request(replica: ModelReplica, block: Block) -> None:
     async def read() -> Block:
-        return ink
+        return block
 
-    plain = await drawn(replica, plan(images=1))
-    assert await drawn(replica, with_ink(1.0), at_hand(read())) != plain
-    assert await drawn(replica, with_ink(0.0), at_hand(read())) == plain
-    assert await drawn(replica, plan(images=1)) == plain
-
-
-LOSSES = [kind("0" * 40, None, "") for kind in (OwnerDiedError, ObjectLostError)]
+    without_lora = await generate_one(replica, plan(images=1))
+    assert await generate_one(replica, plan_with_lora(1.0), resolved_lora(read())) != without_lora
+    assert await generate_one(replica, plan_with_lora(0.0), resolved_lora(read())) == without_lora
+    assert await generate_one(replica, plan(images=1)) == without_lora
 
 
-@pytest.mark.parametrize("loss", [*LOSSES, None], ids=["its owner died", "it is lost", "it never comes"])
-async def test_weights_that_cannot_be_read_are_named(
-    replica: ModelReplica, monkeypatch: pytest.MonkeyPatch, loss: ObjectLostError | None
+READ_ERRORS = [error_type("0" * 40, None, "") for error_type in (OwnerDiedError, ObjectLostError)]
+
+
+@pytest.mark.parametrize("read_error", [*READ_ERRORS, None], ids=["owner died", "object lost", "timeout"])
+async def test_unreadable_weights_raise_loras_missing(
+    replica: ModelReplica, monkeypatch: pytest.MonkeyPatch, read_error: ObjectLostError | None
 ) -> None:
     monkeypatch.setattr(model_replica, "LORA_READ_TIMEOUT_S", 0.01)
 
     async def read() -> Block:
-        if loss is not None:
-            raise loss
+        if read_error is not None:
+            raise read_error
         await asyncio.Event().wait()
         raise AssertionError
 
     with pytest.raises(LorasMissing) as caught:
-        await drawn(replica, with_ink(1.0), at_hand(read()))
-    assert caught.value.keys == ("ink",)
+        await generate_one(replica, plan_with_lora(1.0), resolved_lora(read()))
+    assert caught.value.keys == ("lora",)
     assert replica.stats()["images"] == 0

@@ -1,4 +1,4 @@
-"""A pool of replicas: what Ray raises becomes ours, and a replica that dies is forgiven once."""
+"""The pool client: events, errors that Ray raises, and replacement of a lost replica."""
 
 from collections.abc import AsyncIterator, Sequence
 from typing import Any, cast
@@ -19,7 +19,7 @@ Script = Sequence[Event | Exception]
 
 
 class FakeStream:
-    """The answer of a handle: events, and an error that Ray may raise between them."""
+    """The response of a handle: it yields the events of a script, and raises the exceptions among them."""
 
     def __init__(self, script: Script) -> None:
         self._script = script
@@ -36,7 +36,7 @@ class FakeStream:
 
 
 class FakeHandle:
-    """A deployment's handle whose calls play one script after the other."""
+    """A deployment handle with one script for each call."""
 
     def __init__(self, *scripts: Script) -> None:
         self._scripts = list(scripts)
@@ -56,33 +56,36 @@ def plan() -> GenerationPlan:
     return make_plan(inputs, Settings(), 0)
 
 
-async def told(handle: FakeHandle) -> list[Event]:
-    pool = PoolClient("dev-bf16", cast(DeploymentHandle, handle))
-    return [event async for event in pool.generate(plan())]
+def client(handle: FakeHandle) -> PoolClient:
+    return PoolClient("dev-bf16", cast(DeploymentHandle, handle))
 
 
-def picture(image: int) -> ImageFinished:
+async def generate(handle: FakeHandle) -> list[Event]:
+    return [event async for event in client(handle).generate(plan())]
+
+
+def image_finished(image: int) -> ImageFinished:
     return ImageFinished(image, b"")
 
 
-WHOLE = (Started(), picture(0), picture(1), Finished())
+ALL_EVENTS = (Started(), image_finished(0), image_finished(1), Finished())
 
 
-async def test_events_pass_in_order() -> None:
-    handle = FakeHandle(WHOLE)
-    assert await told(handle) == list(WHOLE)
+async def test_events_are_yielded_in_order() -> None:
+    handle = FakeHandle(ALL_EVENTS)
+    assert await generate(handle) == list(ALL_EVENTS)
     assert not handle.streams[0].cancelled
 
 
-async def test_a_replica_that_dies_is_replaced_once() -> None:
-    handle = FakeHandle((Started(), picture(1), ActorDiedError()), WHOLE)
-    assert await told(handle) == [Started(), picture(1), *WHOLE]
+async def test_plan_runs_again_after_its_replica_died() -> None:
+    handle = FakeHandle((Started(), image_finished(1), ActorDiedError()), ALL_EVENTS)
+    assert await generate(handle) == [Started(), image_finished(1), *ALL_EVENTS]
 
 
-async def test_a_second_death_fails_the_prediction() -> None:
+async def test_second_dead_replica_fails_the_prediction() -> None:
     handle = FakeHandle((ActorDiedError(),), (Started(), ActorDiedError()))
-    with pytest.raises(EngineFailed, match="lost, twice"):
-        await told(handle)
+    with pytest.raises(EngineFailed, match="twice"):
+        await generate(handle)
 
 
 @pytest.mark.parametrize(
@@ -93,16 +96,16 @@ async def test_a_second_death_fails_the_prediction() -> None:
         (RayTaskError("generate", "a traceback of 10.0.0.1", KeyError("secret")), EngineFailed),
     ],
 )
-async def test_what_ray_raises_becomes_an_error_of_ours(raised: Exception, error: type[ServiceError]) -> None:
+async def test_ray_errors_become_service_errors(raised: Exception, error: type[ServiceError]) -> None:
     with pytest.raises(error) as caught:
-        await told(FakeHandle((Started(), raised)))
+        await generate(FakeHandle((Started(), raised)))
     assert "10.0.0.1" not in str(caught.value)
     assert "secret" not in str(caught.value)
 
 
-async def test_who_leaves_cancels_the_call() -> None:
-    handle = FakeHandle(WHOLE)
-    events = PoolClient("dev-bf16", cast(DeploymentHandle, handle)).generate(plan())
+async def test_closing_the_generator_cancels_the_call() -> None:
+    handle = FakeHandle(ALL_EVENTS)
+    events = client(handle).generate(plan())
     await anext(events)
     await events.aclose()
     assert handle.streams[0].cancelled

@@ -42,7 +42,7 @@ def test_override_replaces_one_entry_and_keeps_the_others() -> None:
     assert Settings.model_validate(override({}, "max_body_bytes", "100")).max_body_bytes == 100
 
 
-def test_override_with_unknown_name_is_rejected() -> None:
+def test_override_of_an_unknown_setting_is_rejected() -> None:
     with pytest.raises(ValidationError, match="max_bodies"):
         Settings.model_validate(override(Settings().model_dump(), "max_bodies", "100"))
 
@@ -64,7 +64,7 @@ def test_cache_folder_comes_from_settings_or_environment() -> None:
     assert cache_folder(Settings(), {"HOME": "/h"}) == Path("/h/.cache/flux-serve")
 
 
-def test_lora_fetch_keeps_its_own_defaults_when_partly_set() -> None:
+def test_partial_lora_fetch_settings_keep_the_defaults_of_lora_fetch() -> None:
     settings = Settings.model_validate({"lora": {"fetch": {"allowed_hosts": ["store.internal"]}}})
     assert settings.lora.fetch.max_bytes == 2 * 2**30
     assert settings.fetch.max_bytes == 64 * 2**20
@@ -78,16 +78,16 @@ def test_invalid_base_url_is_rejected(url: str) -> None:
         Settings.model_validate({"lora": {"huggingface_url": url}})
 
 
-def test_outputs_are_data_uris_if_the_public_url_is_plain_http() -> None:
-    def as_data(**outputs: str) -> bool:
+def test_outputs_are_data_uris_unless_the_public_url_is_https_or_delivery_is_url() -> None:
+    def uses_data_uris(**outputs: str) -> bool:
         return Settings.model_validate({"outputs": outputs}).outputs.uses_data_uris
 
-    assert as_data()
-    assert not as_data(public_url="https://flux.example.com")
-    assert as_data(public_url="https://flux.example.com", delivery="data")
-    assert not as_data(delivery="url")
+    assert uses_data_uris()
+    assert not uses_data_uris(public_url="https://flux.example.com")
+    assert uses_data_uris(public_url="https://flux.example.com", delivery="data")
+    assert not uses_data_uris(delivery="url")
 
 
-def test_variant_of_a_pool_is_that_of_its_model() -> None:
+def test_variant_of_a_pool_is_the_variant_of_its_model() -> None:
     assert Settings().variant_of("dev-fp8") == "dev"
     assert ModelSettings(variant="dev", max_sequence_length=512).pixel_stride == 16

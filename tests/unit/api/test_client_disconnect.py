@@ -20,7 +20,7 @@ async def post_and_disconnect(app: AppUnderTest, pool: FakePool, path: str) -> N
         request.cancel()
         await asyncio.gather(request, return_exceptions=True)
         await asyncio.sleep(0.05)
-        pool.going.set()
+        pool.may_start.set()
         await app.service.wait(app.prediction_ids[0], timeout_s=5)
 
 
@@ -28,9 +28,9 @@ async def post_and_disconnect(app: AppUnderTest, pool: FakePool, path: str) -> N
     ("path", "status", "num_outputs"), [("/v1/predictions", "succeeded", 1), ("/predictions", "canceled", 0)]
 )
 async def test_disconnect_cancels_the_prediction_of_the_cog_api_only(path: str, status: str, num_outputs: int) -> None:
-    pool = FakePool(ONE_IMAGE, going=False)
+    pool = FakePool(ONE_IMAGE, may_start=False)
     app = make_app(pool)
     await post_and_disconnect(app, pool, path)
     prediction = await app.service.get(app.prediction_ids[0])
     assert (prediction.status, len(prediction.outputs)) == (status, num_outputs)
-    assert pool.stopped == 1
+    assert pool.stop_count == 1

@@ -69,18 +69,18 @@ async def test_failed_prediction_responds_with_200() -> None:
 
 
 async def test_asynchronous_request_responds_at_once_and_keeps_running() -> None:
-    pool = FakePool(ONE_IMAGE, going=False)
+    pool = FakePool(ONE_IMAGE, may_start=False)
     app = make_app(pool)
     response = await post(app, {"input": CAT}, {"Prefer": "respond-async"})
     assert (response.status_code, response.json()["status"]) == (202, "starting")
-    pool.going.set()
+    pool.may_start.set()
     prediction_id = response.json()["id"]
     assert (await app.service.wait(prediction_id, timeout_s=5)).status == "succeeded"
     assert (await get(app, f"/v1/predictions/{prediction_id}"))["status"] == "succeeded"
 
 
 async def test_prediction_is_cancelled_by_its_id() -> None:
-    app = make_app(FakePool(ONE_IMAGE, going=False))
+    app = make_app(FakePool(ONE_IMAGE, may_start=False))
     prediction_id = (await post(app, {"input": CAT}, {"Prefer": "respond-async"})).json()["id"]
     response = await post(app, None, path=f"/predictions/{prediction_id}/cancel")
     assert (response.status_code, response.json()) == (200, {})
@@ -112,7 +112,7 @@ async def post_and_disconnect(app: AppUnderTest, disconnect: asyncio.Event) -> l
 
 
 async def test_disconnect_cancels_a_synchronous_request() -> None:
-    pool = FakePool(ONE_IMAGE, going=False)
+    pool = FakePool(ONE_IMAGE, may_start=False)
     app = make_app(pool, ONE_IN_FLIGHT)
     disconnect = asyncio.Event()
     request = asyncio.create_task(post_and_disconnect(app, disconnect))
@@ -122,13 +122,13 @@ async def test_disconnect_cancels_a_synchronous_request() -> None:
     assert [message.get("status") for message in await request] == [499, None]
     assert (await app.service.get(app.prediction_ids[0])).status == "canceled"
     await asyncio.sleep(0.01)
-    assert pool.stopped == 1
-    pool.going.set()
+    assert pool.stop_count == 1
+    pool.may_start.set()
     assert (await post(app, {"input": CAT})).json()["status"] == "succeeded"
 
 
 async def test_cancelled_request_task_cancels_its_prediction() -> None:
-    pool = FakePool(ONE_IMAGE, going=False)
+    pool = FakePool(ONE_IMAGE, may_start=False)
     app = make_app(pool)
     request = asyncio.create_task(post(app, {"input": CAT}))
     while not pool.calls:
@@ -158,7 +158,7 @@ async def test_invalid_fields_are_listed_by_location(body: dict[str, Any], locat
 
 
 async def test_full_pool_responds_with_429_and_health_is_busy() -> None:
-    app = make_app(FakePool(ONE_IMAGE, going=False), ONE_IN_FLIGHT)
+    app = make_app(FakePool(ONE_IMAGE, may_start=False), ONE_IN_FLIGHT)
     assert (await get(app, "/health-check"))["status"] == "READY"
     await post(app, {"input": CAT}, {"Prefer": "respond-async"})
     full = await post(app, {"input": CAT})

@@ -15,7 +15,7 @@ from replicate.version import Versions
 from serve.events import Event, ImageFlagged, Started, StepDone
 from serve.settings import OutputSettings, PoolSettings, Settings
 from tests.app_factory import make_app
-from tests.fakes import DONE, ONE_IMAGE, WEBP, FakePool, drawn
+from tests.fakes import DONE, ONE_IMAGE, WEBP, FakePool, image_finished
 from tests.images import png
 
 MODEL = "fofr/flux-handwriting-and-sketch"
@@ -55,9 +55,9 @@ async def test_async_run_returns_files() -> None:
 
 
 async def test_run_polls_after_its_wait_has_expired() -> None:
-    pool = FakePool(ONE_IMAGE, going=False)
+    pool = FakePool(ONE_IMAGE, may_start=False)
     async with client(pool, Settings(max_wait_s=0.05)) as replicate:
-        asyncio.get_running_loop().call_later(0.2, pool.going.set)
+        asyncio.get_running_loop().call_later(0.2, pool.may_start.set)
         [output] = await run(replicate, MODEL)
     assert output.read() == WEBP
 
@@ -68,7 +68,7 @@ async def test_run_polls_if_its_wait_expires_during_generation() -> None:
             yield Started()
             yield StepDone(0, 1, 2)
             await asyncio.sleep(0.2)
-            yield drawn(0)
+            yield image_finished(0)
             yield DONE
 
     async with client(PausingPool(()), Settings(max_wait_s=0.05)) as replicate:
@@ -78,7 +78,7 @@ async def test_run_polls_if_its_wait_expires_during_generation() -> None:
 
 async def test_flagged_images_are_left_out() -> None:
     settings = Settings(outputs=OutputSettings(public_url="https://flux.example"))
-    async with client(FakePool((Started(), ImageFlagged(0), drawn(1), DONE)), settings) as replicate:
+    async with client(FakePool((Started(), ImageFlagged(0), image_finished(1), DONE)), settings) as replicate:
         [output] = await run(replicate, MODEL, input={"num_outputs": 2})
     assert isinstance(output, FileOutput)
     assert output.url.endswith("/out-1.webp")
@@ -92,11 +92,11 @@ async def test_failed_prediction_raises_its_error() -> None:
 
 
 async def test_prediction_is_polled_to_its_end() -> None:
-    pool = FakePool(ONE_IMAGE, going=False)
+    pool = FakePool(ONE_IMAGE, may_start=False)
     async with client(pool) as replicate:
         prediction = await replicate.predictions.async_create(version="d592f697", input=CAT)
         assert (prediction.status, prediction.progress) == ("starting", None)
-        pool.going.set()
+        pool.may_start.set()
         await prediction.async_wait()
         assert prediction.status == "succeeded"
         assert prediction.progress is not None
@@ -106,7 +106,7 @@ async def test_prediction_is_polled_to_its_end() -> None:
 
 
 async def test_prediction_is_cancelled() -> None:
-    pool = FakePool(ONE_IMAGE, going=False)
+    pool = FakePool(ONE_IMAGE, may_start=False)
     async with client(pool) as replicate:
         prediction = await replicate.predictions.async_create(version="d592f697", input=CAT)
         await prediction.async_cancel()
@@ -165,7 +165,7 @@ async def test_unknown_prediction_raises_404() -> None:
 
 async def test_full_pool_raises_429() -> None:
     settings = Settings(pools={"dev-bf16": PoolSettings(model="dev", max_in_flight=1)})
-    async with client(FakePool(ONE_IMAGE, going=False), settings) as replicate:
+    async with client(FakePool(ONE_IMAGE, may_start=False), settings) as replicate:
         await replicate.predictions.async_create(version="d592f697", input=CAT)
         with pytest.raises(ReplicateError) as raised:
             await replicate.predictions.async_create(version="d592f697", input=CAT)

@@ -13,7 +13,7 @@ from serve.events import ImageFlagged, Started
 from serve.net.http_client import HttpClient, UrlFetcher
 from serve.settings import OutputSettings, PoolSettings, Settings
 from tests.app_factory import AppUnderTest, make_app
-from tests.fakes import DONE, ONE_IMAGE, WEBP, FakePool, drawn
+from tests.fakes import DONE, ONE_IMAGE, WEBP, FakePool, image_finished
 from tests.images import data_uri, png
 
 CAT = {"prompt": "a cat", "seed": 7, "num_inference_steps": 2}
@@ -34,14 +34,14 @@ async def get(app: AppUnderTest, path: str) -> httpx.Response:
 
 
 async def test_prediction_is_created_at_once_and_polled_until_it_has_succeeded() -> None:
-    pool = FakePool(ONE_IMAGE, going=False)
+    pool = FakePool(ONE_IMAGE, may_start=False)
     app = make_app(pool)
     created = await post(app, {"input": CAT})
     assert created.status_code == 201
     assert "Preference-Applied" not in created.headers
     first = created.json()
     assert (first["status"], first["output"], first["started_at"]) == ("starting", None, None)
-    pool.going.set()
+    pool.may_start.set()
     await app.service.wait(first["id"])
     last = (await get(app, f"/v1/predictions/{first['id']}")).json()
     assert last["status"] == "succeeded"
@@ -79,14 +79,14 @@ async def test_respond_async_is_applied() -> None:
 
 
 async def test_expired_wait_returns_status_starting() -> None:
-    pool = FakePool((Started(), drawn(0)), slow_to_stop=True)
+    pool = FakePool((Started(), image_finished(0)), slow_to_stop=True)
     app = make_app(pool, settings=Settings(max_wait_s=0.05))
     created = await post(app, {"input": CAT}, {"Prefer": "wait"})
     body = created.json()
     assert created.status_code == 201
     assert (body["status"], body["output"], body["started_at"], body["completed_at"]) == ("starting", None, None, None)
     assert (await get(app, f"/v1/predictions/{body['id']}")).json()["status"] == "processing"
-    pool.let_go.set()
+    pool.may_stop.set()
 
 
 async def test_responses_have_server_timing() -> None:
@@ -100,19 +100,19 @@ async def test_responses_have_server_timing() -> None:
 
 
 async def test_disconnect_does_not_cancel_the_prediction() -> None:
-    pool = FakePool(ONE_IMAGE, going=False)
+    pool = FakePool(ONE_IMAGE, may_start=False)
     app = make_app(pool)
     waiting = asyncio.create_task(post(app, {"input": CAT}, WAIT))
     while not pool.calls:
         await asyncio.sleep(0.001)
     waiting.cancel()
     await asyncio.gather(waiting, return_exceptions=True)
-    pool.going.set()
+    pool.may_start.set()
     assert (await app.service.wait(app.prediction_ids[0], timeout_s=5)).status == "succeeded"
 
 
 async def test_cancel_returns_the_canceled_prediction() -> None:
-    pool = FakePool(ONE_IMAGE, going=False)
+    pool = FakePool(ONE_IMAGE, may_start=False)
     app = make_app(pool)
     prediction_id = (await post(app, {"input": CAT})).json()["id"]
     canceled = await post(app, None, path=f"/v1/predictions/{prediction_id}/cancel")
@@ -135,7 +135,9 @@ async def test_failed_prediction_responds_with_201() -> None:
 
 async def test_flagged_images_leave_gaps_in_the_file_names() -> None:
     settings = Settings(outputs=OutputSettings(public_url="https://flux.example/"))
-    app = make_app(FakePool((Started(), drawn(0), ImageFlagged(1), drawn(2), DONE)), settings=settings)
+    app = make_app(
+        FakePool((Started(), image_finished(0), ImageFlagged(1), image_finished(2), DONE)), settings=settings
+    )
     created = (await post(app, {"input": CAT | {"num_outputs": 3}}, WAIT)).json()
     base = f"https://flux.example/outputs/{created['id']}"
     assert created["output"] == [f"{base}/out-0.webp", f"{base}/out-2.webp"]
@@ -315,7 +317,7 @@ async def post_text(app: AppUnderTest, body: object) -> httpx.Response:
 
 async def test_full_pool_responds_with_429_and_retry_after() -> None:
     settings = Settings(pools={"dev-bf16": PoolSettings(model="dev", max_in_flight=1)})
-    app = make_app(FakePool(ONE_IMAGE, going=False), settings)
+    app = make_app(FakePool(ONE_IMAGE, may_start=False), settings)
     await post(app, {"input": CAT})
     full = await post(app, {"input": CAT})
     assert (full.status_code, full.headers["Content-Type"], full.headers["Retry-After"]) == (429, PROBLEM, "1")

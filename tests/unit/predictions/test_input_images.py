@@ -1,4 +1,4 @@
-"""Input pictures from data: URIs and URLs, read by the real decoders."""
+"""Loading input images from `data:` URIs and URLs, with the real decoders."""
 
 import asyncio
 
@@ -14,94 +14,90 @@ from tests.fakes import FakeFetcher
 from tests.images import data_uri, png
 
 SETTINGS = Settings()
-HERE, THERE = "https://here.example/image.png", "https://there.example/mask.png"
+IMAGE_URL, MASK_URL = "https://images.example/image.png", "https://masks.example/mask.png"
 
 
-def asked(image: str | None, mask: str | None = None) -> Inputs:
+def make_inputs(image: str | None, mask: str | None = None) -> Inputs:
     return Inputs(prompt="a cat", image=image, mask=mask)
 
 
-def pictures(fetcher: FakeFetcher | None = None) -> InputImages:
-    return InputImages(SETTINGS, fetcher or FakeFetcher({}))
+async def load(inputs: Inputs, fetcher: FakeFetcher | None = None) -> LoadedImages | PendingImages:
+    input_images = InputImages(SETTINGS, fetcher or FakeFetcher({}))
+    return await input_images.load(inputs, make_plan(inputs, SETTINGS, random_seed=1))
 
 
-async def opened(inputs: Inputs, fetcher: FakeFetcher | None = None) -> LoadedImages | PendingImages:
-    return await pictures(fetcher).load(inputs, make_plan(inputs, SETTINGS, random_seed=1))
+async def load_and_fetch(inputs: Inputs, fetcher: FakeFetcher) -> LoadedImages:
+    input_images = InputImages(SETTINGS, fetcher)
+    return await input_images.fetch_pending(await load(inputs, fetcher))
 
 
-async def prepared(inputs: Inputs, fetcher: FakeFetcher) -> LoadedImages:
-    return await pictures(fetcher).fetch_pending(await opened(inputs, fetcher))
-
-
-async def test_without_a_picture_there_is_nothing_to_prepare() -> None:
-    ready = await opened(asked(None))
-    assert isinstance(ready, LoadedImages)
-    assert (ready.plan.size, ready.image, ready.mask) == ((1024, 1024), None, None)
+async def test_inputs_without_image_are_loaded_at_once() -> None:
+    loaded = await load(make_inputs(None))
+    assert isinstance(loaded, LoadedImages)
+    assert (loaded.plan.size, loaded.image, loaded.mask) == ((1024, 1024), None, None)
 
 
 @pytest.mark.parametrize("masked", [False, True])
 @pytest.mark.parametrize("source", ["data", "url", "image by url", "mask by url"])
-async def test_pictures_are_the_same_wherever_they_come_from(source: str, masked: bool) -> None:
-    files = {HERE: png(200, 100), THERE: png(50, 25)}
-    image = HERE if source in ("url", "image by url") else data_uri(files[HERE])
-    mask = THERE if source in ("url", "mask by url") else data_uri(files[THERE])
-    ready = await prepared(asked(image, mask if masked else None), FakeFetcher(files))
-    expected = await prepared(asked(HERE, THERE if masked else None), FakeFetcher(files))
-    assert ready.plan.size == (208, 96)
-    assert ready.image is not None
-    assert ready.image.shape == (96, 208, 3)
-    assert np.array_equal(ready.image, expected.image)  # type: ignore[arg-type]
+async def test_images_from_urls_and_data_uris_are_equal(source: str, masked: bool) -> None:
+    files = {IMAGE_URL: png(200, 100), MASK_URL: png(50, 25)}
+    image = IMAGE_URL if source in ("url", "image by url") else data_uri(files[IMAGE_URL])
+    mask = MASK_URL if source in ("url", "mask by url") else data_uri(files[MASK_URL])
+    loaded = await load_and_fetch(make_inputs(image, mask if masked else None), FakeFetcher(files))
+    expected = await load_and_fetch(make_inputs(IMAGE_URL, MASK_URL if masked else None), FakeFetcher(files))
+    assert loaded.plan.size == (208, 96)
+    assert loaded.image is not None
+    assert loaded.image.shape == (96, 208, 3)
+    assert np.array_equal(loaded.image, expected.image)  # type: ignore[arg-type]
     if masked:
-        assert ready.mask is not None
-        assert ready.mask.shape == (96, 208)
-        assert np.array_equal(ready.mask, expected.mask)  # type: ignore[arg-type]
+        assert loaded.mask is not None
+        assert loaded.mask.shape == (96, 208)
+        assert np.array_equal(loaded.mask, expected.mask)  # type: ignore[arg-type]
 
 
-async def test_nothing_is_fetched_before_acceptance() -> None:
-    fetcher = FakeFetcher({HERE: png(200, 100)})
-    ready = await opened(asked(HERE), fetcher)
-    assert isinstance(ready, PendingImages)
-    assert ready.plan.size is None
+async def test_load_does_not_fetch_urls() -> None:
+    fetcher = FakeFetcher({IMAGE_URL: png(200, 100)})
+    pending = await load(make_inputs(IMAGE_URL), fetcher)
+    assert isinstance(pending, PendingImages)
+    assert pending.plan.size is None
     assert fetcher.fetched == []
 
 
-async def test_image_and_mask_are_fetched_at_the_same_time() -> None:
-    fetcher = FakeFetcher({HERE: png(200, 100), THERE: png(200, 100)}, together=2)
-    await asyncio.wait_for(prepared(asked(HERE, THERE), fetcher), 5)
+async def test_image_and_mask_are_fetched_concurrently() -> None:
+    fetcher = FakeFetcher({IMAGE_URL: png(200, 100), MASK_URL: png(200, 100)}, concurrent=2)
+    await asyncio.wait_for(load_and_fetch(make_inputs(IMAGE_URL, MASK_URL), fetcher), 5)
 
 
 @pytest.mark.parametrize(
     ("image", "mask", "fields"),
     [
-        ("data:,not a picture", None, ["image"]),
+        ("data:,not an image", None, ["image"]),
         ("data:image/png;base64", None, ["image"]),
         (data_uri(png(100, 100)[:200]), None, ["image"]),
         (data_uri(png(20, 20)), None, ["image"]),
         (data_uri(png(900, 100)), None, ["image"]),
-        (data_uri(png(100, 100)), "data:,nor this", ["mask"]),
-        ("data:,not a picture", "data:,nor this", ["image", "mask"]),
-        (data_uri(png(20, 20)), "data:,nor this", ["image", "mask"]),
-        (HERE, "data:,not a picture", ["mask"]),
-        (data_uri(png(20, 20)), THERE, ["image"]),
+        (data_uri(png(100, 100)), "data:,not an image", ["mask"]),
+        ("data:,not an image", "data:,not an image", ["image", "mask"]),
+        (data_uri(png(20, 20)), "data:,not an image", ["image", "mask"]),
+        (IMAGE_URL, "data:,not an image", ["mask"]),
+        (data_uri(png(20, 20)), MASK_URL, ["image"]),
     ],
 )
-async def test_faults_of_data_uris_are_told_at_once_and_before_acceptance(
-    image: str, mask: str | None, fields: list[str]
-) -> None:
-    with pytest.raises(InvalidInput) as refused:
-        await opened(asked(image, mask))
-    assert [fault.field for fault in refused.value.field_errors] == fields
+async def test_load_reports_all_errors_of_data_uris(image: str, mask: str | None, fields: list[str]) -> None:
+    with pytest.raises(InvalidInput) as caught:
+        await load(make_inputs(image, mask))
+    assert [error.field for error in caught.value.field_errors] == fields
 
 
-@pytest.mark.parametrize("content", [b"not a picture", png(100, 100)[:200], png(20, 20), png(900, 100)])
-async def test_a_fetched_picture_is_refused_with_the_sentence_of_a_data_uri(content: bytes) -> None:
-    with pytest.raises(InvalidInput) as at_once:
-        await opened(asked(data_uri(content)))
-    with pytest.raises(InvalidInput) as later:
-        await prepared(asked(HERE), FakeFetcher({HERE: content}))
-    assert str(later.value) == str(at_once.value)
+@pytest.mark.parametrize("content", [b"not an image", png(100, 100)[:200], png(20, 20), png(900, 100)])
+async def test_invalid_fetched_image_has_the_same_error_as_a_data_uri(content: bytes) -> None:
+    with pytest.raises(InvalidInput) as from_data_uri:
+        await load(make_inputs(data_uri(content)))
+    with pytest.raises(InvalidInput) as from_url:
+        await load_and_fetch(make_inputs(IMAGE_URL), FakeFetcher({IMAGE_URL: content}))
+    assert str(from_url.value) == str(from_data_uri.value)
 
 
-async def test_what_cannot_be_fetched_is_named() -> None:
-    with pytest.raises(FetchFailed, match=THERE):
-        await prepared(asked(HERE, THERE), FakeFetcher({HERE: png(200, 100)}))
+async def test_failed_fetch_names_the_url() -> None:
+    with pytest.raises(FetchFailed, match=MASK_URL):
+        await load_and_fetch(make_inputs(IMAGE_URL, MASK_URL), FakeFetcher({IMAGE_URL: png(200, 100)}))

@@ -1,13 +1,13 @@
-"""From raw inputs to the first record."""
+"""Preparing requests from raw inputs, their first record, and resolving served models and versions."""
 
 from collections.abc import Mapping
 from typing import Any
 
 import pytest
 
-from serve.errors import InvalidInput
+from serve.errors import InvalidInput, NotFound, UnknownVersion
 from serve.predictions.prediction import Prediction
-from serve.predictions.request import PreparedRequest, prepare_request, resolve_version
+from serve.predictions.request import PreparedRequest, prepare_request, resolve_model, resolve_version
 from serve.settings import ServedModel, Settings
 from tests.fakes import NOON
 
@@ -19,15 +19,22 @@ SETTINGS = Settings(
         ),
     )
 )
+SETTINGS_WITH_VERSIONS = Settings(
+    served_models=(
+        ServedModel(owner="me", name="first", versions=("new", "old")),
+        ServedModel(owner="you", name="second", versions=("d592f697",)),
+    )
+)
+LORA = "huggingface.co/me/sketch"
 
 
-def order(raw: Mapping[str, Any], model: str = "me/plain") -> PreparedRequest:
+def prepare(raw: Mapping[str, Any], model: str = "me/plain") -> PreparedRequest:
     return prepare_request({"prompt": "a cat", **raw}, resolve_version(SETTINGS, model), SETTINGS, random_seed=99)
 
 
-def record(raw: Mapping[str, Any], model: str = "me/plain") -> Prediction:
-    asked = order(raw, model)
-    return asked.new_prediction(asked.plan, NOON)
+def new_prediction(raw: Mapping[str, Any], model: str = "me/plain") -> Prediction:
+    request = prepare(raw, model)
+    return request.new_prediction(request.plan, NOON)
 
 
 @pytest.mark.parametrize(
@@ -39,107 +46,137 @@ def record(raw: Mapping[str, Any], model: str = "me/plain") -> Prediction:
         ({"model": "dev"}, "dev-bf16", 4),
     ],
 )
-def test_default_inputs_of_the_model_lie_beneath_those_of_the_caller(
+def test_inputs_of_the_caller_override_default_inputs_of_the_model(
     raw: Mapping[str, Any], pool: str, steps: int
 ) -> None:
-    plan = order(raw, "me/quick").plan
+    plan = prepare(raw, "me/quick").plan
     assert (plan.pool, plan.steps) == (pool, steps)
 
 
 @pytest.mark.parametrize(("raw", "seed"), [({"seed": 5, "num_outputs": 2}, 5), ({}, 99), ({"seed": None}, 99)])
-def test_the_seed_that_is_used_is_told(raw: Mapping[str, Any], seed: int) -> None:
-    asked = record(raw)
-    assert asked.plan.seeds[0] == seed
-    assert asked.metrics["seed"] == seed
-    assert f"Using seed: {seed}\n" in asked.logs
+def test_record_contains_the_seed(raw: Mapping[str, Any], seed: int) -> None:
+    prediction = new_prediction(raw)
+    assert prediction.plan.seeds[0] == seed
+    assert prediction.metrics["seed"] == seed
+    assert f"Using seed: {seed}\n" in prediction.logs
 
 
-def test_the_record_shows_what_was_given_and_not_what_was_made_of_it() -> None:
-    given = {"prompt": "a cat", "seed": "7", "image": None}
-    assert record(given, "me/quick").inputs == given
+def test_record_contains_the_inputs_as_sent() -> None:
+    raw = {"prompt": "a cat", "seed": "7", "image": None}
+    assert new_prediction(raw, "me/quick").inputs == raw
 
 
-def test_a_record_does_not_carry_a_large_picture_along() -> None:
-    uri = "data:image/png;base64," + "A" * 100_000
-    small = "data:image/png;base64," + "A" * 1000
-    kept = record({"image": uri, "mask": small}).inputs
-    assert kept["mask"] == small
-    assert kept["image"] == "data:image/png;base64," + "A" * 42 + "... (100022 characters)"
+def test_long_inputs_are_shortened_in_the_record() -> None:
+    long = "data:image/png;base64," + "A" * 100_000
+    short = "data:image/png;base64," + "A" * 1000
+    inputs = new_prediction({"image": long, "mask": short}).inputs
+    assert inputs["mask"] == short
+    assert inputs["image"] == "data:image/png;base64," + "A" * 42 + "... (100022 characters)"
 
 
-def test_dropped_keys_are_named_and_not_kept() -> None:
-    asked = record({"scheduler": "euler", "negative_prompt": "dogs"})
-    assert asked.inputs == {"prompt": "a cat"}
-    assert asked.logs.startswith("Unknown inputs were ignored: scheduler, negative_prompt\n")
+def test_ignored_keys_are_logged_and_not_recorded() -> None:
+    prediction = new_prediction({"scheduler": "euler", "negative_prompt": "dogs"})
+    assert prediction.inputs == {"prompt": "a cat"}
+    assert "ignored: scheduler, negative_prompt\n" in prediction.logs
 
 
-def test_names_that_a_caller_made_up_stay_short_and_printable() -> None:
-    line = record({"x" * 1000: 1, "\ud800": 1, **{f"key{index}": 1 for index in range(30)}}).logs.split("\n")[0]
-    assert line.startswith(f"Unknown inputs were ignored: {'x' * 63}…, \\ud800, key0,")
+def test_logged_ignored_keys_are_few_short_and_printable() -> None:
+    raw = {"x" * 1000: 1, "\ud800": 1, **{f"key{index}": 1 for index in range(30)}}
+    line = new_prediction(raw).logs.split("\n")[0]
+    assert f": {'x' * 63}…, \\ud800, key0," in line
     assert line.endswith("key17 and 12 more")
 
 
-def test_notes_of_the_plan_are_lines_of_the_log() -> None:
-    assert "go_fast has no effect with schnell\n" in record({"model": "schnell", "go_fast": True}).logs
+def test_notes_of_the_plan_are_logged() -> None:
+    prediction = new_prediction({"model": "schnell", "go_fast": True})
+    assert prediction.plan.notes
+    assert all(f"{note}\n" in prediction.logs for note in prediction.plan.notes)
 
 
-def test_every_fault_is_told_at_once() -> None:
-    with pytest.raises(InvalidInput) as refused:
-        order({"prompt": None, "num_outputs": 9, "seed": float("nan")})
-    assert [(fault.field, fault.kind) for fault in refused.value.field_errors] == [
+def test_all_invalid_fields_are_reported_together() -> None:
+    with pytest.raises(InvalidInput) as caught:
+        prepare({"prompt": None, "num_outputs": 9, "seed": float("nan")})
+    assert [(error.field, error.kind) for error in caught.value.field_errors] == [
         ("prompt", "missing"),
         ("num_outputs", "less_than_equal"),
         ("seed", "finite_number"),
     ]
 
 
-WEIGHTS = "huggingface.co/me/ink"
-
-
 @pytest.mark.parametrize("field", ["replicate_weights", "extra_lora"])
-def test_a_lora_is_planned_by_the_key_of_what_its_text_means(field: str) -> None:
-    asked, same = (order({field: text}) for text in (f"  https://{WEIGHTS}", WEIGHTS))
-    (key,) = asked.references
-    assert asked.references[key].display_name == WEIGHTS
-    assert [use.reference_key for use in asked.plan.loras] == [key] == [use.reference_key for use in same.plan.loras]
+def test_spellings_of_a_lora_have_the_same_reference_key(field: str) -> None:
+    request, other = (prepare({field: text}) for text in (f"  https://{LORA}", LORA))
+    (key,) = request.references
+    assert request.references[key].display_name == LORA
+    assert [lora.reference_key for lora in request.plan.loras] == [key]
+    assert [lora.reference_key for lora in other.plan.loras] == [key]
 
 
-def test_two_spellings_of_one_lora_are_one_reference_used_twice() -> None:
-    asked = order({"replicate_weights": WEIGHTS, "extra_lora": f"https://{WEIGHTS}"})
-    (key,) = asked.references
-    assert [use.reference_key for use in asked.plan.loras] == [key, key]
+def test_two_spellings_of_one_lora_share_a_reference() -> None:
+    request = prepare({"replicate_weights": LORA, "extra_lora": f"https://{LORA}"})
+    (key,) = request.references
+    assert [lora.reference_key for lora in request.plan.loras] == [key, key]
 
 
 @pytest.mark.parametrize("text", ["", "  ", None])
-def test_an_empty_text_is_no_lora(text: str | None) -> None:
-    asked = order({"replicate_weights": text})
-    assert (asked.plan.loras, dict(asked.references)) == ((), {})
+def test_empty_lora_input_plans_no_lora(text: str | None) -> None:
+    request = prepare({"replicate_weights": text})
+    assert (request.plan.loras, dict(request.references)) == ((), {})
 
 
-def test_texts_that_name_no_lora_are_faults_beside_the_others() -> None:
+def test_invalid_loras_are_reported_with_other_invalid_fields() -> None:
+    raw = {"replicate_weights": "a cat", "extra_lora": "file:///etc/passwd", "mask": "https://masks.example/mask.png"}
     with pytest.raises(InvalidInput) as caught:
-        order(
-            {"replicate_weights": "a cat", "extra_lora": "file:///etc/passwd", "mask": "https://there.example/mask.png"}
-        )
-    faults = {fault.field: fault.message for fault in caught.value.field_errors}
-    assert set(faults) == {"replicate_weights", "extra_lora", "mask"}
-    assert "owner/name" in faults["replicate_weights"], "the accepted forms are shown"
-    assert "lora.folders" in faults["extra_lora"]
+        prepare(raw)
+    messages = {error.field: error.message for error in caught.value.field_errors}
+    assert set(messages) == {"replicate_weights", "extra_lora", "mask"}
+    assert "owner/name" in messages["replicate_weights"], "the message lists the accepted forms"
+    assert "lora.folders" in messages["extra_lora"]
 
 
-def test_a_text_that_names_no_lora_is_a_fault_also_alone() -> None:
-    with pytest.raises(InvalidInput, match="extra_lora: this names no LoRA"):
-        order({"extra_lora": "a cat"})
+def test_invalid_lora_alone_is_reported() -> None:
+    with pytest.raises(InvalidInput) as caught:
+        prepare({"extra_lora": "a cat"})
+    assert [error.field for error in caught.value.field_errors] == ["extra_lora"]
 
 
 @pytest.mark.parametrize(
-    ("raw", "shown"),
-    [({}, ["fofr/ink"]), ({"replicate_weights": WEIGHTS}, [WEIGHTS]), ({"replicate_weights": ""}, [])],
+    ("raw", "display_names"),
+    [({}, ["fofr/sketch"]), ({"replicate_weights": LORA}, [LORA]), ({"replicate_weights": ""}, [])],
 )
-def test_weights_of_the_served_model_are_replaced_by_those_of_the_caller(
-    raw: Mapping[str, Any], shown: list[str]
-) -> None:
-    weighted = ServedModel(owner="fofr", name="ink", versions=("1",), default_inputs={"replicate_weights": "fofr/ink"})
-    settings = Settings(served_models=(weighted,))
-    asked = prepare_request({"prompt": "a cat", **raw}, resolve_version(settings, None), settings, random_seed=1)
-    assert [each.display_name for each in asked.references.values()] == shown
+def test_lora_of_the_caller_replaces_that_of_the_served_model(raw: Mapping[str, Any], display_names: list[str]) -> None:
+    model = ServedModel(
+        owner="fofr", name="sketch", versions=("1",), default_inputs={"replicate_weights": "fofr/sketch"}
+    )
+    settings = Settings(served_models=(model,))
+    request = prepare_request({"prompt": "a cat", **raw}, resolve_version(settings, None), settings, random_seed=1)
+    assert [reference.display_name for reference in request.references.values()] == display_names
+
+
+@pytest.mark.parametrize(
+    ("reference", "model", "version"),
+    [
+        (None, "me/first", "new"),
+        ("old", "me/first", "old"),
+        ("me/first", "me/first", "new"),
+        ("me/first:old", "me/first", "old"),
+        ("d592f697", "you/second", "d592f697"),
+        ("you/second:d592f697", "you/second", "d592f697"),
+    ],
+)
+def test_version_is_resolved_by_id_model_or_both(reference: str | None, model: str, version: str) -> None:
+    served = resolve_version(SETTINGS_WITH_VERSIONS, reference)
+    assert (served.model.full_name, served.version) == (model, version)
+
+
+@pytest.mark.parametrize("reference", ["", "other", "me/second", "me/first:", "me/first:d592f697", "first", "\ud800"])
+def test_unknown_version_is_rejected(reference: str) -> None:
+    with pytest.raises(UnknownVersion) as caught:
+        resolve_version(SETTINGS_WITH_VERSIONS, reference)
+    assert repr(reference) in str(caught.value)
+
+
+def test_model_is_resolved_by_owner_and_name() -> None:
+    assert resolve_model(SETTINGS_WITH_VERSIONS, "you", "second").version == "d592f697"
+    with pytest.raises(NotFound, match="'me/second'"):
+        resolve_model(SETTINGS_WITH_VERSIONS, "me", "second")

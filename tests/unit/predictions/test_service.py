@@ -1,48 +1,32 @@
-"""The life of predictions from the desk to their end, with a pool that tells a script."""
+"""The prediction service: creating, watching, waiting, cancelling and closing, and the admission limits of pools."""
 
 import asyncio
 import contextvars
-import time
 
 import pytest
 
-from serve.errors import (
-    AllImagesFlagged,
-    EngineFailed,
-    FetchFailed,
-    InvalidInput,
-    NotFound,
-    NotReady,
-    PoolFull,
-    ServiceError,
-)
-from serve.events import Event, ImageFlagged, Started, StepDone
+from serve.errors import InvalidInput, NotFound, NotReady, PoolFull
+from serve.events import Event, Started
+from serve.predictions.admission import AdmissionControl, Permit
 from serve.predictions.prediction import Prediction
 from serve.settings import PoolSettings, Settings
 from tests.app_factory import AppUnderTest, make_app
-from tests.fakes import DONE, ONE_IMAGE, FakeFetcher, FakePool, drawn
-from tests.images import data_uri, png
-from tests.logs import Logs
+from tests.fakes import ONE_IMAGE, FakeClock, FakePool
+from tests.unit.predictions.helpers import CAT, run_to_end
 
-CAT = {"prompt": "a cat", "seed": 7, "num_inference_steps": 2}
-HERE = "https://here.example/image.png"
+ONE_IN_FLIGHT = Settings(pools={"dev-bf16": PoolSettings(model="dev", max_in_flight=1)})
 
 
-async def ended(home: AppUnderTest, inputs: dict[str, object]) -> Prediction:
-    prediction = await home.create(inputs)
-    return await asyncio.wait_for(home.service.wait(prediction.id), 5)
-
-
-async def until(home: AppUnderTest, prediction: Prediction, status: str) -> None:
-    async for change in home.service.watch(prediction.id):
+async def watch_until(app: AppUnderTest, prediction: Prediction, status: str) -> None:
+    async for change in app.service.watch(prediction.id):
         if change.status == status:
             return
 
 
-async def test_a_prediction_goes_from_starting_over_processing_to_succeeded() -> None:
-    home = make_app(FakePool(ONE_IMAGE))
-    first = await home.create(CAT)
-    changes = [change async for change in home.service.watch(first.id)]
+async def test_prediction_goes_from_starting_to_processing_to_succeeded() -> None:
+    app = make_app(FakePool(ONE_IMAGE))
+    first = await app.create(CAT)
+    changes = [change async for change in app.service.watch(first.id)]
     statuses = [first.status, *(change.status for change in changes)]
     assert list(dict.fromkeys(statuses)) == ["starting", "processing", "succeeded"]
     last = changes[-1]
@@ -52,330 +36,258 @@ async def test_a_prediction_goes_from_starting_over_processing_to_succeeded() ->
     assert last.created_at <= last.started_at <= last.completed_at
 
 
-async def test_the_pool_gets_the_plan_of_the_record() -> None:
-    pool = FakePool(ONE_IMAGE)
-    last = await ended(make_app(pool), CAT)
-    assert [call[0] for call in pool.calls] == [last.plan]
-    assert last.plan.pool == "dev-bf16"
-
-
-async def test_logs_tell_the_seed_the_work_and_the_progress() -> None:
-    lines = (await ended(make_app(FakePool(ONE_IMAGE)), CAT)).logs.splitlines()
-    assert lines[:2] == ["Using seed: 7", "Drawing 1 image of 1024x1024 in 2 steps on dev-bf16"]
-    assert [line.split("|")[0].strip() for line in lines[2:]] == ["50%", "100%"]
-
-
-async def test_what_only_the_work_showed_is_told_once_though_a_lost_replica_began_it_twice() -> None:
-    begun = Started(("T5 reads only the first 128 of the prompt's 300 tokens",))
-    logs = (await ended(make_app(FakePool((begun, begun, *ONE_IMAGE[1:]))), CAT)).logs
-    assert logs.count("T5 reads only the first 128") == 1
-
-
-async def test_metrics_and_stages_tell_what_it_took() -> None:
-    last = await ended(make_app(FakePool(ONE_IMAGE)), CAT)
-    assert last.metrics["seed"] == 7
-    assert last.metrics["pool"] == "dev-bf16"
-    assert last.metrics["mean_batch"] == 2.5
-    assert {"predict_time", "total_time"} <= last.metrics.keys()
-    assert {"plan", "queue", "text", "denoise", "store"} <= last.stages_ms.keys()
-    assert last.stages_ms["denoise"] == 30.0
-
-
-async def test_the_queue_stage_counts_the_wait_for_a_replica_too() -> None:
-    pool = FakePool(ONE_IMAGE, going=False)
-    home = make_app(pool)
-    begun_s = time.perf_counter()
-    prediction = await home.create(CAT)
-    await asyncio.sleep(0.1)
-    pool.going.set()
-    last = await home.service.wait(prediction.id)
-    # However slow the machine is, the stage is a part of what the whole took.
-    assert 90 < last.stages_ms["queue"] < 1000 * (time.perf_counter() - begun_s)
-
-
-async def test_a_random_seed_of_32_bits_is_fixed_when_none_is_given() -> None:
-    home = make_app(FakePool(ONE_IMAGE))
-    seeds = {(await ended(home, {"prompt": "a cat"})).plan.seeds[0] for _ in range(4)}
+async def test_random_seed_has_32_bits() -> None:
+    app = make_app(FakePool(ONE_IMAGE))
+    seeds = {(await run_to_end(app, {"prompt": "a cat"})).plan.seeds[0] for _ in range(4)}
     assert len(seeds) == 4
     assert all(0 <= seed < 2**32 for seed in seeds)
 
 
-async def test_flagged_pictures_are_dropped_and_the_others_keep_their_index() -> None:
-    events = (Started(), drawn(2), ImageFlagged(1), drawn(0), DONE)
-    last = await ended(make_app(FakePool(events)), CAT | {"num_outputs": 3})
-    assert [output.name for output in last.outputs] == ["out-0.webp", "out-2.webp"]
-    assert "Image 1 was withheld" in last.logs
-
-
-@pytest.mark.parametrize("how", ["by events", "by the error of the pool"])
-async def test_all_flagged_fails_with_the_sentence_that_clients_know(how: str) -> None:
-    events = (Started(), ImageFlagged(0), DONE) if how == "by events" else (Started(), AllImagesFlagged())
-    last = await ended(make_app(FakePool(events)), CAT)
-    assert (last.status, last.error) == (
-        "failed",
-        "All generated images contained NSFW content. Try running it again with a different prompt.",
-    )
-
-
-class Wrapper(EngineFailed):
-    """An error as it comes through a handle: of our class, its text a traceback, the original its `cause`."""
-
-    cause = PoolFull("dev-bf16", 3.0)
-
-    def __str__(self) -> str:
-        return "Traceback: 10.0.0.1"
-
-
-@pytest.mark.parametrize(
-    ("error", "text"),
-    [
-        (EngineFailed(), "the image engine failed; the operator's log has the cause"),
-        (Wrapper(), "the pool 'dev-bf16' is full, try again in 3 s"),
-    ],
-)
-async def test_an_error_of_ours_gives_its_own_sentence(error: ServiceError, text: str) -> None:
-    last = await ended(make_app(FakePool((Started(), error))), CAT)
-    assert (last.status, last.error) == ("failed", text)
-
-
-async def test_any_other_error_gives_a_fixed_sentence_and_a_traceback_in_the_log(
-    logs: Logs,
-) -> None:
-    last = await ended(make_app(FakePool((Started(), RuntimeError("secret at 10.0.0.1")))), CAT)
-    assert last.status == "failed"
-    assert last.error == f"an internal error; the operator's log has its cause under {last.id}"
-    [logged] = logs.errors
-    assert last.id in logged.getMessage()
-    assert logged.exc_info is not None
-    assert "secret" in str(logged.exc_info[1])
-
-
-@pytest.mark.parametrize(
-    "events", [(), (Started(), StepDone(0, 1, 2)), (Started(), DONE), (Started(), drawn(0), drawn(0), DONE)]
-)
-async def test_events_that_stop_short_fail_the_prediction(events: tuple[Event, ...]) -> None:
-    last = await ended(make_app(FakePool(events)), CAT | {"num_outputs": 2})
-    assert (last.status, last.error) == ("failed", str(EngineFailed()))
-
-
-async def test_a_pool_that_was_cancelled_by_somebody_else_fails_the_prediction() -> None:
-    last = await ended(make_app(FakePool((Started(), asyncio.CancelledError()))), CAT)
-    assert (last.status, last.error) == ("failed", "the image engine was stopped before it had finished")
-
-
 @pytest.mark.parametrize("events", [ONE_IMAGE, (Started(), RuntimeError()), (Started(), asyncio.CancelledError())])
-async def test_every_end_gives_the_place_back(events: tuple[Event, ...]) -> None:
-    home = make_app(FakePool(events), settings=Settings(pools={"dev-bf16": PoolSettings(model="dev", max_in_flight=1)}))
+async def test_every_ended_prediction_releases_its_permit(events: tuple[Event, ...]) -> None:
+    app = make_app(FakePool(events), settings=ONE_IN_FLIGHT)
     for _ in range(3):
-        await ended(home, CAT)
+        await run_to_end(app, CAT)
         await asyncio.sleep(0)
 
 
-async def test_a_full_pool_refuses_with_a_time() -> None:
+async def test_full_pool_rejects_with_retry_after() -> None:
     settings = Settings(pools={"dev-bf16": PoolSettings(model="dev", max_in_flight=2)})
-    home = make_app(FakePool(ONE_IMAGE, going=False), settings=settings)
-    await home.create(CAT)
-    await home.create(CAT)
-    assert home.service.state == "full"
-    with pytest.raises(PoolFull) as refused:
-        await home.create(CAT)
-    assert refused.value.retry_after_s >= 1
+    app = make_app(FakePool(ONE_IMAGE, may_start=False), settings=settings)
+    await app.create(CAT)
+    await app.create(CAT)
+    assert app.service.state == "full"
+    with pytest.raises(PoolFull) as caught:
+        await app.create(CAT)
+    assert caught.value.retry_after_s >= 1
 
 
-async def test_what_is_refused_takes_no_place() -> None:
-    settings = Settings(pools={"dev-bf16": PoolSettings(model="dev", max_in_flight=1)})
-    home = make_app(FakePool(ONE_IMAGE), settings=settings)
-    for inputs in ({}, CAT | {"image": "data:,no picture"}, CAT | {"mask": "data:,no picture"}):
+async def test_invalid_request_takes_no_permit() -> None:
+    app = make_app(FakePool(ONE_IMAGE), settings=ONE_IN_FLIGHT)
+    for inputs in ({}, CAT | {"image": "data:,no image"}, CAT | {"mask": "data:,no image"}):
         with pytest.raises(InvalidInput):
-            await home.create(inputs)
-    assert (await ended(home, CAT)).status == "succeeded"
+            await app.create(inputs)
+    assert (await run_to_end(app, CAT)).status == "succeeded"
 
 
-async def test_cancelling_stops_the_pool_and_ends_the_record_at_once() -> None:
-    pool = FakePool(ONE_IMAGE, going=False)
-    home = make_app(pool)
-    prediction = await home.create(CAT)
+async def test_cancelling_ends_the_record_at_once_and_stops_the_pool() -> None:
+    pool = FakePool(ONE_IMAGE, may_start=False)
+    app = make_app(pool)
+    prediction = await app.create(CAT)
     await asyncio.sleep(0.01)
-    canceled = await home.service.cancel(prediction.id)
+    canceled = await app.service.cancel(prediction.id)
     assert (canceled.status, canceled.outputs, canceled.error) == ("canceled", (), None)
-    await home.service.close(grace_s=1)
-    assert pool.stopped == 1
+    await app.service.close(grace_s=1)
+    assert pool.stop_count == 1
 
 
-async def test_cancelling_before_the_first_step_of_the_runner_gives_the_place_back() -> None:
-    settings = Settings(pools={"dev-bf16": PoolSettings(model="dev", max_in_flight=1)})
+async def test_prediction_cancelled_before_its_task_starts_releases_its_permit() -> None:
     pool = FakePool(ONE_IMAGE)
-    home = make_app(pool, settings=settings)
-    prediction = await home.create(CAT)
-    assert (await home.service.cancel(prediction.id)).status == "canceled"
+    app = make_app(pool, settings=ONE_IN_FLIGHT)
+    prediction = await app.create(CAT)
+    assert (await app.service.cancel(prediction.id)).status == "canceled"
     await asyncio.sleep(0.01)
     assert pool.calls == []
-    assert (await ended(home, CAT)).status == "succeeded"
+    assert (await run_to_end(app, CAT)).status == "succeeded"
 
 
-async def test_a_canceled_prediction_keeps_its_place_until_the_pool_let_go() -> None:
-    settings = Settings(pools={"dev-bf16": PoolSettings(model="dev", max_in_flight=1)})
-    pool = FakePool(ONE_IMAGE, going=False, slow_to_stop=True)
-    home = make_app(pool, settings=settings)
-    prediction = await home.create(CAT)
+async def test_canceled_prediction_keeps_its_permit_until_the_pool_has_stopped() -> None:
+    pool = FakePool(ONE_IMAGE, may_start=False, slow_to_stop=True)
+    app = make_app(pool, settings=ONE_IN_FLIGHT)
+    prediction = await app.create(CAT)
     await asyncio.sleep(0.01)
-    await home.service.cancel(prediction.id)
+    await app.service.cancel(prediction.id)
     await asyncio.sleep(0.01)
     with pytest.raises(PoolFull):
-        await home.create(CAT)
-    pool.let_go.set()
-    pool.going.set()
+        await app.create(CAT)
+    pool.may_stop.set()
+    pool.may_start.set()
     await asyncio.sleep(0.01)
-    assert (await ended(home, CAT)).status == "succeeded"
+    assert (await run_to_end(app, CAT)).status == "succeeded"
 
 
-async def test_cancelling_what_has_ended_changes_nothing() -> None:
-    home = make_app(FakePool(ONE_IMAGE))
-    last = await ended(home, CAT)
-    assert await home.service.cancel(last.id) == last
+async def test_cancelling_an_ended_prediction_changes_nothing() -> None:
+    app = make_app(FakePool(ONE_IMAGE))
+    last = await run_to_end(app, CAT)
+    assert await app.service.cancel(last.id) == last
 
 
 @pytest.mark.parametrize("method", ["get", "wait", "cancel"])
-async def test_an_unknown_id_is_not_found(method: str) -> None:
+async def test_unknown_id_raises_not_found(method: str) -> None:
     with pytest.raises(NotFound):
-        await getattr(make_app(FakePool(ONE_IMAGE)).service, method)("nobody")
+        await getattr(make_app(FakePool(ONE_IMAGE)).service, method)("unknown")
 
 
-async def test_waiting_ends_with_its_time() -> None:
-    home = make_app(FakePool(ONE_IMAGE, going=False))
-    prediction = await home.create(CAT)
-    assert (await home.service.wait(prediction.id, timeout_s=0.05)).status == "starting"
+async def test_wait_returns_the_current_state_after_its_timeout() -> None:
+    app = make_app(FakePool(ONE_IMAGE, may_start=False))
+    prediction = await app.create(CAT)
+    assert (await app.service.wait(prediction.id, timeout_s=0.05)).status == "starting"
 
 
-async def test_a_picture_by_url_is_fetched_outside_the_pool() -> None:
-    pool = FakePool(ONE_IMAGE)
-    fetcher = FakeFetcher({HERE: png(200, 100)}, together=2)
-    home = make_app(pool, fetcher=fetcher)
-    prediction = await home.create(CAT | {"image": HERE})
-    assert prediction.plan.size is None
-    await asyncio.sleep(0.05)
-    assert pool.calls == []
-    await fetcher.fetch(HERE)  # the second one that the fetcher waits for
-    last = await home.service.wait(prediction.id)
-    assert last.status == "succeeded"
-    assert last.plan.size == (208, 96)
-    [(plan, picture, mask)] = pool.calls
-    assert picture is not None
-    assert (plan, picture.shape, mask) == (last.plan, (96, 208, 3), None)
-    assert last.stages_ms["fetch"] > 40
-
-
-async def test_a_picture_that_cannot_be_had_fails_the_prediction_and_frees_its_place() -> None:
-    settings = Settings(pools={"dev-bf16": PoolSettings(model="dev", max_in_flight=1)})
-    home = make_app(FakePool(ONE_IMAGE), settings=settings)
-    for _ in range(2):
-        last = await ended(home, CAT | {"image": HERE})
-        assert (last.status, last.error) == ("failed", str(FetchFailed(HERE, "its server answered 404 Not Found")))
-        assert last.started_at is None
-        await asyncio.sleep(0)
-
-
-async def test_a_fetched_picture_that_is_none_fails_with_the_sentence_of_the_refusal() -> None:
-    home = make_app(FakePool(ONE_IMAGE), fetcher=FakeFetcher({HERE: b"no picture"}))
-    with pytest.raises(InvalidInput) as refused:
-        await home.create(CAT | {"image": data_uri(b"no picture")})
-    assert (await ended(home, CAT | {"image": HERE})).error == str(refused.value)
-
-
-async def test_the_runner_has_no_context_of_the_request() -> None:
+async def test_prediction_task_does_not_inherit_the_context_of_the_request() -> None:
     request: contextvars.ContextVar[str] = contextvars.ContextVar("request")
-    seen: list[str | None] = []
+    values: list[str | None] = []
 
-    class Asking(FakePool):
+    class ContextReadingPool(FakePool):
         def generate(self, *arguments):  # type: ignore[no-untyped-def]
-            seen.append(request.get(None))
+            values.append(request.get(None))
             return super().generate(*arguments)
 
-    request.set("the request of a client that may hang up")
-    await ended(make_app(Asking(ONE_IMAGE)), CAT)
-    assert seen == [None]
+    request.set("a request whose client may disconnect")
+    await run_to_end(make_app(ContextReadingPool(ONE_IMAGE)), CAT)
+    assert values == [None]
 
 
-async def test_an_attached_caller_who_is_cancelled_cancels_the_prediction() -> None:
-    pool = FakePool(ONE_IMAGE, going=False)
-    home = make_app(pool)
+async def test_cancelling_an_attached_caller_cancels_the_prediction() -> None:
+    pool = FakePool(ONE_IMAGE, may_start=False)
+    app = make_app(pool)
     ids: list[str] = []
 
     async def attached() -> None:
-        async with home.service.create_attached(CAT, home.served) as prediction:
+        async with app.service.create_attached(CAT, app.served) as prediction:
             ids.append(prediction.id)
-            await home.service.wait(prediction.id)
+            await app.service.wait(prediction.id)
 
     caller = asyncio.create_task(attached())
     await asyncio.sleep(0.01)
     caller.cancel()
     await asyncio.gather(caller, return_exceptions=True)
-    assert (await home.service.get(ids[0])).status == "canceled"
+    assert (await app.service.get(ids[0])).status == "canceled"
     await asyncio.sleep(0.01)
-    assert pool.stopped == 1
+    assert pool.stop_count == 1
 
 
-async def test_an_attached_caller_who_has_seen_enough_cancels_the_prediction() -> None:
-    pool = FakePool(ONE_IMAGE, going=False)
-    home = make_app(pool)
-    async with home.service.create_attached(CAT, home.served) as prediction:
-        async for _ in home.service.watch(prediction.id):
+async def test_leaving_create_attached_early_cancels_the_prediction() -> None:
+    pool = FakePool(ONE_IMAGE, may_start=False)
+    app = make_app(pool)
+    async with app.service.create_attached(CAT, app.served) as prediction:
+        async for _ in app.service.watch(prediction.id):
             break
-    assert (await home.service.get(prediction.id)).status == "canceled"
+    assert (await app.service.get(prediction.id)).status == "canceled"
 
 
-async def test_an_attached_caller_who_stays_gets_the_end() -> None:
-    home = make_app(FakePool(ONE_IMAGE))
-    async with home.service.create_attached(CAT, home.served) as prediction:
-        last = await home.service.wait(prediction.id)
+async def test_leaving_create_attached_after_the_end_changes_nothing() -> None:
+    app = make_app(FakePool(ONE_IMAGE))
+    async with app.service.create_attached(CAT, app.served) as prediction:
+        last = await app.service.wait(prediction.id)
     assert last.status == "succeeded"
-    assert await home.service.get(prediction.id) == last
+    assert await app.service.get(prediction.id) == last
 
 
-async def test_a_caller_who_only_watches_may_leave() -> None:
-    pool = FakePool(ONE_IMAGE, going=False)
-    home = make_app(pool)
-    prediction = await home.create(CAT)
-    watching = asyncio.create_task(until(home, prediction, "succeeded"))
+async def test_cancelling_a_watcher_does_not_cancel_the_prediction() -> None:
+    pool = FakePool(ONE_IMAGE, may_start=False)
+    app = make_app(pool)
+    prediction = await app.create(CAT)
+    watcher = asyncio.create_task(watch_until(app, prediction, "succeeded"))
     await asyncio.sleep(0)
-    watching.cancel()
-    pool.going.set()
-    assert (await home.service.wait(prediction.id)).status == "succeeded"
+    watcher.cancel()
+    pool.may_start.set()
+    assert (await app.service.wait(prediction.id)).status == "succeeded"
 
 
-async def test_nothing_is_taken_before_the_desk_is_open_and_after_it_is_closed() -> None:
-    home = make_app(FakePool(ONE_IMAGE), opened=False)
-    states = [home.service.state]
+async def test_predictions_are_accepted_only_between_open_and_close() -> None:
+    app = make_app(FakePool(ONE_IMAGE), opened=False)
+    states = [app.service.state]
     with pytest.raises(NotReady, match="starting"):
-        await home.create(CAT)
-    home.service.open()
-    states.append(home.service.state)
-    assert (await ended(home, CAT)).status == "succeeded"
-    await home.service.close(grace_s=1)
-    states.append(home.service.state)
+        await app.create(CAT)
+    app.service.open()
+    states.append(app.service.state)
+    assert (await run_to_end(app, CAT)).status == "succeeded"
+    await app.service.close(grace_s=1)
+    states.append(app.service.state)
     assert states == ["starting", "ready", "closing"]
     with pytest.raises(NotReady, match="stopping"):
-        await home.create(CAT)
+        await app.create(CAT)
 
 
-async def test_closing_lets_predictions_end() -> None:
-    pool = FakePool(ONE_IMAGE, going=False)
-    home = make_app(pool)
-    prediction = await home.create(CAT)
-    asyncio.get_running_loop().call_later(0.05, pool.going.set)
-    await home.service.close(grace_s=5)
-    assert (await home.service.get(prediction.id)).status == "succeeded"
+async def test_close_waits_for_running_predictions() -> None:
+    pool = FakePool(ONE_IMAGE, may_start=False)
+    app = make_app(pool)
+    prediction = await app.create(CAT)
+    asyncio.get_running_loop().call_later(0.05, pool.may_start.set)
+    await app.service.close(grace_s=5)
+    assert (await app.service.get(prediction.id)).status == "succeeded"
 
 
-async def test_closing_fails_what_does_not_end_in_time() -> None:
-    pool = FakePool(ONE_IMAGE, going=False)
-    home = make_app(pool)
-    prediction = await home.create(CAT)
+async def test_close_fails_predictions_that_run_longer_than_its_grace_period() -> None:
+    pool = FakePool(ONE_IMAGE, may_start=False)
+    app = make_app(pool)
+    prediction = await app.create(CAT)
     await asyncio.sleep(0)
-    await home.service.close(grace_s=0.05)
-    last = await home.service.get(prediction.id)
-    assert (last.status, last.error) == (
-        "failed",
-        "the service was stopped before the prediction had ended; send it again",
-    )
-    assert pool.stopped == 1
+    await app.service.close(grace_s=0.05)
+    last = await app.service.get(prediction.id)
+    assert last.status == "failed"
+    assert "service stopped" in (last.error or "")
+    assert pool.stop_count == 1
+
+
+def admit(admission: AdmissionControl, pool: str, count: int) -> list[Permit]:
+    return [admission.admit(pool) for _ in range(count)]
+
+
+def test_full_pool_does_not_affect_other_pools() -> None:
+    admission = AdmissionControl({"small": 2, "large": 9})
+    admit(admission, "small", 2)
+    with pytest.raises(PoolFull) as caught:
+        admission.admit("small")
+    assert caught.value.pool == "small"
+    assert not admission.full
+    admit(admission, "large", 9)
+    assert admission.full
+
+
+def test_releasing_a_permit_twice_frees_one_place() -> None:
+    admission = AdmissionControl({"pool": 2})
+    first, _ = admit(admission, "pool", 2)
+    first.release()
+    first.release()
+    admission.admit("pool")
+    with pytest.raises(PoolFull):
+        admission.admit("pool")
+
+
+@pytest.mark.parametrize(
+    ("limit", "durations_s", "retry_after_s"),
+    [
+        (4, [20.0, 20.0], 5.0),
+        (4, [10.0, 12.0], 3.0),
+        (64, [2.0], 1.0),
+        (1, [500.0], 60.0),
+    ],
+)
+def test_retry_after_is_the_mean_duration_divided_by_the_limit(
+    limit: int, durations_s: list[float], retry_after_s: float
+) -> None:
+    clock = FakeClock()
+    admission = AdmissionControl({"pool": limit}, clock)
+    for duration_s in durations_s:
+        permit = admission.admit("pool")
+        clock.elapsed_s += duration_s
+        permit.release()
+    admit(admission, "pool", limit)
+    with pytest.raises(PoolFull) as caught:
+        admission.admit("pool")
+    assert caught.value.retry_after_s == retry_after_s
+
+
+def test_retry_after_uses_the_age_of_the_oldest_prediction_until_one_has_ended() -> None:
+    clock = FakeClock()
+    admission = AdmissionControl({"pool": 2}, clock)
+    admit(admission, "pool", 2)
+    clock.elapsed_s = 30
+    with pytest.raises(PoolFull) as caught:
+        admission.admit("pool")
+    assert caught.value.retry_after_s == 15
+
+
+def test_retry_after_ignores_all_but_the_32_most_recent_durations() -> None:
+    clock = FakeClock()
+    admission = AdmissionControl({"pool": 1}, clock)
+    for duration_s in [50.0] + [4.0] * 32:
+        permit = admission.admit("pool")
+        clock.elapsed_s += duration_s
+        permit.release()
+    admission.admit("pool")
+    with pytest.raises(PoolFull) as caught:
+        admission.admit("pool")
+    assert caught.value.retry_after_s == 4
