@@ -176,7 +176,7 @@ def test_notes_name_inputs_without_effect(raw: dict[str, Any], field: str, reaso
     ("raw", "words"),
     [
         ({"model": "schnell"}, ("schnell", "4 steps", "28")),
-        ({"go_fast": True, "aspect_ratio": "custom", "width": 256, "height": 256}, ("custom", "fp8", "bf16")),
+        ({"go_fast": True, "aspect_ratio": "custom", "width": 256, "height": 256}, ("go_fast", "custom", "bf16")),
     ],
 )
 def test_notes_contain_advice_and_the_reason_for_the_pool(raw: dict[str, Any], words: tuple[str, ...]) -> None:

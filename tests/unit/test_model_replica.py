@@ -138,7 +138,7 @@ def test_idle_replica_is_healthy(replica: ModelReplica) -> None:
 def test_replica_with_a_stopped_engine_is_unhealthy() -> None:
     replica = ModelReplica(settings(), POOL)
     replica._engine.stop()
-    with pytest.raises(RuntimeError, match="stuck"):
+    with pytest.raises(RuntimeError, match="stopped"):
         replica.check_health()
 
 

@@ -84,7 +84,7 @@ async def test_plan_runs_again_after_its_replica_died() -> None:
 
 async def test_second_dead_replica_fails_the_prediction() -> None:
     handle = FakeHandle((ActorDiedError(),), (Started(), ActorDiedError()))
-    with pytest.raises(EngineFailed, match="twice"):
+    with pytest.raises(EngineFailed, match="two replicas"):
         await generate(handle)
 
 
