@@ -21,7 +21,7 @@ from serve.engine.checkpoint import Checkpoint
 from serve.engine.denoiser import Denoiser
 from serve.engine.device import empty_cache, synchronize
 from serve.engine.latents import LatentSpace
-from serve.engine.prompt_encoder import PromptEmbeds
+from serve.engine.prompt_encoder import EncodedPrompt
 from serve.engine.quantize import weight_bytes
 from serve.engine.request_state import ImageState
 from serve.engine.sigmas import make_sigma_schedule
@@ -57,14 +57,14 @@ def make_image_states(checkpoint: Checkpoint, size: Size, batch: int, steps: int
         return torch.randn(shape, generator=generator).to(checkpoint.device, dtype)
 
     embeds = random_tensor(1, checkpoint.max_sequence_length, config.joint_attention_dim)
-    prompt_embeds = PromptEmbeds(embeds, random_tensor(1, config.pooled_projection_dim), warnings=())
-    schedule = make_sigma_schedule(checkpoint.scheduler_config, grid.tokens, steps, strength=None)
+    prompt_embeds = EncodedPrompt(embeds, random_tensor(1, config.pooled_projection_dim), warnings=())
+    schedule = make_sigma_schedule(checkpoint.noise_scheduler_config, grid.tokens, steps, strength=None)
     return [
         ImageState(
             index=index,
-            prompt_embeds=prompt_embeds,
+            encoded_prompt=prompt_embeds,
             guidance=3.5,
-            sigmas=schedule,
+            schedule=schedule,
             grid=grid,
             img_ids=space.img_ids(grid),
             latents=space.noise(torch.Generator().manual_seed(index), grid),

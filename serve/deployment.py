@@ -17,7 +17,7 @@ from serve.settings import PoolSettings, Settings
 
 INGRESS = "ingress"
 
-OTHER_REQUESTS = 1000
+EXTRA_ONGOING_REQUESTS = 1000
 """Requests that the ingress accepts beyond those for predictions: polls, image files and cancellations."""
 
 _MMAP_THRESHOLD_BYTES = str(32 * 2**20)
@@ -37,7 +37,7 @@ def _ingress_deployment(settings: Settings) -> Deployment:
     options: dict[str, Any] = {
         "name": INGRESS,
         "num_replicas": settings.ingress_replicas,
-        "max_ongoing_requests": max_predictions + OTHER_REQUESTS,
+        "max_ongoing_requests": max_predictions + EXTRA_ONGOING_REQUESTS,
         "ray_actor_options": {"num_cpus": settings.ingress_num_cpus, "num_gpus": 0},
     }
     return serve.deployment(**options)(serve.ingress()(Ingress))

@@ -1,4 +1,4 @@
-"""Every error that a caller can get, and its HTTP status.
+"""Errors that callers get, with their HTTP statuses, and `ModelLoadError`.
 
 ServiceError
 ├── MalformedBody      400  the body is not JSON
@@ -14,7 +14,7 @@ ServiceError
     ├── InvalidImage          an input image cannot be decoded or is not accepted
     ├── InvalidLora           a file is not a LoRA that fits the model
     ├── LorasTooLarge         the LoRAs of one prediction do not fit on a device together
-    ├── LorasMissing          weights could not be read; the runner loads them again, up to three times
+    ├── LorasMissing          weights could not be read; the runner makes up to three attempts
     ├── StorageFailed         the images were generated and could not be stored
     ├── AllImagesFlagged      the safety checker flagged every image
     └── EngineFailed          an internal error: the log has the cause, the message does not
@@ -133,7 +133,8 @@ class PredictionFailed(ServiceError):
 
 
 class FetchFailed(PredictionFailed):
-    """`what` is the URL without its query and credentials, `why` a reason that the caller can act on."""
+    """`what` is a URL without query and credentials, or the name of a LoRA; `why` is a reason that the caller can act
+    on."""
 
     def __init__(self, what: str, why: str) -> None:
         super().__init__(what, why)
@@ -157,7 +158,7 @@ class InvalidImage(PredictionFailed):
 
 
 class InvalidLora(PredictionFailed):
-    """`what` names the LoRA as its caller did, without secrets, `why` a reason that the caller can act on."""
+    """`what` is the reference's `display_name`, `why` a reason that the caller can act on."""
 
     def __init__(self, what: str, why: str) -> None:
         super().__init__(what, why)
@@ -183,7 +184,7 @@ class LorasTooLarge(PredictionFailed):
 
 
 class LorasMissing(PredictionFailed):
-    """`keys` are the weights that are neither resident on the device nor came with the request."""
+    """`keys` are the keys of weights that could not be read, or that are neither on the device nor in the request."""
 
     def __init__(self, keys: tuple[str, ...]) -> None:
         super().__init__(keys)

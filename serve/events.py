@@ -18,7 +18,7 @@ class Started:
 class StepDone:
     """Image `image` has completed `step` of its `total` denoising steps. Not every step is reported."""
 
-    image: int
+    index: int
     step: int
     total: int
 
@@ -27,7 +27,7 @@ class StepDone:
 class ImageFinished:
     """Image `image` passed the safety check and is encoded in the planned format."""
 
-    image: int
+    index: int
     content: bytes
 
 
@@ -35,7 +35,7 @@ class ImageFinished:
 class ImageFlagged:
     """Image `image` was withheld by the safety checker."""
 
-    image: int
+    index: int
 
 
 @dataclass(frozen=True, slots=True)

@@ -1,13 +1,13 @@
 """Plans a prediction: pool, size, seeds, scales and safety check. Pure: equal inputs and seeds give equal plans."""
 
 from collections.abc import Mapping
-from typing import Literal, Self
+from typing import Self
 
 from pydantic import BaseModel, ConfigDict
 
 from serve.errors import FieldError, InvalidInput
 from serve.inputs import IMAGE_RATIO_MAX, IMAGE_SIDE_MAX, IMAGE_SIDE_MIN, SIZES, Inputs, nearest_multiple
-from serve.model_specs import MODEL_SPECS, Size
+from serve.model_specs import MODEL_SPECS, ImageFormat, Size
 from serve.settings import Settings
 
 SEED_COUNT = 2**64
@@ -45,12 +45,12 @@ class GenerationPlan(BaseModel):
     """Share of the schedule that runs over the input image; None without one."""
     seeds: tuple[int, ...]
     """One per image."""
-    output_format: Literal["webp", "jpg", "png"]
+    output_format: ImageFormat
     output_quality: int
     check_safety: bool
     max_megapixels: float
     loras: tuple[PlannedLora, ...] = ()
-    """The scales of a LoRA that is listed twice add up."""
+    """A LoRA may be listed twice: `LoraManager` adds its scales."""
     notes: tuple[str, ...] = ()
     """Log lines for the caller: inputs without effect, and why a pool was chosen."""
 

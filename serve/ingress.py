@@ -1,6 +1,6 @@
-"""The ingress deployment: serves the HTTP APIs, and predictions by Python handle.
+"""The ingress deployment: serves the HTTP APIs and the Python handle.
 
-Builds the objects of one ingress process.
+It creates all objects of its process.
 """
 
 import asyncio

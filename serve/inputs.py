@@ -10,7 +10,7 @@ from typing import Annotated, Any, Literal
 from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, ValidationError
 
 from serve.errors import FieldError, InvalidInput
-from serve.model_specs import Size
+from serve.model_specs import ImageFormat, Size
 
 MAX_NAME_CHARS = 64
 
@@ -118,7 +118,7 @@ class Inputs(BaseModel):
         default=3.0, description="How closely `dev` follows the prompt; lower looks more natural."
     )
     seed: Integer | None = Field(default=None, description="Image i is generated with `seed + i`. Random if not given.")
-    output_format: Literal["webp", "jpg", "png"] = Field(default="webp", description="File format of the images.")
+    output_format: ImageFormat = Field(default="webp", description="File format of the images.")
     output_quality: Annotated[Integer, Field(ge=0, le=100)] = Field(
         default=80, description="Quality of webp and jpg files, 100 is best. Ignored for png."
     )
@@ -134,7 +134,7 @@ class Inputs(BaseModel):
 
 
 def validate_inputs(raw: Mapping[str, Any], max_prompt_chars: int) -> tuple[Inputs, tuple[str, ...]]:
-    """The inputs of a request, and the ignored keys in printable form.
+    """The inputs of a request, and the ignored keys, shortened.
 
     Raises `InvalidInput` with every invalid field.
     """
@@ -150,7 +150,7 @@ def validate_inputs(raw: Mapping[str, Any], max_prompt_chars: int) -> tuple[Inpu
     errors += _prompt_errors(given.get("prompt"), max_prompt_chars)
     if inputs is None or errors:
         raise InvalidInput(tuple(errors))
-    return inputs, tuple(printable(key) for key in given if key not in Inputs.model_fields)
+    return inputs, tuple(shorten_name(key) for key in given if key not in Inputs.model_fields)
 
 
 def nearest_multiple(side: float, multiple: int = SIZE_MULTIPLE) -> int:
@@ -158,8 +158,8 @@ def nearest_multiple(side: float, multiple: int = SIZE_MULTIPLE) -> int:
     return max(multiple, int((side + multiple / 2) // multiple) * multiple)
 
 
-def printable(name: str) -> str:
-    """A name from a caller, shortened and encodable, for logs and responses."""
+def shorten_name(name: str) -> str:
+    """A name from a caller in at most `MAX_NAME_CHARS` characters, with lone surrogates escaped."""
     short = name if len(name) <= MAX_NAME_CHARS else f"{name[: MAX_NAME_CHARS - 1]}…"
     return short.encode(errors="backslashreplace").decode()
 

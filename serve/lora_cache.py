@@ -1,7 +1,7 @@
 """The LoRA cache shared by all replicas of a cluster: the Ray actor that fills it and the client that calls it.
 
-The actor downloads, checks and puts each LoRA into the object store. It runs on a node that is always there, because an
-object dies with its owner. Replicas on one node share one copy.
+The actor downloads, checks and puts each LoRA into the object store. It runs on a permanent node, because
+Ray deletes objects when their owner dies. Replicas on one node share one copy.
 """
 
 import asyncio
@@ -70,10 +70,12 @@ class LoraCacheActor:
         self._last_call_s = time.monotonic()
         self._idle_watcher: asyncio.Task[None] | None = None
 
-    async def get(self, reference: Reference, model: str, lost: Collection[str] = ()) -> ResolvedLora[BlockRef]:
+    async def get(
+        self, reference: Reference, model: str, lost_handle_ids: Collection[str] = ()
+    ) -> ResolvedLora[BlockRef]:
         """The LoRA for `model`, a key of `settings.models`. See `LoraCacheManager.get`."""
         await self.heartbeat()
-        return await self._manager.get(reference, await self._geometry(model), lost)
+        return await self._manager.get(reference, await self._geometry(model), lost_handle_ids)
 
     async def heartbeat(self) -> None:
         """Restarts the idle timeout."""
@@ -133,7 +135,7 @@ class LoraCacheClient:
         self._actor: ActorHandle[Any] | None = None
 
     async def get(
-        self, references: Mapping[str, Reference], pool: str, lost: Collection[str] = ()
+        self, references: Mapping[str, Reference], pool: str, lost_handle_ids: Collection[str] = ()
     ) -> dict[str, ResolvedLora[Any]]:
         """Resolves `references` for the model of `pool`. The result has the same keys.
 
@@ -143,7 +145,8 @@ class LoraCacheClient:
         model = self._settings.pools[pool].model
         async with first_error_task_group() as group:
             tasks = {
-                key: group.create_task(self._get_one(reference, model, lost)) for key, reference in references.items()
+                key: group.create_task(self._get_one(reference, model, lost_handle_ids))
+                for key, reference in references.items()
             }
         return {key: task.result() for key, task in tasks.items()}
 

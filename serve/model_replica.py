@@ -121,10 +121,10 @@ class ModelReplica:
         checked_s = time.perf_counter()
         times_ms = {"safety": 1000 * (checked_s - start_s)}
         if flagged:
-            return ImageFlagged(ready.image), times_ms
+            return ImageFlagged(ready.index), times_ms
         content = encode_image(array, plan.output_format, plan.output_quality)
         times_ms["encode"] = 1000 * (time.perf_counter() - checked_s)
-        return ImageFinished(ready.image, content), times_ms
+        return ImageFinished(ready.index, content), times_ms
 
     def _is_flagged(self, array: ImageArray) -> bool:
         """Calls the safety checker; one on a device must share the engine's thread."""

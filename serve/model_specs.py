@@ -1,6 +1,6 @@
-"""Facts about FLUX.1 [dev] and [schnell], from their model cards, and the models and LoRAs bundled with the project.
+"""Facts about FLUX.1 [dev] and [schnell] from their model cards, shared types of images, and the embedded models.
 
-The bundled files are written by `training/`, whose README describes them and their licences.
+The embedded models and their LoRAs are written by `training/`, whose README describes them and their licences.
 """
 
 from dataclasses import dataclass
@@ -20,7 +20,7 @@ class ModelSpec:
     guidance_embeds: bool
     """The transformer has a guidance embedding, so `guidance_scale` has an effect."""
     recommended_steps: int
-    """More steps than this bring little."""
+    """Further steps hardly improve the image."""
     max_sequence_length: int
     """Longest prompt, in T5 tokens, that the model was trained on."""
 
@@ -45,14 +45,15 @@ ImageArray = NDArray[np.uint8]
 MaskArray = NDArray[np.uint8]
 """[height, width]; pixels from `MASK_THRESHOLD` on are repainted."""
 MASK_THRESHOLD = 128
+ImageFormat = Literal["webp", "jpg", "png"]
 
 EMBEDDED = "embedded"
-"""As a model's `source`: the bundled model of its variant. In `embedded:name`: a LoRA bundled for it."""
+"""As a model's `source`: the embedded model of its variant. In `embedded:name`: a LoRA for it."""
 EMBEDDED_MODELS_FOLDER = Path(__file__).parent / "models"
 """Contains one folder per variant, and `loras`."""
 EMBEDDED_LORAS = ("handwriting", "sketch")
 
 
 def embedded_lora_file(name: str, models: Path = EMBEDDED_MODELS_FOLDER) -> Path:
-    """Path of the bundled LoRA `name`, one of `EMBEDDED_LORAS`, below a folder of models."""
+    """Path of the embedded LoRA `name`, one of `EMBEDDED_LORAS`, below a folder of models."""
     return models / "loras" / f"{name}.safetensors"

@@ -122,6 +122,7 @@ class ServedModel(StrictModel):
     owner: Annotated[str, Field(pattern=r"^[a-z0-9][a-z0-9._-]*$")]
     name: Annotated[str, Field(pattern=r"^[a-z0-9][a-z0-9._-]*$")]
     versions: Annotated[tuple[str, ...], Field(min_length=1)]
+    """Version ids, newest first."""
     default_inputs: dict[str, Any] = {}
 
     @property
@@ -166,7 +167,7 @@ class LoraCacheSettings(StrictModel):
     """Maximum use of its node's object store. A FLUX LoRA takes tens to hundreds of MB."""
     disk_bytes: Positive = 4 * 2**30
     folder: Path | None = None
-    """Folder on that node's disk; None means `loras` in the cache folder."""
+    """Folder on the disk of the actor's node; None means `loras` in the cache folder."""
     resources: dict[str, Annotated[float, Field(gt=0)]] = {"node:__internal_head__": 0.001}
     """Ray resources that select the actor's node, by default the head node.
 
@@ -265,7 +266,7 @@ class Settings(StrictModel):
     record_max_age_s: Seconds = 3600
     max_records: Positive = 10_000
     max_wait_s: Seconds = 60
-    """Maximum for `Prefer: wait=N`, and its value without a number."""
+    """Upper limit for `Prefer: wait=N`, and the wait for a plain `Prefer: wait`."""
     ingress_replicas: Literal[1] = 1
     """Only one is supported: prediction records are in the ingress' memory, so replicas could not share them."""
     ingress_num_cpus: Annotated[float, Field(ge=0)] = 0.4

@@ -11,7 +11,7 @@ from starlette.types import ASGIApp, Receive, Scope, Send
 
 from serve.errors import Unauthenticated
 
-REQUEST_ID = "x-request-id"
+REQUEST_ID_HEADER = "x-request-id"
 
 _SAFE_REQUEST_ID = re.compile(r"[A-Za-z0-9._-]{1,64}")
 _SCHEMES = ("bearer", "token")
@@ -33,7 +33,7 @@ class AuthMiddleware:
             return
         headers = Headers(scope=scope)
         # Serve's proxy gives every request an id and adds it to the response.
-        scope.setdefault("state", {})["request_id"] = _request_id(headers.get(REQUEST_ID))
+        scope.setdefault("state", {})["request_id"] = _request_id(headers.get(REQUEST_ID_HEADER))
         if self._token is not None and not _is_valid(headers.get("authorization"), self._token):
             raise Unauthenticated
         await self._app(scope, receive, send)

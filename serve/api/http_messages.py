@@ -8,7 +8,7 @@ from typing import Any, NamedTuple, cast
 from starlette.requests import Request
 
 from serve.errors import BodyTooLarge, FieldError, InvalidInput, MalformedBody, NotFound
-from serve.inputs import printable
+from serve.inputs import shorten_name
 from serve.media.output_store import OutputStore
 from serve.predictions.prediction import Prediction
 
@@ -31,7 +31,7 @@ class Preference(NamedTuple):
     wait_s: float | None
     """Seconds to wait for the prediction to end; None: respond at once."""
     respond_async: bool
-    preference_applied: str | None
+    applied: str | None
     """Value of the `Preference-Applied` response header."""
 
 
@@ -83,7 +83,7 @@ def _key_error(key: str, value: object, allowed: dict[str, type], unsupported: f
     if key in unsupported:
         return FieldError(key, "is not supported; remove this field", "unsupported")
     if key not in allowed:
-        return FieldError(printable(key), "Extra inputs are not permitted", "extra_forbidden")
+        return FieldError(shorten_name(key), "Extra inputs are not permitted", "extra_forbidden")
     if value is None and key != "input":
         return None
     if not isinstance(value, allowed[key]):

@@ -19,7 +19,7 @@ KEYS: dict[str, type] = {"input": dict, "version": str, "stream": bool}
 """`stream` is ignored: it requests streamed text, and responses have no `urls.stream`."""
 MODEL_KEYS: dict[str, type] = {"input": dict, "stream": bool}
 UNSUPPORTED_KEYS = frozenset({"webhook", "webhook_completed", "webhook_events_filter"})
-PAGE_LENGTH = 100
+PAGE_SIZE = 100
 
 
 def routes(service: PredictionService, outputs: OutputStore, settings: Settings) -> list[Route]:
@@ -55,8 +55,8 @@ class ReplicateApi:
 
     async def page(self, request: Request) -> Response:
         """Predictions, newest first, without images that would be `data:` URIs of about a megabyte each."""
-        page = await self._service.page(request.query_params.get("cursor"), PAGE_LENGTH + 1)
-        shown, more = page[:PAGE_LENGTH], page[PAGE_LENGTH:]
+        page = await self._service.page(request.query_params.get("cursor"), PAGE_SIZE + 1)
+        shown, more = page[:PAGE_SIZE], page[PAGE_SIZE:]
         base_url = self._settings.outputs.public_url.rstrip("/")
         return JSONResponse(
             {
@@ -92,8 +92,8 @@ class ReplicateApi:
         if preference.wait_s is not None:
             prediction = await self._service.wait(prediction.id, preference.wait_s)
         response = await self._respond(prediction if prediction.ended else _as_starting(prediction), 201)
-        if preference.preference_applied:
-            response.headers["Preference-Applied"] = preference.preference_applied
+        if preference.applied:
+            response.headers["Preference-Applied"] = preference.applied
         return response
 
     async def _listed(self, prediction: Prediction) -> dict[str, Any]:

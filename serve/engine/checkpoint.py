@@ -1,6 +1,6 @@
 """Loads the networks of a FLUX checkpoint onto a device.
 
-What the settings say about a model is compared with its files here; other modules rely on it.
+It compares the settings of a model with its files, so other modules can rely on them.
 """
 
 import logging
@@ -24,8 +24,8 @@ from serve.settings import Dtypes, ModelSettings, PoolSettings
 PATCH_SIZE = 2
 """Latents per side of a transformer token."""
 MAX_LORA_SLOTS = 4096
-"""Enough for eight images with two of the largest LoRAs each. `lora_bytes` suits FLUX.1 and would hold many times that
-of a small model, which runs where memory is scarce."""
+"""Upper limit: 8 images with 2 LoRAs of rank 256 each. `lora_bytes` is sized for FLUX.1 and would give a small model
+far too many slots."""
 _DTYPES = {"bfloat16": torch.bfloat16, "float16": torch.float16, "float32": torch.float32}
 _FLOAT32 = Dtypes(transformer="float32", text_encoders="float32", vae="float32")
 _log = logging.getLogger(__name__)
@@ -41,7 +41,7 @@ class Checkpoint:
     clip_tokenizer: CLIPTokenizer
     t5: T5EncoderModel
     t5_tokenizer: T5TokenizerFast
-    scheduler_config: Mapping[str, Any]
+    noise_scheduler_config: Mapping[str, Any]
     pixel_stride: int
     """Pixels per side of a transformer token."""
     max_sequence_length: int
@@ -50,7 +50,7 @@ class Checkpoint:
     """The transformer has a guidance embedding."""
     device: torch.device
     lora_slots: LoraSlots = field(default_factory=lambda: LoraSlots({}, 0))
-    """Beside the linear layers of the transformer and of CLIP."""
+    """Of the linear layers of the transformer and of CLIP."""
 
 
 def load_checkpoint(model: ModelSettings, pool: PoolSettings, hf_token: str | None) -> Checkpoint:
@@ -97,7 +97,9 @@ def _read(folder: Path, model: ModelSettings, pool: PoolSettings, device: torch.
             clip_tokenizer=CLIPTokenizer.from_pretrained(folder / "tokenizer", local_files_only=True),
             t5=load_network(T5EncoderModel, folder / "text_encoder_2", text_dtype),
             t5_tokenizer=T5TokenizerFast.from_pretrained(folder / "tokenizer_2", local_files_only=True),
-            scheduler_config=FlowMatchEulerDiscreteScheduler.load_config(folder / "scheduler", local_files_only=True),
+            noise_scheduler_config=FlowMatchEulerDiscreteScheduler.load_config(
+                folder / "scheduler", local_files_only=True
+            ),
             pixel_stride=PATCH_SIZE * 2 ** (len(vae.config.block_out_channels) - 1),
             max_sequence_length=model.max_sequence_length,
             guidance_embeds=transformer.config.guidance_embeds,

@@ -72,7 +72,7 @@ def resolve_folder(source: str, revision: str | None, patterns: Iterable[str], h
     try:
         return Path(snapshot_download(source, revision=revision, allow_patterns=list(patterns), token=hf_token))
     except (HFValidationError, httpx.HTTPError, OSError) as error:
-        raise ModelLoadError(source, _hub_error_message(error, revision)) from error
+        raise ModelLoadError(source, _hub_error_advice(error, revision)) from error
 
 
 @contextmanager
@@ -82,7 +82,7 @@ def model_load_errors(source: str) -> Iterator[None]:
         yield
     except _LIBRARY_ERRORS as error:
         first_line = next(iter(str(error).splitlines()), "")
-        raise ModelLoadError(source, f"it cannot be loaded: {type(error).__name__}: {first_line}") from error
+        raise ModelLoadError(source, f"its files cannot be read: {type(error).__name__}: {first_line}") from error
 
 
 def load_network(network_class: Any, folder: Path, dtype: "torch.dtype") -> Any:
@@ -103,7 +103,7 @@ def _source(model: ModelSettings) -> str:
     return str(EMBEDDED_MODELS_FOLDER / model.variant) if model.source == EMBEDDED else model.source
 
 
-def _hub_error_message(error: Exception, revision: str | None) -> str:
+def _hub_error_advice(error: Exception, revision: str | None) -> str:
     """A sentence for the operator. The order matters: without access, a gated repository looks like a missing one."""
     messages: tuple[tuple[type[Exception], str], ...] = (
         (HFValidationError, "this is neither a local folder nor a repository `owner/name`; correct `source`"),

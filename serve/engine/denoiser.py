@@ -11,7 +11,7 @@ from torch.nn.functional import linear
 from torch.overrides import TorchFunctionMode
 
 from serve.engine import device
-from serve.engine.batching import PendingImage, select_batch
+from serve.engine.batching import BatchCandidate, select_batch
 from serve.engine.checkpoint import Checkpoint
 from serve.engine.latents import add_noise
 from serve.engine.request_state import BatchKey, ImageState, InpaintLatents, RequestState
@@ -23,7 +23,7 @@ _TRAIN_TIMESTEPS = 1000
 """The transformer multiplies timesteps by this, so they are divided by it, as in diffusers' pipelines."""
 _log = logging.getLogger(__name__)
 
-Member = tuple[RequestState, ImageState]
+BatchItem = tuple[RequestState, ImageState]
 
 
 class BatchExecutor:
@@ -42,7 +42,7 @@ class BatchExecutor:
         """Steps of single images in those batches."""
 
     def run_next(self, requests: Sequence[RequestState]) -> list[RequestState]:
-        """Runs the next batch. Returns the requests of images that cannot be stepped."""
+        """Runs the next batch. Returns the requests with an image that fails even alone."""
         members = {
             (request.number, image.index): (request, image)
             for request in requests
@@ -50,12 +50,12 @@ class BatchExecutor:
             if not image.finished
         }
         pending = [
-            PendingImage(request.number, image.index, self._batch_key(image)) for request, image in members.values()
+            BatchCandidate(request.number, image.index, self._batch_key(image)) for request, image in members.values()
         ]
         batch = select_batch(pending, self._next_keys, self._max_batch)
         self._next_keys = batch.next_keys
         failed: list[RequestState] = []
-        self._run([members[image.request, image.image] for image in batch.images], failed)
+        self._run([members[image.request_number, image.image_index] for image in batch.candidates], failed)
         return failed
 
     def _batch_key(self, image: ImageState) -> BatchKey:
@@ -63,7 +63,7 @@ class BatchExecutor:
             return image.batch_key
         return image.batch_key._replace(loras=image.active_loras.scales)
 
-    def _run(self, members: Sequence[Member], failed: list[RequestState]) -> None:
+    def _run(self, members: Sequence[BatchItem], failed: list[RequestState]) -> None:
         """Steps `members` together. If that fails, each half is tried, until single failing images are found."""
         members = [(request, image) for request, image in members if request not in failed]
         if not members:
@@ -81,7 +81,7 @@ class BatchExecutor:
             self._run(members[:middle], failed)
             self._run(members[middle:], failed)
 
-    def _try_step(self, members: Sequence[Member]) -> list[Tensor] | None:
+    def _try_step(self, members: Sequence[BatchItem]) -> list[Tensor] | None:
         """The latents of each image after its step, or None. Keeps no reference to the error, which may hold memory."""
         request, _ = members[0]
         work = WorkItem("step", images=len(members), pixels=request.pixels)
@@ -94,7 +94,7 @@ class BatchExecutor:
             return None
         return latents
 
-    def _advance(self, members: Sequence[Member], latents: Sequence[Tensor]) -> None:
+    def _advance(self, members: Sequence[BatchItem], latents: Sequence[Tensor]) -> None:
         self.batches += 1
         self.image_steps += len(members)
         for request in dict.fromkeys(request for request, _ in members):
@@ -102,7 +102,7 @@ class BatchExecutor:
         for (request, image), new_latents in zip(members, latents, strict=True):
             image.latents = new_latents
             image.step += 1
-            request.emit(StepDone(image.index, image.step, image.sigmas.steps))
+            request.emit(StepDone(image.index, image.step, image.schedule.steps))
 
 
 class Denoiser:
@@ -123,24 +123,26 @@ class Denoiser:
         latents = torch.cat([image.latents for image in images])
         velocity = self._predict_velocity(latents, images)
         # diffusers multiplies in the transformer's dtype, which rounds the change of sigma.
-        deltas = self._to_tensor([image.sigmas.sigma_delta(image.step) for image in images]).to(velocity.dtype)
+        deltas = self._to_tensor([image.schedule.sigma_delta(image.step) for image in images]).to(velocity.dtype)
         stepped = (latents.float() + deltas[:, None, None] * velocity).to(velocity.dtype)
         return [
-            after if image.inpaint is None else _restore_kept(after, image.inpaint, image.sigmas.sigmas[image.step + 1])
+            after
+            if image.inpaint is None
+            else _restore_kept(after, image.inpaint, image.schedule.sigmas[image.step + 1])
             for image, after in zip(images, stepped.chunk(len(images)), strict=True)
         ]
 
     def _predict_velocity(self, latents: Tensor, images: list[ImageState]) -> Tensor:
-        timesteps = self._to_tensor([image.sigmas.timesteps[image.step] for image in images])
+        timesteps = self._to_tensor([image.schedule.timesteps[image.step] for image in images])
         guidance = self._to_tensor([image.guidance for image in images]) if self._guidance_embeds else None
-        prompt_embeds = torch.cat([image.prompt_embeds.prompt_embeds for image in images])
+        prompt_embeds = torch.cat([image.encoded_prompt.prompt_embeds for image in images])
         invariant = batch_invariant(self._device) if len(images) > 1 else nullcontext()
         with invariant, self._lora_slots.apply([image.active_loras.selection for image in images]):
             velocity: Tensor = self._transformer(
                 hidden_states=latents,
                 timestep=timesteps.to(latents.dtype) / _TRAIN_TIMESTEPS,
                 guidance=guidance,
-                pooled_projections=torch.cat([image.prompt_embeds.pooled_prompt_embeds for image in images]),
+                pooled_projections=torch.cat([image.encoded_prompt.pooled_prompt_embeds for image in images]),
                 encoder_hidden_states=prompt_embeds,
                 txt_ids=images[0].img_ids.new_zeros(prompt_embeds.shape[1], 3),
                 img_ids=images[0].img_ids,
@@ -159,12 +161,12 @@ def _restore_kept(latents: Tensor, inpaint: InpaintLatents, sigma: float) -> Ten
 
 
 def batch_invariant(device: torch.device) -> AbstractContextManager[Any]:
-    """Within the block, linear layers on a CPU give each image the bits that it gets alone.
+    """Within the block, linear layers on a CPU give each image bit for bit the result of a batch of one.
 
     oneDNN sums a product in an order that depends on the number of rows, so the same row gets other bits in a larger
     batch: in float32 nearly always, in bf16 in nearly every pass from an inner width of 512 on. So linear layers run
-    image by image; attention and norms treat each image separately anyway. On a GPU this does nothing: one product for
-    the whole batch is the point of batching there.
+    image by image; attention and norms treat each image separately anyway. On a GPU this does nothing: there, one
+    product for the whole batch is what makes batching fast.
     """
     return _LinearPerImage() if device.type == "cpu" else nullcontext()
 

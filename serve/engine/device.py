@@ -1,4 +1,4 @@
-"""Device operations beside arithmetic: synchronization, memory, liveness and copies to the host."""
+"""Device helpers: synchronization, memory, liveness and copies to the host."""
 
 import torch
 from torch import Tensor

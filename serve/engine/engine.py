@@ -16,7 +16,13 @@ import numpy as np
 import torch
 
 from serve.engine.checkpoint import Checkpoint
-from serve.engine.request import Canceled, Completed, EngineEvent, Failed, GenerationRequest, Listener
+from serve.engine.request import (
+    EngineEvent,
+    Failed,
+    FinalEvent,
+    GenerationRequest,
+    Listener,
+)
 from serve.engine.request_state import CancelToken, RequestState
 from serve.engine.scheduler import DeviceCall, Scheduler
 from serve.engine.watchdog import EngineHealth, Watchdog
@@ -58,8 +64,8 @@ class Engine:
         self._watchdog = Watchdog()
         self._scheduler = Scheduler(checkpoint, pool, self._watchdog)
         self._thread = threading.Thread(target=self._run, name="engine", daemon=True)
-        self._numbers = itertools.count()
-        self._changed = threading.Condition()
+        self._request_numbers = itertools.count()
+        self._condition = threading.Condition()
         self._running = False
         self._new_requests: list[RequestState] = []
         self._new_device_calls: list[DeviceCall] = []
@@ -70,9 +76,9 @@ class Engine:
 
     def stop(self) -> None:
         """Stops after the current piece of work and fails unfinished requests. Returns when the thread has ended."""
-        with self._changed:
+        with self._condition:
             self._running = False
-            self._changed.notify()
+            self._condition.notify()
         if self._thread.ident is not None:
             self._thread.join()
 
@@ -81,7 +87,7 @@ class Engine:
 
         Raises the error that a caller would get.
         """
-        with self._watchdog.warm_up():
+        with self._watchdog.measure():
             for size in sizes:
                 self._run_to_end(_warm_up_request(size, self._guidance_embeds))
 
@@ -92,11 +98,11 @@ class Engine:
         """
         if self._guidance_embeds and request.guidance is None:
             raise ValueError("this checkpoint requires guidance")
-        with self._changed:
+        with self._condition:
             self._check_running()
-            state = RequestState(next(self._numbers), request, listener)
+            state = RequestState(next(self._request_numbers), request, listener)
             self._new_requests.append(state)
-            self._changed.notify()
+            self._condition.notify()
         return state.cancel_token
 
     def stream(self, request: GenerationRequest) -> "EventStream":
@@ -110,10 +116,10 @@ class Engine:
     def run_on_device(self, action: Callable[[], Result]) -> "Future[Result]":
         """Calls `action` on the engine's thread, between two steps. Raises `NotReady` unless the engine runs."""
         future: Future[Result] = Future()
-        with self._changed:
+        with self._condition:
             self._check_running()
             self._new_device_calls.append((future, action))
-            self._changed.notify()
+            self._condition.notify()
         return future
 
     @property
@@ -123,9 +129,9 @@ class Engine:
 
     @property
     def stats(self) -> EngineStats:
-        with self._changed:
+        with self._condition:
             scheduler = self._scheduler
-            new_images = sum(len(state.request.seeds) for state in self._new_requests)
+            new_images = sum(len(state.parameters.seeds) for state in self._new_requests)
             return EngineStats(
                 batches=scheduler.executor.batches,
                 image_steps=scheduler.executor.image_steps,
@@ -149,8 +155,8 @@ class Engine:
 
     def _wait_for_work(self) -> bool:
         """Waits until there is work and passes new work to the scheduler. Returns False if the engine stops."""
-        with self._changed:
-            self._changed.wait_for(
+        with self._condition:
+            self._condition.wait_for(
                 lambda: self._new_requests or self._new_device_calls or self._scheduler.has_work or not self._running
             )
             self._scheduler.add(self._new_requests, self._new_device_calls)
@@ -161,7 +167,7 @@ class Engine:
         """Runs a request and drops its images. Raises its error."""
         events: SimpleQueue[EngineEvent] = SimpleQueue()
         self.submit(request, events.put)
-        while not isinstance(event := events.get(), Completed | Failed | Canceled):
+        while not isinstance(event := events.get(), FinalEvent):
             pass
         if isinstance(event, Failed):
             raise event.error
@@ -185,7 +191,7 @@ class EventStream:
 
     def _put(self, event: EngineEvent) -> None:
         self._events.put_nowait(event)
-        if isinstance(event, Completed | Failed | Canceled):
+        if isinstance(event, FinalEvent):
             self._ended.set()
 
     async def __aiter__(self) -> AsyncIterator[EngineEvent]:
@@ -219,10 +225,10 @@ class StepThrottle:
 
     def should_emit(self, step: StepDone) -> bool:
         now_s = self._clock()
-        emitted_s = self._emitted_s.get(step.image)
+        emitted_s = self._emitted_s.get(step.index)
         if emitted_s is not None and now_s - emitted_s < STEP_EVENT_PERIOD_S and step.step < step.total:
             return False
-        self._emitted_s[step.image] = now_s
+        self._emitted_s[step.index] = now_s
         return True
 
 

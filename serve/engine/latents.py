@@ -1,7 +1,7 @@
 """Latents: initial noise, packing, position ids, and the VAE in both directions.
 
 Images may have any size: they are padded to whole tokens of the checkpoint and cropped after decoding. The formulas,
-and the order in which random numbers are drawn, follow diffusers' FLUX pipelines.
+and the order in which random numbers are generated, follow diffusers' FLUX pipelines.
 """
 
 from dataclasses import dataclass
@@ -52,7 +52,7 @@ class LatentSpace:
         return ids.to(self._device, self._dtype)
 
     def noise(self, generator: torch.Generator, grid: LatentGrid) -> Tensor:
-        """Packed noise, [1, tokens, channels], drawn in float32 by a CPU generator, in the transformer's dtype."""
+        """Packed noise, [1, tokens, channels], generated in float32 by a CPU generator, in the transformer's dtype."""
         shape = (1, self._channels, grid.rows * PATCH_SIZE, grid.columns * PATCH_SIZE)
         noise = randn_tensor(shape, generator=generator, device=self._device, dtype=torch.float32)
         return pack(noise.to(self._dtype))

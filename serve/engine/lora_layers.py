@@ -1,7 +1,7 @@
-"""Low-rank slots beside the linear layers of networks, through which LoRAs act without changing any weight.
+"""Adds LoRAs to the outputs of linear layers through preallocated low-rank slots, without changing weights.
 
 Every linear layer has the same number of slots, each a pair of vectors (down, up). For an image that selects slots,
-each adds `gain * up * (down . input)` to the layer's output. The weights are not read, so they may have any dtype or
+each adds `scale * up * (down . input)` to the layer's output. The weights are not read, so they may have any dtype or
 be quantized. Slots are allocated once and a selection is a tensor, so a compiled network is not recompiled for other
 LoRAs.
 """
@@ -16,24 +16,24 @@ from torch import Tensor, nn
 
 from serve.lora.weights import LowRank
 
-_MIN_SELECTION = 16
+_MIN_SELECTED_SLOTS = 16
 """Selections are padded to 16, 32, 64, ... slots: matrix units work on tiles of 16, and few shapes occur."""
 
 
 @dataclass(frozen=True, slots=True, eq=False)
 class SlotSelection:
-    """The slots that act on an image, each with its gain."""
+    """The slots that act on an image, each with its scale."""
 
     layers: frozenset[str]
-    """The linear layers beside which some of the slots are not zero."""
+    """The linear layers in which some of the slots are not zero."""
     slots: Tensor
-    """[rank] on the device, padded with slot 0, which is always zero."""
-    gains: Tensor
-    """[rank], float32."""
+    """[selected] on the device, padded with slot 0, which is always zero."""
+    scales: Tensor
+    """[selected], float32."""
 
 
 class LoraSlots:
-    """The slots beside all linear layers of some networks. Belongs to the thread that runs the networks."""
+    """The slots of all linear layers of some networks. Belongs to the thread that runs the networks."""
 
     def __init__(self, networks: Mapping[str, nn.Module], size_bytes: int, max_slots: int | None = None) -> None:
         """Allocates as many slots as fit in `size_bytes`, at most `max_slots`, and registers forward hooks.
@@ -48,7 +48,7 @@ class LoraSlots:
             if isinstance(module, nn.Linear)
         }
         self.slot_bytes = sum(map(_slot_bytes, linears.values()))
-        """Memory of one slot beside every layer."""
+        """Memory of one slot in every layer."""
         fitting = max(0, size_bytes // self.slot_bytes - 1) if linears else 0
         self.count = fitting if max_slots is None else min(fitting, max_slots)
         """Slots 1 to `count` can be written."""
@@ -59,7 +59,8 @@ class LoraSlots:
         }
 
     def write(self, slots: Sequence[int], matrices: Mapping[str, LowRank]) -> None:
-        """Fills `slots` with matrices, given by layer, of at most `len(slots)` ranks; other layers' slots become zero.
+        """Writes `matrices`, by layer and of rank at most `len(slots)`, to `slots`. In other layers the slots become
+        zero.
 
         Raises ValueError, before anything is written, for an unknown layer or a wrong shape.
         """
@@ -71,16 +72,16 @@ class LoraSlots:
         for name, layer in self._layers.items():
             layer.write(index, matrices.get(name))
 
-    def select(self, gains: Mapping[int, float], layers: frozenset[str]) -> SlotSelection:
-        """A selection of slots with these gains, whose slots are zero beside all but `layers`."""
-        rank = _MIN_SELECTION
-        while rank < len(gains):
+    def select(self, scales: Mapping[int, float], layers: frozenset[str]) -> SlotSelection:
+        """Selects slots with these scales. `layers` are the layers in which any of the slots is not zero."""
+        rank = _MIN_SELECTED_SLOTS
+        while rank < len(scales):
             rank *= 2
-        padding = [0] * (rank - len(gains))
+        padding = [0] * (rank - len(scales))
         return SlotSelection(
             layers,
-            torch.tensor([*gains, *padding], device=self._device),
-            torch.tensor([*gains.values(), *padding], device=self._device, dtype=torch.float32),
+            torch.tensor([*scales, *padding], device=self._device),
+            torch.tensor([*scales.values(), *padding], device=self._device, dtype=torch.float32),
         )
 
     @contextmanager
@@ -97,7 +98,7 @@ class LoraSlots:
         """A copy in tensors of its own, also of None: a compiled network depends on which of its inputs are
         identical."""
         selection = selection or self.select({}, frozenset())
-        return replace(selection, slots=selection.slots.clone(), gains=selection.gains.clone())
+        return replace(selection, slots=selection.slots.clone(), scales=selection.scales.clone())
 
 
 @dataclass(slots=True)
@@ -109,7 +110,7 @@ class _ActiveSelections:
 
 
 class _LayerSlots:
-    """The slots beside one linear layer."""
+    """The slots of one linear layer."""
 
     def __init__(self, linear: nn.Linear, name: str, count: int, active: _ActiveSelections) -> None:
         self._name = name
@@ -138,12 +139,12 @@ class _LayerSlots:
         """Forward hook: adds to the output in place, image by image, so that the bits of one do not depend on
         others."""
         for image, selection in enumerate(self._active.selections):
-            # A compiled network must serve every choice of layers, so it adds beside all of them, zeros included.
+            # A compiled network must serve every choice of layers, so it adds to all of them, zeros included.
             if torch.compiler.is_compiling() or self._name in selection.layers:
                 tokens = inputs[0][image : image + 1].flatten(0, -2)
-                sums = output[image : image + 1].view(-1, output.shape[-1])
-                inner = torch.mm(tokens, self._down.index_select(0, selection.slots).t()).mul_(selection.gains)
-                sums.addmm_(inner, self._up.index_select(0, selection.slots))
+                flat_output = output[image : image + 1].view(-1, output.shape[-1])
+                inner = torch.mm(tokens, self._down.index_select(0, selection.slots).t()).mul_(selection.scales)
+                flat_output.addmm_(inner, self._up.index_select(0, selection.slots))
 
 
 def _slot_bytes(linear: nn.Linear) -> int:

@@ -38,7 +38,7 @@ class LoraManager:
 
     def __init__(self, slots: LoraSlots) -> None:
         self._slots = slots
-        self._free = list(range(1, slots.count + 1))
+        self._free_slots = list(range(1, slots.count + 1))
         self._residents: OrderedDict[str, _Resident] = OrderedDict()
         """Least recently used first."""
         self._pins: Counter[str] = Counter()
@@ -52,9 +52,9 @@ class LoraManager:
     def acquire(self, loras: Iterable[LoraRequest], weights: Mapping[str, LoraWeights]) -> ActiveLoras | None:
         """Pins `loras`, loading those that are not resident from `weights`. Call `release` with the result.
 
-        The scales of a LoRA that is listed twice add up; scale 0 is no LoRA. Returns None while other requests pin the
-        slots it needs. Raises `LorasMissing` and `LorasTooLarge`, and ValueError for weights that do not fit the
-        checkpoint.
+        The scales of a LoRA that is listed twice add up; a LoRA with scale 0 is ignored. Returns None while other
+        requests pin the slots it needs. Raises `LorasMissing` and `LorasTooLarge`, and ValueError for weights that do
+        not fit the checkpoint.
         """
         scales = _sum_scales(loras)
         if not scales:
@@ -62,24 +62,24 @@ class LoraManager:
         to_load = [key for key, _ in scales if key not in self._residents]
         if missing := tuple(key for key in to_load if key not in weights):
             raise LorasMissing(missing)
-        if not self._make_room(sum(weights[key].rank for key in to_load), {key for key, _ in scales}):
+        if not self._evict_for(sum(weights[key].rank for key in to_load), {key for key, _ in scales}):
             return None
         for key in to_load:
             self._load(key, weights[key])
         for key, _ in scales:
             self._pins[key] += 1
             self._residents.move_to_end(key)
-        return self._activate(scales)
+        return self._build_active_loras(scales)
 
     def release(self, active_loras: ActiveLoras) -> None:
         self._pins -= Counter(key for key, _ in active_loras.scales)
 
-    def _make_room(self, rank: int, needed: set[str]) -> bool:
+    def _evict_for(self, rank: int, needed: set[str]) -> bool:
         """Evicts as few LoRAs as `rank` free slots require, none if that is impossible for now."""
         kept = sum(len(resident.slots) for key, resident in self._residents.items() if key in needed)
         if kept + rank > self._slots.count:
             raise LorasTooLarge(kept + rank, self._slots.count)
-        evicted, free = [], len(self._free)
+        evicted, free = [], len(self._free_slots)
         for key, resident in self._residents.items():
             if free < rank and key not in needed and not self._pins[key]:
                 evicted.append(key)
@@ -87,7 +87,7 @@ class LoraManager:
         if free < rank:
             return False
         for key in evicted:
-            self._free.extend(self._residents.pop(key).slots)
+            self._free_slots.extend(self._residents.pop(key).slots)
         return True
 
     def _load(self, key: str, weights: LoraWeights) -> None:
@@ -96,18 +96,18 @@ class LoraManager:
             for network, layers in (("transformer", weights.transformer), ("clip", weights.clip))
             for layer, matrix in layers.items()
         }
-        slots = self._free[: weights.rank]
+        slots = self._free_slots[: weights.rank]
         self._slots.write(slots, matrices)
-        del self._free[: weights.rank]
+        del self._free_slots[: weights.rank]
         self._residents[key] = _Resident(tuple(slots), frozenset(matrices), bool(weights.clip))
         self.loads += 1
 
-    def _activate(self, scales: LoraScales) -> ActiveLoras:
+    def _build_active_loras(self, scales: LoraScales) -> ActiveLoras:
         residents = [(self._residents[key], key, scale) for key, scale in scales]
-        gains = {slot: scale for resident, _, scale in residents for slot in resident.slots}
+        slot_scales = {slot: scale for resident, _, scale in residents for slot in resident.slots}
         layers = frozenset[str]().union(*(resident.layers for resident, _, _ in residents))
         clip_scales = tuple((key, scale) for resident, key, scale in residents if resident.adapts_clip)
-        return ActiveLoras(scales, clip_scales, self._slots.select(gains, layers))
+        return ActiveLoras(scales, clip_scales, self._slots.select(slot_scales, layers))
 
 
 def _sum_scales(loras: Iterable[LoraRequest]) -> LoraScales:

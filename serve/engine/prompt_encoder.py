@@ -15,7 +15,7 @@ from serve.engine.lora_manager import NO_LORAS, ActiveLoras, LoraScales
 
 
 @dataclass(frozen=True, slots=True)
-class PromptEmbeds:
+class EncodedPrompt:
     """An encoded prompt, in the transformer's dtype."""
 
     prompt_embeds: Tensor
@@ -33,10 +33,10 @@ class PromptEncoder:
         """`cache_entries` 0 turns the cache off."""
         self._checkpoint = checkpoint
         self._cache_entries = cache_entries
-        self._cache: OrderedDict[tuple[str, LoraScales], PromptEmbeds] = OrderedDict()
+        self._cache: OrderedDict[tuple[str, LoraScales], EncodedPrompt] = OrderedDict()
 
     @torch.no_grad()
-    def encode(self, prompt: str, active_loras: ActiveLoras = NO_LORAS) -> PromptEmbeds:
+    def encode(self, prompt: str, active_loras: ActiveLoras = NO_LORAS) -> EncodedPrompt:
         """Encodes `prompt` with the LoRAs that adapt CLIP."""
         key = (prompt, active_loras.clip_scales)
         embeds = self._cache.get(key) or self._encode(prompt, active_loras)
@@ -46,7 +46,7 @@ class PromptEncoder:
             self._cache.popitem(last=False)
         return embeds
 
-    def _encode(self, prompt: str, active_loras: ActiveLoras) -> PromptEmbeds:
+    def _encode(self, prompt: str, active_loras: ActiveLoras) -> EncodedPrompt:
         models = self._checkpoint
         dtype = models.transformer.dtype
         clip_length = models.clip_tokenizer.model_max_length
@@ -54,7 +54,7 @@ class PromptEncoder:
         t5_ids = self._tokenize(models.t5_tokenizer, prompt, models.max_sequence_length)
         with models.lora_slots.apply([active_loras.selection]):
             pooled = models.clip(clip_ids).pooler_output
-        return PromptEmbeds(
+        return EncodedPrompt(
             prompt_embeds=models.t5(t5_ids).last_hidden_state.to(dtype),
             pooled_prompt_embeds=pooled.to(dtype),
             warnings=(

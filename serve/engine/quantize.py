@@ -1,4 +1,6 @@
-"""float8 weights by quanto: half the memory of bf16; each product converts them back.
+"""Quantizes linear layers to float8 with optimum-quanto: half the memory of bf16.
+
+Each matrix product converts the weights back.
 
 Weights only: activations, norms, biases and embeddings keep their dtype, so images stay close to those in bf16.
 """

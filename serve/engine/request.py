@@ -26,9 +26,9 @@ class LoraRequest:
 
 @dataclass(frozen=True, slots=True)
 class GenerationRequest:
-    """One image per seed, equal in everything but the seed.
+    """One image per seed.
 
-    Text to image without `image`, image to image with one, inpainting with `image` and `mask`.
+    Without `image`: text to image; with `image`: image to image; with `image` and `mask`: inpainting.
     """
 
     prompt: str
@@ -65,7 +65,7 @@ class GenerationRequest:
 class ImageReady:
     """Image `image` is generated."""
 
-    image: int
+    index: int
     """Index of its seed."""
     to_host: Callable[[], ImageArray] = field(repr=False)
     """Copies the image from the device: [height, width, 3]. Waits for the copy: do not call it on the engine's

@@ -9,8 +9,16 @@ from torch import Tensor
 
 from serve.engine.latents import LatentGrid
 from serve.engine.lora_manager import NO_LORAS, ActiveLoras, LoraScales
-from serve.engine.prompt_encoder import PromptEmbeds
-from serve.engine.request import Canceled, Completed, EngineEvent, Failed, GenerationRequest, Listener
+from serve.engine.prompt_encoder import EncodedPrompt
+from serve.engine.request import (
+    Canceled,
+    Completed,
+    EngineEvent,
+    Failed,
+    FinalEvent,
+    GenerationRequest,
+    Listener,
+)
 from serve.engine.sigmas import SigmaSchedule
 from serve.errors import ServiceError
 from serve.events import Started
@@ -30,7 +38,7 @@ class BatchKey(NamedTuple):
 
 @dataclass(frozen=True, slots=True)
 class InpaintLatents:
-    """What inpainting restores outside the mask after every step. All packed, [1, tokens, channels]."""
+    """Latents that inpainting restores outside the mask after every step. All packed, [1, tokens, channels]."""
 
     latents: Tensor
     """Of the input image, without noise."""
@@ -41,14 +49,14 @@ class InpaintLatents:
 
 @dataclass(slots=True, eq=False)
 class ImageState:
-    """One image between its noise and its pixels."""
+    """Denoising state of one image."""
 
     index: int
     """Among the images of its request."""
-    prompt_embeds: PromptEmbeds
+    encoded_prompt: EncodedPrompt
     guidance: float
     """Ignored by transformers without a guidance embedding."""
-    sigmas: SigmaSchedule
+    schedule: SigmaSchedule
     grid: LatentGrid
     img_ids: Tensor
     """[tokens, 3]"""
@@ -61,11 +69,11 @@ class ImageState:
 
     @property
     def finished(self) -> bool:
-        return self.step == self.sigmas.steps
+        return self.step == self.schedule.steps
 
     @property
     def batch_key(self) -> BatchKey:
-        return BatchKey(self.grid, self.prompt_embeds.prompt_embeds.shape[1])
+        return BatchKey(self.grid, self.encoded_prompt.prompt_embeds.shape[1])
 
 
 class CancelToken:
@@ -82,12 +90,12 @@ class RequestState:
 
     number: int
     """Increases with every request."""
-    request: GenerationRequest
+    parameters: GenerationRequest
     listener: Listener
     cancel_token: CancelToken = field(default_factory=CancelToken)
     active_loras: ActiveLoras | None = None
     """None until its LoRAs are on the device."""
-    prompt_embeds: PromptEmbeds | None = None
+    encoded_prompt: EncodedPrompt | None = None
     images: list[ImageState] | None = None
     """Images that are not decoded yet; None until they have latents."""
     ended: bool = False
@@ -101,13 +109,13 @@ class RequestState:
     @property
     def pixels(self) -> int:
         """Of one image."""
-        width, height = self.request.size
+        width, height = self.parameters.size
         return width * height
 
     def attach_loras(self, active_loras: ActiveLoras) -> None:
         """Records that the LoRAs are on the device, and drops the weights that came with the request."""
         self.active_loras = active_loras
-        self.request = replace(self.request, lora_weights={})
+        self.parameters = replace(self.parameters, lora_weights={})
 
     def emit(self, event: EngineEvent) -> None:
         """Calls the listener. If it raises, the request is cancelled."""
@@ -121,7 +129,7 @@ class RequestState:
         """Emits `Started` on the first call."""
         if self._started_s is None:
             self._started_s = time.monotonic()
-            self.emit(Started(self.prompt_embeds.warnings if self.prompt_embeds else ()))
+            self.emit(Started(self.encoded_prompt.warnings if self.encoded_prompt else ()))
 
     def record_time(self, stage: str, seconds: float) -> None:
         """Adds time that was spent on this request alone."""
@@ -143,7 +151,7 @@ class RequestState:
     def cancel(self) -> None:
         self._end(Canceled())
 
-    def _end(self, event: Completed | Failed | Canceled) -> None:
+    def _end(self, event: FinalEvent) -> None:
         self.ended = True
         self.emit(event)
 

@@ -32,7 +32,7 @@ class SafetyChecker(Protocol):
 
 
 def build_checker(settings: SafetySettings, hf_token: str | None) -> SafetyChecker:
-    """The checker of the settings. Raises `ModelLoadError` if its models cannot be loaded."""
+    """The checker selected in the settings. Raises `ModelLoadError` if its models cannot be loaded."""
     if settings.checker == "none":
         return NoChecker()
     if settings.checker == "opennsfw":

@@ -42,7 +42,7 @@ class Scheduler:
         self._watchdog = watchdog
         self._prompt_encoder = PromptEncoder(checkpoint, pool.prompt_cache_entries)
         self._latent_space = LatentSpace(checkpoint)
-        self._scheduler_config = checkpoint.scheduler_config
+        self._noise_scheduler_config = checkpoint.noise_scheduler_config
         self.executor = BatchExecutor(checkpoint, pool, watchdog)
         self.loras = LoraManager(checkpoint.lora_slots)
         self._requests: list[RequestState] = []
@@ -56,7 +56,7 @@ class Scheduler:
     @property
     def unfinished_images(self) -> int:
         """Images of requests that have not ended."""
-        return sum(len(request.request.seeds) for request in self._requests if not request.ended)
+        return sum(len(request.parameters.seeds) for request in self._requests if not request.ended)
 
     def add(self, requests: Sequence[RequestState], device_calls: Sequence[DeviceCall]) -> None:
         """Adds requests, each newer than all before, and device calls."""
@@ -65,8 +65,9 @@ class Scheduler:
 
     @torch.no_grad()
     def step(self) -> None:
-        """One iteration: loads at most one LoRA, encodes new prompts, encodes or decodes at most one image, makes at
-        most one device call, and runs one batch. Cancelled and ended requests are dropped before each part."""
+        """One iteration: loads the missing LoRAs of at most one request, encodes new prompts, encodes or decodes at
+        most one image, makes at most one device call, and runs one batch. Cancelled and ended requests are dropped
+        before each part."""
         for part in (self._load_loras, self._encode_prompts, self._run_vae, self._call_device, self._run_batch):
             self._drop_ended()
             part()
@@ -92,37 +93,38 @@ class Scheduler:
         self._requests = [request for request in self._requests if not request.ended]
 
     def _load_loras(self) -> None:
-        """Oldest request first, so that newer ones cannot take the slots it waits for; at most one load."""
+        """Oldest request first, so that newer ones cannot take the slots it waits for. Loads for at most one
+        request."""
         for request in self._requests:
-            if request.active_loras is None and not request.request.loras:
+            if request.active_loras is None and not request.parameters.loras:
                 request.attach_loras(NO_LORAS)
         for request in [request for request in self._requests if request.active_loras is None]:
-            resident = self.loras.are_resident(request.request.loras)
+            resident = self.loras.are_resident(request.parameters.loras)
             self._run_for(request, WorkItem("lora"), partial(self._acquire_loras, request))
             if not resident:
                 return
 
     def _acquire_loras(self, request: RequestState) -> None:
-        active_loras = self.loras.acquire(request.request.loras, request.request.lora_weights)
+        active_loras = self.loras.acquire(request.parameters.loras, request.parameters.lora_weights)
         if active_loras is not None:
             request.attach_loras(active_loras)
 
     def _encode_prompts(self) -> None:
         for request in self._requests:
-            if request.prompt_embeds is None and request.active_loras is not None:
+            if request.encoded_prompt is None and request.active_loras is not None:
                 self._run_for(request, WorkItem("text"), partial(self._encode_prompt, request))
 
     def _encode_prompt(self, request: RequestState) -> None:
         """Encodes the prompt and, without an input image, prepares the images."""
         assert request.active_loras is not None
-        request.prompt_embeds = self._prompt_encoder.encode(request.request.prompt, request.active_loras)
-        if request.request.image is None:
+        request.encoded_prompt = self._prompt_encoder.encode(request.parameters.prompt, request.active_loras)
+        if request.parameters.image is None:
             self._prepare_images(request, None)
 
     def _run_vae(self) -> None:
         """Encodes the input image, or decodes one finished image, of the oldest request that has one."""
         for request in self._requests:
-            if request.prompt_embeds is not None and request.images is None:
+            if request.encoded_prompt is not None and request.images is None:
                 work = WorkItem("encode_image", pixels=request.pixels)
                 self._run_for(request, work, partial(self._encode_image, request))
                 return
@@ -132,29 +134,29 @@ class Scheduler:
                 return
 
     def _encode_image(self, request: RequestState) -> None:
-        assert request.request.image is not None
-        self._prepare_images(request, self._latent_space.encode(request.request.image))
+        assert request.parameters.image is not None
+        self._prepare_images(request, self._latent_space.encode(request.parameters.image))
 
     def _prepare_images(self, request: RequestState, posterior: DiagonalGaussianDistribution | None) -> None:
         """Creates the images of a request with their initial latents. `posterior` is that of its input image."""
-        assert request.prompt_embeds is not None
+        assert request.encoded_prompt is not None
         assert request.active_loras is not None
-        parameters, space = request.request, self._latent_space
+        parameters, space = request.parameters, self._latent_space
         grid = space.grid(parameters.size)
-        sigmas = make_sigma_schedule(self._scheduler_config, grid.tokens, parameters.steps, parameters.strength)
+        sigmas = make_sigma_schedule(self._noise_scheduler_config, grid.tokens, parameters.steps, parameters.strength)
         img_ids = space.img_ids(grid)
         mask = None if parameters.mask is None else space.pack_mask(parameters.mask)
         request.images = []
         for index, seed in enumerate(parameters.seeds):
             generator = torch.Generator("cpu").manual_seed(seed)
-            # The sample is drawn before the noise, as in diffusers: both come from the same generator.
+            # The sample is generated before the noise, as in diffusers: both come from the same generator.
             sample = None if posterior is None else space.sample(posterior, generator)
             noise = space.noise(generator, grid)
             image = ImageState(
                 index=index,
-                prompt_embeds=request.prompt_embeds,
+                encoded_prompt=request.encoded_prompt,
                 guidance=parameters.guidance or 0.0,
-                sigmas=sigmas,
+                schedule=sigmas,
                 grid=grid,
                 img_ids=img_ids,
                 latents=noise if sample is None else add_noise(sample, noise, sigmas.sigmas[0]),
@@ -178,7 +180,7 @@ class Scheduler:
 
     def _to_pixels(self, request: RequestState, image: ImageState) -> Tensor:
         """uint8 [height, width, 3] on the device."""
-        parameters = request.request
+        parameters = request.parameters
         pixels = self._latent_space.decode(image.latents, image.grid, parameters.size)
         if parameters.image is None or parameters.mask is None:
             return pixels

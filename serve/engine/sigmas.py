@@ -34,8 +34,8 @@ def make_sigma_schedule(config: Mapping[str, Any], tokens: int, steps: int, stre
     """The schedule of an image of `tokens` latent tokens, from the scheduler configuration of a checkpoint.
 
     `strength` shortens the schedule as `get_timesteps` of diffusers' `FluxImg2ImgPipeline` does, with two differences:
-    below 1 at least one step is left out, so that the input image always has an effect, and a single step starts at the
-    strength itself. Strength 0 has no steps.
+    for a strength below 1 at least one step is skipped, so that the input image always has an effect, and a single
+    step starts at the strength itself. Strength 0 has no steps.
     """
     scheduler = FlowMatchEulerDiscreteScheduler.from_config(dict(config))
     scheduler.set_timesteps(sigmas=_unshifted_sigmas(steps, strength), mu=_calculate_shift(scheduler.config, tokens))

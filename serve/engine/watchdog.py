@@ -1,6 +1,6 @@
 """Detects a hung engine thread.
 
-Time limits are learned during warm-up: the slowest run of each kind of work, times `SLACK`.
+Time limits are learned during warm-up: the slowest run of each kind of work, times `LIMIT_FACTOR`.
 """
 
 import time
@@ -9,7 +9,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Literal
 
-SLACK = 40
+LIMIT_FACTOR = 40
 """Work that takes this many times longer than measured hangs. A busy process on the same cores made steps 35x
 slower."""
 
@@ -49,13 +49,13 @@ class EngineHealth:
 @dataclass(frozen=True, slots=True)
 class _Measurement:
     work: WorkItem
-    seconds: float
+    duration_s: float
 
     def limit_s(self, work: WorkItem) -> float:
-        """Attention grows with the square of the pixels, everything else less."""
+        """Time limit for `work`. It scales with the images and, as attention does, with the square of the pixels."""
         images = max(1.0, work.images / self.work.images)
         pixels = max(1.0, work.pixels / self.work.pixels)
-        return SLACK * self.seconds * images * pixels**2
+        return LIMIT_FACTOR * self.duration_s * images * pixels**2
 
 
 class Watchdog:
@@ -68,7 +68,7 @@ class Watchdog:
         self._slowest: dict[WorkKind, _Measurement] = {}
 
     @contextmanager
-    def warm_up(self) -> Iterator[None]:
+    def measure(self) -> Iterator[None]:
         """Work within the block is measured."""
         self._warming_up = True
         try:
@@ -78,6 +78,7 @@ class Watchdog:
 
     @contextmanager
     def track(self, work: WorkItem) -> Iterator[None]:
+        """Reports `work` as the current work within the block."""
         start_s = self._clock()
         self._current = (work, start_s)
         try:
@@ -97,5 +98,5 @@ class Watchdog:
 
     def _keep_slowest(self, measurement: _Measurement) -> None:
         slowest = self._slowest.get(measurement.work.kind)
-        if slowest is None or measurement.seconds > slowest.seconds:
+        if slowest is None or measurement.duration_s > slowest.duration_s:
             self._slowest[measurement.work.kind] = measurement

@@ -64,7 +64,7 @@ class LoraCacheManager(Generic[BlockRefT]):
         self._tasks: dict[str, asyncio.Task[ResolvedLora[BlockRefT]]] = {}
 
     async def get(
-        self, reference: Reference, geometry: ModelGeometry, lost: Collection[str] = ()
+        self, reference: Reference, geometry: ModelGeometry, lost_handle_ids: Collection[str] = ()
     ) -> ResolvedLora[BlockRefT]:
         """The LoRA for models of `geometry`.
 
@@ -72,7 +72,7 @@ class LoraCacheManager(Generic[BlockRefT]):
         cancelled, the load continues for other and later callers. Raises `FetchFailed` and `InvalidLora`; a failure is
         cached for `failure_ttl_s`.
         """
-        self._memory.remove(lost)
+        self._memory.remove(lost_handle_ids)
         name = self._entry_name(reference, geometry)
         self._failures.raise_if_cached(name, self._clock())
         if task := self._tasks.get(name):

@@ -44,7 +44,7 @@ class FetchedFile:
 
 
 class LoraFetcher:
-    """Fetches LoRA files with a client from `create_http_client`, which the caller closes."""
+    """Fetches LoRA files with `client` from `serve.lora.download.create_http_client`; the caller closes it."""
 
     def __init__(self, settings: LoraSettings, secrets: Secrets, client: HttpClient) -> None:
         self._settings = settings

@@ -63,7 +63,9 @@ def parse_reference(text: str, settings: LoraSettings) -> Reference:
     try:
         return _parse(settings.aliases.get(name, name).strip(), settings)
     except UnrecognizedForm as error:
-        raise InvalidReference(f"this names no LoRA; use one of: {'; '.join(_accepted_forms(settings))}") from error
+        raise InvalidReference(
+            f"this is not a LoRA reference; use one of: {'; '.join(_accepted_forms(settings))}"
+        ) from error
     except InvalidImage as error:
         raise InvalidReference(error.why) from error
     except InvalidUrl as error:
@@ -155,7 +157,7 @@ def _parse_hub(path: _UrlPath) -> Reference:
     else:
         revision, file_path = "main", "/".join(rest)
     if file_path.lower().endswith(REJECTED_SUFFIXES):
-        raise InvalidReference("only safetensors files are accepted; other formats could execute code or are no LoRA")
+        raise InvalidReference("only safetensors files are accepted; other formats could execute code or are not LoRAs")
     return HubFile(f"{owner}/{name}", revision, file_path)
 
 

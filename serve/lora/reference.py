@@ -92,7 +92,8 @@ class HubFile(Reference):
 
 @dataclass(frozen=True, slots=True)
 class CivitaiFile(Reference):
-    """A file of a CivitAI model. With `version`, `model` is not needed; without it, the newest version is used."""
+    """A file of a CivitAI model. With `version`, `model` is not needed; without it, the newest version for FLUX.1 is
+    used."""
 
     model: int | None = None
     version: int | None = None

@@ -1,13 +1,10 @@
 """Encodes pixels as image files; it blocks, so call it in a thread."""
 
 from io import BytesIO
-from typing import Literal
 
 from PIL import Image
 
-from serve.model_specs import ImageArray
-
-ImageFormat = Literal["webp", "jpg", "png"]
+from serve.model_specs import ImageArray, ImageFormat
 
 MEDIA_TYPES: dict[str, str] = {"webp": "image/webp", "jpg": "image/jpeg", "png": "image/png"}
 """Maps each `ImageFormat`, which is also the file extension, to its media type."""

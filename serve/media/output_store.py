@@ -18,7 +18,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from serve.errors import NotFound, StorageFailed
-from serve.media.encode_image import MEDIA_TYPES, ImageFormat
+from serve.media.encode_image import MEDIA_TYPES
+from serve.model_specs import ImageFormat
 from serve.settings import OutputSettings
 
 PREDICTION_ID = re.compile(r"[A-Za-z0-9][A-Za-z0-9_-]{0,99}")

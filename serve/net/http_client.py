@@ -86,8 +86,9 @@ class Response:
 class HttpClient:
     """Sends GET requests within the limits of `settings`.
 
-    `resolver` and `tls` replace the system's DNS resolver and trusted certificates. `name` is where `settings` are in
-    the configuration, for messages. Redirects from https to http are refused unless `downgrade` is set. Raises
+    `resolver` and `tls` replace the system's DNS resolver and trusted certificates. `settings_name` is the path
+    of `settings` in the configuration, for error messages. Redirects from https to http are refused unless
+    `allow_downgrade` is set. Raises
     `ValueError` for an invalid entry in `settings.allowed_hosts`.
     """
 
@@ -113,9 +114,10 @@ class HttpClient:
     ) -> AsyncIterator[Response]:
         """Sends a GET request and follows its redirects.
 
-        `headers` are sent with every request. `secrets` are headers that only the origin of `url` receives: they are
-        dropped at the first redirect to another origin, even if a later one leads back. Raises `RequestFailed`, also
-        from the body of the `async with` statement if the connection breaks while the response is read.
+        `headers` are sent with every request. `secret_headers` are headers that only the origin of `url` receives:
+        they are dropped at the first redirect to another origin, even if a later one leads back. Raises
+        `RequestFailed`, also from the body of the `async with` statement if the connection breaks while the response
+        is read.
         """
         first_origin, prefix = origin(url), ""
         for _ in range(self._settings.max_redirects + 1):

@@ -20,7 +20,7 @@ def parse_url(text: str, base: httpx.URL | None = None) -> httpx.URL:
     if url.scheme not in ("http", "https"):
         raise InvalidUrl("only http and https URLs are accepted")
     if not url.host.strip("."):
-        raise InvalidUrl("it names no host")
+        raise InvalidUrl("it has no host")
     if url.userinfo:
         raise InvalidUrl("a user name or password in a URL is not accepted; remove it")
     if url.port is not None and not 0 < url.port < 2**16:

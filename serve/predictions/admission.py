@@ -8,7 +8,7 @@ from collections.abc import Callable, Mapping
 from serve.errors import PoolFull
 
 RECENT_PREDICTIONS = 32
-"""Ended predictions of each pool whose mean duration gives `Retry-After`."""
+"""`Retry-After` averages the durations of this many recently ended predictions."""
 RETRY_AFTER_MAX_S = 60.0
 
 
@@ -16,14 +16,14 @@ class Permit:
     """A permit for one prediction in a pool. Release it when the prediction has ended; releasing it twice is
     harmless."""
 
-    def __init__(self, pool: "_PoolCapacity") -> None:
-        self._pool: _PoolCapacity | None = pool
-        pool.take(self)
+    def __init__(self, capacity: "_PoolCapacity") -> None:
+        self._capacity: _PoolCapacity | None = capacity
+        capacity.take(self)
 
     def release(self) -> None:
-        if self._pool is not None:
-            self._pool.release(self)
-            self._pool = None
+        if self._capacity is not None:
+            self._capacity.release(self)
+            self._capacity = None
 
 
 class AdmissionControl:

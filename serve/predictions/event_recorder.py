@@ -13,7 +13,7 @@ from serve.events import Event, Finished, ImageFinished, ImageFlagged, Started, 
 from serve.generation_plan import GenerationPlan, PlannedLora
 from serve.lora.reference import Reference, ResolvedLora
 from serve.media.output_store import OutputStore
-from serve.predictions.prediction import Output
+from serve.predictions.prediction import Output, elapsed_ms
 from serve.predictions.store import PredictionStore, PredictionUpdate
 
 MAX_LISTED_TENSORS = 3
@@ -38,26 +38,26 @@ class EventRecorder:
         self._store = store
         self._outputs = outputs
         self._clock = clock
-        self._called_s = time.perf_counter()
-        self._waited_ms: float | None = None
+        self._start_s = time.perf_counter()
+        self._first_event_ms: float | None = None
         """Milliseconds between the call of the pool and its first event."""
-        self._progress = ProgressBar(len(plan.seeds))
-        self._stored: set[int] = set()
+        self._progress: ProgressBar | None = None
+        self._saved: set[int] = set()
         self._flagged: set[int] = set()
         self._finished: Finished | None = None
 
     async def record(self, event: Event) -> None:
-        if self._waited_ms is None:
+        if self._first_event_ms is None:
             await self._start(event)
         match event:
-            case ImageFinished(image) | ImageFlagged(image) if image in self._stored | self._flagged:
+            case ImageFinished(image) | ImageFlagged(image) if image in self._saved | self._flagged:
                 # A replica was lost, and another one generates the same images again.
                 return
             case StepDone():
-                if bar := self._progress.update(event):
+                if self._progress and (bar := self._progress.update(event)):
                     await self._update(lambda prediction: prediction.with_log_lines(bar))
             case ImageFinished():
-                await self._store_image(event)
+                await self._save_image(event)
             case ImageFlagged(image):
                 self._flagged.add(image)
                 line = f"Image {image} was withheld: the safety checker flagged it"
@@ -68,10 +68,10 @@ class EventRecorder:
     async def finish(self) -> None:
         """Raises `AllImagesFlagged` if no image is left, and `EngineFailed` if events are missing."""
         finished = self._finished
-        if finished is None or self._stored | self._flagged != set(range(len(self._plan.seeds))):
+        if finished is None or self._saved | self._flagged != set(range(len(self._plan.seeds))):
             log.error("prediction %s: the pool's events ended early or without some images", self._id)
             raise EngineFailed
-        if not self._stored:
+        if not self._saved:
             raise AllImagesFlagged
         stages_ms = finished.stages_ms | {"queue": self._queue_ms(finished)}
         metrics = {"mean_batch": round(finished.mean_batch, 2)}
@@ -81,16 +81,16 @@ class EventRecorder:
         )
 
     async def _start(self, first: Event) -> None:
-        self._waited_ms = elapsed_ms(self._called_s)
+        self._first_event_ms = elapsed_ms(self._start_s)
         self._progress = ProgressBar(len(self._plan.seeds))
         notes = first.notes if isinstance(first, Started) else ()
         await self._update(lambda prediction: prediction.with_log_lines(*notes).started(self._clock()))
 
-    async def _store_image(self, event: ImageFinished) -> None:
+    async def _save_image(self, event: ImageFinished) -> None:
         start_s = time.perf_counter()
-        name = await self._outputs.save(self._id, event.image, event.content, self._plan.output_format)
-        output, stages_ms = Output(index=event.image, name=name), {"store": elapsed_ms(start_s)}
-        self._stored.add(event.image)
+        name = await self._outputs.save(self._id, event.index, event.content, self._plan.output_format)
+        output, stages_ms = Output(index=event.index, name=name), {"store": elapsed_ms(start_s)}
+        self._saved.add(event.index)
         await self._update(lambda prediction: prediction.with_output(output).with_stage_times(stages_ms))
 
     async def _update(self, change: PredictionUpdate) -> None:
@@ -99,7 +99,7 @@ class EventRecorder:
     def _queue_ms(self, finished: Finished) -> float:
         """The wait for the first step, including the start-up of a replica, without preparation in the engine."""
         preparation_ms = sum(finished.stages_ms.get(stage, 0.0) for stage in ("lora", "text", "encode_image"))
-        return max(finished.stages_ms.get("queue", 0.0), (self._waited_ms or 0.0) - preparation_ms)
+        return max(finished.stages_ms.get("queue", 0.0), (self._first_event_ms or 0.0) - preparation_ms)
 
 
 class ProgressBar:
@@ -113,7 +113,7 @@ class ProgressBar:
     def update(self, event: StepDone) -> str | None:
         """The new log line, or None if the bar did not move."""
         before = min(self._steps)
-        self._steps[event.image] = event.step
+        self._steps[event.index] = event.step
         slowest = min(self._steps)
         if slowest == before:
             return None
@@ -169,8 +169,3 @@ def _metric(lora: PlannedLora, reference: Reference, resolved: ResolvedLora[Any]
         "fetch_s": round(resolved.fetch_s, 3),
         "check_s": round(resolved.check_s, 3),
     }
-
-
-def elapsed_ms(start_s: float) -> float:
-    """Milliseconds since a value of `time.perf_counter`."""
-    return (time.perf_counter() - start_s) * 1000

@@ -31,7 +31,7 @@ class Fetcher(Protocol):
 
 @dataclass(frozen=True, slots=True, eq=False)
 class LoadedImages:
-    """A complete plan and its input images."""
+    """A plan and its decoded input images, if it has any."""
 
     plan: GenerationPlan
     image: ImageArray | None = None
@@ -41,7 +41,7 @@ class LoadedImages:
 
 
 @dataclass(frozen=True, slots=True)
-class PendingImages:
+class UnfetchedImages:
     """A plan with at least one image to be fetched: `str` is a URL, `bytes` are the content of a file."""
 
     plan: GenerationPlan
@@ -58,14 +58,14 @@ class InputImages:
         self._fetcher = fetcher
         self._decoders = asyncio.Semaphore(CONCURRENT_DECODES)
 
-    async def load(self, inputs: Inputs, plan: GenerationPlan) -> LoadedImages | PendingImages:
+    async def load(self, inputs: Inputs, plan: GenerationPlan) -> LoadedImages | UnfetchedImages:
         """Decodes `data:` URIs; fetches nothing. Raises `InvalidInput` with all errors."""
         if inputs.image is None:
             return LoadedImages(plan)
         async with self._decoders:
             return await asyncio.to_thread(self._load, inputs.image, inputs.mask, plan)
 
-    async def fetch_pending(self, images: LoadedImages | PendingImages) -> LoadedImages:
+    async def fetch(self, images: LoadedImages | UnfetchedImages) -> LoadedImages:
         """Fetches and decodes what is pending. Raises `FetchFailed`, and `InvalidInput` as `load` does."""
         if isinstance(images, LoadedImages):
             return images
@@ -73,7 +73,7 @@ class InputImages:
         async with self._decoders:
             return await asyncio.to_thread(self._decode, images.plan, image, mask)
 
-    async def _fetch_both(self, images: PendingImages) -> tuple[bytes, bytes | None]:
+    async def _fetch_both(self, images: UnfetchedImages) -> tuple[bytes, bytes | None]:
         async with first_error_task_group() as group:
             image = group.create_task(self._content(images.image))
             mask = group.create_task(self._content(images.mask)) if images.mask else None
@@ -82,7 +82,7 @@ class InputImages:
     async def _content(self, source: str | bytes) -> bytes:
         return await self._fetcher.fetch(source) if isinstance(source, str) else source
 
-    def _load(self, image: str, mask: str | None, plan: GenerationPlan) -> LoadedImages | PendingImages:
+    def _load(self, image: str, mask: str | None, plan: GenerationPlan) -> LoadedImages | UnfetchedImages:
         errors: list[FieldError] = []
         contents = {
             field: _collect_error(errors, decode_data_uri, uri, field, self._max_bytes)
@@ -92,7 +92,7 @@ class InputImages:
         loaded = self._decode(plan, contents.get("image"), contents.get("mask"), errors)
         if is_data_uri(image) and (mask is None or is_data_uri(mask)):
             return loaded
-        return PendingImages(loaded.plan, contents.get("image") or image, contents.get("mask") or mask)
+        return UnfetchedImages(loaded.plan, contents.get("image") or image, contents.get("mask") or mask)
 
     def _decode(
         self, plan: GenerationPlan, image: bytes | None, mask: bytes | None, errors: list[FieldError] | None = None

@@ -5,6 +5,7 @@ A prediction that has ended never changes again: every transition returns it unc
 
 import base64
 import secrets
+import time
 from collections.abc import Mapping
 from datetime import UTC, datetime
 from typing import Any, Literal, Self
@@ -59,7 +60,7 @@ class Prediction(BaseModel):
         return self.status in FINAL_STATUSES
 
     def started(self, at: datetime) -> Self:
-        """The first denoising step is about to run."""
+        """The prediction with status `processing`; the first denoising step is about to run."""
         return self._changed(status="processing", started_at=at) if self.status == "starting" else self
 
     def with_log_lines(self, *lines: str) -> Self:
@@ -105,6 +106,11 @@ def new_id() -> str:
 
 def utc_now() -> datetime:
     return datetime.now(UTC)
+
+
+def elapsed_ms(start_s: float) -> float:
+    """Milliseconds since a value of `time.perf_counter`."""
+    return (time.perf_counter() - start_s) * 1000
 
 
 def rfc3339(moment: datetime) -> str:

@@ -38,7 +38,7 @@ class PreparedRequest:
     """The LoRAs of the plan, by reference key."""
 
     def new_prediction(self, plan: GenerationPlan, at: datetime) -> Prediction:
-        """The initial record, with `generation_plan` completed as far as possible."""
+        """The initial record, `plan` has the image size if it is already known."""
         seed = plan.seeds[0]
         prediction = Prediction(
             id=new_id(),
@@ -73,24 +73,24 @@ def prepare_request(
     return PreparedRequest(served, raw_inputs, inputs, ignored_keys, plan, by_key)
 
 
-def resolve_version(settings: Settings, reference: str | None) -> ServedVersion:
-    """The served model for a version id, `owner/name` or `owner/name:id`; for None, the newest of the first model.
+def resolve_version(settings: Settings, requested: str | None) -> ServedVersion:
+    """The served model for a version id, `owner/name` or `owner/name:id`; for None, the newest of the first one.
 
     Raises `UnknownVersion`.
     """
-    if reference is None:
+    if requested is None:
         return _newest(settings.served_models[0])
     for model in settings.served_models:
-        if reference == model.full_name:
+        if requested == model.full_name:
             return _newest(model)
-        version = reference.removeprefix(f"{model.full_name}:")
+        version = requested.removeprefix(f"{model.full_name}:")
         if version in model.versions:
             return ServedVersion(model, version)
-    raise UnknownVersion(reference)
+    raise UnknownVersion(requested)
 
 
 def resolve_model(settings: Settings, owner: str, name: str) -> ServedVersion:
-    """The newest version of the model that a path names. Raises `NotFound`."""
+    """The newest version of the model `owner/name`. Raises `NotFound`."""
     for model in settings.served_models:
         if (owner, name) == (model.owner, model.name):
             return _newest(model)

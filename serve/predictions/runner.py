@@ -15,13 +15,13 @@ from serve.generation_plan import GenerationPlan
 from serve.lora.reference import Reference, ResolvedLora
 from serve.media.output_store import OutputStore
 from serve.model_specs import ImageArray, MaskArray
-from serve.predictions.event_recorder import EventRecorder, elapsed_ms, lora_log_lines, lora_metrics
-from serve.predictions.input_images import InputImages, LoadedImages, PendingImages
-from serve.predictions.prediction import utc_now
+from serve.predictions.event_recorder import EventRecorder, lora_log_lines, lora_metrics
+from serve.predictions.input_images import InputImages, LoadedImages, UnfetchedImages
+from serve.predictions.prediction import elapsed_ms, utc_now
 from serve.predictions.store import PredictionStore
 
 LORA_ATTEMPTS = 3
-"""Weights can be lost if a node or the cache dies."""
+"""Calls of the pool per prediction: weights can be lost when a node or the cache dies."""
 
 Result = TypeVar("Result")
 ResolvedLoras = Mapping[str, ResolvedLora[Any]]
@@ -46,12 +46,14 @@ class Pool(Protocol):
 class LoraCache(Protocol):
     """The cluster's LoRA cache."""
 
-    async def get(self, references: Mapping[str, Reference], pool: str, lost: Collection[str] = ()) -> ResolvedLoras:
+    async def get(
+        self, references: Mapping[str, Reference], pool: str, lost_handle_ids: Collection[str] = ()
+    ) -> ResolvedLoras:
         """Resolves `references` for `pool`. `lost` has the ids of cache handles that could not be read."""
 
 
 class PredictionRunner:
-    """Runs predictions to their end. Whatever happens, the record ends.
+    """Runs predictions. The record always reaches a final status, also on errors.
 
     A `ServiceError` ends it with its own message, any other error with a fixed message; its traceback is logged.
     """
@@ -73,11 +75,11 @@ class PredictionRunner:
         self._clock = clock
 
     async def run(
-        self, prediction_id: str, images: LoadedImages | PendingImages, references: Mapping[str, Reference]
+        self, prediction_id: str, images: LoadedImages | UnfetchedImages, references: Mapping[str, Reference]
     ) -> None:
         """Runs one prediction. `references` are the LoRAs of its plan by key.
 
-        Raises only `CancelledError`. To cancel a prediction, end its record before cancelling this.
+        Raises only `CancelledError`. To cancel a prediction, end its record before cancelling its task.
         """
         try:
             if not (await self._store.get(prediction_id)).ended:
@@ -91,7 +93,7 @@ class PredictionRunner:
             await self._fail(prediction_id, error)
 
     async def _prepare(
-        self, prediction_id: str, images: LoadedImages | PendingImages, references: Mapping[str, Reference]
+        self, prediction_id: str, images: LoadedImages | UnfetchedImages, references: Mapping[str, Reference]
     ) -> tuple[LoadedImages, ResolvedLoras]:
         """Fetches images and LoRAs and completes the plan, before any pool is called.
 
@@ -99,7 +101,7 @@ class PredictionRunner:
         """
         stages_ms: dict[str, float] = {}
         loras: ResolvedLoras = {}
-        if isinstance(images, PendingImages) or references:
+        if isinstance(images, UnfetchedImages) or references:
             images, loras, stages_ms = await self._fetch(images, references)
         plan = images.plan
         await self._store.update(
@@ -114,14 +116,14 @@ class PredictionRunner:
         return images, loras
 
     async def _fetch(
-        self, images: LoadedImages | PendingImages, references: Mapping[str, Reference]
+        self, images: LoadedImages | UnfetchedImages, references: Mapping[str, Reference]
     ) -> tuple[LoadedImages, ResolvedLoras, dict[str, float]]:
         """Fetches images and LoRAs concurrently. Returns them and the milliseconds of each stage."""
         async with first_error_task_group() as group:
-            fetching = group.create_task(_timed(lambda: self._input_images.fetch_pending(images)))
+            fetching = group.create_task(_timed(lambda: self._input_images.fetch(images)))
             resolving = group.create_task(_timed(lambda: self._lora_cache.get(references, images.plan.pool)))
         stages_ms = {}
-        if isinstance(images, PendingImages):
+        if isinstance(images, UnfetchedImages):
             stages_ms["fetch"] = fetching.result()[1]
         if references:
             stages_ms["lora"] = resolving.result()[1]

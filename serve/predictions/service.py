@@ -14,9 +14,8 @@ from typing import Any, Literal
 
 from serve.errors import NotReady
 from serve.predictions.admission import AdmissionControl, Permit
-from serve.predictions.event_recorder import elapsed_ms
 from serve.predictions.input_images import InputImages
-from serve.predictions.prediction import Prediction, utc_now
+from serve.predictions.prediction import Prediction, elapsed_ms, utc_now
 from serve.predictions.request import ServedVersion, prepare_request
 from serve.predictions.runner import PredictionRunner
 from serve.predictions.store import PredictionStore, PredictionUpdate
@@ -62,7 +61,7 @@ class PredictionService:
     async def create(self, raw_inputs: Mapping[str, Any], served: ServedVersion) -> Prediction:
         """Accepts a prediction and starts it.
 
-        Raises `InvalidInput`, also for an invalid image in a `data:` URI, `PoolFull` and `NotReady`.
+        Raises `PoolFull`, `NotReady`, and `InvalidInput`, also for an invalid image in a `data:` URI.
         """
         self._check_ready()
         start_s = time.perf_counter()
@@ -86,7 +85,7 @@ class PredictionService:
         return await self._store.get(prediction_id)
 
     async def page(self, before: str | None, limit: int) -> list[Prediction]:
-        """The newest predictions first, starting before the prediction with the id `before`, if given."""
+        """Up to `limit` predictions, newest first, older than the prediction `before` if given."""
         return await self._store.page(before, limit)
 
     async def wait(self, prediction_id: str, timeout_s: float | None = None) -> Prediction:

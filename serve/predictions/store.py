@@ -24,7 +24,7 @@ class PredictionStore(Protocol):
     async def get(self, prediction_id: str) -> Prediction: ...
 
     async def page(self, before: str | None, limit: int) -> list[Prediction]:
-        """The newest records first, starting before the record with the id `before`, if given."""
+        """Up to `limit` records, newest first, older than the record `before` if given."""
 
     async def update(self, prediction_id: str, change: PredictionUpdate) -> Prediction:
         """Applies a change that does not end the record, and returns the stored record."""

@@ -70,7 +70,7 @@ IMPORTS_TORCH_INDIRECTLY = {f"lora/{name}.py" for name in ("cache_manager", "dis
 
 
 def unit(module: str) -> str:
-    """The unit of a file: `api` for `api/cog.py`, `generation_plan` for `plan.py`."""
+    """The unit of a file: `api` for `api/cog.py`, `generation_plan` for `generation_plan.py`."""
     return module.partition("/")[0].removesuffix(".py")
 
 

@@ -62,7 +62,7 @@ async def test_events_run_from_started_over_steps_and_images_to_finished(replica
     assert [event for event in events if isinstance(event, StepDone)] == [
         StepDone(image, step, 2) for step in (1, 2) for image in (0, 1)
     ]
-    contents = {event.image: event.content for event in events if isinstance(event, ImageFinished)}
+    contents = {event.index: event.content for event in events if isinstance(event, ImageFinished)}
     assert set(contents) == {0, 1}
     with Image.open(io.BytesIO(contents[0])) as image:
         assert (image.size, image.format) == ((96, 64), "WEBP")

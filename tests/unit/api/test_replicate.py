@@ -343,7 +343,7 @@ async def test_rejected_requests_do_not_count_as_in_flight() -> None:
 
 
 async def test_predictions_are_listed_newest_first_in_pages(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("serve.api.replicate.PAGE_LENGTH", 2)
+    monkeypatch.setattr("serve.api.replicate.PAGE_SIZE", 2)
     app = make_app(FakePool(ONE_IMAGE))
     ids = [(await app.create({**CAT, "seed": seed})).id for seed in range(3)]
     first = (await get(app, "/v1/predictions")).json()

@@ -32,7 +32,7 @@ def pixels(checkpoint: Checkpoint, request: GenerationRequest, image: int = 0, /
 def make_pipeline(checkpoint: Checkpoint, mode: str = "text_to_image") -> Any:
     """The pipeline of a mode, with the networks of the checkpoint."""
     return _PIPELINES[mode](
-        scheduler=FlowMatchEulerDiscreteScheduler.from_config(dict(checkpoint.scheduler_config)),
+        scheduler=FlowMatchEulerDiscreteScheduler.from_config(dict(checkpoint.noise_scheduler_config)),
         vae=checkpoint.vae,
         text_encoder=checkpoint.clip,
         tokenizer=checkpoint.clip_tokenizer,

@@ -87,7 +87,7 @@ class RequestRecorder:
         self.events.append(event)
         if isinstance(event, StepDone):
             images = {image.index: image for image in self.state.images or ()}
-            self.latents[event.image] = images[event.image].latents.clone()
+            self.latents[event.index] = images[event.index].latents.clone()
 
 
 def run_requests(

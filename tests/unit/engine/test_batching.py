@@ -3,16 +3,16 @@ from collections.abc import Iterable
 
 import pytest
 
-from serve.engine.batching import PendingImage, select_batch
+from serve.engine.batching import BatchCandidate, select_batch
 
 
-def _pending(*rows: tuple[int, int, str]) -> list[PendingImage[str]]:
+def _pending(*rows: tuple[int, int, str]) -> list[BatchCandidate[str]]:
     """Rows of request, number of its images, key."""
-    return [PendingImage(request, image, key) for request, images, key in rows for image in range(images)]
+    return [BatchCandidate(request, image, key) for request, images, key in rows for image in range(images)]
 
 
-def _names(batch: Iterable[PendingImage[str]]) -> list[str]:
-    return [f"{image.request}.{image.image}" for image in batch]
+def _names(batch: Iterable[BatchCandidate[str]]) -> list[str]:
+    return [f"{image.request_number}.{image.image_index}" for image in batch]
 
 
 @pytest.mark.parametrize(
@@ -32,7 +32,7 @@ def _names(batch: Iterable[PendingImage[str]]) -> list[str]:
     ],
 )
 def test_select_batch_returns_images(pending: list[tuple[int, int, str]], max_batch: int, batch: list[str]) -> None:
-    assert _names(select_batch(_pending(*pending), (), max_batch).images) == batch
+    assert _names(select_batch(_pending(*pending), (), max_batch).candidates) == batch
 
 
 @pytest.mark.parametrize(
@@ -46,7 +46,7 @@ def test_select_batch_returns_images(pending: list[tuple[int, int, str]], max_ba
 )
 def test_keys_take_turns(present: list[str], keys: tuple[str, ...], selected: str, next_keys: tuple[str, ...]) -> None:
     batch = select_batch(_pending(*((number, 1, key) for number, key in enumerate(present))), keys, 8)
-    assert {image.key for image in batch.images} == {selected}
+    assert {image.key for image in batch.candidates} == {selected}
     assert batch.next_keys == next_keys
 
 
@@ -58,15 +58,15 @@ def test_arguments_are_not_modified() -> None:
 
 def test_busy_key_does_not_starve_a_single_image() -> None:
     """Twelve images of one key and a single one of another take turns."""
-    steps_left = Counter({PendingImage(request, 0, "busy"): 6 for request in range(12)})
-    steps_left[PendingImage(12, 0, "single")] = 3
+    steps_left = Counter({BatchCandidate(request, 0, "busy"): 6 for request in range(12)})
+    steps_left[BatchCandidate(12, 0, "single")] = 3
     keys: tuple[str, ...] = ()
     selected_keys = []
     while steps_left:
         batch = select_batch(list(steps_left), keys, 4)
         keys = batch.next_keys
-        selected_keys.append(batch.images[0].key)
-        steps_left -= Counter(batch.images)
+        selected_keys.append(batch.candidates[0].key)
+        steps_left -= Counter(batch.candidates)
     assert selected_keys[:6] == ["busy", "single"] * 3
     assert len(selected_keys) == 3 + 12 * 6 / 4
 
@@ -75,10 +75,10 @@ def test_stream_of_new_keys_does_not_starve_an_old_key() -> None:
     keys: tuple[str, ...] = ()
     selected_keys = []
     for number in range(1, 9):
-        new_images = [PendingImage(number, 0, f"new {number}")] if number > 1 else []
-        batch = select_batch([PendingImage(0, 0, "old"), *new_images], keys, 4)
+        new_images = [BatchCandidate(number, 0, f"new {number}")] if number > 1 else []
+        batch = select_batch([BatchCandidate(0, 0, "old"), *new_images], keys, 4)
         keys = batch.next_keys
-        selected_keys.append(batch.images[0].key)
+        selected_keys.append(batch.candidates[0].key)
     assert selected_keys.count("old") >= len(selected_keys) // 2
 
 
@@ -87,13 +87,13 @@ def test_request_that_waits_for_room_enters_before_younger_requests() -> None:
     steps_left = {(1, 0): 2, (2, 0): 3, (3, 0): 9, (4, 0): 4, (4, 1): 4}
     youngest = 5
     for iteration in range(6):
-        pending = [PendingImage(request, image, "a") for request, image in steps_left]
-        batch = select_batch(pending, ("a",), 4).images
-        if {(4, 0), (4, 1)} <= {(image.request, image.image) for image in batch}:
+        pending = [BatchCandidate(request, image, "a") for request, image in steps_left]
+        batch = select_batch(pending, ("a",), 4).candidates
+        if {(4, 0), (4, 1)} <= {(image.request_number, image.image_index) for image in batch}:
             assert iteration == 2
             return
         for image in batch:
-            steps_left[image.request, image.image] -= 1
+            steps_left[image.request_number, image.image_index] -= 1
         steps_left = {key: steps for key, steps in steps_left.items() if steps}
         steps_left[youngest, 0] = 5
         youngest += 1

@@ -47,7 +47,7 @@ def test_embedded_source_loads_the_embedded_checkpoint() -> None:
 def test_checkpoint_properties_come_from_its_files_and_settings(folder: Path) -> None:
     checkpoint = load_local(folder, max_sequence_length=100)
     assert (checkpoint.pixel_stride, checkpoint.max_sequence_length, checkpoint.guidance_embeds) == (16, 100, True)
-    assert checkpoint.scheduler_config["use_dynamic_shifting"] is True
+    assert checkpoint.noise_scheduler_config["use_dynamic_shifting"] is True
     assert checkpoint.device == torch.device("cpu")
 
 
@@ -175,20 +175,20 @@ def _change_width(folder: Path) -> None:
     ("damage", "why"),
     [
         (_remove("vae"), "folder vae"),
-        (_remove(SHARD), "cannot be loaded"),
-        (_remove("tokenizer/vocab.json"), "cannot be loaded"),
-        (_remove("text_encoder/config.json"), "cannot be loaded"),
-        (_truncate(SHARD), "cannot be loaded"),
-        (_truncate("text_encoder_2/model.safetensors"), "cannot be loaded"),
-        (_truncate("vae/config.json"), "cannot be loaded"),
-        (_truncate("tokenizer_2/tokenizer.json"), "cannot be loaded"),
+        (_remove(SHARD), "cannot be read"),
+        (_remove("tokenizer/vocab.json"), "cannot be read"),
+        (_remove("text_encoder/config.json"), "cannot be read"),
+        (_truncate(SHARD), "cannot be read"),
+        (_truncate("text_encoder_2/model.safetensors"), "cannot be read"),
+        (_truncate("vae/config.json"), "cannot be read"),
+        (_truncate("tokenizer_2/tokenizer.json"), "cannot be read"),
         (_delete_weight(SHARD, "proj_out.bias"), "proj_out.bias"),
         (_delete_weight("vae/diffusion_pytorch_model.safetensors", "decoder.conv_in.bias"), "decoder.conv_in.bias"),
         (
             _delete_weight("text_encoder_2/model.safetensors", "encoder.final_layer_norm.weight"),
             "encoder.final_layer_norm.weight",
         ),
-        (_change_width, "cannot be loaded"),
+        (_change_width, "cannot be read"),
     ],
 )
 def test_damaged_checkpoint_raises_one_line_model_load_error(

@@ -171,7 +171,7 @@ def test_requests_with_loras_do_not_change_requests_without(
     while scheduler.has_work:
         scheduler.step()
     assert all(np.array_equal(recorder.pixels[0], expected) for recorder in recorders[::6])
-    final_events = [type(recorder.final_event) for recorder in recorders if recorder.state.request.loras]
+    final_events = [type(recorder.final_event) for recorder in recorders if recorder.state.parameters.loras]
     assert len(final_events) == count * 5 / 6
     assert min(final_events.count(Completed), final_events.count(Failed)) >= count / 5
     assert final_events.count(Canceled) >= count / 24

@@ -81,7 +81,7 @@ def test_request_emits_started_steps_images_and_completed(engine: Engine, checkp
         StepDone(0, 2, 2),
         StepDone(1, 2, 2),
     ]
-    assert [event.image for event in images if isinstance(event, ImageReady)] == [0, 1]
+    assert [event.index for event in images if isinstance(event, ImageReady)] == [0, 1]
     assert isinstance(completed, Completed)
     assert completed.mean_batch == 2
     pixels = [event.to_host() for event in images if isinstance(event, ImageReady)]

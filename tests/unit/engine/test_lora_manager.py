@@ -140,8 +140,8 @@ def test_selection_has_the_slots_and_gains_of_its_loras_and_padding(manager: Lor
     assert selection is not None
     assert selection.layers == {"transformer.", "clip."}
     assert active_loras.clip_scales == (("clip", 2.0),)
-    assert selection.slots.shape == selection.gains.shape == (16,)
-    gains = dict(zip(selection.slots.tolist(), selection.gains.tolist(), strict=True))
+    assert selection.slots.shape == selection.scales.shape == (16,)
+    gains = dict(zip(selection.slots.tolist(), selection.scales.tolist(), strict=True))
     assert sorted(gains.values()) == [0.0, 0.5, 0.5, 0.5, 0.5, 2.0]
     assert gains[0] == 0
 

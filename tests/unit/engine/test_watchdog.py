@@ -3,7 +3,7 @@ from contextlib import contextmanager
 
 import pytest
 
-from serve.engine.watchdog import SLACK, Watchdog, WorkItem
+from serve.engine.watchdog import LIMIT_FACTOR, Watchdog, WorkItem
 
 
 class Clock:
@@ -29,7 +29,7 @@ def _track(watchdog: Watchdog, clock: Clock, work: WorkItem, seconds: float) -> 
 
 def _warmed_up(clock: Clock, *measurements: tuple[WorkItem, float]) -> Watchdog:
     watchdog = Watchdog(clock)
-    with watchdog.warm_up():
+    with watchdog.measure():
         for work, seconds in measurements:
             with _track(watchdog, clock, work, seconds):
                 pass
@@ -39,11 +39,11 @@ def _warmed_up(clock: Clock, *measurements: tuple[WorkItem, float]) -> Watchdog:
 @pytest.mark.parametrize(
     ("work", "limit_s"),
     [
-        pytest.param(WorkItem("step", 1, 1000), 2 * SLACK, id="as measured"),
-        pytest.param(WorkItem("step", 1, 10), 2 * SLACK, id="a smaller image has the same limit"),
-        pytest.param(WorkItem("step", 4, 1000), 4 * 2 * SLACK, id="linear in the number of images"),
-        pytest.param(WorkItem("step", 1, 3000), 9 * 2 * SLACK, id="quadratic in the pixels"),
-        pytest.param(WorkItem("decode", 1, 1000), 5 * SLACK, id="each kind has its own limit"),
+        pytest.param(WorkItem("step", 1, 1000), 2 * LIMIT_FACTOR, id="as measured"),
+        pytest.param(WorkItem("step", 1, 10), 2 * LIMIT_FACTOR, id="a smaller image has the same limit"),
+        pytest.param(WorkItem("step", 4, 1000), 4 * 2 * LIMIT_FACTOR, id="linear in the number of images"),
+        pytest.param(WorkItem("step", 1, 3000), 9 * 2 * LIMIT_FACTOR, id="quadratic in the pixels"),
+        pytest.param(WorkItem("decode", 1, 1000), 5 * LIMIT_FACTOR, id="each kind has its own limit"),
         pytest.param(WorkItem("text"), None, id="no limit without a measurement"),
     ],
 )
@@ -57,12 +57,12 @@ def test_limit_is_derived_from_the_slowest_measurement(clock: Clock, work: WorkI
 def test_work_beyond_its_limit_is_unhealthy_until_it_ends(clock: Clock) -> None:
     work = WorkItem("step", 1, 1000)
     watchdog = _warmed_up(clock, (work, 2.0))
-    with _track(watchdog, clock, work, 2 * SLACK):
+    with _track(watchdog, clock, work, 2 * LIMIT_FACTOR):
         assert watchdog.health(alive=True).healthy
         clock.now_s += 1
         health = watchdog.health(alive=True)
         assert not health.healthy
-        assert (health.work, health.busy_s) == (work, 2 * SLACK + 1)
+        assert (health.work, health.busy_s) == (work, 2 * LIMIT_FACTOR + 1)
     assert watchdog.health(alive=True).healthy
 
 
@@ -72,7 +72,7 @@ def test_work_after_warm_up_does_not_change_the_limits(clock: Clock) -> None:
     with _track(watchdog, clock, work, 1000):
         pass
     with watchdog.track(work):
-        assert watchdog.health(alive=True).limit_s == 2 * SLACK
+        assert watchdog.health(alive=True).limit_s == 2 * LIMIT_FACTOR
 
 
 def test_idle_thread_is_healthy_and_dead_thread_is_not(clock: Clock) -> None:

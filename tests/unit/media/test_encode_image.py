@@ -7,8 +7,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from serve.media.encode_image import ImageFormat, encode_image
-from serve.model_specs import ImageArray
+from serve.media.encode_image import encode_image
+from serve.model_specs import ImageArray, ImageFormat
 
 
 @pytest.fixture

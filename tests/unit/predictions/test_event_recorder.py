@@ -86,7 +86,7 @@ async def test_prediction_fails_if_events_are_missing(events: tuple[Event, ...])
 
 @pytest.mark.parametrize(("step", "percentage"), [(1, 0.03), (3, 0.1), (28, 1.0)])
 def test_progress_line_is_parsed_by_the_official_client(step: int, percentage: float) -> None:
-    line = ProgressBar(images=1).update(StepDone(image=0, step=step, total=28))
+    line = ProgressBar(images=1).update(StepDone(index=0, step=step, total=28))
     parsed = ClientPrediction.Progress.parse(f"Using seed: 7\n{line}\n")
     assert parsed is not None
     assert (parsed.current, parsed.total) == (step, 28)
@@ -97,7 +97,7 @@ def test_progress_line_contains_elapsed_and_remaining_time() -> None:
     clock = FakeClock()
     progress = ProgressBar(images=1, clock=clock)
     clock.elapsed_s = 4
-    line = progress.update(StepDone(image=0, step=8, total=28))
+    line = progress.update(StepDone(index=0, step=8, total=28))
     assert line is not None
     assert line.endswith("[00:04<00:10,  2.00it/s]")
 

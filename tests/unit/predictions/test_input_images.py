@@ -8,7 +8,7 @@ import pytest
 from serve.errors import FetchFailed, InvalidInput
 from serve.generation_plan import make_plan
 from serve.inputs import Inputs
-from serve.predictions.input_images import InputImages, LoadedImages, PendingImages
+from serve.predictions.input_images import InputImages, LoadedImages, UnfetchedImages
 from serve.settings import Settings
 from tests.fakes import FakeFetcher
 from tests.images import data_uri, png
@@ -21,14 +21,14 @@ def make_inputs(image: str | None, mask: str | None = None) -> Inputs:
     return Inputs(prompt="a cat", image=image, mask=mask)
 
 
-async def load(inputs: Inputs, fetcher: FakeFetcher | None = None) -> LoadedImages | PendingImages:
+async def load(inputs: Inputs, fetcher: FakeFetcher | None = None) -> LoadedImages | UnfetchedImages:
     input_images = InputImages(SETTINGS, fetcher or FakeFetcher({}))
     return await input_images.load(inputs, make_plan(inputs, SETTINGS, random_seed=1))
 
 
 async def load_and_fetch(inputs: Inputs, fetcher: FakeFetcher) -> LoadedImages:
     input_images = InputImages(SETTINGS, fetcher)
-    return await input_images.fetch_pending(await load(inputs, fetcher))
+    return await input_images.fetch(await load(inputs, fetcher))
 
 
 async def test_inputs_without_image_are_loaded_at_once() -> None:
@@ -58,7 +58,7 @@ async def test_images_from_urls_and_data_uris_are_equal(source: str, masked: boo
 async def test_load_does_not_fetch_urls() -> None:
     fetcher = FakeFetcher({IMAGE_URL: png(200, 100)})
     pending = await load(make_inputs(IMAGE_URL), fetcher)
-    assert isinstance(pending, PendingImages)
+    assert isinstance(pending, UnfetchedImages)
     assert pending.plan.size is None
     assert fetcher.fetched == []
 
