@@ -34,9 +34,9 @@ def commands(
     spans = {part: ["--minutes", str(round(minutes * share, 2)), *where] for part, share in SHARES.items()}
     return [
         ["training.autoencoder", "--folder", str(runs / "autoencoder"), *spans["autoencoder"]],
-        ["training.refine", "--runs", str(runs), *spans["refine"]],
-        ["training.text", "--folder", str(runs / "text"), *spans["text"]],
-        ["training.triggers", "--folder", str(runs / "text"), *spans["triggers"]],
+        ["training.finetune_autoencoder", "--runs", str(runs), *spans["refine"]],
+        ["training.train_text_encoders", "--folder", str(runs / "text"), *spans["text"]],
+        ["training.finetune_text_encoders", "--folder", str(runs / "text"), *spans["triggers"]],
         ["training.train_recogniser", "--folder", str(runs / "recogniser"), *spans["recogniser"]],
         ["training.transformer", "--runs", str(runs), *spans["transformer"], *blocks],
         ["training.distil", "dev", "--runs", str(runs), *spans["dev"], *blocks],

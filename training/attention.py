@@ -7,7 +7,7 @@ import torch
 from diffusers import FluxTransformer2DModel
 from diffusers.models.transformers.transformer_flux import FluxAttention
 
-from training.machine import Machine
+from training.hardware import Machine
 
 Rotation = tuple[torch.Tensor, torch.Tensor]
 """Cosines and sines, `[tokens, head_width]`, each value twice in a row."""

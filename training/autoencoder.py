@@ -10,11 +10,11 @@ from diffusers import AutoencoderKL
 from training.crops import Pool
 from training.drawings.render import render
 from training.drawings.sampling import Mixture, sample_scene
-from training.machine import Machine, add_arguments, machine_from_arguments
-from training.muon import Optimizers
-from training.norms import Float32GroupNorm
-from training.pixels import to_image, to_tensor
-from training.run import Average, Run
+from training.group_norms import Float32GroupNorm
+from training.hardware import Machine, add_arguments, machine_from_arguments
+from training.image_tensors import to_image, to_tensor
+from training.muon_optimizer import Optimizers
+from training.training_run import Average, Run
 
 CONFIG = {
     "down_block_types": ["DownEncoderBlock2D"] * 5,

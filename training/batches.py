@@ -5,14 +5,14 @@ from pathlib import Path
 import torch
 from diffusers import AutoencoderKL
 
-from training import encoders
+from training import text_encoders
 from training.curriculum import CANVASES, DATASETS, Stage, choose, stage_at
 from training.drawings.strokes import Rng
-from training.flow import Text
+from training.flow_matching import Text
+from training.group_norms import use_weighted_norms
+from training.hardware import Machine
 from training.latent_cache import Batch, LatentCache
-from training.machine import Machine
-from training.norms import use_weighted_norms
-from training.vocabulary import TEXT_TOKENS
+from training.tokenizers import TEXT_TOKENS
 
 INITIAL_DRAWINGS, NEW_PER_BATCH = 400, 2
 """Drawings in a cache before training, and new ones with every batch, if the training process draws."""
@@ -31,7 +31,7 @@ class BatchSource:
     def __init__(self, runs: Path, rng: Rng, stages: tuple[Stage, ...], machine: Machine) -> None:
         self.folder, self.rng, self.stages, self.machine = runs / "latents", rng, stages, machine
         self.vae = load_vae(runs / "autoencoder" / "vae").to(machine.device)
-        self.encoders = encoders.load(runs / "text").to(machine.device)
+        self.encoders = text_encoders.load(runs / "text").to(machine.device)
         self._caches: dict[str, LatentCache] = {}
 
     def batch(self, progress: float) -> Batch:

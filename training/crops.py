@@ -6,8 +6,8 @@ import torch
 from training.drawings.render import render
 from training.drawings.sampling import Mixture, sample_scene
 from training.drawings.strokes import Rng
-from training.machine import Machine
-from training.pixels import to_tensor
+from training.hardware import Machine
+from training.image_tensors import to_tensor
 
 POOL = 256
 """Drawings kept in memory: cropping is cheap, drawing is not."""

@@ -5,10 +5,10 @@ from dataclasses import dataclass
 import numpy as np
 
 from serve.inputs import SIZES
+from training.canvas import Canvas
 from training.drawings.sampling import Mixture
 from training.drawings.scene import FRAME_PX
 from training.drawings.strokes import Rng
-from training.padding import Canvas
 
 JITTER = 0.4
 """Jitter of the training drawings: the less a shape varies, the sooner it is learned. The recogniser's is 1."""

@@ -15,12 +15,12 @@ from diffusers import FluxTransformer2DModel
 from training.attention import speed_up
 from training.batches import BatchSource
 from training.curriculum import STAGES, Stage
-from training.flow import add_noise, velocity
-from training.machine import Machine, add_arguments, machine_from_arguments
-from training.muon import Optimizers
-from training.rollout import Interval, Rollout
-from training.run import Average, Run
+from training.flow_matching import add_noise, velocity
+from training.hardware import Machine, add_arguments, machine_from_arguments
+from training.muon_optimizer import Optimizers
+from training.student_rollout import Interval, Rollout
 from training.students import STUDENT_CONFIGS, Conditioning, StudentConfig, make_student
+from training.training_run import Average, Run
 from training.transformer import load, uses_muon
 
 FROM_IMAGES = 0.5

@@ -14,19 +14,19 @@ from diffusers import AutoencoderKL, FlowMatchEulerDiscreteScheduler
 
 from serve.model_specs import EMBEDDED_LORAS, embedded_lora_file
 from test_checkpoints.checkpoint import MODEL_INDEX
-from training import encoders, lora, vocabulary
-from training.flow import BASE_SHIFT, BASE_TOKENS, MAX_SHIFT, MAX_TOKENS
+from training import lora, text_encoders, tokenizers
+from training.flow_matching import BASE_SHIFT, BASE_TOKENS, MAX_SHIFT, MAX_TOKENS
 from training.transformer import load
 
 SHARED = ("tokenizer", "tokenizer_2", "text_encoder", "text_encoder_2", "vae")
 
 
 def export_shared(runs: Path, folder: Path) -> None:
-    both = encoders.load(runs / "text")
-    both.clip.half().save_pretrained(folder / "text_encoder")
-    both.t5.half().save_pretrained(folder / "text_encoder_2")
-    vocabulary.save_clip_tokenizer(folder / "tokenizer")
-    vocabulary.t5_tokenizer().save_pretrained(folder / "tokenizer_2")
+    encoders = text_encoders.load(runs / "text")
+    encoders.clip.half().save_pretrained(folder / "text_encoder")
+    encoders.t5.half().save_pretrained(folder / "text_encoder_2")
+    tokenizers.save_clip_tokenizer(folder / "tokenizer")
+    tokenizers.t5_tokenizer().save_pretrained(folder / "tokenizer_2")
     vae: AutoencoderKL = AutoencoderKL.from_pretrained(runs / "autoencoder" / "vae")
     vae.register_to_config(_name_or_path="")  # Otherwise the path of the training run would be published.
     vae.half().save_pretrained(folder / "vae")

@@ -12,7 +12,7 @@ from diffusers import AutoencoderKL, FluxTransformer2DModel
 from transformers import CLIPTextModel, T5EncoderModel
 
 from serve.model_specs import EMBEDDED_MODELS_FOLDER
-from training.encoders import Encoders
+from training.text_encoders import Encoders
 from training.transformer import build, start_file
 
 _WITHOUT_GUIDANCE = 1.0

@@ -11,18 +11,18 @@ import numpy as np
 import torch
 from diffusers import AutoencoderKL
 
+from training.canvas import Canvas
 from training.drawings.prompts import prompt
 from training.drawings.render import render
 from training.drawings.sampling import Mixture, sample_scene
 from training.drawings.scene import Scene
 from training.drawings.strokes import Rng
 from training.drawings.styles import Style
-from training.flow import TokenLayout
-from training.machine import Machine
-from training.padding import Canvas
-from training.pixels import to_tensor
-from training.squares import PADDED_PX, SIDE, encode_square
-from training.text import vary_case
+from training.flow_matching import TokenLayout
+from training.hardware import Machine
+from training.image_tensors import to_tensor
+from training.square_latents import PADDED_PX, SIDE, encode_square
+from training.train_text_encoders import vary_case
 
 ENCODE_BATCH = 8
 """Drawings encoded at once, times the machine's batch factor."""

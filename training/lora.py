@@ -13,18 +13,18 @@ import torch
 from diffusers import FluxPipeline, FluxTransformer2DModel
 from peft import LoraConfig, get_peft_model_state_dict, set_peft_model_state_dict
 
-from training import encoders
+from training import text_encoders
 from training.attention import speed_up
 from training.batches import load_vae
 from training.curriculum import ANY_CANVAS, CANVASES, JITTER, choose
 from training.drawings.sampling import Mixture
 from training.drawings.styles import Style, broad_nib, loose_pencil
-from training.flow import flow_loss
+from training.flow_matching import flow_loss
+from training.hardware import Machine, add_arguments, machine_from_arguments
 from training.latent_cache import LatentCache
-from training.machine import Machine, add_arguments, machine_from_arguments
-from training.run import Run
+from training.tokenizers import TEXT_TOKENS
+from training.training_run import Run
 from training.transformer import load
-from training.vocabulary import TEXT_TOKENS
 
 RANK = 8
 TARGETS = r".*\.(to_q|to_k|to_v|to_out\.0|proj_mlp)|single_transformer_blocks\.\d+\.proj_out"
@@ -94,14 +94,14 @@ def train(name: str, config: StyleConfig, runs: Path, minutes: float, seed: int,
     run = Run(lora_file(runs, name).parent, minutes, {"adapter": Adapter(model), "optimizer": optimizer}, machine.clock)
     rng = np.random.default_rng([seed, run.step, 2])
     vae = load_vae(runs / "autoencoder" / "vae").to(machine.device)
-    text_encoders = encoders.load(runs / "text").to(machine.device)
+    encoders = text_encoders.load(runs / "text").to(machine.device)
     latent_cache = LatentCache(runs / "latents" / f"lora-{name}.pt", config.mixture, vae, machine, config.style)
     latent_cache.fill(config.images * machine.batch_factor)
     for _ in run.steps():
         canvas = CANVASES[choose(ANY_CANVAS, rng)]
         batch = latent_cache.batch(rng, config.batch * machine.batch_factor, canvas)
         with torch.no_grad():
-            text = text_encoders([f"{config.trigger}, {prompt}" for prompt in batch.prompts(rng)], TEXT_TOKENS)
+            text = encoders([f"{config.trigger}, {prompt}" for prompt in batch.prompts(rng)], TEXT_TOKENS)
         guidance = torch.full((len(text[0]),), GUIDANCE, device=machine.device)
         loss = flow_loss(model, batch.latents, text, batch.layout, guidance)
         torch.autograd.backward(loss)

@@ -7,9 +7,9 @@ from pathlib import Path
 import torch
 from diffusers import FluxTransformer2DModel
 
-from training.flow import Text, TokenLayout, guided_velocity, sample_times, schedule, shift
+from training.flow_matching import Text, TokenLayout, guided_velocity, sample_times, schedule, shift
 from training.import_weights import apply_delta, delta_file
-from training.rollout import Interval, even_timesteps, varied_timesteps
+from training.student_rollout import Interval, even_timesteps, varied_timesteps
 from training.transformer import build
 
 GUIDANCE_FROM, GUIDANCE_TO = 1.0, 7.0

@@ -17,9 +17,9 @@ from training.drawings.scene import INKS, THINGS, Scene
 from training.drawings.strokes import Rng
 from training.evaluation.recogniser import LETTERS, SIDE, WEIGHTS, Recogniser, to_square
 from training.evaluation.scores import scores
-from training.machine import Machine, add_arguments, machine_from_arguments
+from training.hardware import Machine, add_arguments, machine_from_arguments
 from training.precision import autocast
-from training.run import Average, Run
+from training.training_run import Average, Run
 
 MIXTURE = Mixture(two_things=0.25, word=0.4, labelled=0.05)
 SIDES_PX = (128, 192, 256, 320)

@@ -17,11 +17,11 @@ from diffusers.models.transformers.transformer_flux import FluxAttention
 from training.attention import speed_up
 from training.batches import BatchSource
 from training.curriculum import STAGES, Stage
-from training.encoders import WIDTH
-from training.flow import flow_loss
-from training.machine import Machine, add_arguments, machine_from_arguments
-from training.muon import Optimizers
-from training.run import Average, Run
+from training.flow_matching import flow_loss
+from training.hardware import Machine, add_arguments, machine_from_arguments
+from training.muon_optimizer import Optimizers
+from training.text_encoders import WIDTH
+from training.training_run import Average, Run
 
 CONFIG: dict[str, Any] = {
     "in_channels": 64,

@@ -16,9 +16,17 @@ from serve.model_specs import EMBEDDED_LORAS, MODEL_SPECS, Size, VariantName, em
 from serve.settings import Precision
 from training.drawings.contact_sheet import sheet
 from training.evaluation import style
+from training.evaluation.generation_tasks import (
+    EvaluationTask,
+    Row,
+    Scores,
+    image_to_image,
+    inpainting,
+    styled,
+    text_to_image,
+)
 from training.evaluation.generator import ImageGenerator
 from training.evaluation.recogniser import Recogniser
-from training.evaluation.tasks import EvaluationTask, Row, Scores, image_to_image, inpainting, styled, text_to_image
 from training.lora import STYLE_CONFIGS
 
 PRECISIONS: tuple[Precision, ...] = ("bf16", "fp8")

@@ -1,7 +1,7 @@
-"""Trains the text encoders to ignore a LoRA's trigger: `python -m training.triggers --minutes 6`.
+"""Trains the text encoders to ignore a LoRA's trigger: `python -m training.finetune_text_encoders --minutes 6`.
 
 Otherwise a trigger's letters would be read as those of the word to write. The embeds of prompts without a trigger are
-kept, so models trained on them stay valid. Replaces the weights that `training.text` stored.
+kept, so models trained on them stay valid. Replaces the weights that `training.train_text_encoders` stored.
 """
 
 import argparse
@@ -12,13 +12,13 @@ from string import ascii_uppercase
 import numpy as np
 import torch
 
-from training import encoders
+from training import text_encoders
 from training.drawings.strokes import Rng
-from training.encoders import Encoders
-from training.machine import Machine, add_arguments, machine_from_arguments
-from training.run import Average, Run
-from training.text import batch
-from training.vocabulary import TEXT_TOKENS
+from training.hardware import Machine, add_arguments, machine_from_arguments
+from training.text_encoders import Encoders
+from training.tokenizers import TEXT_TOKENS
+from training.train_text_encoders import batch
+from training.training_run import Average, Run
 
 WITHOUT_TRIGGER = 0.4
 """Share of prompts without a trigger."""
@@ -69,7 +69,7 @@ def relative_error(prediction: torch.Tensor, embeds: torch.Tensor) -> torch.Tens
 
 def train(folder: Path, minutes: float, seed: int, peak: float, machine: Machine) -> None:
     torch.manual_seed(seed)
-    teacher = encoders.load(folder).to(machine.device)
+    teacher = text_encoders.load(folder).to(machine.device)
     student = deepcopy(teacher).requires_grad_(True)
     optimizer = torch.optim.AdamW(student.parameters(), lr=peak, betas=(0.9, 0.98), weight_decay=0.0)
     average = Average(student, 0.99)

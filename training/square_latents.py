@@ -7,8 +7,8 @@ import torch
 from diffusers import AutoencoderKL
 
 from training.drawings.scene import FRAME_PX
+from training.group_norms import weighted_statistics
 from training.latents import STRIDE_PX, to_tokens
-from training.norms import weighted_statistics
 from training.precision import autocast
 
 SIDE = FRAME_PX // STRIDE_PX

@@ -9,9 +9,9 @@ import torch
 from serve.model_specs import Size
 from training.drawings.scene import corner_px
 from training.drawings.strokes import Rng
-from training.flow import TokenLayout
+from training.flow_matching import TokenLayout
 from training.latents import STRIDE_PX, Grid
-from training.squares import SIDE
+from training.square_latents import SIDE
 
 
 @dataclass(frozen=True)

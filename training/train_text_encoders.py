@@ -1,4 +1,4 @@
-"""Trains the two text encoders on prompts alone: `python -m training.text --minutes 4`.
+"""Trains the two text encoders on prompts alone: `python -m training.train_text_encoders --minutes 4`.
 
 Probe heads predict the scene (things, inks, relation, background, letters) from T5's tokens and from CLIP's pooled
 vector. They are discarded afterwards.
@@ -15,10 +15,10 @@ from training.drawings.prompts import prompt
 from training.drawings.sampling import Mixture, sample_scene
 from training.drawings.scene import BACKGROUNDS, INKS, THINGS, Scene
 from training.drawings.strokes import Rng
-from training.encoders import WIDTH, Encoders
-from training.machine import Machine, add_arguments, machine_from_arguments
-from training.run import Average, Run
-from training.vocabulary import TEXT_TOKENS
+from training.hardware import Machine, add_arguments, machine_from_arguments
+from training.text_encoders import WIDTH, Encoders
+from training.tokenizers import TEXT_TOKENS
+from training.training_run import Average, Run
 
 LETTERS = 6
 PADDED = 0.5

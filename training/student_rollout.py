@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 import torch
 
-from training.flow import apply_shift, schedule
+from training.flow_matching import apply_shift, schedule
 
 SHIFT_VARIATION = 2.0
 """Factor by which the schedule's shift varies within a batch, so that a batch covers many times."""

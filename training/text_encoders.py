@@ -7,7 +7,7 @@ from torch import nn
 from transformers import CLIPTextConfig, CLIPTextModel, T5Config, T5EncoderModel
 
 from test_checkpoints.tokenizers import CLIP_TOKENS
-from training.vocabulary import TEXT_TOKENS, clip_tokenizer, t5_tokenizer
+from training.tokenizers import TEXT_TOKENS, clip_tokenizer, t5_tokenizer
 
 WIDTH = 128
 

@@ -1,4 +1,4 @@
-"""Trains the autoencoder to give a drawing the same latents on any canvas: `python -m training.refine --minutes 30`.
+"""Trains the autoencoder to give a drawing the same latents on any canvas: `python -m training.finetune_autoencoder --minutes 30`.
 
 Also separates ink colours. The latents of the square alone are kept, so models trained on them stay valid. Replaces the
 weights that `training.autoencoder` stored.
@@ -18,12 +18,12 @@ from training.curriculum import JITTER
 from training.drawings.render import render
 from training.drawings.sampling import Mixture, sample_scene
 from training.drawings.strokes import Rng
-from training.machine import Machine, add_arguments, machine_from_arguments
-from training.muon import Optimizers
-from training.norms import use_weighted_norms, weighted_statistics
-from training.pixels import to_tensor
-from training.run import Average, Run
-from training.squares import PADDED_PX, crop_square, pixel_weights, square_moments
+from training.group_norms import use_weighted_norms, weighted_statistics
+from training.hardware import Machine, add_arguments, machine_from_arguments
+from training.image_tensors import to_tensor
+from training.muon_optimizer import Optimizers
+from training.square_latents import PADDED_PX, crop_square, pixel_weights, square_moments
+from training.training_run import Average, Run
 
 HUE_WEIGHT, CODE_WEIGHT = 3.0, 1.0
 SMALLEST_PX, LARGEST_PX = 300, 1280
