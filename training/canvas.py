@@ -1,4 +1,4 @@
-"""Canvases: where the drawn square lies, and which tokens of the blank margin are trained on."""
+"""Canvases: the position of the drawn square, and the tokens of the blank margin that are trained on."""
 
 from dataclasses import dataclass
 from functools import cached_property
@@ -16,7 +16,7 @@ from training.square_latents import SIDE
 
 @dataclass(frozen=True)
 class Canvas:
-    """A canvas of some rows and columns of tokens."""
+    """A canvas size in tokens, with the drawn square in its middle."""
 
     grid: Grid
     margin_tokens: int | None = None
@@ -24,10 +24,10 @@ class Canvas:
 
     @classmethod
     def of(cls, size: Size, margin_tokens: int | None = None) -> "Canvas":
-        """Returns a canvas of `size` (width, height) in pixels. A margin of few tokens is used in full."""
+        """Returns a canvas of `size` (width, height) in pixels. `margin_tokens` has no effect on a smaller margin."""
         grid = (size[1] // STRIDE_PX, size[0] // STRIDE_PX)
-        few = margin_tokens is not None and grid[0] * grid[1] - SIDE**2 <= margin_tokens
-        return cls(grid, None if few else margin_tokens)
+        has_few = margin_tokens is not None and grid[0] * grid[1] - SIDE**2 <= margin_tokens
+        return cls(grid, None if has_few else margin_tokens)
 
     @property
     def corner(self) -> Grid:
@@ -38,29 +38,29 @@ class Canvas:
 
     @cached_property
     def _tokens(self) -> tuple[np.ndarray, np.ndarray]:
-        """Indices of the square's tokens, row by row, and of all others."""
+        """Indices of the square's tokens, row by row, and of the margin's."""
         top, left = self.corner
-        numbers = np.arange(self.grid[0] * self.grid[1]).reshape(self.grid)
-        square = numbers[top : top + SIDE, left : left + SIDE].ravel()
-        return square, np.setdiff1d(numbers, square)
+        indices = np.arange(self.grid[0] * self.grid[1]).reshape(self.grid)
+        square = indices[top : top + SIDE, left : left + SIDE].ravel()
+        return square, np.setdiff1d(indices, square)
 
     @property
     def token_count(self) -> int:
         """Number of tokens in a layout."""
-        square, others = self._tokens
-        return len(square) + (len(others) if self.margin_tokens is None else self.margin_tokens)
+        square, margin = self._tokens
+        return len(square) + (len(margin) if self.margin_tokens is None else self.margin_tokens)
 
     def layout(self, rng: Rng) -> TokenLayout:
-        """Returns the square's tokens first, then margin tokens, each of which stands for several."""
-        square, others = self._tokens
+        """Returns a layout with the square's tokens first, then the margin tokens, each of which stands for several."""
+        square, margin = self._tokens
         if self.margin_tokens is None:
-            return TokenLayout(*self.grid, torch.from_numpy(np.concatenate([square, others])))
-        some = rng.choice(others, self.margin_tokens, replace=False)
+            return TokenLayout(*self.grid, torch.from_numpy(np.concatenate([square, margin])))
+        sampled = rng.choice(margin, self.margin_tokens, replace=False)
         multiplicity = torch.ones(self.token_count)
-        multiplicity[len(square) :] = len(others) / self.margin_tokens
-        return TokenLayout(*self.grid, torch.from_numpy(np.concatenate([square, some])), multiplicity)
+        multiplicity[len(square) :] = len(margin) / self.margin_tokens
+        return TokenLayout(*self.grid, torch.from_numpy(np.concatenate([square, sampled])), multiplicity)
 
-    def lay_out(self, code: torch.Tensor) -> torch.Tensor:
-        """Returns latents `[batch, token_count, 64]` for a `layout`, from the output of `squares.encode_square`."""
-        blank = code[:, -1:].expand(-1, self.token_count - SIDE**2, -1)
-        return torch.cat([code[:, :-1], blank], 1)
+    def lay_out(self, encoded: torch.Tensor) -> torch.Tensor:
+        """Returns latents `[batch, token_count, 64]` for a `layout`, from the output of `encode_square`."""
+        blank = encoded[:, -1:].expand(-1, self.token_count - SIDE**2, -1)
+        return torch.cat([encoded[:, :-1], blank], 1)

@@ -1,6 +1,6 @@
 """Exports the trained parts as two diffusers folders: `python -m training.export serve/models`.
 
-`dev` and `schnell` hold their transformer and scheduler and link to `shared`, which holds the rest; `loras` holds their
+`dev` and `schnell` contain their transformer and scheduler, and links to the other parts in `shared`. `loras` has the
 LoRAs. Transformers are stored in bfloat16, as they are served, all other weights in float16.
 """
 
@@ -28,12 +28,12 @@ def export_shared(runs: Path, folder: Path) -> None:
     tokenizers.save_clip_tokenizer(folder / "tokenizer")
     tokenizers.t5_tokenizer().save_pretrained(folder / "tokenizer_2")
     vae: AutoencoderKL = AutoencoderKL.from_pretrained(runs / "autoencoder" / "vae")
-    vae.register_to_config(_name_or_path="")  # Otherwise the path of the training run would be published.
+    vae.register_to_config(_name_or_path="")  # Otherwise the configuration would contain a local path.
     vae.half().save_pretrained(folder / "vae")
 
 
 def export_variant(runs: Path, variant: str, folder: Path) -> None:
-    """Writes the variant's own parts, and links to the shared ones."""
+    """Writes the variant's transformer and scheduler, and links to the shared parts."""
     model = load(runs / variant, guided=variant == "dev")
     model.to(torch.bfloat16).save_pretrained(folder / "transformer")
     scheduler = FlowMatchEulerDiscreteScheduler(

@@ -1,6 +1,6 @@
 """Trains a style as a LoRA for [dev], with peft: `python -m training.lora sketch --minutes 30`.
 
-Writes `runs/lora-NAME/NAME.safetensors` in diffusers' format. The style's trigger begins each prompt.
+Writes `runs/lora-NAME/NAME.safetensors` in diffusers' format. Training prompts begin with the style's trigger words.
 """
 
 import argparse
@@ -30,7 +30,7 @@ RANK = 8
 TARGETS = r".*\.(to_q|to_k|to_v|to_out\.0|proj_mlp)|single_transformer_blocks\.\d+\.proj_out"
 """Attention and MLP layers. The pattern excludes the model's last layer, which is also named `proj_out`."""
 GUIDANCE = 1.0
-"""Guidance while training a style: the value at which [dev] matches its base."""
+"""Guidance during training, at which [dev] matches its base."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -55,7 +55,7 @@ STYLE_CONFIGS = {
 
 
 class Adapter:
-    """The LoRA's weights with the state interface that `Run` saves and loads."""
+    """Gives the LoRA's weights the interface that `Run` needs to save and load them."""
 
     def __init__(self, model: FluxTransformer2DModel) -> None:
         self.model = model
@@ -69,7 +69,7 @@ class Adapter:
 
 
 def add_lora(model: FluxTransformer2DModel) -> list[torch.nn.Parameter]:
-    """Adds a LoRA that changes nothing yet and returns its weights; all others are frozen."""
+    """Adds a LoRA that has no effect yet and returns its weights. All other weights are frozen."""
     model.requires_grad_(False)
     model.add_adapter(LoraConfig(r=RANK, lora_alpha=RANK, target_modules=TARGETS))
     return [parameter for parameter in model.parameters() if parameter.requires_grad]

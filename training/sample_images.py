@@ -1,4 +1,4 @@
-"""Generates a grid of images from a run's current weights: `python -m training.sample_images out.png --run transformer`."""
+"""Generates a sheet of images with a run's current weights: `python -m training.sample_images out.png --run dev`."""
 
 import argparse
 from pathlib import Path
