@@ -26,11 +26,9 @@ class WeightedGroupNorm(Float32GroupNorm):
     pixel_weights: torch.Tensor | None = None
 
     def _normalize(self, features: torch.Tensor) -> torch.Tensor:
-        return (
-            super()._normalize(features)
-            if self.pixel_weights is None
-            else self._normalize_weighted(features, self.pixel_weights)
-        )
+        if self.pixel_weights is None:
+            return super()._normalize(features)
+        return self._normalize_weighted(features, self.pixel_weights)
 
     def _normalize_weighted(self, features: torch.Tensor, pixel_weights: torch.Tensor) -> torch.Tensor:
         share = torch.nn.functional.adaptive_avg_pool2d(pixel_weights[None], (features.shape[2], features.shape[3]))

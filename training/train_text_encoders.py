@@ -126,11 +126,9 @@ def train(folder: Path, minutes: float, seed: int, machine: Machine) -> None:
         prompts, targets = batch(rng, 48 * machine.batch_factor)
         for group in optimizer.param_groups:
             group["lr"] = run.rate(3e-3)
-        length = (
-            TEXT_TOKENS
-            if rng.random() < PADDED_SHARE
-            else min(TEXT_TOKENS, encoders.longest(prompts) + int(rng.integers(6)))
-        )
+        length = TEXT_TOKENS
+        if rng.random() >= PADDED_SHARE:
+            length = min(TEXT_TOKENS, encoders.longest(prompts) + int(rng.integers(6)))
         with machine.autocast():
             logits_by_question = heads(*encoders(prompts, length))
         loss = compute_loss(logits_by_question, targets.to(machine.device))

@@ -125,13 +125,13 @@ def draw_curve(log: Path, out: Path, size: tuple[int, int] = (640, 360)) -> None
     if len(points) < 2:
         return
     heights = [math.log10(value) for _, value in points]
-    low, high, last_s = min(heights), max(heights), points[-1][0]
+    low, high, last_step = min(heights), max(heights), points[-1][0]
     image = Image.new("RGB", size, "white")
     pen = ImageDraw.Draw(image)
-    xs = [40 + (size[0] - 60) * step / last_s for step, _ in points]
+    xs = [40 + (size[0] - 60) * step / last_step for step, _ in points]
     ys = [20 + (size[1] - 50) * (high - value) / max(high - low, 1e-9) for value in heights]
     pen.line(list(zip(xs, ys, strict=True)), fill=(30, 70, 200), width=2)
-    pen.text((40, 4), f"{name}: {10**high:.4g} to {10**low:.4g}, log axis, {last_s} steps", fill="black")
+    pen.text((40, 4), f"{name}: {10**high:.4g} to {10**low:.4g}, log axis, {last_step} steps", fill="black")
     image.save(out)
 
 

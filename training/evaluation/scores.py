@@ -21,9 +21,8 @@ def things_right(scene: Scene, recognition: Recognition) -> bool | None:
 
 def inks_right(scene: Scene, recognition: Recognition) -> bool:
     """Returns whether exactly the requested inks were found."""
-    return {name for name, probability in recognition.inks.items() if probability > MIN_INK_PROBABILITY} == {
-        item.ink for item in scene.items
-    }
+    found = {name for name, probability in recognition.inks.items() if probability > MIN_INK_PROBABILITY}
+    return found == {item.ink for item in scene.items}
 
 
 def word_right(scene: Scene, recognition: Recognition) -> bool | None:
