@@ -59,8 +59,8 @@ def _measure_block(
 ) -> dict[str, Any]:
     """Compares the block with and without the LoRA, and also measures the LoRA's share of each forward pass.
 
-    `added` is the median of that share. It is robust against a CPU whose speed changes from one second to the next,
-    because both sides of each ratio come from the same pass.
+    `added` is the median of that share. Numerator and denominator come from the same pass, so changes of the
+    CPU's speed do not affect it.
     """
     run_block = partial(block, **inputs)
     shares: list[float] = []

@@ -14,7 +14,7 @@ LIBRARIES = ("ray", "torch", "diffusers", "transformers", "optimum-quanto", "pil
 
 
 def report(question: str, arguments: Mapping[str, Any], result: Mapping[str, Any]) -> None:
-    """Prints one JSON line with the result, the arguments, the machine and the versions."""
+    """Prints the JSON line. The keys of `result` are at its top level."""
     print(
         json.dumps(
             {"question": question, "arguments": dict(arguments), **result, "where": _describe_machine()}, default=str

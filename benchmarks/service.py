@@ -100,7 +100,7 @@ async def run_replica(rounds: int, options: argparse.Namespace) -> None:
 
 
 class ReplicaProcess:
-    """Executes `run_replica` in a child process with the environment of a replica."""
+    """Runs `run_replica` in a child process with the environment of a replica."""
 
     def __init__(self, options: argparse.Namespace) -> None:
         arguments = [f"--{key.replace('_', '-')}={value}" for key, value in vars(options).items() if key != "bare"]
@@ -137,20 +137,20 @@ class ReplicaProcess:
 
 
 def measure(options: argparse.Namespace) -> dict[str, Any]:
-    http, engine = [], []
+    http, replica_alone = [], []
     assignments = [part for setting in SETTINGS for part in ("--set", setting)]
     with local_service(*assignments, on_line=print) as service:
         replica = ReplicaProcess(options)
         try:
             for number in range(options.rounds):
                 print(f"round {number + 1} of {options.rounds}: replica alone", flush=True)
-                engine.append(replica.run_round())
+                replica_alone.append(replica.run_round())
                 print(f"round {number + 1} of {options.rounds}: over HTTP", flush=True)
                 http.append(asyncio.run(run_over_http(service, options)))
         finally:
             replica.stop()
-    ratios = [a["pictures_per_s"] / b["pictures_per_s"] for a, b in zip(http, engine, strict=True)]
-    return {"ratio": statistics.median(ratios), "ratios": ratios, "http": http, "engine": engine}
+    ratios = [a["pictures_per_s"] / b["pictures_per_s"] for a, b in zip(http, replica_alone, strict=True)]
+    return {"ratio": statistics.median(ratios), "ratios": ratios, "http": http, "engine": replica_alone}
 
 
 def main() -> None:

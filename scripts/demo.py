@@ -154,7 +154,7 @@ def print_status(line: str) -> None:
 
 
 def predict(client: httpx.Client, inputs: Mapping[str, Any]) -> tuple[Prediction, dict[str, float]]:
-    """The succeeded prediction, and the milliseconds of its stages. Raises `DemoFailed`."""
+    """The succeeded prediction, and the milliseconds of its stages. Raises `DemoFailed` if it does not succeed."""
     print_status("generating")
     response = send(client, "POST", "/v1/predictions", json={"input": inputs}, headers={"Prefer": "wait"})
     while (prediction := response.json())["status"] in ("starting", "processing"):

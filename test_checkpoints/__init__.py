@@ -1,1 +1,1 @@
-"""Test checkpoints: tiny FLUX models with random weights, for tests and benchmarks. The service imports none of it."""
+"""Test checkpoints: tiny FLUX models with random weights. The service does not import this package."""

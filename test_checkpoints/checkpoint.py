@@ -1,6 +1,6 @@
 """Builds test checkpoints of any geometry from a seed, in the layout of the published repositories.
 
-Classes, files and configuration match the real ones, so anything that loads a diffusers folder can load them.
+Classes, files and configuration match those of FLUX.1, so diffusers can load them.
 """
 
 import hashlib
@@ -76,9 +76,9 @@ def build(variant: VariantName, geometry: Geometry, folder: Path) -> None:
 
 
 def _prefix_weights(file: Path, prefix: str) -> None:
-    """Adds the prefix of the published text encoder, which was saved with its layers one level deeper."""
-    weights = load_file(file)
-    save_file({prefix + name: weight for name, weight in weights.items()}, file, {"format": "pt"})
+    """Adds `prefix` to all tensor names, as in the published text encoder."""
+    tensors = load_file(file)
+    save_file({prefix + name: tensor for name, tensor in tensors.items()}, file, {"format": "pt"})
 
 
 def _schedule(dynamic: bool) -> dict[str, object]:

@@ -13,8 +13,8 @@ from test_checkpoints.tokenizers import CLIP_TOKENS
 
 LATENT_CHANNELS = 16
 _PATCH = 2
-"""FLUX packs squares of this many latents a side into one token."""
-_NARROWEST = 2 * LATENT_CHANNELS * _PATCH**2
+"""FLUX packs squares of 2 by 2 latents into one token."""
+_MIN_WIDTH = 2 * LATENT_CHANNELS * _PATCH**2
 _SEED = 7
 
 
@@ -40,8 +40,10 @@ class Geometry:
     def __post_init__(self) -> None:
         if sum(self.rope_axes) != self.head_dim:
             raise ValueError(f"rope_axes {self.rope_axes} do not sum to head_dim {self.head_dim}")
-        if self.heads * self.head_dim < _NARROWEST:
-            raise ValueError(f"heads * head_dim must be at least {_NARROWEST} to hold a token beside a constant")
+        if self.heads * self.head_dim < _MIN_WIDTH:
+            raise ValueError(
+                f"heads * head_dim must be at least {_MIN_WIDTH} for the token and a constant in the residual stream"
+            )
 
     @property
     def pixel_stride(self) -> int:
@@ -62,7 +64,7 @@ def transformer(geometry: Geometry, guided: bool) -> FluxTransformer2DModel:
             guidance_embeds=guided,
             axes_dims_rope=geometry.rope_axes,
         )
-        weights.draw_together(network)
+        weights.make_transformer_smooth(network)
     return network
 
 
@@ -82,7 +84,7 @@ def vae(geometry: Geometry) -> AutoencoderKL:
             use_quant_conv=False,
             use_post_quant_conv=False,
         )
-        weights.carry_colours(network)
+        weights.make_vae_preserve_colours(network)
     return network
 
 
@@ -98,7 +100,7 @@ def clip(geometry: Geometry, vocabulary: int) -> CLIPTextModel:
         max_position_embeddings=CLIP_TOKENS,
         bos_token_id=0,
         pad_token_id=1,
-        eos_token_id=2,  # As published: means that the highest id of a prompt is where it ends.
+        eos_token_id=2,  # FLUX's published value: transformers then pools at the highest id of a prompt.
     )
     with _seeded(_SEED):
         return CLIPTextModel(config)

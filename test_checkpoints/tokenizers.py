@@ -1,6 +1,6 @@
 """Tokenizers with small vocabularies: a byte-level BPE for CLIP and a unigram model for T5.
 
-Classes, special tokens and files match FLUX's.
+The classes, special tokens and files are those of FLUX.
 """
 
 import json
@@ -48,12 +48,14 @@ def t5_tokenizer(max_sequence_length: int) -> T5Tokenizer:
 
 def make_t5_tokenizer(words: Iterable[str], max_sequence_length: int) -> T5Tokenizer:
     """Each of `words` is one token, case-sensitive; other words are spelt."""
-    special = [("<pad>", 0.0), ("</s>", 0.0), ("<unk>", 0.0), ("▁", -2.0)]
+    special_tokens = [("<pad>", 0.0), ("</s>", 0.0), ("<unk>", 0.0), ("▁", -2.0)]
     letters = [(character, -8.0) for character in string.printable.strip()]
-    known = [(f"▁{word}", -5.0) for word in words]
+    word_tokens = [(f"▁{word}", -5.0) for word in words]
     sentinels = [(f"<extra_id_{index}>", 0.0) for index in reversed(range(_SENTINELS))]
     return T5Tokenizer(
-        vocab=[*special, *letters, *known, *sentinels], extra_ids=_SENTINELS, model_max_length=max_sequence_length
+        vocab=[*special_tokens, *letters, *word_tokens, *sentinels],
+        extra_ids=_SENTINELS,
+        model_max_length=max_sequence_length,
     )
 
 

@@ -1,1 +1,1 @@
-"""Trains the bundled checkpoints on synthetic drawings. The service imports none of it."""
+"""Trains the embedded models on synthetic drawings. The service does not import this package."""

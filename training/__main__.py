@@ -21,7 +21,7 @@ SHARES = {
     "schnell": 0.05,
     **dict.fromkeys(EMBEDDED_LORAS, 0.01),
 }
-"""Share of the training time per part, about as for the shipped models.
+"""Share of the training time per part, about as for the embedded models.
 The recogniser is trained before the models that it evaluates."""
 
 
@@ -29,19 +29,19 @@ def commands(
     runs: Path, out: Path, minutes: float, device: str, *, threads: int = 1, compiles: bool = False
 ) -> list[list[str]]:
     """Returns the command line of each part, in order."""
-    blocks = ["--compile"] if compiles else []
-    where = ["--device", device, "--threads", str(threads)]
-    spans = {part: ["--minutes", str(round(minutes * share, 2)), *where] for part, share in SHARES.items()}
+    compile_option = ["--compile"] if compiles else []
+    device_options = ["--device", device, "--threads", str(threads)]
+    options = {part: ["--minutes", str(round(minutes * share, 2)), *device_options] for part, share in SHARES.items()}
     return [
-        ["training.autoencoder", "--folder", str(runs / "autoencoder"), *spans["autoencoder"]],
-        ["training.refine", "--runs", str(runs), *spans["refine"]],
-        ["training.text", "--folder", str(runs / "text"), *spans["text"]],
-        ["training.triggers", "--folder", str(runs / "text"), *spans["triggers"]],
-        ["training.train_recogniser", "--folder", str(runs / "recogniser"), *spans["recogniser"]],
-        ["training.transformer", "--runs", str(runs), *spans["transformer"], *blocks],
-        ["training.distil", "dev", "--runs", str(runs), *spans["dev"], *blocks],
-        ["training.distil", "schnell", "--runs", str(runs), *spans["schnell"], *blocks],
-        *(["training.lora", name, "--runs", str(runs), *spans[name], *blocks] for name in EMBEDDED_LORAS),
+        ["training.autoencoder", "--folder", str(runs / "autoencoder"), *options["autoencoder"]],
+        ["training.finetune_autoencoder", "--runs", str(runs), *options["refine"]],
+        ["training.train_text_encoders", "--folder", str(runs / "text"), *options["text"]],
+        ["training.finetune_text_encoders", "--folder", str(runs / "text"), *options["triggers"]],
+        ["training.train_recogniser", "--folder", str(runs / "recogniser"), *options["recogniser"]],
+        ["training.transformer", "--runs", str(runs), *options["transformer"], *compile_option],
+        ["training.distil", "dev", "--runs", str(runs), *options["dev"], *compile_option],
+        ["training.distil", "schnell", "--runs", str(runs), *options["schnell"], *compile_option],
+        *(["training.lora", name, "--runs", str(runs), *options[name], *compile_option] for name in EMBEDDED_LORAS),
         ["training.export", str(out), "--runs", str(runs)],
     ]
 

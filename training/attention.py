@@ -1,16 +1,16 @@
-"""FLUX's attention with softmax and products written out, three times as fast on a CPU as diffusers' processor.
+"""FLUX's attention as separate matrix products and softmax, three times as fast on a CPU as diffusers' processor.
 
-PyTorch's fused attention is slow there, above all its backward pass. The results are the same.
+PyTorch's fused attention, which diffusers uses, has a slow backward pass on a CPU. The results are the same.
 """
 
 import torch
 from diffusers import FluxTransformer2DModel
 from diffusers.models.transformers.transformer_flux import FluxAttention
 
-from training.machine import Machine
+from training.hardware import Machine
 
 Rotation = tuple[torch.Tensor, torch.Tensor]
-"""Cosines and sines, `[tokens, head_width]`, each value twice in a row."""
+"""Cosines and sines, `[tokens, head_width]`, with each value twice in a row."""
 
 
 class PlainAttention:
@@ -25,14 +25,14 @@ class PlainAttention:
         image_rotary_emb: Rotation | None = None,
     ) -> torch.Tensor | tuple[torch.Tensor, torch.Tensor]:
         assert image_rotary_emb is not None
-        by_head = (-1, attn.head_dim)
-        query = _rms_norm(attn.to_q(hidden_states).unflatten(-1, by_head), attn.norm_q)
-        key = _rms_norm(attn.to_k(hidden_states).unflatten(-1, by_head), attn.norm_k)
-        value = attn.to_v(hidden_states).unflatten(-1, by_head)
+        head_shape = (-1, attn.head_dim)
+        query = _rms_norm(attn.to_q(hidden_states).unflatten(-1, head_shape), attn.norm_q)
+        key = _rms_norm(attn.to_k(hidden_states).unflatten(-1, head_shape), attn.norm_k)
+        value = attn.to_v(hidden_states).unflatten(-1, head_shape)
         if encoder_hidden_states is not None:
-            text_query = _rms_norm(attn.add_q_proj(encoder_hidden_states).unflatten(-1, by_head), attn.norm_added_q)
-            text_key = _rms_norm(attn.add_k_proj(encoder_hidden_states).unflatten(-1, by_head), attn.norm_added_k)
-            text_value = attn.add_v_proj(encoder_hidden_states).unflatten(-1, by_head)
+            text_query = _rms_norm(attn.add_q_proj(encoder_hidden_states).unflatten(-1, head_shape), attn.norm_added_q)
+            text_key = _rms_norm(attn.add_k_proj(encoder_hidden_states).unflatten(-1, head_shape), attn.norm_added_k)
+            text_value = attn.add_v_proj(encoder_hidden_states).unflatten(-1, head_shape)
             query, key = torch.cat([text_query, query], 1), torch.cat([text_key, key], 1)
             value = torch.cat([text_value, value], 1)
         cosines, sines = (table[:, None, ::2] for table in image_rotary_emb)
@@ -68,7 +68,7 @@ def use_plain_attention(model: FluxTransformer2DModel) -> None:
 
 
 def speed_up(model: FluxTransformer2DModel, machine: Machine) -> None:
-    """Uses the written-out attention on a CPU, and compiles the blocks if the machine is set to."""
+    """Uses `PlainAttention` on a CPU, and compiles the blocks if `machine.compiles` is set."""
     if not machine.is_gpu:
         use_plain_attention(model)
     if machine.compiles:

@@ -1,4 +1,4 @@
-"""Trains the autoencoder, 16 latent channels at 1/16 of the side: `python -m training.autoencoder --minutes 25`."""
+"""Trains the autoencoder, which has 16 latent channels and a stride of 16: `python -m training.autoencoder`."""
 
 import argparse
 from pathlib import Path
@@ -7,14 +7,14 @@ import numpy as np
 import torch
 from diffusers import AutoencoderKL
 
-from training.crops import Pool
+from training.crops import DrawingPool
 from training.drawings.render import render
 from training.drawings.sampling import Mixture, sample_scene
-from training.machine import Machine, add_arguments, machine_from_arguments
-from training.muon import Optimizers
-from training.norms import Float32GroupNorm
-from training.pixels import to_image, to_tensor
-from training.run import Average, Run
+from training.group_norms import Float32GroupNorm
+from training.hardware import Machine, add_arguments, machine_from_arguments
+from training.image_tensors import to_image, to_tensor
+from training.muon_optimizer import Optimizers
+from training.training_run import Average, Run
 
 CONFIG = {
     "down_block_types": ["DownEncoderBlock2D"] * 5,
@@ -28,18 +28,19 @@ CONFIG = {
     "mid_block_add_attention": False,
     "act_fn": "silu",
 }
-FACTOR = 16
+VAE_STRIDE_PX = 16
+"""Pixels a side of one latent."""
 KL_WEIGHT, COLOUR_WEIGHT, ORDER_WEIGHT = 1e-4, 0.03, 0.03
 PEAK_RATE = 2e-3
 CROPS, CROP_PX = 4, 128
 LARGE_CROPS, LARGE_CROP_PX = 1, 256
 """Every third step takes a larger crop, because the group norms depend on the amount of background."""
-NOISE = 0.3
+MAX_NOISE_STD = 0.3
 """Largest standard deviation of the noise on the decoder's input, which makes it robust to a transformer's latents."""
-SOME_INK = 2e-3
-"""Mean ink strength from which a neighbourhood counts as having ink."""
+MIN_INK_STRENGTH = 2e-3
+"""Regions with at least this mean ink strength count as having ink."""
 BACKGROUND_TONE, BACKGROUND_GAIN, INK_GAIN = 0.85, 9.0, 3.0
-"""Gains of the colours in the latents. They vary more than the rest, since what varies most is learned first."""
+"""Scale of the colours in the latents. These channels vary most, because the model learns large variations first."""
 
 
 def build() -> AutoencoderKL:
@@ -60,13 +61,13 @@ def use_float32_norms(model: AutoencoderKL) -> None:
 
 
 def ink_mask(images: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-    """Returns where ink is, `[batch, 1, height, width]` of 0 or 1, and the background colour, `[batch, 3, 1, 1]`."""
+    """Returns the ink mask, `[batch, 1, height, width]` of 0 or 1, and the background colour, `[batch, 3, 1, 1]`."""
     background = images.flatten(2).median(dim=2).values[..., None, None]
     return ((images - background).abs().amax(dim=1, keepdim=True) > 0.15).float(), background
 
 
 def ink_strength(images: torch.Tensor, ink: torch.Tensor, background: torch.Tensor) -> torch.Tensor:
-    """Returns how far ink differs from the background, `[batch, 1, height, width]`: most in the middle of a line."""
+    """Returns the squared difference between ink and background, `[batch, 1, height, width]`."""
     return ink * (images - background).square().mean(dim=1, keepdim=True)
 
 
@@ -75,26 +76,26 @@ def colour_targets(
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """Returns targets for the first six latent channels and their weights, both `[batch, 6, h, w]`.
 
-    Three channels hold the ink colour wherever there is ink nearby, three the background colour everywhere.
+    Three channels have the ink colour where there is ink nearby; three have the background colour everywhere.
     """
     strength = ink_strength(images, ink, background)
-    near = torch.nn.functional.avg_pool2d(torch.cat([strength * images, strength], 1), FACTOR)
-    near = torch.nn.functional.avg_pool2d(near, 3, stride=1, padding=1, count_include_pad=False)
-    ink_colour = INK_GAIN * near[:, :3] / near[:, 3:].clamp(min=1e-6)
+    local = torch.nn.functional.avg_pool2d(torch.cat([strength * images, strength], 1), VAE_STRIDE_PX)
+    local = torch.nn.functional.avg_pool2d(local, 3, stride=1, padding=1, count_include_pad=False)
+    ink_colour = INK_GAIN * local[:, :3] / local[:, 3:].clamp(min=1e-6)
     background_colour = (BACKGROUND_GAIN * (background - BACKGROUND_TONE)).expand_as(ink_colour)
-    ink_weights = (near[:, 3:] > SOME_INK).float().expand_as(ink_colour)
+    ink_weights = (local[:, 3:] > MIN_INK_STRENGTH).float().expand_as(ink_colour)
     return torch.cat([ink_colour, background_colour], 1), torch.cat([ink_weights, torch.ones_like(ink_weights)], 1)
 
 
 def decode_noisy(model: AutoencoderKL, latents: torch.Tensor) -> torch.Tensor:
-    """Decodes latents with some noise added; returns `[batch, 3, height, width]` in float32."""
-    noise = NOISE * torch.rand(len(latents), 1, 1, 1, device=latents.device)
+    """Decodes latents with random noise added. Returns `[batch, 3, height, width]` in float32."""
+    noise = MAX_NOISE_STD * torch.rand(len(latents), 1, 1, 1, device=latents.device)
     reconstruction: torch.Tensor = model.decode(latents + noise * torch.randn_like(latents)).sample
     return reconstruction.float()
 
 
 def compute_loss(model: AutoencoderKL, images: torch.Tensor, kl_weight: float) -> tuple[torch.Tensor, dict[str, float]]:
-    """Returns the image loss plus regularisation (colour channels, unit spread, KL), and values to log."""
+    """Returns the image loss plus regularisation (colour channels, unit standard deviation, KL), and values to log."""
     posterior = model.encode(images).latent_dist
     latents = posterior.sample()
     reconstruction = decode_noisy(model, latents)
@@ -104,8 +105,8 @@ def compute_loss(model: AutoencoderKL, images: torch.Tensor, kl_weight: float) -
     mean = posterior.mean.float()
     targets, weights = colour_targets(images, ink, background)
     colour_loss = (weights * (mean[:, :6] - targets).square()).sum() / weights.sum()
-    spread = mean[:, 6:].transpose(0, 1).flatten(1)
-    order = spread.mean(1).square().mean() + (spread.std(1) - 1).square().mean()
+    others = mean[:, 6:].transpose(0, 1).flatten(1)
+    order = others.mean(1).square().mean() + (others.std(1) - 1).square().mean()
     kl = 0.5 * (mean.square() + posterior.var - 1 - posterior.logvar).mean()
     loss = reconstruction_loss + COLOUR_WEIGHT * colour_loss + ORDER_WEIGHT * order + kl_weight * kl
     psnr = -10 * torch.log10(difference.detach().square().mean() / 4)
@@ -116,7 +117,7 @@ def compute_loss(model: AutoencoderKL, images: torch.Tensor, kl_weight: float) -
 def image_loss(difference: torch.Tensor, ink: torch.Tensor) -> torch.Tensor:
     """Loss of a difference `[batch, 3, height, width]` in [-2, 2], weighted towards ink.
 
-    Shapes are learned long before colours, so colour and mean tone have terms of their own.
+    Shapes are learned long before colours, so colour and mean tone have separate terms.
     """
     weight = 1 + 3 * torch.nn.functional.max_pool2d(ink, 5, stride=1, padding=2)
     colour = difference - difference.mean(dim=1, keepdim=True)
@@ -129,7 +130,7 @@ def uses_muon(name: str, parameter: torch.nn.Parameter) -> bool:
     return parameter.ndim == 4 and "conv_in" not in name and "conv_out" not in name
 
 
-def batch(pool: Pool, step: int, machine: Machine) -> torch.Tensor:
+def batch(pool: DrawingPool, step: int, machine: Machine) -> torch.Tensor:
     """Returns the crops for this step."""
     large = step % 3 == 2
     count = (LARGE_CROPS if large else CROPS) * machine.batch_factor
@@ -142,7 +143,7 @@ def train(folder: Path, minutes: float, seed: int, peak: float, machine: Machine
     optimizers = Optimizers(model, peak, uses_muon)
     average = Average(model, 0.99)
     run = Run(folder, minutes, {"model": model, "optimizers": optimizers, "average": average}, machine.clock)
-    pool = Pool(machine, seed + run.step)
+    pool = DrawingPool(machine, seed + run.step)
     for step in run.steps():
         images = batch(pool, step, machine)
         with machine.autocast():
@@ -180,18 +181,18 @@ def sample(folder: Path, average: Average) -> None:
 
 @torch.no_grad()
 def finish(folder: Path, seed: int) -> None:
-    """Writes the latents' mean and spread into the configuration, and saves the autoencoder."""
+    """Writes the latents' mean and standard deviation into the configuration, and saves the autoencoder."""
     average = Average(AutoencoderKL(**CONFIG), 0.99)
     state = torch.load(folder / "run.pt", weights_only=True, map_location="cpu")
     average.load_state_dict(state["parts"]["average"])
     model, images = averaged_model(average), examples(seed, 64)
-    latents = torch.cat([model.encode(some).latent_dist.mean for some in images.chunk(8)])
-    shift, spread = latents.mean().item(), latents.std().item()
-    model.register_to_config(shift_factor=shift, scaling_factor=1 / spread)
+    latents = torch.cat([model.encode(chunk).latent_dist.mean for chunk in images.chunk(8)])
+    shift, std = latents.mean().item(), latents.std().item()
+    model.register_to_config(shift_factor=shift, scaling_factor=1 / std)
     model.save_pretrained(folder / "vae")
-    reconstruction = torch.cat([model.decode(some).sample for some in latents.chunk(8)])
+    reconstruction = torch.cat([model.decode(chunk).sample for chunk in latents.chunk(8)])
     psnr = -10 * torch.log10((reconstruction.clamp(-1, 1) - images).square().mean() / 4)
-    print(f"full images of 256 by 256: {psnr:.2f} dB; latents of mean {shift:.3f} and spread {spread:.3f}")
+    print(f"full images of 256 by 256: {psnr:.2f} dB; latents with mean {shift:.3f} and standard deviation {std:.3f}")
 
 
 def main() -> None:
@@ -199,7 +200,9 @@ def main() -> None:
     parser.add_argument("--folder", type=Path, default=Path("runs/autoencoder"))
     parser.add_argument("--minutes", type=float, default=25)
     parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--finish", action="store_true", help="only save the autoencoder of the last checkpoint")
+    parser.add_argument(
+        "--finish", action="store_true", help="only save the autoencoder of the last checkpoint; do not train"
+    )
     parser.add_argument("--rate", type=float, default=PEAK_RATE)
     add_arguments(parser)
     arguments = parser.parse_args()

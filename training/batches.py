@@ -1,27 +1,27 @@
-"""Training batches as the curriculum defines them: latents, and their prompts as the transformer takes them."""
+"""Makes training batches according to the curriculum: latents and encoded prompts."""
 
 from pathlib import Path
 
 import torch
 from diffusers import AutoencoderKL
 
-from training import encoders
+from training import text_encoders
 from training.curriculum import CANVASES, DATASETS, Stage, choose, stage_at
 from training.drawings.strokes import Rng
-from training.flow import Text
+from training.flow_matching import Text
+from training.group_norms import use_weighted_norms
+from training.hardware import Machine
 from training.latent_cache import Batch, LatentCache
-from training.machine import Machine
-from training.norms import use_weighted_norms
-from training.vocabulary import TEXT_TOKENS
+from training.tokenizers import TEXT_TOKENS
 
 INITIAL_DRAWINGS, NEW_PER_BATCH = 400, 2
-"""Drawings in a cache before training, and new ones with every batch, if the training process draws."""
+"""Drawings in a cache before training, and new ones per batch, if there are no separate drawing processes."""
 TOKENS_PER_BATCH = 4608
-"""Image and text tokens in a batch, so that a step on any canvas takes about as long."""
+"""Image and text tokens in a batch, so that a step takes about as long on any canvas."""
 
 
 def batch_size(tokens: int) -> int:
-    """Returns how many images of this many tokens are in a batch."""
+    """Returns the number of images in a batch, for images of `tokens` tokens."""
     return round(TOKENS_PER_BATCH / (tokens + TEXT_TOKENS))
 
 
@@ -31,7 +31,7 @@ class BatchSource:
     def __init__(self, runs: Path, rng: Rng, stages: tuple[Stage, ...], machine: Machine) -> None:
         self.folder, self.rng, self.stages, self.machine = runs / "latents", rng, stages, machine
         self.vae = load_vae(runs / "autoencoder" / "vae").to(machine.device)
-        self.encoders = encoders.load(runs / "text").to(machine.device)
+        self.encoders = text_encoders.load(runs / "text").to(machine.device)
         self._caches: dict[str, LatentCache] = {}
 
     def batch(self, progress: float) -> Batch:
@@ -41,13 +41,13 @@ class BatchSource:
         return latent_cache.batch(self.rng, batch_size(canvas.token_count) * self.machine.batch_factor, canvas)
 
     def _cache(self, name: str) -> LatentCache:
-        """Returns the cache, with some new drawings unless other processes have filled it at the start."""
-        max_size, draws_here = DATASETS[name].size * self.machine.batch_factor, not self.machine.workers
+        """Returns the cache of a dataset. Adds some drawings on every call, or all at once with drawing processes."""
+        max_size, draws_in_process = DATASETS[name].size * self.machine.batch_factor, not self.machine.workers
         if name not in self._caches:
             path = self.folder / f"{name}.pt"
             self._caches[name] = LatentCache(path, DATASETS[name].mixture, self.vae, self.machine)
-            self._caches[name].fill(min(INITIAL_DRAWINGS, max_size) if draws_here else max_size)
-        if draws_here:
+            self._caches[name].fill(min(INITIAL_DRAWINGS, max_size) if draws_in_process else max_size)
+        if draws_in_process:
             self._caches[name].refresh(self.rng, NEW_PER_BATCH, max_size)
         return self._caches[name]
 

@@ -1,4 +1,4 @@
-"""Crops of drawings, some recoloured or with bolder lines, to train the autoencoder on."""
+"""Random crops of drawings for the autoencoder's training, some recoloured or with bolder lines."""
 
 import numpy as np
 import torch
@@ -6,18 +6,18 @@ import torch
 from training.drawings.render import render
 from training.drawings.sampling import Mixture, sample_scene
 from training.drawings.strokes import Rng
-from training.machine import Machine
-from training.pixels import to_tensor
+from training.hardware import Machine
+from training.image_tensors import to_tensor
 
-POOL = 256
-"""Drawings kept in memory: cropping is cheap, drawing is not."""
+POOL_SIZE = 256
+"""Drawings kept in memory, because drawing is slower than cropping."""
 SIDES_PX, SIDE_SHARES = (256, 384, 512, 1024), (0.25, 0.2, 0.45, 0.1)
-ANY_COLOURS = 0.25
+RANDOM_COLOURS_SHARE = 0.25
 """Share of crops with random ink and background colours."""
-BOLD = 0.5
-"""Share of crops with lines as thick as a brush's."""
-BRUSHES_PX = (9, 17, 33, 49)
-MOST_INK = 0.4
+BOLD_SHARE = 0.5
+"""Share of crops with thicker lines."""
+LINE_WIDTHS_PX = (9, 17, 33, 49)
+MAX_INK_COVERAGE = 0.4
 
 
 def draw_example(rng: Rng) -> torch.Tensor:
@@ -26,13 +26,13 @@ def draw_example(rng: Rng) -> torch.Tensor:
     return to_tensor(render(sample_scene(rng, Mixture(word=0.4)), (side, side), rng))
 
 
-class Pool:
+class DrawingPool:
     """Drawings on the machine's device; some are replaced at every step."""
 
     def __init__(self, machine: Machine, seed: int) -> None:
         self.machine, self.rng = machine, np.random.default_rng([seed, 1])
         self._new = machine.stream(draw_example, seed)
-        self.images = [self._next() for _ in range(POOL * machine.batch_factor)]
+        self.images = [self._next() for _ in range(POOL_SIZE * machine.batch_factor)]
 
     def _next(self) -> torch.Tensor:
         return next(self._new).to(self.machine.device)
@@ -56,21 +56,21 @@ class Pool:
 def recolour(crop: torch.Tensor, rng: Rng) -> torch.Tensor:
     """Returns the crop unchanged, with random colours, with bolder lines, or with both.
 
-    On thin lines alone the autoencoder learns shapes within minutes but keeps to grey ink for long.
+    With thin lines alone, the autoencoder learns shapes within minutes, but ink stays grey for a long time.
     """
-    bold, any_colours = rng.random() < BOLD, rng.random() < ANY_COLOURS
-    if not (bold or any_colours):
+    bold, random_colours = rng.random() < BOLD_SHARE, rng.random() < RANDOM_COLOURS_SHARE
+    if not (bold or random_colours):
         return crop
     background = crop.flatten(1).median(dim=1).values[:, None, None]
     ink_mask = (crop - background).abs().mean(dim=0)
-    most = int(ink_mask.argmax())
-    ink = crop.flatten(1)[:, most][:, None, None]
+    peak = int(ink_mask.argmax())
+    ink = crop.flatten(1)[:, peak][:, None, None]
     coverage = ink_mask / ink_mask.max().clamp(min=0.1)
     if bold:
-        broad = thicken(coverage, int(rng.choice(BRUSHES_PX)))
-        # Ink that covered most of a crop would be taken for its background.
-        coverage = broad if broad.mean() < MOST_INK else coverage
-    if any_colours:
+        thick = thicken(coverage, int(rng.choice(LINE_WIDTHS_PX)))
+        # If ink covered most of a crop, the loss would take it for the background.
+        coverage = thick if thick.mean() < MAX_INK_COVERAGE else coverage
+    if random_colours:
         background = torch.from_numpy(rng.uniform(0.5, 1, (3, 1, 1))).to(crop)
         ink = torch.from_numpy(rng.uniform(-1, 1, (3, 1, 1))).to(crop)
     return background + (ink - background) * coverage

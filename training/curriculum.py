@@ -1,17 +1,17 @@
-"""The curriculum: which drawings and canvas sizes the transformer is trained on, by progress."""
+"""The curriculum: the drawings and canvas sizes that the transformer is trained on at each stage."""
 
 from dataclasses import dataclass
 
 import numpy as np
 
 from serve.inputs import SIZES
+from training.canvas import Canvas
 from training.drawings.sampling import Mixture
 from training.drawings.scene import FRAME_PX
 from training.drawings.strokes import Rng
-from training.padding import Canvas
 
 JITTER = 0.4
-"""Jitter of the training drawings: the less a shape varies, the sooner it is learned. The recogniser's is 1."""
+"""Jitter of the training drawings. Shapes that vary less are learned sooner. The recogniser is trained with 1."""
 STEADY = Mixture(two_things=0, word=0, labelled=0, jitter=0.2)
 ONE = Mixture(two_things=0, word=0.5, labelled=0, longest_word=5, jitter=JITTER)
 PAIR = Mixture(two_things=0.9, word=0, labelled=0.1, longest_word=5, jitter=JITTER)
@@ -46,14 +46,14 @@ DATASETS = {
 }
 
 MARGIN_TOKENS = 64
-"""Number of margin tokens that stand for all of them: the margin is costly and teaches little."""
+"""Number of margin tokens to train on, instead of all: the blank margin costs time and teaches little."""
 _SMALLEST = "smallest"
 _SIZES = {f"{megapixels} MP {ratio}": size for megapixels, sizes in SIZES.items() for ratio, size in sizes.items()}
 _SQUARES = ("0.25 MP 1:1", "1 MP 1:1")
 
 
 def _full(name: str) -> str:
-    return f"{name} whole"
+    return f"{name} full"
 
 
 CANVASES: dict[str, Canvas] = {

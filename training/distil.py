@@ -1,7 +1,8 @@
 """Distils [dev] and [schnell] from the trained transformer: `python -m training.distil dev --minutes 120`.
 
 [dev] learns to predict in one pass, conditioned on the guidance, what classifier-free guidance gives in two. [schnell]
-learns to replace several steps of the guided base by one, in four steps. Both train mostly on their own rollouts.
+learns to replace several steps of the guided base by one, so that it needs four steps. Both train mostly on their own
+rollouts.
 """
 
 import argparse
@@ -15,16 +16,16 @@ from diffusers import FluxTransformer2DModel
 from training.attention import speed_up
 from training.batches import BatchSource
 from training.curriculum import STAGES, Stage
-from training.flow import add_noise, velocity
-from training.machine import Machine, add_arguments, machine_from_arguments
-from training.muon import Optimizers
-from training.rollout import Interval, Rollout
-from training.run import Average, Run
+from training.flow_matching import add_noise, velocity
+from training.hardware import Machine, add_arguments, machine_from_arguments
+from training.muon_optimizer import Optimizers
+from training.student_rollout import Interval, Rollout
 from training.students import STUDENT_CONFIGS, Conditioning, StudentConfig, make_student
+from training.training_run import Average, Run
 from training.transformer import load, uses_muon
 
-FROM_IMAGES = 0.5
-"""Share of batches that start from noised images, as image-to-image does, and take one step."""
+NOISED_IMAGE_SHARE = 0.5
+"""Share of batches that start from noised images, as in image-to-image, and take one step."""
 
 
 def step_loss(
@@ -48,15 +49,15 @@ def step_loss(
 def rollouts(
     source: BatchSource, config: StudentConfig, rng: np.random.Generator
 ) -> Iterator[tuple[Rollout, Conditioning]]:
-    """Yields rollouts from noise, or single intervals from noised images, without end."""
+    """Yields rollouts from noise and single intervals from noised images, indefinitely."""
     while True:
-        # Canvases of all sizes: the student learns nothing new about drawing.
+        # Progress 1.0 selects the last stage, with canvases of all sizes; the student already knows the shapes.
         batch = source.batch(1.0)
         clean, count, tokens = batch.latents, len(batch.scenes), batch.layout.tokens
         text, empty = source.encode_prompts(batch.prompts(rng)), source.encode_prompts([""] * count)
         conditioning = Conditioning(text, empty, batch.layout, config.sample_guidance(count).to(clean.device))
         noise = torch.randn_like(clean)
-        if rng.random() < FROM_IMAGES:
+        if rng.random() < NOISED_IMAGE_SHARE:
             timesteps = config.single_interval(count, tokens)
             yield Rollout(add_noise(clean, noise, timesteps[:, 0].to(clean.device)), timesteps), conditioning
         else:
@@ -76,11 +77,11 @@ def train(
     run = Run(runs / kind, minutes, {"model": student, "optimizers": optimizers, "average": average}, machine.clock)
     rng = np.random.default_rng([seed, run.step, 1])
     torch.manual_seed(seed + run.step)
-    upcoming = rollouts(BatchSource(runs, rng, stages, machine), config, rng)
-    rollout, conditioning = next(upcoming)
+    all_rollouts = rollouts(BatchSource(runs, rng, stages, machine), config, rng)
+    rollout, conditioning = next(all_rollouts)
     for _ in run.steps():
         if rollout.finished:
-            rollout, conditioning = next(upcoming)
+            rollout, conditioning = next(all_rollouts)
         loss, step = step_loss(student, base, config, rollout.interval, conditioning)
         rollout.advance(step)
         torch.autograd.backward(loss)

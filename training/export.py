@@ -1,6 +1,6 @@
 """Exports the trained parts as two diffusers folders: `python -m training.export serve/models`.
 
-`dev` and `schnell` hold their transformer and scheduler and link to `shared`, which holds the rest; `loras` holds their
+`dev` and `schnell` contain their transformer and scheduler, and links to the other parts in `shared`. `loras` has the
 LoRAs. Transformers are stored in bfloat16, as they are served, all other weights in float16.
 """
 
@@ -14,26 +14,26 @@ from diffusers import AutoencoderKL, FlowMatchEulerDiscreteScheduler
 
 from serve.model_specs import EMBEDDED_LORAS, embedded_lora_file
 from test_checkpoints.checkpoint import MODEL_INDEX
-from training import encoders, lora, vocabulary
-from training.flow import BASE_SHIFT, BASE_TOKENS, MAX_SHIFT, MAX_TOKENS
+from training import lora, text_encoders, tokenizers
+from training.flow_matching import BASE_SHIFT, BASE_TOKENS, MAX_SHIFT, MAX_TOKENS
 from training.transformer import load
 
 SHARED = ("tokenizer", "tokenizer_2", "text_encoder", "text_encoder_2", "vae")
 
 
 def export_shared(runs: Path, folder: Path) -> None:
-    both = encoders.load(runs / "text")
-    both.clip.half().save_pretrained(folder / "text_encoder")
-    both.t5.half().save_pretrained(folder / "text_encoder_2")
-    vocabulary.save_clip_tokenizer(folder / "tokenizer")
-    vocabulary.t5_tokenizer().save_pretrained(folder / "tokenizer_2")
+    encoders = text_encoders.load(runs / "text")
+    encoders.clip.half().save_pretrained(folder / "text_encoder")
+    encoders.t5.half().save_pretrained(folder / "text_encoder_2")
+    tokenizers.save_clip_tokenizer(folder / "tokenizer")
+    tokenizers.t5_tokenizer().save_pretrained(folder / "tokenizer_2")
     vae: AutoencoderKL = AutoencoderKL.from_pretrained(runs / "autoencoder" / "vae")
-    vae.register_to_config(_name_or_path="")  # Otherwise the path of the training run would be published.
+    vae.register_to_config(_name_or_path="")  # Otherwise the configuration would contain a local path.
     vae.half().save_pretrained(folder / "vae")
 
 
 def export_variant(runs: Path, variant: str, folder: Path) -> None:
-    """Writes the variant's own parts, and links to the shared ones."""
+    """Writes the variant's transformer and scheduler, and links to the shared parts."""
     model = load(runs / variant, guided=variant == "dev")
     model.to(torch.bfloat16).save_pretrained(folder / "transformer")
     scheduler = FlowMatchEulerDiscreteScheduler(

@@ -1,7 +1,7 @@
-"""Imports the shipped models for further training: `python -m training.import_weights --runs runs`.
+"""Imports the embedded models for further training: `python -m training.import_weights --runs runs`.
 
-`training.transformer --last` continues with the base; `training.distil` adds the students' weight deltas to it.
-Optimizer states start fresh.
+`training.transformer --last` continues with the base. `training.distil` starts from the base plus a student's weight
+delta. Optimizer states start fresh.
 """
 
 import argparse
@@ -12,11 +12,11 @@ from diffusers import AutoencoderKL, FluxTransformer2DModel
 from transformers import CLIPTextModel, T5EncoderModel
 
 from serve.model_specs import EMBEDDED_MODELS_FOLDER
-from training.encoders import Encoders
+from training.text_encoders import Encoders
 from training.transformer import build, start_file
 
 _WITHOUT_GUIDANCE = 1.0
-"""At this guidance [dev] is trained to match its base."""
+"""At this guidance, [dev] is trained to match its base."""
 
 
 def import_weights(models: Path, runs: Path) -> None:
@@ -35,10 +35,10 @@ def import_weights(models: Path, runs: Path) -> None:
 
 
 def _encoders(shared: Path) -> Encoders:
-    both = Encoders()
-    both.t5.load_state_dict(T5EncoderModel.from_pretrained(shared / "text_encoder_2").float().state_dict())
-    both.clip.load_state_dict(CLIPTextModel.from_pretrained(shared / "text_encoder").float().state_dict())
-    return both
+    encoders = Encoders()
+    encoders.t5.load_state_dict(T5EncoderModel.from_pretrained(shared / "text_encoder_2").float().state_dict())
+    encoders.clip.load_state_dict(CLIPTextModel.from_pretrained(shared / "text_encoder").float().state_dict())
+    return encoders
 
 
 @torch.no_grad()

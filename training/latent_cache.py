@@ -1,7 +1,7 @@
-"""The latent cache: drawings encoded once, stored on disk, and partly replaced during training.
+"""The latent cache: drawings that are encoded once, stored on disk, and gradually replaced during training.
 
-The seed of a drawing gives its scene and strokes, so only latents and seeds are stored, and only of the drawn square;
-`Canvas.lay_out` pads it to a canvas of any size.
+The cache stores seeds, from which the scenes are sampled again, and the latents of the drawn square.
+`Canvas.lay_out` pads them to a canvas of any size.
 """
 
 from dataclasses import dataclass
@@ -11,21 +11,21 @@ import numpy as np
 import torch
 from diffusers import AutoencoderKL
 
+from training.canvas import Canvas
 from training.drawings.prompts import prompt
 from training.drawings.render import render
 from training.drawings.sampling import Mixture, sample_scene
 from training.drawings.scene import Scene
 from training.drawings.strokes import Rng
 from training.drawings.styles import Style
-from training.flow import TokenLayout
-from training.machine import Machine
-from training.padding import Canvas
-from training.pixels import to_tensor
-from training.squares import PADDED_PX, SIDE, encode_square
-from training.text import vary_case
+from training.flow_matching import TokenLayout
+from training.hardware import Machine
+from training.image_tensors import to_tensor
+from training.square_latents import PADDED_PX, SIDE, encode_square
+from training.train_text_encoders import vary_case
 
 ENCODE_BATCH = 8
-"""Drawings encoded at once, times the machine's batch factor."""
+"""Number of drawings encoded at once, times the machine's batch factor."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,7 +53,7 @@ class LatentCache:
         self.path, self.mixture, self.vae, self.machine, self.style = path, mixture, vae, machine, style
         self.seeds: list[int] = []
         self.latents = torch.empty(0, SIDE * SIDE + 1, 64, dtype=torch.float16)
-        """`[drawings, SIDE * SIDE + 1, 64]`, as from `squares.encode_square`."""
+        """`[drawings, SIDE * SIDE + 1, 64]`, as returned by `encode_square`."""
         if path.exists():
             state = torch.load(path, weights_only=True)
             self.seeds, self.latents = state["numbers"], state["latents"]
@@ -67,8 +67,8 @@ class LatentCache:
         scene = sample_scene(rng, self.mixture)
         return to_tensor(render(scene, (PADDED_PX, PADDED_PX), rng, self.mixture.jitter, self.style))
 
-    def _encoded(self, count: int) -> tuple[list[int], torch.Tensor]:
-        """Draws and encodes the next `count` drawings; returns their seeds and latents."""
+    def _draw_and_encode(self, count: int) -> tuple[list[int], torch.Tensor]:
+        """Draws and encodes the next `count` drawings. Returns their seeds and latents."""
         seeds = list(range(self.next_seed, self.next_seed + count))
         self.next_seed += count
         rows, images = [], []
@@ -82,7 +82,7 @@ class LatentCache:
     def fill(self, count: int) -> None:
         """Adds drawings until there are `count`, and saves them."""
         if len(self.seeds) < count:
-            self._add(*self._encoded(count - len(self.seeds)))
+            self._add(*self._draw_and_encode(count - len(self.seeds)))
             self.save()
 
     def _add(self, seeds: list[int], latents: torch.Tensor) -> None:
@@ -90,8 +90,8 @@ class LatentCache:
         self.latents = torch.cat([self.latents, latents])
 
     def refresh(self, rng: Rng, count: int, max_size: int) -> None:
-        """Adds `count` drawings; once there are `max_size`, they replace random others."""
-        seeds, latents = self._encoded(count)
+        """Adds `count` drawings. Once the cache has `max_size`, they replace random others."""
+        seeds, latents = self._draw_and_encode(count)
         if len(self.seeds) < max_size:
             self._add(seeds, latents)
             return
@@ -104,7 +104,7 @@ class LatentCache:
         torch.save({"numbers": self.seeds, "latents": self.latents}, self.path)
 
     def batch(self, rng: Rng, count: int, canvas: Canvas) -> Batch:
-        """Returns a random batch on this canvas."""
+        """Returns `count` random drawings on this canvas."""
         indices = rng.integers(len(self.seeds), size=count)
         latents = canvas.lay_out(self.latents[torch.from_numpy(indices)]).to(self.machine.device, torch.float32)
         return Batch(canvas.layout(rng), latents, [self.scene(self.seeds[index]) for index in indices])

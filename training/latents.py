@@ -1,4 +1,4 @@
-"""Encoding to and decoding from packed latents of unit spread, as the transformer takes them."""
+"""Encodes images to packed latents of unit standard deviation, which the transformer takes, and decodes them."""
 
 import torch
 from diffusers import AutoencoderKL
@@ -6,7 +6,7 @@ from diffusers import AutoencoderKL
 from training.precision import autocast
 
 STRIDE_PX = 32
-"""Pixels a side of one token: the autoencoder's stride of 16 times the packing of 2."""
+"""Pixels a side of one token: the VAE's stride of 16 times the packing of 2."""
 Grid = tuple[int, int]
 """Rows and columns of tokens."""
 
@@ -27,7 +27,7 @@ def unpack(tokens: torch.Tensor, grid: Grid) -> torch.Tensor:
 
 @torch.no_grad()
 def encode(vae: AutoencoderKL, images: torch.Tensor) -> torch.Tensor:
-    """Returns packed latents of unit spread, on the autoencoder's device."""
+    """Returns packed latents of unit standard deviation, on the VAE's device."""
     with autocast(vae.device.type):
         images = images.to(vae.device).contiguous(memory_format=torch.channels_last)
         return to_tokens(vae, vae.encode(images).latent_dist.mean.float())

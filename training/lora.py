@@ -1,6 +1,6 @@
 """Trains a style as a LoRA for [dev], with peft: `python -m training.lora sketch --minutes 30`.
 
-Writes `runs/lora-NAME/NAME.safetensors` in diffusers' format. The style's trigger begins each prompt.
+Writes `runs/lora-NAME/NAME.safetensors` in diffusers' format. Training prompts begin with the style's trigger words.
 """
 
 import argparse
@@ -13,24 +13,24 @@ import torch
 from diffusers import FluxPipeline, FluxTransformer2DModel
 from peft import LoraConfig, get_peft_model_state_dict, set_peft_model_state_dict
 
-from training import encoders
+from training import text_encoders
 from training.attention import speed_up
 from training.batches import load_vae
 from training.curriculum import ANY_CANVAS, CANVASES, JITTER, choose
 from training.drawings.sampling import Mixture
 from training.drawings.styles import Style, broad_nib, loose_pencil
-from training.flow import flow_loss
+from training.flow_matching import flow_loss
+from training.hardware import Machine, add_arguments, machine_from_arguments
 from training.latent_cache import LatentCache
-from training.machine import Machine, add_arguments, machine_from_arguments
-from training.run import Run
+from training.tokenizers import TEXT_TOKENS
+from training.training_run import Run
 from training.transformer import load
-from training.vocabulary import TEXT_TOKENS
 
 RANK = 8
 TARGETS = r".*\.(to_q|to_k|to_v|to_out\.0|proj_mlp)|single_transformer_blocks\.\d+\.proj_out"
 """Attention and MLP layers. The pattern excludes the model's last layer, which is also named `proj_out`."""
 GUIDANCE = 1.0
-"""Guidance while training a style: the value at which [dev] matches its base."""
+"""Guidance during training, at which [dev] matches its base."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -55,7 +55,7 @@ STYLE_CONFIGS = {
 
 
 class Adapter:
-    """The LoRA's weights with the state interface that `Run` saves and loads."""
+    """Gives the LoRA's weights the interface that `Run` needs to save and load them."""
 
     def __init__(self, model: FluxTransformer2DModel) -> None:
         self.model = model
@@ -69,7 +69,7 @@ class Adapter:
 
 
 def add_lora(model: FluxTransformer2DModel) -> list[torch.nn.Parameter]:
-    """Adds a LoRA that changes nothing yet and returns its weights; all others are frozen."""
+    """Adds a LoRA that has no effect yet and returns its weights. All other weights are frozen."""
     model.requires_grad_(False)
     model.add_adapter(LoraConfig(r=RANK, lora_alpha=RANK, target_modules=TARGETS))
     return [parameter for parameter in model.parameters() if parameter.requires_grad]
@@ -94,14 +94,14 @@ def train(name: str, config: StyleConfig, runs: Path, minutes: float, seed: int,
     run = Run(lora_file(runs, name).parent, minutes, {"adapter": Adapter(model), "optimizer": optimizer}, machine.clock)
     rng = np.random.default_rng([seed, run.step, 2])
     vae = load_vae(runs / "autoencoder" / "vae").to(machine.device)
-    text_encoders = encoders.load(runs / "text").to(machine.device)
+    encoders = text_encoders.load(runs / "text").to(machine.device)
     latent_cache = LatentCache(runs / "latents" / f"lora-{name}.pt", config.mixture, vae, machine, config.style)
     latent_cache.fill(config.images * machine.batch_factor)
     for _ in run.steps():
         canvas = CANVASES[choose(ANY_CANVAS, rng)]
         batch = latent_cache.batch(rng, config.batch * machine.batch_factor, canvas)
         with torch.no_grad():
-            text = text_encoders([f"{config.trigger}, {prompt}" for prompt in batch.prompts(rng)], TEXT_TOKENS)
+            text = encoders([f"{config.trigger}, {prompt}" for prompt in batch.prompts(rng)], TEXT_TOKENS)
         guidance = torch.full((len(text[0]),), GUIDANCE, device=machine.device)
         loss = flow_loss(model, batch.latents, text, batch.layout, guidance)
         torch.autograd.backward(loss)

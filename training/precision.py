@@ -6,7 +6,7 @@ from typing import Any
 import torch
 
 COMPUTE_DTYPE = torch.bfloat16
-"""Tests use float32: a CPU without bfloat16 instructions emulates them, tens of times slower."""
+"""Tests use float32: a CPU without bfloat16 instructions emulates them and is tens of times slower."""
 
 
 def autocast(device_type: str) -> AbstractContextManager[Any]:

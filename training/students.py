@@ -7,14 +7,14 @@ from pathlib import Path
 import torch
 from diffusers import FluxTransformer2DModel
 
-from training.flow import Text, TokenLayout, guided_velocity, sample_times, schedule, shift
+from training.flow_matching import Text, TokenLayout, guided_velocity, sample_times, schedule, shift
 from training.import_weights import apply_delta, delta_file
-from training.rollout import Interval, even_timesteps, varied_timesteps
+from training.student_rollout import Interval, even_timesteps, varied_timesteps
 from training.transformer import build
 
 GUIDANCE_FROM, GUIDANCE_TO = 1.0, 7.0
 DEV_STEPS = 10
-"""Steps of a rollout of [dev]; inference takes 28."""
+"""Steps of a rollout of [dev]. Inference takes 28."""
 SCHNELL_STEPS = 4
 SCHNELL_GUIDANCE = 3.0
 """Guidance scale distilled into [schnell]."""
@@ -68,7 +68,7 @@ class StudentConfig:
     single_interval: Callable[[int, int], torch.Tensor]
     """Samples a single interval, `[images, 2]`, for this many images of this many tokens."""
     target: Callable[[FluxTransformer2DModel, Interval, Conditioning], torch.Tensor]
-    """Returns the base's velocity."""
+    """Returns the velocity to learn, from the base."""
 
 
 def sample_dev_guidance(count: int) -> torch.Tensor:
@@ -77,7 +77,7 @@ def sample_dev_guidance(count: int) -> torch.Tensor:
 
 
 def dev_target(base: FluxTransformer2DModel, interval: Interval, conditioning: Conditioning) -> torch.Tensor:
-    """Two passes of the base."""
+    """Returns the guided velocity of the base, from two passes."""
     return guided_velocity(
         base,
         interval.latents,
@@ -90,15 +90,15 @@ def dev_target(base: FluxTransformer2DModel, interval: Interval, conditioning: C
 
 
 def schnell_target(base: FluxTransformer2DModel, interval: Interval, conditioning: Conditioning) -> torch.Tensor:
-    """Returns the mean velocity of the guided base over the interval, in `SUBSTEPS` steps."""
-    latents, begin, way = interval.latents, interval.begin, interval.end - interval.begin
-    for k in range(SUBSTEPS):
-        now = begin + way * k / SUBSTEPS
+    """Returns the mean velocity of the guided base over the interval, from `SUBSTEPS` steps."""
+    latents, begin, duration = interval.latents, interval.begin, interval.end - interval.begin
+    for substep in range(SUBSTEPS):
+        now = begin + duration * substep / SUBSTEPS
         step = guided_velocity(
             base, latents, now, conditioning.text, conditioning.empty_text, conditioning.layout, conditioning.guidance
         )
-        latents = latents + (way / SUBSTEPS)[:, None, None] * step
-    return (latents - interval.latents) / way[:, None, None]
+        latents = latents + (duration / SUBSTEPS)[:, None, None] * step
+    return (latents - interval.latents) / duration[:, None, None]
 
 
 def _dev_interval(count: int, tokens: int) -> torch.Tensor:

@@ -17,19 +17,19 @@ from training.drawings.scene import INKS, THINGS, Scene
 from training.drawings.strokes import Rng
 from training.evaluation.recogniser import LETTERS, SIDE, WEIGHTS, Recogniser, to_square
 from training.evaluation.scores import scores
-from training.machine import Machine, add_arguments, machine_from_arguments
+from training.hardware import Machine, add_arguments, machine_from_arguments
 from training.precision import autocast
-from training.run import Average, Run
+from training.training_run import Average, Run
 
 MIXTURE = Mixture(two_things=0.25, word=0.4, labelled=0.05)
 SIDES_PX = (128, 192, 256, 320)
 FRAMES = (1.0, 0.8)
 """Side of the drawn square as a share of the image's. Large images are cropped with a margin around the square."""
-POOL = 4096
+POOL_SIZE = 4096
 
 
 def draw_example(rng: Rng) -> tuple[torch.Tensor, Scene]:
-    """Returns an image as the network takes it, and its scene."""
+    """Returns an image, `[3, SIDE, SIDE]`, and its scene."""
     scene = sample_scene(rng, MIXTURE)
     side = int(rng.choice(SIDES_PX))
     frame_px = side * float(rng.choice(FRAMES))
@@ -75,13 +75,13 @@ def compute_loss(model: Recogniser, images: torch.Tensor, scenes: list[Scene]) -
     return thing_loss + ink_loss + letter_loss
 
 
-class Pool:
+class DrawingPool:
     """Drawings kept in memory; some are replaced at every step."""
 
     def __init__(self, machine: Machine, seed: int) -> None:
         self.machine, self.rng = machine, np.random.default_rng([seed, 1])
         self._new = machine.stream(draw_example, seed)
-        self.images = torch.empty(POOL * machine.batch_factor, 3, SIDE, SIDE, dtype=torch.half)
+        self.images = torch.empty(POOL_SIZE * machine.batch_factor, 3, SIDE, SIDE, dtype=torch.half)
         self.scenes: list[Scene] = []
 
     def batch(self, count: int, new: int) -> tuple[torch.Tensor, list[Scene]]:
@@ -107,7 +107,7 @@ def train(folder: Path, minutes: float, seed: int, out: Path, machine: Machine) 
     optimizer = torch.optim.AdamW(model.parameters(), lr=2e-3, weight_decay=0.02)
     average = Average(model, 0.99)
     run = Run(folder, minutes, {"model": model, "optimizer": optimizer, "average": average}, machine.clock)
-    pool = Pool(machine, seed + run.step)
+    pool = DrawingPool(machine, seed + run.step)
     for _ in run.steps():
         new = 16 if pool.scenes else 256
         images, scenes = pool.batch(64 * machine.batch_factor, new * machine.batch_factor)
@@ -129,8 +129,8 @@ def validate(model: Recogniser, seed: int, count: int = 500) -> dict[str, dict[s
     """Returns scores on held-out drawings, with their own scenes and with shuffled ones."""
     rng = np.random.default_rng([seed, 99])
     scenes = [sample_scene(rng, MIXTURE, held_out=True) for _ in range(count)]
-    seen = model.recognise([render(scene, (256, 256), rng) for scene in scenes])
-    return {"own": scores(scenes, seen), "shuffled": scores(scenes[1:] + scenes[:1], seen)}
+    recognitions = model.recognise([render(scene, (256, 256), rng) for scene in scenes])
+    return {"own": scores(scenes, recognitions), "shuffled": scores(scenes[1:] + scenes[:1], recognitions)}
 
 
 def main() -> None:

@@ -17,11 +17,11 @@ from diffusers.models.transformers.transformer_flux import FluxAttention
 from training.attention import speed_up
 from training.batches import BatchSource
 from training.curriculum import STAGES, Stage
-from training.encoders import WIDTH
-from training.flow import flow_loss
-from training.machine import Machine, add_arguments, machine_from_arguments
-from training.muon import Optimizers
-from training.run import Average, Run
+from training.flow_matching import flow_loss
+from training.hardware import Machine, add_arguments, machine_from_arguments
+from training.muon_optimizer import Optimizers
+from training.text_encoders import WIDTH
+from training.training_run import Average, Run
 
 CONFIG: dict[str, Any] = {
     "in_channels": 64,
@@ -38,7 +38,8 @@ EMPTY_PROMPT_SHARE = 0.1
 
 
 _FAST_ROTATIONS = 4
-"""Per axis, the fastest rotations, with periods of 6 to 100 tokens: slower ones hardly differ within an image."""
+"""Number of rotations per axis that get biases: the fastest, with periods of 6 to 100 tokens. Slower ones hardly vary
+within an image."""
 _POSITION_STRENGTH = 1.5
 
 
@@ -56,10 +57,10 @@ def build(*, guided: bool = False) -> FluxTransformer2DModel:
 
 
 def _init_position_biases(attention: FluxAttention) -> None:
-    """Sets the biases of queries and keys so that each head prefers some positions over others.
+    """Initialises the biases of queries and keys so that each head prefers some relative positions.
 
-    Only rotations tell positions apart, and the text is at the origin: with random queries and keys, which depend on
-    content alone, a model is slow to learn positions.
+    FLUX encodes positions only by rotating queries and keys. Fresh ones depend on content alone, and then the model is
+    slow to learn positions.
     """
     keys = [attention.to_k] if attention.added_kv_proj_dim is None else [attention.to_k, attention.add_k_proj]
     for head in range(attention.heads):
@@ -73,11 +74,11 @@ def _init_position_biases(attention: FluxAttention) -> None:
 
 
 def _rotation_amplitudes(weights: torch.Tensor) -> torch.Tensor:
-    """Returns the amplitudes of a head's rotating pairs, from weights of the fast ones of both axes."""
-    nothing, *axes = (width // 2 for width in CONFIG["axes_dims_rope"])
-    parts = [torch.zeros(nothing)]
-    for axis, fast in zip(axes, weights.chunk(2), strict=True):
-        parts.append(torch.nn.functional.pad(fast, (0, axis - _FAST_ROTATIONS)))
+    """Returns the amplitudes of a head's rotating pairs, from the weights of the fast rotations of both axes."""
+    index_pairs, *axis_pairs = (width // 2 for width in CONFIG["axes_dims_rope"])
+    parts = [torch.zeros(index_pairs)]
+    for pairs, fast in zip(axis_pairs, weights.chunk(2), strict=True):
+        parts.append(torch.nn.functional.pad(fast, (0, pairs - _FAST_ROTATIONS)))
     strength: float = _POSITION_STRENGTH * (CONFIG["attention_head_dim"] / 2) ** 0.5
     return strength * torch.cat(parts)
 
@@ -88,7 +89,7 @@ def uses_muon(name: str, parameter: torch.nn.Parameter) -> bool:
 
 
 def start_file(runs: Path) -> Path:
-    """Path of imported weights to start from; may not exist."""
+    """Returns the path of the imported weights, which may not exist."""
     return runs / "transformer" / "start.pt"
 
 

@@ -3,7 +3,7 @@
 import torch
 from diffusers import AutoencoderKL
 
-from training.norms import use_weighted_norms
+from training.group_norms import use_weighted_norms
 
 
 def fresh_autoencoder() -> AutoencoderKL:

@@ -3,7 +3,7 @@
 import torch
 from diffusers import FluxTransformer2DModel
 
-from training.flow import Text
+from training.flow_matching import Text
 from training.transformer import build
 
 

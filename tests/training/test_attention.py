@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from training.attention import use_plain_attention
-from training.flow import TokenLayout, position_ids
+from training.flow_matching import TokenLayout, position_ids
 from training.transformer import build
 
 

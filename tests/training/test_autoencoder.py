@@ -15,9 +15,9 @@ from training.autoencoder import (
     uses_muon,
 )
 from training.crops import recolour
-from training.muon import Optimizers
-from training.norms import Float32GroupNorm
-from training.pixels import to_image, to_tensor
+from training.group_norms import Float32GroupNorm
+from training.image_tensors import to_image, to_tensor
+from training.muon_optimizer import Optimizers
 
 pytestmark = pytest.mark.usefixtures("float32_training")
 

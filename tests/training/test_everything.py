@@ -17,9 +17,9 @@ def test_parts_run_after_their_dependencies() -> None:
         next(k for k, name in enumerate(order) if name.startswith(f"training.{part}"))
         for part in (
             "autoencoder",
-            "refine",
-            "text",
-            "triggers",
+            "finetune_autoencoder",
+            "train_text_encoders",
+            "finetune_text_encoders",
             "train_recogniser",
             "transformer",
             "distil dev",

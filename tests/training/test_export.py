@@ -9,9 +9,10 @@ from diffusers import AutoencoderKL, FluxPipeline
 from PIL import Image
 
 from serve.model_specs import EMBEDDED_LORAS, VariantName
-from training import autoencoder, encoders, export, lora
+from training import autoencoder, export, lora
+from training import text_encoders as encoders
 from training.evaluation.generator import ImageGenerator, ImageRequest
-from training.run import Average
+from training.training_run import Average
 from training.transformer import build
 
 

@@ -7,8 +7,8 @@ import torch
 from diffusers import FlowMatchEulerDiscreteScheduler, FluxPipeline, FluxTransformer2DModel
 
 from tests.training.bases import empty, nonzero_base, text
-from training import flow
-from training.flow import TokenLayout
+from training import flow_matching as flow
+from training.flow_matching import TokenLayout
 from training.latents import pack, unpack
 from training.transformer import build
 

@@ -8,8 +8,9 @@ from diffusers import FluxTransformer2DModel
 
 from serve.model_specs import EMBEDDED_MODELS_FOLDER
 from tests.training.bases import text
-from training import batches, encoders, import_weights
-from training.flow import TokenLayout, velocity
+from training import batches, import_weights
+from training import text_encoders as encoders
+from training.flow_matching import TokenLayout, velocity
 from training.students import make_student
 from training.transformer import build, start_file
 

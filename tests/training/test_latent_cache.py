@@ -9,14 +9,14 @@ from diffusers import AutoencoderKL
 
 from tests.training.autoencoders import fresh_autoencoder
 from training.batches import TOKENS_PER_BATCH, batch_size
+from training.canvas import Canvas
 from training.curriculum import CANVASES, DATASETS, LETTERS, STAGES, STEADY, choose, stage_at
 from training.drawings.sampling import Mixture
+from training.hardware import CPU
 from training.latent_cache import LatentCache
 from training.latents import STRIDE_PX, decode, encode
-from training.machine import CPU
-from training.padding import Canvas
-from training.squares import SIDE
-from training.vocabulary import TEXT_TOKENS
+from training.square_latents import SIDE
+from training.tokenizers import TEXT_TOKENS
 
 
 @pytest.fixture(scope="module")

@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from training.drawings.strokes import Rng
-from training.machine import CPU, Machine, add_arguments, machine_from_arguments
+from training.hardware import CPU, Machine, add_arguments, machine_from_arguments
 
 TWO_WORKERS = Machine(torch.device("cpu"), workers=2, batch_factor=1)
 

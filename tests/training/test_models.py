@@ -6,16 +6,16 @@ import torch
 
 from serve.model_specs import EMBEDDED_LORAS, EMBEDDED_MODELS_FOLDER, embedded_lora_file
 from training.batches import load_vae
+from training.canvas import Canvas
 from training.drawings.render import render
+from training.evaluation.generation_tasks import ONE_THING, EvaluationTask, Row, held_out
 from training.evaluation.generator import ImageGenerator
 from training.evaluation.recogniser import Recogniser
 from training.evaluation.scores import scores
-from training.evaluation.tasks import ONE_THING, EvaluationTask, Row, held_out
 from training.export import weight_bytes
+from training.image_tensors import to_tensor
 from training.latents import encode
-from training.padding import Canvas
-from training.pixels import to_tensor
-from training.squares import PADDED_PX, SIDE, encode_square
+from training.square_latents import PADDED_PX, SIDE, encode_square
 
 pytestmark = pytest.mark.usefixtures("float32_training")
 

@@ -5,7 +5,7 @@ from copy import deepcopy
 import pytest
 import torch
 
-from training.muon import Muon, Optimizers, orthogonalize
+from training.muon_optimizer import Muon, Optimizers, orthogonalize
 
 
 @pytest.mark.parametrize("shape", [(8, 24), (24, 8), (16, 16)])

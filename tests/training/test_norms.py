@@ -2,7 +2,7 @@
 
 import torch
 
-from training.norms import use_weighted_norms, weighted_statistics
+from training.group_norms import use_weighted_norms, weighted_statistics
 
 
 def weighted_norm(groups: int = 2, channels: int = 4) -> torch.nn.Sequential:

@@ -7,12 +7,12 @@ import torch
 from serve.inputs import SIZES
 from tests.training.bases import nonzero_base, text
 from training.attention import use_plain_attention
+from training.canvas import Canvas
 from training.curriculum import CANVASES, MARGIN_TOKENS
 from training.drawings.scene import FRAME_PX, Item, Scene, scene_strokes
-from training.flow import TokenLayout, velocity
+from training.flow_matching import TokenLayout, velocity
 from training.latents import STRIDE_PX
-from training.padding import Canvas
-from training.squares import SIDE
+from training.square_latents import SIDE
 
 pytestmark = pytest.mark.filterwarnings("ignore:Mismatch dtype")
 

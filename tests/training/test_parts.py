@@ -13,10 +13,12 @@ from safetensors.torch import load_file
 
 from serve.lora.convert_state_dict import StateDictConverter
 from serve.lora.model_geometry import ModelGeometry
-from training import autoencoder, batches, distil, encoders, lora, run, transformer
+from training import autoencoder, batches, distil, lora, transformer
+from training import text_encoders as encoders
+from training import training_run as run
 from training.curriculum import STEADY, DatasetConfig, Stage
-from training.flow import flow_loss
-from training.machine import CPU, Machine
+from training.flow_matching import flow_loss
+from training.hardware import CPU, Machine
 
 pytestmark = [
     pytest.mark.filterwarnings("ignore:Mismatch dtype"),

@@ -5,9 +5,9 @@ import pytest
 
 from training.drawings.word_lists import TEST_WORDS
 from training.evaluation import style
+from training.evaluation.generation_tasks import MIXTURE, held_out
 from training.evaluation.quality import rows, swept_rows
 from training.evaluation.recogniser import Recogniser
-from training.evaluation.tasks import MIXTURE, held_out
 from training.lora import STYLE_CONFIGS
 
 

@@ -9,13 +9,14 @@ import torch
 from diffusers import AutoencoderKL
 
 from tests.training.autoencoders import fresh_autoencoder
-from training import autoencoder, refine
+from training import autoencoder
+from training import finetune_autoencoder as refine
 from training.autoencoder import ink_mask
 from training.drawings.scene import FRAME_PX
-from training.machine import CPU, Machine
-from training.norms import use_weighted_norms, weighted_statistics
-from training.refine import hue_loss, make_batch
-from training.squares import PADDED_PX, pixel_weights, square_moments
+from training.finetune_autoencoder import hue_loss, make_batch
+from training.group_norms import use_weighted_norms, weighted_statistics
+from training.hardware import CPU, Machine
+from training.square_latents import PADDED_PX, pixel_weights, square_moments
 
 pytestmark = pytest.mark.usefixtures("float32_training")
 

@@ -2,8 +2,8 @@
 
 import torch
 
-from training.flow import schedule, shift
-from training.rollout import Rollout, even_timesteps, varied_timesteps
+from training.flow_matching import schedule, shift
+from training.student_rollout import Rollout, even_timesteps, varied_timesteps
 
 
 def test_rollout_with_true_velocity_reaches_image() -> None:

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from training.run import Average, Run
+from training.training_run import Average, Run
 
 
 def start_run(folder: Path, seconds: int = 60) -> tuple[torch.nn.Linear, Average, Run]:

@@ -8,10 +8,10 @@ from diffusers import AutoencoderKL
 from tests.training.autoencoders import fresh_autoencoder
 from training.drawings.render import render
 from training.drawings.scene import FRAME_PX, Item, Scene
+from training.group_norms import weighted_statistics
+from training.image_tensors import to_tensor
 from training.latents import encode
-from training.norms import weighted_statistics
-from training.pixels import to_tensor
-from training.squares import (
+from training.square_latents import (
     MARGIN,
     PADDED_PX,
     PADDED_SIDE,

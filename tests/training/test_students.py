@@ -9,9 +9,9 @@ from diffusers import FluxTransformer2DModel
 from tests.training.bases import empty, nonzero_base, text
 from training import students
 from training.distil import step_loss
-from training.flow import TokenLayout, velocity
+from training.flow_matching import TokenLayout, velocity
 from training.import_weights import delta_file, weight_delta
-from training.rollout import Rollout
+from training.student_rollout import Rollout
 from training.students import STUDENT_CONFIGS, Conditioning, dev_from, make_student, schnell_from
 
 pytestmark = pytest.mark.filterwarnings("ignore:Mismatch dtype")

@@ -5,9 +5,9 @@ import pytest
 import torch
 
 from training.drawings.scene import INKS, THINGS, Item, Scene
-from training.encoders import Encoders
-from training.text import NOTHING, QUESTIONS, ProbeHeads, answers, batch, compute_loss
+from training.text_encoders import Encoders
 from training.train_recogniser import targets
+from training.train_text_encoders import NOTHING, QUESTIONS, ProbeHeads, answers, batch, compute_loss
 
 STAR, HEART = Item("thing", "star", "red"), Item("thing", "heart", "blue")
 THING, INK = list(THINGS), list(INKS)

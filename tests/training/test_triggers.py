@@ -7,12 +7,13 @@ import numpy as np
 import pytest
 import torch
 
-from training import encoders, triggers
-from training.encoders import Encoders
+from training import finetune_text_encoders as triggers
+from training import text_encoders as encoders
+from training.finetune_text_encoders import compute_loss, shift_targets, with_trigger
+from training.hardware import CPU, Machine
 from training.lora import STYLE_CONFIGS
-from training.machine import CPU, Machine
-from training.triggers import compute_loss, shift_targets, with_trigger
-from training.vocabulary import t5_tokenizer
+from training.text_encoders import Encoders
+from training.tokenizers import t5_tokenizer
 
 pytestmark = pytest.mark.usefixtures("float32_training")
 

@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 from transformers import CLIPTokenizer, T5TokenizerFast
 
-from training import vocabulary
+from training import tokenizers as vocabulary
 from training.drawings.word_lists import TEST_WORDS
 
 PROMPT = 'A red sketch of a sailboat, the word "zoo" in blue ink'

@@ -12,7 +12,7 @@ from HersheyFonts import HersheyFonts
 from training.drawings.strokes import Rng, Stroke, Strokes, line
 
 FONT = "cursive"
-"""A joined script of single strokes."""
+"""A script font of single strokes that join."""
 _CELL = 18.0
 """Width of a letter's cell in the font's units: that of an n with its joins."""
 _JOIN_Y, _MIDDLE_Y = 4.0, 4.5

@@ -1,6 +1,6 @@
 """Prompts for scenes, in varied English.
 
-A prompt names all of a scene except a black ink, which it may omit.
+A prompt describes the full scene, but may omit a black ink.
 """
 
 from training.drawings.scene import Item, Scene
@@ -22,7 +22,7 @@ NAMES: dict[str, tuple[str, ...]] = {
     "key": ("key", "old key"),
     "leaf": ("leaf",),
 }
-"""Synonyms of things; others go by their own name."""
+"""Names of things. A thing without an entry has only its own name."""
 
 ONE = (
     "a {ink} sketch of {a_thing}",
@@ -95,16 +95,16 @@ def _article(words: str) -> str:
     return f"an {words}" if words[0] in "aeiou" else f"a {words}"
 
 
-def _named(item: Item, rng: Rng) -> str:
+def _random_name(item: Item, rng: Rng) -> str:
     return str(rng.choice(NAMES.get(item.name, (item.name,))))
 
 
 def _one(item: Item, rng: Rng) -> str:
-    open_ink = item.ink == "black" and rng.random() < 0.5
+    omit_ink = item.ink == "black" and rng.random() < 0.5
     if item.kind == "word":
-        return str(rng.choice(WORD_BLACK if open_ink else WORD)).format(word=item.name, ink=item.ink)
-    thing = _named(item, rng)
-    template = str(rng.choice(ONE_BLACK if open_ink else ONE))
+        return str(rng.choice(WORD_BLACK if omit_ink else WORD)).format(word=item.name, ink=item.ink)
+    thing = _random_name(item, rng)
+    template = str(rng.choice(ONE_BLACK if omit_ink else ONE))
     return template.format(thing=thing, a_thing=_article(thing), ink=item.ink)
 
 
@@ -114,9 +114,9 @@ def _two(scene: Scene, rng: Rng) -> str:
     relation = str(rng.choice(RELATIONS[scene.relation]))
     if second.kind == "word":
         return str(rng.choice(LABELLED)).format(
-            a=_article(_named(first, rng)), relation=relation, word=second.name, ink=first.ink
+            a=_article(_random_name(first, rng)), relation=relation, word=second.name, ink=first.ink
         )
-    thing_a, thing_b = _named(first, rng), _named(second, rng)
+    thing_a, thing_b = _random_name(first, rng), _random_name(second, rng)
     if first.ink != second.ink:
         return str(rng.choice(OWN_INK)).format(
             ink_a=first.ink, ink_b=second.ink, thing_a=thing_a, thing_b=thing_b, relation=relation

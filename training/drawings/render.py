@@ -33,10 +33,10 @@ def render(
     frame_px: float = FRAME_PX,
 ) -> Image.Image:
     """Renders the scene at `size` (width, height) in pixels. The same generator state gives the same image."""
-    tone = np.array(BACKGROUNDS[scene.background], dtype=np.float32) + rng.normal(0, 1.5, 3).astype(np.float32)
-    image = np.broadcast_to(tone, (size[1], size[0], 3)).copy()
+    background = np.array(BACKGROUNDS[scene.background], dtype=np.float32) + rng.normal(0, 1.5, 3).astype(np.float32)
+    image = np.broadcast_to(background, (size[1], size[0], 3)).copy()
     drawings = scene_strokes(scene, size, rng, jitter, frame_px)
     for drawing in style(drawings, rng) if style else drawings:
-        touched = coverage(drawing, size)[..., None]
-        image = image * (1 - touched) + np.array(drawing.ink, dtype=np.float32) * touched
+        alpha = coverage(drawing, size)[..., None]
+        image = image * (1 - alpha) + np.array(drawing.ink, dtype=np.float32) * alpha
     return Image.fromarray(image.clip(0, 255).round().astype(np.uint8))

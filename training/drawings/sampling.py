@@ -35,7 +35,7 @@ def _thing(rng: Rng, ink: str) -> Item:
 
 
 def sample_scene(rng: Rng, mixture: Mixture, *, held_out: bool = False) -> Scene:
-    """Samples one scene. `held_out` takes words that never occur in training, all of three letters."""
+    """Samples one scene. `held_out` uses words of three letters that never occur in training."""
     kind, ink, background = rng.random(), _ink(rng), _background(rng)
     word = str(rng.choice(TEST_WORDS)) if held_out else training_word(rng, mixture.longest_word)
     if kind < mixture.word:
@@ -43,7 +43,7 @@ def sample_scene(rng: Rng, mixture: Mixture, *, held_out: bool = False) -> Scene
     if kind < mixture.word + mixture.labelled:
         return Scene((_thing(rng, ink), Item("word", word, ink)), "above", background)
     if kind < mixture.word + mixture.labelled + mixture.two_things:
-        # "a house and a tree" means side by side, so that is more frequent.
+        # Prompts such as "a house and a tree" mean side by side, so "left of" is the most frequent.
         relation: Relation = RELATIONS[int(rng.choice(4, p=[0.5, 0.1, 0.2, 0.2]))]
         first = _thing(rng, ink)
         second = _thing(rng, ink if rng.random() < 0.5 else _ink(rng))

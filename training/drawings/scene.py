@@ -30,14 +30,14 @@ Size = tuple[int, int]
 Box = tuple[float, float, float, float]
 """Centre x, centre y, width, height, in pixels."""
 FRAME_PX = 256
-"""Side of the drawn square in the middle of a canvas. It is the same on any canvas, so that a shape always spans as
-many tokens."""
-GRAIN_PX = 32
+"""Side of the drawn square in the middle of a canvas. It has the same size on any canvas, so that a shape always spans
+the same number of tokens."""
+ALIGNMENT_PX = 32
 """The square's corner is a multiple of this, so that the same lines fall into the same tokens on any canvas."""
-WORD = 0.82
+MAX_WORD_WIDTH = 0.82
 """Largest width of a word, in widths of the square."""
-LETTER = 1 / 4
-"""Width of a letter, in sides of the square: two tokens, and less in words of more than three letters."""
+LETTER_WIDTH = 1 / 4
+"""Width of a letter, in sides of the square: two tokens, or less in words of more than three letters."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -68,8 +68,8 @@ class ColouredStrokes:
 
 
 def corner_px(size: Size, frame_px: float = FRAME_PX) -> tuple[float, float]:
-    """Returns left and top of the drawn square."""
-    left, top = ((side - frame_px) / 2 // GRAIN_PX * GRAIN_PX for side in size)
+    """Returns the left and top edge of the drawn square."""
+    left, top = ((side - frame_px) / 2 // ALIGNMENT_PX * ALIGNMENT_PX for side in size)
     return left, top
 
 
@@ -77,7 +77,7 @@ def _boxes(scene: Scene, frame_px: float, rng: Rng, jitter: float) -> list[Box]:
     near, half, far = (part * frame_px for part in (0.26, 0.5, 0.74))
     if len(scene.items) == 1:
         side = (0.74 + jitter * rng.uniform(-0.08, 0.08)) * frame_px
-        wide = WORD * frame_px if scene.items[0].kind == "word" else side
+        wide = MAX_WORD_WIDTH * frame_px if scene.items[0].kind == "word" else side
         # Near the middle.
         x, y = half + jitter * rng.normal(0, 0.02, 2) * frame_px
         return [(float(x), float(y), wide, side)]
@@ -85,7 +85,7 @@ def _boxes(scene: Scene, frame_px: float, rng: Rng, jitter: float) -> list[Box]:
     if scene.relation in ("left of", "right of"):
         boxes = [(near, half, side, side), (far, half, side, side)]
     else:
-        upper, lower = (WORD * frame_px if item.kind == "word" else side for item in scene.items)
+        upper, lower = (MAX_WORD_WIDTH * frame_px if item.kind == "word" else side for item in scene.items)
         boxes = [(half, near, upper, side), (half, far, lower, side)]
     offsets = jitter * rng.normal(0, 0.012, (2, 2)) * frame_px
     boxes = [(b[0] + j[0], b[1] + j[1], b[2], b[3]) for b, j in zip(boxes, offsets, strict=True)]
@@ -104,7 +104,7 @@ def scene_strokes(
     out = []
     for item, (x, y, wide, high) in zip(scene.items, _boxes(scene, frame_px, rng, jitter), strict=True):
         if item.kind == "word":
-            letter_px = min(LETTER * frame_px, wide / len(item.name), high / 2)
+            letter_px = min(LETTER_WIDTH * frame_px, wide / len(item.name), high / 2)
             strokes = jittered(handwriting(item.name, rng), rng, 0.5 * jitter)
             placed = [stroke * letter_px + (left + x, top + y) for stroke in strokes]
         else:

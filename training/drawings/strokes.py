@@ -53,7 +53,7 @@ def resample(stroke: Stroke, spacing: float) -> Stroke:
 
 
 def jittered(strokes: Strokes, rng: Rng, strength: float = 1.0) -> Strokes:
-    """Randomly rotates, scales, bends and shifts the strokes, as in a drawing by hand."""
+    """Randomly rotates, scales, bends and shifts the strokes, as if drawn by hand."""
     turn = math.radians(rng.normal(0, 4) * strength)
     stretch = np.exp(rng.normal(0, 0.06, 2) * strength)
     matrix = np.array([[math.cos(turn), -math.sin(turn)], [math.sin(turn), math.cos(turn)]]) * stretch

@@ -15,7 +15,7 @@ _NIB = np.array([0.7, -0.7])
 
 
 def broad_nib(drawings: list[ColouredStrokes], rng: Rng) -> list[ColouredStrokes]:
-    """A broad nib: lines are thick across its edge and thin along it."""
+    """Imitates a broad nib: lines across its edge are thick, lines along it thin."""
     out = []
     for drawing in drawings:
         reach = drawing.width_px * rng.uniform(0.7, 0.9)
@@ -27,9 +27,9 @@ def broad_nib(drawings: list[ColouredStrokes], rng: Rng) -> list[ColouredStrokes
 
 
 def loose_pencil(drawings: list[ColouredStrokes], rng: Rng) -> list[ColouredStrokes]:
-    """A pencil sketch: every line is drawn twice, slightly shifted, and extended past its ends.
+    """Imitates a pencil sketch: every line is drawn twice, slightly shifted, and extended past its ends.
 
-    The lines are far enough apart for the autoencoder, which merges thinner and closer lines.
+    The autoencoder merges thin lines that are close, so the two lines are far enough apart.
     """
     out = []
     for drawing in drawings:
@@ -37,13 +37,13 @@ def loose_pencil(drawings: list[ColouredStrokes], rng: Rng) -> list[ColouredStro
         for stroke in drawing.strokes:
             for _ in range(2):
                 middle = stroke.mean(axis=0)
-                grown = middle + (stroke - middle) * (1 + rng.normal(0.03, 0.02))
-                strokes.append(_past_its_ends(grown + rng.normal(0, 1.3, 2) * drawing.width_px, drawing.width_px, rng))
+                scaled = middle + (stroke - middle) * (1 + rng.normal(0.03, 0.02))
+                strokes.append(_extend(scaled + rng.normal(0, 1.3, 2) * drawing.width_px, drawing.width_px, rng))
         out.append(replace(drawing, strokes=strokes, width_px=0.75 * drawing.width_px))
     return out
 
 
-def _past_its_ends(stroke: Stroke, width_px: float, rng: Rng) -> Stroke:
+def _extend(stroke: Stroke, width_px: float, rng: Rng) -> Stroke:
     """Extends both ends straight by several line widths."""
     before, after = (
         end + (end - next_to) / max(np.hypot(*(end - next_to)), 1e-6) * width_px * rng.uniform(3, 9)

@@ -25,25 +25,25 @@ _TRAINING = """
     soft warm cool dark cafe menu sale stop exit
 """
 TEST_WORDS = tuple(_TEST.split())
-"""Of three letters, never drawn in training."""
+"""Words of three letters that never occur in training."""
 TRAINING_WORDS = tuple(_TRAINING.split())
-MADE_UP = 0.6
+RANDOM_WORD_SHARE = 0.6
 """Share of random words."""
 
 _CONSONANTS, _VOWELS = "bcdfghjklmnpqrstvwxyz", "aeiou"
-_ANY_ORDER = 0.5
-"""Share of random words with letters in any order: pronounceable words have too few letter pairs."""
+_ANY_ORDER_SHARE = 0.5
+"""Share of random words with letters in any order: pronounceable words contain too few letter pairs."""
 
 
 def _letters(rng: Rng, length: int) -> list[str]:
-    if rng.random() < _ANY_ORDER:
+    if rng.random() < _ANY_ORDER_SHARE:
         return list(rng.choice(list(ascii_lowercase), length))
     first = int(rng.integers(2))
     return [str(rng.choice(list(_VOWELS if (k + first) % 2 else _CONSONANTS))) for k in range(length)]
 
 
 def made_up_word(rng: Rng) -> str:
-    """Returns a random word: it covers letters and positions that are rare in real words."""
+    """Returns a random word. Such words cover letters and positions that are rare in real words."""
     while True:
         word = "".join(_letters(rng, int(rng.choice([2, 3, 4, 5], p=[0.1, 0.6, 0.2, 0.1]))))
         if word not in TEST_WORDS:
@@ -51,7 +51,7 @@ def made_up_word(rng: Rng) -> str:
 
 
 def training_word(rng: Rng, longest: int = 6) -> str:
-    if rng.random() < MADE_UP:
+    if rng.random() < RANDOM_WORD_SHARE:
         return made_up_word(rng)
     fitting = [word for word in TRAINING_WORDS if len(word) <= longest]
     return str(rng.choice(fitting))

@@ -1,1 +1,1 @@
-"""Evaluates the bundled models by what a recogniser reads in their images."""
+"""Evaluates the embedded models: a recogniser scores whether their images match the prompts."""

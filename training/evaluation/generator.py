@@ -70,8 +70,8 @@ class ImageGenerator:
         pool = PoolSettings(model=variant, precision=precision)
         model = model or Settings().models[variant].model_copy(update={"source": source})
         self._engine = Engine(load_checkpoint(model, pool, None), pool)
-        reader = StateDictConverter(read_geometry(model, None), max_rank=MAX_RANK)
-        self._loras = {name: reader.convert(load_file(path), {}) for name, path in (loras or {}).items()}
+        converter = StateDictConverter(read_geometry(model, None), max_rank=MAX_RANK)
+        self._loras = {name: converter.convert(load_file(path), {}) for name, path in (loras or {}).items()}
 
     def __enter__(self) -> Self:
         self._engine.start()

@@ -1,4 +1,4 @@
-"""Evaluates whether images show their prompts: `python -m training.evaluation.quality --pictures out`.
+"""Evaluates whether generated images match their prompts: `python -m training.evaluation.quality --pictures out`.
 
 Covers sizes in both precisions, aspect ratios, guidance, image-to-image strengths, inpainting and LoRAs, on held-out
 prompts, scored by the recogniser. Prints a table, then one JSON line.
@@ -16,15 +16,23 @@ from serve.model_specs import EMBEDDED_LORAS, MODEL_SPECS, Size, VariantName, em
 from serve.settings import Precision
 from training.drawings.contact_sheet import sheet
 from training.evaluation import style
+from training.evaluation.generation_tasks import (
+    EvaluationTask,
+    Row,
+    Scores,
+    image_to_image,
+    inpainting,
+    styled,
+    text_to_image,
+)
 from training.evaluation.generator import ImageGenerator
 from training.evaluation.recogniser import Recogniser
-from training.evaluation.tasks import EvaluationTask, Row, Scores, image_to_image, inpainting, styled, text_to_image
 from training.lora import STYLE_CONFIGS
 
 PRECISIONS: tuple[Precision, ...] = ("bf16", "fp8")
 GUIDANCE = 3.0
 RATIOS = [ratio for ratio in SIZES["0.25"] if ratio != "1:1"]
-GRID = 24
+SHEET_IMAGES = 24
 """Images on a sheet."""
 
 
@@ -50,8 +58,8 @@ class Table:
         self.models, self.images, self.seed = models, images, seed
         self.recogniser, self.scores = Recogniser.load(), dict[str, Scores]()
 
-    def generator(self, row: Row, **more: Any) -> ImageGenerator:
-        return ImageGenerator(row.variant, str(self.models / row.variant), row.precision, **more)
+    def generator(self, row: Row, **options: Any) -> ImageGenerator:
+        return ImageGenerator(row.variant, str(self.models / row.variant), row.precision, **options)
 
     def add(self, name: str, scores: Scores) -> None:
         self.scores[name] = scores
@@ -63,7 +71,7 @@ class Table:
         self.add(str(row), scores)
         if self.images:
             self.images.mkdir(parents=True, exist_ok=True)
-            sheet(images[:GRID], columns=8).save(self.images / f"{str(row).replace(' ', '-')}.png")
+            sheet(images[:SHEET_IMAGES], columns=8).save(self.images / f"{str(row).replace(' ', '-')}.png")
 
     def run_image_to_image(self, row: Row, strengths: Iterable[float], count: int) -> None:
         with self.generator(row) as generator:
@@ -113,16 +121,18 @@ def main() -> None:
     counts = arguments.counts * len(arguments.sizes) if len(arguments.counts) == 1 else arguments.counts
     if len(counts) != len(arguments.sizes):
         parser.error("--counts takes one number, or one for each of --sizes")
-    of_side = dict(zip(arguments.sizes, counts, strict=True))
+    count_by_side = dict(zip(arguments.sizes, counts, strict=True))
     table, swept = Table(arguments.models, arguments.pictures, arguments.seed), (arguments.swept, arguments.swept)
-    for row in rows([(side, side) for side in of_side], arguments.variants):
-        table.run_text_to_image(row, of_side[row.size[0]])
+    for row in rows([(side, side) for side in count_by_side], arguments.variants):
+        table.run_text_to_image(row, count_by_side[row.size[0]])
     for row in swept_rows(arguments.guidances, arguments.ratios, swept):
         table.run_text_to_image(row, arguments.swept_count)
-    usual = Row("dev", "bf16", swept, GUIDANCE)
-    table.run_image_to_image(usual, arguments.strengths, arguments.swept_count)
-    table.run_styles(usual, arguments.scales, arguments.swept_count)
-    report("Does the embedded model draw what the prompt says?", vars(arguments), {"scores": table.scores})
+    default_row = Row("dev", "bf16", swept, GUIDANCE)
+    table.run_image_to_image(default_row, arguments.strengths, arguments.swept_count)
+    table.run_styles(default_row, arguments.scales, arguments.swept_count)
+    report(
+        "do the images of the embedded models show what their prompts say?", vars(arguments), {"scores": table.scores}
+    )
 
 
 if __name__ == "__main__":

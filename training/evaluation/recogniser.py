@@ -16,7 +16,7 @@ from torch import nn
 
 SIDE = 128
 CROP_PX = 320
-"""Side of the central crop of large images, in which things and words span 256 pixels."""
+"""Side of the central crop of large images, which contains the drawn square of 256 pixels."""
 LETTERS = "abcdefghijklmnopqrstuvwxyz"
 WEIGHTS = Path(__file__).parent / "recogniser.safetensors"
 
@@ -29,7 +29,7 @@ class Recognition:
     """Probability of each known thing."""
     inks: dict[str, float]
     word: str
-    """Empty if there is none."""
+    """Empty if no word was found."""
 
     def likeliest(self, count: int) -> set[str]:
         return set(sorted(self.things, key=lambda name: -self.things[name])[:count])
@@ -80,7 +80,7 @@ class Recogniser(nn.Module):
         The last are letters by column; class 0 is blank.
         """
         features = self.trunk(images)
-        # The maximum over all positions: ink is the darkest and most colourful part.
+        # The maximum over all positions, because ink is the darkest and most colourful part.
         inks = self.inks(features.amax(dim=(2, 3)))
         return self.things(self.deep(features)), inks, self.columns(features.flatten(1, 2))
 
@@ -114,7 +114,7 @@ class Recogniser(nn.Module):
 
 
 def centre_crop(image: Image.Image) -> Image.Image:
-    """Large canvases are drawn on only in their middle: returns that, with a margin."""
+    """Crops a large image to its middle, which has the drawing, with a margin."""
     width, height = (min(CROP_PX, side) for side in image.size)
     left, top = (image.width - width) // 2, (image.height - height) // 2
     return image.crop((left, top, left + width, top + height))
@@ -133,5 +133,5 @@ def to_square(image: Image.Image, side_px: int = SIDE) -> torch.Tensor:
 def ctc_decode(columns: torch.Tensor) -> str:
     """Decodes CTC logits `[letters + 1, columns]`: the best class per column, without repeats and blanks."""
     best = columns.argmax(dim=0).tolist()
-    kept = [now for now, before in zip(best, [0, *best], strict=False) if now not in (0, before)]
+    kept = [current for current, previous in zip(best, [0, *best], strict=False) if current not in (0, previous)]
     return "".join(LETTERS[index - 1] for index in kept)

@@ -5,8 +5,8 @@ from collections.abc import Sequence
 from training.drawings.scene import Scene
 from training.evaluation.recogniser import Recognition
 
-INK_FROM = 0.5
-"""Probability from which an ink counts as found."""
+MIN_INK_PROBABILITY = 0.5
+"""An ink counts as found above this probability."""
 
 
 def things_right(scene: Scene, recognition: Recognition) -> bool | None:
@@ -20,8 +20,9 @@ def things_right(scene: Scene, recognition: Recognition) -> bool | None:
 
 
 def inks_right(scene: Scene, recognition: Recognition) -> bool:
-    """Returns whether exactly the requested inks were used."""
-    return {name for name, sure in recognition.inks.items() if sure > INK_FROM} == {item.ink for item in scene.items}
+    """Returns whether exactly the requested inks were found."""
+    found = {name for name, probability in recognition.inks.items() if probability > MIN_INK_PROBABILITY}
+    return found == {item.ink for item in scene.items}
 
 
 def word_right(scene: Scene, recognition: Recognition) -> bool | None:

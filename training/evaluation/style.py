@@ -18,12 +18,12 @@ from training.drawings.strokes import Rng
 from training.evaluation.recogniser import Recogniser, to_square
 from training.lora import StyleConfig
 
-FITTED_ON = 200
-"""Pairs of drawings of the same scenes to fit on; half as many validate the score."""
-SEEN_PX = 512
-"""Side of the recogniser's input for styles: four times its usual one."""
+FIT_PAIRS = 200
+"""Number of drawing pairs that the score is fitted on. Half as many validate it."""
+INPUT_PX = 512
+"""Side of the recogniser's input for styles, four times its usual side."""
 RIDGE = 0.05
-"""Regularisation, as a share of the features' mean variance: there are few more images than features."""
+"""Regularisation, as a share of the features' mean variance: there are hardly more images than features."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -36,8 +36,8 @@ class StyleScore:
 
     def of(self, images: Sequence[Image.Image]) -> NDArray[np.float64]:
         """Returns the scores, `[images]`."""
-        along = features(self.recogniser, images) @ self.direction
-        return (along - self.plain) / (self.styled - self.plain)
+        projections = features(self.recogniser, images) @ self.direction
+        return (projections - self.plain) / (self.styled - self.plain)
 
 
 def features(recogniser: Recogniser, images: Sequence[Image.Image]) -> NDArray[np.float64]:
@@ -45,7 +45,7 @@ def features(recogniser: Recogniser, images: Sequence[Image.Image]) -> NDArray[n
     rows = []
     for image in images:
         with torch.no_grad():
-            activations = recogniser.trunk(to_square(image, SEEN_PX)[None])[0].flatten(1).double()
+            activations = recogniser.trunk(to_square(image, INPUT_PX)[None])[0].flatten(1).double()
         weight = (activations - activations.median(dim=1, keepdim=True).values).abs().sum(0)
         weight = weight / weight.sum()
         mean = (activations * weight).sum(1)
@@ -61,14 +61,14 @@ def render_pairs(config: StyleConfig, size: Size, count: int, rng: Rng) -> tuple
 
 
 def fit(
-    recogniser: Recogniser, config: StyleConfig, size: Size, seed: int, count: int = FITTED_ON
+    recogniser: Recogniser, config: StyleConfig, size: Size, seed: int, count: int = FIT_PAIRS
 ) -> tuple[StyleScore, float]:
     """Returns the score, and its accuracy at a threshold of 0.5 on other drawings."""
     rng = np.random.default_rng([seed, 5])
     plain, styled = (features(recogniser, side) for side in render_pairs(config, size, count, rng))
-    within = (np.cov(plain.T) + np.cov(styled.T)) / 2
-    within += RIDGE * np.trace(within) / len(within) * np.eye(len(within))
-    direction = np.linalg.solve(within, styled.mean(0) - plain.mean(0))
+    covariance = (np.cov(plain.T) + np.cov(styled.T)) / 2
+    covariance += RIDGE * np.trace(covariance) / len(covariance) * np.eye(len(covariance))
+    direction = np.linalg.solve(covariance, styled.mean(0) - plain.mean(0))
     score = StyleScore(recogniser, direction, float(plain.mean(0) @ direction), float(styled.mean(0) @ direction))
     without, with_it = render_pairs(config, size, count // 2, rng)
     right = np.concatenate([score.of(without) < 0.5, score.of(with_it) > 0.5])

@@ -1,24 +1,25 @@
-"""Latents of the drawn square that do not depend on the canvas: its own tokens and one blank token.
+"""Encodes the drawn square independently of the canvas: as its own tokens and one blank token.
 
-The square is encoded with a narrow margin. The norms ignore the margin, or weight its corners as the full background.
+The square is encoded with a narrow margin. The group norms ignore the margin, or weight its corners like the background
+of a full canvas.
 """
 
 import torch
 from diffusers import AutoencoderKL
 
 from training.drawings.scene import FRAME_PX
+from training.group_norms import weighted_statistics
 from training.latents import STRIDE_PX, to_tokens
-from training.norms import weighted_statistics
 from training.precision import autocast
 
 SIDE = FRAME_PX // STRIDE_PX
 """Tokens a side of the square."""
 MARGIN = 2
-"""Tokens around it; the image's edge affects the outer ones."""
+"""Tokens of margin on each side. The outer ones are affected by the edge of the image."""
 PADDED_SIDE = SIDE + 2 * MARGIN
 PADDED_PX = PADDED_SIDE * STRIDE_PX
 CORNERS_PX2 = 4 * STRIDE_PX**2
-"""Pixels of the margin that stand for the background: a token at each corner, where there is hardly ever ink."""
+"""Pixels of the margin that stand for the background: one token at each corner, where there is hardly ever ink."""
 _CORNERS = (MARGIN - 1, MARGIN + SIDE)
 _LATENTS = 2
 """Latents a side of a token."""
@@ -32,7 +33,7 @@ def crop_square(padded: torch.Tensor) -> torch.Tensor:
 
 
 def pixel_weights(canvas_px2: float = FRAME_PX**2) -> torch.Tensor:
-    """Returns the pixels' weights, `[PADDED_PX, PADDED_PX]`, for a canvas of `canvas_px2` pixels."""
+    """Returns the weights of the pixels, `[PADDED_PX, PADDED_PX]`, for a canvas of `canvas_px2` pixels."""
     tokens = torch.zeros(PADDED_SIDE, PADDED_SIDE)
     crop_square(tokens).fill_(1)
     for row in _CORNERS:
@@ -45,7 +46,7 @@ def pixel_weights(canvas_px2: float = FRAME_PX**2) -> torch.Tensor:
 def square_moments(vae: AutoencoderKL, images: torch.Tensor) -> torch.Tensor:
     """Encodes `[batch, 3, PADDED_PX, PADDED_PX]`; returns means and log variances, `[batch, 32, 24, 24]`.
 
-    The norms, which must be `WeightedGroupNorm`, ignore the margin, and the margin is filled with its corners' mean.
+    The norms, which must be `WeightedGroupNorm`, ignore the margin. The returned margin is the mean of its corners.
     """
     images = images.to(vae.device).contiguous(memory_format=torch.channels_last)
     with weighted_statistics(vae, pixel_weights().to(vae.device)), autocast(vae.device.type):

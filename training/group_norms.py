@@ -1,6 +1,6 @@
 """Group norms with a weight per pixel, so that a narrow margin can stand for a large background.
 
-An autoencoder's norms average over the whole image, so the latents of a drawing depend on the amount of background.
+The group norms of an autoencoder average over the full image, so latents depend on the amount of background.
 """
 
 from collections.abc import Iterator
@@ -10,13 +10,13 @@ import torch
 
 
 class Float32GroupNorm(torch.nn.GroupNorm):
-    """Computes in float32: the backward pass in bfloat16 over many pixels takes three times as long on a CPU."""
+    """Computes in float32, because the bfloat16 backward pass over many pixels takes three times as long on a CPU."""
 
     def forward(self, features: torch.Tensor) -> torch.Tensor:
         with torch.autocast(features.device.type, enabled=False):
-            return self.normed(features.float()).to(features.dtype)
+            return self._normalize(features.float()).to(features.dtype)
 
-    def normed(self, features: torch.Tensor) -> torch.Tensor:
+    def _normalize(self, features: torch.Tensor) -> torch.Tensor:
         return super().forward(features)
 
 
@@ -25,25 +25,27 @@ class WeightedGroupNorm(Float32GroupNorm):
 
     pixel_weights: torch.Tensor | None = None
 
-    def normed(self, features: torch.Tensor) -> torch.Tensor:
-        return super().normed(features) if self.pixel_weights is None else self._weighted(features, self.pixel_weights)
+    def _normalize(self, features: torch.Tensor) -> torch.Tensor:
+        if self.pixel_weights is None:
+            return super()._normalize(features)
+        return self._normalize_weighted(features, self.pixel_weights)
 
-    def _weighted(self, features: torch.Tensor, pixel_weights: torch.Tensor) -> torch.Tensor:
+    def _normalize_weighted(self, features: torch.Tensor, pixel_weights: torch.Tensor) -> torch.Tensor:
         share = torch.nn.functional.adaptive_avg_pool2d(pixel_weights[None], (features.shape[2], features.shape[3]))
         share = share / share.sum()
-        mean, square = (self._of_groups((values * share).sum(dim=(2, 3))) for values in (features, features.square()))
+        mean, square = (self._group_means((values * share).sum(dim=(2, 3))) for values in (features, features.square()))
         gain = (square - mean.square() + self.eps).rsqrt() * self.weight
         normalised: torch.Tensor = features * gain[..., None, None] + (self.bias - mean * gain)[..., None, None]
         return normalised
 
-    def _of_groups(self, of_channels: torch.Tensor) -> torch.Tensor:
+    def _group_means(self, channel_values: torch.Tensor) -> torch.Tensor:
         """Replaces each channel's value in `[batch, channels]` by the mean of its group."""
-        groups = of_channels.view(-1, self.num_groups, self.num_channels // self.num_groups)
+        groups = channel_values.view(-1, self.num_groups, self.num_channels // self.num_groups)
         return groups.mean(2, keepdim=True).expand_as(groups).flatten(1)
 
 
 def use_weighted_norms(model: torch.nn.Module) -> None:
-    """Turns the model's group norms into `WeightedGroupNorm`. Without weights they behave as before."""
+    """Replaces the model's group norms by `WeightedGroupNorm`, which behaves as before until weights are set."""
     for module in model.modules():
         if isinstance(module, torch.nn.GroupNorm):
             module.__class__ = WeightedGroupNorm

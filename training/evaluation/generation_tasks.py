@@ -21,7 +21,7 @@ from training.evaluation.scores import scores
 from training.evaluation.style import StyleScore
 from training.lora import STYLE_CONFIGS
 
-AT_ONCE = 8
+CHUNK_SIZE = 8
 MIXTURE = Mixture(two_things=0.2, word=0.25, labelled=0.0)
 ONE_THING = Mixture(two_things=0, word=0, labelled=0)
 Scores = dict[str, float]
@@ -29,7 +29,7 @@ Scores = dict[str, float]
 
 @dataclass(frozen=True, slots=True)
 class Row:
-    """How images are generated."""
+    """How the images of one row of the table are generated."""
 
     variant: VariantName
     precision: Precision
@@ -47,7 +47,7 @@ class Row:
 
 @dataclass(frozen=True, slots=True)
 class EvaluationTask:
-    """A generator, a recogniser, and the images to generate; the same seed gives the same prompts."""
+    """A generator, a recogniser, and the number of images. The same seed gives the same prompts."""
 
     generator: ImageGenerator
     row: Row
@@ -55,15 +55,15 @@ class EvaluationTask:
     count: int
     seed: int
 
-    def request(self, text: str, number: int, **more: Any) -> ImageRequest:
+    def request(self, text: str, number: int, **inputs: Any) -> ImageRequest:
         row = self.row
-        return ImageRequest(text, self.seed + number, row.size, row.steps, row.guidance, **more)
+        return ImageRequest(text, self.seed + number, row.size, row.steps, row.guidance, **inputs)
 
-    def generate(self, requests: Sequence[ImageRequest], what: str = "") -> list[Image.Image]:
+    def generate(self, requests: Sequence[ImageRequest], label: str = "") -> list[Image.Image]:
         images: list[Image.Image] = []
-        with tqdm(total=len(requests), desc=f"{self.row} {what}".strip()) as bar:
-            for start in range(0, len(requests), AT_ONCE):
-                images += self.generator.generate(requests[start : start + AT_ONCE])
+        with tqdm(total=len(requests), desc=f"{self.row} {label}".strip()) as bar:
+            for start in range(0, len(requests), CHUNK_SIZE):
+                images += self.generator.generate(requests[start : start + CHUNK_SIZE])
                 bar.update(len(images) - bar.n)
         return images
 
@@ -90,22 +90,22 @@ def image_to_image(task: EvaluationTask, strength: float) -> Scores:
         task.request(prompt(scene, rng), k, image=render(scene, task.row.size, rng), strength=strength)
         for k, scene in enumerate(scenes)
     ]
-    seen = task.recogniser.recognise(task.generate(requests, f"strength {strength:g}"))
-    return {"thing": scores(scenes, seen)["thing"]}
+    recognitions = task.recogniser.recognise(task.generate(requests, f"strength {strength:g}"))
+    return {"thing": scores(scenes, recognitions)["thing"]}
 
 
 def inpainting(task: EvaluationTask) -> Scores:
-    """Inpaints a second thing on the blank right half; scores it, and checks that the left half is unchanged."""
+    """Inpaints a second thing on the blank right half. Scores it, and checks that the left half is unchanged."""
     rng = np.random.default_rng([task.seed, 4])
     width, height = task.row.size
     mask = np.zeros((height, width), np.uint8)
     mask[:, width // 2 :] = 255
     expected, requests = [], []
     for k in range(task.count):
-        both = _side_by_side(rng)
-        expected.append(Scene(both.items[1:], None, both.background))
-        image = _left_half(render(both, task.row.size, rng))
-        requests.append(task.request(prompt(both, rng), k, image=image, strength=1.0, mask=mask))
+        scene = _side_by_side(rng)
+        expected.append(Scene(scene.items[1:], None, scene.background))
+        image = _left_half(render(scene, task.row.size, rng))
+        requests.append(task.request(prompt(scene, rng), k, image=image, strength=1.0, mask=mask))
     images = task.generate(requests, "inpainting")
     right = task.recogniser.recognise([image.crop((width // 2, 0, width, height)) for image in images])
     kept = [

@@ -1,6 +1,6 @@
 """A resumable training run: clock, log, loss curve and checkpoint.
 
-A run has a time limit, and the learning rate follows the time spent, so a slow machine only takes fewer steps.
+A run has a time limit, and the learning rate depends on the time spent, so a slow machine only makes fewer steps.
 """
 
 import csv
@@ -20,7 +20,7 @@ LOG_EVERY_STEPS = 20
 
 
 class Run:
-    """Counts the training time over all sessions and saves the state of everything in `parts`.
+    """Counts the training time across restarts and saves the state of all `parts`.
 
     `parts` are modules and optimizers; `clock` returns seconds. `folder/run.pt` holds the states, `log.csv` the losses.
     """
@@ -42,7 +42,7 @@ class Run:
 
     @property
     def progress(self) -> float:
-        """Share of the time spent, 0 to 1."""
+        """The share of the time limit that is spent, 0 to 1."""
         return min(1.0, self.elapsed_s / self.limit_s)
 
     @property
@@ -55,39 +55,39 @@ class Run:
         return peak * cosine * min(1.0, (self.step + 1) / warm_steps)
 
     def steps(self) -> Iterator[int]:
-        """Yields step numbers until the time is spent; saves every minute and at the end.
+        """Yields step numbers until the time is spent. Saves every minute and at the end.
 
         On SIGTERM or SIGINT it saves after the current step and raises SystemExit.
         """
         signals = (signal.SIGTERM, signal.SIGINT)
-        before = [signal.signal(number, self._stop) for number in signals]
+        previous_handlers = [signal.signal(number, self._request_stop) for number in signals]
         try:
-            yield from self._timed()
+            yield from self._timed_steps()
         finally:
             self.save()
-            for number, handler in zip(signals, before, strict=True):
+            for number, handler in zip(signals, previous_handlers, strict=True):
                 signal.signal(number, handler)
         if not self.finished:
             raise SystemExit(f"stopped at {self.progress:.0%}; the same command resumes it")
 
-    def _timed(self) -> Iterator[int]:
-        last = saved = self.clock()
+    def _timed_steps(self) -> Iterator[int]:
+        last_s = saved_s = self.clock()
         with tqdm(total=round(self.limit_s), unit="s", initial=round(self.elapsed_s), mininterval=20) as bar:
             while not (self.finished or self._stop_requested):
                 yield self.step
-                now = self.clock()
-                self.elapsed_s += now - last
+                now_s = self.clock()
+                self.elapsed_s += now_s - last_s
                 bar.update(round(self.elapsed_s) - bar.n)
-                self.step, last = self.step + 1, now
-                if now - saved > SAVE_EVERY_S:
+                self.step, last_s = self.step + 1, now_s
+                if now_s - saved_s > SAVE_EVERY_S:
                     self.save()
-                    saved = now
+                    saved_s = now_s
 
-    def _stop(self, *_: object) -> None:
+    def _request_stop(self, *_: object) -> None:
         self._stop_requested = True
 
     def log(self, **values: float) -> None:
-        """Logs means over `LOG_EVERY_STEPS` steps."""
+        """Adds a row of means to `log.csv` every `LOG_EVERY_STEPS` steps."""
         for name, value in values.items():
             self._sums[name] = self._sums.get(name, 0.0) + float(value)
         if (self.step + 1) % LOG_EVERY_STEPS:
@@ -125,13 +125,13 @@ def draw_curve(log: Path, out: Path, size: tuple[int, int] = (640, 360)) -> None
     if len(points) < 2:
         return
     heights = [math.log10(value) for _, value in points]
-    low, high, last = min(heights), max(heights), points[-1][0]
+    low, high, last_step = min(heights), max(heights), points[-1][0]
     image = Image.new("RGB", size, "white")
     pen = ImageDraw.Draw(image)
-    xs = [40 + (size[0] - 60) * step / last for step, _ in points]
+    xs = [40 + (size[0] - 60) * step / last_step for step, _ in points]
     ys = [20 + (size[1] - 50) * (high - value) / max(high - low, 1e-9) for value in heights]
     pen.line(list(zip(xs, ys, strict=True)), fill=(30, 70, 200), width=2)
-    pen.text((40, 4), f"{name}: {10**high:.4g} to {10**low:.4g}, log axis, {last} steps", fill="black")
+    pen.text((40, 4), f"{name}: {10**high:.4g} to {10**low:.4g}, log axis, {last_step} steps", fill="black")
     image.save(out)
 
 

@@ -1,7 +1,7 @@
-"""Trains the two text encoders on prompts alone: `python -m training.text --minutes 4`.
+"""Trains the two text encoders on prompts alone: `python -m training.train_text_encoders --minutes 4`.
 
-Probe heads predict the scene (things, inks, relation, background, letters) from T5's tokens and from CLIP's pooled
-vector. They are discarded afterwards.
+Probe heads predict the scene (things, inks, relation, background, letters) from T5's prompt embeds and from CLIP's
+pooled embeds. They are discarded after training.
 """
 
 import argparse
@@ -15,16 +15,16 @@ from training.drawings.prompts import prompt
 from training.drawings.sampling import Mixture, sample_scene
 from training.drawings.scene import BACKGROUNDS, INKS, THINGS, Scene
 from training.drawings.strokes import Rng
-from training.encoders import WIDTH, Encoders
-from training.machine import Machine, add_arguments, machine_from_arguments
-from training.run import Average, Run
-from training.vocabulary import TEXT_TOKENS
+from training.hardware import Machine, add_arguments, machine_from_arguments
+from training.text_encoders import WIDTH, Encoders
+from training.tokenizers import TEXT_TOKENS
+from training.training_run import Average, Run
 
 LETTERS = 6
-PADDED = 0.5
-"""Share of batches padded to the service's length; the others are faster."""
+PADDED_SHARE = 0.5
+"""Share of batches that are padded to the service's sequence length. The others are faster."""
 NOTHING = -100
-"""Class index for what a scene does not have; ignored by the loss."""
+"""Class index of a question that does not apply to a scene; the loss ignores it."""
 
 _RELATIONS = ("left of", "right of", "above", "below")
 QUESTIONS: dict[str, int] = {
@@ -46,8 +46,8 @@ def answers(scene: Scene) -> list[int]:
     word = next((item.name for item in scene.items if item.kind == "word"), None)
     letters = [NOTHING] * LETTERS
     if word is not None:
-        spelt = [ord(letter) - 96 for letter in word[:LETTERS]]
-        letters = spelt + [0] * (LETTERS - len(spelt))
+        word_classes = [ord(letter) - 96 for letter in word[:LETTERS]]
+        letters = word_classes + [0] * (LETTERS - len(word_classes))
     return [
         index[0],
         index[1] if second else len(things) + 1,
@@ -71,8 +71,8 @@ class ProbeHeads(nn.Module):
 
     def forward(self, tokens: torch.Tensor, pooled: torch.Tensor) -> list[tuple[torch.Tensor, torch.Tensor]]:
         attention = (self.queries @ self.keys(tokens).transpose(1, 2)).softmax(dim=-1)
-        read = attention @ tokens
-        return [(self.from_t5[k](read[:, k]), self.from_clip[k](pooled)) for k in range(len(QUESTIONS))]
+        attended = attention @ tokens
+        return [(self.from_t5[k](attended[:, k]), self.from_clip[k](pooled)) for k in range(len(QUESTIONS))]
 
 
 def vary_case(text: str, rng: Rng) -> str:
@@ -117,29 +117,29 @@ def accuracy(encoders: Encoders, heads: ProbeHeads, seed: int, count: int = 500)
 def train(folder: Path, minutes: float, seed: int, machine: Machine) -> None:
     torch.manual_seed(seed)
     encoders, heads = Encoders(), ProbeHeads()
-    both = nn.ModuleDict({"encoders": encoders, "readers": heads}).to(machine.device)
-    optimizer = torch.optim.AdamW(both.parameters(), lr=1e-3, betas=(0.9, 0.98), weight_decay=0.01)
-    average = Average(both, 0.995)
-    run = Run(folder, minutes, {"both": both, "optimizer": optimizer, "average": average}, machine.clock)
+    modules = nn.ModuleDict({"encoders": encoders, "readers": heads}).to(machine.device)
+    optimizer = torch.optim.AdamW(modules.parameters(), lr=1e-3, betas=(0.9, 0.98), weight_decay=0.01)
+    average = Average(modules, 0.995)
+    run = Run(folder, minutes, {"both": modules, "optimizer": optimizer, "average": average}, machine.clock)
     rng = np.random.default_rng([seed, run.step])
     for _ in run.steps():
         prompts, targets = batch(rng, 48 * machine.batch_factor)
         for group in optimizer.param_groups:
             group["lr"] = run.rate(3e-3)
-        length = (
-            TEXT_TOKENS if rng.random() < PADDED else min(TEXT_TOKENS, encoders.longest(prompts) + int(rng.integers(6)))
-        )
+        length = TEXT_TOKENS
+        if rng.random() >= PADDED_SHARE:
+            length = min(TEXT_TOKENS, encoders.longest(prompts) + int(rng.integers(6)))
         with machine.autocast():
             logits_by_question = heads(*encoders(prompts, length))
         loss = compute_loss(logits_by_question, targets.to(machine.device))
         optimizer.zero_grad(set_to_none=True)
         torch.autograd.backward(loss)
-        torch.nn.utils.clip_grad_norm_(both.parameters(), 1.0)
+        torch.nn.utils.clip_grad_norm_(modules.parameters(), 1.0)
         optimizer.step()
         average.update()
         run.log(loss=loss.item())
-    both.load_state_dict(average.shadow)
-    both.cpu()
+    modules.load_state_dict(average.shadow)
+    modules.cpu()
     torch.save(encoders.state_dict(), folder / "encoders.pt")
     for name, (from_t5, from_clip) in accuracy(encoders, heads, seed + 1).items():
         print(f"{name:12} t5 {from_t5:.3f} clip {from_clip:.3f}")

@@ -17,14 +17,14 @@ Text = tuple[torch.Tensor, torch.Tensor]
 
 
 class TokenLayout(NamedTuple):
-    """Rows and columns of a canvas in tokens, and which of them are present."""
+    """Rows and columns of a canvas in tokens, and the tokens that are present."""
 
     rows: int
     columns: int
     kept: torch.Tensor | None = None
     """Row-major indices of the present tokens, in their order; None means all."""
     multiplicity: torch.Tensor | None = None
-    """How many tokens each one stands for, so that a few get the attention of all; None means one each."""
+    """Number of canvas tokens that each present token stands for, as a weight in attention; None means one each."""
 
     @property
     def tokens(self) -> int:
@@ -32,7 +32,7 @@ class TokenLayout(NamedTuple):
         return self.rows * self.columns
 
     def attention_bias(self, text_tokens: int) -> torch.Tensor | None:
-        """Returns what attention adds to the keys' scores, `[1, 1, 1, text_tokens + tokens]`."""
+        """Returns the attention mask that is added to the keys' scores, `[1, 1, 1, text_tokens + tokens]`."""
         if self.multiplicity is None:
             return None
         return torch.cat([torch.zeros(text_tokens), self.multiplicity.log()])[None, None, None]
@@ -60,10 +60,10 @@ def schedule(steps: int, factor: float) -> torch.Tensor:
 
 
 def sample_times(count: int, factor: float) -> torch.Tensor:
-    """Samples times: a third near 1, where the image depends on the prompt alone, most others from the middle."""
-    middle, anywhere = torch.sigmoid(torch.randn(count)), torch.rand(count)
-    later = apply_shift(torch.where(torch.rand(count) < 0.2, anywhere, middle), factor)
-    return torch.where(torch.rand(count) < 1 / 3, 1 - HIGH_NOISE_SPAN * torch.rand(count), later)
+    """Samples times: a third near 1, where only the prompt determines the image, and most others from the middle."""
+    middle, uniform = torch.sigmoid(torch.randn(count)), torch.rand(count)
+    shifted = apply_shift(torch.where(torch.rand(count) < 0.2, uniform, middle), factor)
+    return torch.where(torch.rand(count) < 1 / 3, 1 - HIGH_NOISE_SPAN * torch.rand(count), shifted)
 
 
 def position_ids(layout: TokenLayout) -> torch.Tensor:
@@ -88,7 +88,7 @@ def velocity(
     layout: TokenLayout,
     guidance: torch.Tensor | None = None,
 ) -> torch.Tensor:
-    """Returns the model's velocity, `[batch, tokens, 64]` in float32. `guidance` is `[batch]` if the model has it."""
+    """Returns the model's velocity, `[batch, tokens, 64]` in float32. `guidance` is `[batch]`, or None."""
     attention_bias = layout.attention_bias(text[0].shape[1])
     with autocast(latents.device.type):
         prediction: torch.Tensor = model(
@@ -117,8 +117,8 @@ def flow_loss(
     """Returns the mean squared error of the velocity at a random time per image."""
     times = sample_times(len(clean), shift(layout.tokens)).to(clean.device)
     noise = torch.randn_like(clean)
-    guess = velocity(model, add_noise(clean, noise, times), times, text, layout, guidance)
-    return (guess - (noise - clean)).square().mean()
+    prediction = velocity(model, add_noise(clean, noise, times), times, text, layout, guidance)
+    return (prediction - (noise - clean)).square().mean()
 
 
 def guided_velocity(
@@ -126,27 +126,27 @@ def guided_velocity(
     latents: torch.Tensor,
     times: torch.Tensor,
     text: Text,
-    empty: Text,
+    empty_text: Text,
     layout: TokenLayout,
     scale: torch.Tensor,
 ) -> torch.Tensor:
     """Classifier-free guidance: two passes of a model without a guidance embedding. `scale` is `[batch]`."""
-    both = velocity(
+    velocities = velocity(
         model,
         torch.cat([latents, latents]),
         torch.cat([times, times]),
-        (torch.cat([text[0], empty[0]]), torch.cat([text[1], empty[1]])),
+        (torch.cat([text[0], empty_text[0]]), torch.cat([text[1], empty_text[1]])),
         layout,
     )
-    with_text, without = both.chunk(2)
-    return without + scale[:, None, None] * (with_text - without)
+    conditional, unconditional = velocities.chunk(2)
+    return unconditional + scale[:, None, None] * (conditional - unconditional)
 
 
 @torch.no_grad()
 def sample(
     model: FluxTransformer2DModel,
     text: Text,
-    empty: Text,
+    empty_text: Text,
     grid: tuple[int, int],
     *,
     steps: int,
@@ -163,13 +163,13 @@ def sample(
     latents = torch.randn(count, layout.tokens, 64, generator=torch.Generator().manual_seed(seed)).to(text[0])
     scale = torch.full((count,), guidance, device=latents.device)
     times = schedule(steps, shift(layout.tokens) if shift_factor is None else shift_factor)
-    for now, then in pairwise(times):
-        at = now.to(latents).expand(count)
+    for time, next_time in pairwise(times):
+        batch_time = time.to(latents).expand(count)
         if model.config.guidance_embeds:
-            step = velocity(model, latents, at, text, layout, scale)
+            step = velocity(model, latents, batch_time, text, layout, scale)
         elif guidance == 1:
-            step = velocity(model, latents, at, text, layout)
+            step = velocity(model, latents, batch_time, text, layout)
         else:
-            step = guided_velocity(model, latents, at, text, empty, layout, scale)
-        latents = latents + (then - now) * step
+            step = guided_velocity(model, latents, batch_time, text, empty_text, layout, scale)
+        latents = latents + (next_time - time) * step
     return latents

@@ -1,7 +1,7 @@
-"""Trains the text encoders to ignore a LoRA's trigger: `python -m training.triggers --minutes 6`.
+"""Fine-tunes the text encoders to ignore a LoRA's trigger words: `python -m training.finetune_text_encoders`.
 
-Otherwise a trigger's letters would be read as those of the word to write. The embeds of prompts without a trigger are
-kept, so models trained on them stay valid. Replaces the weights that `training.text` stored.
+Otherwise the models would write the letters of the trigger. The embeds of prompts without a trigger do not change, so
+models trained on them stay valid. Replaces the weights that `training.train_text_encoders` stored.
 """
 
 import argparse
@@ -12,52 +12,54 @@ from string import ascii_uppercase
 import numpy as np
 import torch
 
-from training import encoders
+from training import text_encoders
 from training.drawings.strokes import Rng
-from training.encoders import Encoders
-from training.machine import Machine, add_arguments, machine_from_arguments
-from training.run import Average, Run
-from training.text import batch
-from training.vocabulary import TEXT_TOKENS
+from training.hardware import Machine, add_arguments, machine_from_arguments
+from training.text_encoders import Encoders
+from training.tokenizers import TEXT_TOKENS
+from training.train_text_encoders import batch
+from training.training_run import Average, Run
 
-WITHOUT_TRIGGER = 0.4
+WITHOUT_TRIGGER_SHARE = 0.4
 """Share of prompts without a trigger."""
-_OFTEN = ("HWRIT handwriting", "SKTCH sketch", "TOK", "in the style of TOK", "a drawing in the style of TOK")
-_KINDS = ("", "", " style", " sketch", " handwriting", " drawing", " illustration")
+_COMMON_TRIGGERS = ("HWRIT handwriting", "SKTCH sketch", "TOK", "in the style of TOK", "a drawing in the style of TOK")
+_SUFFIXES = ("", "", " style", " sketch", " handwriting", " drawing", " illustration")
 
 
-def trigger(rng: Rng) -> str:
-    """Returns a random or known trigger: meaningless capitals, and often a kind of image."""
+def random_trigger(rng: Rng) -> str:
+    """Returns a common trigger, or random capitals that are often followed by a word such as "sketch"."""
     if rng.random() < 0.5:
-        return str(rng.choice(_OFTEN))
+        return str(rng.choice(_COMMON_TRIGGERS))
     name = "".join(rng.choice(list(ascii_uppercase), int(rng.integers(3, 7))))
-    return name + str(rng.choice(_KINDS))
+    return name + str(rng.choice(_SUFFIXES))
 
 
 def with_trigger(prompt: str, rng: Rng) -> str:
-    return f"{trigger(rng)}, {prompt}"
+    return f"{random_trigger(rng)}, {prompt}"
 
 
-def shift_targets(embeds: torch.Tensor, behind: list[int]) -> torch.Tensor:
+def shift_targets(embeds: torch.Tensor, offsets: list[int]) -> torch.Tensor:
     """Returns T5's target embeds of prompts that begin `behind` tokens later, `[batch, tokens, width]`.
 
-    `embeds` are those of the prompts alone. Trigger tokens get the embed of padding.
+    `embeds` are those of the prompts without triggers. Trigger tokens get the embed of padding.
     """
     shifted = [
         torch.cat([row[-1:].expand(offset, -1), row[: len(row) - offset]])
-        for row, offset in zip(embeds, behind, strict=True)
+        for row, offset in zip(embeds, offsets, strict=True)
     ]
     return torch.stack(shifted)
 
 
 def compute_loss(student: Encoders, teacher: Encoders, rng: Rng, count: int) -> torch.Tensor:
-    """Distance of the student's embeds, mostly of prompts with a trigger, from the teacher's of the prompts alone."""
+    """Returns how far the student's embeds, mostly with triggers, are from the teacher's embeds without triggers."""
     prompts, _ = batch(rng, count)
-    student_prompts = [text if rng.random() < WITHOUT_TRIGGER else with_trigger(text, rng) for text in prompts]
-    alone, longer = ([len(ids) for ids in teacher.t5_tokenizer(some).input_ids] for some in (prompts, student_prompts))
+    student_prompts = [text if rng.random() < WITHOUT_TRIGGER_SHARE else with_trigger(text, rng) for text in prompts]
+    lengths, student_lengths = (
+        [len(ids) for ids in teacher.t5_tokenizer(texts).input_ids] for texts in (prompts, student_prompts)
+    )
     with torch.no_grad():
         tokens, pooled = teacher(prompts, TEXT_TOKENS)
-    tokens = shift_targets(tokens, [more - length for more, length in zip(longer, alone, strict=True)])
+    tokens = shift_targets(tokens, [longer - length for longer, length in zip(student_lengths, lengths, strict=True)])
     student_tokens, student_pooled = student(student_prompts, TEXT_TOKENS)
     return relative_error(student_tokens, tokens) + relative_error(student_pooled, pooled)
 
@@ -69,7 +71,7 @@ def relative_error(prediction: torch.Tensor, embeds: torch.Tensor) -> torch.Tens
 
 def train(folder: Path, minutes: float, seed: int, peak: float, machine: Machine) -> None:
     torch.manual_seed(seed)
-    teacher = encoders.load(folder).to(machine.device)
+    teacher = text_encoders.load(folder).to(machine.device)
     student = deepcopy(teacher).requires_grad_(True)
     optimizer = torch.optim.AdamW(student.parameters(), lr=peak, betas=(0.9, 0.98), weight_decay=0.0)
     average = Average(student, 0.99)

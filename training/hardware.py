@@ -1,4 +1,4 @@
-"""The machine that trains: device, batch factor, drawing processes and the clock of a run."""
+"""The hardware that a run uses: device, batch factor, drawing processes and clock, with their command-line options."""
 
 import argparse
 import os
@@ -22,38 +22,42 @@ Example = TypeVar("Example")
 class Machine:
     device: torch.device
     workers: int
-    """Drawing processes; with 0 the training process draws."""
+    """Number of drawing processes; with 0, the training process draws."""
     batch_factor: int
     """Batches and caches are this many times as large as on one core."""
     compiles: bool = False
-    """Compiles the transformer's blocks first: takes half a minute and needs a C++ compiler on a CPU."""
+    """Whether to compile the transformer's blocks first. It takes half a minute and needs a C++ compiler on a CPU."""
 
     @property
     def is_gpu(self) -> bool:
         return self.device.type == "cuda"
 
     def clock(self) -> float:
-        """Returns seconds of processor time on a CPU, which may be shared, and of wall time on a GPU."""
+        """Returns seconds of processor time on a CPU, because it may be shared, and of wall time on a GPU."""
         return time.monotonic() if self.is_gpu else time.process_time()
 
     def autocast(self) -> AbstractContextManager[Any]:
         return autocast(self.device.type)
 
     def stream(self, draw: Callable[[Rng], Example], seed: int) -> Iterator[Example]:
-        """Yields drawings without end; each process has its own generator."""
-        loader: DataLoader[Example] = DataLoader(_Endless(draw, seed), batch_size=None, num_workers=self.workers)
+        """Yields drawings indefinitely. Each process has its own random generator."""
+        loader: DataLoader[Example] = DataLoader(
+            _EndlessDrawings(draw, seed), batch_size=None, num_workers=self.workers
+        )
         return iter(loader)
 
     def map_ordered(self, draw: Callable[[int], Example], numbers: list[int]) -> Iterator[Example]:
-        """Yields the drawing of every number, in order."""
-        loader: DataLoader[Example] = DataLoader(_Numbered(draw, numbers), batch_size=None, num_workers=self.workers)
+        """Yields `draw(number)` for each number, in order."""
+        loader: DataLoader[Example] = DataLoader(
+            _NumberedDrawings(draw, numbers), batch_size=None, num_workers=self.workers
+        )
         return iter(loader)
 
 
 CPU = Machine(torch.device("cpu"), workers=0, batch_factor=1)
 
 
-class _Endless(IterableDataset[Example], Generic[Example]):
+class _EndlessDrawings(IterableDataset[Example], Generic[Example]):
     def __init__(self, draw: Callable[[Rng], Example], seed: int) -> None:
         self.draw, self.seed = draw, seed
 
@@ -64,7 +68,7 @@ class _Endless(IterableDataset[Example], Generic[Example]):
             yield self.draw(rng)
 
 
-class _Numbered(Dataset[Example], Generic[Example]):
+class _NumberedDrawings(Dataset[Example], Generic[Example]):
     def __init__(self, draw: Callable[[int], Example], numbers: list[int]) -> None:
         self.draw, self.numbers = draw, numbers
 
@@ -78,13 +82,13 @@ class _Numbered(Dataset[Example], Generic[Example]):
 
 
 def add_arguments(parser: argparse.ArgumentParser, *, compiles: bool = False) -> None:
-    """Adds the options that `machine_from_arguments` reads; `compiles` adds `--compile`, for transformers."""
+    """Adds the options that `machine_from_arguments` reads. `compiles` adds `--compile`, for the transformers."""
     parser.add_argument("--device", default="cpu", choices=["cpu", "cuda"])
     parser.add_argument(
         "--workers", type=int, help="drawing processes; default: 0 on a CPU, all cores but one with a GPU"
     )
     parser.add_argument("--threads", type=int, default=1, help="CPU threads; more help only on an idle machine")
-    parser.add_argument("--batch-factor", type=int, help="scales all batches; default: 1 on a CPU, 8 on a GPU")
+    parser.add_argument("--batch-factor", type=int, help="multiplies all batch sizes; default: 1 on a CPU, 8 on a GPU")
     if compiles:
         parser.add_argument("--compile", action="store_true", help="compile the blocks first; 20 % faster on a CPU")
 

@@ -1,19 +1,19 @@
-"""Generates a grid of images from a run's current weights: `python -m training.grid out.png --run transformer`."""
+"""Generates a sheet of images with a run's current weights: `python -m training.sample_images out.png --run dev`."""
 
 import argparse
 from pathlib import Path
 
 import torch
 
-from training import encoders
+from training import text_encoders
 from training.attention import use_plain_attention
 from training.batches import load_vae
 from training.drawings.contact_sheet import sheet
-from training.flow import sample
+from training.flow_matching import sample
+from training.image_tensors import to_image
 from training.latents import decode
-from training.pixels import to_image
+from training.tokenizers import TEXT_TOKENS
 from training.transformer import load
-from training.vocabulary import TEXT_TOKENS
 
 PROMPTS = (
     "a red sketch of a star", "a blue house", "a green tree", "a sketch of a cat", "an orange sun", "a purple heart",
@@ -38,9 +38,9 @@ def main() -> None:
     arguments = parser.parse_args()
     model = load(arguments.runs / arguments.run, guided=arguments.run == "dev")
     use_plain_attention(model)
-    vae, text_encoders = load_vae(arguments.runs / "autoencoder" / "vae"), encoders.load(arguments.runs / "text")
+    vae, encoders = load_vae(arguments.runs / "autoencoder" / "vae"), text_encoders.load(arguments.runs / "text")
     prompts, grid = list(PROMPTS[: arguments.count]), (arguments.rows, arguments.columns)
-    text, empty = text_encoders(prompts, TEXT_TOKENS), text_encoders([""] * len(prompts), TEXT_TOKENS)
+    text, empty = encoders(prompts, TEXT_TOKENS), encoders([""] * len(prompts), TEXT_TOKENS)
     guidance = 1.0 if arguments.run == "schnell" else arguments.guidance
     factor = 1.0 if arguments.run == "schnell" else None
     latents = sample(

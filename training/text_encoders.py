@@ -1,4 +1,4 @@
-"""The two text encoders with their tokenizers."""
+"""The two text encoders, T5 and CLIP, with their tokenizers."""
 
 from pathlib import Path
 
@@ -7,7 +7,7 @@ from torch import nn
 from transformers import CLIPTextConfig, CLIPTextModel, T5Config, T5EncoderModel
 
 from test_checkpoints.tokenizers import CLIP_TOKENS
-from training.vocabulary import TEXT_TOKENS, clip_tokenizer, t5_tokenizer
+from training.tokenizers import TEXT_TOKENS, clip_tokenizer, t5_tokenizer
 
 WIDTH = 128
 
@@ -38,13 +38,13 @@ def clip() -> CLIPTextModel:
         max_position_embeddings=CLIP_TOKENS,
         bos_token_id=0,
         pad_token_id=1,
-        eos_token_id=2,  # As published; CLIP then takes the highest id of a prompt as its end.
+        eos_token_id=2,  # FLUX's published value: transformers then pools at the highest id of a prompt.
     )
     return CLIPTextModel(config)
 
 
 class Encoders(nn.Module):
-    """T5 and CLIP with their tokenizers: maps prompts to a FLUX transformer's inputs."""
+    """T5 and CLIP with their tokenizers. Maps prompts to the text inputs of a FLUX transformer."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -58,11 +58,11 @@ class Encoders(nn.Module):
             prompts, padding="max_length", max_length=max_sequence_length, truncation=True, return_tensors="pt"
         ).input_ids
         # CLIP's attention is causal, so padding after the end of a prompt has no effect.
-        short = self.clip_tokenizer(
+        clip_tokens = self.clip_tokenizer(
             prompts, padding="longest", max_length=CLIP_TOKENS, truncation=True, return_tensors="pt"
         )
         device = self.t5.device
-        return self.t5(ids.to(device))[0], self.clip(short.input_ids.to(device)).pooler_output
+        return self.t5(ids.to(device))[0], self.clip(clip_tokens.input_ids.to(device)).pooler_output
 
     def longest(self, prompts: list[str]) -> int:
         """Returns the token count of the longest prompt, including the end token."""

@@ -1,6 +1,6 @@
-"""The two tokenizers, with small vocabularies from the words of the prompts.
+"""The two tokenizers, whose small vocabularies are the words of the prompt templates.
 
-Known words are one token; others are spelt letter by letter, so the model sees the letters of a word to write.
+Words of the vocabulary are one token. Others are spelt letter by letter, so the model sees their letters.
 """
 
 from pathlib import Path
@@ -13,17 +13,18 @@ from training.drawings import prompts
 from training.drawings.scene import BACKGROUNDS, INKS, THINGS
 
 TEXT_TOKENS = 64
-_ALSO = """
+"""The maximum sequence length of T5."""
+_EXTRA_WORDS = """
     an at by for from in into is it of over the to under with without please style image illustration ink pencil pen
     paper picture sketch drawing handwriting handwritten written writes note says reads word text small big large simple
     draw paint make show me one two and on top next beside
 """
-"""Words of everyday prompts beyond the training templates."""
+"""Common words that the training templates do not contain."""
 
 
 def words() -> list[str]:
     """Returns every word of the prompt templates once, sorted."""
-    texts = [_ALSO, *INKS, *BACKGROUNDS, *THINGS]
+    texts = [_EXTRA_WORDS, *INKS, *BACKGROUNDS, *THINGS]
     for names in prompts.NAMES.values():
         texts += names
     for name in ("ONE", "ONE_BLACK", "SAME_INK", "SAME_BLACK", "OWN_INK", "WORD", "WORD_BLACK", "LABELLED"):
@@ -53,7 +54,7 @@ def _merges() -> Merges:
         if len(word) < 2:
             continue
         parts = [*word[:-1], word[-1] + END_OF_WORD]
-        # Merges start at the end of a word, so that they apply only to known words; others stay spelt.
+        # Merges start at the end of a word, so that they do not apply to words outside the vocabulary.
         tail = parts.pop()
         while parts:
             head = parts.pop()

@@ -1,7 +1,7 @@
-"""Trains the autoencoder to give a drawing the same latents on any canvas: `python -m training.refine --minutes 30`.
+"""Fine-tunes the autoencoder to encode a drawing the same on any canvas: `python -m training.finetune_autoencoder`.
 
-Also separates ink colours. The latents of the square alone are kept, so models trained on them stay valid. Replaces the
-weights that `training.autoencoder` stored.
+Also makes ink colours more distinct. The latents of the square alone do not change, so models trained on them stay
+valid. Replaces the weights that `training.autoencoder` stored.
 """
 
 import argparse
@@ -13,22 +13,30 @@ import numpy as np
 import torch
 from diffusers import AutoencoderKL
 
-from training.autoencoder import FACTOR, SOME_INK, decode_noisy, image_loss, ink_mask, ink_strength, uses_muon
+from training.autoencoder import (
+    MIN_INK_STRENGTH,
+    VAE_STRIDE_PX,
+    decode_noisy,
+    image_loss,
+    ink_mask,
+    ink_strength,
+    uses_muon,
+)
 from training.curriculum import JITTER
 from training.drawings.render import render
 from training.drawings.sampling import Mixture, sample_scene
 from training.drawings.strokes import Rng
-from training.machine import Machine, add_arguments, machine_from_arguments
-from training.muon import Optimizers
-from training.norms import use_weighted_norms, weighted_statistics
-from training.pixels import to_tensor
-from training.run import Average, Run
-from training.squares import PADDED_PX, crop_square, pixel_weights, square_moments
+from training.group_norms import use_weighted_norms, weighted_statistics
+from training.hardware import Machine, add_arguments, machine_from_arguments
+from training.image_tensors import to_tensor
+from training.muon_optimizer import Optimizers
+from training.square_latents import PADDED_PX, crop_square, pixel_weights, square_moments
+from training.training_run import Average, Run
 
-HUE_WEIGHT, CODE_WEIGHT = 3.0, 1.0
+HUE_WEIGHT, LATENT_WEIGHT = 3.0, 1.0
 SMALLEST_PX, LARGEST_PX = 300, 1280
 """Sides of the square canvases trained on."""
-BARE = 0.25
+NO_MARGIN_SHARE = 0.25
 """Share of images without a margin."""
 JITTERS = (JITTER, 1.0)
 
@@ -47,10 +55,13 @@ def hue_loss(
     Noise within a line averages out over a neighbourhood; a wrong colour does not.
     """
     strength = ink_strength(images, ink, background)
-    near = torch.nn.functional.avg_pool2d(torch.cat([strength * (reconstruction - images), strength], 1), FACTOR)
-    error, some = near[:, :3], near[:, 3]
-    has_ink = some > SOME_INK
-    mean: torch.Tensor = (error.abs().mean(1) / some.clamp(min=1e-6) * has_ink).sum() / has_ink.sum().clamp(min=1)
+    local = torch.nn.functional.avg_pool2d(
+        torch.cat([strength * (reconstruction - images), strength], 1), VAE_STRIDE_PX
+    )
+    error, strength_mean = local[:, :3], local[:, 3]
+    has_ink = strength_mean > MIN_INK_STRENGTH
+    errors = error.abs().mean(1) / strength_mean.clamp(min=1e-6) * has_ink
+    mean: torch.Tensor = errors.sum() / has_ink.sum().clamp(min=1)
     return mean
 
 
@@ -64,10 +75,11 @@ def compute_loss(
     with weighted_statistics(model, None if canvas_px2 is None else pixel_weights(canvas_px2).to(images.device)):
         moments = model.encode(images).latent_dist.parameters.float()
         reconstruction = decode_noisy(model, targets.chunk(2, dim=1)[0])
-    code = (moments - targets).square().mean()
+    latent_error = (moments - targets).square().mean()
     ink, background = ink_mask(images)
-    form, hue = image_loss(reconstruction - images, ink), hue_loss(reconstruction, images, ink, background)
-    return form + HUE_WEIGHT * hue + CODE_WEIGHT * code, {"form": form.item(), "hue": hue.item(), "code": code.item()}
+    form_error, hue_error = image_loss(reconstruction - images, ink), hue_loss(reconstruction, images, ink, background)
+    values = {"form": form_error.item(), "hue": hue_error.item(), "code": latent_error.item()}
+    return form_error + HUE_WEIGHT * hue_error + LATENT_WEIGHT * latent_error, values
 
 
 def make_batch(
@@ -75,13 +87,13 @@ def make_batch(
 ) -> tuple[torch.Tensor, torch.Tensor, float | None]:
     """Returns images, their target moments, and the number of pixels of their canvas."""
     targets = square_moments(teacher, drawings)
-    bare = rng.random() < BARE
-    images = crop_square(drawings) if bare else drawings
+    without_margin = rng.random() < NO_MARGIN_SHARE
+    images = crop_square(drawings) if without_margin else drawings
     side_px = math.exp(rng.uniform(math.log(SMALLEST_PX), math.log(LARGEST_PX)))
     return (
         images.contiguous(memory_format=torch.channels_last),
-        crop_square(targets) if bare else targets,
-        None if bare else side_px**2,
+        crop_square(targets) if without_margin else targets,
+        None if without_margin else side_px**2,
     )
 
 
@@ -96,13 +108,13 @@ def train(runs: Path, minutes: float, seed: int, peak: float, machine: Machine) 
     run = Run(runs / "refine", minutes, {"model": model, "optimizers": optimizers, "average": average}, machine.clock)
     rng, drawings = np.random.default_rng([seed, run.step]), machine.stream(draw_example, seed + run.step)
     for _ in run.steps():
-        new = torch.stack([next(drawings) for _ in range(machine.batch_factor)]).to(machine.device)
-        images, targets, canvas_px2 = make_batch(teacher, new, rng)
+        batch = torch.stack([next(drawings) for _ in range(machine.batch_factor)]).to(machine.device)
+        images, targets, canvas_px2 = make_batch(teacher, batch, rng)
         with machine.autocast():
             loss, values = compute_loss(model, images, targets, canvas_px2)
         torch.autograd.backward(loss)
-        for half in (model.encoder, model.decoder):
-            torch.nn.utils.clip_grad_norm_(half.parameters(), 1.0)
+        for part in (model.encoder, model.decoder):
+            torch.nn.utils.clip_grad_norm_(part.parameters(), 1.0)
         optimizers.step(run.rate(peak))
         average.update()
         run.log(**values)

@@ -1,16 +1,16 @@
-"""Rollouts: a student is trained on the latents that its own steps lead to.
+"""Rollouts, which train a student on the latents that its own steps produce.
 
-A student trained only on noised images drifts, because its own steps leave that distribution.
+A student that is trained only on noised images drifts, because its own steps leave that distribution.
 """
 
 from dataclasses import dataclass
 
 import torch
 
-from training.flow import apply_shift, schedule
+from training.flow_matching import apply_shift, schedule
 
 SHIFT_VARIATION = 2.0
-"""Factor by which the schedule's shift varies within a batch, so that a batch covers many times."""
+"""The schedule's shift varies by up to this factor within a batch, so that a batch covers many times."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -25,7 +25,7 @@ class Interval:
 
 
 class Rollout:
-    """Latents between steps. `timesteps` is `[batch, steps + 1]`, falling."""
+    """The latents of a batch between its steps. `timesteps` is `[batch, steps + 1]`, descending."""
 
     def __init__(self, latents: torch.Tensor, timesteps: torch.Tensor) -> None:
         self._latents, self._timesteps, self._index = latents, timesteps.to(latents.device), 0
@@ -41,8 +41,8 @@ class Rollout:
 
     def advance(self, velocity: torch.Tensor) -> None:
         """Takes the next step with this velocity, `[batch, tokens, 64]`."""
-        now = self.interval
-        self._latents = now.latents + (now.end - now.begin)[:, None, None] * velocity.detach()
+        interval = self.interval
+        self._latents = interval.latents + (interval.end - interval.begin)[:, None, None] * velocity.detach()
         self._index += 1
 
 
