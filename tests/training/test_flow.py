@@ -6,7 +6,7 @@ import pytest
 import torch
 from diffusers import FlowMatchEulerDiscreteScheduler, FluxPipeline, FluxTransformer2DModel
 
-from tests.training.bases import empty, nonzero_base, text
+from tests.training.base_models import empty, nonzero_base, text
 from training import flow
 from training.flow import TokenLayout
 from training.latents import pack, unpack

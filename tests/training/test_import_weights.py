@@ -7,7 +7,7 @@ import torch
 from diffusers import FluxTransformer2DModel
 
 from serve.model_specs import EMBEDDED_MODELS_FOLDER
-from tests.training.bases import text
+from tests.training.base_models import text
 from training import batches, encoders, import_weights
 from training.flow import TokenLayout, velocity
 from training.students import make_student

@@ -5,7 +5,7 @@ import pytest
 import torch
 
 from serve.inputs import SIZES
-from tests.training.bases import nonzero_base, text
+from tests.training.base_models import nonzero_base, text
 from training.attention import use_plain_attention
 from training.curriculum import CANVASES, MARGIN_TOKENS
 from training.drawings.scene import FRAME_PX, Item, Scene, scene_strokes

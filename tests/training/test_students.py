@@ -6,7 +6,7 @@ import pytest
 import torch
 from diffusers import FluxTransformer2DModel
 
-from tests.training.bases import empty, nonzero_base, text
+from tests.training.base_models import empty, nonzero_base, text
 from training import students
 from training.distil import step_loss
 from training.flow import TokenLayout, velocity

@@ -15,8 +15,8 @@ from torch import nn
 from torch._subclasses.fake_tensor import FakeTensorMode
 
 from serve.engine.quantize import float8_weight, quantize_to_float8, weight_bytes
-from serve.model_specs import ImageArray
 from test_checkpoints.networks import Geometry
+from tests.images import psnr_db
 from tests.unit.engine.checkpoints import Checkpoints
 from tests.unit.engine.requests import make_request, run_request
 
@@ -31,11 +31,6 @@ class Layer(nn.Module):
         torch.manual_seed(0)
         self.linear: Any = nn.Linear(128, 128, dtype=torch.bfloat16)
         self.requires_grad_(False)
-
-
-def psnr_db(one: ImageArray, other: ImageArray) -> float:
-    error = np.mean((one.astype(float) - other) ** 2)
-    return float(10 * np.log10(255**2 / error))
 
 
 def test_exactly_the_linear_layers_of_the_transformer_are_float8(checkpoints: Checkpoints) -> None:

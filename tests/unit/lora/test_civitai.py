@@ -58,7 +58,7 @@ async def test_version_is_requested_directly(provider: LocalServer, file_host: L
     resolved = await resolve(provider, CivitaiFile(version=72))
     assert path_of(resolved) == "/api/download/models/72"
     assert query_of(resolved) == {"type": "Model", "format": "SafeTensor", "size": "full", "fp": "fp16"}
-    assert provider.asked == ["/api/v1/model-versions/72"]
+    assert provider.requested_paths == ["/api/v1/model-versions/72"]
 
 
 async def test_token_of_the_caller_replaces_the_token_of_the_service(
@@ -126,7 +126,7 @@ async def test_other_models_are_rejected_without_a_download(
         with pytest.raises(InvalidLora) as caught:
             await resolve(provider, reference)
         assert word in caught.value.why
-    assert not any("download" in path for path in provider.asked)
+    assert not any("download" in path for path in provider.requested_paths)
 
 
 @pytest.mark.parametrize("model_type", ["LoCon", "DoRA", ""])
@@ -144,7 +144,7 @@ async def test_possible_flux_loras_are_accepted(
     [[], {}, {"modelVersions": []}, {"modelVersions": [{"id": "x"}]}, {"modelVersions": [{"id": 1, "files": 5}]}],
 )
 async def test_unexpected_response_is_an_error(provider: LocalServer, response: object) -> None:
-    provider.answer("/api/v1/models/5", body=json.dumps(response).encode())
+    provider.respond("/api/v1/models/5", body=json.dumps(response).encode())
     with pytest.raises(FetchFailed, match=r"CivitAI.*unexpected response"):
         await resolve(provider, CivitaiFile(model=5))
 
@@ -154,7 +154,7 @@ async def test_unexpected_response_is_an_error(provider: LocalServer, response: 
     [("404 Not Found", "404 Not Found"), ("401 Unauthorized", "CIVITAI_API_TOKEN")],
 )
 async def test_error_response_is_reported_with_a_hint(provider: LocalServer, status: str, word: str) -> None:
-    provider.answer("/api/v1/models/5", status=status)
+    provider.respond("/api/v1/models/5", status=status)
     with pytest.raises(FetchFailed) as caught:
         await resolve(provider, CivitaiFile(model=5))
     assert word in caught.value.why

@@ -58,14 +58,14 @@ async def fetch_error(fetcher: UrlFetcher, url: str) -> FetchFailed:
 
 async def test_file_is_returned_unchanged(server: LocalServer, make_fetcher: FetcherFactory) -> None:
     body = bytes(range(256)) * 1000
-    assert await make_fetcher(server).fetch(server.answer("/a.png", body=body)) == body
+    assert await make_fetcher(server).fetch(server.respond("/a.png", body=body)) == body
 
 
 async def test_body_without_length_or_in_chunks_is_read_completely(
     server: LocalServer, make_fetcher: FetcherFactory
 ) -> None:
-    without_length = server.answer("/without-length", body=b"to the end", Content_Length="")
-    chunked = server.answer(
+    without_length = server.respond("/without-length", body=b"to the end", Content_Length="")
+    chunked = server.respond(
         "/chunked", body=b"3\r\nabc\r\n2\r\nde\r\n0\r\n\r\n", Content_Length="", Transfer_Encoding="chunked"
     )
     assert await make_fetcher(server).fetch(without_length) == b"to the end"
@@ -73,7 +73,7 @@ async def test_body_without_length_or_in_chunks_is_read_completely(
 
 
 async def test_request_headers(server: LocalServer, make_fetcher: FetcherFactory) -> None:
-    await make_fetcher(server).fetch(server.answer("/a", body=b"x"))
+    await make_fetcher(server).fetch(server.respond("/a", body=b"x"))
     head = server.heads[0].lower()
     assert f"host: 127.0.0.1:{server.port}\r\n" in head
     assert "accept-encoding: identity\r\n" in head
@@ -116,10 +116,10 @@ async def test_request_headers(server: LocalServer, make_fetcher: FetcherFactory
 async def test_private_address_is_rejected_in_every_spelling(
     server: LocalServer, make_fetcher: FetcherFactory, host: str
 ) -> None:
-    server.answer("/a", body=b"secret")
+    server.respond("/a", body=b"secret")
     error = await fetch_error(make_fetcher(), f"http://{host}:{server.port}/a")
     assert "not public" in error.why
-    assert server.asked == []
+    assert server.requested_paths == []
 
 
 @pytest.mark.parametrize("host", ["[fe80::1%25lo]", "[::1%25lo]", "a..b", "a" * 70 + ".com"])
@@ -132,24 +132,24 @@ async def test_invalid_host_fails_with_reason(make_fetcher: FetcherFactory, host
 async def test_host_with_one_private_address_is_rejected(
     server: LocalServer, make_fetcher: FetcherFactory, addresses: list[str]
 ) -> None:
-    server.answer("/a", body=b"secret")
+    server.respond("/a", body=b"secret")
     resolver = FakeResolver(images_test=[addresses])
     error = await fetch_error(make_fetcher(resolver=resolver), f"http://images.test:{server.port}/a")
     assert "not public" in error.why
     assert resolver.resolved == ["images.test"]
-    assert server.asked == []
+    assert server.requested_paths == []
 
 
 async def test_host_is_checked_again_for_each_attempt(server: LocalServer, make_fetcher: FetcherFactory) -> None:
-    server.answer("/a", status="503 Busy")
+    server.respond("/a", status="503 Busy")
     resolver = FakeResolver(images_test=[["127.0.0.1"], ["169.254.169.254"]])
     error = await fetch_error(make_fetcher(server, resolver=resolver), f"http://images.test:{server.port}/a")
     assert "not public" in error.why
-    assert server.asked == ["/a"]
+    assert server.requested_paths == ["/a"]
 
 
 async def test_allowed_host_may_have_private_address(server: LocalServer, make_fetcher: FetcherFactory) -> None:
-    server.answer("/a", body=b"inside")
+    server.respond("/a", body=b"inside")
     resolver = FakeResolver(store_local=[["127.0.0.1"]])
     fetcher = make_fetcher(resolver=resolver, allowed_hosts=("store.local",))
     assert await fetcher.fetch(f"http://store.local:{server.port}/a") == b"inside"
@@ -159,15 +159,15 @@ async def test_allowed_host_may_have_private_address(server: LocalServer, make_f
 async def test_allowed_port_allows_no_other_port(
     server: LocalServer, other_server: LocalServer, make_fetcher: FetcherFactory
 ) -> None:
-    error = await fetch_error(make_fetcher(server), other_server.answer("/a", body=b"secret"))
+    error = await fetch_error(make_fetcher(server), other_server.respond("/a", body=b"secret"))
     assert "not public" in error.why
-    assert other_server.asked == []
+    assert other_server.requested_paths == []
 
 
 async def test_relative_and_absolute_redirects_are_followed(server: LocalServer, make_fetcher: FetcherFactory) -> None:
-    end = server.answer("/end", body=b"there")
-    server.answer("/next", status="307 Temporary Redirect", Location=end)
-    start = server.answer("/start", status="302 Found", Location="next#part")
+    end = server.respond("/end", body=b"there")
+    server.respond("/next", status="307 Temporary Redirect", Location=end)
+    start = server.respond("/start", status="302 Found", Location="next#part")
     assert await make_fetcher(server).fetch(start) == b"there"
 
 
@@ -186,24 +186,24 @@ async def test_relative_and_absolute_redirects_are_followed(server: LocalServer,
 async def test_redirect_target_is_checked_like_the_first_url(
     server: LocalServer, other_server: LocalServer, make_fetcher: FetcherFactory, location: str, reason: str
 ) -> None:
-    other_server.answer("/a", body=b"secret")
-    url = server.answer("/a", status="302 Found", Location=location.format(other=other_server.port))
+    other_server.respond("/a", body=b"secret")
+    url = server.respond("/a", status="302 Found", Location=location.format(other=other_server.port))
     error = await fetch_error(make_fetcher(server), url)
     assert "after a redirect" in error.why
     assert reason in error.why
     assert error.what == url
-    assert other_server.asked == []
+    assert other_server.requested_paths == []
 
 
 async def test_redirect_loop_ends_after_max_redirects(server: LocalServer, make_fetcher: FetcherFactory) -> None:
-    url = server.answer("/a", status="301 Moved Permanently", Location="/a")
+    url = server.respond("/a", status="301 Moved Permanently", Location="/a")
     error = await fetch_error(make_fetcher(server, max_redirects=3), url)
     assert "more than 3 times" in error.why
-    assert server.asked == ["/a"] * 4
+    assert server.requested_paths == ["/a"] * 4
 
 
 async def test_endless_body_is_aborted_at_max_bytes(server: LocalServer, make_fetcher: FetcherFactory) -> None:
-    url = server.behave("/a", lambda writer: server.drip(writer, b"x" * 10_000, 0))
+    url = server.respond_with("/a", lambda writer: server.drip(writer, b"x" * 10_000, 0))
     error = await fetch_error(make_fetcher(server, max_bytes=100_000), url)
     assert "100000 bytes" in error.why
     assert server.sent_bytes < 20_000_000, "no more than socket buffers hold"
@@ -213,8 +213,8 @@ async def test_body_over_max_bytes_is_rejected_and_body_of_max_bytes_is_not(
     server: LocalServer, make_fetcher: FetcherFactory
 ) -> None:
     fetcher = make_fetcher(server, max_bytes=1000)
-    assert len(await fetcher.fetch(server.answer("/a", body=b"x" * 1000))) == 1000
-    error = await fetch_error(fetcher, server.answer("/b", body=b"x" * 1001, Content_Length=""))
+    assert len(await fetcher.fetch(server.respond("/a", body=b"x" * 1000))) == 1000
+    error = await fetch_error(fetcher, server.respond("/b", body=b"x" * 1001, Content_Length=""))
     assert "1000 bytes" in error.why
 
 
@@ -226,20 +226,20 @@ async def test_content_length_over_max_bytes_is_rejected_before_the_body(
         await writer.drain()
         await asyncio.sleep(1)
 
-    error = await fetch_error(make_fetcher(server, read_timeout_s=0.5), server.behave("/a", send_head_only))
+    error = await fetch_error(make_fetcher(server, read_timeout_s=0.5), server.respond_with("/a", send_head_only))
     assert f"{64 * 2**20} bytes" in error.why
 
 
 async def test_body_shorter_than_content_length_is_retried_and_fails(
     server: LocalServer, make_fetcher: FetcherFactory
 ) -> None:
-    error = await fetch_error(make_fetcher(server), server.answer("/a", body=b"x" * 10, Content_Length=20))
+    error = await fetch_error(make_fetcher(server), server.respond("/a", body=b"x" * 10, Content_Length=20))
     assert "closed the connection" in error.why
-    assert len(server.asked) == 3
+    assert len(server.requested_paths) == 3
 
 
 async def test_body_longer_than_content_length_is_truncated(server: LocalServer, make_fetcher: FetcherFactory) -> None:
-    url = server.answer("/a", body=b"x" * 20, Content_Length=10)
+    url = server.respond("/a", body=b"x" * 20, Content_Length=10)
     assert await make_fetcher(server).fetch(url) == b"x" * 10
 
 
@@ -250,13 +250,13 @@ async def test_invalid_http_response_fails(server: LocalServer, make_fetcher: Fe
     async def send(writer: asyncio.StreamWriter) -> None:
         writer.write(response)
 
-    error = await fetch_error(make_fetcher(server, max_attempts=1), server.behave("/a", send))
+    error = await fetch_error(make_fetcher(server, max_attempts=1), server.respond_with("/a", send))
     assert "invalid HTTP" in error.why
 
 
 @pytest.mark.parametrize("encoding", ["gzip", "br", "GZIP", "deflate", "zstd"])
 async def test_compressed_body_is_rejected(server: LocalServer, make_fetcher: FetcherFactory, encoding: str) -> None:
-    url = server.answer("/a", body=b"x", Content_Encoding=encoding)
+    url = server.respond("/a", body=b"x", Content_Encoding=encoding)
     assert "compressed" in (await fetch_error(make_fetcher(server), url)).why
 
 
@@ -269,13 +269,13 @@ async def test_silent_server_fails_after_read_timeout(
         await writer.drain()
         await asyncio.sleep(1)
 
-    error = await fetch_error(make_fetcher(server, read_timeout_s=0.1), server.behave("/a", stall))
+    error = await fetch_error(make_fetcher(server, read_timeout_s=0.1), server.respond_with("/a", stall))
     assert "nothing for 0.1 s" in error.why
-    assert len(server.asked) == 1
+    assert len(server.requested_paths) == 1
 
 
 async def test_slow_body_fails_after_total_timeout(server: LocalServer, make_fetcher: FetcherFactory) -> None:
-    url = server.behave("/a", lambda writer: server.drip(writer, b"x", 0.02))
+    url = server.respond_with("/a", lambda writer: server.drip(writer, b"x", 0.02))
     loop = asyncio.get_running_loop()
     start_s = loop.time()
     error = await fetch_error(make_fetcher(server, read_timeout_s=1, total_timeout_s=0.2), url)
@@ -345,24 +345,24 @@ async def test_unknown_host_is_not_retried(make_fetcher: FetcherFactory) -> None
 async def test_only_retryable_statuses_are_retried(
     server: LocalServer, make_fetcher: FetcherFactory, status: str, attempts: int, reason: str
 ) -> None:
-    error = await fetch_error(make_fetcher(server), server.answer("/a", status=status))
+    error = await fetch_error(make_fetcher(server), server.respond("/a", status=status))
     assert reason in error.why
     assert "Strange" not in error.why, "the server's own reason phrase is not shown"
     assert ("signing in" in error.why) is (status in ("401 Unauthorized", "403 Forbidden"))
-    assert len(server.asked) == attempts
+    assert len(server.requested_paths) == attempts
 
 
 async def test_retry_after_temporary_failure_succeeds(server: LocalServer, make_fetcher: FetcherFactory) -> None:
     async def fail_twice(writer: asyncio.StreamWriter) -> None:
-        busy = len(server.asked) < 3
+        busy = len(server.requested_paths) < 3
         writer.write(b"HTTP/1.1 503 Busy\r\n\r\n" if busy else b"HTTP/1.1 200 OK\r\nContent-Length: 4\r\n\r\nwell")
 
-    assert await make_fetcher(server).fetch(server.behave("/a", fail_twice)) == b"well"
+    assert await make_fetcher(server).fetch(server.respond_with("/a", fail_twice)) == b"well"
 
 
 async def test_pauses_between_attempts_grow(server: LocalServer, make_fetcher: FetcherFactory) -> None:
     """The pauses are at least half of 0.02, 0.04, 0.08 and 0.16 s; without growth they would be at most 0.08 s."""
-    url = server.answer("/a", status="503 Busy")
+    url = server.respond("/a", status="503 Busy")
     loop = asyncio.get_running_loop()
     start_s = loop.time()
     await fetch_error(make_fetcher(server, max_attempts=5, backoff_s=0.02), url)
@@ -381,7 +381,7 @@ async def test_concurrent_fetches_are_limited(server: LocalServer, make_fetcher:
         writer.write(b"HTTP/1.1 200 OK\r\nContent-Length: 0\r\n\r\n")
 
     fetcher = make_fetcher(server, max_concurrent=2)
-    url = server.behave("/a", respond_slowly)
+    url = server.respond_with("/a", respond_slowly)
     await asyncio.gather(*(fetcher.fetch(url) for _ in range(6)))
     assert most == 2
 
@@ -392,19 +392,19 @@ async def test_total_timeout_excludes_waiting_for_a_slot(server: LocalServer, ma
         writer.write(b"HTTP/1.1 200 OK\r\nContent-Length: 0\r\n\r\n")
 
     fetcher = make_fetcher(server, max_concurrent=1, total_timeout_s=0.5)
-    url = server.behave("/a", respond_slowly)
+    url = server.respond_with("/a", respond_slowly)
     assert await asyncio.gather(*(fetcher.fetch(url) for _ in range(4))) == [b""] * 4
 
 
 async def test_cancelled_fetch_frees_its_slot(server: LocalServer, make_fetcher: FetcherFactory) -> None:
-    endless = server.behave("/drip", lambda writer: server.drip(writer, b"x", 0.01))
+    endless = server.respond_with("/drip", lambda writer: server.drip(writer, b"x", 0.01))
     fetcher = make_fetcher(server, max_concurrent=1)
     task = asyncio.create_task(fetcher.fetch(endless))
     await asyncio.sleep(0.05)
     task.cancel()
     with pytest.raises(asyncio.CancelledError):
         await task
-    assert await fetcher.fetch(server.answer("/a", body=b"x")) == b"x"
+    assert await fetcher.fetch(server.respond("/a", body=b"x")) == b"x"
 
 
 async def test_environment_proxies_and_netrc_are_ignored(
@@ -419,13 +419,13 @@ async def test_environment_proxies_and_netrc_are_ignored(
     monkeypatch.setenv("NETRC", str(netrc))
     for name in ("http_proxy", "HTTP_PROXY", "all_proxy", "ALL_PROXY"):
         monkeypatch.setenv(name, f"http://127.0.0.1:{other_server.port}")
-    assert await make_fetcher(server).fetch(server.answer("/a", body=b"x")) == b"x"
-    assert other_server.asked == []
+    assert await make_fetcher(server).fetch(server.respond("/a", body=b"x")) == b"x"
+    assert other_server.requested_paths == []
     assert "authorization" not in server.heads[0].lower()
 
 
 async def test_error_shows_neither_query_nor_address(server: LocalServer, make_fetcher: FetcherFactory) -> None:
-    server.answer("/a.png", status="404 Not Found")
+    server.respond("/a.png", status="404 Not Found")
     fetcher = make_fetcher(resolver=FakeResolver(store_local=[["127.0.0.1"]]), allowed_hosts=("store.local",))
     error = await fetch_error(fetcher, f"http://store.local:{server.port}/a.png?signature=secret#part")
     assert error.what == f"http://store.local:{server.port}/a.png"
@@ -439,7 +439,7 @@ async def https(tmp_path: Path) -> AsyncIterator[tuple[LocalServer, ssl.SSLConte
     server_context, client_context = make_tls_contexts(tmp_path, "images.test")
     server = LocalServer()
     await server.start(server_context)
-    server.answer("/a", body=b"sealed")
+    server.respond("/a", body=b"sealed")
     yield server, client_context
     await server.stop()
 
@@ -462,7 +462,7 @@ async def test_certificate_for_another_host_is_rejected(
     resolver = FakeResolver(impostor_test=[["127.0.0.1"]], **{"127_0_0_1": [["127.0.0.1"]]})
     error = await fetch_error(make_fetcher(server, resolver=resolver, tls=tls), f"https://{host}:{server.port}/a")
     assert "certificate" in error.why
-    assert server.asked == []
+    assert server.requested_paths == []
 
 
 async def test_https_on_an_http_port_fails_with_reason(make_fetcher: FetcherFactory) -> None:

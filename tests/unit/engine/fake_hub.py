@@ -12,7 +12,7 @@ from urllib.parse import unquote, urlsplit
 REVISION = "0123456789abcdef0123456789abcdef01234567"
 
 
-class Hub:
+class FakeHub:
     """Serves `folder` as `owner/name` at REVISION. `errors` maps repositories to a status and an `X-Error-Code`."""
 
     def __init__(self, folder: Path, errors: dict[str, tuple[int, str]]) -> None:
@@ -24,7 +24,7 @@ class Hub:
         self.endpoint = ""
 
     @contextmanager
-    def serving(self) -> Iterator["Hub"]:
+    def serving(self) -> Iterator["FakeHub"]:
         server = ThreadingHTTPServer(("127.0.0.1", 0), self._handler())
         self.endpoint = f"http://127.0.0.1:{server.server_port}"
         thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.01})
