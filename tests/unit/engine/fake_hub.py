@@ -1,4 +1,4 @@
-"""A model hub on loopback: serves one repository from a folder and returns the real hub's errors for others."""
+"""A fake Hugging Face Hub on loopback. It serves one repository from a folder, and errors for other repositories."""
 
 import hashlib
 import json

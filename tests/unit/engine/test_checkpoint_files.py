@@ -1,3 +1,5 @@
+"""Checkpoint folders from local paths and from a fake Hugging Face Hub."""
+
 import json
 import os
 import subprocess

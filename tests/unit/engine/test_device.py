@@ -1,3 +1,5 @@
+"""The check whether a device still responds."""
+
 import torch
 
 from serve.engine import device

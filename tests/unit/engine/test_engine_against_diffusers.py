@@ -1,4 +1,4 @@
-"""An image generated alone equals the one of diffusers' pipeline for the same seed, to the bit."""
+"""An image generated alone equals the image of diffusers' pipeline for the same seed, to the bit."""
 
 from dataclasses import replace
 from typing import Any
@@ -20,7 +20,7 @@ PRECISIONS: tuple[Precision, ...] = ("float32", "bf16")
 
 
 def _checkpoint(checkpoints: Checkpoints, variant: VariantName, precision: Precision) -> Checkpoint:
-    """With all networks in one dtype, as the pipelines require."""
+    """A checkpoint with all networks in one dtype, as diffusers' pipelines require."""
     return checkpoints.get(variant, precision, vae="float32" if precision == "float32" else "bfloat16")
 
 
@@ -78,7 +78,7 @@ def test_pixels_equal_pipeline_pixels(checkpoints: Checkpoints, mode: Mode, size
 
 @pytest.mark.parametrize("mode", ["image_to_image", "inpainting"])
 def test_float32_vae_with_bf16_transformer_encodes_in_float32(checkpoints: Checkpoints, mode: Mode) -> None:
-    """Pipelines cannot mix dtypes but accept latents as the image, so the reference samples its latents here."""
+    """Pipelines cannot mix dtypes, but accept latents as the image, so this test encodes the reference's image."""
     checkpoint = checkpoints.get("dev", "bf16", vae="float32")
     request = make_request(mode, seeds=(11,))
     assert request.image is not None
@@ -101,7 +101,7 @@ def test_vae_with_five_stages_equals_pipeline(checkpoints: Checkpoints, mode: Mo
 
 
 @pytest.mark.parametrize(("geometry", "padded_size"), [(SMALL, (112, 80)), (FIVE_STAGES, (128, 96))])
-def test_size_that_is_not_a_multiple_of_the_stride_is_generated_larger_and_cropped(
+def test_size_that_is_not_a_multiple_of_the_stride_is_padded_and_cropped(
     checkpoints: Checkpoints, geometry: Geometry, padded_size: tuple[int, int]
 ) -> None:
     checkpoint = checkpoints.get("dev", "float32", geometry=geometry)

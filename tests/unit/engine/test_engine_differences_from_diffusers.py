@@ -19,7 +19,7 @@ def checkpoint(checkpoints: Checkpoints) -> Checkpoint:
 
 @pytest.mark.parametrize("steps", [1, 4])
 def test_strength_0_returns_the_input_image_through_the_vae(checkpoint: Checkpoint, steps: int) -> None:
-    """Pipelines raise an error."""
+    """diffusers' pipelines raise an error."""
     request = make_request("image_to_image", strength=0.0, steps=steps, seeds=(3,))
     with pytest.raises(ValueError, match="< 1"):
         diffusers_reference.latents(checkpoint, request)
@@ -38,7 +38,7 @@ def test_strength_0_returns_the_input_image_through_the_vae(checkpoint: Checkpoi
 
 @pytest.mark.parametrize(("steps", "strength"), [(4, 0.8), (2, 0.6), (3, 0.99)])
 def test_strength_below_1_skips_at_least_one_step(checkpoint: Checkpoint, steps: int, strength: float) -> None:
-    """A pipeline starts at step int(N - N * strength) = 0, from pure noise, and so ignores the input image.
+    """A diffusers pipeline starts at step int(N - N * strength) = 0, from pure noise, and so ignores the input image.
 
     The engine starts at step 1, where a pipeline starts with strength 1 - 1 / N.
     """
@@ -51,7 +51,7 @@ def test_strength_below_1_skips_at_least_one_step(checkpoint: Checkpoint, steps:
 
 @pytest.mark.parametrize("mode", ["image_to_image", "inpainting"])
 def test_single_step_starts_at_the_strength(checkpoint: Checkpoint, mode: Mode) -> None:
-    """A pipeline starts from pure noise and so ignores the input image."""
+    """A diffusers pipeline starts from pure noise and so ignores the input image."""
     request = make_request(mode, steps=1, strength=0.4)
     latents = run_request(checkpoint, request).latents[0]
     assert not torch.equal(latents, diffusers_reference.latents(checkpoint, request))
@@ -59,7 +59,7 @@ def test_single_step_starts_at_the_strength(checkpoint: Checkpoint, mode: Mode) 
 
 
 def test_inpainting_keeps_unmasked_pixels_exactly(checkpoint: Checkpoint) -> None:
-    """A pipeline returns them as the VAE decodes them."""
+    """A diffusers pipeline returns these pixels as the VAE decodes them."""
     request = make_request("inpainting")
     assert request.image is not None
     assert request.mask is not None
@@ -71,7 +71,7 @@ def test_inpainting_keeps_unmasked_pixels_exactly(checkpoint: Checkpoint) -> Non
 
 
 def test_size_that_is_not_a_multiple_of_the_stride_is_kept(checkpoint: Checkpoint) -> None:
-    """A pipeline rounds it down."""
+    """A diffusers pipeline rounds the size down."""
     request = make_request(size=(100, 72))
     assert diffusers_reference.pixels(checkpoint, request).shape == (64, 96, 3)
     assert run_request(checkpoint, request).pixels[0].shape == (72, 100, 3)

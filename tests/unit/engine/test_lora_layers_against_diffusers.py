@@ -17,8 +17,8 @@ from tests.unit.engine.loras import lora_requests, make_lora
 from tests.unit.engine.requests import Mode, make_request, run_request
 
 TOLERANCE = {"float32": 2e-5, "bf16": 0.08, "fp8": 0.08}
-"""Relative to the change that the LoRAs make. In bf16, peft rounds after each product and sum, the engine once before
-the last sum."""
+"""Relative to the change that the LoRAs make. In bf16, peft rounds after each product and sum. The engine rounds once,
+before the last sum."""
 
 
 def _diffusers_state_dict(lora: LoraWeights) -> dict[str, Tensor]:
@@ -32,7 +32,7 @@ def _diffusers_state_dict(lora: LoraWeights) -> dict[str, Tensor]:
 
 
 def _dequantize(transformer: nn.Module) -> None:
-    """Replaces quanto's linear layers, which peft does not support, with torch's, which keep the quantized values."""
+    """Replaces quanto's linear layers, which peft does not support, with torch layers that have the quantized values."""
     for module in transformer.modules():
         for name, child in module.named_children():
             if isinstance(child, nn.Linear):

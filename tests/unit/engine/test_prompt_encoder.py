@@ -1,3 +1,5 @@
+"""Prompt embeds, truncation warnings, and the cache of embeds."""
+
 from dataclasses import replace
 
 import pytest

@@ -41,7 +41,7 @@ def test_exactly_the_linear_layers_of_the_transformer_are_float8(checkpoints: Ch
     others = [weight for weight in transformer.parameters() if type(weight.data) is torch.Tensor]
     assert {weight.dtype for weight in others} == {torch.bfloat16}
     assert isinstance(transformer.transformer_blocks[0].norm1.linear, QLinear), (
-        "modulation holds most weights of a block"
+        "the modulation has most of a block's weights"
     )
 
 
