@@ -1,4 +1,4 @@
-"""A base with nonzero outputs, and random prompt embeds for it."""
+"""A base model with nonzero outputs, and prompt embeds for it."""
 
 import torch
 from diffusers import FluxTransformer2DModel
@@ -7,18 +7,19 @@ from training.flow import Text
 from training.transformer import build
 
 
-def text(batch: int) -> Text:
+def random_embeds(batch: int) -> Text:
+    """Returns the same random prompt embeds and pooled prompt embeds for every call."""
     generator = torch.Generator().manual_seed(0)
     return torch.randn(batch, 7, 128, generator=generator), torch.randn(batch, 128, generator=generator)
 
 
-def empty(batch: int) -> Text:
-    embeds = text(batch)
-    return torch.zeros_like(embeds[0]), torch.zeros_like(embeds[1])
+def zero_embeds(batch: int) -> Text:
+    prompt_embeds, pooled_prompt_embeds = random_embeds(batch)
+    return torch.zeros_like(prompt_embeds), torch.zeros_like(pooled_prompt_embeds)
 
 
 def nonzero_base() -> FluxTransformer2DModel:
-    """Returns a base whose last layer and modulations are nonzero, as after training."""
+    """Returns a base model whose last layer and modulations are nonzero, as after training."""
     torch.manual_seed(0)
     model = build()
     for parameter in model.parameters():

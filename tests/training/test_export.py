@@ -1,4 +1,4 @@
-"""The export: two folders that diffusers loads, with shared parts stored once."""
+"""The exported models: diffusers and the engine load them, and shared parts are stored once."""
 
 from pathlib import Path
 
@@ -65,10 +65,10 @@ def test_engine_generates_and_inpaints_with_export(
 ) -> None:
     blank, mask = Image.new("RGB", (96, 64), "white"), np.zeros((64, 96), np.uint8)
     mask[:, 48:] = 255
-    plain = ImageRequest("a red cat", 1, (96, 64), 2, guidance)
-    inpainted = ImageRequest("a red cat", 1, (96, 64), 2, guidance, blank, 1.0, mask)
+    text_to_image = ImageRequest("a red cat", 1, (96, 64), 2, guidance)
+    inpainting = ImageRequest("a red cat", 1, (96, 64), 2, guidance, blank, 1.0, mask)
     with ImageGenerator(variant, str(exported / variant), "bf16") as generator:
-        drawn, kept = (np.array(image) for image in generator.generate([plain, inpainted]))
-    assert drawn.shape == kept.shape == (64, 96, 3)
-    assert (kept[:, :48] == 255).all()
-    assert (kept[:, 48:] != 255).any()
+        generated, inpainted = (np.array(image) for image in generator.generate([text_to_image, inpainting]))
+    assert generated.shape == inpainted.shape == (64, 96, 3)
+    assert (inpainted[:, :48] == 255).all()
+    assert (inpainted[:, 48:] != 255).any()

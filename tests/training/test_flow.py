@@ -1,4 +1,4 @@
-"""Flow, schedule and packing match diffusers' FLUX."""
+"""Schedules, packing and position ids match diffusers, and guidance follows its formula."""
 
 import math
 
@@ -6,14 +6,14 @@ import pytest
 import torch
 from diffusers import FlowMatchEulerDiscreteScheduler, FluxPipeline, FluxTransformer2DModel
 
-from tests.training.base_models import empty, nonzero_base, text
+from tests.training.base_models import nonzero_base, random_embeds, zero_embeds
 from training import flow
 from training.flow import TokenLayout
 from training.latents import pack, unpack
 from training.transformer import build
 
 pytestmark = pytest.mark.filterwarnings("ignore:Mismatch dtype")
-"""Norms keep float32 weights in training, which is only slower."""
+"""torch warns that norms keep float32 weights in training, which is slower."""
 
 
 @pytest.fixture(scope="module")
@@ -43,19 +43,21 @@ def test_position_ids_match_diffusers() -> None:
 
 
 def test_fresh_transformer_predicts_zero() -> None:
-    predicted = flow.velocity(build(), torch.randn(1, 4, 64), torch.rand(1), text(1), TokenLayout(2, 2))
+    predicted = flow.velocity(build(), torch.randn(1, 4, 64), torch.rand(1), random_embeds(1), TokenLayout(2, 2))
     assert not predicted.any()
 
 
 def test_guidance_extrapolates_from_the_empty_prompt(base: FluxTransformer2DModel) -> None:
-    latents, times, embeds = torch.randn(1, 4, 64), torch.rand(1), text(1)
-    alone = flow.velocity(base, latents, times, embeds, TokenLayout(2, 2))
-    without = flow.velocity(base, latents, times, empty(1), TokenLayout(2, 2))
+    latents, times, embeds = torch.randn(1, 4, 64), torch.rand(1), random_embeds(1)
+    with_prompt = flow.velocity(base, latents, times, embeds, TokenLayout(2, 2))
+    without_prompt = flow.velocity(base, latents, times, zero_embeds(1), TokenLayout(2, 2))
     for scale in (1.0, 3.0):
         predicted = flow.guided_velocity(
-            base, latents, times, embeds, empty(1), TokenLayout(2, 2), torch.tensor([scale])
+            base, latents, times, embeds, zero_embeds(1), TokenLayout(2, 2), torch.tensor([scale])
         )
-        torch.testing.assert_close(predicted, without + scale * (alone - without), atol=0.03, rtol=0.03)
+        torch.testing.assert_close(
+            predicted, without_prompt + scale * (with_prompt - without_prompt), atol=0.03, rtol=0.03
+        )
 
 
 def test_sample_times_favours_high_noise_and_covers_all_times() -> None:

@@ -1,4 +1,4 @@
-"""The command lines and time shares of all parts."""
+"""`python -m training`: the command lines and time shares of all parts."""
 
 from pathlib import Path
 
@@ -13,8 +13,8 @@ def test_time_shares_sum_to_one() -> None:
 
 def test_parts_run_after_their_dependencies() -> None:
     order = [" ".join(command[:2]) for command in commands(Path("r"), Path("o"), 100, "cpu")]
-    places = [
-        next(k for k, name in enumerate(order) if name.startswith(f"training.{part}"))
+    positions = [
+        next(index for index, name in enumerate(order) if name.startswith(f"training.{part}"))
         for part in (
             "autoencoder",
             "refine",
@@ -28,7 +28,7 @@ def test_parts_run_after_their_dependencies() -> None:
             "export",
         )
     ]
-    assert places == sorted(places)
+    assert positions == sorted(positions)
 
 
 def test_part_gets_its_share_of_minutes() -> None:

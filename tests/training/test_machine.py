@@ -1,4 +1,4 @@
-"""Drawing in the training process and in workers, options, and clocks."""
+"""`Machine`: maps and streams in this process and in workers, command-line options, and clocks."""
 
 import argparse
 import time
@@ -13,7 +13,7 @@ from training.machine import CPU, Machine, add_arguments, machine_from_arguments
 TWO_WORKERS = Machine(torch.device("cpu"), workers=2, batch_factor=1)
 
 
-def draw_number(rng: Rng) -> float:
+def random_number(rng: Rng) -> float:
     return float(rng.random())
 
 
@@ -21,7 +21,7 @@ def square(number: int) -> int:
     return number * number
 
 
-def arguments(*options: str) -> argparse.Namespace:
+def parse(*options: str) -> argparse.Namespace:
     parser = argparse.ArgumentParser()
     add_arguments(parser, compiles=True)
     return parser.parse_args(options)
@@ -34,18 +34,18 @@ def test_map_ordered_keeps_order(machine: Machine) -> None:
 
 @pytest.mark.parametrize("machine", [CPU, TWO_WORKERS])
 def test_stream_is_seeded_and_does_not_repeat(machine: Machine) -> None:
-    first, again, other = (list(islice(machine.stream(draw_number, seed), 8)) for seed in (1, 1, 2))
-    assert first == again
+    first, repeated, other = (list(islice(machine.stream(random_number, seed), 8)) for seed in (1, 1, 2))
+    assert first == repeated
     assert len({*first, *other}) == 16
 
 
 def test_defaults_for_cpu_and_gpu() -> None:
-    assert machine_from_arguments(arguments()) == CPU
-    gpu = machine_from_arguments(arguments("--device", "cuda", "--workers", "3"))
+    assert machine_from_arguments(parse()) == CPU
+    gpu = machine_from_arguments(parse("--device", "cuda", "--workers", "3"))
     assert (gpu.workers, gpu.batch_factor) == (3, 8)
-    assert machine_from_arguments(arguments("--device", "cuda", "--batch-factor", "2")).batch_factor == 2
-    assert machine_from_arguments(arguments("--device", "cuda")).workers >= 1
-    assert machine_from_arguments(arguments("--compile")).compiles
+    assert machine_from_arguments(parse("--device", "cuda", "--batch-factor", "2")).batch_factor == 2
+    assert machine_from_arguments(parse("--device", "cuda")).workers >= 1
+    assert machine_from_arguments(parse("--compile")).compiles
 
 
 def test_clock_is_processor_time_on_cpu_and_wall_time_on_gpu() -> None:

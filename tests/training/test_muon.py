@@ -1,4 +1,4 @@
-"""Muon for weights of any shape."""
+"""Muon for matrices and convolutions, and resuming of optimizers."""
 
 from copy import deepcopy
 
@@ -11,8 +11,8 @@ from training.muon import Muon, Optimizers, orthogonalize
 @pytest.mark.parametrize("shape", [(8, 24), (24, 8), (16, 16)])
 def test_singular_values_of_a_step_are_about_one(shape: tuple[int, int]) -> None:
     torch.manual_seed(0)
-    given = torch.randn(shape)
-    values = torch.linalg.svdvals(orthogonalize(given).float())
+    gradient = torch.randn(shape)
+    values = torch.linalg.svdvals(orthogonalize(gradient).float())
     assert values.min() > 0.3
     assert values.max() < 1.4
 
@@ -28,8 +28,8 @@ def test_step_length_matches_adamw(shape: tuple[int, ...]) -> None:
 
 def test_optimizers_resume_from_state() -> None:
     def take_step(model: torch.nn.Linear, optimizers: Optimizers, seed: int) -> torch.Tensor:
-        given = torch.randn(8, 4, generator=torch.Generator().manual_seed(seed))
-        torch.autograd.backward((model(given) - given.flip(1)).square().sum())
+        inputs = torch.randn(8, 4, generator=torch.Generator().manual_seed(seed))
+        torch.autograd.backward((model(inputs) - inputs.flip(1)).square().sum())
         optimizers.step(0.1)
         return model.weight.detach().clone()
 
@@ -40,8 +40,8 @@ def test_optimizers_resume_from_state() -> None:
     state, weights = deepcopy(before.state_dict()), deepcopy(model.state_dict())
     expected = take_step(model, before, 2)
     resumed, restarted = torch.nn.Linear(4, 4), torch.nn.Linear(4, 4)
-    for one in (resumed, restarted):
-        one.load_state_dict(weights)
+    for copy in (resumed, restarted):
+        copy.load_state_dict(weights)
     after = Optimizers(resumed, 0.1, lambda _, parameter: parameter.ndim == 2)
     after.load_state_dict(state)
     assert torch.equal(take_step(resumed, after, 2), expected)

@@ -1,4 +1,4 @@
-"""Weighted norms give a crop the statistics of the full image."""
+"""Weighted norms compute the statistics of a full image from a crop of it."""
 
 import torch
 
@@ -24,16 +24,16 @@ def test_unweighted_norm_matches_group_norm() -> None:
         torch.testing.assert_close(model(features), plain(features))
 
 
-def test_weighted_column_stands_for_repeated_columns() -> None:
-    model, drawing, blank = weighted_norm(), torch.randn(2, 4, 6, 6), torch.randn(2, 4, 6, 1)
-    full = model(torch.cat([drawing, blank.expand(-1, -1, -1, 50)], 3))
+def test_weighted_column_equals_repeated_columns() -> None:
+    model, features, blank_column = weighted_norm(), torch.randn(2, 4, 6, 6), torch.randn(2, 4, 6, 1)
+    full = model(torch.cat([features, blank_column.expand(-1, -1, -1, 50)], 3))
     pixel_weights = torch.ones(6, 7)
     pixel_weights[:, 6] = 50
     with weighted_statistics(model, pixel_weights):
-        crop = model(torch.cat([drawing, blank], 3))
+        crop = model(torch.cat([features, blank_column], 3))
     torch.testing.assert_close(crop, full[..., :7])
-    assert not torch.allclose(model(torch.cat([drawing, blank], 3)), crop, atol=0.1), (
-        "square_moments no more, it forgets"
+    assert not torch.allclose(model(torch.cat([features, blank_column], 3)), crop, atol=0.1), (
+        "pixel weights must have no effect after the block"
     )
 
 

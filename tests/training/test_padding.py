@@ -5,7 +5,7 @@ import pytest
 import torch
 
 from serve.inputs import SIZES
-from tests.training.base_models import nonzero_base, text
+from tests.training.base_models import nonzero_base, random_embeds
 from training.attention import use_plain_attention
 from training.curriculum import CANVASES, MARGIN_TOKENS
 from training.drawings.scene import FRAME_PX, Item, Scene, scene_strokes
@@ -47,33 +47,35 @@ def test_lay_out_matches_layout() -> None:
 
 
 def test_multiplicity_approximates_full_margin_attention() -> None:
-    """Exact if all margin tokens are equal and at one position."""
+    """The result would be exact if all margin tokens were equal and had one position."""
     model = nonzero_base()
     use_plain_attention(model)
     torch.manual_seed(0)
     square, blank, times = torch.randn(1, 4, 64), torch.randn(1, 1, 64), torch.rand(1)
-    numbers = torch.tensor([0, 1, 2, 3])
-    full = TokenLayout(8, 8, torch.cat([numbers, torch.full((20,), 5)]))
-    some = TokenLayout(8, 8, torch.cat([numbers, torch.full((2,), 5)]), torch.tensor([1.0] * 4 + [10.0] * 2))
-    unweighted = TokenLayout(8, 8, some.kept)
+    square_tokens = torch.tensor([0, 1, 2, 3])
+    full = TokenLayout(8, 8, torch.cat([square_tokens, torch.full((20,), 5)]))
+    weighted = TokenLayout(8, 8, torch.cat([square_tokens, torch.full((2,), 5)]), torch.tensor([1.0] * 4 + [10.0] * 2))
+    unweighted = TokenLayout(8, 8, weighted.kept)
 
-    def of_square(layout: TokenLayout, canvases: int) -> torch.Tensor:
-        latents = torch.cat([square, blank.expand(-1, canvases, -1)], 1)
-        return velocity(model, latents, times, text(1), layout)[:, :4]
+    def square_velocity(layout: TokenLayout, margin_tokens: int) -> torch.Tensor:
+        latents = torch.cat([square, blank.expand(-1, margin_tokens, -1)], 1)
+        return velocity(model, latents, times, random_embeds(1), layout)[:, :4]
 
-    expected = of_square(full, 20)
-    assert (of_square(some, 2) - expected).abs().max() < 0.2 * (of_square(unweighted, 2) - expected).abs().max()
+    expected = square_velocity(full, 20)
+    assert (square_velocity(weighted, 2) - expected).abs().max() < 0.2 * (
+        square_velocity(unweighted, 2) - expected
+    ).abs().max()
 
 
 @pytest.mark.parametrize("megapixels", SIZES)
 def test_things_align_with_tokens_on_any_canvas(megapixels: str) -> None:
-    """The square begins at a whole token, so its latents are the same on any canvas."""
+    """The square starts at a token boundary, so its latents are the same on any canvas."""
     scene = Scene((Item("thing", "house", "blue"),), None, "white")
-    (alone,) = scene_strokes(scene, (FRAME_PX, FRAME_PX), np.random.default_rng(0))
+    (expected,) = scene_strokes(scene, (FRAME_PX, FRAME_PX), np.random.default_rng(0))
     for size in SIZES[megapixels].values():
-        (house,) = scene_strokes(scene, size, np.random.default_rng(0))
+        (item,) = scene_strokes(scene, size, np.random.default_rng(0))
         shift = np.array(Canvas.of(size).corner[::-1]) * STRIDE_PX
-        np.testing.assert_allclose(house.strokes[0] - shift, alone.strokes[0], atol=1e-6)
+        np.testing.assert_allclose(item.strokes[0] - shift, expected.strokes[0], atol=1e-6)
 
 
 def test_canvases_cover_all_service_sizes() -> None:

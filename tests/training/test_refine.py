@@ -9,6 +9,7 @@ import torch
 from diffusers import AutoencoderKL
 
 from tests.training.autoencoders import fresh_autoencoder
+from tests.training.images import image_with_line
 from training import autoencoder, refine
 from training.autoencoder import ink_mask
 from training.drawings.scene import FRAME_PX
@@ -19,58 +20,51 @@ from training.squares import PADDED_PX, pixel_weights, square_moments
 
 pytestmark = pytest.mark.usefixtures("float32_training")
 
-GREEN, BLACK = (-0.7, 0.0, -0.6), (-0.8, -0.8, -0.8)
+GREEN_LINE, BLACK_LINE = (image_with_line(ink, 32) for ink in ((-0.7, 0.0, -0.6), (-0.8, -0.8, -0.8)))
 
 
-def lined(ink: tuple[float, float, float]) -> torch.Tensor:
-    """Returns `[1, 3, 32, 32]`: a background with a line of ink, 4 pixels wide."""
-    image = torch.full((1, 3, 32, 32), 0.9)
-    image[..., 6:10] = torch.tensor(ink)[None, :, None, None]
-    return image
-
-
-def hue(back: torch.Tensor, image: torch.Tensor) -> float:
-    return float(hue_loss(back, image, *ink_mask(image)))
+def hue(reconstruction: torch.Tensor, image: torch.Tensor) -> float:
+    return float(hue_loss(reconstruction, image, *ink_mask(image)))
 
 
 def test_hue_loss_is_zero_for_right_ink() -> None:
-    assert hue(lined(GREEN), lined(GREEN)) == 0
-    assert hue(lined(BLACK), lined(GREEN)) > 0.3
+    assert hue(GREEN_LINE, GREEN_LINE) == 0
+    assert hue(BLACK_LINE, GREEN_LINE) > 0.3
 
 
 def test_hue_loss_tolerates_noise_more_than_wrong_ink() -> None:
     torch.manual_seed(0)
-    uneven = lined(GREEN) + 0.4 * torch.randn(1, 3, 32, 32)
-    wrong = (lined(BLACK) - lined(GREEN)).abs().mean()
-    assert (uneven - lined(GREEN)).abs().mean() > 2 * wrong
-    assert hue(uneven, lined(GREEN)) < 0.5 * hue(lined(BLACK), lined(GREEN))
+    noisy = GREEN_LINE + 0.4 * torch.randn(1, 3, 32, 32)
+    wrong = (BLACK_LINE - GREEN_LINE).abs().mean()
+    assert (noisy - GREEN_LINE).abs().mean() > 2 * wrong
+    assert hue(noisy, GREEN_LINE) < 0.5 * hue(BLACK_LINE, GREEN_LINE)
 
 
 def test_hue_loss_is_zero_without_ink() -> None:
     assert hue(torch.zeros(1, 3, 32, 32), torch.full((1, 3, 32, 32), 0.9)) == 0
 
 
-def test_batches_have_margin_or_square_alone() -> None:
+def test_batches_are_with_or_without_margin() -> None:
     vae, drawings = fresh_autoencoder(), torch.rand(1, 3, PADDED_PX, PADDED_PX)
     targets, rng = square_moments(vae, drawings), np.random.default_rng(0)
     batches = [make_batch(vae, drawings, rng) for _ in range(12)]
     for images, moments, canvas_px2 in batches:
-        bare = canvas_px2 is None
-        assert images.shape[2:] == ((FRAME_PX, FRAME_PX) if bare else (PADDED_PX, PADDED_PX))
-        assert torch.equal(moments, targets[..., 4:20, 4:20] if bare else targets)
+        without_margin = canvas_px2 is None
+        assert images.shape[2:] == ((FRAME_PX, FRAME_PX) if without_margin else (PADDED_PX, PADDED_PX))
+        assert torch.equal(moments, targets[..., 4:20, 4:20] if without_margin else targets)
     sides = [canvas_px2**0.5 for _, _, canvas_px2 in batches if canvas_px2]
     assert refine.SMALLEST_PX <= min(sides) < 600 < 800 < max(sides) <= refine.LARGEST_PX
     assert 0 < len(sides) < 12
 
 
 def distance(vae: AutoencoderKL, canvas_px2: float, targets: torch.Tensor, drawings: torch.Tensor) -> float:
-    """Mean squared distance of the moments on a canvas of this many pixels from the targets."""
+    """Mean squared distance of the moments from the targets, on a canvas of `canvas_px2` pixels."""
     with torch.no_grad(), weighted_statistics(vae, pixel_weights(canvas_px2)):
         return float((vae.encode(drawings).latent_dist.parameters - targets).square().mean())
 
 
 @pytest.mark.slow_training
-def test_refine_brings_large_canvas_latents_nearer_to_square_latents(
+def test_refine_reduces_the_distance_of_large_canvas_latents_from_square_latents(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     torch.manual_seed(0)

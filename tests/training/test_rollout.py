@@ -1,4 +1,4 @@
-"""Rollouts and their schedules."""
+"""Rollouts and their timesteps."""
 
 import torch
 

@@ -1,4 +1,4 @@
-"""Runs can be stopped and resumed, and keep to their time limit."""
+"""Runs can be stopped and resumed, and end at their time limit."""
 
 import signal
 from itertools import count

@@ -1,4 +1,4 @@
-"""Latents of the square are the same on any canvas, as far as the norms are concerned."""
+"""With weighted norms, the latents of the square depend little on the size of the canvas."""
 
 import numpy as np
 import pytest
@@ -36,8 +36,8 @@ def star(side_px: int) -> torch.Tensor:
 
 @pytest.mark.parametrize("side_px", [512, 768])
 def test_weighted_margin_approximates_large_canvas(vae: AutoencoderKL, side_px: int) -> None:
-    above = (side_px - FRAME_PX) // 64
-    large = encode(vae, star(side_px)).view(side_px // 32, side_px // 32, 64)[above:, above:][:SIDE, :SIDE]
+    offset = (side_px - FRAME_PX) // 64
+    large = encode(vae, star(side_px)).view(side_px // 32, side_px // 32, 64)[offset:, offset:][:SIDE, :SIDE]
     with weighted_statistics(vae, pixel_weights(side_px**2)):
         weighted = encode(vae, star(PADDED_PX)).view(PADDED_SIDE, PADDED_SIDE, 64)[MARGIN:, MARGIN:][:SIDE, :SIDE]
     unweighted = encode(vae, star(PADDED_PX)).view(PADDED_SIDE, PADDED_SIDE, 64)[MARGIN:, MARGIN:][:SIDE, :SIDE]
@@ -56,6 +56,6 @@ def test_encode_square_returns_square_and_blank_token(vae: AutoencoderKL) -> Non
     assert moments.shape == (1, 32, 2 * PADDED_SIDE, 2 * PADDED_SIDE)
     corner, middle = ((code[0, token] - code[0, -1]).abs().max() for token in (0, SIDE * SIDE // 2))
     assert corner < 0.5 * middle
-    around = moments.clone()
-    crop_square(around).copy_(moments[..., :1, :1].expand_as(crop_square(around)))
-    assert torch.equal(around, moments[..., :1, :1].expand_as(moments))
+    margin = moments.clone()
+    crop_square(margin).copy_(moments[..., :1, :1].expand_as(crop_square(margin)))
+    assert torch.equal(margin, moments[..., :1, :1].expand_as(moments))

@@ -10,7 +10,7 @@ from training.text import NOTHING, QUESTIONS, ProbeHeads, answers, batch, comput
 from training.train_recogniser import targets
 
 STAR, HEART = Item("thing", "star", "red"), Item("thing", "heart", "blue")
-THING, INK = list(THINGS), list(INKS)
+THING_NAMES, INK_NAMES = list(THINGS), list(INKS)
 
 
 @pytest.mark.parametrize(
@@ -18,26 +18,31 @@ THING, INK = list(THINGS), list(INKS)
     [
         (
             Scene((STAR,), None, "cream"),
-            {"first": THING.index("star"), "second": len(THING) + 1, "first ink": INK.index("red"), "paper": 1},
+            {
+                "first": THING_NAMES.index("star"),
+                "second": len(THING_NAMES) + 1,
+                "first ink": INK_NAMES.index("red"),
+                "paper": 1,
+            },
         ),
         (Scene((STAR,), None, "white"), {"relation": NOTHING, "second ink": NOTHING, "letter 0": NOTHING}),
         (
             Scene((STAR, HEART), "above", "white"),
-            {"second": THING.index("heart"), "second ink": INK.index("blue"), "relation": 2},
+            {"second": THING_NAMES.index("heart"), "second ink": INK_NAMES.index("blue"), "relation": 2},
         ),
         (
             Scene((Item("word", "cab", "red"),), None, "white"),
-            {"first": len(THING), "letter 0": 3, "letter 1": 1, "letter 2": 2, "letter 3": 0, "letter 5": 0},
+            {"first": len(THING_NAMES), "letter 0": 3, "letter 1": 1, "letter 2": 2, "letter 3": 0, "letter 5": 0},
         ),
     ],
 )
 def test_answers_match_scene(scene: Scene, expected: dict[str, int]) -> None:
-    logits = dict(zip(QUESTIONS, answers(scene), strict=True))
-    assert {name: logits[name] for name in expected} == expected
+    actual = dict(zip(QUESTIONS, answers(scene), strict=True))
+    assert {name: actual[name] for name in expected} == expected
 
 
 def test_loss_ignores_missing_answers() -> None:
-    """Also if no scene of a batch has the answer."""
+    """Even if no scene of a batch has the answer."""
     encoders, heads = Encoders(), ProbeHeads()
     expected = torch.tensor([answers(Scene((STAR,), None, "white"))])
     logits = heads(*encoders(["a red star"], 8))
@@ -67,10 +72,10 @@ def test_clip_ignores_padding() -> None:
     torch.testing.assert_close(alone, padded, atol=1e-5, rtol=1e-4)
 
 
-def test_recogniser_targets_hold_things_inks_and_letters() -> None:
+def test_recogniser_targets_have_things_inks_and_letters() -> None:
     scenes = [Scene((STAR, HEART), "left of", "white"), Scene((STAR, Item("word", "cab", "red")), "above", "white")]
     things, inks, letters = targets(scenes)
-    assert {THING[k] for k in things[0].nonzero()[:, 0]} == {"star", "heart"}
-    assert {THING[k] for k in things[1].nonzero()[:, 0]} == {"star"}
-    assert {INK[k] for k in inks[0].nonzero()[:, 0]} == {"red", "blue"}
+    assert {THING_NAMES[index] for index in things[0].nonzero()[:, 0]} == {"star", "heart"}
+    assert {THING_NAMES[index] for index in things[1].nonzero()[:, 0]} == {"star"}
+    assert {INK_NAMES[index] for index in inks[0].nonzero()[:, 0]} == {"red", "blue"}
     assert letters == [[], [3, 1, 2]]

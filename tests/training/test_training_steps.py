@@ -1,4 +1,4 @@
-"""Base, [dev], [schnell] and a LoRA, trained in turn on the smallest canvas."""
+"""Short training of the base model, [dev], [schnell] and a LoRA, one after another, on the smallest canvas."""
 
 from collections.abc import Iterator
 from dataclasses import replace
@@ -43,7 +43,7 @@ def _tiny_datasets(float32_training: None) -> Iterator[None]:
 
 @pytest.fixture(scope="module")
 def runs(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """An untrained autoencoder and encoders, and a base trained on them."""
+    """A folder with an untrained autoencoder, untrained encoders, and a base model trained with them."""
     runs = tmp_path_factory.mktemp("runs")
     torch.manual_seed(0)
     vae = AutoencoderKL(**autoencoder.CONFIG, shift_factor=0.1, scaling_factor=0.8)
@@ -62,14 +62,14 @@ def dev(runs: Path) -> FluxTransformer2DModel:
 
 @torch.no_grad()
 def loss_of(model: FluxTransformer2DModel, runs: Path, batch_count: int = 32) -> float:
-    """Mean loss on the same images, noise and times for every model; a single batch would be too noisy."""
+    """Mean loss over `batch_count` batches with the same images, noise and times for every model."""
     torch.manual_seed(1)
     rng = np.random.default_rng(1)
     source = batches.BatchSource(runs, rng, STAGES, CPU)
     losses = []
     for _ in range(batch_count):
-        given = source.batch(0.0)
-        losses.append(flow_loss(model, given.latents, source.encode_prompts(given.prompts(rng)), given.layout).item())
+        batch = source.batch(0.0)
+        losses.append(flow_loss(model, batch.latents, source.encode_prompts(batch.prompts(rng)), batch.layout).item())
     return sum(losses) / batch_count
 
 

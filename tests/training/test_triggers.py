@@ -28,7 +28,7 @@ def folder(tmp_path: Path) -> Path:
 def test_trigger_precedes_prompt_and_varies() -> None:
     rng = np.random.default_rng(0)
     texts = [with_trigger("a red cat", rng) for _ in range(400)]
-    assert all(one.endswith(", a red cat") for one in texts)
+    assert all(text.endswith(", a red cat") for text in texts)
     assert len(set(texts)) > 150
     assert {f"{config.trigger}, a red cat" for config in STYLE_CONFIGS.values()} <= set(texts)
 
@@ -41,9 +41,9 @@ def test_targets_are_shifted_by_trigger_length() -> None:
 def test_prompt_tokens_do_not_depend_on_trigger() -> None:
     tokenizer, rng = t5_tokenizer(), np.random.default_rng(0)
     for prompt in ("a red cat", 'A "Hello" in blue.', "the word sun"):
-        alone, with_prefix = (tokenizer(text).input_ids for text in (prompt, with_trigger(prompt, rng)))
-        assert with_prefix[-len(alone) :] == alone
-        assert len(with_prefix) > len(alone)
+        without_trigger, with_trigger_ids = (tokenizer(text).input_ids for text in (prompt, with_trigger(prompt, rng)))
+        assert with_trigger_ids[-len(without_trigger) :] == without_trigger
+        assert len(with_trigger_ids) > len(without_trigger)
 
 
 @pytest.mark.slow_training

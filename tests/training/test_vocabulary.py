@@ -21,13 +21,13 @@ def test_t5_spells_test_words() -> None:
     assert len(spelt) >= len(TEST_WORDS) - 2, set(TEST_WORDS) - set(spelt)
 
 
-@pytest.mark.parametrize("said", [PROMPT, "", "größer 猫", "x" * 400])
-def test_saved_tokenizers_give_same_ids(tmp_path: Path, said: str) -> None:
+@pytest.mark.parametrize("text", [PROMPT, "", "größer 猫", "x" * 400])
+def test_saved_tokenizers_give_same_ids(tmp_path: Path, text: str) -> None:
     vocabulary.save_clip_tokenizer(tmp_path / "clip")
     vocabulary.t5_tokenizer().save_pretrained(tmp_path / "t5")
     clip, t5 = CLIPTokenizer.from_pretrained(tmp_path / "clip"), T5TokenizerFast.from_pretrained(tmp_path / "t5")
-    assert clip(said).input_ids == vocabulary.clip_tokenizer()(said).input_ids
-    assert t5(said).input_ids == vocabulary.t5_tokenizer()(said).input_ids
+    assert clip(text).input_ids == vocabulary.clip_tokenizer()(text).input_ids
+    assert t5(text).input_ids == vocabulary.t5_tokenizer()(text).input_ids
     assert t5.model_max_length == vocabulary.TEXT_TOKENS
 
 

@@ -1,4 +1,4 @@
-"""The tables of docs/api.md match the code."""
+"""The tables in docs/api.md match the code."""
 
 import ast
 import json
@@ -12,7 +12,7 @@ from serve.inputs import Inputs
 from serve.settings import Settings
 from tests.markdown import ROOT, table_with, tables
 
-API = ROOT / "docs" / "api.md"
+API = (ROOT / "docs" / "api.md").read_text()
 UNUSED = cast(Any, None)
 HTTP_METHODS = {"GET", "POST", "PUT", "PATCH", "DELETE"}
 
@@ -57,8 +57,7 @@ def test_errors_table_matches_the_error_classes() -> None:
     documented = {row[0].strip("`"): int(row[1]) for row in table_with(API, f"`{errors.NotFound.__name__}`")}
     failure_names = {error.__name__ for error in all_subclasses(errors.PredictionFailed)} | {"PredictionFailed"}
     assert documented == {name: status for name, status in statuses.items() if name not in failure_names}
-    text = API.read_text()
-    assert not [name for name in failure_names - {"PredictionFailed"} if f"`{name}`" not in text]
+    assert not [name for name in failure_names - {"PredictionFailed"} if f"`{name}`" not in API]
 
 
 def all_subclasses(error: type[errors.ServiceError]) -> set[type[errors.ServiceError]]:

@@ -4,7 +4,8 @@ import ast
 import re
 from pathlib import Path
 
-ROOT = Path(__file__).parents[2]
+from tests.markdown import ROOT, Row, section, tables
+
 SERVE = ROOT / "serve"
 DOCUMENT = (ROOT / "docs" / "architecture.md").read_text()
 
@@ -12,14 +13,10 @@ MAX_FILES = 20
 MAX_HAND_OFFS = 10
 
 
-def section(title: str) -> str:
-    return DOCUMENT.partition(f"## {title}\n")[2].partition("\n## ")[0]
-
-
-def rows(text: str) -> list[list[str]]:
-    """The cells of a Markdown table, without its heading."""
-    lines = [line for line in text.splitlines() if line.startswith("|")]
-    return [[cell.strip() for cell in line.strip("|").split("|")] for line in lines[2:]]
+def table_in(title: str) -> list[Row]:
+    """The only table of a section."""
+    (table,) = tables(section(DOCUMENT, title))
+    return table
 
 
 def definitions(path: Path) -> set[str]:
@@ -35,20 +32,22 @@ def definitions(path: Path) -> set[str]:
 
 
 def test_request_path_names_functions_that_exist() -> None:
-    path = rows(section("Path of a request"))
-    assert path
-    wrong = [(file, name) for _, file, name, *_ in path if name.strip("`") not in definitions(ROOT / file.strip("`"))]
-    assert not wrong
+    steps = table_in("Path of a request")
+    assert steps
+    unknown = [
+        (file, name) for _, file, name, *_ in steps if name.strip("`") not in definitions(ROOT / file.strip("`"))
+    ]
+    assert not unknown
 
 
 def test_request_path_is_short() -> None:
-    path = rows(section("Path of a request"))
-    assert len({file for _, file, *_ in path}) <= MAX_FILES
-    assert sum(row[3].count("⇒") for row in path) <= MAX_HAND_OFFS
+    steps = table_in("Path of a request")
+    assert len({file for _, file, *_ in steps}) <= MAX_FILES
+    assert sum(row[3].count("⇒") for row in steps) <= MAX_HAND_OFFS
 
 
-def test_layout_lists_every_part_of_serve() -> None:
-    listed = {name.rstrip("/") for row in rows(section("Layout")) for name in re.findall(r"`([^`]+)`", row[0])[:]}
+def test_layout_lists_every_file_and_folder_of_serve() -> None:
+    listed = {name.rstrip("/") for row in table_in("Layout") for name in re.findall(r"`([^`]+)`", row[0])}
     listed.discard("serve")
     parts = {path.stem for path in SERVE.glob("*.py")} | {path.parent.name for path in SERVE.glob("*/__init__.py")}
     assert listed == parts - {"__init__"}

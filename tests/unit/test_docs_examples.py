@@ -1,4 +1,4 @@
-"""The commands, code blocks and links in README.md and docs/ work."""
+"""The commands, code blocks and links in README.md and docs/ are valid."""
 
 import ast
 import json

@@ -1,4 +1,4 @@
-"""Malformed and oversized request bodies."""
+"""Request bodies: malformed, oversized and accepted ones."""
 
 import json
 from collections.abc import AsyncIterator
@@ -44,7 +44,7 @@ async def test_body_that_is_not_a_json_object_is_rejected_with_400(path: str, co
 
 
 class Chunks:
-    """A body of 100 chunks of 100 bytes; `read` counts the chunks that were requested."""
+    """A body of 100 chunks of 100 bytes. `read` counts the chunks that were read."""
 
     def __init__(self) -> None:
         self.read = 0
@@ -59,7 +59,7 @@ class Chunks:
 @pytest.mark.parametrize(
     ("headers", "max_read"), [({"Content-Length": "10000"}, 0), ({"Content-Length": "9" * 5000}, 0), ({}, 11)]
 )
-async def test_oversized_body_is_rejected_with_413_and_not_read_to_its_end(
+async def test_oversized_body_is_rejected_with_413_before_it_is_read_completely(
     path: str, headers: dict[str, str], max_read: int
 ) -> None:
     chunks = Chunks()

@@ -1,29 +1,20 @@
-"""Tests of the load benchmark: its statistics, and its request clock against a slow server."""
+"""The load benchmark: its statistics, and its request rate with a slow server."""
 
 import asyncio
-import json
 import time
 
-import pytest
 from starlette.applications import Starlette
 from starlette.requests import Request
 from starlette.responses import JSONResponse
 from starlette.routing import Route
 
 from benchmarks.load import RequestResult, parse_server_timing, run_load, summarise
-from benchmarks.report import percentiles, report
 from tests.asgi_server import listening
 
 
 def test_server_timing_is_parsed_by_stage() -> None:
     assert parse_server_timing('queue;dur=310.5, denoise;desc="x";dur=2104,total') == {"queue": 310.5, "denoise": 2104}
     assert parse_server_timing("") == {}
-
-
-def test_percentiles_are_nearest_rank() -> None:
-    assert percentiles([]) == {}
-    assert percentiles(float(number) for number in range(1, 101)) == {"p50_s": 50, "p95_s": 95, "p99_s": 99}
-    assert percentiles([2.0]) == {"p50_s": 2, "p95_s": 2, "p99_s": 2}
 
 
 def test_goodput_counts_only_requests_within_the_deadline() -> None:
@@ -52,10 +43,3 @@ async def test_slow_service_does_not_delay_later_requests() -> None:
     assert [result.outcome for result in results] == ["succeeded"] * 10
     assert arrivals[-1] - arrivals[0] < 0.45
     assert results[0].stages_ms == {"queue": 5}
-
-
-def test_report_is_one_json_line(capsys: pytest.CaptureFixture[str]) -> None:
-    report("question", {"a": 1}, {"figure": 2})
-    line = json.loads(capsys.readouterr().out)
-    assert line["figure"] == 2
-    assert line["where"]["versions"]["torch"] != "absent"

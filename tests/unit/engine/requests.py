@@ -93,7 +93,7 @@ class RequestRecorder:
 def run_requests(
     checkpoint: Checkpoint, arrivals: Iterable[tuple[int, GenerationRequest]], **pool: Any
 ) -> tuple[Scheduler, list[RequestRecorder]]:
-    """Runs requests in one scheduler until all have ended. Each arrival is the iteration before which its request is added."""
+    """Runs requests in one scheduler until all have ended. Arrivals are iterations before which a request is added."""
     scheduler = Scheduler(checkpoint, PoolSettings(model="", **pool), Watchdog())
     recorders = [RequestRecorder(number, request) for number, (_, request) in enumerate(arrivals)]
     pending = [(at, recorder) for (at, _), recorder in zip(arrivals, recorders, strict=True)]

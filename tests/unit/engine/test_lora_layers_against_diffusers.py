@@ -32,7 +32,7 @@ def _diffusers_state_dict(lora: LoraWeights) -> dict[str, Tensor]:
 
 
 def _dequantize(transformer: nn.Module) -> None:
-    """Replaces quanto's linear layers, which peft does not support, with torch layers that have the quantized values."""
+    """Replaces quanto's linear layers, which peft does not support, with torch layers of the same quantized values."""
     for module in transformer.modules():
         for name, child in module.named_children():
             if isinstance(child, nn.Linear):

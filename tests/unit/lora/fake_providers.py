@@ -26,7 +26,7 @@ SECRETS = Secrets(
 
 
 def settings_for(*servers: LocalServer, **fields: Any) -> LoraSettings:
-    """The first server acts as all providers. All servers are allowed hosts."""
+    """Settings with the first server as all providers. All servers are allowed hosts."""
     base_url = f"http://127.0.0.1:{servers[0].port}"
     fetch = {"backoff_s": 0.001, "allowed_hosts": [f"127.0.0.1:{server.port}" for server in servers]}
     return LoraSettings.model_validate(
@@ -68,9 +68,9 @@ class PublishedFile:
         self.url = server.respond_with(path, self._respond)
         self.body, self.etag, self.last_modified, self.ranges = body, etag, last_modified, ranges
         self.break_after = list(break_after)
-        """The next responses break off after this many bytes."""
+        """After how many bytes each of the next responses is cut off."""
         self.starts: list[int] = []
-        """The first byte of each response with content."""
+        """The index of the first byte of each response with content."""
         self._server = server
 
     async def _respond(self, writer: asyncio.StreamWriter) -> None:
@@ -108,7 +108,7 @@ def header(head: str, name: str) -> str | None:
 
 
 def requests_with_header(server: LocalServer, name: str) -> list[tuple[str, str | None]]:
-    """Target and the value of one header for each request to `server`."""
+    """The path and query and the value of a header, for each request to `server`."""
     return [(head.split()[1], header(head, name)) for head in server.heads]
 
 

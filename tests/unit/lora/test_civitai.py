@@ -112,13 +112,13 @@ async def test_primary_or_matching_weights_are_selected(
     ("version", "model_type", "word"),
     [
         (civitai_version(72, FILE), "Checkpoint", "Checkpoint"),
-        (civitai_version(72, FILE, base_model="SDXL 1.0"), "LORA", "SDXL 1.0, not for FLUX.1"),
-        (civitai_version(72, FILE, base_model="Flux.2 D"), "LORA", "Flux.2 D, not for FLUX.1"),
-        (civitai_version(72), "LORA", "no such safetensors file"),
-        (civitai_version(72, PICKLE, TRAINING_IMAGES), "LORA", "no such safetensors file"),
+        (civitai_version(72, FILE, base_model="SDXL 1.0"), "LORA", "SDXL 1.0"),
+        (civitai_version(72, FILE, base_model="Flux.2 D"), "LORA", "Flux.2 D"),
+        (civitai_version(72), "LORA", "safetensors"),
+        (civitai_version(72, PICKLE, TRAINING_IMAGES), "LORA", "safetensors"),
     ],
 )
-async def test_other_models_are_rejected_without_a_download(
+async def test_models_that_are_no_flux_loras_are_rejected_without_a_download(
     provider: LocalServer, file_host: LocalServer, version: dict[str, Any], model_type: str, word: str
 ) -> None:
     publish_on_civitai(provider, file_host, 5, [version], BODY, model_type)

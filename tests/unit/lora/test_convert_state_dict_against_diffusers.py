@@ -1,4 +1,4 @@
-"""Compares the converter with diffusers' own converters, which support the geometry of FLUX.1 only."""
+"""The converter gives the weights of diffusers' converters, which support only the geometry of FLUX.1."""
 
 import re
 from collections.abc import Callable, Iterator, Mapping
@@ -32,7 +32,7 @@ def kohya() -> Tensors:
 
 
 def kohya_separately_trained() -> Tensors:
-    """The ranks of query, key and value, each with zeros for the others."""
+    """Query, key and value are trained separately, so the up matrix of the fused layer is block-diagonal."""
     tensors = kohya()
     layer = "lora_unet_double_blocks_0_img_attn_qkv"
     tensors[f"{layer}.lora_up.weight"] = lora_files.block_diagonal(tensors[f"{layer}.lora_up.weight"].chunk(3))
@@ -48,7 +48,7 @@ def comfyui() -> Tensors:
 
 
 def onetrainer() -> Tensors:
-    """Attention only: the only layers of blocks that diffusers accepts with these names."""
+    """Attention layers only, because diffusers accepts no other layers of blocks with these names."""
     pairs = lora_files.random_pairs(SOME_NAMES, SHAPES, rank=1)
     attention = {layer: pairs[layer] for layer in pairs if ".attn." in layer}
     return lora_files.with_underscores(attention, "lora_transformer_", alpha=2)

@@ -1,4 +1,4 @@
-"""Reads the scaling options from PEFT's configuration, and ignores invalid values."""
+"""The scaling options in PEFT's configuration are read, and invalid values are ignored."""
 
 import json
 

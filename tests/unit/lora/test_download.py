@@ -52,7 +52,7 @@ def files_in(folder: Path) -> list[str]:
 
 
 async def download_error(server: LocalServer, file: RemoteFile | str, path: Path, **fetch: Any) -> str:
-    """The reason why the download fails."""
+    """Returns why the download failed."""
     with pytest.raises(FetchFailed) as caught:
         await download(server, file, path, **fetch)
     assert path.name not in files_in(path.parent), "an incomplete file must not appear under its name"
@@ -182,7 +182,7 @@ async def test_too_large_content_length_is_rejected_before_the_body(provider: Lo
 
     why = await download_error(provider, provider.respond_with("/a", announce_20_gb), tmp_path / "a")
     assert str(2 * 2**30) in why
-    assert provider.sent_bytes < 20_000_000, "only what the socket buffers hold"
+    assert provider.sent_bytes < 20_000_000, "only as much as the socket buffers hold"
 
 
 async def test_endless_body_is_cut_off_at_the_limit(provider: LocalServer, tmp_path: Path) -> None:
@@ -192,7 +192,7 @@ async def test_endless_body_is_cut_off_at_the_limit(provider: LocalServer, tmp_p
 
 async def test_size_limit_covers_all_attempts_together(provider: LocalServer, tmp_path: Path) -> None:
     async def respond_with_growing_file(writer: asyncio.StreamWriter) -> None:
-        """Breaks off 10,000 bytes early, and sends as much again for the rest."""
+        """Closes each response 10,000 bytes early. Each range has as many bytes as the first response."""
         start = int((header(provider.heads[-1], "range") or "bytes=0-").removeprefix("bytes=").rstrip("-"))
         status = f"206 Partial Content\r\nContent-Range: bytes {start}-{start + 59_999}/*" if start else "200 OK"
         head = f'HTTP/1.1 {status}\r\nETag: "one"\r\nContent-Length: 60000\r\n\r\n'
@@ -277,7 +277,7 @@ def hugging_face(server: LocalServer, token: str | None = None) -> Provider:
     )
 
 
-async def test_token_is_not_sent_across_origins_nor_after_returning(
+async def test_token_is_not_sent_to_other_origins_or_after_a_redirect_back(
     provider: LocalServer, file_host: LocalServer, tmp_path: Path
 ) -> None:
     PublishedFile(provider, "/back", BODY)
@@ -330,9 +330,7 @@ async def test_other_error_responses_have_no_hint(provider: LocalServer, tmp_pat
 
 
 @pytest.mark.parametrize("status", ["401 Unauthorized", "403 Forbidden"])
-async def test_file_on_any_host_must_not_need_authentication(
-    provider: LocalServer, tmp_path: Path, status: str
-) -> None:
+async def test_url_that_requires_authentication_is_rejected(provider: LocalServer, tmp_path: Path, status: str) -> None:
     why = await download_error(provider, provider.respond("/a", status=status), tmp_path / "a")
     assert status in why
     assert "without authentication" in why

@@ -1,4 +1,4 @@
-"""Resizing of images and masks to the size of the plan."""
+"""`resize_image` and `resize_mask`: proportions, cropping and mask levels."""
 
 import numpy as np
 import pytest
