@@ -3,8 +3,8 @@
 import asyncio
 import datetime
 import ssl
-from collections.abc import Awaitable, Callable, Sequence
-from contextlib import suppress
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
+from contextlib import asynccontextmanager, suppress
 from pathlib import Path
 
 from cryptography import x509
@@ -97,6 +97,17 @@ class LocalServer:
             if task.cancelling():
                 writer.transport.abort()
             self._tasks.discard(task)
+
+
+@asynccontextmanager
+async def local_server(tls: ssl.SSLContext | None = None) -> AsyncIterator[LocalServer]:
+    """Runs a server for the duration of the block."""
+    server = LocalServer()
+    await server.start(tls)
+    try:
+        yield server
+    finally:
+        await server.stop()
 
 
 class FakeResolver:

@@ -6,7 +6,7 @@ import pytest
 import torch
 from diffusers import FlowMatchEulerDiscreteScheduler, FluxPipeline, FluxTransformer2DModel
 
-from tests.training.base_models import nonzero_base, random_embeds, zero_embeds
+from tests.training.base_models import random_embeds, zero_embeds
 from training import flow
 from training.flow import TokenLayout
 from training.latents import pack, unpack
@@ -14,11 +14,6 @@ from training.transformer import build
 
 pytestmark = pytest.mark.filterwarnings("ignore:Mismatch dtype")
 """torch warns that norms keep float32 weights in training, which is slower."""
-
-
-@pytest.fixture(scope="module")
-def base() -> FluxTransformer2DModel:
-    return nonzero_base()
 
 
 @pytest.mark.parametrize(("steps", "tokens"), [(28, 64), (28, 1024), (4, 256)])

@@ -18,11 +18,6 @@ pytestmark = pytest.mark.filterwarnings("ignore:Mismatch dtype")
 LAYOUT = TokenLayout(2, 2)
 
 
-@pytest.fixture(scope="module")
-def base() -> FluxTransformer2DModel:
-    return nonzero_base()
-
-
 @pytest.fixture(autouse=True)
 def _seeded() -> None:
     torch.manual_seed(1)

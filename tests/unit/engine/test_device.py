@@ -1,4 +1,4 @@
-"""The check whether a device still responds."""
+"""`is_responsive` for working and missing devices."""
 
 import torch
 

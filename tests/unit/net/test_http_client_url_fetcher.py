@@ -13,11 +13,11 @@ from serve.errors import FetchFailed
 from serve.net.http_client import HttpClient, UrlFetcher
 from serve.net.ssrf_guard import Resolver
 from serve.settings import FetchSettings
-from tests.local_server import EMPTY_TRUST_STORE, FakeResolver, LocalServer, make_tls_contexts
+from tests.local_server import EMPTY_TRUST_STORE, FakeResolver, LocalServer, local_server, make_tls_contexts
 
 
 class FetcherFactory:
-    """Creates fetchers that may connect to the given servers although they are on loopback."""
+    """Creates fetchers that may connect to `allowed_servers`, although these are on loopback."""
 
     def __init__(self) -> None:
         self._clients: list[HttpClient] = []
@@ -437,11 +437,9 @@ async def test_error_shows_neither_query_nor_address(server: LocalServer, make_f
 async def https(tmp_path: Path) -> AsyncIterator[tuple[LocalServer, ssl.SSLContext]]:
     """An HTTPS server with a certificate for images.test, and a client context that trusts it."""
     server_context, client_context = make_tls_contexts(tmp_path, "images.test")
-    server = LocalServer()
-    await server.start(server_context)
-    server.respond("/a", body=b"sealed")
-    yield server, client_context
-    await server.stop()
+    async with local_server(server_context) as server:
+        server.respond("/a", body=b"sealed")
+        yield server, client_context
 
 
 async def test_tls_verifies_the_host_name_of_the_connected_address(

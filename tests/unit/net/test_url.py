@@ -48,7 +48,7 @@ def test_location_is_resolved_against_base_url(location: str, url: str) -> None:
 
 
 @pytest.mark.parametrize(
-    ("text", "shown"),
+    ("text", "displayed"),
     [
         ("https://example.com/a.png?token=secret#part", "https://example.com/a.png"),
         ("https://me:secret@example.com:8443/a.png", "https://example.com:8443/a.png"),
@@ -57,5 +57,5 @@ def test_location_is_resolved_against_base_url(location: str, url: str) -> None:
         ("https://example.com/" + "a" * 500, "https://example.com/" + "a" * 177 + "..."),
     ],
 )
-def test_displayed_url_has_no_secrets(text: str, shown: str) -> None:
-    assert display_url(text) == shown
+def test_displayed_url_has_no_secrets(text: str, displayed: str) -> None:
+    assert display_url(text) == displayed
