@@ -59,7 +59,7 @@ def make_app(
     loras: LoraCache | None = None,
     opened: bool = True,
 ) -> AppUnderTest:
-    """The application with `pool` in place of every pool. Its outputs are in a temporary folder."""
+    """Builds the application with `pool` as every pool. Outputs are stored in a temporary folder."""
     prediction_ids: list[str] = []
 
     class RecordingStore(MemoryStore):

@@ -3,8 +3,8 @@
 import asyncio
 import datetime
 import ssl
-from collections.abc import Awaitable, Callable, Sequence
-from contextlib import suppress
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
+from contextlib import asynccontextmanager, suppress
 from pathlib import Path
 
 from cryptography import x509
@@ -13,18 +13,19 @@ from cryptography.hazmat.primitives.asymmetric import ec
 
 from serve.net.ssrf_guard import UnknownHost
 
-Answer = Callable[[asyncio.StreamWriter], Awaitable[None]]
+Responder = Callable[[asyncio.StreamWriter], Awaitable[None]]
 
 EMPTY_TRUST_STORE = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
-"""A client context that trusts no certificate. It saves each test the 70 ms that loading the system's ones takes."""
+"""A client context that trusts no certificate. Loading the system's certificates would take 70 ms in each test."""
 
 
 class LocalServer:
     """An HTTP server with a scripted response for each path; it records all requests."""
 
     def __init__(self) -> None:
-        self.answers: dict[str, Answer] = {}
-        self.asked: list[str] = []
+        self.responders: dict[str, Responder] = {}
+        """The function that writes the response, for each path."""
+        self.requested_paths: list[str] = []
         """The path of each request, without its query."""
         self.heads: list[str] = []
         """The request line and headers of each request."""
@@ -48,11 +49,11 @@ class LocalServer:
             task.cancel()
         await asyncio.gather(*self._tasks, return_exceptions=True)
 
-    def answer(self, path: str, status: str = "200 OK", body: bytes = b"", **headers: str | int) -> str:
+    def respond(self, path: str, status: str = "200 OK", body: bytes = b"", **headers: str | int) -> str:
         """Sets the response for `path`, and returns its URL.
 
-        Underscores in the names of `headers` become hyphens. Content-Length is that of `body`, unless `headers` have
-        another one, which may be wrong, or an empty one, which omits the header.
+        Underscores in the names of `headers` become hyphens. `Content_Length` replaces the length of `body`; an empty
+        value omits the header.
         """
         all_headers = {
             "Content-Length": len(body),
@@ -63,11 +64,11 @@ class LocalServer:
         async def send(writer: asyncio.StreamWriter) -> None:
             writer.write(f"HTTP/1.1 {status}\r\n{head}\r\n".encode() + body)
 
-        return self.behave(path, send)
+        return self.respond_with(path, send)
 
-    def behave(self, path: str, answer: Answer) -> str:
+    def respond_with(self, path: str, responder: Responder) -> str:
         """Sets the function that writes the response for `path`, and returns its URL."""
-        self.answers[path] = answer
+        self.responders[path] = responder
         return f"http://127.0.0.1:{self.port}{path}"
 
     async def drip(self, writer: asyncio.StreamWriter, piece: bytes, pause_s: float) -> None:
@@ -87,15 +88,26 @@ class LocalServer:
             with suppress(ConnectionError, asyncio.IncompleteReadError):
                 head = (await reader.readuntil(b"\r\n\r\n")).decode()
                 path = head.split()[1].partition("?")[0]
-                self.asked.append(path)
+                self.requested_paths.append(path)
                 self.heads.append(head)
-                await self.answers[path](writer)
+                await self.responders[path](writer)
                 await writer.drain()
         finally:
             writer.close()
             if task.cancelling():
                 writer.transport.abort()
             self._tasks.discard(task)
+
+
+@asynccontextmanager
+async def local_server(tls: ssl.SSLContext | None = None) -> AsyncIterator[LocalServer]:
+    """Runs a server for the duration of the block."""
+    server = LocalServer()
+    await server.start(tls)
+    try:
+        yield server
+    finally:
+        await server.stop()
 
 
 class FakeResolver:

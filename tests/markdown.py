@@ -43,39 +43,34 @@ def options(words: list[str], name: str) -> list[str]:
     return [value for word, value in pairwise(words) if word == name]
 
 
-def tables(document: Path) -> list[list[Row]]:
-    """The cells of every table, without its line of headings."""
-    return [table[1:] for table in _tables_with_headings(document)]
+def section(text: str, title: str) -> str:
+    """The text of the section with this second-level heading."""
+    return text.partition(f"## {title}\n")[2].partition("\n## ")[0]
 
 
-def table_with(document: Path, first_cell: str) -> list[Row]:
-    """The rows of the only table that has a row with this first cell."""
-    (table,) = (table for table in tables(document) if any(row[0] == first_cell for row in table))
-    return table
-
-
-def rows(document: Path, headings: str) -> list[Row]:
-    """The cells of every table with exactly this line of headings."""
-    expected = _cells(headings)
-    return [row for table in _tables_with_headings(document) if table[0] == expected for row in table[1:]]
-
-
-def _tables_with_headings(document: Path) -> list[list[Row]]:
+def tables(text: str) -> list[list[Row]]:
+    """The cells of every table, without its headings."""
     found: list[list[Row]] = []
     in_table = False
-    for line in document.read_text().splitlines():
+    for line in text.splitlines():
         if not line.startswith("|"):
             in_table = False
         elif not in_table:
             in_table = True
-            found.append([_cells(line)])
-        elif not line.startswith("|---"):
+            found.append([])
+        elif not line.startswith(("|--:", "|---")):
             found[-1].append(_cells(line))
     return found
 
 
+def table_with(text: str, first_cell: str) -> list[Row]:
+    """The rows of the only table that has a row with this first cell."""
+    (table,) = (table for table in tables(text) if any(row[0] == first_cell for row in table))
+    return table
+
+
 def _cells(line: str) -> Row:
-    return [cell.strip() for cell in line.strip()[1:-1].split("|")]
+    return [cell.strip() for cell in line.strip().removeprefix("|").removesuffix("|").split("|")]
 
 
 def _blocks(document: Path, language: str) -> list[str]:

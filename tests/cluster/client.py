@@ -67,15 +67,10 @@ def size_of(content: bytes) -> tuple[int, int]:
         return image.size
 
 
-def png(width: int, height: int) -> bytes:
-    """A white PNG file."""
+def white_png(width: int, height: int) -> bytes:
     file = io.BytesIO()
     Image.new("RGB", (width, height), "white").save(file, "png")
     return file.getvalue()
-
-
-def data_uri(content: bytes) -> str:
-    return f"data:image/png;base64,{base64.b64encode(content).decode()}"
 
 
 def until(get_value: Callable[[], Value], condition: Callable[[Value], bool], timeout_s: float = 60) -> Value:

@@ -11,18 +11,18 @@ from tests.cluster.probe import Probe, start_probe
 
 
 @pytest.fixture(scope="session")
-def home(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """HOME of all services of the session, so the embedded checkpoints are built only once."""
+def home_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The HOME folder of all services of the session, so that the embedded checkpoints are built only once."""
     return tmp_path_factory.mktemp("home")
 
 
 @pytest.fixture(scope="session")
-def environment(home: Path) -> dict[str, str]:
+def environment(home_folder: Path) -> dict[str, str]:
     """Environment for child processes, without the caller's variables for Ray, Hugging Face and this service."""
     inherited = {key: value for key, value in os.environ.items() if not key.startswith(("RAY_", "FLUX_SERVE_", "HF_"))}
     return inherited | {
-        "HOME": str(home),
-        "XDG_CACHE_HOME": str(home / ".cache"),
+        "HOME": str(home_folder),
+        "XDG_CACHE_HOME": str(home_folder / ".cache"),
         "PYTHONPATH": str(ROOT),
         "RAY_AUTH_MODE": "disabled",
         "RAY_USAGE_STATS_ENABLED": "0",

@@ -16,7 +16,7 @@ from tests.unit.lora.lora_files import Pair, diffusers
 
 
 class FakeProviders:
-    """`provider` acts as Replicate, Hugging Face, CivitAI and S3; `file_host` as the host that they redirect to."""
+    """`provider` acts as Replicate, Hugging Face, CivitAI and S3. `file_host` is the host that they redirect to."""
 
     def __init__(self, geometry: ModelGeometry) -> None:
         self.geometry = geometry
@@ -26,7 +26,7 @@ class FakeProviders:
 
     @property
     def settings(self) -> tuple[str, ...]:
-        """Settings, as `--set` takes them, with which a service uses these servers."""
+        """Values of `--set` that make a service use these servers."""
         base_url = f"http://127.0.0.1:{self.provider.port}"
         hosts = [f"127.0.0.1:{server.port}" for server in (self.provider, self.file_host)]
         values = {

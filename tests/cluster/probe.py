@@ -1,6 +1,6 @@
 """Reads engine counters and replica counts of a service's Ray cluster from a separate process.
 
-A process that has joined one Ray cluster keeps threads that connect to it, so the test process joins none.
+A process that has joined a Ray cluster keeps threads that reconnect to it, so the test process joins none.
 """
 
 import json
@@ -37,12 +37,12 @@ class Probe:
         return int(self._call("lora_caches"))
 
     def start_idle_lora_cache(self) -> None:
-        """Starts another LoRA cache actor, which exits after one second without a request."""
-        self._call("make_forgetful_lora_cache")
+        """Starts another LoRA cache actor, which exits after one second without requests."""
+        self._call("start_idle_lora_cache")
 
-    def kill_lora_cache(self) -> int:
+    def kill_lora_caches(self) -> int:
         """Kills all LoRA cache actors without cleanup, as a crash would. Returns how many there were."""
-        return int(self._call("kill_lora_cache"))
+        return int(self._call("kill_lora_caches"))
 
     def _call(self, command: str, argument: str = "") -> Any:
         assert self._process.stdin is not None
@@ -69,9 +69,9 @@ def _execute(command: str, pool: str) -> Any:
         return serve.get_deployment_handle(pool, "flux").stats.remote().result(timeout_s=60)
     if command == "lora_caches":
         return len(_lora_caches())
-    if command == "make_forgetful_lora_cache":
-        return _make_forgetful_lora_cache()
-    if command == "kill_lora_cache":
+    if command == "start_idle_lora_cache":
+        return _start_idle_lora_cache()
+    if command == "kill_lora_caches":
         return _kill_lora_caches()
     return serve.status().applications["flux"].deployments[pool].replica_states.get("RUNNING", 0)
 
@@ -81,8 +81,8 @@ def _lora_caches() -> list[str]:
     return [actor["name"] for actor in actors if actor["namespace"] == NAMESPACE]
 
 
-def _make_forgetful_lora_cache() -> None:
-    options = {"name": "forgetful", "namespace": NAMESPACE, "lifetime": "detached", "max_restarts": -1, "num_cpus": 0}
+def _start_idle_lora_cache() -> None:
+    options = {"name": "idle", "namespace": NAMESPACE, "lifetime": "detached", "max_restarts": -1, "num_cpus": 0}
     ray.get(ray.remote(LoraCacheActor).options(**options).remote(Settings(), idle_timeout_s=1.0).heartbeat.remote())
 
 

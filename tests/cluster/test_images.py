@@ -13,7 +13,8 @@ import pytest
 from PIL import Image
 
 from serve.launch.subprocess_service import LocalService, local_service
-from tests.cluster.client import SMALL, contents, data_uri, predict
+from tests.cluster.client import SMALL, contents, predict
+from tests.images import data_uri
 
 SIZE = (192, 128)
 INPUTS: dict[str, Any] = {**SMALL, "prompt": "a lighthouse", "model": "schnell", "num_inference_steps": 4, "seed": 5}

@@ -1,4 +1,4 @@
-"""LoRAs over HTTP: every kind of reference, sharing across requests, cache crashes, errors and isolation."""
+"""LoRAs over HTTP: every kind of reference, shared downloads, cache crashes, errors and batches."""
 
 import asyncio
 import base64
@@ -53,8 +53,8 @@ Generate = Callable[..., bytes]
 
 
 @pytest.fixture(scope="module")
-def providers(home: Path) -> Iterator[FakeProviders]:
-    """Fake providers. All of them, and a local folder, have the LoRA of seed 1."""
+def providers(home_folder: Path) -> Iterator[FakeProviders]:
+    """Fake providers. Each of them and a local folder have the LoRA of seed 1."""
     with run_fake_providers() as running:
         provider, file_host, weights = running.provider, running.file_host, running.make_weights(1)
         archive = tar_of(("out/lora.safetensors", weights))
@@ -65,14 +65,14 @@ def providers(home: Path) -> Iterator[FakeProviders]:
         PublishedFile(file_host, "/STYLE.Safetensors", weights)
         PublishedFile(file_host, "/style.tar.gz", gzip.compress(tar_of(("lora.safetensors", weights))))
         PublishedFile(file_host, "/style.zip", zip_of(("lora.safetensors", weights)))
-        (home / "loras").mkdir()
-        (home / "loras" / "style.safetensors").write_bytes(weights)
+        (home_folder / "loras").mkdir()
+        (home_folder / "loras" / "style.safetensors").write_bytes(weights)
         yield running
 
 
 @pytest.fixture(scope="module")
-def service(environment: dict[str, str], providers: FakeProviders, home: Path) -> Iterator[LocalService]:
-    settings = (*SETTINGS, *providers.settings, f"lora.folders=[{home / 'loras'}]")
+def service(environment: dict[str, str], providers: FakeProviders, home_folder: Path) -> Iterator[LocalService]:
+    settings = (*SETTINGS, *providers.settings, f"lora.folders=[{home_folder / 'loras'}]")
     arguments = [part for setting in settings for part in ("--set", setting)]
     with local_service(*arguments, environment=environment) as running:
         yield running
@@ -92,7 +92,7 @@ def styled_image(generate: Generate) -> bytes:
     return generate(replicate_weights="huggingface.co/me/style/sub/lora.safetensors")
 
 
-def reference_to(source: str, providers: FakeProviders, home: Path) -> str:
+def reference_to(source: str, providers: FakeProviders, home_folder: Path) -> str:
     """A reference to the LoRA of seed 1."""
     base_url = f"http://127.0.0.1:{providers.file_host.port}"
     inline = base64.b64encode(providers.make_weights(1)).decode()
@@ -104,7 +104,7 @@ def reference_to(source: str, providers: FakeProviders, home: Path) -> str:
         "tar.gz": f"{base_url}/style.tar.gz",
         "zip": f"{base_url}/style.zip",
         "alias": " style ",
-        "local file": f"{home}/loras/style.safetensors",
+        "local file": f"{home_folder}/loras/style.safetensors",
         "data URI": f"data:application/octet-stream;base64,{inline}",
     }[source]
 
@@ -113,9 +113,9 @@ def reference_to(source: str, providers: FakeProviders, home: Path) -> str:
     "source", ["Replicate", "Hugging Face", "CivitAI", "URL", "tar.gz", "zip", "alias", "local file", "data URI"]
 )
 def test_lora_gives_the_same_image_from_every_source(
-    service: LocalService, providers: FakeProviders, home: Path, styled_image: bytes, source: str
+    service: LocalService, providers: FakeProviders, home_folder: Path, styled_image: bytes, source: str
 ) -> None:
-    prediction = predict(service, **INPUTS, replicate_weights=reference_to(source, providers, home))
+    prediction = predict(service, **INPUTS, replicate_weights=reference_to(source, providers, home_folder))
     assert contents(prediction)[0] == styled_image
     assert prediction["metrics"]["loras"][0]["rank"] == 4
     assert "LoRA " in prediction["logs"]
@@ -158,30 +158,30 @@ def test_predictions_survive_a_cache_crash_during_a_download(
 ) -> None:
     content, may_continue = providers.make_weights(3), asyncio.Event()
 
-    async def answer_slowly(writer: asyncio.StreamWriter) -> None:
+    async def respond_slowly(writer: asyncio.StreamWriter) -> None:
         writer.write(f"HTTP/1.1 200 OK\r\nContent-Length: {len(content)}\r\n\r\n".encode() + content[:1000])
         await may_continue.wait()
         writer.write(content[1000:])
 
     file_host = providers.file_host
-    url = file_host.behave("/slow.safetensors", answer_slowly)
+    url = file_host.respond_with("/slow.safetensors", respond_slowly)
     created = [create(service, **INPUTS | {"seed": seed}, replicate_weights=url) for seed in range(4)]
-    until(lambda: file_host.asked.count("/slow.safetensors"), lambda downloads: downloads == 1)
-    assert probe.kill_lora_cache()
+    until(lambda: file_host.requested_paths.count("/slow.safetensors"), lambda downloads: downloads == 1)
+    assert probe.kill_lora_caches()
     providers.loop.call_soon_threadsafe(may_continue.set)
     assert [finish(service, prediction["id"])["error"] for prediction in created] == [None] * 4
-    assert file_host.asked.count("/slow.safetensors") == 2
+    assert file_host.requested_paths.count("/slow.safetensors") == 2
 
 
 def test_loras_are_read_from_disk_after_a_cache_crash(
     service: LocalService, providers: FakeProviders, probe: Probe, styled_image: bytes
 ) -> None:
-    requests_before = len(providers.file_host.asked)
-    assert probe.kill_lora_cache()
+    requests_before = len(providers.file_host.requested_paths)
+    assert probe.kill_lora_caches()
     prediction = predict(service, **INPUTS, replicate_weights="huggingface.co/me/style/sub/lora.safetensors")
     assert contents(prediction)[0] == styled_image
     assert prediction["metrics"]["loras"][0]["origin"] == "disk"
-    assert len(providers.file_host.asked) == requests_before
+    assert len(providers.file_host.requested_paths) == requests_before
 
 
 def test_idle_cache_exits(probe: Probe) -> None:
@@ -191,13 +191,13 @@ def test_idle_cache_exits(probe: Probe) -> None:
 
 
 INVALID_LORAS: dict[str, tuple[Callable[[FakeProviders], str], str]] = {
-    "missing": (lambda providers: providers.file_host.answer("/missing.safetensors", "404 Not Found"), "404"),
+    "missing": (lambda providers: providers.file_host.respond("/missing.safetensors", "404 Not Found"), "404"),
     "web page": (
-        lambda providers: providers.file_host.answer("/page.safetensors", body=b"<!doctype html><html></html>"),
+        lambda providers: providers.file_host.respond("/page.safetensors", body=b"<!doctype html><html></html>"),
         "web page",
     ),
     "truncated": (
-        lambda providers: providers.file_host.answer("/short.safetensors", body=providers.make_weights(1)[:5000]),
+        lambda providers: providers.file_host.respond("/short.safetensors", body=providers.make_weights(1)[:5000]),
         "truncated",
     ),
     "rank above the limit": (
@@ -205,7 +205,7 @@ INVALID_LORAS: dict[str, tuple[Callable[[FakeProviders], str], str]] = {
         "rank",
     ),
     "private address": (
-        lambda providers: providers.file_host.answer(
+        lambda providers: providers.file_host.respond(
             "/away.safetensors", "302 Found", Location="http://10.0.0.1/a.safetensors"
         ),
         "allowed_hosts",
@@ -232,11 +232,11 @@ def test_images_without_lora_are_unchanged_among_100_requests_with_loras(
     urls = [
         PublishedFile(file_host, f"/{seed}.safetensors", providers.make_weights(seed)).url for seed in range(10, 15)
     ]
-    urls.append(file_host.answer("/missing.safetensors", "404 Not Found"))
+    urls.append(file_host.respond("/missing.safetensors", "404 Not Found"))
     rng = random.Random(0)
 
     def run_request(number: int) -> tuple[bool, bytes | None]:
-        """Every tenth request is without LoRAs. Returns `go_fast`, and the image if it is without LoRAs."""
+        """Returns `go_fast`, and the image if the request has no LoRAs, as every tenth request."""
         go_fast = number % 2 == 0
         if number % 10 == 0:
             return go_fast, generate(go_fast=go_fast)

@@ -1,4 +1,4 @@
-"""The service with `serve_config.yaml` on three logical GPUs; only the model folders and the device are replaced."""
+"""The service with `serve_config.yaml` on three logical GPUs. Only the model folders and the devices are replaced."""
 
 from collections.abc import Iterator
 from typing import Any
@@ -8,8 +8,9 @@ import pytest
 from serve.launch.subprocess_service import ROOT, LocalService, local_service
 from test_checkpoints.checkpoint import ensure
 from test_checkpoints.networks import Geometry
-from tests.cluster.client import SMALL, connect, data_uri, png, predict, size_of
+from tests.cluster.client import SMALL, connect, predict, size_of, white_png
 from tests.cluster.probe import Probe
+from tests.images import data_uri
 from tests.safety_checkpoints import FLAGS_NONE, make_classifier, make_concepts
 
 PUBLIC_URL = "https://flux.example.com"
@@ -47,7 +48,7 @@ def service(environment: dict[str, str], tmp_path_factory: pytest.TempPathFactor
     ],
 )
 def test_request_runs_in_the_expected_pool(service: LocalService, inputs: dict[str, Any], pool: str) -> None:
-    images = {key: data_uri(png(320, 256)) for key in ("image", "mask") if inputs.get(key)}
+    images = {key: data_uri(white_png(320, 256)) for key in ("image", "mask") if inputs.get(key)}
     prediction = predict(service, **{**SMALL, "prompt": "a boat", **inputs, **images})
     assert prediction["metrics"]["pool"] == pool
     assert prediction["status"] == "succeeded", prediction["error"]

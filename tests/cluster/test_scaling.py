@@ -12,7 +12,7 @@ from tests.cluster.probe import Probe
 ROUNDS = 3
 REQUESTS = 16
 FINISHED_REQUESTS = 4
-"""Number of requests that run to their end. The others only cause load and are then canceled."""
+"""Number of requests that run to their end. The others only add load and are canceled."""
 
 
 @pytest.fixture(scope="module")

@@ -1,4 +1,4 @@
-"""Start-up errors are one clear line, signals stop the service cleanly, and a token protects every API."""
+"""Start-up errors are printed in one line, signals stop the service cleanly, and a token protects every API."""
 
 import os
 import signal
@@ -45,7 +45,7 @@ def test_public_host_without_token_is_rejected(environment: dict[str, str]) -> N
     ("setting", "expected"),
     [("pools.schnell.max_bach=2", "max_bach"), ("nonsense", "KEY=VALUE"), ("max_body_bytes=many", "max_body_bytes")],
 )
-def test_invalid_setting_is_named(environment: dict[str, str], setting: str, expected: str) -> None:
+def test_invalid_setting_is_named_in_the_error(environment: dict[str, str], setting: str, expected: str) -> None:
     process = run_serve(environment, "--set", setting)
     assert process.returncode == 1
     assert expected in process.stderr

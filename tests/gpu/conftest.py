@@ -1,6 +1,5 @@
-"""Fixtures for tests on a CUDA GPU. All of them are skipped without one."""
+"""Fixtures for tests on a CUDA GPU. Without a GPU, all of these tests are skipped."""
 
-from collections.abc import Callable
 from functools import cache
 
 import pytest
@@ -8,11 +7,9 @@ import torch
 
 from serve.engine.checkpoint import Checkpoint, load_checkpoint
 from serve.model_specs import VariantName
-from serve.settings import Device, Dtype, Dtypes, ModelSettings, PoolSettings, Precision
+from serve.settings import Dtype, Dtypes, ModelSettings, PoolSettings, Precision
 from test_checkpoints import checkpoint as test_checkpoint
-
-DEVICE: Device = "cuda"
-LoadOnGpu = Callable[..., Checkpoint]
+from tests.gpu.helpers import DEVICE, LoadOnGpu
 
 
 @pytest.fixture(scope="session", autouse=True)

@@ -7,17 +7,17 @@ import torch
 
 from serve.engine.request import GenerationRequest
 from serve.settings import Precision
-from tests.gpu.conftest import LoadOnGpu
-from tests.gpu.image_quality import SIZE, psnr_db
+from tests.gpu.helpers import SIZE, LoadOnGpu
+from tests.images import psnr_db
 from tests.unit.engine import diffusers_reference
 from tests.unit.engine.requests import make_request, run_request, run_requests
 
 MIN_BATCH_PSNR_DB = 40
-"""Between an image from a batch and the same image generated alone. GPU kernels are chosen by batch size."""
+"""Between an image from a batch and the same image generated alone, which may use other GPU kernels."""
 
 
 def requests_of_all_modes() -> list[tuple[int, GenerationRequest]]:
-    """Each request with the number of the scheduler step at which it arrives."""
+    """Each request with the scheduler iteration before which it is added."""
     return [
         (0, make_request(size=SIZE, seeds=(1, 2), steps=8)),
         (2, make_request("image_to_image", size=SIZE, seeds=(3,), steps=6, prompt="a gold star", guidance=7.0)),

@@ -7,8 +7,8 @@ from optimum.quanto.tensor.weights.qbytes import WeightQBytesTensor
 from torch import nn
 
 from serve.engine.quantize import quantize_to_float8, weight_bytes
-from tests.gpu.conftest import DEVICE, LoadOnGpu
-from tests.gpu.image_quality import SIZE, psnr_db
+from tests.gpu.helpers import DEVICE, SIZE, LoadOnGpu
+from tests.images import psnr_db
 from tests.unit.engine.requests import make_request, run_request
 
 
@@ -36,15 +36,17 @@ def test_no_weight_has_the_marlin_layout(load_on_gpu: LoadOnGpu) -> None:
     assert {layer.weight.device.type for layer in layers} == {DEVICE}
 
 
-@pytest.mark.parametrize("moved_after", [False, True], ids=["quantized on the GPU", "quantized before the move"])
-def test_bias_is_applied(moved_after: bool) -> None:
-    """Uses a layer size that Marlin supports, because quanto's Marlin kernel ignores the bias."""
+@pytest.mark.parametrize(
+    "quantized_before_move", [False, True], ids=["quantized on the GPU", "quantized before the move"]
+)
+def test_bias_is_applied(quantized_before_move: bool) -> None:
+    """The layer has a size that Marlin supports, because quanto's Marlin kernel ignores the bias."""
     linear = nn.Linear(256, 256, dtype=torch.bfloat16).requires_grad_(False)
     linear.bias.add_(100)
     inputs = torch.randn(64, 256, dtype=torch.bfloat16)
     expected = linear(inputs).float()
     model = nn.Sequential(linear)
-    quantize_to_float8(model, torch.device("cpu" if moved_after else DEVICE))
+    quantize_to_float8(model, torch.device("cpu" if quantized_before_move else DEVICE))
     layer = model.to(DEVICE)[0]
     assert isinstance(layer, QLinear)
     assert (layer(inputs.to(DEVICE)).cpu().float() - expected).abs().max() < 2

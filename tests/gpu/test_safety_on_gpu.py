@@ -7,7 +7,7 @@ import pytest
 
 from serve.engine.safety_checker import build_checker
 from serve.settings import SafetySettings
-from tests.gpu.conftest import DEVICE
+from tests.gpu.helpers import DEVICE
 from tests.safety_checkpoints import FLAGS_ALL, FLAGS_NONE, make_classifier, make_concepts
 
 

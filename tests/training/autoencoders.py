@@ -7,7 +7,7 @@ from training.group_norms import use_weighted_norms
 
 
 def fresh_autoencoder() -> AutoencoderKL:
-    """Returns an autoencoder with a stride of 16."""
+    """Returns an autoencoder with a stride of 16 pixels."""
     torch.manual_seed(0)
     vae = AutoencoderKL(
         down_block_types=["DownEncoderBlock2D"] * 5,

@@ -4,7 +4,9 @@ from collections.abc import Iterator
 
 import pytest
 import torch
+from diffusers import FluxTransformer2DModel
 
+from tests.training.base_models import nonzero_base
 from training import precision
 
 
@@ -14,3 +16,8 @@ def float32_training() -> Iterator[None]:
     with pytest.MonkeyPatch.context() as monkeypatch:
         monkeypatch.setattr(precision, "COMPUTE_DTYPE", torch.float32)
         yield
+
+
+@pytest.fixture(scope="module")
+def base() -> FluxTransformer2DModel:
+    return nonzero_base()

@@ -1,4 +1,4 @@
-"""The written-out attention matches diffusers'."""
+"""`training.attention` matches diffusers, and fresh attention heads depend on positions."""
 
 import pytest
 import torch
@@ -13,7 +13,7 @@ def test_plain_attention_matches_diffusers(weight: torch.Tensor | None) -> None:
     torch.manual_seed(0)
     model = build().eval()
     for parameter in model.parameters():
-        # Fresh blocks are the identity; these are not.
+        # Fresh blocks are the identity, so this changes them.
         parameter.data += 0.05 * torch.randn_like(parameter)
     inputs = {
         "hidden_states": torch.randn(2, 6, 64),
@@ -25,13 +25,13 @@ def test_plain_attention_matches_diffusers(weight: torch.Tensor | None) -> None:
         "joint_attention_kwargs": None if weight is None else {"attention_mask": weight},
     }
     with torch.no_grad():
-        theirs = model(**inputs).sample
+        expected = model(**inputs).sample
         use_plain_attention(model)
-        ours = model(**inputs).sample
-    torch.testing.assert_close(ours, theirs, atol=1e-4, rtol=1e-4)
+        actual = model(**inputs).sample
+    torch.testing.assert_close(actual, expected, atol=1e-4, rtol=1e-4)
 
 
-def test_fresh_heads_prefer_some_positions() -> None:
+def test_fresh_attention_heads_depend_on_positions() -> None:
     torch.manual_seed(0)
     model = build()
     attention = model.single_transformer_blocks[0].attn
@@ -39,8 +39,8 @@ def test_fresh_heads_prefer_some_positions() -> None:
     query, key = (
         layer.bias.detach().unflatten(0, (4, 48, 1)).transpose(1, 2) for layer in (attention.to_q, attention.to_k)
     )
-    turns = torch.complex(cosines[1:, ::2], sines[1:, ::2])
-    turned = torch.view_as_complex(query.unflatten(-1, (-1, 2)).contiguous()) * turns
-    still = torch.view_as_complex(key.unflatten(-1, (-1, 2)).contiguous())
-    agreement = (turned * still.conj()).real.sum(-1)
-    assert (agreement.std(1) > 1).all()
+    rotations = torch.complex(cosines[1:, ::2], sines[1:, ::2])
+    rotated_query = torch.view_as_complex(query.unflatten(-1, (-1, 2)).contiguous()) * rotations
+    unrotated_key = torch.view_as_complex(key.unflatten(-1, (-1, 2)).contiguous())
+    logits = (rotated_query * unrotated_key.conj()).real.sum(-1)
+    assert (logits.std(1) > 1).all()

@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 import torch
 
+from tests.training.images import image_with_line
 from training.autoencoder import (
     BACKGROUND_GAIN,
     BACKGROUND_TONE,
@@ -31,33 +32,26 @@ def test_fresh_residual_branches_are_near_zero() -> None:
     assert added.std() < 0.1 * features.std()
 
 
-def lined(ink: tuple[float, float, float], background: float = 0.9) -> torch.Tensor:
-    """Returns `[1, 3, 64, 64]`: a background with a vertical line of ink, 4 pixels wide, in the left half."""
-    image = torch.full((1, 3, 64, 64), background)
-    image[..., 6:10] = torch.tensor(ink)[None, :, None, None]
-    return image
-
-
 def test_ink_mask_separates_ink_from_background() -> None:
-    ink, background = ink_mask(lined((-0.5, 0.1, 0.2)))
+    ink, background = ink_mask(image_with_line((-0.5, 0.1, 0.2), 64))
     assert (ink[0, 0, 0] == 1).nonzero().flatten().tolist() == [6, 7, 8, 9]
     torch.testing.assert_close(background, torch.full((1, 3, 1, 1), 0.9))
 
 
-def test_colour_targets_hold_ink_nearby_and_background_everywhere() -> None:
+def test_colour_targets_have_ink_near_the_line_and_background_everywhere() -> None:
     colour = (-0.5, 0.1, 0.2)
-    image = lined(colour)
-    said, where = colour_targets(image, *ink_mask(image))
-    assert said.shape == where.shape == (1, 6, 4, 4)
-    torch.testing.assert_close(said[0, :3, 0, 0], INK_GAIN * torch.tensor(colour))
-    torch.testing.assert_close(said[0, 3:], torch.full((3, 4, 4), BACKGROUND_GAIN * (0.9 - BACKGROUND_TONE)))
-    assert where[0, 0, 0].tolist() == [1, 1, 0, 0]
-    assert (where[0, 3:] == 1).all()
+    image = image_with_line(colour, 64)
+    targets, mask = colour_targets(image, *ink_mask(image))
+    assert targets.shape == mask.shape == (1, 6, 4, 4)
+    torch.testing.assert_close(targets[0, :3, 0, 0], INK_GAIN * torch.tensor(colour))
+    torch.testing.assert_close(targets[0, 3:], torch.full((3, 4, 4), BACKGROUND_GAIN * (0.9 - BACKGROUND_TONE)))
+    assert mask[0, 0, 0].tolist() == [1, 1, 0, 0]
+    assert (mask[0, 3:] == 1).all()
 
 
 def test_worse_reconstruction_has_higher_loss() -> None:
     torch.manual_seed(0)
-    model, image = build(), lined((-0.5, 0.1, 0.2))
+    model, image = build(), image_with_line((-0.5, 0.1, 0.2), 64)
     before = compute_loss(model, image, 1e-4)[1]["loss"]
     with torch.no_grad():
         model.decoder.conv_out.bias -= 1
@@ -67,7 +61,7 @@ def test_worse_reconstruction_has_higher_loss() -> None:
 @pytest.mark.slow_training
 def test_few_steps_halve_the_loss() -> None:
     torch.manual_seed(0)
-    model, image = build(), lined((-0.5, 0.1, 0.2)).contiguous(memory_format=torch.channels_last)
+    model, image = build(), image_with_line((-0.5, 0.1, 0.2), 64).contiguous(memory_format=torch.channels_last)
     optimizers = Optimizers(model, 2e-3, uses_muon)
     losses = []
     for _ in range(12):
@@ -91,11 +85,11 @@ def test_recolour_keeps_some_crops_and_recolours_others() -> None:
     rng = np.random.default_rng(0)
     crop = torch.full((3, 16, 16), 0.9)
     crop[:, :, 4] = -1
-    seen = [recolour(crop, rng) for _ in range(60)]
-    as_drawn = sum(torch.equal(one, crop) for one in seen)
-    assert 35 <= as_drawn <= 55
-    assert {len({tuple(pixel) for pixel in one.flatten(1).T.tolist()}) for one in seen} == {2}
-    assert len({tuple(one[:, 0, 4].tolist()) for one in seen}) == 60 - as_drawn + 1
+    crops = [recolour(crop, rng) for _ in range(60)]
+    unchanged = sum(torch.equal(each, crop) for each in crops)
+    assert 35 <= unchanged <= 55
+    assert {len({tuple(pixel) for pixel in each.flatten(1).T.tolist()}) for each in crops} == {2}
+    assert len({tuple(each[:, 0, 4].tolist()) for each in crops}) == 60 - unchanged + 1
 
 
 def test_image_tensor_conversion_round_trips() -> None:

@@ -17,7 +17,7 @@ from training.drawings.word_lists import TEST_WORDS, TRAINING_WORDS, made_up_wor
 
 
 def ink_centre(image: Image.Image, ink: str) -> tuple[float, float]:
-    """Mean x and y of the pixels close to this ink."""
+    """Mean x and y of the pixels with about this colour."""
     distance = np.abs(np.array(image, dtype=float) - np.array(INKS[ink])).sum(axis=2)
     rows, columns = np.nonzero(distance < 60)
     return float(columns.mean()), float(rows.mean())
@@ -35,8 +35,8 @@ def test_thing_size_does_not_depend_on_canvas() -> None:
     scene = Scene((Item("thing", "house", "blue"),), None, "white")
     widths, centres = [], []
     for side in (512, 1024):
-        (house,) = scene_strokes(scene, (side, side), np.random.default_rng(1))
-        left, top, right, bottom = bounds(house.strokes)
+        (item,) = scene_strokes(scene, (side, side), np.random.default_rng(1))
+        left, top, right, bottom = bounds(item.strokes)
         widths.append(right - left)
         centres.append(((left + right) / 2 - side / 2, (top + bottom) / 2 - side / 2))
     assert widths[0] == pytest.approx(widths[1])
@@ -63,7 +63,7 @@ def test_first_thing_is_placed_by_relation(relation: Relation, axis: int, sign: 
 
 
 @pytest.mark.parametrize("size", [(96, 96), (160, 64), (64, 160)])
-def test_no_ink_at_image_edge(size: Size) -> None:
+def test_image_edge_has_no_ink(size: Size) -> None:
     rng = np.random.default_rng(1)
     for _ in range(30):
         scene = sample_scene(rng, Mixture(labelled=0.3))
@@ -115,8 +115,8 @@ def test_style_keeps_ink_and_position(style: Style) -> None:
 
 def test_broad_nib_is_thick_across_its_edge() -> None:
     def covered_pixels(end: tuple[float, float]) -> int:
-        drawing = ColouredStrokes([np.array([(60.0, 60.0), end])], (0, 0, 0), 5.0)
-        return int((coverage(broad_nib([drawing], np.random.default_rng(0))[0], (128, 128)) > 0.5).sum())
+        strokes = ColouredStrokes([np.array([(60.0, 60.0), end])], (0, 0, 0), 5.0)
+        return int((coverage(broad_nib([strokes], np.random.default_rng(0))[0], (128, 128)) > 0.5).sum())
 
     along, across = covered_pixels((90.0, 30.0)), covered_pixels((90.0, 90.0))
     assert across > 1.5 * along
@@ -140,6 +140,6 @@ def test_letters_are_equally_wide_and_joined(word: str) -> None:
     points = np.concatenate(strokes)
     points_per_letter = np.histogram(points[:, 0], bins=len(word), range=(-len(word) / 2, len(word) / 2))[0]
     assert (points_per_letter > 3).all()
-    ends = np.array([stroke[place] for stroke in strokes for place in (0, -1)])
+    ends = np.array([stroke[index] for stroke in strokes for index in (0, -1)])
     for border in np.arange(1, len(word)) - len(word) / 2:
         assert np.hypot(*(ends - (border, 0)).T).min() < 0.1

@@ -1,4 +1,4 @@
-"""The export: two folders that diffusers loads, with shared parts stored once."""
+"""The exported models: diffusers and the engine load them, and shared parts are stored once."""
 
 from pathlib import Path
 
@@ -9,8 +9,7 @@ from diffusers import AutoencoderKL, FluxPipeline
 from PIL import Image
 
 from serve.model_specs import EMBEDDED_LORAS, VariantName
-from training import autoencoder, export, lora
-from training import text_encoders as encoders
+from training import autoencoder, export, lora, text_encoders
 from training.evaluation.generator import ImageGenerator, ImageRequest
 from training.training_run import Average
 from training.transformer import build
@@ -25,7 +24,7 @@ def exported(tmp_path_factory: pytest.TempPathFactory) -> Path:
         runs / "autoencoder" / "vae"
     )
     (runs / "text").mkdir()
-    torch.save(encoders.Encoders().state_dict(), runs / "text" / "encoders.pt")
+    torch.save(text_encoders.Encoders().state_dict(), runs / "text" / "text_encoders.pt")
     for variant in ("dev", "schnell"):
         (runs / variant).mkdir()
         average = Average(build(guided=variant == "dev"), 0.9)
@@ -66,10 +65,10 @@ def test_engine_generates_and_inpaints_with_export(
 ) -> None:
     blank, mask = Image.new("RGB", (96, 64), "white"), np.zeros((64, 96), np.uint8)
     mask[:, 48:] = 255
-    plain = ImageRequest("a red cat", 1, (96, 64), 2, guidance)
-    inpainted = ImageRequest("a red cat", 1, (96, 64), 2, guidance, blank, 1.0, mask)
+    text_to_image = ImageRequest("a red cat", 1, (96, 64), 2, guidance)
+    inpainting = ImageRequest("a red cat", 1, (96, 64), 2, guidance, blank, 1.0, mask)
     with ImageGenerator(variant, str(exported / variant), "bf16") as generator:
-        drawn, kept = (np.array(image) for image in generator.generate([plain, inpainted]))
-    assert drawn.shape == kept.shape == (64, 96, 3)
-    assert (kept[:, :48] == 255).all()
-    assert (kept[:, 48:] != 255).any()
+        generated, inpainted = (np.array(image) for image in generator.generate([text_to_image, inpainting]))
+    assert generated.shape == inpainted.shape == (64, 96, 3)
+    assert (inpainted[:, :48] == 255).all()
+    assert (inpainted[:, 48:] != 255).any()

@@ -1,4 +1,4 @@
-"""The latent cache and the curriculum."""
+"""The latent cache, and encoding to latents."""
 
 from pathlib import Path
 
@@ -8,15 +8,12 @@ import torch
 from diffusers import AutoencoderKL
 
 from tests.training.autoencoders import fresh_autoencoder
-from training.batches import TOKENS_PER_BATCH, batch_size
 from training.canvas import Canvas
-from training.curriculum import CANVASES, DATASETS, LETTERS, STAGES, STEADY, choose, stage_at
 from training.drawings.sampling import Mixture
 from training.hardware import CPU
 from training.latent_cache import LatentCache
 from training.latents import STRIDE_PX, decode, encode
 from training.square_latents import SIDE
-from training.tokenizers import TEXT_TOKENS
 
 
 @pytest.fixture(scope="module")
@@ -44,17 +41,17 @@ def test_latents_are_shifted_and_scaled_by_config(vae: AutoencoderKL) -> None:
 
 
 def test_cache_is_restored_from_disk(latent_cache: LatentCache, vae: AutoencoderKL) -> None:
-    again = LatentCache(latent_cache.path, latent_cache.mixture, vae, CPU)
-    assert again.seeds == latent_cache.seeds == [0, 1, 2, 3, 4]
-    assert torch.equal(again.latents, latent_cache.latents)
-    assert again.next_seed == 5
+    restored = LatentCache(latent_cache.path, latent_cache.mixture, vae, CPU)
+    assert restored.seeds == latent_cache.seeds == [0, 1, 2, 3, 4]
+    assert torch.equal(restored.latents, latent_cache.latents)
+    assert restored.next_seed == 5
 
 
 def test_batch_pairs_latents_with_scenes(latent_cache: LatentCache) -> None:
     batch = latent_cache.batch(np.random.default_rng(0), 8, Canvas((8, 8)))
     for latents, scene in zip(batch.latents, batch.scenes, strict=True):
-        place = next(k for k, row in enumerate(latent_cache.latents) if torch.equal(row[:-1].float(), latents))
-        assert latent_cache.scene(latent_cache.seeds[place]) == scene
+        index = next(index for index, row in enumerate(latent_cache.latents) if torch.equal(row[:-1].float(), latents))
+        assert latent_cache.scene(latent_cache.seeds[index]) == scene
 
 
 def test_batch_uses_given_canvas(latent_cache: LatentCache) -> None:
@@ -70,34 +67,3 @@ def test_refresh_adds_until_full_then_replaces(latent_cache: LatentCache) -> Non
     latent_cache.refresh(np.random.default_rng(0), 2, max_size=7)
     assert len(latent_cache.seeds) == len(latent_cache.latents) == 7
     assert set(latent_cache.seeds) & {7, 8}
-
-
-def test_stages_are_ordered_and_complete() -> None:
-    ends = [stage.until for stage in STAGES]
-    assert ends == sorted(ends)
-    assert ends[-1] == 1.0
-    assert stage_at(0.0) == STAGES[0]
-    assert stage_at(STAGES[0].until) == STAGES[1]
-    assert stage_at(1.0) == STAGES[-1]
-    for stage in STAGES:
-        assert stage.datasets.keys() <= DATASETS.keys()
-        assert stage.canvases.keys() <= CANVASES.keys()
-
-
-def test_first_stage_is_steady_and_last_has_words_and_all_canvases() -> None:
-    assert {DATASETS[name].mixture for name in STAGES[0].datasets} == {STEADY}
-    assert LETTERS in {DATASETS[name].mixture for name in STAGES[-1].datasets}
-    assert STAGES[-1].canvases.keys() == CANVASES.keys()
-
-
-def test_choose_follows_shares() -> None:
-    rng = np.random.default_rng(0)
-    choices = [choose({"often": 3, "seldom": 1, "never": 0}, rng) for _ in range(200)]
-    assert 120 < choices.count("often") < 180
-    assert "never" not in choices
-
-
-def test_batches_have_similar_token_counts_on_all_canvases() -> None:
-    for canvas in CANVASES.values():
-        tokens = canvas.token_count + TEXT_TOKENS
-        assert 0.8 * TOKENS_PER_BATCH < batch_size(canvas.token_count) * tokens < 1.2 * TOKENS_PER_BATCH

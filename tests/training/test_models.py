@@ -1,4 +1,4 @@
-"""The bundled models generate what prompts request, according to the recogniser."""
+"""The bundled models generate images that match their prompts, according to the recogniser."""
 
 import numpy as np
 import pytest
@@ -20,18 +20,18 @@ from training.square_latents import PADDED_PX, SIDE, encode_square
 pytestmark = pytest.mark.usefixtures("float32_training")
 
 
-def check_images_show_their_prompts(row: Row, count: int) -> None:
+def check_images_match_their_prompts(row: Row, count: int) -> None:
     with ImageGenerator(row.variant, str(EMBEDDED_MODELS_FOLDER / row.variant), row.precision) as generator:
         task = EvaluationTask(generator, row, Recogniser.load(), count, seed=0)
         scenes, prompts = held_out(count, task.seed, ONE_THING)
-        images = task.generate([task.request(said, number) for number, said in enumerate(prompts)])
+        images = task.generate([task.request(prompt, number) for number, prompt in enumerate(prompts)])
     found = scores(scenes, task.recogniser.recognise(images))
     assert found["thing"] >= 0.9
     assert found["ink"] >= 0.8
 
 
-def test_a_few_small_images_show_their_prompts() -> None:
-    check_images_show_their_prompts(Row("schnell", "float32", (256, 256)), count=8)
+def test_a_few_small_images_match_their_prompts() -> None:
+    check_images_match_their_prompts(Row("schnell", "float32", (256, 256)), count=8)
 
 
 @pytest.mark.slow_training
@@ -45,8 +45,8 @@ def test_a_few_small_images_show_their_prompts() -> None:
     ],
     ids=str,
 )
-def test_images_show_their_prompts(row: Row) -> None:
-    check_images_show_their_prompts(row, count=16)
+def test_images_match_their_prompts(row: Row) -> None:
+    check_images_match_their_prompts(row, count=16)
 
 
 @pytest.mark.parametrize("size", [(512, 512), pytest.param((1344, 768), marks=pytest.mark.slow_training)], ids=str)
@@ -63,7 +63,7 @@ def test_latents_do_not_depend_on_canvas_size(size: tuple[int, int]) -> None:
         )
         on_canvas = encode(vae, large).view(*canvas.grid, 64)[top : top + SIDE, left : left + SIDE].flatten(0, 1)
         errors.append(float((on_canvas - encode_square(vae, small)[0, :-1]).square().mean().sqrt()))
-    assert max(errors) < 0.35, "relative to a spread of 1; without `refine` it is 0.5 to 1.2"
+    assert max(errors) < 0.35, "the standard deviation of latents is 1; without `refine` the error is 0.5 to 1.2"
 
 
 @pytest.mark.parametrize("name", EMBEDDED_LORAS)

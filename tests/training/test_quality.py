@@ -40,8 +40,8 @@ def test_swept_rows_vary_guidance_and_ratio() -> None:
 @pytest.mark.parametrize("count", [20, pytest.param(40, marks=pytest.mark.slow_training)])
 def test_style_score_separates_styled_drawings(count: int) -> None:
     config, size = STYLE_CONFIGS["sketch"], (384, 384)
-    score, right = style.fit(Recogniser.load(), config, size, seed=1, count=count)
-    assert right >= 0.9
+    score, accuracy = style.fit(Recogniser.load(), config, size, seed=1, count=count)
+    assert accuracy >= 0.9
     plain, styled = style.render_pairs(config, size, 5, np.random.default_rng(2))
     assert score.of(plain).mean() < 0.3
     assert score.of(styled).mean() > 0.7
@@ -51,9 +51,9 @@ def test_held_out_prompts_are_seeded_and_use_test_words() -> None:
     scenes, prompts = held_out(60, seed=0)
     assert (scenes, prompts) == held_out(60, seed=0)
     assert prompts != held_out(60, seed=1)[1]
-    written = {item.name for scene in scenes for item in scene.items if item.kind == "word"}
-    assert written
-    assert written <= set(TEST_WORDS)
+    words = {item.name for scene in scenes for item in scene.items if item.kind == "word"}
+    assert words
+    assert words <= set(TEST_WORDS)
 
 
 def test_held_out_scenes_have_things_pairs_and_words() -> None:

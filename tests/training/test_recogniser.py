@@ -1,4 +1,4 @@
-"""The bundled recogniser is right on held-out drawings and does not guess."""
+"""The bundled recogniser is accurate on held-out drawings, and inaccurate with the scenes of other drawings."""
 
 from training.evaluation.recogniser import Recogniser
 from training.train_recogniser import validate

@@ -15,12 +15,12 @@ ZOO = Item("word", "zoo", "red")
 def recognition(
     things: dict[str, float] | None = None, inks: tuple[str, ...] = ("red",), word: str = ""
 ) -> Recognition:
-    everything = {"star": 0.1, "heart": 0.1, "house": 0.1} | (things or {})
-    return Recognition(everything, {name: 0.9 if name in inks else 0.1 for name in ("red", "blue")}, word)
+    probabilities = {"star": 0.1, "heart": 0.1, "house": 0.1} | (things or {})
+    return Recognition(probabilities, {name: 0.9 if name in inks else 0.1 for name in ("red", "blue")}, word)
 
 
 @pytest.mark.parametrize(
-    ("items", "recognised", "score", "right"),
+    ("items", "recognised", "score", "expected"),
     [
         ((STAR,), recognition({"star": 0.9}), "thing", 1),
         ((STAR,), recognition({"star": 0.8, "house": 0.9}), "thing", 0),
@@ -36,13 +36,13 @@ def recognition(
     ],
 )
 def test_score_requires_exactly_the_requested_items(
-    items: tuple[Item, ...], recognised: Recognition, score: str, right: int
+    items: tuple[Item, ...], recognised: Recognition, score: str, expected: int
 ) -> None:
     scene = Scene(items, "left of" if len(items) == 2 else None, "white")
-    assert scores([scene], [recognised])[score] == right
+    assert scores([scene], [recognised])[score] == expected
 
 
-def test_scores_are_shares_of_requesting_images() -> None:
+def test_score_is_a_share_of_the_images_that_request_it() -> None:
     table = scores(
         [Scene((STAR,), None, "white"), Scene((ZOO,), None, "white")],
         [recognition({"star": 0.9}), recognition(word="zap")],

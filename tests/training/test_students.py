@@ -6,7 +6,7 @@ import pytest
 import torch
 from diffusers import FluxTransformer2DModel
 
-from tests.training.bases import empty, nonzero_base, text
+from tests.training.base_models import nonzero_base, random_embeds, zero_embeds
 from training import students
 from training.distil import step_loss
 from training.flow_matching import TokenLayout, velocity
@@ -18,44 +18,41 @@ pytestmark = pytest.mark.filterwarnings("ignore:Mismatch dtype")
 LAYOUT = TokenLayout(2, 2)
 
 
-@pytest.fixture(scope="module")
-def base() -> FluxTransformer2DModel:
-    return nonzero_base()
-
-
 @pytest.fixture(autouse=True)
 def _seeded() -> None:
     torch.manual_seed(1)
 
 
-def given(count: int, guidance: float) -> Conditioning:
-    return Conditioning(text(count), empty(count), LAYOUT, torch.full((count,), guidance))
+def conditioning(count: int, guidance: float) -> Conditioning:
+    return Conditioning(random_embeds(count), zero_embeds(count), LAYOUT, torch.full((count,), guidance))
 
 
 def test_fresh_dev_matches_base_at_any_guidance(base: FluxTransformer2DModel) -> None:
     dev, latents, times = dev_from(base), torch.randn(2, 4, 64), torch.rand(2)
-    expected = velocity(base, latents, times, text(2), LAYOUT)
+    expected = velocity(base, latents, times, random_embeds(2), LAYOUT)
     for guidance in (1.0, 5.0):
-        torch.testing.assert_close(velocity(dev, latents, times, text(2), LAYOUT, torch.full((2,), guidance)), expected)
+        torch.testing.assert_close(
+            velocity(dev, latents, times, random_embeds(2), LAYOUT, torch.full((2,), guidance)), expected
+        )
 
 
-@pytest.mark.parametrize(("guidance", "as_base"), [(1.0, True), (3.0, False)])
-def test_fresh_dev_has_loss_only_from_guidance(base: FluxTransformer2DModel, guidance: float, as_base: bool) -> None:
+@pytest.mark.parametrize(("guidance", "is_zero"), [(1.0, True), (3.0, False)])
+def test_fresh_dev_has_loss_only_from_guidance(base: FluxTransformer2DModel, guidance: float, is_zero: bool) -> None:
     config = STUDENT_CONFIGS["dev"]
     interval = Rollout(torch.randn(8, 4, 64), config.single_interval(8, 4)).interval
-    loss, _ = step_loss(dev_from(base), base, config, interval, given(8, guidance))
-    assert (loss < 2e-5) == as_base
+    loss, _ = step_loss(dev_from(base), base, config, interval, conditioning(8, guidance))
+    assert (loss < 2e-5) == is_zero
 
 
-@pytest.mark.parametrize(("guidance", "substeps", "as_base"), [(1.0, 1, True), (3.0, 1, False), (1.0, 4, False)])
+@pytest.mark.parametrize(("guidance", "substeps", "is_zero"), [(1.0, 1, True), (3.0, 1, False), (1.0, 4, False)])
 def test_fresh_schnell_has_loss_only_from_guidance_and_long_steps(
-    base: FluxTransformer2DModel, monkeypatch: pytest.MonkeyPatch, guidance: float, substeps: int, as_base: bool
+    base: FluxTransformer2DModel, monkeypatch: pytest.MonkeyPatch, guidance: float, substeps: int, is_zero: bool
 ) -> None:
     monkeypatch.setattr(students, "SUBSTEPS", substeps)
     config = STUDENT_CONFIGS["schnell"]
     interval = Rollout(torch.randn(8, 4, 64), config.single_interval(8, 4)).interval
-    loss, _ = step_loss(schnell_from(base), base, config, interval, given(8, guidance))
-    assert (loss < 2e-5) == as_base
+    loss, _ = step_loss(schnell_from(base), base, config, interval, conditioning(8, guidance))
+    assert (loss < 2e-5) == is_zero
 
 
 def test_dev_guidance_samples_cover_range() -> None:

@@ -59,7 +59,7 @@ def test_only_workers_have_gpus_and_they_scale_from_zero() -> None:
         assert worker["resources"]["GPU"] >= 1
 
 
-def test_max_workers_is_what_all_pools_need_at_their_maximum() -> None:
+def test_max_workers_equals_the_need_of_all_pools_at_maximum_size() -> None:
     added, unfulfilled = nodes_for(demands())
     assert unfulfilled == []
     assert sum(added.values()) == CLUSTER["max_workers"] == sum(worker["max_workers"] for worker in WORKERS.values())

@@ -24,7 +24,7 @@ def validate(**raw: Any) -> Inputs:
 
 
 def reference_keys(inputs: Inputs) -> dict[str, str]:
-    """The texts of the LoRA inputs, which serve as reference keys here."""
+    """The LoRA inputs by field. These tests use the text itself as the reference key."""
     texts = {field: (getattr(inputs, field) or "").strip() for field in LORA_SCALE_FIELDS}
     return {field: text for field, text in texts.items() if text}
 

@@ -70,7 +70,7 @@ IMPORTS_TORCH_INDIRECTLY = {f"lora/{name}.py" for name in ("cache_manager", "dis
 
 
 def unit(module: str) -> str:
-    """The unit of a file: `api` for `api/cog.py`, `generation_plan` for `generation_plan.py`."""
+    """The unit of a file: `api` for `api/cog.py`, `inputs` for `inputs.py`."""
     return module.partition("/")[0].removesuffix(".py")
 
 
@@ -90,7 +90,7 @@ def iterate_imported_names(module: str) -> Iterator[str]:
 
 @functools.cache
 def imported_names(module: str) -> frozenset[str]:
-    """The dotted names of everything that a file imports, anywhere in the file."""
+    """The dotted names of all imports of a file, including those inside functions."""
     return frozenset(iterate_imported_names(module))
 
 
@@ -172,7 +172,7 @@ def process_state():
 before = process_state()
 for module in modules:
     importlib.import_module(module)
-assert process_state() == before or "ray" in sys.modules and sys.modules["ray"], "importing changed the process"
+assert sys.modules.get("ray") or process_state() == before, "importing changed the process"
 """
 
 
@@ -187,7 +187,7 @@ assert process_state() == before or "ray" in sys.modules and sys.modules["ray"],
 def test_importing_needs_only_the_listed_libraries_and_has_no_side_effects(
     unavailable: tuple[str, ...], excluded: set[str]
 ) -> None:
-    """Imports all units but `excluded`. Side effects are only checked without Ray, whose import changes the process."""
+    """Imports all units but `excluded`. Importing Ray changes the process, so side effects are checked without it."""
     imports_torch = IMPORTS_TORCH | IMPORTS_TORCH_INDIRECTLY
     included = [module for module in MODULES if unit(module) not in excluded and module not in imports_torch]
     stems = [module.removesuffix(".py").replace("/", ".") for module in included]

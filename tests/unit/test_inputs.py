@@ -21,7 +21,7 @@ def invalid_fields(**raw: Any) -> list[str]:
 
 
 @pytest.mark.parametrize(
-    ("field", "given", "expected"),
+    ("field", "value", "expected"),
     [
         ("num_outputs", "2", 2),
         ("num_outputs", 2.0, 2),
@@ -43,12 +43,12 @@ def invalid_fields(**raw: Any) -> list[str]:
         ("image", "data:image/png;base64,AA==", "data:image/png;base64,AA=="),
     ],
 )
-def test_values_are_coerced(field: str, given: object, expected: object) -> None:
-    assert getattr(validate(**{field: given}), field) == expected
+def test_values_are_coerced(field: str, value: object, expected: object) -> None:
+    assert getattr(validate(**{field: value}), field) == expected
 
 
 @pytest.mark.parametrize(
-    ("field", "given"),
+    ("field", "value"),
     [
         ("prompt", 5),
         ("prompt", ["a"]),
@@ -86,8 +86,8 @@ def test_values_are_coerced(field: str, given: object, expected: object) -> None
         ("replicate_weights", 9),
     ],
 )
-def test_invalid_value_is_an_error_of_its_field(field: str, given: object) -> None:
-    assert invalid_fields(**{field: given}) == [field]
+def test_invalid_value_is_an_error_of_its_field(field: str, value: object) -> None:
+    assert invalid_fields(**{field: value}) == [field]
 
 
 def test_all_invalid_fields_are_reported_together() -> None:

@@ -17,7 +17,7 @@ RESOLVED = ResolvedLora(LoraMetadata("0", 8, 4), CacheHandle(None, "1"), "memory
 
 
 class FakeMethod:
-    """An actor method that returns or raises the given results in turn, and then repeats the last one."""
+    """An actor method that returns or raises one of `results` per call, in order, and repeats the last one."""
 
     def __init__(self, *results: Any) -> None:
         self._results = list(results)
@@ -38,7 +38,7 @@ class FakeActor:
 
 
 class ClientWithFakeActors(LoraCacheClient):
-    """Connects to the given actors in turn."""
+    """Connects to `actors`, one after another."""
 
     def __init__(self, *actors: FakeActor, settings: Settings | None = None) -> None:
         super().__init__(settings or Settings(), "flux")

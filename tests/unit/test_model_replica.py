@@ -56,7 +56,7 @@ class FlagsFirstImage:
         return self.check_count == 1
 
 
-async def test_events_run_from_started_over_steps_and_images_to_finished(replica: ModelReplica) -> None:
+async def test_events_are_started_steps_images_and_finished(replica: ModelReplica) -> None:
     events = [event async for event in replica.generate(plan())]
     assert isinstance(events[0], Started)
     assert [event for event in events if isinstance(event, StepDone)] == [
@@ -105,15 +105,15 @@ async def test_checker_on_the_device_runs_in_the_thread_of_the_engine(
     assert threads == {"engine"}
 
 
-@pytest.mark.parametrize("how", ["closed", "cancelled"])
-async def test_engine_has_dropped_the_request_when_closing_or_cancelling_returns(
-    replica: ModelReplica, how: str
+@pytest.mark.parametrize("method", ["closed", "cancelled"])
+async def test_closing_or_cancelling_returns_after_the_engine_dropped_the_request(
+    replica: ModelReplica, method: str
 ) -> None:
     events = replica.generate(plan(steps=50))
     async for event in events:
         if isinstance(event, StepDone):
             break
-    if how == "closed":
+    if method == "closed":
         await events.aclose()
     else:
         consumer = asyncio.ensure_future(consume(events))

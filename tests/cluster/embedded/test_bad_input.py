@@ -5,8 +5,9 @@ from typing import Any
 import pytest
 
 from serve.launch.subprocess_service import LocalService
-from tests.cluster.client import SMALL, connect, create, data_uri, finish, png, predict, until
+from tests.cluster.client import SMALL, connect, create, finish, predict, until, white_png
 from tests.cluster.probe import Probe
+from tests.images import data_uri
 
 INVALID_INPUTS: list[tuple[dict[str, Any], str]] = [
     ({}, "input.prompt"),
@@ -15,13 +16,13 @@ INVALID_INPUTS: list[tuple[dict[str, Any], str]] = [
     ({"prompt": "x", "num_outputs": 9}, "input.num_outputs"),
     ({"prompt": "x", "seed": 1.5}, "input.seed"),
     ({"prompt": "x", "aspect_ratio": "custom", "width": 512}, "input.height"),
-    ({"prompt": "x", "mask": data_uri(png(64, 64))}, "input.mask"),
+    ({"prompt": "x", "mask": data_uri(white_png(64, 64))}, "input.mask"),
     ({"prompt": "x", "replicate_weights": "not a LoRA"}, "input.replicate_weights"),
     ({"prompt": "x", "image": "data:image/png;base64,%%%"}, "input.image"),
     ({"prompt": "x", "image": data_uri(b"not an image")}, "input.image"),
-    ({"prompt": "x", "image": data_uri(png(256, 256)[:90])}, "input.image"),
-    ({"prompt": "x", "image": data_uri(png(20, 300))}, "input.image"),
-    ({"prompt": "x", "image": data_uri(png(8000, 8000))}, "input.image"),
+    ({"prompt": "x", "image": data_uri(white_png(256, 256)[:90])}, "input.image"),
+    ({"prompt": "x", "image": data_uri(white_png(20, 300))}, "input.image"),
+    ({"prompt": "x", "image": data_uri(white_png(8000, 8000))}, "input.image"),
 ]
 
 

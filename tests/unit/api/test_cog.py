@@ -47,10 +47,10 @@ async def test_prediction_response_has_every_field() -> None:
 async def test_response_has_every_input_with_its_default() -> None:
     model = ServedModel(owner="me", name="mine", versions=("1",), default_inputs={"output_quality": 50})
     app = make_app(FakePool(ONE_IMAGE), Settings(served_models=(model,)))
-    shown = (await post(app, {"input": {"prompt": "a cat", "num_inference_steps": "2", "seed": None}})).json()["input"]
-    assert len(shown) == 21
-    assert (shown["num_inference_steps"], shown["output_quality"], shown["guidance_scale"]) == (2, 50, 3.0)
-    assert shown["seed"] is None
+    inputs = (await post(app, {"input": {"prompt": "a cat", "num_inference_steps": "2", "seed": None}})).json()["input"]
+    assert len(inputs) == 21
+    assert (inputs["num_inference_steps"], inputs["output_quality"], inputs["guidance_scale"]) == (2, 50, 3.0)
+    assert inputs["seed"] is None
 
 
 async def test_large_data_uri_is_shortened_in_the_response() -> None:
@@ -182,7 +182,7 @@ async def test_health_follows_the_service_from_start_to_stop() -> None:
     assert (await post(app, {"input": CAT})).status_code == 503
 
 
-async def test_index_has_paths_that_exist() -> None:
+async def test_index_lists_paths_that_exist() -> None:
     app = make_app(FakePool(ONE_IMAGE))
     index = await get(app, "/")
     assert index["cog_version"] == "0.15.8"
@@ -191,7 +191,7 @@ async def test_index_has_paths_that_exist() -> None:
     assert (await post(app, {"input": CAT}, path=index["predictions_url"])).status_code == 200
 
 
-async def test_openapi_document_is_that_of_the_first_served_model() -> None:
+async def test_openapi_document_describes_the_first_served_model() -> None:
     document = await get(make_app(FakePool(ONE_IMAGE)), "/openapi.json")
     assert document["info"]["title"] == "Cog"
     assert document["components"]["schemas"]["Input"]["required"] == ["prompt"]

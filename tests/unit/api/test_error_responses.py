@@ -80,7 +80,7 @@ async def test_replicate_api_responds_with_problem_json() -> None:
 
 
 @pytest.mark.parametrize("path", PATHS)
-async def test_unexpected_error_is_logged_and_its_response_has_only_the_request_id(path: str, logs: Logs) -> None:
+async def test_unexpected_error_is_logged_and_responds_with_the_request_id_only(path: str, logs: Logs) -> None:
     response = await get(path, raising(RuntimeError("secret at 10.0.0.1")))
     assert response.status_code == 500
     assert "request-1" in response.json()["detail"]
@@ -99,11 +99,11 @@ async def test_client_disconnect_is_not_logged(logs: Logs) -> None:
 
 async def test_error_after_the_response_has_started_is_raised() -> None:
     async def endpoint(request: Request) -> Response:
-        async def broken() -> AsyncGenerator[bytes, None]:
+        async def failing_body() -> AsyncGenerator[bytes, None]:
             yield b"half of"
             raise NotFound("too late")
 
-        return StreamingResponse(broken())
+        return StreamingResponse(failing_body())
 
     with pytest.raises(NotFound, match="late"):
         await get("/path", endpoint)

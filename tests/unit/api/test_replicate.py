@@ -207,7 +207,7 @@ async def test_wrong_method_responds_with_405_and_allow_header() -> None:
     assert (wrong.status_code, wrong.headers["Content-Type"], wrong.headers["Allow"]) == (405, PROBLEM, "POST")
 
 
-async def test_unknown_version_responds_with_the_title_of_replicate() -> None:
+async def test_unknown_version_responds_with_the_same_title_as_replicate() -> None:
     response = await post(make_app(FakePool(ONE_IMAGE)), {"input": CAT, "version": "no/model:1"})
     assert (response.status_code, response.headers["Content-Type"]) == (422, PROBLEM)
     assert response.json()["title"] == "Invalid version or not permitted"

@@ -1,4 +1,4 @@
-"""Loads tiny test checkpoints, in every precision and a few geometries, once per session."""
+"""Loads tiny test checkpoints in every precision and a few geometries."""
 
 from dataclasses import replace
 from functools import cache
@@ -15,15 +15,13 @@ SMALL = Geometry(double_blocks=1, single_blocks=1, max_sequence_length=32)
 FIVE_STAGES = replace(SMALL, vae_widths=(8, 16, 16, 16, 16))
 """The VAE downsamples each side 16 times instead of 8."""
 WIDE = replace(SMALL, heads=8)
-"""So wide that a CPU sums its products in another order for a batch than for one image, unless that is prevented."""
-
-
+"""Wide enough that a CPU would sum products in another order for a batch than for one image."""
 LORA_BYTES = 4 * 2**20
-"""LoRA slots for a total rank of 147 beside a small checkpoint in bf16."""
+"""Memory for LoRA slots with a total rank of 147, for `SMALL` in bf16."""
 
 
 class Checkpoints:
-    """Test checkpoints. Generating images does not change a checkpoint, so tests share those that `get` returns."""
+    """Test checkpoints. `get` caches them, because generating images does not change a checkpoint."""
 
     def __init__(self, folder: Path) -> None:
         self._folder = folder
@@ -37,7 +35,7 @@ class Checkpoints:
         geometry: Geometry = SMALL,
         lora_bytes: int = LORA_BYTES,
     ) -> Checkpoint:
-        """A new checkpoint, which the test may change."""
+        """Returns a new checkpoint, which the test may change."""
         source = test_checkpoint.ensure(variant, self._folder, geometry)
         model = ModelSettings(
             variant=variant,

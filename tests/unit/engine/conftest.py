@@ -1,3 +1,5 @@
+"""Fixtures of the engine tests."""
+
 import pytest
 import torch
 

@@ -20,7 +20,7 @@ _PIPELINES = {
 
 
 def latents(checkpoint: Checkpoint, request: GenerationRequest, image: int = 0, /, **arguments: Any) -> Tensor:
-    """The pipeline's latents for one image of the request, before decoding: [1, tokens, channels]."""
+    """The pipeline's latents for one image of the request, before decoding: `[1, tokens, channels]`."""
     result: Tensor = _run(checkpoint, request, image, output_type="latent", **arguments)
     return result
 

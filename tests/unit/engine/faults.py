@@ -1,4 +1,4 @@
-"""Wraps a network of a checkpoint so that some of its calls raise an error."""
+"""Wrappers of networks that observe calls, or raise an error in some of them."""
 
 from collections.abc import Callable
 from typing import Any
@@ -7,7 +7,7 @@ Condition = Callable[..., bool]
 
 
 class Faulty:
-    """Forwards to `network`. A call of it, or of `method`, raises `error` if `condition` holds for the arguments."""
+    """Forwards to `network`. Calls of `method` raise `error` if `condition` returns true for their arguments."""
 
     def __init__(self, network: Any, condition: Condition, error: Exception, method: str = "__call__") -> None:
         self._network = network
@@ -34,7 +34,7 @@ class Faulty:
 
 
 def observed(network: Any, observe: Callable[[], object], method: str = "__call__") -> Any:
-    """Forwards to `network`, and calls `observe` before each call of it, or of `method`."""
+    """Forwards to `network`, and calls `observe` before each call of `method`."""
 
     def condition(*_: Any, **__: Any) -> bool:
         observe()
@@ -44,6 +44,6 @@ def observed(network: Any, observe: Callable[[], object], method: str = "__call_
 
 
 def first_call() -> Condition:
-    """Holds for the first call only."""
+    """Returns true for the first call only."""
     calls = iter((True,))
     return lambda *_, **__: next(calls, False)

@@ -19,9 +19,9 @@ STRENGTH = 0.3
 def make_lora(
     checkpoint: Checkpoint, seed: int, rank: int = 4, layers: str = "", clip: bool = False, **fields: Any
 ) -> LoraWeights:
-    """Adapts the transformer's linear layers whose names match `layers`, and with `clip` all of CLIP's.
+    """A LoRA for the transformer's linear layers whose names match `layers`, and with `clip` for all of CLIP's.
 
-    `fields` go to each `LowRank`.
+    `fields` are passed to each `LowRank`.
     """
     generator = torch.Generator().manual_seed(seed)
     transformer_linears = {

@@ -1,4 +1,4 @@
-"""Small generation requests, and a recorder of their events."""
+"""Small generation requests, a recorder of their events, and functions that run them."""
 
 from collections.abc import Iterable, Mapping
 from typing import Any, Literal
@@ -30,7 +30,7 @@ Mode = Literal["text_to_image", "image_to_image", "inpainting"]
 def make_request(
     mode: Mode = "text_to_image", size: Size = SIZE, weights: Mapping[str, LoraWeights] | None = None, **fields: Any
 ) -> GenerationRequest:
-    """A small request. Its image and mask depend only on `size`. `weights` are those of the LoRAs in `fields`."""
+    """A small request. Its image and mask depend only on `size`. `weights` are the weights of its LoRAs."""
     parameters: dict[str, Any] = {
         "prompt": "a red sailboat",
         "size": size,
@@ -54,7 +54,7 @@ def make_image(size: Size) -> ImageArray:
 
 
 def make_mask(size: Size) -> MaskArray:
-    """Repaints the left third. Its edge is a ramp of greys that is not aligned with the latents."""
+    """A mask of the left third. Its edge is a ramp of grey levels that is not aligned with the latents."""
     width, height = size
     ramp = np.clip(255 - (np.arange(width) - width // 3) * 16, 0, 255).astype(np.uint8)
     return np.tile(ramp, (height, 1))
@@ -67,7 +67,7 @@ class RequestRecorder:
         self.state = RequestState(number, request, self._record)
         self.events: list[EngineEvent] = []
         self.latents: dict[int, Tensor] = {}
-        """By image index, after the latest step."""
+        """The latents of each image index after its latest step."""
 
     @property
     def final_event(self) -> EngineEvent:
@@ -93,7 +93,7 @@ class RequestRecorder:
 def run_requests(
     checkpoint: Checkpoint, arrivals: Iterable[tuple[int, GenerationRequest]], **pool: Any
 ) -> tuple[Scheduler, list[RequestRecorder]]:
-    """Runs requests in one scheduler until all have ended. Each is added before the given iteration."""
+    """Runs requests in one scheduler until all have ended. Arrivals are iterations before which a request is added."""
     scheduler = Scheduler(checkpoint, PoolSettings(model="", **pool), Watchdog())
     recorders = [RequestRecorder(number, request) for number, (_, request) in enumerate(arrivals)]
     pending = [(at, recorder) for (at, _), recorder in zip(arrivals, recorders, strict=True)]

@@ -1,3 +1,5 @@
+"""Selection of the images of a batch, and fairness between keys."""
+
 from collections import Counter
 from collections.abc import Iterable
 
@@ -7,7 +9,7 @@ from serve.engine.batching import BatchCandidate, select_batch
 
 
 def _pending(*rows: tuple[int, int, str]) -> list[BatchCandidate[str]]:
-    """Rows of request, number of its images, key."""
+    """Each row is the number of a request, the number of its images, and their key."""
     return [BatchCandidate(request, image, key) for request, images, key in rows for image in range(images)]
 
 
@@ -57,7 +59,7 @@ def test_arguments_are_not_modified() -> None:
 
 
 def test_busy_key_does_not_starve_a_single_image() -> None:
-    """Twelve images of one key and a single one of another take turns."""
+    """A single image with its own key takes turns with twelve images of another key."""
     steps_left = Counter({BatchCandidate(request, 0, "busy"): 6 for request in range(12)})
     steps_left[BatchCandidate(12, 0, "single")] = 3
     keys: tuple[str, ...] = ()
@@ -82,8 +84,8 @@ def test_stream_of_new_keys_does_not_starve_an_old_key() -> None:
     assert selected_keys.count("old") >= len(selected_keys) // 2
 
 
-def test_request_that_waits_for_room_enters_before_younger_requests() -> None:
-    """Request 4 has two images and waits beside three single ones; each ended request is replaced by a younger one."""
+def test_waiting_request_enters_a_batch_before_younger_requests() -> None:
+    """Request 4 has two images and waits for three single images. Each ended request is replaced by a younger one."""
     steps_left = {(1, 0): 2, (2, 0): 3, (3, 0): 9, (4, 0): 4, (4, 1): 4}
     youngest = 5
     for iteration in range(6):

@@ -1,3 +1,5 @@
+"""Loading of checkpoints: dtypes, quantization, and errors of damaged files and wrong settings."""
+
 import json
 import shutil
 from collections.abc import Callable

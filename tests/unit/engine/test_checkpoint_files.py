@@ -1,3 +1,5 @@
+"""Checkpoint folders from local paths and from a fake Hugging Face Hub."""
+
 import json
 import os
 import subprocess
@@ -8,7 +10,7 @@ import pytest
 
 from serve.engine.checkpoint_files import resolve_folder
 from serve.errors import ModelLoadError
-from tests.unit.engine.hub import REVISION, Hub
+from tests.unit.engine.fake_hub import REVISION, FakeHub
 
 HUB_ERRORS = {
     "owner/gated": (403, "GatedRepo"),
@@ -44,16 +46,16 @@ def resolve_in_subprocess(sources: list[str], token: str, **environment: str) ->
 
 
 @pytest.fixture(scope="module")
-def hub(tmp_path_factory: pytest.TempPathFactory) -> Hub:
+def hub(tmp_path_factory: pytest.TempPathFactory) -> FakeHub:
     folder = tmp_path_factory.mktemp("repository")
     for name in ("part/config.json", "part/weights.bin", "other/config.json", "config.json", "huge.safetensors"):
         (folder / name).parent.mkdir(exist_ok=True)
         (folder / name).write_text(name)
-    return Hub(folder, HUB_ERRORS)
+    return FakeHub(folder, HUB_ERRORS)
 
 
 @pytest.fixture(scope="module")
-def results(hub: Hub, tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
+def results(hub: FakeHub, tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
     """The folder of `owner/name` and the error messages of the other repositories."""
     cache = str(tmp_path_factory.mktemp("cache"))
     with hub.serving():
@@ -66,14 +68,14 @@ def test_local_folder_is_returned_unchanged(tmp_path: Path) -> None:
     assert resolve_folder(str(tmp_path), None, [], None) == tmp_path
 
 
-def test_only_matching_files_of_a_repository_are_downloaded(hub: Hub, results: dict[str, str]) -> None:
+def test_only_matching_files_of_a_repository_are_downloaded(hub: FakeHub, results: dict[str, str]) -> None:
     folder = Path(results["owner/name"])
     assert [str(file.relative_to(folder)) for file in folder.rglob("*.*")] == ["part/config.json"]
     assert (folder / "part/config.json").read_text() == "part/config.json"
     assert hub.requested_files == {"part/config.json"}
 
 
-def test_token_is_sent_to_the_hub_and_in_no_error_message(hub: Hub, results: dict[str, str]) -> None:
+def test_token_is_sent_to_the_hub_and_in_no_error_message(hub: FakeHub, results: dict[str, str]) -> None:
     assert "Bearer secret" in hub.authorizations
     assert "secret" not in json.dumps(results)
 

@@ -18,7 +18,7 @@ from tests.unit.engine.requests import Mode, make_request, run_request, run_requ
 
 
 def _mixed_arrivals(size: tuple[int, int]) -> list[tuple[int, GenerationRequest]]:
-    """Requests of one size that differ in everything else, each with the iteration in which it arrives."""
+    """Requests of one size that differ in all other fields, each with the iteration before which it is added."""
     return [
         (0, make_request(size=size, prompt="a red sailboat", seeds=(1,), guidance=3.0, steps=5)),
         (0, make_request(size=size, prompt="a blue fish in the sea " * 30, seeds=(2, 3), guidance=0.0, steps=3)),
@@ -103,7 +103,7 @@ def test_disable_batching_runs_one_image_per_batch(checkpoints: Checkpoints) -> 
 
 
 def test_mean_batch_counts_the_images_of_all_requests(checkpoints: Checkpoints) -> None:
-    """Two images run one step without and three steps with the image of another request."""
+    """Two images run one step without the image of another request, and three steps with it."""
     arrivals = [(0, make_request(seeds=(1, 2), steps=4)), (1, make_request(seeds=(3,), steps=3))]
     _, (pair, single) = run_requests(checkpoints.get("dev", "bf16"), arrivals)
     assert _mean_batch(pair.final_event) == (2 + 3 + 3 + 3) / 4

@@ -42,7 +42,7 @@ def _loras(checkpoint: Checkpoint) -> Mapping[str, LoraWeights]:
 
 
 def _mixed_arrivals(checkpoint: Checkpoint) -> list[tuple[int, GenerationRequest]]:
-    """Requests of one size that differ in everything else, each with the iteration in which it arrives."""
+    """Requests of one size that differ in all other fields, each with the iteration before which it is added."""
     loras = _loras(checkpoint)
     return [
         (0, make_request(seeds=(1,), steps=4)),
@@ -87,10 +87,10 @@ def test_float32_batch_of_different_loras_is_within_one_millionth(checkpoints: C
 def test_batch_across_loras_off_separates_different_scales(checkpoints: Checkpoints) -> None:
     checkpoint = checkpoints.get("dev", "bf16")
     loras = _loras(checkpoint)
-    loading = (0, make_request(steps=1, loras=lora_requests(all_layers=1.0), weights=loras))
+    first = (0, make_request(steps=1, loras=lora_requests(all_layers=1.0), weights=loras))
     arrivals = [(1, make_request(steps=2, loras=lora_requests(all_layers=scale))) for scale in (1.0, 0.5, 1.0)]
     for batch_across_loras, mean_batches in ((True, [3, 3, 3]), (False, [2, 1, 2])):
-        _, (_, *recorders) = run_requests(checkpoint, [loading, *arrivals], batch_across_loras=batch_across_loras)
+        _, (_, *recorders) = run_requests(checkpoint, [first, *arrivals], batch_across_loras=batch_across_loras)
         events = [recorder.final_event for recorder in recorders]
         assert [event.mean_batch for event in events if isinstance(event, Completed)] == mean_batches
 
@@ -120,7 +120,7 @@ def _without_lora_hooks(checkpoints: Checkpoints, precision: Precision) -> Check
 
 
 class RandomRequests:
-    """Generates requests with random LoRAs and scales. A third of them fail, for different reasons."""
+    """Makes requests with random LoRAs and scales. About a third of them fail, for different reasons."""
 
     def __init__(self, checkpoint: Checkpoint, seed: int) -> None:
         self._random = random.Random(seed)

@@ -1,3 +1,5 @@
+"""`is_responsive` for working and missing devices."""
+
 import torch
 
 from serve.engine import device

@@ -1,3 +1,5 @@
+"""The engine with small checkpoints: events, cancellation, health, warm-up and failures."""
+
 import threading
 import time
 from collections.abc import Iterator
@@ -17,6 +19,7 @@ from serve.engine.watchdog import EngineHealth
 from serve.errors import EngineFailed, NotReady
 from serve.events import Started, StepDone
 from serve.settings import PoolSettings
+from tests.fakes import FakeClock
 from tests.unit.engine.checkpoints import Checkpoints
 from tests.unit.engine.faults import Faulty, first_call, observed
 from tests.unit.engine.requests import make_request, run_request
@@ -60,14 +63,6 @@ class Client:
 
     def final_event(self) -> EngineEvent:
         return self.remaining_events()[-1]
-
-
-class Clock:
-    def __init__(self) -> None:
-        self.now_s = 100.0
-
-    def __call__(self) -> float:
-        return self.now_s
 
 
 def test_request_emits_started_steps_images_and_completed(engine: Engine, checkpoint: Checkpoint) -> None:
@@ -291,13 +286,13 @@ def test_engine_with_unresponsive_device_is_unhealthy(checkpoint: Checkpoint, mo
 
 
 def _emitted_steps(steps: int, step_s: float, images: int = 1) -> list[tuple[int, int]]:
-    """Image and step of the events that the throttle lets through, when all images step together."""
-    clock = Clock()
+    """Image and step of the events that the throttle emits if all images take each step at the same time."""
+    clock = FakeClock()
     throttle = StepThrottle(clock)
     emitted = []
     for step in range(1, steps + 1):
         emitted += [(image, step) for image in range(images) if throttle.should_emit(StepDone(image, step, steps))]
-        clock.now_s += step_s
+        clock.elapsed_s += step_s
     return emitted
 
 

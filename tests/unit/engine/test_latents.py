@@ -1,3 +1,5 @@
+"""Latent grids, packing, noise and masks."""
+
 import numpy as np
 import pytest
 import torch

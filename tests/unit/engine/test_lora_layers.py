@@ -1,3 +1,5 @@
+"""LoRA slots in a network of two linear layers."""
+
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
@@ -104,7 +106,7 @@ def test_network_weights_do_not_change(precision: str) -> None:
 
 
 def test_write_erases_the_previous_content_of_slots() -> None:
-    """Also beside layers without a new matrix, and above the rank of a new matrix."""
+    """This includes layers without a new matrix, and slots above the rank of the new matrix."""
     reused, new = SlottedNetwork(), SlottedNetwork()
     reused.slots.write(range(1, 9), {FIRST: _make_matrix(1, rank=8), SECOND: _make_matrix(2, rank=8, layer=SECOND)})
     for slotted in (reused, new):
@@ -117,7 +119,7 @@ def test_write_erases_the_previous_content_of_slots() -> None:
     assert torch.equal(*outputs)
 
 
-def test_slots_are_inactive_after_a_failed_pass() -> None:
+def test_slots_are_inactive_after_an_error() -> None:
     slotted = SlottedNetwork()
     slotted.slots.write([1], {FIRST: _make_matrix(1, rank=1)})
     inputs = _make_inputs(1, torch.float32)

@@ -1,3 +1,5 @@
+"""Loading and eviction of LoRAs, and the scales and slots of a request."""
+
 from collections.abc import Iterable, Mapping
 
 import pytest
@@ -55,7 +57,7 @@ def _acquire_and_release(manager: LoraManager, *requests: Iterable[str]) -> None
         pytest.param(["a", "a", "a"], "a", 1, id="a resident LoRA is not loaded again"),
         pytest.param(["a", "b", "d"], "abd", 3, id="all fit"),
         pytest.param(["a", "b", "d", "c"], "cd", 4, id="as few as necessary are evicted, least recently used first"),
-        pytest.param(["a", "b", "d", "ab", "c"], "abc", 4, id="use makes recent"),
+        pytest.param(["a", "b", "d", "ab", "c"], "abc", 4, id="acquiring a LoRA again makes it recently used"),
         pytest.param(["a", "b", "d", "bc"], "bc", 4, id="LoRAs of the same request are not evicted"),
         pytest.param(["a", "b", ["all_slots"]], ["all_slots"], 3, id="a LoRA that needs all slots"),
         pytest.param(["a", "b", "d", ["clip"]], ["b", "d", "clip"], 4, id="LoRAs for CLIP need slots too"),

@@ -1,3 +1,5 @@
+"""Prompt embeds, truncation warnings, and the cache of embeds."""
+
 from dataclasses import replace
 
 import pytest
@@ -124,7 +126,7 @@ def test_clip_lora_does_not_change_t5_embeds(lora_encoder: LoraPromptEncoder) ->
 
 
 def test_embeds_without_cache_equal_cached_embeds(checkpoint: Checkpoint, lora_encoder: LoraPromptEncoder) -> None:
-    """So embeds differ because of the LoRA and not because of the cache."""
+    """Differences between embeds come from the LoRA and not from the cache."""
     uncached = PromptEncoder(checkpoint, cache_entries=0)
     adapted = uncached.encode(PROMPT, lora_encoder.acquire(clip_lora=1.0)).pooled_prompt_embeds
     plain = uncached.encode(PROMPT).pooled_prompt_embeds

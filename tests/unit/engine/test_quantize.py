@@ -15,8 +15,8 @@ from torch import nn
 from torch._subclasses.fake_tensor import FakeTensorMode
 
 from serve.engine.quantize import float8_weight, quantize_to_float8, weight_bytes
-from serve.model_specs import ImageArray
 from test_checkpoints.networks import Geometry
+from tests.images import psnr_db
 from tests.unit.engine.checkpoints import Checkpoints
 from tests.unit.engine.requests import make_request, run_request
 
@@ -33,11 +33,6 @@ class Layer(nn.Module):
         self.requires_grad_(False)
 
 
-def psnr_db(one: ImageArray, other: ImageArray) -> float:
-    error = np.mean((one.astype(float) - other) ** 2)
-    return float(10 * np.log10(255**2 / error))
-
-
 def test_exactly_the_linear_layers_of_the_transformer_are_float8(checkpoints: Checkpoints) -> None:
     transformer = checkpoints.get("dev", "fp8").transformer
     linears: list[Any] = [layer for layer in transformer.modules() if isinstance(layer, nn.Linear)]
@@ -46,7 +41,7 @@ def test_exactly_the_linear_layers_of_the_transformer_are_float8(checkpoints: Ch
     others = [weight for weight in transformer.parameters() if type(weight.data) is torch.Tensor]
     assert {weight.dtype for weight in others} == {torch.bfloat16}
     assert isinstance(transformer.transformer_blocks[0].norm1.linear, QLinear), (
-        "modulation holds most weights of a block"
+        "the modulation has most of a block's weights"
     )
 
 

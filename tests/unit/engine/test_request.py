@@ -1,3 +1,5 @@
+"""Validation of generation requests."""
+
 from dataclasses import replace
 from typing import Any
 

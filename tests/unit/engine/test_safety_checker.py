@@ -1,3 +1,5 @@
+"""The safety checkers: the two stages of `flux`, OpenNSFW, and none."""
+
 from pathlib import Path
 
 import numpy as np

@@ -1,4 +1,4 @@
-"""Order of the work between two steps, and failures of single pieces of work."""
+"""The order of the scheduler's work between two steps, cancellation, and failures."""
 
 from collections.abc import Callable
 from dataclasses import replace
@@ -30,7 +30,7 @@ def checkpoint(checkpoints: Checkpoints) -> Checkpoint:
 
 
 def _observed(checkpoint: Checkpoint, observe: Callable[[str], object]) -> Checkpoint:
-    """Calls `observe` with the kind of each piece of work before it runs."""
+    """Calls `observe` with the kind of work before each call of a network."""
     vae = observed(checkpoint.vae, partial(observe, "encode"), "encode")
     return replace(
         checkpoint,

@@ -116,7 +116,7 @@ def test_request_waits_for_slots_while_requests_without_loras_start(scheduler: R
 
 
 def test_stream_of_requests_for_resident_loras_does_not_starve_a_waiting_request(scheduler: RecordedScheduler) -> None:
-    """The slots are full of LoRAs that each new request would keep pinned."""
+    """Each new request uses the resident LoRAs, so without fairness they would stay pinned."""
     for _ in range(3):
         scheduler.add("ab", steps=3)
         scheduler.step()
@@ -189,8 +189,8 @@ def test_missing_too_large_and_mismatched_loras_fail_only_their_request(
     assert scheduler.resident == {"a"}
 
 
-def test_weights_are_released_once_loaded(scheduler: RecordedScheduler, checkpoint: Checkpoint) -> None:
-    """They may lie in shared memory, which fills up while anything references them."""
+def test_weights_are_not_referenced_after_loading(scheduler: RecordedScheduler, checkpoint: Checkpoint) -> None:
+    """Weights may be in shared memory, which is freed only when nothing references them."""
     weights = make_lora(checkpoint, 1)
     reference = weakref.ref(weights.transformer["x_embedder"].down)
     scheduler.add_request(make_request(steps=9, loras=lora_requests(new=1.0), weights={"new": weights}))
@@ -203,7 +203,7 @@ def test_weights_are_released_once_loaded(scheduler: RecordedScheduler, checkpoi
     scheduler.fail_all()
 
 
-def test_loading_loras_is_a_stage(scheduler: RecordedScheduler) -> None:
+def test_loading_loras_is_reported_as_a_stage(scheduler: RecordedScheduler) -> None:
     adapted, plain = scheduler.add("a"), scheduler.add("")
     scheduler.run_to_end()
     stages = [

@@ -1,3 +1,5 @@
+"""Sigma schedules for every strength and number of steps."""
+
 import math
 from typing import Any
 
@@ -29,7 +31,7 @@ def _shifted(sigma: float, tokens: int) -> float:
         pytest.param(FIXED, 4, 1.0, 1.0, 4, id="strength 1 ignores the input image"),
         pytest.param(FIXED, 28, 0.8, 1 - 5 / 28, 23, id="int(28 - 22.4) steps are left out"),
         pytest.param(FIXED, 10, 0.5, 0.5, 5, id="strength 0.5"),
-        pytest.param(FIXED, 4, 0.8, 0.75, 3, id="few steps: the first one is left out"),
+        pytest.param(FIXED, 4, 0.8, 0.75, 3, id="few steps: the first step is left out"),
         pytest.param(FIXED, 2, 0.99, 0.5, 1, id="two steps"),
         pytest.param(FIXED, 1, 0.3, 0.3, 1, id="a single step starts at the strength"),
         pytest.param(FIXED, 1, 1.0, 1.0, 1, id="a single step from noise"),

@@ -87,12 +87,12 @@ def test_weight_names_match_published_repository(cache: Path) -> None:
 
 def test_weights_do_not_depend_on_or_change_global_rng(tmp_path: Path) -> None:
     digests = []
-    for turn in (1, 2):
-        torch.manual_seed(turn)
+    for seed in (1, 2):
+        torch.manual_seed(seed)
         state = torch.get_rng_state()
-        test_checkpoint.build("dev", Geometry(), tmp_path / str(turn))
+        test_checkpoint.build("dev", Geometry(), tmp_path / str(seed))
         assert torch.equal(torch.get_rng_state(), state)
-        digests.append(_digests(tmp_path / str(turn)))
+        digests.append(_digests(tmp_path / str(seed)))
     assert digests[0] == digests[1]
 
 

@@ -4,7 +4,6 @@ import asyncio
 import hashlib
 import json
 import re
-import ssl
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -15,7 +14,7 @@ from serve.lora.fetcher import LoraFetcher, RemoteReference
 from serve.lora.provider import ResolvedFile
 from serve.lora.reference import ReplicateModel
 from serve.settings import LoraSettings, Secrets
-from tests.local_server import LocalServer
+from tests.local_server import EMPTY_TRUST_STORE, LocalServer
 
 COMMIT = "3de623fc3c33e44ffbe2bad470d0f45bccf2eb21"
 HUB_TOKEN, CIVITAI_TOKEN, REPLICATE_TOKEN = "hf_secret", "civitai_secret", "r8_secret"
@@ -24,12 +23,10 @@ SECRETS = Secrets(
     civitai_token=SecretStr(CIVITAI_TOKEN),
     replicate_token=SecretStr(REPLICATE_TOKEN),
 )
-NO_CERTIFICATES = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
-"""Trusts no certificates. Saves each test the 70 ms for loading the default ones."""
 
 
 def settings_for(*servers: LocalServer, **fields: Any) -> LoraSettings:
-    """The first server acts as all providers. All servers are allowed hosts."""
+    """Settings with the first server as all providers. All servers are allowed hosts."""
     base_url = f"http://127.0.0.1:{servers[0].port}"
     fetch = {"backoff_s": 0.001, "allowed_hosts": [f"127.0.0.1:{server.port}" for server in servers]}
     return LoraSettings.model_validate(
@@ -48,7 +45,7 @@ def settings_for(*servers: LocalServer, **fields: Any) -> LoraSettings:
 async def resolve(provider: LocalServer, reference: RemoteReference) -> ResolvedFile:
     """Resolves `reference` with `provider` as all providers."""
     settings = settings_for(provider)
-    client = create_http_client(settings, tls=NO_CERTIFICATES)
+    client = create_http_client(settings, tls=EMPTY_TRUST_STORE)
     try:
         return await LoraFetcher(settings, SECRETS, client).resolve(reference)
     finally:
@@ -68,15 +65,15 @@ class PublishedFile:
         ranges: bool = True,
         break_after: Sequence[int] = (),
     ) -> None:
-        self.url = server.behave(path, self._answer)
+        self.url = server.respond_with(path, self._respond)
         self.body, self.etag, self.last_modified, self.ranges = body, etag, last_modified, ranges
         self.break_after = list(break_after)
-        """The next responses break off after this many bytes."""
+        """After how many bytes each of the next responses is cut off."""
         self.starts: list[int] = []
-        """The first byte of each response with content."""
+        """The index of the first byte of each response with content."""
         self._server = server
 
-    async def _answer(self, writer: asyncio.StreamWriter) -> None:
+    async def _respond(self, writer: asyncio.StreamWriter) -> None:
         head = self._server.heads[-1]
         if self._is_unchanged(head):
             writer.write(f"HTTP/1.1 304 Not Modified\r\n{self._validators()}\r\n".encode())
@@ -111,7 +108,7 @@ def header(head: str, name: str) -> str | None:
 
 
 def requests_with_header(server: LocalServer, name: str) -> list[tuple[str, str | None]]:
-    """Target and the value of one header for each request to `server`."""
+    """The path and query and the value of a header, for each request to `server`."""
     return [(head.split()[1], header(head, name)) for head in server.heads]
 
 
@@ -127,11 +124,11 @@ def publish_on_hub(
         path = f"/{repository}/resolve/{COMMIT}/{name}".replace(" ", "%20")
         if is_large:
             file = PublishedFile(file_host, f"/blobs/{lfs['sha256']}", body)
-            hub.answer(path, status="302 Found", Location=f"{file.url}?signature=of-the-file-host")
+            hub.respond(path, status="302 Found", Location=f"{file.url}?signature=of-the-file-host")
         else:
             PublishedFile(hub, path, body)
     response = {"id": repository, "sha": COMMIT, "private": False, "gated": False, "siblings": siblings}
-    hub.answer(f"/api/models/{repository}/revision/{revision}", body=json.dumps(response).encode())
+    hub.respond(f"/api/models/{repository}/revision/{revision}", body=json.dumps(response).encode())
 
 
 def civitai_file(body: bytes, **fields: Any) -> dict[str, Any]:
@@ -161,12 +158,12 @@ def publish_on_civitai(
 ) -> None:
     """Publishes a model with versions. As on the real CivitAI, downloads redirect to another host."""
     response = {"id": model, "name": "A LoRA", "type": model_type, "modelVersions": list(versions)}
-    civitai.answer(f"/api/v1/models/{model}", body=json.dumps(response).encode())
+    civitai.respond(f"/api/v1/models/{model}", body=json.dumps(response).encode())
     for version in versions:
         response = {**version, "modelId": model, "model": {"name": "A LoRA", "type": model_type}}
-        civitai.answer(f"/api/v1/model-versions/{version['id']}", body=json.dumps(response).encode())
+        civitai.respond(f"/api/v1/model-versions/{version['id']}", body=json.dumps(response).encode())
         file = PublishedFile(file_host, f"/bucket/{version['id']}", body)
-        civitai.answer(f"/api/download/models/{version['id']}", status="307 Temporary Redirect", Location=file.url)
+        civitai.respond(f"/api/download/models/{version['id']}", status="307 Temporary Redirect", Location=file.url)
 
 
 def publish_on_replicate(
@@ -175,5 +172,5 @@ def publish_on_replicate(
     """Publishes the weights of a fine-tuned model. As on the real Replicate, they redirect to another host."""
     file = PublishedFile(file_host, f"/delivery/{model.name}/trained_model.tar", body, etag)
     version = f"/versions/{model.version}" if model.version else ""
-    replicate.answer(f"/{model.owner}/{model.name}{version}/_weights", status="302 Found", Location=file.url)
+    replicate.respond(f"/{model.owner}/{model.name}{version}/_weights", status="302 Found", Location=file.url)
     return file

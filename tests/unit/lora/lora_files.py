@@ -1,4 +1,4 @@
-"""A LoRA with random weights, written with the tensor names of each trainer."""
+"""LoRAs with random weights, written with the tensor names of each trainer."""
 
 from collections.abc import Iterable, Mapping
 from functools import partial
@@ -49,7 +49,7 @@ XLABS_ATTENTION = {
 def bfl_names(
     double_blocks: Iterable[int], single_blocks: Iterable[int], outer_layers: bool
 ) -> dict[str, tuple[str, ...]]:
-    """Layer name in Black Forest Labs' reference code to the diffusers layers that it fuses."""
+    """The diffusers layers that each layer of Black Forest Labs' reference code fuses."""
     names = {
         f"double_blocks.{block}.{name}": tuple(f"transformer_blocks.{block}.{layer}" for layer in layers)
         for block in double_blocks

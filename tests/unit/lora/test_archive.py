@@ -1,4 +1,4 @@
-"""Extracts the weights from every supported file type, and rejects damaged and malicious archives."""
+"""Weights are extracted from every supported file type. Damaged and malicious archives are rejected."""
 
 import gzip
 import io
@@ -100,15 +100,15 @@ INVALID_FILES: dict[str, tuple[bytes, str]] = {
     "empty zip": (zip_of(), "archive is empty"),
     "two weights files in a tar": (
         tar_of(("a/one.safetensors", WEIGHTS), ("two.safetensors", WEIGHTS)),
-        "several weights files, a/one.safetensors and two.safetensors",
+        "several.* a/one.safetensors.* two.safetensors",
     ),
     "two weights files in a zip": (
         zip_of(("one.safetensors", WEIGHTS), ("b/two.safetensors", WEIGHTS)),
-        "several weights files, one.safetensors and b/two.safetensors",
+        "several.* one.safetensors.* b/two.safetensors",
     ),
     "other files only": (
         tar_of(*((f"{number}.txt", b"") for number in range(7))),
-        "0.txt, 1.txt, 2.txt, 3.txt, 4.txt and more",
+        "0.txt, 1.txt, 2.txt, 3.txt, 4.txt",
     ),
     "nested archive": (gzip.compress(gzip.compress(WEIGHTS)), "nested"),
     "symbolic link": (tar_of(special_member("lora.safetensors", tarfile.SYMTYPE, "/etc/passwd")), "link or device"),
@@ -154,7 +154,7 @@ def test_encrypted_zip_is_rejected(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("member_type", [tarfile.GNUTYPE_LONGNAME, tarfile.XHDTYPE], ids=["long name", "pax header"])
-def test_tar_with_a_header_that_would_fill_the_memory_is_rejected(tmp_path: Path, member_type: bytes) -> None:
+def test_tar_with_an_oversized_header_is_rejected(tmp_path: Path, member_type: bytes) -> None:
     info = special_member("././@LongLink", member_type)
     info.size = 2**33
     content = info.tobuf(tarfile.GNU_FORMAT) + bytes(2048)
@@ -181,7 +181,7 @@ def test_sparse_file_with_a_large_apparent_size_is_rejected(tmp_path: Path) -> N
 
 
 @pytest.mark.parametrize("is_zip64", [False, True])
-def test_zip_with_a_directory_that_would_fill_the_memory_is_rejected(tmp_path: Path, is_zip64: bool) -> None:
+def test_zip_with_an_oversized_central_directory_is_rejected(tmp_path: Path, is_zip64: bool) -> None:
     content = bytearray(zip_of(("lora.safetensors", WEIGHTS)))
     end = content.rfind(b"PK\x05\x06")
     if is_zip64:
@@ -192,7 +192,7 @@ def test_zip_with_a_directory_that_would_fill_the_memory_is_rejected(tmp_path: P
         extract(tmp_path, bytes(content))
 
 
-def test_write_error_is_not_blamed_on_the_file(tmp_path: Path) -> None:
+def test_write_error_is_raised_as_os_error(tmp_path: Path) -> None:
     (tmp_path / "download").write_bytes(tar_of(*TRAINER_OUTPUT))
     with pytest.raises(OSError, match="No such file"):
         extract_weights(tmp_path / "download", tmp_path / "missing", 10_000, 10_000)

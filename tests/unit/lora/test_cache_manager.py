@@ -1,4 +1,4 @@
-"""The LoRA cache manager with a fake loader: hits and misses, revalidation, failures, restarts and lost blocks."""
+"""The LoRA cache manager with a fake loader: hits, misses, revalidation, failures, restarts and lost blocks."""
 
 import asyncio
 from collections.abc import Mapping
@@ -20,7 +20,7 @@ from tests.fakes import FakeClock
 from tests.unit.lora.geometries import TINY
 
 MUTABLE, VERSIONED = ReplicateModel("me", "style"), ReplicateModel("me", "style", "0123abcd")
-UNGUIDED = replace(TINY, guidance_embeds=not TINY.guidance_embeds)
+WITHOUT_GUIDANCE = replace(TINY, guidance_embeds=not TINY.guidance_embeds)
 SETTINGS = LoraSettings(revalidate_after_s=300, failure_ttl_s=30)
 
 
@@ -30,13 +30,13 @@ def make_weights(content: int) -> LoraWeights:
 
 
 class FakeLoader:
-    """Returns weights filled with `content`, or raises `failure`. Waits while `may_continue` is not set."""
+    """Returns weights filled with `content`, or raises `failure`. `load` waits until `may_continue` is set."""
 
     def __init__(self) -> None:
         self.content = 1
         self.failure: Exception | None = None
         self.calls: list[tuple[Reference, str | None]] = []
-        """Reference and known revision."""
+        """The reference and known revision of each call of `load`."""
         self.may_continue = asyncio.Event()
         self.may_continue.set()
 
@@ -124,7 +124,7 @@ async def test_equal_weights_from_two_references_share_one_block(harness: CacheH
 
 async def test_each_geometry_has_its_own_entry(harness: CacheHarness) -> None:
     await harness.manager.get(VERSIONED, TINY)
-    await harness.manager.get(VERSIONED, UNGUIDED)
+    await harness.manager.get(VERSIONED, WITHOUT_GUIDANCE)
     assert len(harness.loader.calls) == 2
 
 
@@ -152,7 +152,7 @@ async def test_failed_revalidation_returns_the_stale_lora(harness: CacheHarness)
     harness.clock.elapsed_s = 301
     harness.loader.failure = FetchFailed("me/style", "its server does not answer")
     assert [(await harness.get()).stale for _ in range(2)] == [True, False]
-    assert len(harness.loader.calls) == 2, "the next request must not wait for that server"
+    assert len(harness.loader.calls) == 2, "the next request must not fetch again"
     harness.clock.elapsed_s += 31
     harness.loader.failure, harness.loader.content = None, 2
     assert harness.content(await harness.get()) == 2
@@ -223,7 +223,9 @@ async def test_lost_block_is_put_into_memory_again(harness: CacheHarness) -> Non
     lost = (first.handle.id,)
     second = await harness.get(lost=lost)
     assert (second.origin, second.handle.block) == ("disk", 1)
-    assert (await harness.get(lost=lost)).handle == second.handle, "a block that several callers lost is replaced once"
+    assert (await harness.get(lost=lost)).handle == second.handle, (
+        "a block that several callers report as lost is replaced once"
+    )
     assert len(harness.loader.calls) == 1
 
 

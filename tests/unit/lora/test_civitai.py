@@ -58,7 +58,7 @@ async def test_version_is_requested_directly(provider: LocalServer, file_host: L
     resolved = await resolve(provider, CivitaiFile(version=72))
     assert path_of(resolved) == "/api/download/models/72"
     assert query_of(resolved) == {"type": "Model", "format": "SafeTensor", "size": "full", "fp": "fp16"}
-    assert provider.asked == ["/api/v1/model-versions/72"]
+    assert provider.requested_paths == ["/api/v1/model-versions/72"]
 
 
 async def test_token_of_the_caller_replaces_the_token_of_the_service(
@@ -112,13 +112,13 @@ async def test_primary_or_matching_weights_are_selected(
     ("version", "model_type", "word"),
     [
         (civitai_version(72, FILE), "Checkpoint", "Checkpoint"),
-        (civitai_version(72, FILE, base_model="SDXL 1.0"), "LORA", "SDXL 1.0, not for FLUX.1"),
-        (civitai_version(72, FILE, base_model="Flux.2 D"), "LORA", "Flux.2 D, not for FLUX.1"),
-        (civitai_version(72), "LORA", "no such safetensors file"),
-        (civitai_version(72, PICKLE, TRAINING_IMAGES), "LORA", "no such safetensors file"),
+        (civitai_version(72, FILE, base_model="SDXL 1.0"), "LORA", "SDXL 1.0"),
+        (civitai_version(72, FILE, base_model="Flux.2 D"), "LORA", "Flux.2 D"),
+        (civitai_version(72), "LORA", "safetensors"),
+        (civitai_version(72, PICKLE, TRAINING_IMAGES), "LORA", "safetensors"),
     ],
 )
-async def test_other_models_are_rejected_without_a_download(
+async def test_models_that_are_no_flux_loras_are_rejected_without_a_download(
     provider: LocalServer, file_host: LocalServer, version: dict[str, Any], model_type: str, word: str
 ) -> None:
     publish_on_civitai(provider, file_host, 5, [version], BODY, model_type)
@@ -126,7 +126,7 @@ async def test_other_models_are_rejected_without_a_download(
         with pytest.raises(InvalidLora) as caught:
             await resolve(provider, reference)
         assert word in caught.value.why
-    assert not any("download" in path for path in provider.asked)
+    assert not any("download" in path for path in provider.requested_paths)
 
 
 @pytest.mark.parametrize("model_type", ["LoCon", "DoRA", ""])
@@ -144,7 +144,7 @@ async def test_possible_flux_loras_are_accepted(
     [[], {}, {"modelVersions": []}, {"modelVersions": [{"id": "x"}]}, {"modelVersions": [{"id": 1, "files": 5}]}],
 )
 async def test_unexpected_response_is_an_error(provider: LocalServer, response: object) -> None:
-    provider.answer("/api/v1/models/5", body=json.dumps(response).encode())
+    provider.respond("/api/v1/models/5", body=json.dumps(response).encode())
     with pytest.raises(FetchFailed, match=r"CivitAI.*unexpected response"):
         await resolve(provider, CivitaiFile(model=5))
 
@@ -154,7 +154,7 @@ async def test_unexpected_response_is_an_error(provider: LocalServer, response: 
     [("404 Not Found", "404 Not Found"), ("401 Unauthorized", "CIVITAI_API_TOKEN")],
 )
 async def test_error_response_is_reported_with_a_hint(provider: LocalServer, status: str, word: str) -> None:
-    provider.answer("/api/v1/models/5", status=status)
+    provider.respond("/api/v1/models/5", status=status)
     with pytest.raises(FetchFailed) as caught:
         await resolve(provider, CivitaiFile(model=5))
     assert word in caught.value.why

@@ -1,4 +1,4 @@
-"""Converts every published LoRA format to the same weights. Unusable tensors are reported or rejected."""
+"""Every published LoRA format is converted to the same weights. Unusable tensors are reported or rejected."""
 
 import re
 from collections.abc import Callable, Mapping
@@ -112,7 +112,7 @@ def test_any_subset_of_layers_is_accepted() -> None:
 
 
 def test_separately_trained_layers_keep_their_rank_when_fused() -> None:
-    """As kohya's sd-scripts fuses them: the ranks of all layers, each with zeros for the others."""
+    """kohya's sd-scripts concatenates the down matrices and puts the up matrices on the diagonal."""
     generator = torch.Generator().manual_seed(1)
     separate = {
         f"transformer_blocks.0.{layer}": (
@@ -189,7 +189,7 @@ def test_unapplied_tensors_are_reported_with_the_reason() -> None:
     assert [word for word, reason in zip(words, reasons, strict=True) if word not in reason] == []
 
 
-def test_native_layer_name_wins_over_another_name() -> None:
+def test_diffusers_layer_name_takes_precedence_over_another_name() -> None:
     doubled = {layer: (down, 2 * up) for layer, (down, up) in PAIRS.items()}
     weights = convert(lora_files.kohya(doubled, NAMES) | lora_files.diffusers(PAIRS))
     assert_equal_weights(weights.transformer, PAIRS)
@@ -220,10 +220,10 @@ def test_incomplete_layer_is_rejected(suffix: str, word: str) -> None:
 
 
 INVALID_FILES: dict[str, tuple[Tensors, str]] = {
-    "empty": ({}, "none of its tensors apply.*empty"),
+    "empty": ({}, "empty"),
     "no LoRA": (
         {"model.embed.weight": torch.zeros(2, 2)},
-        r"none of its tensors apply.*1 tensors.*model\.embed\.weight",
+        r"1 tensors.*model\.embed\.weight",
     ),
     "SDXL": (
         {
@@ -231,18 +231,18 @@ INVALID_FILES: dict[str, tuple[Tensors, str]] = {
             "lora_te2_text_model_encoder_layers_0_mlp_fc1.lora_down.weight": torch.zeros(2, 1280),
             **lora_files.with_underscores(CLIP_PAIRS, "lora_te1_text_model_"),
         },
-        r"Stable Diffusion XL, not for FLUX\.1",
+        "Stable Diffusion XL",
     ),
     "SD 1.5": (
         lora_files.with_underscores(
             {"down_blocks.0.attentions.0.proj_in": (torch.zeros(2, 320), torch.zeros(320, 2))}, "lora_unet_"
         ),
-        r"Stable Diffusion, not for FLUX\.1",
+        r"Stable Diffusion\b(?! XL)",
     ),
     "Qwen-Image": (
         lora_files.diffusers(PAIRS)
         | lora_files.diffusers({"transformer_blocks.0.img_mlp.net.2": (torch.zeros(2, 64), torch.zeros(16, 2))}),
-        r"Qwen-Image, not for FLUX\.1",
+        "Qwen-Image",
     ),
     "more blocks": (
         lora_files.diffusers({"transformer_blocks.18.attn.to_q": PAIRS[QUERY]}),
@@ -260,7 +260,7 @@ INVALID_FILES: dict[str, tuple[Tensors, str]] = {
     ),
     "rank": (
         lora_files.diffusers({QUERY: (torch.ones(17, 16), torch.ones(16, 17))}),
-        "rank is 17; at most 16",
+        "17.* 16",
     ),
     "NaN": (
         lora_files.diffusers({QUERY: (torch.full((2, 16), torch.nan), torch.ones(16, 2))}),
@@ -272,7 +272,7 @@ INVALID_FILES: dict[str, tuple[Tensors, str]] = {
     ),
     "two alphas": (
         lora_files.diffusers(PAIRS) | {f"transformer.{QUERY}.alpha": torch.tensor([1.0, 2.0])},
-        "alpha is not a single number",
+        "single number",
     ),
     "alpha is NaN": (
         lora_files.diffusers(PAIRS) | {f"transformer.{QUERY}.alpha": torch.tensor(torch.nan)},

@@ -86,7 +86,7 @@ def test_least_recently_used_block_is_evicted(tmp_path: Path) -> None:
     for age_s, key in enumerate(reversed(keys)):
         (path,) = tmp_path.rglob(f"{key}/block")
         os.utime(path, (age_s, age_s))
-    assert cache.read(keys[2]) is not None, "reading makes it the most recently used"
+    assert cache.read(keys[2]) is not None, "reading makes the block the most recently used"
     write(cache, "3", block(3))
     assert [cache.read(key) is not None for key in keys] == [True, False, True]
     assert set(cache.entries()) == {"0", "2", "3"}

@@ -15,10 +15,9 @@ from pydantic import SecretStr
 from serve.errors import FetchFailed
 from serve.lora.download import DownloadedFile, Downloader, create_http_client
 from serve.lora.provider import ANY_HOST, Provider, RemoteFile
-from tests.local_server import LocalServer
+from tests.local_server import EMPTY_TRUST_STORE, LocalServer
 from tests.logs import Logs
 from tests.unit.lora.fake_providers import (
-    NO_CERTIFICATES,
     PublishedFile,
     header,
     requests_with_header,
@@ -33,7 +32,7 @@ TOKEN = "secret-token"
 @asynccontextmanager
 async def open_downloader(*servers: LocalServer, **fetch: Any) -> AsyncIterator[Downloader]:
     settings = settings_for(*servers, fetch=fetch)
-    client = create_http_client(settings, tls=NO_CERTIFICATES)
+    client = create_http_client(settings, tls=EMPTY_TRUST_STORE)
     try:
         yield Downloader(settings, client)
     finally:
@@ -53,7 +52,7 @@ def files_in(folder: Path) -> list[str]:
 
 
 async def download_error(server: LocalServer, file: RemoteFile | str, path: Path, **fetch: Any) -> str:
-    """The reason why the download fails."""
+    """Returns why the download failed."""
     with pytest.raises(FetchFailed) as caught:
         await download(server, file, path, **fetch)
     assert path.name not in files_in(path.parent), "an incomplete file must not appear under its name"
@@ -99,13 +98,13 @@ async def test_download_resumes_with_last_modified_date(provider: LocalServer, t
 
 async def test_file_changed_between_attempts_is_downloaded_from_scratch(provider: LocalServer, tmp_path: Path) -> None:
     file = PublishedFile(provider, "/a", b"old" * 1_000_000, break_after=[1_500_000])
-    answer = provider.answers["/a"]
+    respond = provider.responders["/a"]
 
-    async def answer_and_change(writer: asyncio.StreamWriter) -> None:
-        await answer(writer)
+    async def respond_and_change(writer: asyncio.StreamWriter) -> None:
+        await respond(writer)
         file.body, file.etag = BODY, '"two"'
 
-    provider.behave("/a", answer_and_change)
+    provider.respond_with("/a", respond_and_change)
     assert await download(provider, file.url, tmp_path / "a") == DownloadedFile('"two"', len(BODY), SHA256)
     assert (tmp_path / "a").read_bytes() == BODY
 
@@ -122,16 +121,16 @@ async def test_wrong_range_restarts_the_download(
     provider: LocalServer, tmp_path: Path, status: str, content_range: str
 ) -> None:
     file = PublishedFile(provider, "/a", BODY, break_after=[1_500_000])
-    answer = provider.answers["/a"]
+    respond = provider.responders["/a"]
 
-    async def answer_range_wrongly(writer: asyncio.StreamWriter) -> None:
+    async def respond_with_wrong_range(writer: asyncio.StreamWriter) -> None:
         if header(provider.heads[-1], "range"):
             head = f"HTTP/1.1 {status}\r\nContent-Range: {content_range}\r\nContent-Length: 5\r\n\r\n"
             writer.write(head.encode() + b"wrong")
         else:
-            await answer(writer)
+            await respond(writer)
 
-    provider.behave("/a", answer_range_wrongly)
+    provider.respond_with("/a", respond_with_wrong_range)
     downloaded = await download(provider, file.url, tmp_path / "a")
     assert downloaded is not None
     assert downloaded.sha256 == SHA256
@@ -153,17 +152,17 @@ async def test_unchanged_file_is_not_downloaded_again(
 
 async def test_busy_server_is_retried(provider: LocalServer, tmp_path: Path) -> None:
     file = PublishedFile(provider, "/a", BODY)
-    answer, statuses = provider.answers["/a"], ["503 Service Unavailable", "429 Too Many Requests"]
+    respond, statuses = provider.responders["/a"], ["503 Service Unavailable", "429 Too Many Requests"]
 
-    async def answer_busy(writer: asyncio.StreamWriter) -> None:
+    async def respond_busy(writer: asyncio.StreamWriter) -> None:
         if statuses:
             writer.write(f"HTTP/1.1 {statuses.pop()}\r\nContent-Length: 0\r\n\r\n".encode())
         else:
-            await answer(writer)
+            await respond(writer)
 
-    provider.behave("/a", answer_busy)
+    provider.respond_with("/a", respond_busy)
     assert await download(provider, file.url, tmp_path / "a") is not None
-    assert len(provider.asked) == 3
+    assert len(provider.requested_paths) == 3
 
 
 async def test_wrong_checksum_is_retried_and_then_fails(provider: LocalServer, tmp_path: Path) -> None:
@@ -181,27 +180,27 @@ async def test_too_large_content_length_is_rejected_before_the_body(provider: Lo
         writer.write(b"HTTP/1.1 200 OK\r\nContent-Length: 20000000000\r\n\r\n")
         await provider.drip(writer, b"x" * 100_000, 0)
 
-    why = await download_error(provider, provider.behave("/a", announce_20_gb), tmp_path / "a")
+    why = await download_error(provider, provider.respond_with("/a", announce_20_gb), tmp_path / "a")
     assert str(2 * 2**30) in why
-    assert provider.sent_bytes < 20_000_000, "only what the socket buffers hold"
+    assert provider.sent_bytes < 20_000_000, "only as much as the socket buffers hold"
 
 
 async def test_endless_body_is_cut_off_at_the_limit(provider: LocalServer, tmp_path: Path) -> None:
-    url = provider.behave("/endless", lambda writer: provider.drip(writer, b"x" * 10_000, 0))
+    url = provider.respond_with("/endless", lambda writer: provider.drip(writer, b"x" * 10_000, 0))
     assert "100000" in await download_error(provider, url, tmp_path / "a", max_bytes=100_000)
 
 
 async def test_size_limit_covers_all_attempts_together(provider: LocalServer, tmp_path: Path) -> None:
-    async def answer_growing_file(writer: asyncio.StreamWriter) -> None:
-        """Breaks off 10,000 bytes early, and sends as much again for the rest."""
+    async def respond_with_growing_file(writer: asyncio.StreamWriter) -> None:
+        """Closes each response 10,000 bytes early. Each range has as many bytes as the first response."""
         start = int((header(provider.heads[-1], "range") or "bytes=0-").removeprefix("bytes=").rstrip("-"))
         status = f"206 Partial Content\r\nContent-Range: bytes {start}-{start + 59_999}/*" if start else "200 OK"
         head = f'HTTP/1.1 {status}\r\nETag: "one"\r\nContent-Length: 60000\r\n\r\n'
         writer.write(head.encode() + b"x" * 50_000)
 
-    url = provider.behave("/a", answer_growing_file)
+    url = provider.respond_with("/a", respond_with_growing_file)
     assert "100000" in await download_error(provider, url, tmp_path / "a", max_bytes=100_000)
-    assert len(provider.asked) == 2
+    assert len(provider.requested_paths) == 2
 
 
 async def test_stalled_download_fails_after_the_read_timeout(provider: LocalServer, tmp_path: Path) -> None:
@@ -210,12 +209,12 @@ async def test_stalled_download_fails_after_the_read_timeout(provider: LocalServ
         await writer.drain()
         await asyncio.sleep(5)
 
-    why = await download_error(provider, provider.behave("/a", stall), tmp_path / "a", read_timeout_s=0.1)
+    why = await download_error(provider, provider.respond_with("/a", stall), tmp_path / "a", read_timeout_s=0.1)
     assert "0.1 s" in why
 
 
 async def test_slow_download_fails_after_the_total_timeout(provider: LocalServer, tmp_path: Path) -> None:
-    url = provider.behave("/a", lambda writer: provider.drip(writer, b"x", 0.02))
+    url = provider.respond_with("/a", lambda writer: provider.drip(writer, b"x", 0.02))
     assert "0.2 s" in await download_error(provider, url, tmp_path / "a", total_timeout_s=0.2)
 
 
@@ -225,11 +224,11 @@ async def test_private_address_is_rejected_directly_and_after_a_redirect(
     PublishedFile(file_host, "/a", BODY)
     why = await download_error(provider, f"http://127.0.0.1:{file_host.port}/a", tmp_path / "a")
     assert "lora.fetch.allowed_hosts" in why
-    url = provider.answer("/r", status="302 Found", Location=f"http://127.0.0.1:{file_host.port}/a")
+    url = provider.respond("/r", status="302 Found", Location=f"http://127.0.0.1:{file_host.port}/a")
     redirected = await download_error(provider, url, tmp_path / "a")
     assert "redirect" in redirected
     assert "lora.fetch.allowed_hosts" in redirected
-    assert file_host.asked == []
+    assert file_host.requested_paths == []
 
 
 async def test_write_error_does_not_reveal_the_path(provider: LocalServer, tmp_path: Path, logs: Logs) -> None:
@@ -243,7 +242,7 @@ async def test_write_error_does_not_reveal_the_path(provider: LocalServer, tmp_p
 async def test_concurrent_downloads_are_limited(provider: LocalServer, tmp_path: Path) -> None:
     running, peak = 0, 0
     file = PublishedFile(provider, "/a", b"x")
-    answer = provider.answers["/a"]
+    respond = provider.responders["/a"]
 
     async def count(writer: asyncio.StreamWriter) -> None:
         nonlocal running, peak
@@ -251,9 +250,9 @@ async def test_concurrent_downloads_are_limited(provider: LocalServer, tmp_path:
         peak = max(peak, running)
         await asyncio.sleep(0.02)
         running -= 1
-        await answer(writer)
+        await respond(writer)
 
-    provider.behave("/a", count)
+    provider.respond_with("/a", count)
     remote_file = RemoteFile(file.url, ANY_HOST)
     async with open_downloader(provider, max_concurrent=2) as downloader:
         await asyncio.gather(*(downloader.download(remote_file, tmp_path / str(i), "a LoRA") for i in range(6)))
@@ -261,7 +260,7 @@ async def test_concurrent_downloads_are_limited(provider: LocalServer, tmp_path:
 
 
 async def test_cancelled_download_leaves_no_file(provider: LocalServer, tmp_path: Path) -> None:
-    url = provider.behave("/a", lambda writer: provider.drip(writer, b"x" * 10_000, 0.001))
+    url = provider.respond_with("/a", lambda writer: provider.drip(writer, b"x" * 10_000, 0.001))
     task = asyncio.create_task(download(provider, url, tmp_path / "a"))
     while provider.sent_bytes < 100_000:
         await asyncio.sleep(0.01)
@@ -278,13 +277,13 @@ def hugging_face(server: LocalServer, token: str | None = None) -> Provider:
     )
 
 
-async def test_token_is_not_sent_across_origins_nor_after_returning(
+async def test_token_is_not_sent_to_other_origins_or_after_a_redirect_back(
     provider: LocalServer, file_host: LocalServer, tmp_path: Path
 ) -> None:
     PublishedFile(provider, "/back", BODY)
-    file_host.answer("/away", status="302 Found", Location=f"http://127.0.0.1:{provider.port}/back")
-    provider.answer("/inside", status="302 Found", Location=f"http://127.0.0.1:{file_host.port}/away")
-    url = provider.answer("/start", status="302 Found", Location="/inside")
+    file_host.respond("/away", status="302 Found", Location=f"http://127.0.0.1:{provider.port}/back")
+    provider.respond("/inside", status="302 Found", Location=f"http://127.0.0.1:{file_host.port}/away")
+    url = provider.respond("/start", status="302 Found", Location="/inside")
     async with open_downloader(provider, file_host) as downloader:
         await downloader.download(RemoteFile(url, hugging_face(provider, TOKEN)), tmp_path / "a", "the LoRA")
     bearer = f"Bearer {TOKEN}"
@@ -318,7 +317,7 @@ async def test_error_response_is_reported_with_a_hint(
     token: str | None,
     words: tuple[str, ...],
 ) -> None:
-    url = provider.answer("/a", status, b"", **headers)
+    url = provider.respond("/a", status, b"", **headers)
     file = RemoteFile(url, hugging_face(provider, token))
     why = await download_error(provider, file, tmp_path / "a", max_attempts=1)
     assert [word for word in words if word not in why] == []
@@ -326,23 +325,21 @@ async def test_error_response_is_reported_with_a_hint(
 
 @pytest.mark.parametrize("status", ["410 Gone", "302 Found", "204 No Content"])
 async def test_other_error_responses_have_no_hint(provider: LocalServer, tmp_path: Path, status: str) -> None:
-    file = RemoteFile(provider.answer("/a", status), hugging_face(provider))
+    file = RemoteFile(provider.respond("/a", status), hugging_face(provider))
     assert (await download_error(provider, file, tmp_path / "a", max_attempts=1)).endswith(status)
 
 
 @pytest.mark.parametrize("status", ["401 Unauthorized", "403 Forbidden"])
-async def test_file_on_any_host_must_not_need_authentication(
-    provider: LocalServer, tmp_path: Path, status: str
-) -> None:
-    why = await download_error(provider, provider.answer("/a", status=status), tmp_path / "a")
+async def test_url_that_requires_authentication_is_rejected(provider: LocalServer, tmp_path: Path, status: str) -> None:
+    why = await download_error(provider, provider.respond("/a", status=status), tmp_path / "a")
     assert status in why
     assert "without authentication" in why
 
 
 async def test_redirect_to_a_login_page_is_an_error(provider: LocalServer, tmp_path: Path) -> None:
-    provider.answer("/login", body=b"<html>", Content_Type="text/html; charset=utf-8")
+    provider.respond("/login", body=b"<html>", Content_Type="text/html; charset=utf-8")
     location = "/login?returnUrl=%2Fa&reason=download-auth"
-    url = provider.answer("/a", status="307 Temporary Redirect", Location=location)
+    url = provider.respond("/a", status="307 Temporary Redirect", Location=location)
     why = await download_error(provider, RemoteFile(url, hugging_face(provider)), tmp_path / "a")
     assert "login" in why
     assert "Hugging Face account" in why
@@ -350,12 +347,12 @@ async def test_redirect_to_a_login_page_is_an_error(provider: LocalServer, tmp_p
 
 async def test_token_is_in_no_error_and_no_log(provider: LocalServer, tmp_path: Path, logs: Logs) -> None:
     logging.getLogger().setLevel(logging.DEBUG)
-    file = RemoteFile(provider.answer("/a?sig=query", status="403 Forbidden"), hugging_face(provider, TOKEN))
-    provider.answer("/a", status="403 Forbidden")
+    file = RemoteFile(provider.respond("/a?sig=query", status="403 Forbidden"), hugging_face(provider, TOKEN))
+    provider.respond("/a", status="403 Forbidden")
     for path in (tmp_path / "a", tmp_path / "missing" / "a"):
         with pytest.raises(FetchFailed) as caught:
             await download(provider, file, path)
-        provider.answer("/a", body=b"x")
+        provider.respond("/a", body=b"x")
         error: BaseException | None = caught.value
         while error:
             assert TOKEN not in f"{error!r} {error}"
@@ -371,17 +368,17 @@ async def fetch_json(server: LocalServer, url: str) -> Any:
 
 
 async def test_json_is_fetched_with_the_token(provider: LocalServer) -> None:
-    assert await fetch_json(provider, provider.answer("/a", body=b'{"a": [1]}')) == {"a": [1]}
+    assert await fetch_json(provider, provider.respond("/a", body=b'{"a": [1]}')) == {"a": [1]}
     assert requests_with_header(provider, "authorization") == [("/a", f"Bearer {TOKEN}")]
 
 
 @pytest.mark.parametrize(
     ("publish", "word"),
     [
-        (lambda server: server.answer("/a", body=b"<html>"), "JSON"),
-        (lambda server: server.answer("/a", body=b"[" * 100_000), "JSON"),
-        (lambda server: server.answer("/a", status="404 Not Found"), "404 Not Found.*spelling"),
-        (lambda server: server.answer("/a", body=b"x" * (16 * 2**20 + 1)), str(16 * 2**20)),
+        (lambda server: server.respond("/a", body=b"<html>"), "JSON"),
+        (lambda server: server.respond("/a", body=b"[" * 100_000), "JSON"),
+        (lambda server: server.respond("/a", status="404 Not Found"), "404 Not Found.*spelling"),
+        (lambda server: server.respond("/a", body=b"x" * (16 * 2**20 + 1)), str(16 * 2**20)),
     ],
     ids=["HTML", "deeply nested", "404", "too large"],
 )

@@ -41,7 +41,7 @@ async def test_slashes_in_a_revision_are_escaped(provider: LocalServer, file_hos
 
 async def test_revision_of_a_file_outside_lfs_is_the_commit(provider: LocalServer) -> None:
     response = {"sha": COMMIT, "siblings": [{"rfilename": "x.safetensors"}], "unknown": "field"}
-    provider.answer("/api/models/o/r/revision/main", body=json.dumps(response).encode())
+    provider.respond("/api/models/o/r/revision/main", body=json.dumps(response).encode())
     resolved = await resolve(provider, HubFile("o/r"))
     assert (resolved.file.sha256, resolved.revision) == (None, COMMIT)
 
@@ -116,7 +116,7 @@ async def test_adapter_config_next_to_the_weights_is_resolved(provider: LocalSer
     ],
 )
 async def test_unexpected_response_is_an_error(provider: LocalServer, response: Mapping[str, Any]) -> None:
-    provider.answer("/api/models/o/r/revision/main", body=json.dumps(response).encode())
+    provider.respond("/api/models/o/r/revision/main", body=json.dumps(response).encode())
     with pytest.raises(FetchFailed, match=r"Hugging Face.*unexpected response"):
         await resolve(provider, HubFile("o/r"))
 
@@ -135,7 +135,7 @@ async def test_unexpected_response_is_an_error(provider: LocalServer, response: 
 async def test_error_response_is_reported_with_a_hint(
     provider: LocalServer, status: str, code: str, words: tuple[str, ...]
 ) -> None:
-    provider.answer("/api/models/o/r/revision/main", status=status, X_Error_Code=code)
+    provider.respond("/api/models/o/r/revision/main", status=status, X_Error_Code=code)
     with pytest.raises(FetchFailed) as caught:
         await resolve(provider, HubFile("o/r"))
     assert [word for word in words if word not in caught.value.why] == []

@@ -1,4 +1,4 @@
-"""The computed layers equal those of the diffusers and transformers classes."""
+"""The layers of a `ModelGeometry` equal the linear layers of the diffusers and transformers classes."""
 
 from typing import Any
 

@@ -1,4 +1,4 @@
-"""Parses safetensors headers and rejects damaged and malicious ones."""
+"""Safetensors headers are parsed. Damaged and malicious headers are rejected."""
 
 import json
 import struct
@@ -53,17 +53,17 @@ def test_all_dtypes_of_safetensors_are_accepted() -> None:
 
 
 INVALID_FILES: dict[str, tuple[bytes, str]] = {
-    "empty": (b"", "not a safetensors file"),
-    "shorter than the length": (b"1234567", "not a safetensors file"),
-    "web page": (b"<!DOCTYPE html><html>", "not a safetensors file"),
-    "huge header": (struct.pack("<Q", 2**63) + b"{}", "not a safetensors file"),
-    "header above the limit": (struct.pack("<Q", 16 * 2**20 + 1) + b"{}", "not a safetensors file"),
+    "empty": (b"", "not a safetensors"),
+    "shorter than the length": (b"1234567", "not a safetensors"),
+    "web page": (b"<!DOCTYPE html><html>", "not a safetensors"),
+    "huge header": (struct.pack("<Q", 2**63) + b"{}", "not a safetensors"),
+    "header above the limit": (struct.pack("<Q", 16 * 2**20 + 1) + b"{}", "not a safetensors"),
     "truncated header": (struct.pack("<Q", 1000) + b"{}", "truncated.* 10 bytes.* 1008"),
     "invalid JSON": (file_with(b"{nonsense}"), "not valid JSON"),
     "invalid UTF-8": (file_with(b"\xff\xfe\xfd"), "not valid JSON"),
     "deeply nested": (file_with(b'{"a":' * 100_000 + b"1" + b"}" * 100_000), "not valid JSON"),
     "too many digits": (file_with(b'{"a":' + b"9" * 5000 + b"}"), "not valid JSON"),
-    "list": (file_with([1, 2]), "not a JSON object"),
+    "list": (file_with([1, 2]), "JSON object"),
     "duplicate name": (file_with(b'{"a":{"dtype":"F32"},"a":{"dtype":"F32"}}'), "duplicate name"),
     "number in the metadata": (file_with({"__metadata__": {"a": 1}}), "metadata"),
     "metadata is a string": (file_with({"__metadata__": "a"}), "metadata"),
@@ -71,10 +71,10 @@ INVALID_FILES: dict[str, tuple[bytes, str]] = {
         file_with({str(name): entry(shape=(0,), offsets=(0, 0)) for name in range(11)}),
         "11 tensors",
     ),
-    "entry is a number": (file_with({"a": 5}), "damaged at the tensor a"),
-    "missing field": (file_with({"a": {"dtype": "F32", "shape": []}}), "damaged at the tensor a"),
-    "extra field": (file_with({"a": {**entry(), "more": 1}}, bytes(8)), "damaged at the tensor a"),
-    "unknown dtype": (file_with({"a": entry("F7")}, bytes(8)), "a has the unknown type F7"),
+    "entry is a number": (file_with({"a": 5}), r"damaged.* a\b"),
+    "missing field": (file_with({"a": {"dtype": "F32", "shape": []}}), r"damaged.* a\b"),
+    "extra field": (file_with({"a": {**entry(), "more": 1}}, bytes(8)), r"damaged.* a\b"),
+    "unknown dtype": (file_with({"a": entry("F7")}, bytes(8)), r"\ba\b.*unknown type F7"),
     "dtype is a list": (file_with({"a": entry(["F32"])}, bytes(8)), "unknown type"),
     "negative dimension": (file_with({"a": entry(shape=(-1, -2))}, bytes(8)), "damaged"),
     "boolean dimension": (file_with({"a": entry(shape=(True, 2))}, bytes(8)), "damaged"),
@@ -88,7 +88,7 @@ INVALID_FILES: dict[str, tuple[bytes, str]] = {
     "same bytes for two tensors": (file_with({"a": entry(), "b": entry()}, bytes(8)), "overlap"),
     "gap": (file_with({"a": entry(), "b": entry(offsets=(12, 20))}, bytes(20)), "gaps"),
     "gap at the start": (file_with({"a": entry(offsets=(4, 12))}, bytes(12)), "gaps"),
-    "truncated data": (file_with({"a": entry()}, bytes(7)), r"truncated: it has \d+ bytes and should have \d+"),
+    "truncated data": (file_with({"a": entry()}, bytes(7)), r"truncated.* \d+ bytes.* \d+"),
     "extra data": (file_with({"a": entry()}, bytes(10)), "2 extra bytes"),
 }
 

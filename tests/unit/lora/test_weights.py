@@ -1,4 +1,4 @@
-"""Packs and unpacks LoRA weights."""
+"""Packing and unpacking of LoRA weights."""
 
 import numpy as np
 import pytest

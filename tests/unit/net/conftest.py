@@ -4,20 +4,16 @@ from collections.abc import AsyncIterator
 
 import pytest
 
-from tests.local_server import LocalServer
+from tests.local_server import LocalServer, local_server
 
 
 @pytest.fixture
 async def server() -> AsyncIterator[LocalServer]:
-    server = LocalServer()
-    await server.start()
-    yield server
-    await server.stop()
+    async with local_server() as server:
+        yield server
 
 
 @pytest.fixture
 async def other_server() -> AsyncIterator[LocalServer]:
-    server = LocalServer()
-    await server.start()
-    yield server
-    await server.stop()
+    async with local_server() as server:
+        yield server

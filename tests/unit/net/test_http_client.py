@@ -25,10 +25,10 @@ async def get_body(client: HttpClient, url: str, max_bytes: int = 100, received_
 async def test_redirect_to_another_origin_drops_secrets_and_keeps_headers(
     server: LocalServer, other_server: LocalServer
 ) -> None:
-    server.answer("/end", body=b"there")
-    other_server.answer("/b", status="302 Found", Location=f"http://127.0.0.1:{server.port}/end")
-    server.answer("/a", status="302 Found", Location=f"http://127.0.0.1:{other_server.port}/b")
-    url = server.answer("/start", status="307 Temporary Redirect", Location="/a")
+    server.respond("/end", body=b"there")
+    other_server.respond("/b", status="302 Found", Location=f"http://127.0.0.1:{server.port}/end")
+    server.respond("/a", status="302 Found", Location=f"http://127.0.0.1:{other_server.port}/b")
+    url = server.respond("/start", status="307 Temporary Redirect", Location="/a")
     assert await get_body(HttpClient(ALLOW_LOOPBACK, None, EMPTY_TRUST_STORE), url) == b"there"
     assert ["Bearer sesame" in head for head in server.heads] == [True, True, False]
     assert ["Bearer sesame" in head for head in other_server.heads] == [False]
@@ -42,7 +42,7 @@ async def test_redirect_from_https_to_http_requires_downgrade(
     server_context, client_context = make_tls_contexts(tmp_path, "files.test")
     https_server = LocalServer()
     await https_server.start(server_context)
-    https_server.answer("/a", status="302 Found", Location=other_server.answer("/b", body=b"plain"))
+    https_server.respond("/a", status="302 Found", Location=other_server.respond("/b", body=b"plain"))
     resolver = FakeResolver(files_test=[["127.0.0.1"]], **{"127_0_0_1": [["127.0.0.1"]]})
     client = HttpClient(ALLOW_LOOPBACK, resolver, client_context, allow_downgrade=downgrade)
     url = f"https://files.test:{https_server.port}/a"
@@ -51,20 +51,20 @@ async def test_redirect_from_https_to_http_requires_downgrade(
     else:
         with pytest.raises(RequestFailed, match="plain http"):
             await get_body(client, url)
-        assert other_server.asked == []
+        assert other_server.requested_paths == []
     await https_server.stop()
 
 
 async def test_private_address_error_names_the_allowed_hosts_setting(server: LocalServer) -> None:
     client = HttpClient(FetchSettings(), None, EMPTY_TRUST_STORE, settings_name="lora.fetch")
     with pytest.raises(RequestFailed, match=r"lora\.fetch\.allowed_hosts"):
-        await get_body(client, server.answer("/a", body=b"x"))
+        await get_body(client, server.respond("/a", body=b"x"))
 
 
 async def test_received_bytes_count_towards_the_limit(server: LocalServer) -> None:
-    url = server.answer("/a", body=b"x" * 60)
-    with_length_only = server.answer("/length", body=b"", Content_Length=60)
-    without_length = server.answer("/b", body=b"x" * 60, Content_Length="")
+    url = server.respond("/a", body=b"x" * 60)
+    with_length_only = server.respond("/length", body=b"", Content_Length=60)
+    without_length = server.respond("/b", body=b"x" * 60, Content_Length="")
 
     def client() -> HttpClient:
         return HttpClient(ALLOW_LOOPBACK, None, EMPTY_TRUST_STORE)

@@ -7,19 +7,7 @@ import httpcore
 import pytest
 
 from serve.net.ssrf_guard import AddressNotPublic, AllowedHosts, GuardedNetworkBackend, SystemResolver, UnknownHost
-
-
-class ScriptedResolver:
-    """Returns the next of its answers for each call, for any host."""
-
-    def __init__(self, *answers: Sequence[str]) -> None:
-        self.answers = list(answers)
-
-    async def resolve(self, host: str, port: int) -> Sequence[str]:
-        return self.answers.pop(0)
-
-    def close(self) -> None:
-        pass
+from tests.local_server import FakeResolver
 
 
 class FakeNetwork(httpcore.AsyncNetworkBackend):
@@ -47,15 +35,15 @@ class FakeNetwork(httpcore.AsyncNetworkBackend):
 
 
 async def test_host_is_resolved_once_per_connection() -> None:
-    resolver, network = ScriptedResolver(["8.8.8.8"], ["127.0.0.1"]), FakeNetwork()
+    resolver, network = FakeResolver(rebind_test=[["8.8.8.8"], ["127.0.0.1"]]), FakeNetwork()
     await GuardedNetworkBackend(AllowedHosts(()), resolver, network).connect_tcp("rebind.test", 80)
     assert network.connections == [("8.8.8.8", 80)]
-    assert resolver.answers == [["127.0.0.1"]]
+    assert resolver.resolved == ["rebind.test"]
 
 
 async def test_host_is_checked_for_each_connection() -> None:
     network = FakeNetwork()
-    backend = GuardedNetworkBackend(AllowedHosts(()), ScriptedResolver(["8.8.8.8"], ["127.0.0.1"]), network)
+    backend = GuardedNetworkBackend(AllowedHosts(()), FakeResolver(rebind_test=[["8.8.8.8"], ["127.0.0.1"]]), network)
     await backend.connect_tcp("rebind.test", 80)
     with pytest.raises(AddressNotPublic):
         await backend.connect_tcp("rebind.test", 80)
@@ -66,7 +54,7 @@ async def test_host_is_checked_for_each_connection() -> None:
 async def test_host_with_one_private_address_is_rejected(addresses: list[str]) -> None:
     network = FakeNetwork()
     with pytest.raises(AddressNotPublic):
-        await GuardedNetworkBackend(AllowedHosts(()), ScriptedResolver(addresses), network).connect_tcp(
+        await GuardedNetworkBackend(AllowedHosts(()), FakeResolver(mixed_test=[addresses]), network).connect_tcp(
             "mixed.test", 80
         )
     assert network.connections == []
@@ -75,7 +63,7 @@ async def test_host_with_one_private_address_is_rejected(addresses: list[str]) -
 async def test_next_address_is_tried_after_a_refusal_or_timeout() -> None:
     network = FakeNetwork(refusing=["8.8.8.8"], silent=["8.8.4.4"])
     backend = GuardedNetworkBackend(
-        AllowedHosts(()), ScriptedResolver(["8.8.8.8", "8.8.4.4", "8.8.8.8", "1.1.1.1"]), network
+        AllowedHosts(()), FakeResolver(many_test=[["8.8.8.8", "8.8.4.4", "8.8.8.8", "1.1.1.1"]]), network
     )
     await backend.connect_tcp("many.test", 443, timeout=0.1)
     assert network.connections == [("8.8.8.8", 443), ("8.8.4.4", 443), ("1.1.1.1", 443)]
@@ -83,7 +71,9 @@ async def test_next_address_is_tried_after_a_refusal_or_timeout() -> None:
 
 async def test_timeout_covers_all_addresses_together() -> None:
     addresses = [f"8.8.8.{last}" for last in range(20)]
-    backend = GuardedNetworkBackend(AllowedHosts(()), ScriptedResolver(addresses), FakeNetwork(silent=addresses))
+    backend = GuardedNetworkBackend(
+        AllowedHosts(()), FakeResolver(silent_test=[addresses]), FakeNetwork(silent=addresses)
+    )
     loop = asyncio.get_running_loop()
     start_s = loop.time()
     with pytest.raises(httpcore.ConnectTimeout):
@@ -93,7 +83,9 @@ async def test_timeout_covers_all_addresses_together() -> None:
 
 async def test_host_without_addresses_is_unknown() -> None:
     with pytest.raises(UnknownHost):
-        await GuardedNetworkBackend(AllowedHosts(()), ScriptedResolver([]), FakeNetwork()).connect_tcp("empty.test", 80)
+        await GuardedNetworkBackend(AllowedHosts(()), FakeResolver(empty_test=[[]]), FakeNetwork()).connect_tcp(
+            "empty.test", 80
+        )
 
 
 async def test_system_resolver_resolves_localhost() -> None:

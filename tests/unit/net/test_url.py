@@ -9,24 +9,24 @@ from serve.net.url import InvalidUrl, display_url, parse_url
 @pytest.mark.parametrize(
     ("text", "reason"),
     [
-        ("ftp://example.com/a.png", "only http and https"),
-        ("file:///etc/passwd", "only http and https"),
-        ("gopher://example.com/", "only http and https"),
-        ("//example.com/a.png", "only http and https"),
-        ("http://", "host"),
-        ("http:///a.png", "host"),
-        ("http://./a.png", "host"),
-        ("http://me:secret@example.com/", "user name or password"),
-        ("http://example.com\\@127.0.0.1/", "user name or password"),
+        ("ftp://example.com/a.png", "http and https"),
+        ("file:///etc/passwd", "http and https"),
+        ("gopher://example.com/", "http and https"),
+        ("//example.com/a.png", "http and https"),
+        ("http://", "no host"),
+        ("http:///a.png", "no host"),
+        ("http://./a.png", "no host"),
+        ("http://me:secret@example.com/", "password"),
+        ("http://example.com\\@127.0.0.1/", "password"),
         ("http://example.com:0/", "port"),
         ("http://example.com:65536/", "port"),
         ("http://example.com:-1/", "port"),
-        ("http://example.com:eighty/", "not a valid URL"),
-        ("http://[::1/", "not a valid URL"),
-        ("http://0177.0.0.1/", "not a valid URL"),
-        ("http://①②⑦.⓪.⓪.①/", "not a valid URL"),
-        ("http://exam\nple.com/", "not a valid URL"),
-        ("http://example.com/" + "a" * 70_000, "not a valid URL"),
+        ("http://example.com:eighty/", "valid URL"),
+        ("http://[::1/", "valid URL"),
+        ("http://0177.0.0.1/", "valid URL"),
+        ("http://①②⑦.⓪.⓪.①/", "valid URL"),
+        ("http://exam\nple.com/", "valid URL"),
+        ("http://example.com/" + "a" * 70_000, "valid URL"),
     ],
 )
 def test_invalid_url_is_rejected_with_reason(text: str, reason: str) -> None:
@@ -48,7 +48,7 @@ def test_location_is_resolved_against_base_url(location: str, url: str) -> None:
 
 
 @pytest.mark.parametrize(
-    ("text", "shown"),
+    ("text", "displayed"),
     [
         ("https://example.com/a.png?token=secret#part", "https://example.com/a.png"),
         ("https://me:secret@example.com:8443/a.png", "https://example.com:8443/a.png"),
@@ -57,5 +57,5 @@ def test_location_is_resolved_against_base_url(location: str, url: str) -> None:
         ("https://example.com/" + "a" * 500, "https://example.com/" + "a" * 177 + "..."),
     ],
 )
-def test_displayed_url_has_no_secrets(text: str, shown: str) -> None:
-    assert display_url(text) == shown
+def test_displayed_url_has_no_secrets(text: str, displayed: str) -> None:
+    assert display_url(text) == displayed

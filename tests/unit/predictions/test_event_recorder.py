@@ -27,7 +27,7 @@ async def test_logs_contain_seed_summary_and_progress() -> None:
     assert [line.split("|")[0].strip() for line in progress] == ["50%", "100%"]
 
 
-async def test_notes_of_the_engine_are_logged_once_if_a_lost_replica_is_replaced() -> None:
+async def test_notes_of_the_engine_are_logged_once_if_a_replica_is_replaced() -> None:
     started = Started(("T5 reads only the first 128 of the prompt's 300 tokens",))
     logs = (await run_to_end(make_app(FakePool((started, started, *ONE_IMAGE[1:]))), CAT)).logs
     assert logs.count("T5 reads only the first 128") == 1
@@ -51,7 +51,7 @@ async def test_queue_stage_includes_the_wait_for_a_replica() -> None:
     await asyncio.sleep(0.1)
     pool.may_start.set()
     last = await app.service.wait(prediction.id)
-    # However slow the machine is, the stage takes less time than the prediction.
+    # The stage takes less time than the prediction on any machine.
     assert 90 < last.stages_ms["queue"] < 1000 * (time.perf_counter() - start_s)
 
 

@@ -59,7 +59,7 @@ async def test_other_error_fails_the_prediction_with_a_fixed_message_and_is_logg
     assert "secret" in str(record.exc_info[1])
 
 
-async def test_prediction_fails_if_the_pool_is_cancelled_elsewhere() -> None:
+async def test_prediction_fails_if_its_pool_call_is_cancelled() -> None:
     last = await run_to_end(make_app(FakePool((Started(), asyncio.CancelledError()))), CAT)
     assert last.status == "failed"
     assert "stopped" in (last.error or "")

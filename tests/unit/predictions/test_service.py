@@ -1,4 +1,4 @@
-"""The prediction service: creating, watching, waiting, cancelling and closing, and the admission limits of pools."""
+"""The prediction service: creating, watching, waiting for, cancelling and closing predictions."""
 
 import asyncio
 import contextvars
@@ -7,11 +7,10 @@ import pytest
 
 from serve.errors import InvalidInput, NotFound, NotReady, PoolFull
 from serve.events import Event, Started
-from serve.predictions.admission import AdmissionControl, Permit
 from serve.predictions.prediction import Prediction
 from serve.settings import PoolSettings, Settings
 from tests.app_factory import AppUnderTest, make_app
-from tests.fakes import ONE_IMAGE, FakeClock, FakePool
+from tests.fakes import ONE_IMAGE, FakePool
 from tests.unit.predictions.helpers import CAT, run_to_end
 
 ONE_IN_FLIGHT = Settings(pools={"dev-bf16": PoolSettings(model="dev", max_in_flight=1)})
@@ -219,75 +218,3 @@ async def test_close_fails_predictions_that_run_longer_than_its_grace_period() -
     assert last.status == "failed"
     assert "service stopped" in (last.error or "")
     assert pool.stop_count == 1
-
-
-def admit(admission: AdmissionControl, pool: str, count: int) -> list[Permit]:
-    return [admission.admit(pool) for _ in range(count)]
-
-
-def test_full_pool_does_not_affect_other_pools() -> None:
-    admission = AdmissionControl({"small": 2, "large": 9})
-    admit(admission, "small", 2)
-    with pytest.raises(PoolFull) as caught:
-        admission.admit("small")
-    assert caught.value.pool == "small"
-    assert not admission.full
-    admit(admission, "large", 9)
-    assert admission.full
-
-
-def test_releasing_a_permit_twice_frees_one_place() -> None:
-    admission = AdmissionControl({"pool": 2})
-    first, _ = admit(admission, "pool", 2)
-    first.release()
-    first.release()
-    admission.admit("pool")
-    with pytest.raises(PoolFull):
-        admission.admit("pool")
-
-
-@pytest.mark.parametrize(
-    ("limit", "durations_s", "retry_after_s"),
-    [
-        (4, [20.0, 20.0], 5.0),
-        (4, [10.0, 12.0], 3.0),
-        (64, [2.0], 1.0),
-        (1, [500.0], 60.0),
-    ],
-)
-def test_retry_after_is_the_mean_duration_divided_by_the_limit(
-    limit: int, durations_s: list[float], retry_after_s: float
-) -> None:
-    clock = FakeClock()
-    admission = AdmissionControl({"pool": limit}, clock)
-    for duration_s in durations_s:
-        permit = admission.admit("pool")
-        clock.elapsed_s += duration_s
-        permit.release()
-    admit(admission, "pool", limit)
-    with pytest.raises(PoolFull) as caught:
-        admission.admit("pool")
-    assert caught.value.retry_after_s == retry_after_s
-
-
-def test_retry_after_uses_the_age_of_the_oldest_prediction_until_one_has_ended() -> None:
-    clock = FakeClock()
-    admission = AdmissionControl({"pool": 2}, clock)
-    admit(admission, "pool", 2)
-    clock.elapsed_s = 30
-    with pytest.raises(PoolFull) as caught:
-        admission.admit("pool")
-    assert caught.value.retry_after_s == 15
-
-
-def test_retry_after_ignores_all_but_the_32_most_recent_durations() -> None:
-    clock = FakeClock()
-    admission = AdmissionControl({"pool": 1}, clock)
-    for duration_s in [50.0] + [4.0] * 32:
-        permit = admission.admit("pool")
-        clock.elapsed_s += duration_s
-        permit.release()
-    admission.admit("pool")
-    with pytest.raises(PoolFull) as caught:
-        admission.admit("pool")
-    assert caught.value.retry_after_s == 4

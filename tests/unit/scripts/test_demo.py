@@ -1,4 +1,4 @@
-"""The demo from its command line to its files, with a fake service."""
+"""The demo, from its command line to its output files, with a fake service."""
 
 import json
 import os
@@ -10,14 +10,16 @@ import pytest
 
 from scripts import demo
 from serve.launch.subprocess_service import free_port, local_service
-from tests.unit.scripts.conftest import SUCCEEDED, FakeService
+from tests.fake_service import SUCCEEDED_PREDICTION, FakeService
 
 Demo = Callable[..., int]
 Captured = pytest.CaptureFixture[str]
 
 
-def test_prompt_alone_saves_an_image_and_prints_a_report(run_demo: Demo, fake: FakeService, capsys: Captured) -> None:
-    fake.configure(headers={"Server-Timing": "text;dur=12.4, denoise;dur=1700"})
+def test_prompt_alone_saves_an_image_and_prints_a_report(
+    run_demo: Demo, fake_service: FakeService, capsys: Captured
+) -> None:
+    fake_service.configure(headers={"Server-Timing": "text;dur=12.4, denoise;dur=1700"})
     assert run_demo("a red sailboat") == 0
     assert Path("out-0.webp").read_bytes() == b"a webp"
     assert capsys.readouterr().out.splitlines() == [
@@ -26,21 +28,21 @@ def test_prompt_alone_saves_an_image_and_prints_a_report(run_demo: Demo, fake: F
         "pool    dev-bf16",
         "stages  text 12 ms, denoise 1,700 ms",
     ]
-    assert not fake.has_running_processes()
+    assert not fake_service.has_running_processes()
 
 
-def test_only_given_inputs_are_sent(run_demo: Demo, fake: FakeService) -> None:
+def test_only_given_inputs_are_sent(run_demo: Demo, fake_service: FakeService) -> None:
     run_demo("a cat")
-    assert fake.request["path"] == "/v1/predictions"
-    assert fake.request["body"] == {"input": {"prompt": "a cat"}}
-    assert fake.request["headers"]["prefer"] == "wait"
-    assert "authorization" not in fake.request["headers"]
+    assert fake_service.request["path"] == "/v1/predictions"
+    assert fake_service.request["body"] == {"input": {"prompt": "a cat"}}
+    assert fake_service.request["headers"]["prefer"] == "wait"
+    assert "authorization" not in fake_service.request["headers"]
 
 
-def test_options_are_sent_with_their_types(run_demo: Demo, fake: FakeService) -> None:
+def test_options_are_sent_with_their_types(run_demo: Demo, fake_service: FakeService) -> None:
     options = "--model schnell --go-fast --num-outputs 2 --seed 7 --input megapixels=0.25 --input guidance_scale=2.5"
     run_demo("a cat", *options.split(), "--input", "output_format=png")
-    assert fake.request["body"]["input"] == {
+    assert fake_service.request["body"]["input"] == {
         "prompt": "a cat",
         "model": "schnell",
         "go_fast": True,
@@ -60,7 +62,7 @@ def test_options_are_sent_with_their_types(run_demo: Demo, fake: FakeService) ->
         ("seed=null", "seed", None),
         ("aspect_ratio=16:9", "aspect_ratio", "16:9"),
         ("image=https://example.com/a.png?b=c", "image", "https://example.com/a.png?b=c"),
-        ("prompt=@home", "prompt", "@home"),
+        ("prompt=@somewhere", "prompt", "@somewhere"),
         ("extra_lora=", "extra_lora", ""),
     ],
 )
@@ -73,24 +75,29 @@ def test_local_file_is_sent_as_a_data_uri(tmp_path: Path) -> None:
     assert demo.read_input(f"mask=@{tmp_path}/in.png") == ("mask", "data:image/png;base64,cGl4ZWxz")
 
 
-def test_token_from_the_environment_is_sent(run_demo: Demo, fake: FakeService, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_token_from_the_environment_is_sent(
+    run_demo: Demo, fake_service: FakeService, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setenv("FLUX_SERVE_TOKEN", "s3cret")
     run_demo("a cat")
-    assert fake.request["headers"]["authorization"] == "Bearer s3cret"
+    assert fake_service.request["headers"]["authorization"] == "Bearer s3cret"
 
 
-def test_images_are_saved_by_index_and_format(run_demo: Demo, fake: FakeService) -> None:
-    fake.configure(prediction={**SUCCEEDED, "output": ["data:image/jpeg,a%20jpg", "/outputs/1"]})
+def test_images_are_saved_by_index_and_format(run_demo: Demo, fake_service: FakeService) -> None:
+    fake_service.configure(prediction={**SUCCEEDED_PREDICTION, "output": ["data:image/jpeg,a%20jpg", "/outputs/1"]})
     assert run_demo("a cat", "--out", "new/folder") == 0
     saved = {path.name: path.read_bytes() for path in Path("new/folder").iterdir()}
     assert saved == {"out-0.jpg": b"a jpg", "out-1.png": b"a png"}
 
 
-def test_unfinished_prediction_is_polled(run_demo: Demo, fake: FakeService, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_unfinished_prediction_is_polled(
+    run_demo: Demo, fake_service: FakeService, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(demo, "POLL_S", 0.01)
-    unfinished = {**SUCCEEDED, "output": None}
-    fake.configure(
-        prediction={**unfinished, "status": "starting"}, polls=[{**unfinished, "status": "processing"}, {**SUCCEEDED}]
+    unfinished = {**SUCCEEDED_PREDICTION, "output": None}
+    fake_service.configure(
+        prediction={**unfinished, "status": "starting"},
+        polls=[{**unfinished, "status": "processing"}, {**SUCCEEDED_PREDICTION}],
     )
     assert run_demo("a cat") == 0
     assert Path("out-0.webp").exists()
@@ -100,25 +107,25 @@ def test_seed_is_read_from_the_logs_if_the_metrics_have_none() -> None:
     assert demo.report([], {"logs": "Using seed: 41\nmore", "metrics": None}, {}) == ["seed    41"]
 
 
-def test_service_at_url_is_used_and_not_stopped(run_demo: Demo, fake: FakeService) -> None:
+def test_service_at_url_is_used_and_not_stopped(run_demo: Demo, fake_service: FakeService) -> None:
     with local_service() as service, httpx.Client(trust_env=False) as client:
         assert run_demo("a cat", "--url", service.url) == 0
         assert client.get(f"{service.url}/health-check").is_success
 
 
 def test_prediction_is_sent_after_the_service_is_ready(
-    run_demo: Demo, fake: FakeService, monkeypatch: pytest.MonkeyPatch
+    run_demo: Demo, fake_service: FakeService, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(demo, "POLL_S", 0.01)
-    fake.configure(statuses=["STARTING", "STARTING", "READY"])
+    fake_service.configure(statuses=["STARTING", "STARTING", "READY"])
     assert run_demo("a cat") == 0
-    assert fake.request["health_checks"] == 3
+    assert fake_service.request["health_checks"] == 3
 
 
-def test_service_starts_on_the_given_port(run_demo: Demo, fake: FakeService) -> None:
+def test_service_starts_on_the_given_port(run_demo: Demo, fake_service: FakeService) -> None:
     port = free_port()
     run_demo("a cat", "--port", str(port))
-    assert fake.request["headers"]["host"] == f"127.0.0.1:{port}"
+    assert fake_service.request["headers"]["host"] == f"127.0.0.1:{port}"
 
 
 def test_progress_is_printed_to_stderr(run_demo: Demo, capsys: Captured) -> None:
@@ -130,8 +137,8 @@ def test_progress_is_printed_to_stderr(run_demo: Demo, capsys: Captured) -> None
 
 
 FAILURES = [
-    ({"prediction": {**SUCCEEDED, "status": "failed", "error": "NSFW"}}, ["failed", "NSFW"]),
-    ({"prediction": {**SUCCEEDED, "status": "canceled"}}, ["canceled"]),
+    ({"prediction": {**SUCCEEDED_PREDICTION, "status": "failed", "error": "NSFW"}}, ["failed", "NSFW"]),
+    ({"prediction": {**SUCCEEDED_PREDICTION, "status": "canceled"}}, ["canceled"]),
     (
         {"prediction": {"detail": "- width: is needed"}, "code": 422},
         ["422", "- width: is needed"],
@@ -143,9 +150,9 @@ FAILURES = [
 
 @pytest.mark.parametrize(("behaviour", "words"), FAILURES)
 def test_failure_exits_with_1_and_its_reason(
-    run_demo: Demo, fake: FakeService, capsys: Captured, behaviour: dict[str, object], words: list[str]
+    run_demo: Demo, fake_service: FakeService, capsys: Captured, behaviour: dict[str, object], words: list[str]
 ) -> None:
-    fake.configure(**behaviour)
+    fake_service.configure(**behaviour)
     assert run_demo("a cat") == 1
     captured = capsys.readouterr()
     last = captured.err.splitlines()[-1]
@@ -172,8 +179,8 @@ def test_invalid_option_is_reported_in_one_line(
     assert all(word in last for word in words)
 
 
-def test_error_of_the_service_is_printed_once(run_demo: Demo, fake: FakeService, capsys: Captured) -> None:
-    fake.configure(error="port 8000 is taken")
+def test_error_of_the_service_is_printed_once(run_demo: Demo, fake_service: FakeService, capsys: Captured) -> None:
+    fake_service.configure(error="port 8000 is taken")
     run_demo("a cat")
     assert capsys.readouterr().err.count("taken") == 1
 
@@ -184,11 +191,11 @@ def test_unreachable_url_is_reported_in_one_line(run_demo: Demo, capsys: Capture
     assert url in capsys.readouterr().err.splitlines()[-1]
 
 
-def test_interrupted_demo_stops_the_service(run_demo: Demo, fake: FakeService) -> None:
-    fake.configure(interrupts_parent=True)
+def test_interrupted_demo_stops_the_service(run_demo: Demo, fake_service: FakeService) -> None:
+    fake_service.configure(interrupts_parent=True)
     assert run_demo("a cat") == 130
-    assert fake.request["body"] == {"input": {"prompt": "a cat"}}
-    assert not fake.has_running_processes()
+    assert fake_service.request["body"] == {"input": {"prompt": "a cat"}}
+    assert not fake_service.has_running_processes()
 
 
 def test_abbreviated_options_are_rejected() -> None:

@@ -26,7 +26,7 @@ def test_ci_runs_only_the_checks_and_the_tests() -> None:
 
 
 @pytest.mark.parametrize("name", ["", "report", "../scripts/demo", "load service"])
-def test_unknown_benchmark_is_rejected_with_the_names_of_all(name: str) -> None:
+def test_unknown_benchmark_is_rejected_with_all_names(name: str) -> None:
     run = subprocess.run([ROOT / "scripts" / "bench", name], capture_output=True, text=True, check=False)
     assert run.returncode == 1
     assert run.stdout == ""

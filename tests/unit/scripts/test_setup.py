@@ -24,7 +24,7 @@ esac
 
 
 class Checkout:
-    """A folder with the script, lock files of one line, and a PATH with the fake Python as the only one."""
+    """A folder with the script, lock files of one line, and a PATH on which the fake Python is the only Python."""
 
     def __init__(self, folder: Path) -> None:
         self.root = folder / "a checkout"

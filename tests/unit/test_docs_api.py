@@ -1,0 +1,77 @@
+"""The tables in docs/api.md match the code."""
+
+import ast
+import json
+from typing import Any, cast
+
+from starlette.routing import Route
+
+from serve import errors
+from serve.api import cog, output_files, replicate
+from serve.inputs import Inputs
+from serve.settings import Settings
+from tests.markdown import ROOT, table_with, tables
+
+API = (ROOT / "docs" / "api.md").read_text()
+UNUSED = cast(Any, None)
+HTTP_METHODS = {"GET", "POST", "PUT", "PATCH", "DELETE"}
+
+
+def test_inputs_table_matches_the_schema() -> None:
+    assert table_with(API, "`prompt`") == [
+        expected_row(name, field) for name, field in inputs_schema()["properties"].items()
+    ]
+
+
+def inputs_schema() -> dict[str, Any]:
+    return Inputs.model_json_schema()
+
+
+def expected_row(name: str, field: dict[str, Any]) -> list[str]:
+    """The cells of an input: name, type, default (or "required"), allowed values and description."""
+    schema = next((option for option in field.get("anyOf", ()) if option["type"] != "null"), field)
+    minimum, maximum = schema.get("minimum", schema.get("ge")), schema.get("maximum", schema.get("le"))
+    bounds = "" if minimum is None else f"{minimum:g} to {maximum:g}"
+    allowed = ", ".join(f"`{value}`" for value in schema["enum"]) if "enum" in schema else bounds
+    default = field.get("default")
+    default_text = "" if default is None else f"`{json.dumps(default).strip(chr(34)).removesuffix('.0')}`"
+    required_or_default = "required" if name in inputs_schema()["required"] else default_text
+    type_name = schema["type"] + (" (URI)" if schema.get("format") == "uri" else "")
+    return [f"`{name}`", type_name, required_or_default, allowed, field["description"]]
+
+
+def test_path_tables_match_the_routes() -> None:
+    settings = Settings()
+    routes: list[Route] = [
+        *replicate.routes(UNUSED, UNUSED, settings),
+        *cog.routes(UNUSED, UNUSED, settings),
+        *output_files.routes(UNUSED, settings),
+    ]
+    documented = {(row[0], row[1].strip("`")) for table in tables(API) for row in table if row[0] in HTTP_METHODS}
+    served = {(method, route.path) for route in routes for method in route.methods or () if method != "HEAD"}
+    assert documented == served
+
+
+def test_errors_table_matches_the_error_classes() -> None:
+    statuses = {error.__name__: error.status for error in all_subclasses(errors.ServiceError)}
+    documented = {row[0].strip("`"): int(row[1]) for row in table_with(API, f"`{errors.NotFound.__name__}`")}
+    failure_names = {error.__name__ for error in all_subclasses(errors.PredictionFailed)} | {"PredictionFailed"}
+    assert documented == {name: status for name, status in statuses.items() if name not in failure_names}
+    assert not [name for name in failure_names - {"PredictionFailed"} if f"`{name}`" not in API]
+
+
+def all_subclasses(error: type[errors.ServiceError]) -> set[type[errors.ServiceError]]:
+    direct = {subclass for subclass in error.__subclasses__() if subclass.__module__ == "serve.errors"}
+    return direct.union(*(all_subclasses(subclass) for subclass in direct))
+
+
+def test_handle_table_matches_the_methods_of_the_ingress() -> None:
+    tree = ast.parse((ROOT / "serve/ingress.py").read_text())
+    (ingress,) = (node for node in tree.body if isinstance(node, ast.ClassDef) and node.name == "Ingress")
+    public = {
+        f"{node.name}({', '.join(argument.arg for argument in node.args.args[1:])})"
+        for node in ingress.body
+        if isinstance(node, ast.AsyncFunctionDef) and not node.name.startswith("_")
+    }
+    documented = {row[0].strip("`").replace("=None", "") for row in table_with(API, "`wait_until_open()`")}
+    assert documented == public
