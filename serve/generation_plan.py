@@ -6,8 +6,9 @@ from typing import Self
 from pydantic import BaseModel, ConfigDict
 
 from serve.errors import FieldError, InvalidInput
-from serve.inputs import IMAGE_RATIO_MAX, IMAGE_SIDE_MAX, IMAGE_SIDE_MIN, SIZES, Inputs, nearest_multiple
+from serve.inputs import Inputs
 from serve.model_specs import MODEL_SPECS, ImageFormat, Size
+from serve.output_sizes import IMAGE_RATIO_MAX, IMAGE_SIDE_MAX, IMAGE_SIDE_MIN, SIZES, nearest_multiple
 from serve.settings import Settings
 
 SEED_COUNT = 2**64

@@ -16,7 +16,7 @@ from serve.events import Event, Finished, ImageFinished, ImageFlagged, Started, 
 from serve.generation_plan import GenerationPlan
 from serve.lora.reference import ResolvedLora
 from serve.lora_cache import BlockRef
-from serve.media.encode_image import encode_image
+from serve.media.image_codec import encode_image
 from serve.model_specs import ImageArray, MaskArray
 from serve.settings import Settings, read_secrets
 

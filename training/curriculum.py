@@ -4,7 +4,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from serve.inputs import SIZES
+from serve.output_sizes import SIZES
 from training.canvas import Canvas
 from training.drawings.sampling import Mixture
 from training.drawings.scene import FRAME_PX

@@ -18,7 +18,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from serve.errors import NotFound, StorageFailed
-from serve.media.encode_image import MEDIA_TYPES
+from serve.media.image_codec import MEDIA_TYPES
 from serve.model_specs import ImageFormat
 from serve.settings import OutputSettings
 

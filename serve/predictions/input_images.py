@@ -13,7 +13,7 @@ from serve.errors import FieldError, InvalidImage, InvalidInput
 from serve.generation_plan import GenerationPlan
 from serve.inputs import Inputs
 from serve.media.data_uri import decode_data_uri, is_data_uri
-from serve.media.decode_image import decode_image, decode_mask, resize_image, resize_mask
+from serve.media.image_codec import decode_image, decode_mask, resize_image, resize_mask
 from serve.model_specs import ImageArray, MaskArray
 from serve.settings import Settings
 

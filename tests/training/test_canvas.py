@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 import torch
 
-from serve.inputs import SIZES
+from serve.output_sizes import SIZES
 from tests.training.base_models import nonzero_base, random_embeds
 from training.attention import use_plain_attention
 from training.canvas import Canvas

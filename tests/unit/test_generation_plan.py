@@ -6,8 +6,9 @@ import pytest
 
 from serve.errors import InvalidInput
 from serve.generation_plan import LORA_SCALE_FIELDS, GenerationPlan, PlannedLora, make_plan, plan_loras
-from serve.inputs import SIZES, Inputs, validate_inputs
+from serve.inputs import Inputs, validate_inputs
 from serve.model_specs import Size
+from serve.output_sizes import SIZES
 from serve.settings import Settings
 
 IMAGE_URL = "https://example.com/a.png"

@@ -11,8 +11,8 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks.report import report
-from serve.inputs import SIZES
 from serve.model_specs import EMBEDDED_LORAS, MODEL_SPECS, Size, VariantName, embedded_lora_file
+from serve.output_sizes import SIZES
 from serve.settings import Precision
 from training.drawings.contact_sheet import sheet
 from training.evaluation import style

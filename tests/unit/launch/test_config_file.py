@@ -7,8 +7,8 @@ from typing import Any
 
 import pytest
 
-from serve.inputs import SIZES
 from serve.launch.config_file import ConfigError, apply_settings, embedded_config, read_config, validate_config
+from serve.output_sizes import SIZES
 
 PRODUCTION = Path(__file__).parents[3] / "serve_config.yaml"
 

@@ -1,4 +1,4 @@
-"""Decodes and resizes input images and masks; all functions block, so call them in a thread.
+"""Decodes, resizes and encodes images; all functions block, so call them in a thread.
 
 Input is untrusted: only formats with safe decoders are tried, the size is checked before any pixel is decoded, and
 every decoder error becomes `InvalidImage`.
@@ -12,10 +12,12 @@ import numpy as np
 from PIL import Image, ImageCms, ImageOps, UnidentifiedImageError
 
 from serve.errors import InvalidImage
-from serve.model_specs import MASK_THRESHOLD, ImageArray, MaskArray, Size
+from serve.model_specs import MASK_THRESHOLD, ImageArray, ImageFormat, MaskArray, Size
 
 FORMATS = ("PNG", "JPEG", "WEBP", "GIF", "BMP", "TIFF", "AVIF")
 """The formats that Pillow may try. Decoders that run programs (EPS, PDF) or open other files are excluded."""
+MEDIA_TYPES: dict[str, str] = {"webp": "image/webp", "jpg": "image/jpeg", "png": "image/png"}
+"""Maps each `ImageFormat`, which is also the file extension, to its media type."""
 MAX_JPEG_SCANS = 100
 """A progressive JPEG has about ten scans. Each costs time for the full area, and a small file can have millions."""
 START_OF_SCAN = b"\xff\xda"
@@ -157,3 +159,15 @@ def _to_srgb(image: Image.Image, profile: bytes) -> Image.Image:
 def _to_mode(image: Image.Image, mode: str) -> Image.Image:
     """Converts `image` to `mode`, without the copy that Pillow makes of an image that already has it."""
     return image if image.mode == mode else image.convert(mode)
+
+
+def encode_image(pixels: ImageArray, file_format: ImageFormat, quality: int) -> bytes:
+    """Encodes RGB `pixels` of [height, width, 3] as a file.
+
+    `quality` is 0 to 100 for webp and jpg; png is lossless and ignores it. The same pixels give the same bytes, and the
+    file has no metadata.
+    """
+    options = {} if file_format == "png" else {"quality": quality, "optimize": True}
+    file = BytesIO()
+    Image.fromarray(pixels).save(file, MEDIA_TYPES[file_format].removeprefix("image/"), **options)
+    return file.getvalue()

@@ -11,7 +11,7 @@ import pytest
 from PIL import Image, ImageCms, ImageOps
 
 from serve.errors import InvalidImage
-from serve.media.decode_image import FORMATS, decode_image, decode_mask
+from serve.media.image_codec import FORMATS, decode_image, decode_mask
 
 # Pillow warns about damaged files while it decodes them.
 pytestmark = pytest.mark.filterwarnings(

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from serve.media.encode_image import encode_image
+from serve.media.image_codec import encode_image
 from serve.model_specs import ImageArray, ImageFormat
 
 

@@ -5,7 +5,7 @@ import pytest
 from PIL import Image
 
 from serve.generation_plan import input_image_size
-from serve.media.decode_image import resize_image, resize_mask
+from serve.media.image_codec import resize_image, resize_mask
 
 
 def noise(width: int, height: int) -> Image.Image:
