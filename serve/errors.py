@@ -133,8 +133,7 @@ class PredictionFailed(ServiceError):
 
 
 class FetchFailed(PredictionFailed):
-    """`what` is a URL without query and credentials, or the name of a LoRA; `why` is a reason that the caller can act
-    on."""
+    """`what` is a URL without query and credentials, or the name of a LoRA; `why` is a reason to act on."""
 
     def __init__(self, what: str, why: str) -> None:
         super().__init__(what, why)
@@ -216,8 +215,7 @@ class EngineFailed(PredictionFailed):
 
 
 class ModelLoadError(Exception):
-    """A model cannot be loaded. `source` is its source in the settings, `why` the reason and what the operator can
-    do."""
+    """A model cannot be loaded. `source` is its source in the settings, `why` says what the operator can do."""
 
     def __init__(self, source: str, why: str) -> None:
         super().__init__(source, why)

@@ -24,8 +24,7 @@ from serve.settings import Dtypes, ModelSettings, PoolSettings
 PATCH_SIZE = 2
 """Latents per side of a transformer token."""
 MAX_LORA_SLOTS = 4096
-"""Upper limit: 8 images with 2 LoRAs of rank 256 each. `lora_bytes` is sized for FLUX.1 and would give a small model
-far too many slots."""
+"""Upper limit: 8 images with 2 LoRAs of rank 256 each. `lora_bytes`, sized for FLUX.1, is too much for small models."""
 _DTYPES = {"bfloat16": torch.bfloat16, "float16": torch.float16, "float32": torch.float32}
 _FLOAT32 = Dtypes(transformer="float32", text_encoders="float32", vae="float32")
 _log = logging.getLogger(__name__)

@@ -59,8 +59,7 @@ class LoraSlots:
         }
 
     def write(self, slots: Sequence[int], matrices: Mapping[str, LowRank]) -> None:
-        """Writes `matrices`, by layer and of rank at most `len(slots)`, to `slots`. In other layers the slots become
-        zero.
+        """Writes `matrices`, by layer and of rank at most `len(slots)`, to `slots`. Other layers get zeros.
 
         Raises ValueError, before anything is written, for an unknown layer or a wrong shape.
         """
@@ -95,8 +94,7 @@ class LoraSlots:
             self._active.selections = ()
 
     def _copy(self, selection: SlotSelection | None) -> SlotSelection:
-        """A copy in tensors of its own, also of None: a compiled network depends on which of its inputs are
-        identical."""
+        """A copy in tensors of its own, also of None: a compiled network depends on the identity of inputs."""
         selection = selection or self.select({}, frozenset())
         return replace(selection, slots=selection.slots.clone(), scales=selection.scales.clone())
 
@@ -136,8 +134,7 @@ class _LayerSlots:
             self._up.index_copy_(0, slots, up.t().to(self._up))
 
     def _add(self, _: nn.Module, inputs: tuple[Any, ...], output: Tensor) -> None:
-        """Forward hook: adds to the output in place, image by image, so that the bits of one do not depend on
-        others."""
+        """Forward hook: adds to the output in place, image by image, so that images are independent."""
         for image, selection in enumerate(self._active.selections):
             # A compiled network must serve every choice of layers, so it adds to all of them, zeros included.
             if torch.compiler.is_compiling() or self._name in selection.layers:

@@ -68,8 +68,7 @@ class ImageReady:
     index: int
     """Index of its seed."""
     to_host: Callable[[], ImageArray] = field(repr=False)
-    """Copies the image from the device: [height, width, 3]. Waits for the copy: do not call it on the engine's
-    thread."""
+    """Copies the image from the device: [height, width, 3]. Blocking: not for the engine's thread."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -93,8 +93,7 @@ class Scheduler:
         self._requests = [request for request in self._requests if not request.ended]
 
     def _load_loras(self) -> None:
-        """Oldest request first, so that newer ones cannot take the slots it waits for. Loads for at most one
-        request."""
+        """Oldest request first, so that newer ones cannot take the slots it waits for. Loads for one request."""
         for request in self._requests:
             if request.active_loras is None and not request.parameters.loras:
                 request.attach_loras(NO_LORAS)

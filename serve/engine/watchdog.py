@@ -10,8 +10,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 LIMIT_FACTOR = 40
-"""Work that takes this many times longer than measured hangs. A busy process on the same cores made steps 35x
-slower."""
+"""Work that takes this many times longer than measured hangs. Another busy process made steps 35x slower."""
 
 WorkKind = Literal["lora", "text", "encode_image", "step", "decode", "other"]
 

@@ -92,8 +92,7 @@ class HubFile(Reference):
 
 @dataclass(frozen=True, slots=True)
 class CivitaiFile(Reference):
-    """A file of a CivitAI model. With `version`, `model` is not needed; without it, the newest version for FLUX.1 is
-    used."""
+    """A file of a CivitAI model. With `version`, `model` is not needed; else the newest one for FLUX.1 is used."""
 
     model: int | None = None
     version: int | None = None

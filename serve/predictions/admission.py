@@ -13,8 +13,7 @@ RETRY_AFTER_MAX_S = 60.0
 
 
 class Permit:
-    """A permit for one prediction in a pool. Release it when the prediction has ended; releasing it twice is
-    harmless."""
+    """A permit for one prediction in a pool. Release it when the prediction has ended; twice is harmless."""
 
     def __init__(self, capacity: "_PoolCapacity") -> None:
         self._capacity: _PoolCapacity | None = capacity

@@ -154,8 +154,7 @@ class PredictionService:
         task.add_done_callback(on_done)
 
     async def _end(self, prediction_id: str, ending: PredictionUpdate) -> None:
-        """Ends the record first, so that the cancelled runner finds it ended. Its permit is released when its task has
-        stopped."""
+        """Ends the record first, so that the cancelled runner finds it ended. Its permit is released with its task."""
         task = self._tasks.get(prediction_id)
         if await self._store.finish(prediction_id, ending) and task is not None:
             task.cancel()

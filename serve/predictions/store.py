@@ -44,8 +44,7 @@ class _Entry:
 
 
 class MemoryStore:
-    """Keeps records in memory until `max_age_s` after their end; beyond `max_records`, those that ended first are
-    removed.
+    """Keeps records in memory until `max_age_s` after their end; beyond `max_records`, the first ended are removed.
 
     Running predictions are never removed.
     """
