@@ -24,7 +24,7 @@ def exported(tmp_path_factory: pytest.TempPathFactory) -> Path:
         runs / "autoencoder" / "vae"
     )
     (runs / "text").mkdir()
-    torch.save(text_encoders.Encoders().state_dict(), runs / "text" / "text_encoders.pt")
+    torch.save(text_encoders.Encoders().state_dict(), runs / "text" / "encoders.pt")
     for variant in ("dev", "schnell"):
         (runs / variant).mkdir()
         average = Average(build(guided=variant == "dev"), 0.9)

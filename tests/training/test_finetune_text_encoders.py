@@ -21,7 +21,7 @@ pytestmark = pytest.mark.usefixtures("float32_training")
 def folder(tmp_path: Path) -> Path:
     torch.manual_seed(0)
     (tmp_path / "text").mkdir()
-    torch.save(Encoders().state_dict(), tmp_path / "text" / "text_encoders.pt")
+    torch.save(Encoders().state_dict(), tmp_path / "text" / "encoders.pt")
     return tmp_path / "text"
 
 

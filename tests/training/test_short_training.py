@@ -49,7 +49,7 @@ def runs(tmp_path_factory: pytest.TempPathFactory) -> Path:
     vae = AutoencoderKL(**autoencoder.CONFIG, shift_factor=0.1, scaling_factor=0.8)
     vae.save_pretrained(runs / "autoencoder" / "vae")
     (runs / "text").mkdir()
-    torch.save(text_encoders.Encoders().state_dict(), runs / "text" / "text_encoders.pt")
+    torch.save(text_encoders.Encoders().state_dict(), runs / "text" / "encoders.pt")
     transformer.train(runs, STEPS / 60, 0, STAGES, 2e-3, CPU)
     return runs
 
