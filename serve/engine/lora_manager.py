@@ -1,9 +1,10 @@
 """Manages the LoRAs resident on the device: the least recently used are evicted, those in use are pinned."""
 
-from collections import Counter, OrderedDict
+from collections import Counter, OrderedDict, defaultdict
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 
+from serve.engine.kronecker import KroneckerSlots
 from serve.engine.lora_layers import LoraSlots, SlotSelection
 from serve.engine.request import LoraRequest
 from serve.errors import LorasMissing, LorasTooLarge
@@ -29,8 +30,16 @@ NO_LORAS = ActiveLoras()
 @dataclass(frozen=True, slots=True)
 class _Resident:
     slots: tuple[int, ...]
+    """Those of low-rank matrices."""
     layers: frozenset[str]
     adapts_clip: bool
+    kronecker_slots: tuple[int, ...]
+    kroneckers: Mapping[str, KroneckerSlots]
+    """By layer."""
+
+    @property
+    def all_slots(self) -> tuple[int, ...]:
+        return self.slots + self.kronecker_slots
 
 
 class LoraManager:
@@ -76,18 +85,18 @@ class LoraManager:
 
     def _evict_for(self, rank: int, needed: set[str]) -> bool:
         """Evicts as few LoRAs as `rank` free slots require, none if that is impossible for now."""
-        kept = sum(len(resident.slots) for key, resident in self._residents.items() if key in needed)
+        kept = sum(len(resident.all_slots) for key, resident in self._residents.items() if key in needed)
         if kept + rank > self._slots.count:
             raise LorasTooLarge(kept + rank, self._slots.count)
         evicted, free = [], len(self._free_slots)
         for key, resident in self._residents.items():
             if free < rank and key not in needed and not self._pins[key]:
                 evicted.append(key)
-                free += len(resident.slots)
+                free += len(resident.all_slots)
         if free < rank:
             return False
         for key in evicted:
-            self._free_slots.extend(self._residents.pop(key).slots)
+            self._free_slots.extend(self._residents.pop(key).all_slots)
         return True
 
     def _load(self, key: str, weights: LoraWeights) -> None:
@@ -96,10 +105,15 @@ class LoraManager:
             for network, layers in (("transformer", weights.transformer), ("clip", weights.clip))
             for layer, matrix in layers.items()
         }
-        slots = self._free_slots[: weights.rank]
+        taken = self._free_slots[: weights.rank]
+        slots, kronecker_slots = taken[: weights.low_rank_slots], taken[weights.low_rank_slots :]
         self._slots.write(slots, matrices)
+        kroneckers = self._slots.write_kroneckers(kronecker_slots, weights.kroneckers)
         del self._free_slots[: weights.rank]
-        self._residents[key] = _Resident(tuple(slots), frozenset(matrices), bool(weights.clip))
+        adapts_clip = any(name.startswith("clip.") for name in (*matrices, *kroneckers))
+        self._residents[key] = _Resident(
+            tuple(slots), frozenset(matrices), adapts_clip, tuple(kronecker_slots), kroneckers
+        )
         self.loads += 1
 
     def _build_active_loras(self, scales: LoraScales) -> ActiveLoras:
@@ -107,7 +121,11 @@ class LoraManager:
         slot_scales = {slot: scale for resident, _, scale in residents for slot in resident.slots}
         layers = frozenset[str]().union(*(resident.layers for resident, _, _ in residents))
         clip_scales = tuple((key, scale) for resident, key, scale in residents if resident.adapts_clip)
-        return ActiveLoras(scales, clip_scales, self._slots.select(slot_scales, layers))
+        kroneckers = defaultdict[str, list[tuple[KroneckerSlots, float]]](list)
+        for resident, _, scale in residents:
+            for layer, kronecker in resident.kroneckers.items():
+                kroneckers[layer].append((kronecker, scale))
+        return ActiveLoras(scales, clip_scales, self._slots.select(slot_scales, layers, dict(kroneckers)))
 
 
 def _sum_scales(loras: Iterable[LoraRequest]) -> LoraScales:

@@ -4,22 +4,27 @@ Every tensor is applied, reported as unapplied with a reason, or the file is rej
 diffusers' own converters.
 """
 
-import json
 import math
-from collections.abc import Mapping
-from dataclasses import dataclass, field
-from typing import Any, Self
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
 
 import torch
 
-from serve.lora.decompositions import LowRankProduct, Tensors, to_low_rank
-from serve.lora.key_mapping import LayerTarget, Part, TensorGroup, group_tensors, layer_shapes, layer_targets
-from serve.lora.model_geometry import ModelGeometry
+from serve.lora.decompositions import VECTOR_ROLES, KroneckerProduct, LowRankProduct, Tensors, combine
+from serve.lora.key_mapping import (
+    LayerTarget,
+    Part,
+    TensorGroup,
+    group_tensors,
+    layer_shapes,
+    layer_targets,
+    module_name,
+)
+from serve.lora.model_geometry import ModelGeometry, Shape
+from serve.lora.peft_config import PeftConfig
 from serve.lora.safetensors_header import InvalidLoraFile, display_name
-from serve.lora.weights import LoraWeights, LowRank
-
-ADAPTER_METADATA_KEY = "lora_adapter_metadata"
-"""Diffusers' `LORA_ADAPTER_METADATA_KEY`: PEFT's configurations in the metadata of a safetensors file."""
+from serve.lora.signatures import base_model_of_shape
+from serve.lora.weights import Kronecker, LoraWeights, LowRank
 
 STORED_DTYPES = {
     torch.float32: torch.float32,
@@ -33,61 +38,11 @@ STORED_DTYPES = {
 
 
 @dataclass(frozen=True, slots=True)
-class PeftConfig:
-    """The scaling options of PEFT's `LoraConfig`."""
+class LayerChange:
+    """What a file changes in one layer of the model."""
 
-    alpha: float | None = None
-    alphas: Mapping[str, float] = field(default_factory=dict)
-    """Exceptions from `alpha`, by the end of the layer name."""
-    rank_stabilized: bool = False
-    """Divide alpha by the square root of the rank (rsLoRA)."""
-
-    @classmethod
-    def from_dict(cls, config: Mapping[str, Any]) -> Self:
-        """Reads PEFT's fields. Values that are not finite numbers are ignored."""
-        pattern = config.get("alpha_pattern")
-        alphas = pattern if isinstance(pattern, dict) else {}
-        return cls(
-            alpha=_finite_number(config.get("lora_alpha")),
-            alphas={
-                key.strip("^$"): alpha for key, value in alphas.items() if (alpha := _finite_number(value)) is not None
-            },
-            rank_stabilized=config.get("use_rslora") is True,
-        )
-
-    def scale(self, layer: str, rank: int) -> float:
-        """The factor for `layer`, a name in diffusers or transformers; 1 without alpha."""
-        alpha = next((alpha for end, alpha in self.alphas.items() if f".{layer}".endswith(f".{end}")), self.alpha)
-        return 1.0 if alpha is None else alpha / (math.sqrt(rank) if self.rank_stabilized else rank)
-
-
-def parse_adapter_config(text: str | bytes) -> PeftConfig:
-    """Parses an `adapter_config.json`. A damaged one counts as empty."""
-    return PeftConfig.from_dict(_parse_json_object(text))
-
-
-def adapter_configs_in_header(metadata: Mapping[str, str]) -> Mapping[str, PeftConfig]:
-    """The PEFT configurations in the metadata of a safetensors file, by part (`transformer` or `clip`)."""
-    fields = _parse_json_object(metadata.get(ADAPTER_METADATA_KEY, "{}"))
-    prefixes = {"transformer": "transformer.", "clip": "text_encoder."}
-    configs = {
-        part: {key.removeprefix(prefix): value for key, value in fields.items() if key.startswith(prefix)}
-        for part, prefix in prefixes.items()
-    }
-    return {part: PeftConfig.from_dict(config) for part, config in configs.items() if config}
-
-
-def _parse_json_object(text: str | bytes) -> dict[str, Any]:
-    try:
-        value = json.loads(text)
-    except (ValueError, RecursionError):
-        return {}
-    return value if isinstance(value, dict) else {}
-
-
-def _finite_number(value: object) -> float | None:
-    is_number = isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
-    return float(value) if is_number and isinstance(value, int | float) else None
+    low_rank: LowRank | None = None
+    kronecker: Kronecker | None = None
 
 
 class StateDictConverter:
@@ -105,50 +60,144 @@ class StateDictConverter:
         """
         grouped = group_tensors(tensors, self._targets)
         unapplied = dict(grouped.unapplied)
-        layers: dict[tuple[Part, str], LowRank] = {}
+        changes: dict[tuple[Part, str], LayerChange] = {}
         for group in grouped.groups:
-            for layer, low_rank in self._convert_group(group, configs).items():
-                if layers.setdefault((group.target.part, layer), low_rank) is not low_rank:
+            converted = self._convert_group(group, configs)
+            if not converted:
+                unapplied[group.name] = "it is empty: its rank is 0, or it is zero"
+            for layer, change in converted.items():
+                if changes.setdefault((group.target.part, layer), change) is not change:
                     unapplied[group.name] = f"the file also has {layer} under another name"
-        if not layers:
+        if not changes:
             raise InvalidLoraFile(f"none of its tensors apply to this model; {_describe_unapplied(unapplied)}")
+        low_ranks = {key: change.low_rank for key, change in changes.items() if change.low_rank}
         return LoraWeights(
-            transformer={layer: low_rank for (part, layer), low_rank in layers.items() if part == "transformer"},
-            clip={layer: low_rank for (part, layer), low_rank in layers.items() if part == "clip"},
+            transformer={layer: low_rank for (part, layer), low_rank in low_ranks.items() if part == "transformer"},
+            clip={layer: low_rank for (part, layer), low_rank in low_ranks.items() if part == "clip"},
             unapplied=tuple(f"{display_name(name)}: {why}" for name, why in sorted(unapplied.items())),
+            kroneckers={
+                f"{part}.{layer}": change.kronecker for (part, layer), change in changes.items() if change.kronecker
+            },
         )
 
-    def _convert_group(self, group: TensorGroup, configs: Mapping[str, PeftConfig]) -> dict[str, LowRank]:
-        """The low-rank matrices of each layer of the model that the group adapts."""
+    def _convert_group(self, group: TensorGroup, configs: Mapping[str, PeftConfig]) -> dict[str, LayerChange]:
+        """The change of each layer of the model that the group adapts; none if all its tensors are empty or zero."""
         try:
-            tensors = {role: _to_stored_dtype(tensor) for role, tensor in group.tensors.items()}
-            product = to_low_rank(tensors, self._max_rank)
-            scale = _scale(product, group.tensors, group.target, configs)
-            return self._split(product, scale, group.target)
+            stored = {role: _to_stored_dtype(tensor) for role, tensor in group.tensors.items()}
+            tensors = {role: tensor for role, tensor in stored.items() if not _is_nothing(role, tensor)}
+            if len(tensors) < len(stored) and not tensors.keys() - {"alpha"}:
+                return {}
+            return self._convert_tensors(tensors, group, configs)
         except InvalidLoraFile as error:
             raise InvalidLoraFile(f"{error} (in {display_name(group.name)})") from error
 
-    def _split(self, product: LowRankProduct, scale: float, target: LayerTarget) -> dict[str, LowRank]:
-        """Splits the outputs of a fused layer."""
+    def _convert_tensors(
+        self, tensors: Tensors, group: TensorGroup, configs: Mapping[str, PeftConfig]
+    ) -> dict[str, LayerChange]:
+        target = group.target
         shapes = [self._shapes[target.part, layer] for layer in target.layers]
         outputs = [layer_outputs for layer_outputs, _ in shapes]
-        file_shape, model_shape = [product.up.shape[0], product.down.shape[1]], [sum(outputs), shapes[0][1]]
-        if file_shape != model_shape:
-            raise InvalidLoraFile(
-                f"it is made for another model: its weights have the shape {file_shape}, this model's {model_shape}"
-            )
+        scale, changes = 1.0, [LayerChange() for _ in target.layers]
+        if tensors.keys() - VECTOR_ROLES or not tensors.keys() & {"bias", "diff_b"}:
+            product = combine(tensors, self._max_rank)
+            _check_shape(product.shape, (sum(outputs), shapes[0][1]), target)
+            scale = _scale(product.alpha_rank, tensors, group, configs)
+            changes = self._split(product, scale, outputs, target)
+        bias = _bias(tensors, scale, sum(outputs))
+        if bias is not None:
+            biases = torch.split(_swap_halves(bias) if target.halves_swapped else bias, outputs)
+            changes = [_add_bias(*parts) for parts in zip(changes, biases, shapes, strict=True)]
+        layers = zip(target.layers, changes, strict=True)
+        return {layer: change for layer, change in layers if change.low_rank or change.kronecker}
+
+    def _split(
+        self, product: LowRankProduct | KroneckerProduct, scale: float, outputs: Sequence[int], target: LayerTarget
+    ) -> list[LayerChange]:
+        """Splits the outputs of a fused layer."""
+        if isinstance(product, KroneckerProduct):
+            kroneckers = _split_kronecker(product, scale, outputs, target)
+            if kroneckers and _costs_less(kroneckers, product.rank):
+                return [LayerChange(kronecker=self._check_slots(kronecker)) for kronecker in kroneckers]
+            _check_rank(product.rank, self._max_rank)
+            product = product.to_low_rank()
         dtype = torch.promote_types(product.down.dtype, product.up.dtype)
         down, up = product.down.to(dtype), product.up.to(dtype)
-        up = torch.cat(up.chunk(2)[::-1]) if target.halves_swapped else up
-        if len(target.layers) == 1:
-            return {target.layers[0]: self._check_rank(LowRank(down, up, scale))}
-        parts = zip(target.layers, torch.split(up, outputs), strict=True)
-        return {layer: self._check_rank(LowRank(*_drop_zero_ranks(down, part), scale)) for layer, part in parts}
+        up = _swap_halves(up) if target.halves_swapped else up
+        pairs = (
+            [(down, up)] if len(outputs) == 1 else [_drop_zero_ranks(down, part) for part in up.split(list(outputs))]
+        )
+        for part_down, _ in pairs:
+            _check_rank(part_down.shape[0], self._max_rank)
+        return [LayerChange(LowRank(part_down, part_up, scale)) for part_down, part_up in pairs]
 
-    def _check_rank(self, low_rank: LowRank) -> LowRank:
-        if low_rank.rank > self._max_rank:
-            raise InvalidLoraFile(f"its rank is {low_rank.rank}; at most {self._max_rank} is accepted")
-        return low_rank
+    def _check_slots(self, kronecker: Kronecker) -> Kronecker:
+        if kronecker.slots > self._max_rank:
+            raise InvalidLoraFile(
+                f"its LoKr matrices take the memory of rank {kronecker.slots}; at most {self._max_rank} is accepted; "
+                "train it with a larger factor"
+            )
+        return kronecker
+
+
+def _is_nothing(role: str, tensor: torch.Tensor) -> bool:
+    """Whether a tensor has rank 0, or is a change of zero. Extracted LoRAs have such layers."""
+    return not tensor.numel() or (role in ("bias", "diff", "diff_b") and not tensor.count_nonzero())
+
+
+def _check_rank(rank: int, max_rank: int) -> None:
+    if rank > max_rank:
+        raise InvalidLoraFile(f"its rank is {rank}; at most {max_rank} is accepted")
+
+
+def _check_shape(file_shape: Shape, model_shape: Shape, target: LayerTarget) -> None:
+    if file_shape != model_shape:
+        layer = target.layers[0] if len(target.layers) in (1, 3) else "blocks.linear1"
+        base_model = base_model_of_shape(layer, *file_shape)
+        raise InvalidLoraFile(
+            f"it is made for another model{f', probably {base_model}' if base_model else ''}: "
+            f"its weights have the shape {list(file_shape)}, this model's {list(model_shape)}"
+        )
+
+
+def _split_kronecker(
+    product: KroneckerProduct, scale: float, outputs: Sequence[int], target: LayerTarget
+) -> list[Kronecker]:
+    """The rows of each layer; empty if the halves cannot be swapped within the outer factor."""
+    if target.halves_swapped and product.outer.shape[0] % 2:
+        return []
+    outer, inner = product.outer.full(), product.inner.full()
+    outer = _swap_halves(outer) if target.halves_swapped else outer
+    inner_out, kroneckers, begin = inner.shape[0], list[Kronecker](), 0
+    for size in outputs:
+        first, last = begin // inner_out, -(-(begin + size) // inner_out)
+        kroneckers.append(Kronecker(outer[first:last], inner, begin - first * inner_out, size, scale))
+        begin += size
+    return kroneckers
+
+
+def _costs_less(kroneckers: Sequence[Kronecker], rank: int) -> bool:
+    """Whether the two products of each layer have fewer multiplications per token than those of low-rank matrices."""
+    cost = sum(each.inputs * each.inner.shape[0] + each.outer.numel() * each.inner.shape[0] for each in kroneckers)
+    return cost < sum(rank * (each.inputs + each.outputs) for each in kroneckers)
+
+
+def _swap_halves(tensor: torch.Tensor) -> torch.Tensor:
+    return torch.cat(tensor.chunk(2)[::-1])
+
+
+def _bias(tensors: Tensors, scale: float, outputs: int) -> torch.Tensor | None:
+    """The change of the layer's bias: that of the LoRA, scaled like its matrices, and that of the layer itself."""
+    biases = [factor * tensors[role].float() for role, factor in (("bias", scale), ("diff_b", 1.0)) if role in tensors]
+    for bias in biases:
+        if bias.shape != (outputs,):
+            raise InvalidLoraFile(f"it has a bias of shape {list(bias.shape)} for {outputs} outputs")
+    return sum(biases[1:], biases[0]) if biases else None
+
+
+def _add_bias(change: LayerChange, bias: torch.Tensor, shape: Shape) -> LayerChange:
+    outputs, inputs = shape
+    low_rank = change.low_rank or LowRank(torch.zeros(0, inputs), torch.zeros(outputs, 0))
+    return replace(change, low_rank=replace(low_rank, bias=bias))
 
 
 def _to_stored_dtype(tensor: torch.Tensor) -> torch.Tensor:
@@ -161,16 +210,14 @@ def _to_stored_dtype(tensor: torch.Tensor) -> torch.Tensor:
     return stored
 
 
-def _scale(product: LowRankProduct, tensors: Tensors, target: LayerTarget, configs: Mapping[str, PeftConfig]) -> float:
+def _scale(alpha_rank: int | None, tensors: Tensors, group: TensorGroup, configs: Mapping[str, PeftConfig]) -> float:
     """Alpha divided by the rank, from the file's `alpha` tensor or else from PEFT's configuration."""
-    if product.alpha_rank is None:
-        return 1.0
     if "alpha" not in tensors:
-        config = configs.get(target.part)
-        return config.scale(target.layers[0], product.alpha_rank) if config else 1.0
+        config = configs.get(group.target.part)
+        return config.scale(module_name(group.name), alpha_rank) if config and "diff" not in tensors else 1.0
     if tensors["alpha"].numel() != 1 or not math.isfinite(alpha := float(tensors["alpha"])):
         raise InvalidLoraFile("its alpha is not a single number")
-    return alpha / product.alpha_rank
+    return 1.0 if alpha_rank is None else alpha / alpha_rank
 
 
 def _drop_zero_ranks(down: torch.Tensor, up: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:

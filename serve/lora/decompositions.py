@@ -1,4 +1,4 @@
-"""Builds the two low-rank matrices of a layer from LoRA, LoHa and LoKr tensors."""
+"""Builds the low-rank matrices or the Kronecker factors of a layer from LoRA, LoHa and LoKr tensors."""
 
 import math
 from collections.abc import Callable, Mapping
@@ -6,6 +6,7 @@ from dataclasses import dataclass
 
 import torch
 
+from serve.lora.model_geometry import Shape
 from serve.lora.safetensors_header import InvalidLoraFile
 
 Tensors = Mapping[str, torch.Tensor]
@@ -27,26 +28,17 @@ ROLES = {
         "up.weight",
     ),
     "alpha": ("alpha",),
-    "dora": ("dora_scale", "lora_magnitude_vector", "lora_magnitude_vector.weight"),
-    **{role: (role,) for role in ("hada_w1_a", "hada_w1_b", "hada_w2_a", "hada_w2_b", "hada_t1", "hada_t2")},
-    **{role: (role,) for role in ("lokr_w1", "lokr_w1_a", "lokr_w1_b", "lokr_w2", "lokr_w2_a", "lokr_w2_b", "lokr_t2")},
-    "mid": ("lora_mid.weight",),
-    "oft": ("oft_blocks", "oft_diag", "oft_R.weight"),
-    **{f"glora_{name}": (f"{name}.weight",) for name in ("a1", "a2", "b1", "b2")},
+    "bias": ("lora_B.bias", "lora_up.bias", "lora.up.bias", "lora_linear_layer.up.bias", "up.bias"),
+    "diff_b": ("diff_b",),
+    "diff": ("diff",),
+    **{role: (role,) for role in ("hada_w1_a", "hada_w1_b", "hada_w2_a", "hada_w2_b")},
+    **{role: (role,) for role in ("lokr_w1", "lokr_w1_a", "lokr_w1_b", "lokr_w2", "lokr_w2_a", "lokr_w2_b")},
 }
 """Role of a tensor to the suffixes that trainers use for it."""
 SUFFIXES = {suffix: role for role, suffixes in ROLES.items() for suffix in suffixes}
+VECTOR_ROLES = frozenset(("alpha", "bias", "diff_b"))
+"""Roles of tensors that are not matrices: alpha, the bias of the LoRA, and a change of the layer's bias."""
 
-_UNSUPPORTED = {
-    "dora": "DoRA, which rescales the weights of the model",
-    "hada_t1": "LoHa for convolutions",
-    "hada_t2": "LoHa for convolutions",
-    "lokr_t2": "LoKr for convolutions",
-    "mid": "LoCon for convolutions",
-    "oft": "OFT, which rotates the weights of the model",
-    **{f"glora_{name}": "GLoRA, which rescales the weights of the model" for name in ("a1", "a2", "b1", "b2")},
-}
-"""Roles of methods that are not a sum of the weight and a low-rank product."""
 _LORA_ROLES = frozenset(("down", "up"))
 _LOHA_ROLES = frozenset(("hada_w1_a", "hada_w1_b", "hada_w2_a", "hada_w2_b"))
 
@@ -62,23 +54,77 @@ class LowRankProduct:
     alpha_rank: int | None
     """The trained rank, which LoHa and LoKr products exceed; None if alpha does not apply."""
 
+    @property
+    def shape(self) -> Shape:
+        return self.up.shape[0], self.down.shape[1]
 
-def to_low_rank(tensors: Tensors, max_rank: int) -> LowRankProduct:
-    """Combines the tensors of one layer. Raises `InvalidLoraFile`.
 
-    `max_rank` limits the rank of LoHa and LoKr products, before they are computed. The rank of LoRA matrices is not
-    checked here.
+@dataclass(frozen=True, slots=True)
+class KroneckerFactor:
+    """A matrix `a @ b`, or `a` alone."""
+
+    a: torch.Tensor
+    b: torch.Tensor | None
+
+    @property
+    def shape(self) -> Shape:
+        return self.a.shape[0], (self.a if self.b is None else self.b).shape[1]
+
+    @property
+    def rank(self) -> int:
+        return min(self.a.shape)
+
+    def full(self) -> torch.Tensor:
+        return self.a if self.b is None else _in_float32(torch.mm, self.a, self.b)
+
+    def pair(self) -> tuple[torch.Tensor, torch.Tensor]:
+        """Two matrices whose product is the factor. A full matrix is paired with an identity matrix."""
+        if self.b is not None:
+            return self.a, self.b
+        identity = torch.eye(self.rank, dtype=self.a.dtype)
+        return (self.a, identity) if self.a.shape[1] <= self.a.shape[0] else (identity, self.a)
+
+
+@dataclass(frozen=True, slots=True)
+class KroneckerProduct:
+    """LyCORIS' LoKr: `kron(outer, inner)` is added to the weight of the layer, scaled by `alpha / alpha_rank`."""
+
+    outer: KroneckerFactor
+    inner: KroneckerFactor
+    alpha_rank: int | None
+    """The trained rank; None if both factors are full matrices, for which LyCORIS ignores alpha."""
+
+    @property
+    def shape(self) -> Shape:
+        (outer_out, outer_in), (inner_out, inner_in) = self.outer.shape, self.inner.shape
+        return outer_out * inner_out, outer_in * inner_in
+
+    @property
+    def rank(self) -> int:
+        return self.outer.rank * self.inner.rank
+
+    def to_low_rank(self) -> LowRankProduct:
+        """Uses `kron(a @ b, c @ d) = kron(a, c) @ kron(b, d)`."""
+        (outer_a, outer_b), (inner_a, inner_b) = self.outer.pair(), self.inner.pair()
+        down, up = _in_float32(torch.kron, outer_b, inner_b), _in_float32(torch.kron, outer_a, inner_a)
+        return LowRankProduct(down, up, self.alpha_rank)
+
+
+def combine(tensors: Tensors, max_rank: int) -> LowRankProduct | KroneckerProduct:
+    """Combines the matrices of one layer. Raises `InvalidLoraFile`.
+
+    `max_rank` limits the rank of LoHa products and of whole changes of a weight, before they are computed. The rank of
+    other products is not checked here.
     """
-    for role, method in _UNSUPPORTED.items():
-        if role in tensors:
-            raise InvalidLoraFile(f"it uses {method}; only LoRA, LoHa and LoKr are supported")
-    roles = tensors.keys() - {"alpha"}
+    roles = tensors.keys() - VECTOR_ROLES
     if roles == _LORA_ROLES:
         return _lora(tensors)
     if roles == _LOHA_ROLES:
         return _loha(tensors, max_rank)
+    if roles == {"diff"}:
+        return _diff(tensors["diff"], max_rank)
     if roles and all(role.startswith("lokr_") for role in roles):
-        return _lokr(tensors, max_rank)
+        return _lokr(tensors)
     raise InvalidLoraFile(f"its set of matrices is incomplete, it has only {', '.join(sorted(roles)) or 'alpha'}")
 
 
@@ -110,30 +156,34 @@ def _loha(tensors: Tensors, max_rank: int) -> LowRankProduct:
     return LowRankProduct(down, up, w1_b.shape[0])
 
 
-def _lokr(tensors: Tensors, max_rank: int) -> LowRankProduct:
-    """LyCORIS' LoKr: `kron(w1, w2)`, where each factor may be given as a product, such as `w1_a @ w1_b`.
+def _diff(tensor: torch.Tensor, max_rank: int) -> LowRankProduct:
+    """The change of a whole weight, which is applied if one of its sides is short enough to count as a rank."""
+    factor = KroneckerFactor(_matrix(tensor), None)
+    if factor.rank > max_rank:
+        raise InvalidLoraFile(
+            f"it changes a whole weight, which has rank {factor.rank}; at most {max_rank} is accepted; "
+            "extract a LoRA of a lower rank from it"
+        )
+    up, down = factor.pair()
+    return LowRankProduct(down, up, None)
 
-    Uses `kron(a @ b, c @ d) = kron(a, c) @ kron(b, d)`.
-    """
-    (w1_a, w1_b), (w2_a, w2_b) = _lokr_factor(tensors, "lokr_w1"), _lokr_factor(tensors, "lokr_w2")
-    _check_rank("LoKr", w1_a.shape[1] * w2_a.shape[1], max_rank)
+
+def _lokr(tensors: Tensors) -> KroneckerProduct:
+    outer, inner = _lokr_factor(tensors, "lokr_w1"), _lokr_factor(tensors, "lokr_w2")
     alpha_rank = next((tensors[role].shape[0] for role in ("lokr_w2_b", "lokr_w1_b") if role in tensors), None)
-    return LowRankProduct(_in_float32(torch.kron, w1_b, w2_b), _in_float32(torch.kron, w1_a, w2_a), alpha_rank)
+    return KroneckerProduct(outer, inner, alpha_rank)
 
 
-def _lokr_factor(tensors: Tensors, name: str) -> tuple[torch.Tensor, torch.Tensor]:
-    """Two matrices whose product is the factor `name`. A full matrix is paired with an identity matrix."""
+def _lokr_factor(tensors: Tensors, name: str) -> KroneckerFactor:
     if name in tensors:
-        full = _matrix(tensors[name])
-        identity = torch.eye(min(full.shape), dtype=full.dtype)
-        return (full, identity) if full.shape[1] <= full.shape[0] else (identity, full)
+        return KroneckerFactor(_matrix(tensors[name]), None)
     try:
         a, b = _matrix(tensors[f"{name}_a"]), _matrix(tensors[f"{name}_b"])
     except KeyError as error:
         raise InvalidLoraFile("its set of LoKr matrices is incomplete") from error
     if a.shape[1] != b.shape[0]:
         raise InvalidLoraFile("its LoKr matrices do not match")
-    return a, b
+    return KroneckerFactor(a, b)
 
 
 def _matrix(tensor: torch.Tensor) -> torch.Tensor:

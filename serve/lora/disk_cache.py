@@ -16,7 +16,7 @@ import numpy as np
 from serve.lora.reference import LoraMetadata
 from serve.lora.weights import Block
 
-_FORMAT = "3"
+_FORMAT = "4"
 """Folder name; change it when blocks or entries of earlier releases cannot be read any more."""
 _BLOCK_NAME = "block"
 _ENTRY_PREFIX = "entry-"

@@ -10,6 +10,7 @@ import torch
 from serve.lora.decompositions import SUFFIXES
 from serve.lora.model_geometry import ModelGeometry, Shape
 from serve.lora.safetensors_header import InvalidLoraFile, display_name
+from serve.lora.signatures import detect_base_model, detect_method
 
 Part = Literal["transformer", "clip"]
 
@@ -79,25 +80,15 @@ _OTHER_TEXT_ENCODER_PREFIXES = (
 )
 
 _TENSOR_NAME = re.compile(rf"(?P<layer>.+?)\.(?P<suffix>{'|'.join(re.escape(suffix) for suffix in SUFFIXES)})")
-_ADAPTER_NAME = re.compile(r"(\.lora_[AB])\.[^.]+(\.weight)$")
+_ADAPTER_NAME = re.compile(r"(\.lora_[AB])\.[^.]+(\.(?:weight|bias))$")
 """PEFT can include the name of the adapter, as in `lora_A.default.weight`."""
 _BLOCK_NUMBER = re.compile(r"(blocks[._])\d+")
 
-_OTHER_BASE_MODELS = tuple(
-    (re.compile(pattern), model)
-    for pattern, model in (
-        (r"lora_te2_text_model|text_encoder_2\.text_model|add_embedding|label_emb", "Stable Diffusion XL"),
-        (r"(^|[._])(down_blocks|up_blocks|mid_block|input_blocks|output_blocks|middle_block)[._]", "Stable Diffusion"),
-        (r"(^|[._])joint_blocks[._]", "Stable Diffusion 3"),
-        (r"(double|single)_stream_modulation|attn[._]to_qkv_mlp_proj", "FLUX.2"),
-        (r"(^|[._])blocks[._]\d+[._](self_attn|cross_attn|ffn)[._]", "Wan"),
-        (r"\.(img|txt)_attn_qkv|(img|txt)_mlp[._]fc\d|individual_token_refiner", "Hunyuan Video"),
-        (r"(img|txt)_mlp[._]net[._]|(img|txt)_mod[._]1([._]|$)", "Qwen-Image"),
-        (r"(double|single)_stream_blocks[._]", "HiDream"),
-        (r"(^|[._])layers[._]\d+[._](attention|feed_forward|adaLN_modulation)[._]", "Lumina or Z-Image"),
-        (r"(^|[._])distilled_guidance_layer[._]", "Chroma"),
-    )
-)
+_DELTA = re.compile(r"\.(diff|diff_b|w_norm|b_norm|lora_(A|down)(\.\w+)?\.bias)$")
+"""Changes of a parameter, such as the scale of a norm, and a bias between the two matrices of a LoRA."""
+_WHOLE_WEIGHT = re.compile(r"(?P<layer>.+?)(\.modules_to_save(\.\w+)?)?\.(weight|bias|set_weight)")
+_UNUSED_LAYER = re.compile(r"guidance_(in|embedder)|text_projection")
+"""Layers that some models do not have, or that FLUX does not use."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -177,7 +168,7 @@ def _reference_names(geometry: ModelGeometry) -> Iterator[tuple[str, LayerTarget
 def group_tensors(tensors: Mapping[str, torch.Tensor], targets: Mapping[str, LayerTarget]) -> GroupedTensors:
     """Groups the tensors of a file by layer.
 
-    Raises `InvalidLoraFile` if their names show that the file is for another base model.
+    Raises `InvalidLoraFile` if the file is for another base model, or has changes that cannot be applied.
     """
     groups: dict[str, dict[str, torch.Tensor]] = {}
     unapplied: dict[str, str] = {}
@@ -193,10 +184,20 @@ def group_tensors(tensors: Mapping[str, torch.Tensor], targets: Mapping[str, Lay
         elif role:
             unapplied[name] = "this model has no such linear layer"
         else:
-            unapplied[name] = "only the low-rank matrices of linear layers are applied"
+            unapplied[name] = "only the low-rank matrices and biases of linear layers are applied"
     _check_base_model(unapplied, targets)
+    _check_methods(tensors, targets)
     found = (TensorGroup(layer, targets[strip_prefixes(layer)], group) for layer, group in groups.items())
-    return GroupedTensors(tuple(sorted(found, key=lambda group: not group.target.is_native)), unapplied)
+    return GroupedTensors(
+        tuple(sorted(found, key=lambda group: not group.target.is_native)), _without_zero_deltas(unapplied, tensors)
+    )
+
+
+def module_name(layer: str) -> str:
+    """The name of a layer in the model that was trained."""
+    # PEFT adds its own prefix and nothing else. The other trainers add prefixes of their own.
+    name = layer.removeprefix(_PREFIXES[0])
+    return strip_prefixes(layer) if name == layer else name
 
 
 def strip_prefixes(name: str) -> str:
@@ -205,12 +206,6 @@ def strip_prefixes(name: str) -> str:
         if name.startswith(prefix):
             return strip_prefixes(name.removeprefix(prefix))
     return name
-
-
-def detect_base_model(names: Iterable[str]) -> str | None:
-    """The base model, other than FLUX.1, that these tensor names belong to. The first match in the table wins."""
-    listed = tuple(names)
-    return next((model for pattern, model in _OTHER_BASE_MODELS if any(map(pattern.search, listed))), None)
 
 
 def _parse_tensor_name(name: str) -> tuple[str, str | None]:
@@ -227,3 +222,29 @@ def _check_base_model(unapplied: Iterable[str], targets: Mapping[str, LayerTarge
         layer = strip_prefixes(_parse_tensor_name(name)[0])
         if layer not in targets and _BLOCK_NUMBER.sub(r"\g<1>0", layer) in targets:
             raise InvalidLoraFile(f"it is made for a model with more blocks: this one has no {display_name(name)}")
+
+
+def _check_methods(names: Iterable[str], targets: Mapping[str, LayerTarget]) -> None:
+    for name in names:
+        if method := detect_method(name):
+            raise InvalidLoraFile(f"it uses {method}; only LoRA, LoHa and LoKr are supported (in {display_name(name)})")
+    for name in names:
+        match = _WHOLE_WEIGHT.fullmatch(name)
+        if match and strip_prefixes(match["layer"]) in targets:
+            raise InvalidLoraFile(
+                f"it replaces the whole weight or bias {display_name(name)}; a fine-tune or checkpoint is not a LoRA; "
+                "extract a LoRA from it"
+            )
+
+
+def _without_zero_deltas(unapplied: Mapping[str, str], tensors: Mapping[str, torch.Tensor]) -> dict[str, str]:
+    """Drops changes that are zero. Raises `InvalidLoraFile` for others, as the image would not be the intended one."""
+    kept = {}
+    for name, why in unapplied.items():
+        if name.startswith(_OTHER_TEXT_ENCODER_PREFIXES) or _UNUSED_LAYER.search(name) or not _DELTA.search(name):
+            kept[name] = why
+        elif tensors[name].float().count_nonzero():
+            raise InvalidLoraFile(
+                f"it changes {display_name(name)}, which cannot be applied: {why}; train or extract it without norms"
+            )
+    return kept

@@ -13,9 +13,10 @@ from safetensors import SafetensorError
 
 from serve.errors import FetchFailed, InvalidLora
 from serve.lora.archive import extract_weights
-from serve.lora.convert_state_dict import StateDictConverter, adapter_configs_in_header, parse_adapter_config
+from serve.lora.convert_state_dict import StateDictConverter
 from serve.lora.fetcher import FetchedFile, LoraFetcher
 from serve.lora.model_geometry import ModelGeometry
+from serve.lora.peft_config import adapter_configs_in_header, parse_adapter_config
 from serve.lora.reference import Reference
 from serve.lora.safetensors_header import Header, InvalidLoraFile, read_header
 from serve.lora.weights import Block, LoraWeights, pack, unpack

@@ -60,6 +60,7 @@ LIBRARY_USERS = {
     "PIL": {"engine", "media"},
     "httpcore": {"net"},
     "httpx": {"engine", "lora", "net"},
+    "regex": {"lora"},
     "yaml": {"launch", "settings"},
 }
 

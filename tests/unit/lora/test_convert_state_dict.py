@@ -7,7 +7,8 @@ from typing import Any
 import pytest
 import torch
 
-from serve.lora.convert_state_dict import PeftConfig, StateDictConverter
+from serve.lora.convert_state_dict import StateDictConverter
+from serve.lora.peft_config import PeftConfig
 from serve.lora.safetensors_header import InvalidLoraFile
 from serve.lora.weights import LoraWeights
 from tests.unit.lora import lora_files

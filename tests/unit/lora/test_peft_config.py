@@ -4,7 +4,7 @@ import json
 
 import pytest
 
-from serve.lora.convert_state_dict import (
+from serve.lora.peft_config import (
     ADAPTER_METADATA_KEY,
     PeftConfig,
     adapter_configs_in_header,

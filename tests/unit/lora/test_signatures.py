@@ -4,7 +4,7 @@ from collections.abc import Callable
 
 import pytest
 
-from serve.lora.key_mapping import detect_base_model
+from serve.lora.signatures import detect_base_model
 from tests.unit.lora import lora_files
 from tests.unit.lora.geometries import FLUX
 
