@@ -1,10 +1,10 @@
 """Adds LoRAs to the outputs of linear layers through preallocated low-rank slots, without changing weights.
 
 Every linear layer has the same number of slots, each a pair of vectors (down, up). For an image that selects slots,
-each adds `scale * up * (down . input)` to the layer's output. A slot with a bias adds `scale * up`. The weights are
-not read, so they may have any dtype or be quantized. Slots are allocated once and a selection is a tensor, so a compiled
-network is not recompiled for other LoRAs. Slots may instead hold the factors of a Kronecker product; these products have
-different shapes, for which a compiled network is recompiled.
+each adds `scale * up * (down . input)` to the layer's output; one with a bias adds `scale * up`. The weights are not
+read, so they may have any dtype or be quantized. Slots are allocated once and a selection is a tensor, so a compiled
+network is not recompiled for other LoRAs. Slots can instead hold the factors of a Kronecker product. Their shapes
+differ, so a compiled network is recompiled for them.
 """
 
 from collections.abc import Iterator, Mapping, Sequence

@@ -64,8 +64,9 @@ class PatternTable:
         if key.count("{") > len(_REPEAT.findall(key)) or key.count("{") > _MAX_REPEATS:
             raise self._invalid(key, f"at most {_MAX_REPEATS} counted repeats, of up to 99, are accepted")
         try:
-            re.compile(key)  # PEFT's own module. The syntax of `regex` is larger.
-            return regex.compile(rf"(.*\.)?({key})$")
+            expression = rf"(.*\.)?({key})$"
+            re.compile(expression)  # What PEFT uses. The syntax of `regex` is larger.
+            return regex.compile(expression)
         except (re.error, regex.error, RecursionError, OverflowError, MemoryError) as error:
             raise self._invalid(key, "it is not a valid regular expression") from error
 

@@ -6,7 +6,7 @@ from functools import partial
 import torch
 
 from serve.lora.model_geometry import ModelGeometry
-from serve.lora.weights import LowRank
+from serve.lora.weights import LoraWeights, LowRank
 
 Pair = tuple[torch.Tensor, torch.Tensor]
 """Down `[rank, in]` and up `[out, rank]`."""
@@ -166,6 +166,14 @@ def block_diagonal(blocks: Iterable[torch.Tensor]) -> torch.Tensor:
 def weight_delta(low_rank: LowRank) -> torch.Tensor:
     """The change of the layer's weight, `[out, in]`, in float32."""
     return low_rank.scale * low_rank.up.float() @ low_rank.down.float()
+
+
+def layer_delta(weights: LoraWeights, layer: str) -> torch.Tensor:
+    """The change of the weight of a layer of the transformer, whether it is low-rank or a Kronecker product."""
+    if kronecker := weights.kroneckers.get(f"transformer.{layer}"):
+        full = kronecker.scale * torch.kron(kronecker.outer.float(), kronecker.inner.float())
+        return full[kronecker.first_row : kronecker.first_row + kronecker.outputs]
+    return weight_delta(weights.transformer[layer])
 
 
 def assert_equal_weights(layers: Mapping[str, LowRank], pairs: Mapping[str, Pair], scale: float = 1.0) -> None:

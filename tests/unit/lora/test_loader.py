@@ -15,10 +15,10 @@ import safetensors.torch
 import torch
 
 from serve.errors import FetchFailed, InvalidLora, PredictionFailed
-from serve.lora.peft_config import ADAPTER_METADATA_KEY
 from serve.lora.download import create_http_client
 from serve.lora.loader import LoadedLora, LoraLoader
 from serve.lora.parse_reference import parse_reference
+from serve.lora.peft_config import ADAPTER_METADATA_KEY
 from serve.lora.reference import ReplicateModel
 from serve.net.http_client import HttpClient
 from serve.settings import Secrets
