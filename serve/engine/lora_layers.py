@@ -70,7 +70,7 @@ class LoraSlots:
         """
         for name, matrix in matrices.items():
             self._layer(name).check(matrix, len(slots))
-        index = torch.tensor(slots, device=self._device)
+        index = torch.tensor(slots, device=self._device, dtype=torch.int64)
         for name, layer in self._layers.items():
             layer.write(index, matrices.get(name))
 
@@ -81,7 +81,7 @@ class LoraSlots:
         """
         for name, kronecker in kroneckers.items():
             self._layer(name).check_kronecker(kronecker, len(slots))
-        index = torch.tensor(slots, device=self._device)
+        index = torch.tensor(slots, device=self._device, dtype=torch.int64)
         return {
             name: self._layers[name].write_kronecker(index[: kronecker.slots], kronecker)
             for name, kronecker in kroneckers.items()

@@ -19,7 +19,7 @@ from serve.settings import PoolSettings, Precision
 from test_checkpoints.networks import Geometry
 from tests.unit.engine.checkpoints import SMALL, WIDE, Checkpoints
 from tests.unit.engine.faults import Faulty
-from tests.unit.engine.loras import lora_requests, make_lora
+from tests.unit.engine.loras import lora_requests, make_kronecker_lora, make_lora
 from tests.unit.engine.requests import RequestRecorder, make_request, run_request, run_requests
 
 TINY_SIZE = (64, 64)
@@ -31,6 +31,8 @@ def _loras(checkpoint: Checkpoint) -> Mapping[str, LoraWeights]:
     return {
         "all_layers": make_lora(checkpoint, 1, rank=5, clip=True),
         "attention": make_lora(checkpoint, 2, rank=20, layers=r"attn\."),
+        "biases": make_lora(checkpoint, 5, rank=2, layers="single", biases=True),
+        "kronecker": make_kronecker_lora(checkpoint, 6, layers=r"attn\.to_|ff\.net"),
         "two_ranks": LoraWeights(
             transformer={
                 **make_lora(checkpoint, 3, rank=1, layers="ff").transformer,
@@ -55,6 +57,7 @@ def _mixed_arrivals(checkpoint: Checkpoint) -> list[tuple[int, GenerationRequest
             ),
         ),
         (2, make_request(seeds=(4,), steps=1, prompt="a fish", loras=lora_requests(two_ranks=2.0), weights=loras)),
+        (2, make_request(seeds=(5,), steps=2, loras=lora_requests(biases=1.0, kronecker=-0.8), weights=loras)),
     ]
 
 

@@ -63,8 +63,10 @@ class SlottedNetwork:
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16])
 def test_layer_adds_the_selected_slots_of_each_image(precision: str, tolerance: float, dtype: torch.dtype) -> None:
     slotted = SlottedNetwork(precision)
-    first, second = _make_matrix(1, rank=3, scale=0.5), _make_matrix(2, rank=20)
-    first, second = (LowRank(m.down.to(dtype), m.up.to(dtype), m.scale) for m in (first, second))
+    first, second = _make_matrix(1, rank=2, scale=0.5), _make_matrix(2, rank=20)
+    bias = torch.randn(HIDDEN, generator=torch.Generator().manual_seed(3))
+    first = LowRank(first.down.to(dtype), first.up.to(dtype), first.scale, bias)
+    second = LowRank(second.down.to(dtype), second.up.to(dtype), second.scale)
     slotted.slots.write([5, 2, 9], {FIRST: first})
     slotted.slots.write(range(10, 30), {FIRST: second})
     inputs = _make_inputs(4, slotted.dtype)
@@ -72,6 +74,7 @@ def test_layer_adds_the_selected_slots_of_each_image(precision: str, tolerance: 
     gains.append(gains[1] | gains[2])
     added = (slotted.first_layer(inputs, *gains) - slotted.first_layer(inputs, {}, {}, {}, {})).double()
     by_first, by_second = (m.scale * inputs.double() @ m.down.double().t() @ m.up.double().t() for m in (first, second))
+    by_first += bias.double()
     expected = torch.stack(
         (0 * by_first[0], 0.7 * by_first[1], -2 * by_second[2], 0.7 * by_first[3] - 2 * by_second[3])
     )
@@ -105,10 +108,24 @@ def test_network_weights_do_not_change(precision: str) -> None:
     assert all(torch.equal(before[name], tensor) for name, tensor in after.items())
 
 
+@pytest.mark.parametrize("precision", PRECISIONS)
+def test_bias_of_another_image_does_not_change_the_bits_of_an_image(precision: str) -> None:
+    slotted = SlottedNetwork(precision)
+    slotted.slots.write(range(1, 4), {FIRST: _make_matrix(1, rank=3)})
+    slotted.slots.write(range(4, 8), {FIRST: _make_matrix(2, rank=3, bias=torch.ones(HIDDEN))})
+    plain, biased = dict.fromkeys(range(1, 4), 0.3), dict.fromkeys(range(4, 8), 1.0)
+    inputs = _make_inputs(3, slotted.dtype)
+    batched = slotted.first_layer(inputs, biased, plain, {})
+    assert torch.equal(batched[:1], slotted.first_layer(inputs[:1], biased))
+    assert torch.equal(batched[1:2], slotted.first_layer(inputs[1:2], plain))
+    assert torch.equal(batched[2:], _make_network(precision)[0](inputs[2:]))
+
+
 def test_write_erases_the_previous_content_of_slots() -> None:
     """This includes layers without a new matrix, and slots above the rank of the new matrix."""
     reused, new = SlottedNetwork(), SlottedNetwork()
-    reused.slots.write(range(1, 9), {FIRST: _make_matrix(1, rank=8), SECOND: _make_matrix(2, rank=8, layer=SECOND)})
+    biased = _make_matrix(2, rank=7, layer=SECOND, bias=torch.ones(WIDTH))
+    reused.slots.write(range(1, 9), {FIRST: _make_matrix(1, rank=8), SECOND: biased})
     for slotted in (reused, new):
         slotted.slots.write(range(1, 9), {SECOND: _make_matrix(3, rank=2, layer=SECOND)})
     inputs, layers = _make_inputs(1, torch.float32), frozenset({FIRST, SECOND})
@@ -136,6 +153,8 @@ def test_slots_are_inactive_after_an_error() -> None:
         pytest.param(FIRST, _make_matrix(1, rank=2, layer=SECOND), 2, id="wrong shape"),
         pytest.param(FIRST, LowRank(torch.ones(2, WIDTH), torch.ones(HIDDEN, 3)), 3, id="different ranks"),
         pytest.param(FIRST, _make_matrix(1, rank=3), 2, id="too few slots"),
+        pytest.param(FIRST, _make_matrix(1, rank=2, bias=torch.ones(HIDDEN)), 2, id="no slot for the bias"),
+        pytest.param(FIRST, _make_matrix(1, rank=2, bias=torch.ones(WIDTH)), 3, id="bias of another length"),
     ],
 )
 def test_invalid_matrices_raise_value_error_before_anything_is_written(

@@ -27,6 +27,8 @@ def _diffusers_state_dict(lora: LoraWeights) -> dict[str, Tensor]:
         for name, matrix in layers.items():
             tensors[f"{network}.{name}.lora_A.weight"] = matrix.down
             tensors[f"{network}.{name}.lora_B.weight"] = matrix.up
+            if matrix.bias is not None:
+                tensors[f"{network}.{name}.lora_B.bias"] = matrix.bias / matrix.scale
             tensors[f"{network}.{name}.alpha"] = torch.tensor(matrix.scale * matrix.rank)
     return tensors
 
@@ -56,6 +58,7 @@ def _max_difference(one: Tensor, other: Tensor) -> float:
 
 
 ALL_LAYERS, TWO_LORAS = {"all_layers": 1.0}, {"attention": 0.6, "single": -1.5}
+BIASES = {"biases": -0.7}
 WITH_ALPHA, OUTSIDE_BLOCKS = {"with_alpha": 0.8}, {"outside_blocks": 2.0}
 
 
@@ -67,6 +70,8 @@ WITH_ALPHA, OUTSIDE_BLOCKS = {"with_alpha": 0.8}, {"outside_blocks": 2.0}
         pytest.param("float32", "text_to_image", TWO_LORAS, id="two LoRAs with different layers, ranks and signs"),
         pytest.param("float32", "image_to_image", WITH_ALPHA, id="alpha different from the rank"),
         pytest.param("float32", "inpainting", OUTSIDE_BLOCKS | ALL_LAYERS, id="layers outside the blocks"),
+        pytest.param("float32", "text_to_image", BIASES, id="biases"),
+        pytest.param("bf16", "text_to_image", BIASES, id="bf16, biases"),
         pytest.param("bf16", "text_to_image", ALL_LAYERS, id="bf16"),
         pytest.param("bf16", "text_to_image", TWO_LORAS, id="bf16, two LoRAs"),
         pytest.param("fp8", "text_to_image", ALL_LAYERS, id="fp8"),
@@ -83,6 +88,7 @@ def test_latents_with_loras_equal_those_of_peft(
         "attention": make_lora(checkpoint, 2, rank=8, layers=r"attn\.(to_q|to_v|to_out|add_k_proj)"),
         "single": make_lora(checkpoint, 3, rank=19, layers=r"^single_.*(norm\.linear|proj_mlp)"),
         "with_alpha": make_lora(checkpoint, 4, rank=3, clip=True, scale=0.5),
+        "biases": make_lora(checkpoint, 6, rank=4, scale=0.5, biases=True),
         "outside_blocks": make_lora(checkpoint, 5, rank=2, layers="embed|^norm_out"),
     }
     if precision == "fp8":

@@ -141,6 +141,34 @@ def xlabs(pairs: Mapping[str, Pair], double_blocks: Iterable[int], single_blocks
     }
 
 
+def every_format(pairs: Mapping[str, Pair], names: Mapping[str, tuple[str, ...]]) -> dict[str, Tensors]:
+    """The same LoRA in the formats that can express every layer. With alpha, its value is the rank."""
+    alpha = next(iter(pairs.values()))[0].shape[0]
+    return {
+        "diffusers": diffusers(pairs),
+        "diffusers, old suffixes": {
+            name.replace("lora_A", "lora.down").replace("lora_B", "lora.up"): tensor
+            for name, tensor in diffusers(pairs).items()
+        },
+        "diffusers without prefix": diffusers(pairs, ""),
+        "PEFT": diffusers(pairs, "base_model.model."),
+        "PEFT with adapter name": {
+            name.replace(".weight", ".style_2.weight"): tensor
+            for name, tensor in diffusers(pairs, "base_model.model.transformer.").items()
+        },
+        "ai-toolkit": diffusers(pairs, "diffusion_model."),
+        "BFL": bfl(pairs, names),
+        "BFL in ComfyUI": bfl(pairs, names, "diffusion_model."),
+        "BFL in an all-in-one file": bfl(pairs, names, "model.diffusion_model."),
+        "BFL in PEFT": bfl(pairs, names, "base_model.model."),
+        "kohya": kohya(pairs, names),
+        "kohya with alpha": kohya(pairs, names, alpha),
+        "diffusers in kohya's spelling": with_underscores(pairs, "lora_unet_"),
+        "OneTrainer": with_underscores(pairs, "lora_transformer_", alpha),
+        "LyCORIS": with_underscores(pairs, "lycoris_", alpha),
+    }
+
+
 def fuse(pairs: Mapping[str, Pair], names: Mapping[str, tuple[str, ...]]) -> dict[str, Pair]:
     """Stacks the up matrices of fused layers."""
     fused = {

@@ -18,6 +18,15 @@ def make_weights(dtype: torch.dtype = torch.float32) -> LoraWeights:
     tensors = lora_files.kohya(pairs, NAMES, alpha=1.5)
     tensors |= lora_files.with_underscores(lora_files.clip_pairs(TINY), "lora_te1_")
     tensors["lora_te3_x.alpha"] = torch.tensor(1.0)
+    tensors["lora_unet_double_blocks_0_img_attn_qkv.diff_b"] = torch.arange(48).to(dtype)
+    tensors["lora_unet_img_in.diff_b"] = torch.ones(16, dtype=dtype)
+    del tensors["lora_unet_img_in.lora_down.weight"], tensors["lora_unet_img_in.lora_up.weight"]
+    layer = "lora_unet_double_blocks_1_img_attn_qkv"
+    tensors = {name: tensor for name, tensor in tensors.items() if not name.startswith(layer)}
+    tensors |= {
+        f"{layer}.lokr_w1": torch.arange(24).view(6, 4).to(dtype),
+        f"{layer}.lokr_w2": torch.arange(32).view(8, 4).to(dtype),
+    }
     return StateDictConverter(TINY, max_rank=16).convert(tensors, {})
 
 
@@ -36,6 +45,18 @@ def test_weights_survive_packing(dtype: torch.dtype) -> None:
             assert torch.equal(found[layer].down, low_rank.down)
             assert torch.equal(found[layer].up, low_rank.up)
             assert (found[layer].scale, found[layer].up.dtype) == (low_rank.scale, low_rank.up.dtype)
+            bias, expected_bias = found[layer].bias, low_rank.bias
+            assert (bias is None) == (expected_bias is None)
+            assert bias is None or expected_bias is None or torch.equal(bias, expected_bias)
+    assert sum(low_rank.bias is not None for low_rank in unpacked.transformer.values()) == 4
+    assert list(unpacked.kroneckers) == list(weights.kroneckers)
+    assert len(weights.kroneckers) == 3
+    for layer, kronecker in weights.kroneckers.items():
+        other = unpacked.kroneckers[layer]
+        assert torch.equal(other.outer, kronecker.outer)
+        assert torch.equal(other.inner, kronecker.inner)
+        numbers = (kronecker.first_row, kronecker.outputs, kronecker.scale)
+        assert (other.first_row, other.outputs, other.scale) == numbers
     assert unpacked.unapplied == weights.unapplied
     assert len(weights.unapplied) == 1
     assert unpacked.rank == weights.rank
@@ -55,7 +76,7 @@ def test_unpacked_weights_are_views_into_a_read_only_block() -> None:
     unpacked = unpack(block)
     begin = block.ctypes.data
     for layer in (*unpacked.transformer.values(), *unpacked.clip.values()):
-        for matrix in (layer.down, layer.up):
+        for matrix in (layer.down, layer.up) if layer.rank else ():
             assert begin <= matrix.data_ptr() < begin + block.nbytes
             assert matrix.is_contiguous()
 
