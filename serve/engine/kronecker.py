@@ -48,7 +48,7 @@ def split_rows(values: Tensor, slots: int, widths: Iterable[int]) -> list[Tensor
     """Zero-padded `values` as one matrix of `slots` rows for each of `widths`."""
     sizes = [slots * width for width in widths]
     padded = torch.nn.functional.pad(values, (0, sum(sizes) - values.numel()))
-    return [part.view(slots, -1) for part in padded.split(sizes)]
+    return [part.view(slots, -1) for part in torch.split(padded, sizes)]
 
 
 def _shape(matrix: Tensor) -> Shape:

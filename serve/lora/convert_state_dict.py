@@ -124,7 +124,9 @@ class StateDictConverter:
         down, up = product.down.to(dtype), product.up.to(dtype)
         up = _swap_halves(up) if target.halves_swapped else up
         pairs = (
-            [(down, up)] if len(outputs) == 1 else [_drop_zero_ranks(down, part) for part in up.split(list(outputs))]
+            [(down, up)]
+            if len(outputs) == 1
+            else [_drop_zero_ranks(down, part) for part in torch.split(up, list(outputs))]
         )
         for part_down, _ in pairs:
             _check_rank(part_down.shape[0], self._max_rank)

@@ -57,7 +57,7 @@ class Adapted:
     def run(self, inputs: Tensor, *scales: dict[str, float]) -> Tensor:
         """The outputs; `scales[i]` are the LoRAs of image i."""
         active = [self.manager.acquire(lora_requests(**each), self.weights) for each in scales]
-        selections = [each and each.selection for each in active]
+        selections = [each.selection if each else None for each in active]
         with self.slots.apply(selections), batch_invariant(CPU):
             output: Tensor = self.network(inputs)
         for each in filter(None, active):
@@ -98,7 +98,8 @@ def test_layer_adds_the_kronecker_product_of_each_image(
 @pytest.mark.parametrize(("outputs", "inputs", "factor"), [(3072, 3072, 16), (12288, 3072, 16), (3072, 15360, 48)])
 def test_product_at_the_geometry_of_flux(outputs: int, inputs: int, factor: int) -> None:
     linear = nn.Sequential(nn.Linear(inputs, outputs, bias=False)).requires_grad_(False)
-    nn.init.zeros_(linear[0].weight)
+    for weight in linear.parameters():
+        weight.zero_()
     generator = torch.Generator().manual_seed(2)
     outer = torch.randn(factor, factor, generator=generator).bfloat16()
     inner = torch.randn(outputs // factor, inputs // factor, generator=generator).bfloat16()

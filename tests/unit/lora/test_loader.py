@@ -240,6 +240,29 @@ async def test_adapter_config_next_to_the_weights_is_applied(harness: LoaderHarn
     assert (await harness.load(text)).weights.transformer[QUERY].scale == 2
 
 
+def peft_archive(pattern: str) -> bytes:
+    config = json.dumps({"lora_alpha": 3, "alpha_pattern": {pattern: 12}})
+    tensors = safetensors.torch.save(
+        {f"base_model.model.{name.removeprefix('transformer.')}": tensor for name, tensor in TENSORS.items()}
+    )
+    return tar_of(("out/adapter_config.json", config.encode()), ("out/adapter_model.safetensors", tensors))
+
+
+async def test_patterns_of_an_adapter_config_are_regular_expressions(harness: LoaderHarness) -> None:
+    archive = peft_archive(r"transformer_blocks\.\d+\.attn\.to_[qk]")
+    loaded = await harness.load(harness.publish("/x.tar", archive))
+    assert loaded.weights.transformer[QUERY].scale == 4
+    assert loaded.weights.transformer[QUERY.replace("to_q", "to_v")].scale == 1
+
+
+@pytest.mark.parametrize("pattern", ["to_[q", "(?:(?:a{9999}){9999}){9999}"])
+async def test_unusable_pattern_of_an_adapter_config_is_refused(harness: LoaderHarness, pattern: str) -> None:
+    error = await harness.load_error(harness.publish("/x.tar", peft_archive(pattern)))
+    assert isinstance(error, InvalidLora)
+    assert "adapter_config.json" in str(error)
+    assert pattern in str(error)
+
+
 @asynccontextmanager
 async def other_loads_unaffected(harness: LoaderHarness) -> AsyncIterator[None]:
     """Checks that a valid LoRA loads to the same bytes before and after the block."""
