@@ -19,10 +19,10 @@ MAX_PATTERNS = 4096
 MAX_PATTERN_CHARS = 500
 MAX_MATCHING_S = 5.0
 """Limit on the time to match all patterns of a file with all its layers. One pattern can take exponential time."""
+MAX_EXPANDED_CHARS = 300_000
+"""Limit on the length of all patterns with counted repeats written out. `regex` does so, in about 200 bytes each."""
 
-_REPEAT = re.compile(r"\{\d{0,2}(,\d{0,2})?\}")
-_MAX_REPEATS = 2
-"""`regex` unrolls counted repeats, so nested ones can take any amount of memory."""
+_REPEAT = re.compile(r"\{(\d{0,2})(?:,(\d{0,2}))?\}")
 _PLAIN_NAME = re.compile(r"[\w.]*?(?P<last>\w+)", re.ASCII)
 
 
@@ -38,6 +38,9 @@ class PatternTable:
             raise InvalidLoraFile(
                 f"its PEFT config has {len(numbers)} patterns in {field}; at most {MAX_PATTERNS} are accepted"
             )
+        expanded = {key: _expanded_chars(key) for key in numbers}
+        if sum(expanded.values()) > MAX_EXPANDED_CHARS:
+            raise self._invalid(max(expanded, key=expanded.__getitem__), "the patterns repeat too much")
         self._patterns = [(key, _last_name(key), self._compile(key), number) for key, number in numbers.items()]
 
     def find(self, module: str) -> float | None:
@@ -61,8 +64,8 @@ class PatternTable:
     def _compile(self, key: str) -> Any:
         if len(key) > MAX_PATTERN_CHARS:
             raise self._invalid(key, f"it has {len(key)} characters; at most {MAX_PATTERN_CHARS} are accepted")
-        if key.count("{") > len(_REPEAT.findall(key)) or key.count("{") > _MAX_REPEATS:
-            raise self._invalid(key, f"at most {_MAX_REPEATS} counted repeats, of up to 99, are accepted")
+        if key.count("{") > len(_REPEAT.findall(key)):
+            raise self._invalid(key, "braces are accepted for counted repeats of up to 99 only")
         try:
             expression = rf"(.*\.)?({key})$"
             re.compile(expression)  # What PEFT uses. The syntax of `regex` is larger.
@@ -74,6 +77,12 @@ class PatternTable:
         return InvalidLoraFile(
             f"its PEFT config (adapter_config.json) has the {self._field} {display_name(key)}, which is refused: {why}"
         )
+
+
+def _expanded_chars(key: str) -> int:
+    """At most this many characters remain if all counted repeats are nested and written out."""
+    counts = [max(int(number or 1) for number in repeat) for repeat in _REPEAT.findall(key)]
+    return len(key) * math.prod(max(count, 1) for count in counts)
 
 
 def _last_name(key: str) -> str:

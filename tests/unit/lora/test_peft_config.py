@@ -109,10 +109,11 @@ def test_patterns_of_lokr_give_the_scales_of_peft(field: str) -> None:
         ("to_[q", "not a valid"),
         ("(?P<x>a", "not a valid"),
         ("x" * 501, "501"),
-        ("a{1000}", "repeats"),
-        ("((a{9}){9}){9}", "repeats"),
-        ("(abc){e<5}", "repeats"),
-        (r"\p{L}", "repeats"),
+        ("a{1000}", "braces"),
+        ("(?:(?:(?:a{99}){99}){1,99})", "repeat"),
+        ("(?:(?:" + "a." * 230 + "){99}){99}", "repeat"),
+        ("(abc){e<5}", "braces"),
+        (r"\p{L}", "braces"),
         ("(?i)TO_Q", "not a valid"),
         ("(?:.*a)*" * 40, "too long to match"),
     ],
@@ -127,6 +128,13 @@ def test_unusable_pattern_is_refused_with_its_config(
     assert field in message
     assert word in message
     assert pattern[:10] in message
+
+
+def test_size_of_all_patterns_is_limited() -> None:
+    patterns = {f"{'a' * 300}{number}{{99}}": 1.0 for number in range(20)}
+    PatternTable("alpha_pattern", dict(list(patterns.items())[:9]))
+    with pytest.raises(InvalidLoraFile, match="repeat"):
+        PatternTable("alpha_pattern", patterns)
 
 
 def test_number_of_patterns_is_limited() -> None:
