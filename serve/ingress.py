@@ -20,6 +20,7 @@ from serve.api import cog, output_files, replicate
 from serve.api.auth import AuthMiddleware, check_bind_address
 from serve.api.error_responses import ErrorMiddleware, http_exception
 from serve.api.replicate import prediction_json
+from serve.logs import use_replica_log
 from serve.lora.parse_reference import check_aliases
 from serve.lora_cache import LoraCacheClient
 from serve.media.output_store import OutputStore
@@ -42,6 +43,7 @@ class Ingress:
     """Accepts predictions once every pool is healthy; a pool that may scale to zero is healthy without replicas."""
 
     def __init__(self, settings: Settings, handles: Mapping[str, DeploymentHandle]) -> None:
+        use_replica_log()
         self._settings = settings
         self._token = read_secrets().api_token
         check_bind_address(

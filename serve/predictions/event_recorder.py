@@ -74,7 +74,7 @@ class EventRecorder:
         if not self._saved:
             raise AllImagesFlagged
         stages_ms = finished.stages_ms | {"queue": self._queue_ms(finished)}
-        metrics = {"mean_batch": round(finished.mean_batch, 2)}
+        metrics = {"mean_batch": round(finished.mean_batch, 2), "compute_dtype": finished.compute_dtype}
         await self._store.finish(
             self._id,
             lambda prediction: prediction.with_stage_times(stages_ms).with_metrics(metrics).succeeded(self._clock()),
