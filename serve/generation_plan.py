@@ -96,9 +96,9 @@ def make_plan(
 ) -> GenerationPlan:
     """The plan for validated inputs.
 
-    `random_seed` is used if the inputs have none, or a negative one. `reference_keys` has the keys of the LoRA references by input
-    (`replicate_weights`, `extra_lora`). `image_size` is the size of the input image, if it is already known. Raises
-    `InvalidInput`.
+    `random_seed` is used if the inputs have none, or a negative one. `reference_keys` has the keys of the LoRA
+    references by input (`replicate_weights`, `extra_lora`). `image_size` is the size of the input image, if it is
+    already known. Raises `InvalidInput`.
     """
     _check_combination(inputs)
     pool, pool_notes = _choose_pool(inputs, settings)
@@ -171,8 +171,7 @@ def _choose_pool(inputs: Inputs, settings: Settings) -> tuple[str, tuple[str, ..
 
 
 def _requested_size(inputs: Inputs) -> Size:
-    if inputs.aspect_ratio == "custom":
-        assert inputs.width is not None and inputs.height is not None, "checked by _check_combination"
+    if inputs.width is not None and inputs.height is not None and inputs.aspect_ratio == "custom":
         return nearest_multiple(inputs.width), nearest_multiple(inputs.height)
     return SIZES[inputs.megapixels][inputs.aspect_ratio]
 

@@ -24,7 +24,7 @@ def is_data_uri(uri: str) -> bool:
 def decode_data_uri(uri: str, field: str, max_bytes: int) -> bytes:
     """Returns the content of `uri`, ignoring its media type.
 
-    Raises `InvalidImage` for `field` if the URI is malformed, empty or has more than `max_bytes`.
+    Raises `InvalidImage` for `field` if the URI is malformed or has more than `max_bytes`.
     """
     if not is_data_uri(uri):
         raise InvalidImage(field, "this is not a data: URI")
@@ -38,8 +38,6 @@ def decode_data_uri(uri: str, field: str, max_bytes: int) -> bytes:
         raise InvalidImage(field, f"the data: URI is malformed: {error}") from error
     if len(content) > max_bytes:
         raise too_large
-    if len(content) == 0:
-        raise InvalidImage(field, "the data: URI is empty: it has 0 bytes after its comma")
     return content
 
 
