@@ -42,7 +42,7 @@ def decode_mask(content: bytes, field: str, max_megapixels: float) -> Mask:
     """
     with decoder_errors(field, max_megapixels):
         mask = _read(open_image(content, field, max_megapixels), field)
-        darkest, brightest = mask.image.getextrema()
+        darkest, brightest = _level_range(mask.image.histogram())
         if brightest < MASK_THRESHOLD:
             raise InvalidImage(field, f"the mask repaints nothing, since it has no white pixel; {WHAT_TO_SEND}")
         if darkest >= MASK_THRESHOLD:

@@ -1,6 +1,7 @@
 """Errors become HTTP responses, in the formats of both APIs."""
 
 from collections.abc import AsyncGenerator, Awaitable, Callable
+from urllib.parse import quote
 
 import httpx
 import pytest
