@@ -13,8 +13,17 @@ MAX_PROFILE_BYTES = 2**24
 """For an unpacked colour profile: the most that a JPEG can hold, and many times the size of usual ones."""
 MAX_TEXT_BYTES = 2**20
 """For an unpacked text: Pillow refuses a file with a longer one."""
-XMP, EXIF_TEXT = b"XML:com.adobe.xmp\0", b"Raw profile type exif\0"
-"""Starts of text chunks that can contain the orientation."""
+METADATA = {
+    b"iCCP": b"",
+    b"eXIf": b"",
+    b"iTXt": b"XML:com.adobe.xmp\0\0",
+    b"tEXt": b"Raw profile type exif\0",
+    b"zTXt": b"Raw profile type exif\0",
+}
+"""The ancillary chunks with a colour profile or an orientation, and how their data start.
+
+Of each kind, only the first one is read, so that many small ones cannot cost much time. XMP that is packed is not read.
+"""
 
 
 class Png(NamedTuple):
@@ -51,14 +60,12 @@ def strip_png(content: bytes, field: str) -> Png:
             if not chunk.intact:
                 raise InvalidImage(field, f"the PNG is damaged: its {chunk.kind.decode()} chunk has a wrong checksum")
             kept.append(chunk.file_part)
-        elif not chunk.intact or chunk.kind in kinds:
+        elif not chunk.intact or chunk.kind in kinds or not _is_metadata(chunk):
             continue
         elif chunk.kind == b"iCCP":
             icc_profile = _unpack(bytes(chunk.data), MAX_PROFILE_BYTES)
-        elif _contains_orientation(chunk):
+        elif _is_readable(chunk):
             kept.append(chunk.file_part)
-        else:
-            continue
         kinds.add(chunk.kind)
     if b"IDAT" not in kinds:
         raise InvalidImage(field, "the PNG is truncated or damaged: it contains no pixels")
@@ -95,21 +102,16 @@ def _decides_pixels(kind: bytes) -> bool:
     return kind[:1].isupper() or kind == b"tRNS"
 
 
-def _contains_orientation(chunk: _Chunk) -> bool:
-    """Whether this is EXIF data, or a text with orientation that Pillow can unpack within its limits."""
-    if chunk.kind == b"eXIf":
-        return True
-    start = bytes(chunk.data[:32])
-    match chunk.kind:
-        case b"iTXt":
-            is_packed = start[len(XMP) : len(XMP) + 1] != b"\0"
-            return start.startswith(XMP) and not is_packed and len(chunk.data) <= MAX_TEXT_BYTES
-        case b"tEXt":
-            return start.startswith(EXIF_TEXT) and len(chunk.data) <= MAX_TEXT_BYTES
-        case b"zTXt":
-            return start.startswith(EXIF_TEXT) and _unpack(bytes(chunk.data), MAX_TEXT_BYTES) is not None
-        case _:
-            return False
+def _is_metadata(chunk: _Chunk) -> bool:
+    start = METADATA.get(chunk.kind)
+    return start is not None and chunk.data[: len(start)] == start
+
+
+def _is_readable(chunk: _Chunk) -> bool:
+    """Whether Pillow can read this chunk of `METADATA` within its limits."""
+    if chunk.kind == b"zTXt":
+        return _unpack(bytes(chunk.data), MAX_TEXT_BYTES) is not None
+    return len(chunk.data) <= MAX_TEXT_BYTES or chunk.kind == b"eXIf"
 
 
 def _unpack(data: bytes, max_bytes: int) -> bytes | None:

@@ -90,6 +90,21 @@ def test_memory_for_packed_chunks_is_bounded() -> None:
         tracemalloc.stop()
 
 
+@pytest.mark.parametrize(("kind", "name"), [(b"iCCP", b"a"), (b"zTXt", b"Raw profile type exif")])
+def test_only_the_first_packed_chunk_of_a_kind_is_unpacked(
+    kind: bytes, name: bytes, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    unpacked: list[bytes] = []
+
+    def unpack(data: bytes, max_bytes: int) -> bytes | None:
+        unpacked.append(data)
+        return None
+
+    monkeypatch.setattr(png_chunks, "_unpack", unpack)
+    strip_png(with_chunks(plain(), *[chunk(kind, packed(name, b"x"))] * 5), "image")
+    assert len(unpacked) == 1
+
+
 def test_profile_of_several_megabytes_is_read() -> None:
     profile = SRGB + bytes(3_000_000)
     assert strip_png(with_chunks(plain(), chunk(b"iCCP", packed(b"a", profile))), "image").icc_profile == profile
