@@ -99,7 +99,8 @@ class EventRecorder:
     def _queue_ms(self, finished: Finished) -> float:
         """The wait for the first step, including the start-up of a replica, without preparation in the engine."""
         preparation_ms = sum(finished.stages_ms.get(stage, 0.0) for stage in ("lora", "text", "encode_image"))
-        return max(finished.stages_ms.get("queue", 0.0), (self._first_event_ms or 0.0) - preparation_ms)
+        first_event_ms = 0.0 if self._first_event_ms is None else self._first_event_ms
+        return max(finished.stages_ms.get("queue", 0.0), first_event_ms - preparation_ms)
 
 
 class ProgressBar:

@@ -103,17 +103,17 @@ class PredictionRunner:
         loras: ResolvedLoras = {}
         if isinstance(images, UnfetchedImages) or references:
             images, loras, stages_ms = await self._fetch(images, references)
-        plan = images.plan
+        loaded, plan = images, images.plan
         await self._store.update(
             prediction_id,
             lambda prediction: (
                 prediction.with_plan(_with_weights(plan, loras))
                 .with_stage_times(stages_ms)
                 .with_metrics(lora_metrics(plan.loras, references, loras))
-                .with_log_lines(*lora_log_lines(plan.loras, references, loras), _summary(plan))
+                .with_log_lines(*loaded.notes, *lora_log_lines(plan.loras, references, loras), _summary(plan))
             ),
         )
-        return images, loras
+        return loaded, loras
 
     async def _fetch(
         self, images: LoadedImages | UnfetchedImages, references: Mapping[str, Reference]

@@ -1,9 +1,11 @@
 """The prediction runner: loading images and LoRAs, calling the pool, and ending the record on every failure."""
 
 import asyncio
+from io import BytesIO
 from typing import Any
 
 import pytest
+from PIL import Image
 
 from serve.errors import EngineFailed, FetchFailed, InvalidInput, LorasMissing, PoolFull, ServiceError
 from serve.events import Started
@@ -100,6 +102,16 @@ async def test_invalid_fetched_image_fails_with_the_same_message_as_a_data_uri()
     with pytest.raises(InvalidInput) as caught:
         await app.create(CAT | {"image": data_uri(b"no image")})
     assert (await run_to_end(app, CAT | {"image": IMAGE_URL})).error == str(caught.value)
+
+
+@pytest.mark.parametrize("by_url", [True, False])
+async def test_logs_say_how_the_mask_was_read(by_url: bool) -> None:
+    file = BytesIO()
+    Image.new("L", (200, 100), 255).save(file, "PNG")
+    app = make_app(FakePool(ONE_IMAGE), fetcher=FakeFetcher({IMAGE_URL: png(200, 100)}))
+    image = IMAGE_URL if by_url else data_uri(png(200, 100))
+    last = await run_to_end(app, CAT | {"image": image, "mask": data_uri(file.getvalue())})
+    assert [line for line in last.logs.splitlines() if line.startswith("mask has no effect")]
 
 
 async def test_pool_receives_the_loras_and_a_plan_with_their_weights_keys() -> None:
