@@ -134,7 +134,7 @@ def running_service(options: argparse.Namespace, inputs: Mapping[str, Any]) -> I
 
 
 def pool_arguments(inputs: Mapping[str, Any]) -> list[str]:
-    """Options with which the service starts only the pool that `inputs` need. Raises `DemoFailed` if they are invalid."""
+    """Options to start only the pool that `inputs` need. Raises `DemoFailed` if they are invalid."""
     settings = Settings()
     try:
         plan = prepare_request(inputs, resolve_version(settings, None), settings, random_seed=0).plan
