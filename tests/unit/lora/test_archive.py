@@ -15,7 +15,8 @@ import pytest
 import safetensors.torch
 import torch
 
-from serve.lora.archive import ExtractedFiles, detect_file_type, extract_weights
+from serve.lora.archive import ExtractedFiles, extract_weights
+from serve.lora.file_type import detect_file_type
 from serve.lora.safetensors_header import InvalidLoraFile
 from tests.unit.lora.archives import tar_of, zip_of
 
