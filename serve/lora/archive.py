@@ -27,7 +27,6 @@ MAX_ZIP_DIRECTORY_BYTES = 4 * 2**20
 """Limit on the central directory of a zip file, which `zipfile` reads into memory at once."""
 MAX_TAR_HEADER_BYTES = 128 * 2**10
 """Limit on a long name or a pax header, which `tarfile` reads into memory at once."""
-
 _CHUNK_BYTES = 64 * 2**10
 _ARCHIVE_ERRORS = (
     tarfile.TarError,
@@ -37,7 +36,6 @@ _ARCHIVE_ERRORS = (
     struct.error,
     EOFError,
     RuntimeError,
-    OverflowError,
     UnicodeDecodeError,
 )
 """Errors that the standard library raises for truncated and malicious archives."""
@@ -79,10 +77,14 @@ def extract_weights(
 
 
 class _LimitedFile(FileIO):
-    """Rejects reads of more than `max_read_bytes`, since the standard library reads what sizes in archives claim."""
+    """Rejects reads of more than `max_read_bytes`, and offsets outside the file.
+
+    The standard library trusts the sizes and offsets in archives.
+    """
 
     def __init__(self, path: Path, max_read_bytes: int, error: str) -> None:
         super().__init__(path)
+        self._size_bytes = path.stat().st_size
         self._max_read_bytes = max_read_bytes
         self._error = error
 
@@ -95,8 +97,8 @@ class _LimitedFile(FileIO):
         return content
 
     def seek(self, offset: int, whence: int = SEEK_SET, /) -> int:
-        if whence == SEEK_SET and not 0 <= offset < 2**63:
-            raise zipfile.BadZipFile("offset outside the file")
+        if whence == SEEK_SET and not 0 <= offset <= self._size_bytes:
+            raise EOFError
         return super().seek(offset, whence)
 
 
@@ -152,9 +154,9 @@ def _extract_members(
     files = _checked_files(members)
     selected = _select_weights(list(files), wanted)
     weights = _extract(files[selected], folder / f"weights{WEIGHTS_SUFFIX}", max_weights_bytes)
-    if config := files.get(selected.parent / CONFIG_NAME):
-        return ExtractedFiles(weights, _extract(config, folder / CONFIG_NAME, MAX_CONFIG_BYTES).read_bytes())
-    return ExtractedFiles(weights)
+    config = files.get(selected.parent / CONFIG_NAME)
+    config_path = _extract(config, folder / CONFIG_NAME, MAX_CONFIG_BYTES) if config else None
+    return ExtractedFiles(weights, config_path.read_bytes() if config_path else None)
 
 
 def _checked_files(members: Iterable[_Member]) -> dict[PurePosixPath, _Member]:
@@ -188,9 +190,9 @@ def _select_weights(paths: Sequence[PurePosixPath], wanted: str | None) -> PureP
         raise InvalidLoraFile(_missing_weights(paths))
     listed = display_names([str(path) for path in weights])
     if wanted is not None:
-        if (path := PurePosixPath(wanted)) not in weights:
-            raise InvalidLoraFile(f"the archive has no {display_name(wanted)}; its weights files are {listed}")
-        return path
+        if PurePosixPath(wanted) in weights:
+            return PurePosixPath(wanted)
+        raise InvalidLoraFile(f"the archive has no {display_name(wanted)}; its weights files are {listed}")
     if len(weights) > 1:
         raise InvalidLoraFile(
             f"the archive contains several weights files: {listed}; "
@@ -210,8 +212,7 @@ def _missing_weights(paths: Sequence[PurePosixPath]) -> str:
 
 
 def _is_torch_checkpoint(paths: Iterable[PurePosixPath]) -> bool:
-    """`torch.save` writes zip files with a pickle of this name."""
-    return any(path.name == "data.pkl" for path in paths)
+    return any(path.name == "data.pkl" for path in paths)  # As `torch.save` names the pickle in its zip files.
 
 
 def _check_is_safetensors(path: Path) -> None:

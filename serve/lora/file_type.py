@@ -1,5 +1,6 @@
 """Detects by its content whether a file can contain LoRA weights."""
 
+import codecs
 import tarfile
 from pathlib import Path
 from typing import Literal
@@ -29,7 +30,6 @@ _PICKLE_MAGIC = (
 _UNSUPPORTED_MAGIC = (
     (b"GGUF", "a GGUF file"),
     (b"version https://git-lfs", "a Git LFS pointer, not the file itself"),
-    (b"\xef\xbb\xbf<", "a web page, not the file that it links to"),
     (b"<", "a web page, not the file that it links to"),
     (b"{", "a JSON document"),
     (b"7z\xbc\xaf\x27\x1c", "a 7z archive"),
@@ -50,7 +50,8 @@ def detect_file_type(path: Path) -> FileType:
         return archive_type or "tar"
     if head.startswith(_PICKLE_MAGIC):
         raise InvalidLoraFile(PICKLE_ERROR)
-    description = next((text for magic, text in _UNSUPPORTED_MAGIC if head.lstrip().startswith(magic)), "unknown data")
+    start = head.removeprefix(codecs.BOM_UTF8).lstrip()
+    description = next((text for magic, text in _UNSUPPORTED_MAGIC if start.startswith(magic)), "unknown data")
     raise InvalidLoraFile(
         f"the file is {description if head else 'empty'}; "
         "use a .safetensors file, or a tar, tar.gz or zip archive that contains one"

@@ -91,7 +91,7 @@ def _accepted_forms(settings: LoraSettings) -> Sequence[str]:
 def _unquoted(text: str) -> str:
     """`text` without the spaces and quotes around it, which are often copied together with a URL."""
     stripped = text.strip()
-    quoted = None if is_data_uri(stripped) else _QUOTED.fullmatch(stripped)
+    quoted = _QUOTED.fullmatch(stripped)
     return (quoted["quoted"] or quoted["angled"] or "").strip() if quoted else stripped
 
 

@@ -28,10 +28,10 @@ class Provider:
     token_variable: str | None = None
     """The environment variable that sets `token`."""
     token: SecretStr | None = None
-    is_callers_token: bool = False
-    """Whether the caller's reference contains `token`, instead of the environment of this service."""
     error_codes: Mapping[str, str] = field(default_factory=dict)
     """Explains the values of the response header `x-error-code`."""
+    is_callers_token: bool = False
+    """Whether the caller's reference contains `token`, instead of the environment of this service."""
 
     def auth_headers(self, url: httpx.URL) -> dict[str, str]:
         """The Authorization header for `url`; empty without a token, and for any other origin than `base_url`."""
@@ -87,7 +87,7 @@ class Providers:
                 settings.huggingface_url.rstrip("/"),
                 ENVIRONMENT_VARIABLES["hf_token"],
                 secrets.hf_token,
-                error_codes=_HUGGING_FACE_ERRORS,
+                _HUGGING_FACE_ERRORS,
             ),
             civitai=Provider(
                 "CivitAI",
