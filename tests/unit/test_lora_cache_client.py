@@ -7,7 +7,7 @@ import pytest
 from ray.exceptions import ActorDiedError, ActorUnavailableError, RayTaskError
 
 from serve import lora_cache
-from serve.errors import EngineFailed, FetchFailed, InvalidLora, ServiceError
+from serve.errors import EngineFailed, FetchFailed, InvalidLora
 from serve.lora.reference import CacheHandle, LoraMetadata, Reference, ReplicateModel, ResolvedLora
 from serve.lora_cache import LoraCacheClient
 from serve.settings import Settings
