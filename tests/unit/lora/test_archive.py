@@ -264,6 +264,7 @@ TWO_CHECKPOINTS = (
         ("run/step 100.safetensors", WEIGHTS, b"one"),
         ("run/sub/step_200.safetensors", OTHER_WEIGHTS, b"two"),
     ],
+    ids=["first", "second"],
 )
 @pytest.mark.parametrize("pack", [tar_of, zip_of, zip64_of, lambda *members: gzip.compress(tar_of(*members))])
 def test_member_selects_one_of_several_weights_files(
