@@ -99,7 +99,8 @@ class Ingress:
 
     @asynccontextmanager
     async def _lifespan(self, app: Starlette) -> AsyncGenerator[None, None]:
-        background = self._wait_for_pools(), self._sweep_outputs(), self._keep_lora_cache_alive()
+        # The LoRA cache starts while the models are loaded, so that the first LoRA does not wait for it.
+        background = self._wait_for_pools(), self._sweep_outputs(), self._lora_cache.keep_alive()
         tasks = [asyncio.create_task(work) for work in background]
         yield
         for task in tasks:
@@ -114,11 +115,6 @@ class Ingress:
             await asyncio.sleep(READY_POLL_S)
         self._predictions.open()
         self._ready.set()
-
-    async def _keep_lora_cache_alive(self) -> None:
-        # Only once the service is ready: the cache then does not compete with the loading of the models.
-        await self._ready.wait()
-        await self._lora_cache.keep_alive()
 
     async def _sweep_outputs(self) -> None:
         while True:

@@ -108,15 +108,16 @@ def test_all_invalid_fields_are_reported_together() -> None:
 @pytest.mark.parametrize("field", ["replicate_weights", "extra_lora"])
 def test_spellings_of_a_lora_have_the_same_reference_key(field: str) -> None:
     request, other = (prepare({field: text}) for text in (f"  https://{LORA}", LORA))
-    (key,) = request.references
-    assert request.references[key].display_name == LORA
+    reference = request.references[field]
+    key = reference.key
+    assert (list(request.references), reference.display_name) == ([field], LORA)
     assert [lora.reference_key for lora in request.plan.loras] == [key]
     assert [lora.reference_key for lora in other.plan.loras] == [key]
 
 
 def test_two_spellings_of_one_lora_share_a_reference() -> None:
     request = prepare({"replicate_weights": LORA, "extra_lora": f"https://{LORA}"})
-    (key,) = request.references
+    (key,) = {reference.key for reference in request.references.values()}
     assert [lora.reference_key for lora in request.plan.loras] == [key, key]
 
 

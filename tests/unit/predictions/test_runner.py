@@ -144,6 +144,13 @@ async def test_record_without_loras_does_not_mention_them() -> None:
     assert list(pool.loras[0]) == []
 
 
+async def test_lora_that_two_inputs_name_is_sent_to_the_pool_once() -> None:
+    pool = FakePool(ONE_IMAGE)
+    last = await run_to_end(make_app(pool), {**WITH_SKETCH, "extra_lora": f"https://replicate.com/{SKETCH}"})
+    assert [lora.metadata.key for lora in pool.loras[0]] == [f"{SKETCH} 1"]
+    assert [metric["scale"] for metric in last.metrics["loras"]] == [0.5, 1.0]
+
+
 async def test_failed_lora_fails_only_its_own_prediction() -> None:
     failure = FetchFailed(SKETCH, "its server answered 404 Not Found")
     app = make_app(FakePool(ONE_IMAGE), loras=FakeLoraCache({SKETCH: failure}))
