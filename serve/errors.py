@@ -162,15 +162,20 @@ class InvalidImage(PredictionFailed):
 
 
 class InvalidLora(PredictionFailed):
-    """`what` is the reference's `display_name`, `why` a reason that the caller can act on."""
+    """`what` is the reference's `display_name`, `why` a reason that the caller can act on.
 
-    def __init__(self, what: str, why: str) -> None:
-        super().__init__(what, why)
+    `field` is the input that named the LoRA, if it is known.
+    """
+
+    def __init__(self, what: str, why: str, field: str | None = None) -> None:
+        super().__init__(what, why, field)
         self.what = what
         self.why = why
+        self.field = field
 
     def __str__(self) -> str:
-        return f"cannot use the LoRA {self.what}: {self.why}"
+        prefix = "" if self.field is None else f"{self.field}: "
+        return f"{prefix}cannot use the LoRA {self.what}: {self.why}"
 
 
 class LorasTooLarge(PredictionFailed):

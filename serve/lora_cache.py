@@ -163,7 +163,7 @@ class LoraCacheClient:
         try:
             return await self._call(lambda actor: actor.get.remote(reference, model, tuple(lost)))
         except (FetchFailed, InvalidLora) as error:
-            raise type(error)(f"{error.what} ({field})", error.why) from None
+            raise type(error)(error.what, error.why, field) from None
 
     async def _call(self, method: Callable[[Any], Awaitable[Result]]) -> Result:
         """Calls the actor, or a new one if it dies."""
