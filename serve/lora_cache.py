@@ -19,7 +19,7 @@ from ray.exceptions import RayActorError, RayTaskError
 
 from serve import __version__
 from serve.aio import first_error_task_group
-from serve.errors import EngineFailed, ServiceError
+from serve.errors import EngineFailed, FetchFailed, InvalidLora, ServiceError
 from serve.lora.model_geometry import ModelGeometry
 from serve.lora.reference import Reference, ResolvedLora
 from serve.settings import Settings, cache_folder, read_secrets
@@ -137,18 +137,18 @@ class LoraCacheClient:
     async def get(
         self, references: Mapping[str, Reference], pool: str, lost_handle_ids: Collection[str] = ()
     ) -> dict[str, ResolvedLora[Any]]:
-        """Resolves `references` for the model of `pool`. The result has the same keys.
+        """Resolves `references`, by the inputs that name them, for the model of `pool`. The result has the same keys.
 
         `lost` are the ids of handles whose blocks cannot be read any more. Raises the first `FetchFailed` or
-        `InvalidLora`, and `EngineFailed` if there is no cache.
+        `InvalidLora`, which names the input, and `EngineFailed` if there is no cache.
         """
         model = self._settings.pools[pool].model
         async with first_error_task_group() as group:
             tasks = {
-                key: group.create_task(self._get_one(reference, model, lost_handle_ids))
-                for key, reference in references.items()
+                field: group.create_task(self._get_one(field, reference, model, lost_handle_ids))
+                for field, reference in references.items()
             }
-        return {key: task.result() for key, task in tasks.items()}
+        return {field: task.result() for field, task in tasks.items()}
 
     async def keep_alive(self) -> None:
         """Sends heartbeats to the cache until cancelled."""
@@ -159,8 +159,11 @@ class LoraCacheClient:
                 log.exception("LoRA cache is not available")
             await asyncio.sleep(HEARTBEAT_PERIOD_S)
 
-    async def _get_one(self, reference: Reference, model: str, lost: Collection[str]) -> ResolvedLora[Any]:
-        return await self._call(lambda actor: actor.get.remote(reference, model, tuple(lost)))
+    async def _get_one(self, field: str, reference: Reference, model: str, lost: Collection[str]) -> ResolvedLora[Any]:
+        try:
+            return await self._call(lambda actor: actor.get.remote(reference, model, tuple(lost)))
+        except (FetchFailed, InvalidLora) as error:
+            raise type(error)(error.what, error.why, field) from None
 
     async def _call(self, method: Callable[[Any], Awaitable[Result]]) -> Result:
         """Calls the actor, or a new one if it dies."""

@@ -14,6 +14,7 @@ from serve.lora import civitai, huggingface
 from serve.lora.download import Downloader
 from serve.lora.provider import ANY_HOST, Provider, Providers, RemoteFile, ResolvedFile
 from serve.lora.reference import (
+    ArchiveMember,
     CivitaiFile,
     EmbeddedLora,
     HubFile,
@@ -70,6 +71,8 @@ class LoraFetcher:
                 )
             case ReplicateModel() | HubFile() | CivitaiFile() | UrlFile() | S3Object():
                 return await self._download(reference, path, known_revision)
+            case ArchiveMember(archive):
+                return await self.fetch(archive, folder, known_revision)
         raise TypeError(f"unknown reference type {type(reference).__name__}")
 
     async def resolve(self, reference: RemoteReference) -> ResolvedFile:

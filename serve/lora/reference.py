@@ -210,6 +210,27 @@ class InlineFile(Reference):
         return False
 
 
+@dataclass(frozen=True, slots=True)
+class ArchiveMember(Reference):
+    """One of several weights files in an archive."""
+
+    archive: Reference
+    path: str
+    """Compared with the paths in the archive; never used as a path on disk."""
+
+    @property
+    def _canonical(self) -> str:
+        return f"{self.archive.key} {self.path}"
+
+    @property
+    def display_name(self) -> str:
+        return f"{self.archive.display_name}#{self.path}"
+
+    @property
+    def may_change(self) -> bool:
+        return self.archive.may_change
+
+
 BlockRefT = TypeVar("BlockRefT")
 
 Origin = Literal["download", "disk", "memory"]

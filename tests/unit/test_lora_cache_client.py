@@ -85,11 +85,11 @@ async def test_repeatedly_dying_actors_are_an_error() -> None:
 
 
 @pytest.mark.parametrize("error", [FetchFailed("me/style", "404"), InvalidLora("me/style", "rank 4096")])
-async def test_lora_errors_are_raised_unchanged(error: ServiceError) -> None:
+async def test_lora_errors_name_the_input(error: ServiceError) -> None:
     client = ClientWithFakeActors(FakeActor(ray_error(error), RESOLVED))
     with pytest.raises(type(error)) as caught:
-        await client.get_one()
-    assert str(caught.value) == str(error)
+        await client.get({"extra_lora": REFERENCE}, "dev-fp8")
+    assert str(caught.value) == f"extra_lora: {error}"
     assert await client.get_one() == RESOLVED
 
 
