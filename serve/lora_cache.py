@@ -10,18 +10,21 @@ import logging
 import shutil
 import time
 from collections.abc import Awaitable, Callable, Collection, Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
+from weakref import WeakValueDictionary
 
+import numpy as np
 import ray
 from ray.actor import ActorHandle
 from ray.exceptions import RayActorError, RayTaskError
 
 from serve import __version__
 from serve.aio import first_error_task_group
-from serve.errors import EngineFailed, ServiceError
+from serve.errors import EngineFailed, NotFound, ServiceError
 from serve.lora.model_geometry import ModelGeometry
-from serve.lora.reference import Reference, ResolvedLora
+from serve.lora.reference import ContentMissing, Reference, ResolvedLora, UploadedFile
 from serve.settings import Settings, cache_folder, read_secrets
 
 if TYPE_CHECKING:
@@ -71,10 +74,15 @@ class LoraCacheActor:
         self._idle_watcher: asyncio.Task[None] | None = None
 
     async def get(
-        self, reference: Reference, model: str, lost_handle_ids: Collection[str] = ()
+        self, reference: Reference, model: str, lost_handle_ids: Collection[str] = (), content: Any = None
     ) -> ResolvedLora[BlockRef]:
-        """The LoRA for `model`, a key of `settings.models`. See `LoraCacheManager.get`."""
+        """The LoRA for `model`, a key of `settings.models`. See `LoraCacheManager.get`.
+
+        `content` is the array of bytes of an `UploadedFile`. Raises `ContentMissing` if it is needed and not given.
+        """
         await self.heartbeat()
+        if isinstance(reference, UploadedFile) and content is not None:
+            reference = replace(reference, content=memoryview(content))
         return await self._manager.get(reference, await self._geometry(model), lost_handle_ids)
 
     async def heartbeat(self) -> None:
@@ -126,10 +134,14 @@ class LoraCacheClient:
     """Calls the LoRA cache of one application, and starts it if necessary.
 
     The actor's name depends on the settings. An actor with other settings is not used, and exits when it is idle.
+    `upload_path` returns the path of an uploaded file by its id, or raises `NotFound`.
     """
 
-    def __init__(self, settings: Settings, application: str) -> None:
+    def __init__(self, settings: Settings, application: str, upload_path: Callable[[str], Awaitable[Path]]) -> None:
         self._settings = settings
+        self._upload_path = upload_path
+        self._send_locks: WeakValueDictionary[str, asyncio.Lock] = WeakValueDictionary()
+        """By reference key."""
         self._actor_name = f"{application}-loras-{_fingerprint(settings)}"
         self._connect_lock = asyncio.Lock()
         self._actor: ActorHandle[Any] | None = None
@@ -140,7 +152,7 @@ class LoraCacheClient:
         """Resolves `references` for the model of `pool`. The result has the same keys.
 
         `lost` are the ids of handles whose blocks cannot be read any more. Raises the first `FetchFailed` or
-        `InvalidLora`, and `EngineFailed` if there is no cache.
+        `InvalidLora`, `NotFound` for an uploaded file that was removed, and `EngineFailed` if there is no cache.
         """
         model = self._settings.pools[pool].model
         async with first_error_task_group() as group:
@@ -160,7 +172,21 @@ class LoraCacheClient:
             await asyncio.sleep(HEARTBEAT_PERIOD_S)
 
     async def _get_one(self, reference: Reference, model: str, lost: Collection[str]) -> ResolvedLora[Any]:
-        return await self._call(lambda actor: actor.get.remote(reference, model, tuple(lost)))
+        try:
+            return await self._call(lambda actor: actor.get.remote(reference, model, tuple(lost)))
+        except ContentMissing:
+            assert isinstance(reference, UploadedFile)
+            return await self._send(reference, model, lost)
+
+    async def _send(self, reference: UploadedFile, model: str, lost: Collection[str]) -> ResolvedLora[Any]:
+        """Sends the content of a file that the cache does not have, once for all concurrent requests."""
+        lock = self._send_locks.setdefault(reference.key, asyncio.Lock())
+        async with lock:
+            try:
+                return await self._call(lambda actor: actor.get.remote(reference, model, tuple(lost)))
+            except ContentMissing:
+                content = await asyncio.to_thread(_put_file, await self._upload_path(reference.file_id))
+                return await self._call(lambda actor: actor.get.remote(reference, model, tuple(lost), content))
 
     async def _call(self, method: Callable[[Any], Awaitable[Result]]) -> Result:
         """Calls the actor, or a new one if it dies."""
@@ -169,7 +195,7 @@ class LoraCacheClient:
                 return await method(await self._connect())
             except RayTaskError as error:
                 # The message of Ray's wrapper is a traceback with addresses; `cause` is what the actor raised.
-                if isinstance(error.cause, ServiceError):
+                if isinstance(error.cause, ServiceError | ContentMissing):
                     raise error.cause from None
                 log.error("LoRA cache failed: %s", error)
                 raise EngineFailed("the LoRA cache failed; the operator's log has the cause") from None
@@ -211,6 +237,16 @@ class LoraCacheClient:
             runtime_env={"env_vars": {"OMP_NUM_THREADS": "1", "OMP_WAIT_POLICY": "PASSIVE"}},
         )
         return actor_class.remote(self._settings)
+
+
+def _put_file(path: Path) -> "ray.ObjectRef[Any]":
+    """Copies a file to the object store. Raises `NotFound`."""
+    try:
+        is_empty = path.stat().st_size == 0
+        content = np.empty(0, np.uint8) if is_empty else np.memmap(path, np.uint8, "r")
+    except FileNotFoundError:
+        raise NotFound("the uploaded file was removed; upload it again") from None
+    return ray.put(np.asarray(content))
 
 
 def _fingerprint(settings: Settings) -> str:

@@ -210,6 +210,32 @@ class InlineFile(Reference):
         return False
 
 
+@dataclass(frozen=True, slots=True)
+class UploadedFile(Reference):
+    """A file that a client uploaded to this service. References to equal contents are equal."""
+
+    sha256: str
+    file_id: str = field(compare=False)
+    content: memoryview | None = field(default=None, repr=False, compare=False)
+    """Sent only to a cache that does not have the LoRA."""
+
+    @property
+    def _canonical(self) -> str:
+        return self.sha256
+
+    @property
+    def display_name(self) -> str:
+        return f"/v1/files/{self.file_id}"
+
+    @property
+    def may_change(self) -> bool:
+        return False
+
+
+class ContentMissing(Exception):
+    """The cache does not have the LoRA of an `UploadedFile`, and its reference was sent without the content."""
+
+
 BlockRefT = TypeVar("BlockRefT")
 
 Origin = Literal["download", "disk", "memory"]
