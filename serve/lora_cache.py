@@ -172,21 +172,21 @@ class LoraCacheClient:
             await asyncio.sleep(HEARTBEAT_PERIOD_S)
 
     async def _get_one(self, reference: Reference, model: str, lost: Collection[str]) -> ResolvedLora[Any]:
+        arguments = reference, model, tuple(lost)
         try:
-            return await self._call(lambda actor: actor.get.remote(reference, model, tuple(lost)))
+            return await self._call(lambda actor: actor.get.remote(*arguments))
         except ContentMissing:
             assert isinstance(reference, UploadedFile)
-            return await self._send(reference, model, lost)
+            return await self._send(reference, arguments)
 
-    async def _send(self, reference: UploadedFile, model: str, lost: Collection[str]) -> ResolvedLora[Any]:
+    async def _send(self, reference: UploadedFile, arguments: tuple[Any, ...]) -> ResolvedLora[Any]:
         """Sends the content of a file that the cache does not have, once for all concurrent requests."""
-        lock = self._send_locks.setdefault(reference.key, asyncio.Lock())
-        async with lock:
+        async with self._send_locks.setdefault(reference.key, asyncio.Lock()):
             try:
-                return await self._call(lambda actor: actor.get.remote(reference, model, tuple(lost)))
+                return await self._call(lambda actor: actor.get.remote(*arguments))
             except ContentMissing:
                 content = await asyncio.to_thread(_put_file, await self._upload_path(reference.file_id))
-                return await self._call(lambda actor: actor.get.remote(reference, model, tuple(lost), content))
+                return await self._call(lambda actor: actor.get.remote(*arguments, content))
 
     async def _call(self, method: Callable[[Any], Awaitable[Result]]) -> Result:
         """Calls the actor, or a new one if it dies."""

@@ -152,7 +152,7 @@ class CacheWithoutContent:
 async def test_content_of_an_uploaded_file_is_sent_once_and_only_if_the_cache_needs_it(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, content: bytes
 ) -> None:
-    monkeypatch.setattr(lora_cache.ray, "put", bytes)
+    monkeypatch.setattr("serve.lora_cache.ray.put", bytes)
     (tmp_path / "f1").write_bytes(content)
     actor = FakeActor(RESOLVED)
     actor.get = CacheWithoutContent()  # type: ignore[assignment]

@@ -16,7 +16,7 @@ from tests.fakes import FakeClock
 DESCRIPTION = FileDescription("../../etc/passwd", "image/png", {})
 
 
-def make_store(folder: Path, clock: FakeClock | None = None, **settings: object) -> FileStore:
+def make_store(folder: Path, clock: FakeClock | None = None, **settings: int) -> FileStore:
     limits = {"folder": folder, "max_file_bytes": 10, "max_bytes": 100, **settings}
     return FileStore(FileSettings.model_validate(limits), clock or FakeClock(1_700_000_000.0))
 
@@ -86,7 +86,7 @@ async def test_expired_file_is_not_found_and_removed_by_a_sweep(tmp_path: Path) 
 
 @pytest.mark.parametrize("limits", [{"max_files": 2}, {"max_bytes": 20}])
 async def test_oldest_files_are_removed_when_a_limit_is_reached(tmp_path: Path, limits: dict[str, int]) -> None:
-    store = make_store(tmp_path, **limits)
+    store = make_store(tmp_path, None, **limits)
     ids = [(await store_file(store, b"x" * 10)).id for _ in range(4)]
     assert await stored_ids(store) == [ids[3], ids[2]]
     assert disk_bytes(tmp_path) == [10, 10]
