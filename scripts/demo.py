@@ -17,7 +17,10 @@ from urllib.parse import unquote_to_bytes
 
 import httpx
 
+from serve.errors import InvalidInput
 from serve.launch.subprocess_service import ServiceStartError, local_service
+from serve.predictions.request import prepare_request, resolve_version
+from serve.settings import Settings
 
 Prediction = dict[str, Any]
 
@@ -40,7 +43,7 @@ def main(arguments: list[str] | None = None) -> int:
         signal.signal(number, signal.default_int_handler)
     try:
         inputs = inputs_of(options)
-        with running_service(options) as client:
+        with running_service(options, inputs) as client:
             prediction, stages_ms = predict(client, inputs)
             paths = save(client, prediction, options.out)
         print("\n".join(report(paths, prediction, stages_ms)))
@@ -110,17 +113,17 @@ def data_uri(path: Path) -> str:
 
 
 @contextmanager
-def running_service(options: argparse.Namespace) -> Iterator[httpx.Client]:
-    """A client of the service at --url, or of one that runs for the duration of the block."""
+def running_service(options: argparse.Namespace, inputs: Mapping[str, Any]) -> Iterator[httpx.Client]:
+    """A client of the service at --url, or of one that runs for the duration of the block, with one pool."""
     if options.url:
         with open_client(options.url, trust_env=True) as client:
             yield client
         return
-    port = ("--port", str(options.port)) if options.port else ()
+    arguments = [*pool_arguments(inputs), *(["--port", str(options.port)] if options.port else [])]
     try:
         # trust_env=False: requests to this machine must not go through a proxy.
         with (
-            local_service(*port, on_line=print_progress) as service,
+            local_service(*arguments, on_line=print_progress) as service,
             open_client(service.url, trust_env=False) as client,
         ):
             wait_until_open(client)
@@ -128,6 +131,19 @@ def running_service(options: argparse.Namespace) -> Iterator[httpx.Client]:
     except ServiceStartError as error:
         reason = str(error).splitlines()[-1].removeprefix(ERROR_PREFIX)
         raise DemoFailed(f"the service did not start: {reason}") from None
+
+
+def pool_arguments(inputs: Mapping[str, Any]) -> list[str]:
+    """Options to start only the pool that `inputs` need. Raises `DemoFailed` if they are invalid."""
+    settings = Settings()
+    try:
+        plan = prepare_request(inputs, resolve_version(settings, None), settings, random_seed=0).plan
+    except InvalidInput as error:
+        raise DemoFailed(str(error)) from None
+    replicas = {pool: int(pool == plan.pool) for pool in settings.pools}
+    return [
+        part for pool, count in replicas.items() for part in ("--set", f"pools.{pool}.scaling.min_replicas={count}")
+    ]
 
 
 def open_client(url: str, trust_env: bool) -> httpx.Client:

@@ -67,11 +67,13 @@ def _model_deployment(name: str, pool: PoolSettings) -> Deployment:
 def replica_environment(pool: PoolSettings) -> dict[str, str]:
     """Environment variables for a replica of `pool`, which libraries read once when the process starts.
 
-    `OMP_WAIT_POLICY=PASSIVE` makes idle OpenMP threads sleep; spinning ones would take cores from other replicas. On a
-    CPU, the malloc variables keep freed tensor memory in the process, so that the next step does not have to page it in
-    again.
+    `OMP_WAIT_POLICY=PASSIVE` makes idle OpenMP threads sleep; spinning ones would take cores from other replicas.
+    Without spinning, two busy replicas on two cores are as fast with two threads each as with one. On a CPU, the malloc
+    variables keep freed tensor memory in the process, so that the next step does not have to page it in again.
     """
-    threads = {"OMP_NUM_THREADS": str(pool.num_threads), "OMP_WAIT_POLICY": "PASSIVE"}
+    threads = {"OMP_WAIT_POLICY": "PASSIVE"}
+    if pool.num_threads is not None:
+        threads["OMP_NUM_THREADS"] = str(pool.num_threads)
     if pool.device != "cpu":
         return threads
     return threads | {

@@ -145,15 +145,20 @@ class PredictionFailed(ServiceError):
 
 
 class FetchFailed(PredictionFailed):
-    """`what` is a URL without query and credentials, or the name of a LoRA; `why` is a reason to act on."""
+    """`what` is a URL without query and credentials, or the name of a LoRA; `why` is a reason to act on.
 
-    def __init__(self, what: str, why: str) -> None:
-        super().__init__(what, why)
+    `field` is the input that contained the URL, if it is known.
+    """
+
+    def __init__(self, what: str, why: str, field: str | None = None) -> None:
+        super().__init__(what, why, field)
         self.what = what
         self.why = why
+        self.field = field
 
     def __str__(self) -> str:
-        return f"could not fetch {self.what}: {self.why}"
+        prefix = "" if self.field is None else f"{self.field}: "
+        return f"{prefix}could not fetch {self.what}: {self.why}"
 
 
 class InvalidImage(PredictionFailed):
@@ -169,15 +174,20 @@ class InvalidImage(PredictionFailed):
 
 
 class InvalidLora(PredictionFailed):
-    """`what` is the reference's `display_name`, `why` a reason that the caller can act on."""
+    """`what` is the reference's `display_name`, `why` a reason that the caller can act on.
 
-    def __init__(self, what: str, why: str) -> None:
-        super().__init__(what, why)
+    `field` is the input that named the LoRA, if it is known.
+    """
+
+    def __init__(self, what: str, why: str, field: str | None = None) -> None:
+        super().__init__(what, why, field)
         self.what = what
         self.why = why
+        self.field = field
 
     def __str__(self) -> str:
-        return f"cannot use the LoRA {self.what}: {self.why}"
+        prefix = "" if self.field is None else f"{self.field}: "
+        return f"{prefix}cannot use the LoRA {self.what}: {self.why}"
 
 
 class LorasTooLarge(PredictionFailed):

@@ -46,6 +46,8 @@ class Finished:
     """Wall time of the stages that ran: queue, lora, text, encode_image, denoise, decode, safety, encode."""
     mean_batch: float = 0.0
     """Images per batch, averaged over the steps of this prediction, its own images included."""
+    compute_dtype: str = ""
+    """The dtype in which the transformer computed: `bfloat16`, `float16` or `float32`."""
 
 
 Event = Started | StepDone | ImageFinished | ImageFlagged | Finished

@@ -1,6 +1,6 @@
 """Plans a prediction: pool, size, seeds, scales and safety check. Pure: equal inputs and seeds give equal plans."""
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from typing import Self
 
 from pydantic import BaseModel, ConfigDict
@@ -11,7 +11,8 @@ from serve.model_specs import MODEL_SPECS, ImageFormat, Size
 from serve.output_sizes import IMAGE_RATIO_MAX, IMAGE_SIDE_MAX, IMAGE_SIDE_MIN, SIZES, nearest_multiple
 from serve.settings import Settings
 
-SEED_COUNT = 2**64
+SEED_COUNT = 2**53
+"""Clients in JavaScript cannot hold larger integers, so a seed that they read would give another image."""
 
 LORA_SCALE_FIELDS = {"replicate_weights": "lora_scale", "extra_lora": "extra_lora_scale"}
 """Input that names a LoRA -> input with its scale."""
@@ -95,31 +96,34 @@ def make_plan(
 ) -> GenerationPlan:
     """The plan for validated inputs.
 
-    `random_seed` is used if the inputs have none. `reference_keys` has the keys of the LoRA references by input
-    (`replicate_weights`, `extra_lora`). `image_size` is the size of the input image, if it is already known. Raises
-    `InvalidInput`.
+    `random_seed` is used if the inputs have none, or a negative one. `reference_keys` has the keys of the LoRA
+    references by input (`replicate_weights`, `extra_lora`). `image_size` is the size of the input image, if it is
+    already known. Raises `InvalidInput`.
     """
     _check_combination(inputs)
     pool, pool_notes = _choose_pool(inputs, settings)
     max_megapixels = settings.pools[pool].max_megapixels
-    seed = random_seed if inputs.seed is None else inputs.seed
-    loras, lora_notes = plan_loras(inputs, settings, pool, reference_keys or {})
+    seed = random_seed if inputs.seed is None or inputs.seed < 0 else inputs.seed
+    loras_by_field = reference_keys or {}
+    loras, lora_notes = plan_loras(inputs, settings, pool, loras_by_field)
     plan = GenerationPlan(
         pool=pool,
         prompt=inputs.prompt,
-        size=None if inputs.image else _check_megapixels(_requested_size(inputs), max_megapixels, _size_fields(inputs)),
+        size=None
+        if inputs.image is not None
+        else _check_megapixels(_requested_size(inputs), max_megapixels, _size_fields(inputs)),
         steps=inputs.num_inference_steps,
         guidance=inputs.guidance_scale if MODEL_SPECS[inputs.model].guidance_embeds else None,
-        strength=inputs.prompt_strength if inputs.image else None,
+        strength=inputs.prompt_strength if inputs.image is not None else None,
         seeds=tuple((seed + index) % SEED_COUNT for index in range(inputs.num_outputs)),
         output_format=inputs.output_format,
         output_quality=inputs.output_quality,
         check_safety=not (inputs.disable_safety_checker and settings.safety.allow_disabling),
         max_megapixels=max_megapixels,
         loras=loras,
-        notes=(*pool_notes, *lora_notes, *_inputs_without_effect(inputs), *_advice(inputs, settings)),
+        notes=(*pool_notes, *lora_notes, *_inputs_without_effect(inputs, loras_by_field), *_advice(inputs, settings)),
     )
-    return plan.with_image_size(image_size) if inputs.image and image_size else plan
+    return plan if inputs.image is None or image_size is None else plan.with_image_size(image_size)
 
 
 def plan_loras(
@@ -138,9 +142,9 @@ def plan_loras(
 
 def _check_combination(inputs: Inputs) -> None:
     errors = []
-    if inputs.mask and not inputs.image:
+    if inputs.mask is not None and inputs.image is None:
         errors.append(FieldError("mask", "a mask needs an image"))
-    if inputs.aspect_ratio == "custom" and not inputs.image:
+    if inputs.aspect_ratio == "custom" and inputs.image is None:
         errors += [
             FieldError(side, "is required when aspect_ratio is custom")
             for side in ("width", "height")
@@ -167,8 +171,8 @@ def _choose_pool(inputs: Inputs, settings: Settings) -> tuple[str, tuple[str, ..
 
 
 def _requested_size(inputs: Inputs) -> Size:
-    if inputs.aspect_ratio == "custom":
-        return nearest_multiple(inputs.width or 0), nearest_multiple(inputs.height or 0)
+    if inputs.width is not None and inputs.height is not None and inputs.aspect_ratio == "custom":
+        return nearest_multiple(inputs.width), nearest_multiple(inputs.height)
     return SIZES[inputs.megapixels][inputs.aspect_ratio]
 
 
@@ -184,17 +188,27 @@ def _check_megapixels(size: Size, max_megapixels: float, fields: tuple[str, ...]
     return size
 
 
-def _inputs_without_effect(inputs: Inputs) -> tuple[str, ...]:
-    """A line for each given input that has no effect in combination with the others."""
+def _inputs_without_effect(inputs: Inputs, loras: Collection[str]) -> tuple[str, ...]:
+    """A line for each given input that has no effect in combination with the others.
+
+    `loras` are the inputs that name a LoRA.
+    """
     given = inputs.model_fields_set
     custom = inputs.aspect_ratio == "custom"
     guidance_embeds = MODEL_SPECS[inputs.model].guidance_embeds
+    strength = None if inputs.image is None else inputs.prompt_strength
+    scales = {field: getattr(inputs, scale_field) for field, scale_field in LORA_SCALE_FIELDS.items()}
     rules = (
         (inputs.image is not None, ("aspect_ratio", "width", "height", "megapixels"), "with an image"),
         (inputs.image is None and not custom, ("width", "height"), "unless aspect_ratio is custom"),
         (inputs.image is None and custom, ("megapixels",), "with aspect_ratio custom"),
         (inputs.image is None, ("prompt_strength",), "without an image"),
+        (strength == 0, ("prompt", "mask", "num_inference_steps"), "with prompt_strength 0"),
+        (strength == 1 and inputs.mask is None, ("image",), "with prompt_strength 1, except for its size"),
         (not guidance_embeds, ("guidance_scale",), f"with {inputs.model}"),
+        (inputs.output_format == "png", ("output_quality",), "with output_format png"),
+        *((field not in loras, (scale,), f"without {field}") for field, scale in LORA_SCALE_FIELDS.items()),
+        *((field in loras and scale == 0, (field,), "at scale 0") for field, scale in scales.items()),
     )
     return tuple(
         f"{field} has no effect {when}"
@@ -210,6 +224,8 @@ def _advice(inputs: Inputs, settings: Settings) -> tuple[str, ...]:
     recommended = MODEL_SPECS[inputs.model].recommended_steps
     if inputs.model == "schnell" and inputs.num_inference_steps > recommended:
         lines.append(f"schnell needs only {recommended} steps; {inputs.num_inference_steps} were requested")
+    if inputs.seed is not None and inputs.seed >= SEED_COUNT:
+        lines.append("seed is over 2^53 - 1, and is used modulo 2^53")
     if inputs.disable_safety_checker and not settings.safety.allow_disabling:
         lines.append("disable_safety_checker has no effect: the operator does not allow it")
     return tuple(lines)

@@ -20,6 +20,7 @@ from serve.api import cog, files, models, output_files, replicate
 from serve.api.auth import AuthMiddleware, check_bind_address
 from serve.api.error_responses import ErrorMiddleware, http_exception
 from serve.api.replicate import prediction_json
+from serve.logs import use_replica_log
 from serve.lora.parse_reference import check_aliases
 from serve.lora_cache import LoraCacheClient
 from serve.media.file_store import FileStore
@@ -44,6 +45,7 @@ class Ingress:
     """Accepts predictions once every pool is healthy; a pool that may scale to zero is healthy without replicas."""
 
     def __init__(self, settings: Settings, handles: Mapping[str, DeploymentHandle]) -> None:
+        use_replica_log()
         self._settings = settings
         self._token = read_secrets().api_token
         check_bind_address(
@@ -104,7 +106,8 @@ class Ingress:
 
     @asynccontextmanager
     async def _lifespan(self, app: Starlette) -> AsyncGenerator[None, None]:
-        background = self._wait_for_pools(), self._sweep_stores(), self._keep_lora_cache_alive()
+        # The LoRA cache starts while the models are loaded, so that the first LoRA does not wait for it.
+        background = self._wait_for_pools(), self._sweep_stores(), self._lora_cache.keep_alive()
         tasks = [asyncio.create_task(work) for work in background]
         yield
         for task in tasks:
@@ -120,11 +123,6 @@ class Ingress:
             await asyncio.sleep(READY_POLL_S)
         self._predictions.open()
         self._ready.set()
-
-    async def _keep_lora_cache_alive(self) -> None:
-        # Only once the service is ready: the cache then does not compete with the loading of the models.
-        await self._ready.wait()
-        await self._lora_cache.keep_alive()
 
     async def _sweep_stores(self) -> None:
         while True:

@@ -8,6 +8,7 @@ from collections.abc import Mapping
 from typing import Annotated, Any, Literal
 
 from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, ValidationError
+from pydantic_core import ErrorDetails
 
 from serve.errors import FieldError, InvalidInput
 from serve.model_specs import ImageFormat
@@ -79,7 +80,9 @@ class Inputs(BaseModel):
     guidance_scale: Annotated[Number, Field(ge=0, le=10)] = Field(
         default=3.0, description="How closely `dev` follows the prompt; lower looks more natural."
     )
-    seed: Integer | None = Field(default=None, description="Image i is generated with `seed + i`. Random if not given.")
+    seed: Integer | None = Field(
+        default=None, description="Image i is generated with `seed + i`. Random if not given or negative."
+    )
     output_format: ImageFormat = Field(default="webp", description="File format of the images.")
     output_quality: Annotated[Integer, Field(ge=0, le=100)] = Field(
         default=80, description="Quality of webp and jpg files, 100 is best. Ignored for png."
@@ -106,9 +109,7 @@ def validate_inputs(raw: Mapping[str, Any], max_prompt_chars: int) -> tuple[Inpu
     try:
         inputs = Inputs.model_validate(given)
     except ValidationError as error:
-        errors += [
-            _field_error(problem["loc"], problem["msg"], problem["type"]) for problem in error.errors(include_url=False)
-        ]
+        errors += [_field_error(problem) for problem in error.errors(include_url=False)]
     errors += _prompt_errors(given.get("prompt"), max_prompt_chars)
     if inputs is None or errors:
         raise InvalidInput(tuple(errors))
@@ -116,16 +117,21 @@ def validate_inputs(raw: Mapping[str, Any], max_prompt_chars: int) -> tuple[Inpu
 
 
 def shorten_name(name: str) -> str:
-    """A name from a caller in at most `MAX_NAME_CHARS` characters, with lone surrogates escaped."""
+    """The first `MAX_NAME_CHARS` characters of a name from a caller, on one line.
+
+    Line breaks, control characters and lone surrogates are escaped.
+    """
     short = name if len(name) <= MAX_NAME_CHARS else f"{name[: MAX_NAME_CHARS - 1]}…"
-    return short.encode(errors="backslashreplace").decode()
+    return "".join(char if char.isprintable() else char.encode("unicode_escape").decode() for char in short)
 
 
-def _field_error(location: tuple[int | str, ...], message: str, kind: str) -> FieldError:
-    field = str(location[0])
+def _field_error(problem: ErrorDetails) -> FieldError:
+    field, message = str(problem["loc"][0]), problem["msg"]
     if field in ("image", "mask") and "pattern" in message:
         message = "Input should be an http(s) URL or a data: URI"
-    return FieldError(field, message.removeprefix("Value error, "), kind)
+        if problem["input"] == "":
+            message += f", it is empty; leave it out, or send null, for no {field}"
+    return FieldError(field, message.removeprefix("Value error, "), problem["type"])
 
 
 def _prompt_errors(prompt: object, max_chars: int) -> list[FieldError]:

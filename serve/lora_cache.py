@@ -10,7 +10,6 @@ import logging
 import shutil
 import time
 from collections.abc import Awaitable, Callable, Collection, Mapping
-from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 from weakref import WeakValueDictionary
@@ -22,9 +21,10 @@ from ray.exceptions import RayActorError, RayTaskError
 
 from serve import __version__
 from serve.aio import first_error_task_group
-from serve.errors import EngineFailed, NotFound, ServiceError
+from serve.errors import EngineFailed, FetchFailed, InvalidLora, NotFound, ServiceError
 from serve.lora.model_geometry import ModelGeometry
-from serve.lora.reference import ContentMissing, Reference, ResolvedLora, UploadedFile
+from serve.lora.reference import Reference, ResolvedLora
+from serve.lora.uploaded_file import ContentMissing, with_content
 from serve.settings import Settings, cache_folder, read_secrets
 
 if TYPE_CHECKING:
@@ -81,8 +81,8 @@ class LoraCacheActor:
         `content` is the array of bytes of an `UploadedFile`. Raises `ContentMissing` if it is needed and not given.
         """
         await self.heartbeat()
-        if isinstance(reference, UploadedFile) and content is not None:
-            reference = replace(reference, content=memoryview(content))
+        if content is not None:
+            reference = with_content(reference, memoryview(content))
         return await self._manager.get(reference, await self._geometry(model), lost_handle_ids)
 
     async def heartbeat(self) -> None:
@@ -141,7 +141,7 @@ class LoraCacheClient:
         self._settings = settings
         self._upload_path = upload_path
         self._send_locks: WeakValueDictionary[str, asyncio.Lock] = WeakValueDictionary()
-        """By reference key."""
+        """By file id."""
         self._actor_name = f"{application}-loras-{_fingerprint(settings)}"
         self._connect_lock = asyncio.Lock()
         self._actor: ActorHandle[Any] | None = None
@@ -149,18 +149,18 @@ class LoraCacheClient:
     async def get(
         self, references: Mapping[str, Reference], pool: str, lost_handle_ids: Collection[str] = ()
     ) -> dict[str, ResolvedLora[Any]]:
-        """Resolves `references` for the model of `pool`. The result has the same keys.
+        """Resolves `references`, by the inputs that name them, for the model of `pool`. The result has the same keys.
 
         `lost` are the ids of handles whose blocks cannot be read any more. Raises the first `FetchFailed` or
-        `InvalidLora`, `NotFound` for an uploaded file that was removed, and `EngineFailed` if there is no cache.
+        `InvalidLora`, which names the input, and `EngineFailed` if there is no cache.
         """
         model = self._settings.pools[pool].model
         async with first_error_task_group() as group:
             tasks = {
-                key: group.create_task(self._get_one(reference, model, lost_handle_ids))
-                for key, reference in references.items()
+                field: group.create_task(self._get_one(field, reference, model, lost_handle_ids))
+                for field, reference in references.items()
             }
-        return {key: task.result() for key, task in tasks.items()}
+        return {field: task.result() for field, task in tasks.items()}
 
     async def keep_alive(self) -> None:
         """Sends heartbeats to the cache until cancelled."""
@@ -171,21 +171,25 @@ class LoraCacheClient:
                 log.exception("LoRA cache is not available")
             await asyncio.sleep(HEARTBEAT_PERIOD_S)
 
-    async def _get_one(self, reference: Reference, model: str, lost: Collection[str]) -> ResolvedLora[Any]:
-        arguments = reference, model, tuple(lost)
+    async def _get_one(self, field: str, reference: Reference, model: str, lost: Collection[str]) -> ResolvedLora[Any]:
+        try:
+            return await self._resolve(reference, model, tuple(lost))
+        except (FetchFailed, InvalidLora) as error:
+            raise type(error)(error.what, error.why, field) from None
+        except NotFound as error:
+            raise FetchFailed(reference.display_name, str(error), field) from None
+
+    async def _resolve(self, *arguments: Any) -> ResolvedLora[Any]:
+        """Calls `LoraCacheActor.get`. Sends the content of an upload if the cache needs it, once for all requests."""
         try:
             return await self._call(lambda actor: actor.get.remote(*arguments))
-        except ContentMissing:
-            assert isinstance(reference, UploadedFile)
-            return await self._send(reference, arguments)
-
-    async def _send(self, reference: UploadedFile, arguments: tuple[Any, ...]) -> ResolvedLora[Any]:
-        """Sends the content of a file that the cache does not have, once for all concurrent requests."""
-        async with self._send_locks.setdefault(reference.key, asyncio.Lock()):
+        except ContentMissing as missing:
+            lock = self._send_locks.setdefault(missing.file_id, asyncio.Lock())
+        async with lock:
             try:
                 return await self._call(lambda actor: actor.get.remote(*arguments))
-            except ContentMissing:
-                content = await asyncio.to_thread(_put_file, await self._upload_path(reference.file_id))
+            except ContentMissing as missing:
+                content = await asyncio.to_thread(_put_file, await self._upload_path(missing.file_id))
                 return await self._call(lambda actor: actor.get.remote(*arguments, content))
 
     async def _call(self, method: Callable[[Any], Awaitable[Result]]) -> Result:
@@ -242,8 +246,8 @@ class LoraCacheClient:
 def _put_file(path: Path) -> "ray.ObjectRef[Any]":
     """Copies a file to the object store. Raises `NotFound`."""
     try:
-        is_empty = path.stat().st_size == 0
-        content = np.empty(0, np.uint8) if is_empty else np.memmap(path, np.uint8, "r")
+        # An empty file cannot be mapped.
+        content = np.memmap(path, np.uint8, "r") if path.stat().st_size else np.empty(0, np.uint8)
     except FileNotFoundError:
         raise NotFound("the uploaded file was removed; upload it again") from None
     return ray.put(np.asarray(content))

@@ -3,7 +3,7 @@
 import asyncio
 import logging
 import time
-from collections.abc import AsyncGenerator, Sequence
+from collections.abc import AsyncGenerator, Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict
 from typing import TYPE_CHECKING
@@ -14,6 +14,7 @@ from serve.engine.request import Completed, Failed, GenerationRequest, ImageRead
 from serve.errors import LorasMissing
 from serve.events import Event, Finished, ImageFinished, ImageFlagged, Started, StepDone
 from serve.generation_plan import GenerationPlan
+from serve.logs import use_replica_log
 from serve.lora.reference import ResolvedLora
 from serve.lora_cache import BlockRef
 from serve.media.image_codec import encode_image
@@ -30,24 +31,49 @@ LORA_READ_TIMEOUT_S = 60.0
 log = logging.getLogger(__name__)
 
 
+class StageTimes:
+    """Wall time of the stages of a start-up, for the log."""
+
+    def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
+        self._clock = clock
+        self._last_s = clock()
+        self._stages: list[str] = []
+
+    def end(self, stage: str) -> None:
+        """Ends the current stage, which began when the last one ended."""
+        now_s = self._clock()
+        self._stages.append(f"{stage} {now_s - self._last_s:.1f} s")
+        self._last_s = now_s
+
+    def __str__(self) -> str:
+        return ", ".join(self._stages)
+
+
 class ModelReplica:
     """Ready when its constructor returns: the checkpoint is loaded and every warm-up size was generated once."""
 
     def __init__(self, settings: Settings, pool: str) -> None:
+        use_replica_log()
+        times = StageTimes()
         # Imported here, so that processes which only deploy this class start seconds sooner, without torch.
         from serve.engine.checkpoint import load_checkpoint
         from serve.engine.engine import Engine
         from serve.engine.safety_checker import build_checker
 
+        times.end("imports")
         pool_settings = settings.pools[pool]
         token = read_secrets().hf_token
         hf_token = token.get_secret_value() if token else None
+        checkpoint = load_checkpoint(settings.models[pool_settings.model], pool_settings, hf_token)
+        times.end("checkpoint")
         self._checker = build_checker(settings.safety, hf_token)
         self._postprocessors = ThreadPoolExecutor(POSTPROCESSING_THREADS, thread_name_prefix="postprocess")
-        checkpoint = load_checkpoint(settings.models[pool_settings.model], pool_settings, hf_token)
+        times.end("safety checker")
         self._engine = Engine(checkpoint, pool_settings)
         self._engine.start()
         self._engine.warm_up(pool_settings.warmup_sizes)
+        times.end("warm-up")
+        log.info("replica of %s is ready: %s", pool, times)
 
     async def generate(
         self,
@@ -73,7 +99,7 @@ class ModelReplica:
                     case Completed():
                         for finished in asyncio.as_completed(postprocessing):
                             yield await finished
-                        yield Finished(event.stages_ms | stages_ms, event.mean_batch)
+                        yield Finished(event.stages_ms | stages_ms, event.mean_batch, self._engine.compute_dtype)
                     case Failed():
                         raise event.error
                     case Started() | StepDone():

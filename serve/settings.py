@@ -15,7 +15,7 @@ from pydantic import BaseModel, ConfigDict, Field, SecretStr, model_validator
 from serve.model_specs import EMBEDDED, Size, VariantName
 
 Precision = Literal["bf16", "fp8", "float32"]
-Dtype = Literal["bfloat16", "float16", "float32"]
+Dtype = Literal["auto", "bfloat16", "float16", "float32"]
 Device = Literal["cpu", "cuda"]
 Positive = Annotated[int, Field(ge=1)]
 Seconds = Annotated[float, Field(gt=0)]
@@ -42,7 +42,11 @@ class ModelSettings(StrictModel):
 
 
 class Dtypes(StrictModel):
-    """The dtype of each part of a checkpoint."""
+    """The dtype in which each part of a checkpoint computes.
+
+    `auto` means bfloat16 if the device computes it fast, which is measured at start-up, otherwise float32 with the same
+    weights: they are rounded to bfloat16 in both cases.
+    """
 
     transformer: Dtype
     text_encoders: Dtype
@@ -72,6 +76,10 @@ class Scaling(StrictModel):
         return self
 
 
+_ON_DEMAND = Scaling(min_replicas=0, downscale_to_zero_delay_s=3600)
+"""The first request starts the replica and waits for it."""
+
+
 class PoolSettings(StrictModel):
     """A pool of replicas that serve one model at one precision."""
 
@@ -82,7 +90,7 @@ class PoolSettings(StrictModel):
     dtypes: dict[Device, Dtypes] = Field(
         default={
             # bf16 convolutions on a CPU are 30 to 60 times slower than float32 ones.
-            "cpu": Dtypes(transformer="bfloat16", text_encoders="bfloat16", vae="float32"),
+            "cpu": Dtypes(transformer="auto", text_encoders="auto", vae="float32"),
             "cuda": Dtypes(transformer="bfloat16", text_encoders="bfloat16", vae="bfloat16"),
         }
     )
@@ -92,12 +100,12 @@ class PoolSettings(StrictModel):
     """Maximum number of images in one transformer pass."""
     disable_batching: bool = False
     """Run every image in a batch of one. On a GPU the batch size may change rounding; this prevents it."""
-    warmup_sizes: tuple[Size, ...] = ((512, 512), (1024, 1024))
-    """Sizes that a replica generates once before it reports ready."""
+    warmup_sizes: tuple[Size, ...] = ((512, 512),)
+    """Sizes that a replica generates once before it reports ready. On a GPU, the first run of a size is slower."""
     max_megapixels: Annotated[float, Field(gt=0)] = 2.1
     """Requests for larger images are rejected."""
-    num_threads: Positive = 1
-    """CPU threads of torch. Two busy processes on two cores are 35 times slower with two threads each than with one."""
+    num_threads: Positive | None = None
+    """CPU threads of torch; None means one for each CPU that the replica may use, at most 8."""
     prompt_cache_entries: Annotated[int, Field(ge=0)] = 64
     lora_bytes: Positive = 256 * 2**20
     """Device memory reserved for LoRAs. FLUX takes 11.2 MB for each rank, so 179 MB for a LoRA of rank 16."""
@@ -261,8 +269,9 @@ class Settings(StrictModel):
     }
     pools: Annotated[dict[str, PoolSettings], Field(min_length=1)] = {
         "dev-bf16": PoolSettings(model="dev"),
-        "dev-fp8": PoolSettings(model="dev", precision="fp8"),
-        "schnell": PoolSettings(model="schnell"),
+        # On two cores, three replicas that start together take three times as long to be ready as one.
+        "dev-fp8": PoolSettings(model="dev", precision="fp8", scaling=_ON_DEMAND),
+        "schnell": PoolSettings(model="schnell", scaling=_ON_DEMAND),
     }
     served_models: Annotated[tuple[ServedModel, ...], Field(min_length=1)] = (
         ServedModel(owner="black-forest-labs", name="flux-dev-lora", versions=("embedded",)),

@@ -23,7 +23,7 @@ def image_finished(image: int) -> ImageFinished:
     return ImageFinished(image, WEBP)
 
 
-DONE = Finished({"queue": 1.0, "text": 2.0, "denoise": 30.0}, mean_batch=2.5)
+DONE = Finished({"queue": 1.0, "text": 2.0, "denoise": 30.0}, mean_batch=2.5, compute_dtype="float32")
 ONE_IMAGE: tuple[Event, ...] = (Started(), StepDone(0, 1, 2), StepDone(0, 2, 2), image_finished(0), DONE)
 """All events of a prediction of one image in two steps."""
 

@@ -107,7 +107,8 @@ def _error_response(error: Exception, scope: Scope) -> Response:
         return Response(status_code=CLIENT_CLOSED_REQUEST)
     service_error = public_error(error)
     if service_error is None:
-        log.error("request %s failed: %s %s", request_id, scope["method"], scope["path"], exc_info=error)
+        # The path may contain line breaks, which `%r` escapes.
+        log.error("request %s failed: %s %r", request_id, scope["method"], scope["path"], exc_info=error)
         service_error = ServiceError(f"internal error; the server log has the cause of request {request_id}")
     response = _formatted(service_error, scope)
     if request_id is not None:

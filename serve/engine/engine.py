@@ -3,6 +3,7 @@
 import asyncio
 import itertools
 import logging
+import os
 import threading
 import time
 from collections.abc import AsyncIterator, Callable, Sequence
@@ -16,6 +17,7 @@ import numpy as np
 import torch
 
 from serve.engine.checkpoint import Checkpoint
+from serve.engine.compute_dtype import name
 from serve.engine.request import (
     EngineEvent,
     Failed,
@@ -32,6 +34,8 @@ from serve.model_specs import Size
 from serve.settings import PoolSettings
 
 STEP_EVENT_PERIOD_S = 1.0
+MAX_THREADS = 8
+"""CPU threads by default. With more, the small products of a step do not get faster."""
 
 Result = TypeVar("Result")
 _log = logging.getLogger(__name__)
@@ -60,7 +64,9 @@ class Engine:
 
     def __init__(self, checkpoint: Checkpoint, pool: PoolSettings) -> None:
         self._guidance_embeds = checkpoint.guidance_embeds
-        self._num_threads = pool.num_threads
+        self._num_threads = pool.num_threads or min(_available_cpus(), MAX_THREADS)
+        self.compute_dtype = name(checkpoint.transformer.dtype)
+        """The dtype in which the transformer computes, such as `float32`."""
         self._watchdog = Watchdog()
         self._scheduler = Scheduler(checkpoint, pool, self._watchdog)
         self._thread = threading.Thread(target=self._run, name="engine", daemon=True)
@@ -230,6 +236,11 @@ class StepThrottle:
             return False
         self._emitted_s[step.index] = now_s
         return True
+
+
+def _available_cpus() -> int:
+    """CPUs that this process may use, or all of the machine where the system does not tell."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def _warm_up_request(size: Size, guidance_embeds: bool) -> GenerationRequest:

@@ -22,6 +22,16 @@ def quantize_to_float8(model: nn.Module, device: torch.device) -> None:
     model.to(device)
 
 
+def round_to_float8(model: nn.Module) -> None:
+    """Rounds the weights of all linear layers of `model` in place to the values that they have in float8.
+
+    They keep their dtype and memory, so products need no conversion.
+    """
+    for layer in model.modules():
+        if isinstance(layer, nn.Linear):
+            layer.weight = nn.Parameter(float8_weight(layer.weight.detach()).dequantize(), requires_grad=False)
+
+
 def float8_weight(weight: torch.Tensor) -> torch.Tensor:
     """`weight` as quanto's float8 tensor, with one scale per row.
 

@@ -159,10 +159,10 @@ class RequestState:
         """Wall time by stage, without overlap: the time before the first step, less preparation, is `queue`, and the
         time after the last step is `decode`."""
         now_s = time.monotonic()
-        started_s = self._started_s or now_s
+        started_s = now_s if self._started_s is None else self._started_s
         preparation = {stage: self._times_s[stage] for stage in _PREPARATION_STAGES if stage in self._times_s}
         stages = {"queue": started_s - self._submitted_s - sum(preparation.values()), **preparation}
         if self._last_step_s is not None:
             stages["denoise"] = self._last_step_s - started_s
-        stages["decode"] = now_s - (self._last_step_s or started_s)
+        stages["decode"] = now_s - (started_s if self._last_step_s is None else self._last_step_s)
         return {stage: 1000 * seconds for stage, seconds in stages.items()}

@@ -154,7 +154,7 @@ class Scheduler:
             image = ImageState(
                 index=index,
                 encoded_prompt=request.encoded_prompt,
-                guidance=parameters.guidance or 0.0,
+                guidance=0.0 if parameters.guidance is None else parameters.guidance,
                 schedule=sigmas,
                 grid=grid,
                 img_ids=img_ids,

@@ -45,7 +45,7 @@ def make_sigma_schedule(config: Mapping[str, Any], tokens: int, steps: int, stre
 
 def _unshifted_sigmas(steps: int, strength: float | None) -> list[float]:
     """Follows the default `sigmas` of diffusers' `FluxPipeline`."""
-    if steps == 1 and strength:
+    if steps == 1 and strength is not None and strength > 0:
         return [strength]
     return [float(sigma) for sigma in np.linspace(1.0, 1 / steps, steps)]
 

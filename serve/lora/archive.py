@@ -1,4 +1,4 @@
-"""Extracts the one weights file from a download: a safetensors file, or a tar, tar.gz or zip that contains one.
+"""Extracts the weights file from a download: a safetensors file, or a tar, tar.gz or zip that contains one or more.
 
 Archives are untrusted: names in them are never used as paths, and sizes are counted while unpacking.
 """
@@ -9,46 +9,25 @@ import struct
 import tarfile
 import zipfile
 import zlib
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
-from io import BytesIO, FileIO
+from io import SEEK_SET, BytesIO, FileIO
 from pathlib import Path, PurePosixPath
-from typing import IO, Literal, Protocol
+from typing import IO, Protocol
 
-from serve.lora.safetensors_header import InvalidLoraFile, display_name
+from serve.lora.file_type import PICKLE_ERROR, REJECTED_SUFFIXES, WEIGHTS_SUFFIX, FileType, detect_file_type
+from serve.lora.safetensors_header import InvalidLoraFile, display_name, display_names
 
-WEIGHTS_SUFFIX = ".safetensors"
-ACCEPTED_SUFFIXES = (WEIGHTS_SUFFIX, ".tar", ".tar.gz", ".tgz", ".zip")
-"""Suffixes of files that may contain weights."""
 CONFIG_NAME = "adapter_config.json"
 MAX_CONFIG_BYTES = 2**20
 MAX_MEMBERS = 10_000
 MAX_ZIP_DIRECTORY_BYTES = 4 * 2**20
-"""Limit on the central directory of a zip file, which `zipfile` reads into memory."""
-MAX_LISTED_MEMBERS = 5
-
-FileType = Literal["safetensors", "tar", "gzip", "zip"]
-
-_ARCHIVE_MAGIC: tuple[tuple[bytes, FileType], ...] = (
-    (b"\x1f\x8b", "gzip"),
-    (b"PK\x03\x04", "zip"),
-    (b"PK\x05\x06", "zip"),
-)
-_UNSUPPORTED_MAGIC = (
-    *((bytes((0x80, protocol)), "a pickle, which could execute code") for protocol in range(2, 6)),
-    (b"GGUF", "a GGUF file"),
-    (b"version https://git-lfs", "a Git LFS pointer, not the file itself"),
-    (b"\xef\xbb\xbf<", "a web page"),
-    (b"<", "a web page"),
-    (b"{", "a JSON document"),
-    (b"7z\xbc\xaf\x27\x1c", "a 7z archive"),
-    (b"Rar!", "a RAR archive"),
-)
-_MAX_HEADER_LENGTH = 2**32
-"""A safetensors file starts with the length of its header. Text in its place gives a far larger number."""
+"""Limit on the central directory of a zip file, which `zipfile` reads into memory at once."""
+MAX_TAR_HEADER_BYTES = 128 * 2**10
+"""Limit on a long name or a pax header, which `tarfile` reads into memory at once."""
 _CHUNK_BYTES = 64 * 2**10
-_ZIP_DIRECTORY_END = struct.Struct("<4s4H2LH")
 _ARCHIVE_ERRORS = (
     tarfile.TarError,
     zipfile.BadZipFile,
@@ -57,6 +36,7 @@ _ARCHIVE_ERRORS = (
     struct.error,
     EOFError,
     RuntimeError,
+    UnicodeDecodeError,
 )
 """Errors that the standard library raises for truncated and malicious archives."""
 
@@ -68,10 +48,13 @@ class ExtractedFiles:
     """PEFT's `adapter_config.json`, if an archive has it in the folder of the weights."""
 
 
-def extract_weights(path: Path, folder: Path, max_weights_bytes: int, max_unpacked_bytes: int) -> ExtractedFiles:
+def extract_weights(
+    path: Path, folder: Path, max_weights_bytes: int, max_unpacked_bytes: int, member: str | None = None
+) -> ExtractedFiles:
     """Extracts the weights from the file at `path` to the empty `folder`. A safetensors file stays where it is.
 
-    Blocking. Raises `InvalidLoraFile` with a message for the caller, and `OSError` if writing to disk fails.
+    `member` is the path of the weights in an archive; without it, the archive must have one weights file. Blocking.
+    Raises `InvalidLoraFile` with a message for the caller, and `OSError` if writing to disk fails.
     """
     try:
         file_type = detect_file_type(path)
@@ -79,69 +62,61 @@ def extract_weights(path: Path, folder: Path, max_weights_bytes: int, max_unpack
             with gzip.open(path) as compressed:
                 path = _copy(compressed, folder / "decompressed", max_unpacked_bytes)
             file_type = detect_file_type(path)
-        if file_type == "tar":
-            with _LimitedReadFile(path) as file, tarfile.open(fileobj=file, mode="r:") as tar:
-                return _extract_members(_tar_members(tar), folder, max_weights_bytes)
-        if file_type == "zip":
-            _check_zip_directory(path)
-            with zipfile.ZipFile(path) as archive:
-                return _extract_members(_zip_members(archive), folder, max_weights_bytes)
+        if file_type in ("tar", "zip"):
+            with _open_archive(path, file_type) as members:
+                extracted = _extract_members(members, folder, max_weights_bytes, member)
+            _check_is_safetensors(extracted.weights)
+            return extracted
     except _ARCHIVE_ERRORS as error:
         raise InvalidLoraFile("the archive is damaged or truncated") from error
     if file_type != "safetensors":
         raise InvalidLoraFile("it is a nested archive; pack the weights once only")
+    if member is not None:
+        raise InvalidLoraFile(f"it is not an archive, so it has no {display_name(member)}; remove the part after #")
     return ExtractedFiles(path)
 
 
-def detect_file_type(path: Path) -> FileType:
-    """The type of a file by its content. Raises `InvalidLoraFile` for types that cannot contain weights."""
-    with path.open("rb") as file:
-        head = file.read(tarfile.BLOCKSIZE)
-    if head[8:9] == b"{" and int.from_bytes(head[:8], "little") < _MAX_HEADER_LENGTH:
-        return "safetensors"
-    archive_type = next((file_type for magic, file_type in _ARCHIVE_MAGIC if head.startswith(magic)), None)
-    if archive_type or _is_tar(head):
-        return archive_type or "tar"
-    description = next((text for magic, text in _UNSUPPORTED_MAGIC if head.lstrip().startswith(magic)), "unknown data")
-    raise InvalidLoraFile(
-        f"the file is {description if head else 'empty'}; "
-        "use a .safetensors file, or a tar, tar.gz or zip archive that contains one"
-    )
+class _LimitedFile(FileIO):
+    """Rejects reads of more than `max_read_bytes`, and offsets outside the file.
 
+    The standard library trusts the sizes and offsets in archives.
+    """
 
-def _is_tar(head: bytes) -> bool:
-    """Whether the block is the header of a tar member, or the end of an empty tar file."""
-    if len(head) == tarfile.BLOCKSIZE and not any(head):
-        return True
-    try:
-        tarfile.TarInfo.frombuf(head, "utf-8", "surrogateescape")
-    except tarfile.TarError:
-        return False
-    return True
-
-
-class _LimitedReadFile(FileIO):
-    """Limits single reads, because `tarfile` reads headers of any size into memory."""
+    def __init__(self, path: Path, max_read_bytes: int, error: str) -> None:
+        super().__init__(path)
+        self._size_bytes = path.stat().st_size
+        self._max_read_bytes = max_read_bytes
+        self._error = error
 
     def read(self, size: int | None = -1, /) -> bytes:
-        if size is None or not 0 <= size <= 2 * _CHUNK_BYTES:
-            raise InvalidLoraFile("the archive has an oversized header")
-        return super().read(size) or b""
+        if size is not None and size > self._max_read_bytes:
+            raise InvalidLoraFile(self._error)
+        content = super().read(self._max_read_bytes + 1 if size is None or size < 0 else size) or b""
+        if len(content) > self._max_read_bytes:
+            raise InvalidLoraFile(self._error)
+        return content
+
+    def seek(self, offset: int, whence: int = SEEK_SET, /) -> int:
+        if whence == SEEK_SET and not 0 <= offset <= self._size_bytes:
+            raise EOFError
+        return super().seek(offset, whence)
 
 
-def _check_zip_directory(path: Path) -> None:
-    """Rejects a zip file whose central directory would fill the memory, before `zipfile` reads it."""
-    with path.open("rb") as file:
-        size = file.seek(0, 2)
-        file.seek(max(0, size - 2**16 - _ZIP_DIRECTORY_END.size))
-        tail = file.read()
-    end = tail.rfind(b"PK\x05\x06")
-    if end < 0 or len(tail) - end < _ZIP_DIRECTORY_END.size:
-        raise InvalidLoraFile("the archive is damaged or truncated")
-    directory_bytes = _ZIP_DIRECTORY_END.unpack_from(tail, end)[5]
-    is_zip64 = b"PK\x06\x07" in tail[max(0, end - 20) : end]
-    if directory_bytes > MAX_ZIP_DIRECTORY_BYTES or is_zip64:
-        raise InvalidLoraFile("the archive contains too many files")
+@contextmanager
+def _open_archive(path: Path, file_type: FileType) -> "Iterator[Iterable[_Member]]":
+    """The members of a tar or zip file, which can be opened within the context."""
+    if file_type == "zip":
+        with (
+            _LimitedFile(path, MAX_ZIP_DIRECTORY_BYTES, "the archive contains too many files") as file,
+            zipfile.ZipFile(file) as archive,
+        ):
+            yield _zip_members(archive)
+    else:
+        with (
+            _LimitedFile(path, MAX_TAR_HEADER_BYTES, "the archive has an oversized header") as file,
+            tarfile.open(fileobj=file, mode="r:") as tar,
+        ):
+            yield _tar_members(tar)
 
 
 @dataclass(frozen=True, slots=True)
@@ -172,30 +147,28 @@ def _zip_members(archive: zipfile.ZipFile) -> Iterator[_Member]:
         yield _Member(info.filename, is_file, info.is_dir(), partial(archive.open, info))
 
 
-def _extract_members(members: Iterable[_Member], folder: Path, max_weights_bytes: int) -> ExtractedFiles:
-    """Extracts the only weights file to `folder`, and reads the adapter configuration next to it."""
-    weights: dict[PurePosixPath, Path] = {}
-    configs: dict[PurePosixPath, bytes] = {}
-    other_names: list[str] = []
+def _extract_members(
+    members: Iterable[_Member], folder: Path, max_weights_bytes: int, wanted: str | None
+) -> ExtractedFiles:
+    """Extracts the selected weights file to `folder`, and reads the adapter configuration next to it."""
+    files = _checked_files(members)
+    selected = _select_weights(list(files), wanted)
+    weights = _extract(files[selected], folder / f"weights{WEIGHTS_SUFFIX}", max_weights_bytes)
+    config = files.get(selected.parent / CONFIG_NAME)
+    config_path = _extract(config, folder / CONFIG_NAME, MAX_CONFIG_BYTES) if config else None
+    return ExtractedFiles(weights, config_path.read_bytes() if config_path else None)
+
+
+def _checked_files(members: Iterable[_Member]) -> dict[PurePosixPath, _Member]:
+    """The files of an archive by path. Raises `InvalidLoraFile` if it has links, or paths that lead outside it."""
+    files = {}
     for number, member in enumerate(members, start=1):
         if number > MAX_MEMBERS:
             raise InvalidLoraFile(f"the archive contains more than {MAX_MEMBERS} files")
         _check_member(member)
-        if not member.is_file or _is_macos_metadata(member.path):
-            continue
-        if member.path.suffix.lower() == WEIGHTS_SUFFIX:
-            weights[member.path] = _extract(member, folder / f"{len(weights)}{WEIGHTS_SUFFIX}", max_weights_bytes)
-            if len(weights) > 1:
-                names = " and ".join(display_name(str(path)) for path in weights)
-                raise InvalidLoraFile(f"the archive contains several weights files, {names}; link to one of them")
-        elif member.path.name == CONFIG_NAME:
-            configs[member.path.parent] = _extract(member, folder / CONFIG_NAME, MAX_CONFIG_BYTES).read_bytes()
-        else:
-            other_names.append(member.name)
-    if not weights:
-        raise InvalidLoraFile(_missing_weights(other_names))
-    ((member_path, extracted),) = weights.items()
-    return ExtractedFiles(extracted, configs.get(member_path.parent))
+        if member.is_file and not _is_macos_metadata(member.path):
+            files[member.path] = member
+    return files
 
 
 def _check_member(member: _Member) -> None:
@@ -210,14 +183,48 @@ def _is_macos_metadata(path: PurePosixPath) -> bool:
     return path.name.startswith("._") or "__MACOSX" in path.parts
 
 
-def _missing_weights(other_names: list[str]) -> str:
-    if any(PurePosixPath(name).name == "data.pkl" for name in other_names):
-        return f"it is a pickle, which could execute code; use a {WEIGHTS_SUFFIX} file"
-    if not other_names:
+def _select_weights(paths: Sequence[PurePosixPath], wanted: str | None) -> PurePosixPath:
+    """The path `wanted`, or the only one of a weights file. Raises `InvalidLoraFile` with a list if there is none."""
+    weights = [path for path in paths if path.suffix.lower() == WEIGHTS_SUFFIX]
+    if not weights:
+        raise InvalidLoraFile(_missing_weights(paths))
+    listed = display_names([str(path) for path in weights])
+    if wanted is not None:
+        if PurePosixPath(wanted) in weights:
+            return PurePosixPath(wanted)
+        raise InvalidLoraFile(f"the archive has no {display_name(wanted)}; its weights files are {listed}")
+    if len(weights) > 1:
+        raise InvalidLoraFile(
+            f"the archive contains several weights files: {listed}; "
+            f"add # and the path of one of them, as in #{display_name(str(weights[0]))}"
+        )
+    return weights[0]
+
+
+def _missing_weights(paths: Sequence[PurePosixPath]) -> str:
+    if _is_torch_checkpoint(paths):
+        return PICKLE_ERROR
+    if not paths:
         return f"the archive is empty; it must contain one {WEIGHTS_SUFFIX} file"
-    listed = ", ".join(display_name(name) for name in other_names[:MAX_LISTED_MEMBERS])
-    more = " and more" if len(other_names) > MAX_LISTED_MEMBERS else ""
-    return f"the archive contains no {WEIGHTS_SUFFIX} file, only {listed}{more}"
+    missing = f"the archive contains no {WEIGHTS_SUFFIX} file, only {display_names([str(path) for path in paths])}"
+    is_convertible = any(path.suffix.lower() in REJECTED_SUFFIXES for path in paths)
+    return f"{missing}; convert the weights to safetensors" if is_convertible else missing
+
+
+def _is_torch_checkpoint(paths: Iterable[PurePosixPath]) -> bool:
+    return any(path.name == "data.pkl" for path in paths)  # As `torch.save` names the pickle in its zip files.
+
+
+def _check_is_safetensors(path: Path) -> None:
+    """Raises `InvalidLoraFile` if a file from an archive is not a safetensors file."""
+    file_type = detect_file_type(path)
+    if file_type == "safetensors":
+        return
+    if file_type == "zip":
+        with _open_archive(path, file_type) as members:
+            if _is_torch_checkpoint(member.path for member in members):
+                raise InvalidLoraFile(PICKLE_ERROR)
+    raise InvalidLoraFile("it is a nested archive; pack the weights once only")
 
 
 def _extract(member: _Member, path: Path, max_bytes: int) -> Path:

@@ -1,11 +1,10 @@
 """Resolves CivitAI references to a model version and one of its files."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import replace
 from typing import Annotated
 from urllib.parse import urlencode
 
-from pydantic import BaseModel, BeforeValidator, Field, SecretStr, ValidationError
+from pydantic import BaseModel, BeforeValidator, Field, ValidationError
 
 from serve.errors import FetchFailed, InvalidLora
 from serve.lora.download import Downloader
@@ -63,7 +62,7 @@ class _ModelWithVersions(_Model):
 async def resolve(reference: CivitaiFile, civitai: Provider, downloader: Downloader) -> ResolvedFile:
     """The file that `reference` currently resolves to. Raises `FetchFailed`, and `InvalidLora` for other models."""
     if reference.token:
-        civitai = replace(civitai, token=SecretStr(reference.token))
+        civitai = civitai.with_callers_token(reference.token)
     try:
         version, model_type = await _fetch_version(reference, civitai, downloader)
     except ValidationError as error:

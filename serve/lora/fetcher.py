@@ -14,8 +14,8 @@ from serve.lora import civitai, huggingface
 from serve.lora.download import Downloader
 from serve.lora.provider import ANY_HOST, Provider, Providers, RemoteFile, ResolvedFile
 from serve.lora.reference import (
+    ArchiveMember,
     CivitaiFile,
-    ContentMissing,
     EmbeddedLora,
     HubFile,
     InlineFile,
@@ -23,9 +23,9 @@ from serve.lora.reference import (
     Reference,
     ReplicateModel,
     S3Object,
-    UploadedFile,
     UrlFile,
 )
+from serve.lora.uploaded_file import ContentMissing, UploadedFile
 from serve.model_specs import EMBEDDED_MODELS_FOLDER, embedded_lora_file
 from serve.net.http_client import HttpClient
 from serve.settings import LoraSettings, Secrets
@@ -74,6 +74,8 @@ class LoraFetcher:
                 )
             case ReplicateModel() | HubFile() | CivitaiFile() | UrlFile() | S3Object():
                 return await self._download(reference, path, known_revision)
+            case ArchiveMember(archive):
+                return await self.fetch(archive, folder, known_revision)
         raise TypeError(f"unknown reference type {type(reference).__name__}")
 
     async def resolve(self, reference: RemoteReference) -> ResolvedFile:
@@ -112,7 +114,7 @@ class LoraFetcher:
     async def _write_upload(self, reference: UploadedFile, path: Path) -> FetchedFile:
         content, max_bytes = reference.content, self._settings.fetch.max_bytes
         if content is None:
-            raise ContentMissing
+            raise ContentMissing(reference.file_id)
         if content.nbytes > max_bytes:
             raise FetchFailed(reference.display_name, f"it has more than {max_bytes} bytes")
         await asyncio.to_thread(path.write_bytes, content)

@@ -7,16 +7,16 @@ from huggingface_hub import hf_hub_url
 from pydantic import BaseModel, Field, ValidationError
 
 from serve.errors import FetchFailed, InvalidLora
-from serve.lora.archive import ACCEPTED_SUFFIXES, CONFIG_NAME, WEIGHTS_SUFFIX
+from serve.lora.archive import CONFIG_NAME
 from serve.lora.download import Downloader
+from serve.lora.file_type import ACCEPTED_SUFFIXES, WEIGHTS_SUFFIX
 from serve.lora.provider import Provider, RemoteFile, ResolvedFile
 from serve.lora.reference import HubFile
-from serve.lora.safetensors_header import display_name
+from serve.lora.safetensors_header import display_name, display_names
 
 PEFT_WEIGHTS_NAME = "adapter_model.safetensors"
 DEFAULT_NAMES = ("pytorch_lora_weights.safetensors", PEFT_WEIGHTS_NAME, "lora.safetensors")
 """Default file names of diffusers, PEFT and trainers: preferred if a repository has several weights files."""
-MAX_LISTED_FILES = 8
 
 
 class _Lfs(BaseModel):
@@ -92,6 +92,4 @@ def _ambiguity(reference: HubFile, candidates: Sequence[str]) -> str:
     if not candidates:
         missing = display_name(reference.path) if reference.path else f"{WEIGHTS_SUFFIX} file"
         return f"the repository has no {missing} at revision {display_name(reference.revision)}"
-    listed = ", ".join(display_name(name) for name in candidates[:MAX_LISTED_FILES])
-    more = f" and {len(candidates) - MAX_LISTED_FILES} more" if len(candidates) > MAX_LISTED_FILES else ""
-    return f"the repository has several weights files; specify one of {listed}{more}"
+    return f"the repository has several weights files; specify one of {display_names(candidates)}"

@@ -16,7 +16,7 @@ from serve.lora.archive import extract_weights
 from serve.lora.convert_state_dict import StateDictConverter, adapter_configs_in_header, parse_adapter_config
 from serve.lora.fetcher import FetchedFile, LoraFetcher
 from serve.lora.model_geometry import ModelGeometry
-from serve.lora.reference import Reference
+from serve.lora.reference import ArchiveMember, Reference
 from serve.lora.safetensors_header import Header, InvalidLoraFile, read_header
 from serve.lora.weights import Block, LoraWeights, pack, unpack
 from serve.net.http_client import HttpClient
@@ -89,7 +89,11 @@ class LoraLoader:
         try:
             unpack_folder.mkdir()
             files = extract_weights(
-                fetched.path, unpack_folder, self._settings.fetch.max_bytes, self._settings.max_unpacked_bytes
+                fetched.path,
+                unpack_folder,
+                self._settings.fetch.max_bytes,
+                self._settings.max_unpacked_bytes,
+                reference.path if isinstance(reference, ArchiveMember) else None,
             )
             header, tensors = _read_tensors(files.weights, self._settings.max_tensors)
             configs = adapter_configs_in_header(header.metadata)

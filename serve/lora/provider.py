@@ -1,7 +1,7 @@
 """Hosts of LoRAs: their URLs, credentials and error messages."""
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from http.client import FORBIDDEN, NOT_FOUND, UNAUTHORIZED
 
 import httpx
@@ -30,6 +30,8 @@ class Provider:
     token: SecretStr | None = None
     error_codes: Mapping[str, str] = field(default_factory=dict)
     """Explains the values of the response header `x-error-code`."""
+    is_callers_token: bool = False
+    """Whether the caller's reference contains `token`, instead of the environment of this service."""
 
     def auth_headers(self, url: httpx.URL) -> dict[str, str]:
         """The Authorization header for `url`; empty without a token, and for any other origin than `base_url`."""
@@ -37,9 +39,14 @@ class Provider:
             return {}
         return {"Authorization": f"Bearer {self.token.get_secret_value()}"}
 
+    def with_callers_token(self, token: str) -> "Provider":
+        return replace(self, token=SecretStr(token), is_callers_token=True)
+
     @property
     def auth_hint(self) -> str:
         """What to do when the provider requires authentication."""
+        if self.is_callers_token:
+            return f"the token in the reference is not valid, or its {self.name} account has no access"
         if not self.token_variable:
             return "the file must be readable without authentication"
         if not self.token:

@@ -211,29 +211,24 @@ class InlineFile(Reference):
 
 
 @dataclass(frozen=True, slots=True)
-class UploadedFile(Reference):
-    """A file that a client uploaded to this service. References to equal contents are equal."""
+class ArchiveMember(Reference):
+    """One of several weights files in an archive."""
 
-    sha256: str
-    file_id: str = field(compare=False)
-    content: memoryview | None = field(default=None, repr=False, compare=False)
-    """Sent only to a cache that does not have the LoRA."""
+    archive: Reference
+    path: str
+    """Compared with the paths in the archive; never used as a path on disk."""
 
     @property
     def _canonical(self) -> str:
-        return self.sha256
+        return f"{self.archive.key} {self.path}"
 
     @property
     def display_name(self) -> str:
-        return f"/v1/files/{self.file_id}"
+        return f"{self.archive.display_name}#{self.path}"
 
     @property
     def may_change(self) -> bool:
-        return False
-
-
-class ContentMissing(Exception):
-    """The cache does not have the LoRA of an `UploadedFile`, and its reference was sent without the content."""
+        return self.archive.may_change
 
 
 BlockRefT = TypeVar("BlockRefT")

@@ -6,7 +6,7 @@ data, which the tensors cover without gaps.
 
 import json
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, BinaryIO
 
@@ -14,6 +14,7 @@ LENGTH_BYTES = 8
 MAX_HEADER_BYTES = 16 * 2**20
 MAX_DIMENSIONS = 8
 MAX_NAME_CHARS = 120
+MAX_LISTED_NAMES = 8
 DTYPE_BYTES = {
     **dict.fromkeys(("BOOL", "U8", "I8", "F8_E4M3", "F8_E5M2"), 1),
     **dict.fromkeys(("I16", "U16", "F16", "BF16"), 2),
@@ -67,6 +68,12 @@ def display_name(name: str) -> str:
     """A name from an untrusted file for use in a message: on one line, printable, at most 120 characters."""
     short = name if len(name) <= MAX_NAME_CHARS else f"{name[: MAX_NAME_CHARS - 1]}…"
     return short.encode(errors="backslashreplace").decode() if short.isprintable() else ascii(short)
+
+
+def display_names(names: Sequence[str]) -> str:
+    """Names from an untrusted source as a list of at most 8 for use in a message."""
+    listed = ", ".join(display_name(name) for name in names[:MAX_LISTED_NAMES])
+    return f"{listed} and {len(names) - MAX_LISTED_NAMES} more" if len(names) > MAX_LISTED_NAMES else listed
 
 
 def _parse_json(text: bytes) -> dict[str, Any]:

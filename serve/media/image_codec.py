@@ -1,27 +1,16 @@
-"""Decodes, resizes and encodes images; all functions block, so call them in a thread.
+"""Decodes, resizes and encodes images; all functions block, so call them in a thread."""
 
-Input is untrusted: only formats with safe decoders are tried, the size is checked before any pixel is decoded, and
-every decoder error becomes `InvalidImage`.
-"""
-
-from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import suppress
 from io import BytesIO
 
 import numpy as np
-from PIL import Image, ImageCms, ImageOps, UnidentifiedImageError
+from PIL import Image, ImageCms, ImageOps
 
-from serve.errors import InvalidImage
-from serve.model_specs import MASK_THRESHOLD, ImageArray, ImageFormat, MaskArray, Size
+from serve.media.image_file import decoder_errors, open_image
+from serve.model_specs import ImageArray, ImageFormat, Size
 
-FORMATS = ("PNG", "JPEG", "WEBP", "GIF", "BMP", "TIFF", "AVIF")
-"""The formats that Pillow may try. Decoders that run programs (EPS, PDF) or open other files are excluded."""
 MEDIA_TYPES: dict[str, str] = {"webp": "image/webp", "jpg": "image/jpeg", "png": "image/png"}
 """Maps each `ImageFormat`, which is also the file extension, to its media type."""
-MAX_JPEG_SCANS = 100
-"""A progressive JPEG has about ten scans. Each costs time for the full area, and a small file can have millions."""
-START_OF_SCAN = b"\xff\xda"
-
 WHITE_LEVELS = {"I;16": (65535.0,), "I": (255.0, 65535.0, 2.0**31 - 1), "F": (1.0, 255.0, 65535.0)}
 """Possible values of white for Pillow's modes of more than 8 bits, in ascending order.
 
@@ -37,29 +26,20 @@ def decode_image(content: bytes, field: str, max_megapixels: float) -> Image.Ima
 
     Raises `InvalidImage` for `field`.
     """
-    with _decoder_errors(field, max_megapixels):
-        return to_rgb(_load(content, field, max_megapixels))
-
-
-def decode_mask(content: bytes, field: str, max_megapixels: float) -> Image.Image:
-    """Returns the first frame of a mask file in mode L, with EXIF orientation applied.
-
-    Transparency becomes black, so areas that were never painted are kept. Raises `InvalidImage` for `field`.
-    """
-    with _decoder_errors(field, max_megapixels):
-        return to_grayscale(_load(content, field, max_megapixels))
+    with decoder_errors(field, max_megapixels):
+        return to_rgb(open_image(content, field, max_megapixels))
 
 
 def to_rgb(image: Image.Image) -> Image.Image:
     """Converts `image` to mode RGB in sRGB, with transparency on white. An embedded colour profile is applied."""
     profile = image.info.get("icc_profile")
-    opaque = _composite(_to_eight_bits(image), "white")
-    return _to_srgb(opaque, profile) if profile else _to_mode(opaque, "RGB")
+    opaque = _composite(to_eight_bits(image), "white")
+    return _to_mode(opaque, "RGB") if profile is None else _to_srgb(opaque, profile)
 
 
 def to_grayscale(image: Image.Image) -> Image.Image:
     """Converts `image` to mode L, with transparency on black. An embedded colour profile is ignored."""
-    opaque = _composite(_to_eight_bits(image), "black")
+    opaque = _composite(to_eight_bits(image), "black")
     return opaque if opaque.mode == "L" else _to_mode(opaque, "RGB").convert("L")
 
 
@@ -71,50 +51,7 @@ def resize_image(image: Image.Image, size: Size) -> ImageArray:
     return np.array(ImageOps.fit(image, size, method=Image.Resampling.LANCZOS))
 
 
-def resize_mask(mask: Image.Image, image_size: Size, size: Size) -> MaskArray:
-    """Returns a mask of mode L as [height, width] of 0 (keep) and 255 (repaint), aligned with the resized image.
-
-    `image_size` is the size of the decoded image before it was resized. A mask of another size is stretched to it.
-    """
-    stretched = mask.resize(image_size, Image.Resampling.NEAREST)
-    cropped = np.asarray(ImageOps.fit(stretched, size, method=Image.Resampling.NEAREST))
-    return np.where(cropped >= MASK_THRESHOLD, np.uint8(255), np.uint8(0))
-
-
-def _load(content: bytes, field: str, max_megapixels: float) -> Image.Image:
-    """Decodes `content` after checking its header, and applies its EXIF orientation."""
-    image = Image.open(BytesIO(content), formats=FORMATS)
-    width, height = image.size
-    if width * height > max_megapixels * 1e6:
-        raise InvalidImage(field, f"the image is {width}x{height}; at most {max_megapixels:g} megapixels are accepted")
-    if image.format in ("JPEG", "MPO") and content.count(START_OF_SCAN) > MAX_JPEG_SCANS:
-        raise InvalidImage(field, f"the JPEG has more than {MAX_JPEG_SCANS} scans; save it as a baseline JPEG")
-    image.load()
-    # A damaged EXIF block is no reason to refuse an image. In place, the image is rotated before the block is
-    # rewritten, so an error while rewriting does not undo the rotation.
-    with suppress(Exception):
-        ImageOps.exif_transpose(image, in_place=True)
-    return image
-
-
-@contextmanager
-def _decoder_errors(field: str, max_megapixels: float) -> Iterator[None]:
-    """Converts every exception to `InvalidImage`, because decoders do not document what they raise on hostile input."""
-    try:
-        yield
-    except InvalidImage:
-        raise
-    except UnidentifiedImageError as error:
-        formats = ", ".join(FORMATS)
-        raise InvalidImage(field, f"the file is not an image in a supported format; send one of {formats}") from error
-    except Image.DecompressionBombError as error:
-        why = f"the image has too many pixels to decode; at most {max_megapixels:g} megapixels are accepted"
-        raise InvalidImage(field, why) from error
-    except Exception as error:
-        raise InvalidImage(field, "the image file is truncated or damaged") from error
-
-
-def _to_eight_bits(image: Image.Image) -> Image.Image:
+def to_eight_bits(image: Image.Image) -> Image.Image:
     """Scales modes of more than 8 bits per channel down to 8; Pillow's own conversion clips values over 255."""
     mode = image.mode[:4]  # Big-endian "I;16B" counts as "I;16".
     if mode not in WHITE_LEVELS:
@@ -134,11 +71,16 @@ def _grayscale_image(values: np.ndarray) -> Image.Image:
     return Image.fromarray((np.nan_to_num(values, nan=0).clip(0, 1) * 255 + 0.5).astype(np.uint8))
 
 
+def to_rgba(image: Image.Image) -> Image.Image:
+    """Converts an 8-bit image with transparency to mode RGBA."""
+    return image.convert(UNPREMULTIPLIED_MODES.get(image.mode, image.mode)).convert("RGBA")
+
+
 def _composite(image: Image.Image, background: str) -> Image.Image:
     """Removes transparency by compositing `image` over a background colour."""
     if not image.has_transparency_data:
         return image
-    foreground = image.convert(UNPREMULTIPLIED_MODES.get(image.mode, image.mode)).convert("RGBA")
+    foreground = to_rgba(image)
     result = Image.new("RGBA", foreground.size, background)
     result.alpha_composite(foreground)
     return result.convert("RGB")

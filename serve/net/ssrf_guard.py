@@ -123,7 +123,7 @@ class GuardedNetworkBackend(httpcore.AsyncNetworkBackend):
         try:
             async with asyncio.timeout(timeout):
                 addresses = (await self._resolve(host, port))[:MAX_ADDRESSES_TRIED]
-                address_timeout_s = timeout / len(addresses) if timeout else None
+                address_timeout_s = None if timeout is None else timeout / len(addresses)
                 for address in addresses[:-1]:
                     try:
                         return await self._network.connect_tcp(

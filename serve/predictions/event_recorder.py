@@ -74,7 +74,7 @@ class EventRecorder:
         if not self._saved:
             raise AllImagesFlagged
         stages_ms = finished.stages_ms | {"queue": self._queue_ms(finished)}
-        metrics = {"mean_batch": round(finished.mean_batch, 2)}
+        metrics = {"mean_batch": round(finished.mean_batch, 2), "compute_dtype": finished.compute_dtype}
         await self._store.finish(
             self._id,
             lambda prediction: prediction.with_stage_times(stages_ms).with_metrics(metrics).succeeded(self._clock()),
@@ -99,7 +99,8 @@ class EventRecorder:
     def _queue_ms(self, finished: Finished) -> float:
         """The wait for the first step, including the start-up of a replica, without preparation in the engine."""
         preparation_ms = sum(finished.stages_ms.get(stage, 0.0) for stage in ("lora", "text", "encode_image"))
-        return max(finished.stages_ms.get("queue", 0.0), (self._first_event_ms or 0.0) - preparation_ms)
+        first_event_ms = 0.0 if self._first_event_ms is None else self._first_event_ms
+        return max(finished.stages_ms.get("queue", 0.0), first_event_ms - preparation_ms)
 
 
 class ProgressBar:

@@ -9,11 +9,12 @@ from dataclasses import dataclass
 from typing import ParamSpec, Protocol, TypeVar
 
 from serve.aio import first_error_task_group
-from serve.errors import FieldError, InvalidImage, InvalidInput
+from serve.errors import FetchFailed, FieldError, InvalidImage, InvalidInput
 from serve.generation_plan import GenerationPlan
 from serve.inputs import Inputs
 from serve.media.data_uri import decode_data_uri, is_data_uri
-from serve.media.image_codec import decode_image, decode_mask, resize_image, resize_mask
+from serve.media.image_codec import decode_image, resize_image
+from serve.media.masks import decode_mask, resize_mask
 from serve.model_specs import ImageArray, MaskArray
 from serve.settings import Settings
 
@@ -38,6 +39,8 @@ class LoadedImages:
     """[height, width, 3], of the plan's size."""
     mask: MaskArray | None = None
     """[height, width], of the plan's size."""
+    notes: tuple[str, ...] = ()
+    """Log lines for the caller: how the mask was read."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -75,43 +78,58 @@ class InputImages:
 
     async def _fetch_both(self, images: UnfetchedImages) -> tuple[bytes, bytes | None]:
         async with first_error_task_group() as group:
-            image = group.create_task(self._content(images.image))
-            mask = group.create_task(self._content(images.mask)) if images.mask else None
-        return image.result(), mask.result() if mask else None
+            image = group.create_task(self._content("image", images.image))
+            mask = None if images.mask is None else group.create_task(self._content("mask", images.mask))
+        return image.result(), None if mask is None else mask.result()
 
-    async def _content(self, source: str | bytes) -> bytes:
-        return await self._fetcher.fetch(source) if isinstance(source, str) else source
+    async def _content(self, field: str, source: str | bytes) -> bytes:
+        if isinstance(source, bytes):
+            return source
+        try:
+            return await self._fetcher.fetch(source)
+        except FetchFailed as error:
+            raise FetchFailed(error.what, error.why, field) from error
 
     def _load(self, image: str, mask: str | None, plan: GenerationPlan) -> LoadedImages | UnfetchedImages:
         errors: list[FieldError] = []
         contents = {
             field: _collect_error(errors, decode_data_uri, uri, field, self._max_bytes)
             for field, uri in (("image", image), ("mask", mask))
-            if uri and is_data_uri(uri)
+            if uri is not None and is_data_uri(uri)
         }
         loaded = self._decode(plan, contents.get("image"), contents.get("mask"), errors)
         if is_data_uri(image) and (mask is None or is_data_uri(mask)):
             return loaded
-        return UnfetchedImages(loaded.plan, contents.get("image") or image, contents.get("mask") or mask)
+        # Without errors, which `_decode` raises, every `data:` URI has a content.
+        image_content, mask_content = contents.get("image"), contents.get("mask")
+        return UnfetchedImages(
+            loaded.plan,
+            image if image_content is None else image_content,
+            mask if mask_content is None else mask_content,
+        )
 
     def _decode(
         self, plan: GenerationPlan, image: bytes | None, mask: bytes | None, errors: list[FieldError] | None = None
     ) -> LoadedImages:
         """Decodes and resizes what is given. `errors` are earlier ones, to be raised together with new ones."""
         errors = errors or []
-        decoded = _collect_error(errors, decode_image, image, "image", self._max_megapixels) if image else None
+        limit = self._max_megapixels
+        decoded = None if image is None else _collect_error(errors, decode_image, image, "image", limit)
         if decoded is not None:
             try:
                 plan = plan.with_image_size(decoded.size)
             except InvalidInput as error:
                 errors += error.field_errors
-        decoded_mask = _collect_error(errors, decode_mask, mask, "mask", self._max_megapixels) if mask else None
+        decoded_mask = None if mask is None else _collect_error(errors, decode_mask, mask, "mask", limit)
+        resized_mask = None
+        if decoded is not None and plan.size is not None and decoded_mask is not None:
+            resized_mask = _collect_error(errors, resize_mask, decoded_mask.image, decoded.size, plan.size, "mask")
         if errors:
             raise InvalidInput(tuple(errors))
         if decoded is None or plan.size is None:
             return LoadedImages(plan)
-        resized_mask = None if decoded_mask is None else resize_mask(decoded_mask, decoded.size, plan.size)
-        return LoadedImages(plan, resize_image(decoded, plan.size), resized_mask)
+        notes = () if decoded_mask is None else decoded_mask.notes
+        return LoadedImages(plan, resize_image(decoded, plan.size), resized_mask, notes)
 
 
 def _collect_error(errors: list[FieldError], call: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T | None:

@@ -10,7 +10,10 @@ from typing import Any
 from urllib.parse import urlsplit
 
 from serve.errors import FetchFailed, FieldError, NotFound
-from serve.lora.reference import UploadedFile
+from serve.lora.parse_reference import split_member, unquoted
+from serve.lora.parse_site_url import UnrecognizedForm
+from serve.lora.reference import ArchiveMember, Reference
+from serve.lora.uploaded_file import UploadedFile
 from serve.media.file_store import FileStore, StoredFile
 from serve.media.output_store import OutputStore
 from serve.predictions.input_images import Fetcher
@@ -29,7 +32,7 @@ _OUTPUT = re.compile(r".*/outputs/(?P<prediction_id>[^/]+)/(?P<name>[^/]+)")
 class UploadedInputs:
     """The inputs of one request that are URLs of uploaded files."""
 
-    loras: Mapping[str, UploadedFile]
+    loras: Mapping[str, Reference]
     """By the text of the input."""
     errors: tuple[FieldError, ...] = ()
     """For files that were removed."""
@@ -52,19 +55,19 @@ class OwnFiles:
 
     async def find(self, inputs: Mapping[str, Any]) -> UploadedInputs:
         """The uploaded files among the raw inputs of a request."""
-        loras: dict[str, UploadedFile] = {}
+        loras: dict[str, Reference] = {}
         errors = []
         for field in (*IMAGE_FIELDS, *LORA_FIELDS):
             text = inputs.get(field)
-            if not isinstance(text, str):
+            if not isinstance(text, str) or len(text) > MAX_CHARS:
                 continue
             try:
-                file = await self._find_file(text)
+                file = await self._find_file(unquoted(text) if field in LORA_FIELDS else text)
             except NotFound as error:
                 errors.append(FieldError(field, str(error)))
                 continue
             if file and field in LORA_FIELDS:
-                loras[text.strip()] = UploadedFile(file.sha256, file.id)
+                loras[text.strip()] = _lora(text, UploadedFile(file.sha256, file.id))
         return UploadedInputs(loras, tuple(errors))
 
     async def read(self, url: str, max_bytes: int) -> bytes | None:
@@ -113,6 +116,15 @@ class OwnFilesFirst:
     async def fetch(self, url: str) -> bytes:
         content = await self._own_files.read(url, self._max_bytes)
         return await self._fetcher.fetch(url) if content is None else content
+
+
+def _lora(text: str, file: UploadedFile) -> Reference:
+    """The file itself, or the one in it that `text` names after `#`."""
+    try:
+        _, member = split_member(unquoted(text))
+    except UnrecognizedForm:
+        return file
+    return ArchiveMember(file, member) if member else file
 
 
 def _origin_and_path(url: str) -> tuple[str, str]:

@@ -36,7 +36,7 @@ class PreparedRequest:
     plan: GenerationPlan
     """Without a size if there is an input image."""
     references: Mapping[str, Reference]
-    """The LoRAs of the plan, by reference key."""
+    """The LoRAs of the plan, by the input that names them."""
 
     def new_prediction(self, plan: GenerationPlan, at: datetime) -> Prediction:
         """The initial record, `plan` has the image size if it is already known."""
@@ -74,8 +74,7 @@ def prepare_request(
         raise InvalidInput((*error.field_errors, *errors)) from None
     if errors:
         raise InvalidInput(errors)
-    by_key = {reference.key: reference for reference in references.values()}
-    return PreparedRequest(served, raw_inputs, inputs, ignored_keys, plan, by_key)
+    return PreparedRequest(served, raw_inputs, inputs, ignored_keys, plan, references)
 
 
 def resolve_version(settings: Settings, requested: str | None) -> ServedVersion:

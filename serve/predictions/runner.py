@@ -49,7 +49,7 @@ class LoraCache(Protocol):
     async def get(
         self, references: Mapping[str, Reference], pool: str, lost_handle_ids: Collection[str] = ()
     ) -> ResolvedLoras:
-        """Resolves `references` for `pool`. `lost` has the ids of cache handles that could not be read."""
+        """Resolves `references`, by input, for `pool`. `lost` has the ids of cache handles that could not be read."""
 
 
 class PredictionRunner:
@@ -77,7 +77,7 @@ class PredictionRunner:
     async def run(
         self, prediction_id: str, images: LoadedImages | UnfetchedImages, references: Mapping[str, Reference]
     ) -> None:
-        """Runs one prediction. `references` are the LoRAs of its plan by key.
+        """Runs one prediction. `references` are the LoRAs of its plan, by the input that names them.
 
         Raises only `CancelledError`. To cancel a prediction, end its record before cancelling its task.
         """
@@ -103,17 +103,18 @@ class PredictionRunner:
         loras: ResolvedLoras = {}
         if isinstance(images, UnfetchedImages) or references:
             images, loras, stages_ms = await self._fetch(images, references)
-        plan = images.plan
+        loaded, plan = images, images.plan
+        by_key = {reference.key: reference for reference in references.values()}
         await self._store.update(
             prediction_id,
             lambda prediction: (
                 prediction.with_plan(_with_weights(plan, loras))
                 .with_stage_times(stages_ms)
-                .with_metrics(lora_metrics(plan.loras, references, loras))
-                .with_log_lines(*lora_log_lines(plan.loras, references, loras), _summary(plan))
+                .with_metrics(lora_metrics(plan.loras, by_key, loras))
+                .with_log_lines(*loaded.notes, *lora_log_lines(plan.loras, by_key, loras), _summary(plan))
             ),
         )
-        return images, loras
+        return loaded, loras
 
     async def _fetch(
         self, images: LoadedImages | UnfetchedImages, references: Mapping[str, Reference]
@@ -121,13 +122,23 @@ class PredictionRunner:
         """Fetches images and LoRAs concurrently. Returns them and the milliseconds of each stage."""
         async with first_error_task_group() as group:
             fetching = group.create_task(_timed(lambda: self._input_images.fetch(images)))
-            resolving = group.create_task(_timed(lambda: self._lora_cache.get(references, images.plan.pool)))
+            resolving = group.create_task(_timed(lambda: self._resolve(references, images.plan.pool)))
         stages_ms = {}
         if isinstance(images, UnfetchedImages):
             stages_ms["fetch"] = fetching.result()[1]
         if references:
             stages_ms["lora"] = resolving.result()[1]
         return fetching.result()[0], resolving.result()[0], stages_ms
+
+    async def _resolve(
+        self, references: Mapping[str, Reference], pool: str, lost: Collection[str] = ()
+    ) -> ResolvedLoras:
+        resolved = await self._lora_cache.get(references, pool, lost)
+        loras: dict[str, ResolvedLora[Any]] = {}
+        for field, reference in references.items():
+            # If two inputs name one LoRA, the first one has caused the download.
+            loras.setdefault(reference.key, resolved[field])
+        return loras
 
     async def _generate(
         self, prediction_id: str, images: LoadedImages, loras: ResolvedLoras, references: Mapping[str, Reference]
@@ -143,7 +154,7 @@ class PredictionRunner:
                     raise
                 log.warning("prediction %s: the weights of %d LoRAs were lost", prediction_id, len(missing.keys))
                 lost = [lora.handle.id for lora in loras.values() if lora.metadata.key in missing.keys]
-                loras = await self._lora_cache.get(references, plan.pool, lost)
+                loras = await self._resolve(references, plan.pool, lost)
         await recorder.finish()
 
     async def _call_pool(self, images: LoadedImages, loras: ResolvedLoras, recorder: EventRecorder) -> None:

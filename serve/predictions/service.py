@@ -74,7 +74,7 @@ class PredictionService:
         try:
             stages_ms = {"plan": elapsed_ms(start_s)}
             images = await self._input_images.load(request.inputs, request.plan)
-            if request.inputs.image:
+            if request.inputs.image is not None:
                 stages_ms["fetch"] = elapsed_ms(start_s) - stages_ms["plan"]
             self._check_ready()
             prediction = request.new_prediction(images.plan, self._clock()).with_stage_times(stages_ms)

@@ -6,6 +6,10 @@ from serve.deployment import replica_environment
 from serve.settings import PoolSettings
 
 
+def test_default_number_of_threads_is_left_to_the_node_of_the_replica() -> None:
+    assert replica_environment(PoolSettings(model="", device="cuda")) == {"OMP_WAIT_POLICY": "PASSIVE"}
+
+
 @pytest.mark.parametrize("threads", [1, 8])
 def test_replica_has_the_threads_of_its_pool_and_they_do_not_spin(threads: int) -> None:
     environment = replica_environment(PoolSettings(model="", device="cuda", num_threads=threads))

@@ -16,7 +16,7 @@ from starlette.routing import Match, Route
 from scripts import demo
 from serve.api import cog, replicate
 from serve.api.http_messages import check_body_keys
-from serve.generation_plan import make_plan
+from serve.generation_plan import LORA_SCALE_FIELDS, make_plan
 from serve.inputs import validate_inputs
 from serve.launch.config_file import apply_settings, embedded_config, validate_config
 from serve.predictions.request import resolve_version
@@ -45,7 +45,8 @@ def test_curl_commands_are_valid_requests(words: list[str]) -> None:
     resolve_version(SETTINGS, body.get("version"))
     inputs, unknown = validate_inputs(body["input"], SETTINGS.max_prompt_chars)
     assert not unknown
-    plan = make_plan(inputs, SETTINGS, 0, image_size=(640, 480))
+    loras = {field: field for field in LORA_SCALE_FIELDS if field in body["input"]}
+    plan = make_plan(inputs, SETTINGS, 0, loras, image_size=(640, 480))
     assert plan.size is not None
     assert not [note for note in plan.notes if "no effect" in note]
 

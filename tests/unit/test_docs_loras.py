@@ -6,7 +6,7 @@ from typing import Any
 import pytest
 import yaml
 
-from serve.lora.archive import ACCEPTED_SUFFIXES, WEIGHTS_SUFFIX
+from serve.lora.file_type import ACCEPTED_SUFFIXES, WEIGHTS_SUFFIX
 from serve.lora.parse_reference import check_aliases, parse_reference
 from serve.settings import ENVIRONMENT_VARIABLES, LoraSettings, Settings
 from tests.markdown import ROOT, section, table_with

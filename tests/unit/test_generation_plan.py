@@ -138,11 +138,22 @@ def test_size_above_the_limit_of_the_pool_is_rejected() -> None:
     assert set(field_errors(settings, image=IMAGE_URL, image_size=(1024, 1024))) == {"image"}
 
 
-def test_seeds_count_up_from_the_requested_seed_modulo_2_to_the_64() -> None:
+def test_seeds_count_up_from_the_requested_seed_modulo_2_to_the_53() -> None:
     assert plan(seed=7, num_outputs=3).seeds == (7, 8, 9)
-    assert plan(seed=-1, num_outputs=2).seeds == (2**64 - 1, 0)
+    assert plan(seed=2**53 - 1, num_outputs=2).seeds == (2**53 - 1, 0)
+    assert plan(seed=2**64 + 5).seeds == (5,)
     assert plan(num_outputs=2).seeds == (RANDOM_SEED, RANDOM_SEED + 1)
     assert plan(seed=0).seeds == (0,)
+
+
+@pytest.mark.parametrize("seed", [-1, "-1", -(2**70)])
+def test_negative_seed_is_random(seed: int | str) -> None:
+    assert plan(seed=seed, num_outputs=2).seeds == (RANDOM_SEED, RANDOM_SEED + 1)
+
+
+def test_notes_name_a_seed_that_was_reduced() -> None:
+    assert not plan(seed=2**53 - 1).notes
+    assert [note for note in plan(seed=2**53).notes if note.startswith("seed") and "2^53" in note]
 
 
 def test_mask_requires_an_image() -> None:
@@ -166,6 +177,15 @@ def test_guidance_and_strength_are_none_where_they_have_no_effect() -> None:
         ({"aspect_ratio": "custom", "width": 256, "height": 256, "megapixels": 1}, "megapixels", "custom"),
         ({"model": "schnell", "go_fast": True}, "go_fast", "schnell"),
         ({"model": "schnell", "guidance_scale": 2}, "guidance_scale", "schnell"),
+        ({"output_format": "png", "output_quality": 90}, "output_quality", "png"),
+        ({"lora_scale": 0.5}, "lora_scale", "without replicate_weights"),
+        ({"extra_lora_scale": 0.5, "replicate_weights": "a/b"}, "extra_lora_scale", "without extra_lora"),
+        ({"extra_lora_scale": 0.5, "extra_lora": " "}, "extra_lora_scale", "without extra_lora"),
+        ({"lora_scale": 0, "replicate_weights": "a/b"}, "replicate_weights", "scale 0"),
+        ({"extra_lora_scale": 0, "extra_lora": "a/b"}, "extra_lora", "scale 0"),
+        ({"image": IMAGE_URL, "prompt_strength": 0}, "prompt ", "prompt_strength 0"),
+        ({"image": IMAGE_URL, "mask": IMAGE_URL, "prompt_strength": 0}, "mask", "prompt_strength 0"),
+        ({"image": IMAGE_URL, "prompt_strength": 1}, "image", "prompt_strength 1"),
     ],
 )
 def test_notes_name_inputs_without_effect(raw: dict[str, Any], field: str, reason: str) -> None:
@@ -184,8 +204,18 @@ def test_notes_contain_advice_and_the_reason_for_the_pool(raw: dict[str, Any], w
     assert [note for note in plan(**raw).notes if all(word in note for word in words)]
 
 
-def test_plain_request_has_no_notes() -> None:
-    assert plan(seed=1, go_fast=False).notes == ()
+@pytest.mark.parametrize(
+    "raw",
+    [
+        {"seed": 1, "go_fast": False},
+        {"output_format": "jpg", "output_quality": 90},
+        {"replicate_weights": "a/b", "lora_scale": 0.5},
+        {"image": IMAGE_URL, "prompt_strength": 0.9},
+        {"image": IMAGE_URL, "mask": IMAGE_URL, "prompt_strength": 1},
+    ],
+)
+def test_request_whose_inputs_all_have_an_effect_has_no_notes(raw: dict[str, Any]) -> None:
+    assert plan(**raw).notes == ()
 
 
 def test_safety_check_can_be_disabled_only_if_the_settings_allow_it() -> None:

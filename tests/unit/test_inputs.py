@@ -5,7 +5,7 @@ from typing import Any
 import pytest
 
 from serve.errors import InvalidInput
-from serve.inputs import Inputs, validate_inputs
+from serve.inputs import Inputs, shorten_name, validate_inputs
 
 MAX_PROMPT_CHARS = 10_000
 
@@ -110,6 +110,23 @@ def test_unknown_keys_are_ignored_and_returned() -> None:
     inputs, ignored_keys = validate_inputs({"prompt": "a boat", "negative_prompt": "x", "hue": None}, MAX_PROMPT_CHARS)
     assert ignored_keys == ("negative_prompt",)
     assert inputs == validate()
+
+
+@pytest.mark.parametrize("field", ["image", "mask"])
+def test_empty_image_is_an_error_that_says_how_to_leave_it_out(field: str) -> None:
+    with pytest.raises(InvalidInput) as caught:
+        validate(**{field: ""})
+    [error] = caught.value.field_errors
+    assert error.field == field
+    assert "empty" in error.message
+    assert "null" in error.message
+
+
+def test_shortened_name_is_one_printable_line() -> None:
+    assert shorten_name("a\nUsing seed: 1\r\x00\u2028\ud800") == "a\\nUsing seed: 1\\r\\x00\\u2028\\ud800"
+    assert shorten_name("größe 大") == "größe 大"
+    assert shorten_name("x" * 64) == "x" * 64
+    assert shorten_name("x" * 65) == "x" * 63 + "…"
 
 
 def test_error_message_does_not_contain_the_invalid_value() -> None:

@@ -11,11 +11,13 @@ import pytest
 import safetensors.torch
 import torch
 
-from serve.errors import FetchFailed
-from serve.lora.reference import ContentMissing, LocalFile, UploadedFile
+from serve.errors import FetchFailed, InvalidLora
+from serve.lora.reference import ArchiveMember, LocalFile
+from serve.lora.uploaded_file import ContentMissing, UploadedFile
 from serve.lora.weights import Block, unpack
 from serve.lora_cache import LoraCacheActor
 from serve.settings import Settings
+from tests.unit.lora.archives import zip_of
 
 
 @pytest.fixture(autouse=True)
@@ -71,6 +73,18 @@ async def test_content_of_an_uploaded_file_is_needed_only_once(tmp_path: Path) -
     restarted = LoraCacheActor(settings)
     assert (await restarted.get(reference, "schnell")).origin == "disk"
     await restarted.close()
+
+
+async def test_file_in_an_uploaded_archive_is_selected(tmp_path: Path) -> None:
+    settings, weights = settings_with(tmp_path), write_lora(tmp_path).path.read_bytes()
+    content = np.frombuffer(zip_of(("a.safetensors", weights), ("b.safetensors", weights)), np.uint8)
+    upload = UploadedFile(hashlib.sha256(content.data).hexdigest(), "file-1")
+    actor = LoraCacheActor(settings)
+    with pytest.raises(InvalidLora, match=r"b\.safetensors"):
+        await actor.get(upload, "schnell", (), content)
+    resolved = await actor.get(ArchiveMember(upload, "b.safetensors"), "schnell", (), content)
+    assert resolved.metadata.rank == 2
+    await actor.close()
 
 
 async def test_uploaded_file_over_the_limit_is_rejected(tmp_path: Path) -> None:

@@ -8,16 +8,16 @@ import pytest
 from ray.exceptions import ActorDiedError, ActorUnavailableError, RayTaskError
 
 from serve import lora_cache
-from serve.errors import EngineFailed, FetchFailed, InvalidLora, NotFound, ServiceError
+from serve.errors import EngineFailed, FetchFailed, InvalidLora, ServiceError
 from serve.lora.reference import (
+    ArchiveMember,
     CacheHandle,
-    ContentMissing,
     LoraMetadata,
     Reference,
     ReplicateModel,
     ResolvedLora,
-    UploadedFile,
 )
+from serve.lora.uploaded_file import ContentMissing, UploadedFile
 from serve.lora_cache import LoraCacheClient
 from serve.settings import Settings
 
@@ -100,11 +100,11 @@ async def test_repeatedly_dying_actors_are_an_error() -> None:
 
 
 @pytest.mark.parametrize("error", [FetchFailed("me/style", "404"), InvalidLora("me/style", "rank 4096")])
-async def test_lora_errors_are_raised_unchanged(error: ServiceError) -> None:
+async def test_lora_errors_name_the_input(error: ServiceError) -> None:
     client = ClientWithFakeActors(FakeActor(ray_error(error), RESOLVED))
     with pytest.raises(type(error)) as caught:
-        await client.get_one()
-    assert str(caught.value) == str(error)
+        await client.get({"extra_lora": REFERENCE}, "dev-fp8")
+    assert str(caught.value) == f"extra_lora: {error}"
     assert await client.get_one() == RESOLVED
 
 
@@ -144,13 +144,13 @@ class CacheWithoutContent:
         if content is not None:
             self.received.append(content)
         if not self.received:
-            raise ray_error(ContentMissing())
+            raise ray_error(ContentMissing("f1"))
         return RESOLVED
 
 
-@pytest.mark.parametrize("content", [b"weights", b""])
+@pytest.mark.parametrize(("content", "in_archive"), [(b"weights", False), (b"", False), (b"archive", True)])
 async def test_content_of_an_uploaded_file_is_sent_once_and_only_if_the_cache_needs_it(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, content: bytes
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, content: bytes, in_archive: bool
 ) -> None:
     monkeypatch.setattr("serve.lora_cache.ray.put", bytes)
     (tmp_path / "f1").write_bytes(content)
@@ -158,16 +158,17 @@ async def test_content_of_an_uploaded_file_is_sent_once_and_only_if_the_cache_ne
     actor.get = CacheWithoutContent()  # type: ignore[assignment]
     client = ClientWithFakeActors(actor)
     client.uploads = tmp_path
-    reference = UploadedFile("0" * 64, "f1")
+    upload = UploadedFile("0" * 64, "f1")
+    reference = ArchiveMember(upload, "a.safetensors") if in_archive else upload
     assert await asyncio.gather(*(client.get_one(reference) for _ in range(5))) == [RESOLVED] * 5
     assert actor.get.received == [content]  # type: ignore[attr-defined]
     assert client.requested_files == ["f1"]
 
 
 async def test_uploaded_file_that_was_removed_is_an_error(tmp_path: Path) -> None:
-    client = ClientWithFakeActors(FakeActor(ray_error(ContentMissing())))
+    client = ClientWithFakeActors(FakeActor(ray_error(ContentMissing("f1"))))
     client.uploads = tmp_path
-    with pytest.raises(NotFound):
+    with pytest.raises(FetchFailed, match="removed"):
         await client.get_one(UploadedFile("0" * 64, "f1"))
 
 

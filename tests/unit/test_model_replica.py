@@ -19,7 +19,7 @@ from serve.generation_plan import GenerationPlan, PlannedLora, make_plan
 from serve.inputs import validate_inputs
 from serve.lora.reference import CacheHandle, LoraMetadata, ResolvedLora
 from serve.lora.weights import Block, LoraWeights, LowRank, pack
-from serve.model_replica import ModelReplica
+from serve.model_replica import ModelReplica, StageTimes
 from serve.model_specs import ImageArray
 from serve.settings import Settings
 
@@ -69,6 +69,15 @@ async def test_events_are_started_steps_images_and_finished(replica: ModelReplic
     assert isinstance(events[-1], Finished)
     assert set(events[-1].stages_ms) == {"queue", "text", "denoise", "decode", "safety", "encode"}
     assert events[-1].mean_batch == 2
+    assert events[-1].compute_dtype in ("bfloat16", "float32")
+
+
+def test_stage_times_are_listed_in_order() -> None:
+    clock = iter([10.0, 12.0, 12.25])
+    times = StageTimes(lambda: next(clock))
+    times.end("imports")
+    times.end("warm-up")
+    assert str(times) == "imports 2.0 s, warm-up 0.2 s"
 
 
 async def test_flagged_image_is_withheld(replica: ModelReplica, monkeypatch: pytest.MonkeyPatch) -> None:

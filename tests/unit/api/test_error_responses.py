@@ -1,6 +1,7 @@
 """Errors become HTTP responses, in the formats of both APIs."""
 
 from collections.abc import AsyncGenerator, Awaitable, Callable
+from urllib.parse import quote
 
 import httpx
 import pytest
@@ -32,7 +33,7 @@ class RequestIds:
 async def get(path: str, endpoint: Callable[[Request], Awaitable[Response]]) -> httpx.Response:
     app = Starlette(routes=[Route(path, endpoint)], middleware=[Middleware(ErrorMiddleware), Middleware(RequestIds)])
     async with httpx.AsyncClient(transport=httpx.ASGITransport(app), base_url="http://service") as client:
-        return await client.get(path)
+        return await client.get(quote(path))
 
 
 def raising(error: Exception) -> Callable[[Request], Awaitable[Response]]:
@@ -90,6 +91,12 @@ async def test_unexpected_error_is_logged_and_responds_with_the_request_id_only(
     assert "request-1" in record.getMessage()
     assert record.exc_info is not None
     assert "secret" in str(record.exc_info[1])
+
+
+async def test_line_break_in_a_path_is_escaped_in_the_log(logs: Logs) -> None:
+    await get("/v1/a\nERROR", raising(RuntimeError("secret")))
+    [record] = logs.errors
+    assert "\n" not in record.getMessage()
 
 
 async def test_client_disconnect_is_not_logged(logs: Logs) -> None:

@@ -3,12 +3,13 @@
 import asyncio
 import hashlib
 import json
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Mapping
 from typing import Any
 
 import httpx
 import pytest
 
+from serve.lora.reference import Reference, ResolvedLora
 from serve.settings import FileSettings, Settings
 from tests.app_factory import AppUnderTest, make_app
 from tests.fakes import ONE_IMAGE, FakeLoraCache, FakePool
@@ -318,11 +319,23 @@ async def test_other_url_with_such_a_path_is_fetched() -> None:
 
 
 async def test_url_of_a_file_is_a_lora_with_the_identity_of_its_content() -> None:
-    pool, loras = FakePool(ONE_IMAGE), FakeLoraCache()
-    app = make_app(pool, loras=loras)
+    keys: list[dict[str, str]] = []
+
+    class RecordingCache(FakeLoraCache):
+        async def get(self, references: Mapping[str, Reference], *arguments: Any) -> dict[str, ResolvedLora[Any]]:
+            keys.append({field: reference.key for field, reference in references.items()})
+            return await super().get(references, *arguments)
+
+    app = make_app(FakePool(ONE_IMAGE), loras=RecordingCache())
     first, second = [(await upload_image(app, b"weights")) for _ in range(2)]
     other = await upload_image(app, b"other weights")
     prediction = await predict(app, replicate_weights=first["urls"]["get"], extra_lora=second["urls"]["get"])
     assert prediction.json()["status"] == "succeeded"
-    await predict(app, replicate_weights=f" {first['urls']['get']} ", extra_lora=other["urls"]["download"])
-    assert [len(names) for names, _, _ in loras.calls] == [1, 2]
+    await predict(app, replicate_weights=f" '{first['urls']['get']}' ", extra_lora=other["urls"]["download"])
+    await predict(
+        app, replicate_weights=f"{first['urls']['get']}#a.safetensors", extra_lora=first["urls"]["get"] + "#x"
+    )
+    same = keys[0]["replicate_weights"]
+    assert keys[0] == {"replicate_weights": same, "extra_lora": same}
+    assert keys[1]["replicate_weights"] == same != keys[1]["extra_lora"]
+    assert keys[2]["replicate_weights"] != same == keys[2]["extra_lora"]

@@ -18,6 +18,7 @@ from test_checkpoints import checkpoint as test_checkpoint
 from test_checkpoints.networks import Geometry
 from tests.unit.engine.checkpoints import LORA_BYTES, Checkpoints
 
+BFLOAT16 = Dtypes(transformer="bfloat16", text_encoders="bfloat16", vae="float32")
 SHARD = "transformer/diffusion_pytorch_model-00002-of-00002.safetensors"
 
 
@@ -67,7 +68,7 @@ def test_networks_are_in_eval_mode_without_gradients(folder: Path) -> None:
 @pytest.mark.parametrize(
     ("pool", "transformer", "text_encoders", "vae"),
     [
-        ({}, torch.bfloat16, torch.bfloat16, torch.float32),
+        ({"dtypes": {"cpu": BFLOAT16}}, torch.bfloat16, torch.bfloat16, torch.float32),
         ({"precision": "float32"}, torch.float32, torch.float32, torch.float32),
         (
             {"dtypes": {"cpu": Dtypes(transformer="float32", text_encoders="bfloat16", vae="bfloat16")}},
@@ -94,10 +95,37 @@ def test_networks_have_the_dtypes_of_the_pool(
 def test_pool_selects_the_networks_quantized_to_float8(
     folder: Path, pool: dict[str, Any], transformer: bool, t5: bool
 ) -> None:
-    checkpoint = load_local(folder, pool=PoolSettings(model="", **pool))
+    checkpoint = load_local(folder, pool=PoolSettings(model="", dtypes={"cpu": BFLOAT16}, **pool))
     assert isinstance(checkpoint.transformer.proj_out, QLinear) is transformer
     assert isinstance(checkpoint.t5.encoder.block[0].layer[0].SelfAttention.q, QLinear) is t5
     assert not any(isinstance(layer, QLinear) for layer in (*checkpoint.clip.modules(), *checkpoint.vae.modules()))
+
+
+@pytest.mark.parametrize("chosen", [torch.bfloat16, torch.float32])
+def test_auto_dtype_is_the_fast_one_with_the_same_weights(
+    folder: Path, monkeypatch: pytest.MonkeyPatch, chosen: torch.dtype
+) -> None:
+    expected = load_local(folder, pool=PoolSettings(model="", dtypes={"cpu": BFLOAT16}))
+    monkeypatch.setattr("serve.engine.checkpoint.choose_compute_dtype", lambda device, width: chosen)
+    checkpoint = load_local(folder)
+    assert checkpoint.vae.dtype == torch.float32
+    for network in ("transformer", "clip", "t5"):
+        weights, expected_weights = (dict(getattr(each, network).named_parameters()) for each in (checkpoint, expected))
+        assert {weight.dtype for weight in weights.values()} == {chosen}
+        assert all(torch.equal(weights[name], weight.to(chosen)) for name, weight in expected_weights.items())
+
+
+def test_float8_weights_are_stored_in_float32_where_that_is_fast(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    fp8 = PoolSettings(model="", precision="fp8", quantize_t5=True)
+    quantized = load_local(folder, pool=fp8.model_copy(update={"dtypes": {"cpu": BFLOAT16}}))
+    monkeypatch.setattr("serve.engine.checkpoint.choose_compute_dtype", lambda device, width: torch.float32)
+    checkpoint = load_local(folder, pool=fp8)
+    for network in ("transformer", "t5"):
+        layers, quantized_layers = (dict(getattr(each, network).named_modules()) for each in (checkpoint, quantized))
+        for name, layer in quantized_layers.items():
+            if isinstance(layer, QLinear):
+                assert type(layers[name]) is torch.nn.Linear
+                assert torch.equal(layers[name].weight, layer.weight.dequantize().float())
 
 
 def test_vae_with_five_stages_doubles_the_pixel_stride(checkpoints: Checkpoints) -> None:

@@ -15,9 +15,9 @@ import pytest
 import safetensors.torch
 import torch
 
-from serve.lora.archive import ExtractedFiles, detect_file_type, extract_weights
+from serve.lora.archive import MAX_ZIP_DIRECTORY_BYTES, ExtractedFiles, extract_weights
 from serve.lora.safetensors_header import InvalidLoraFile
-from tests.unit.lora.archives import tar_of, zip_of
+from tests.unit.lora.archives import tar_of, zip64_of, zip64_with_small_fields, zip_of
 
 WEIGHTS = safetensors.torch.save({"a": torch.arange(6.0)})
 
@@ -35,12 +35,16 @@ def zip_link(name: str) -> zipfile.ZipInfo:
 
 
 def extract(
-    tmp_path: Path, content: bytes, max_weights_bytes: int = 10_000, max_unpacked_bytes: int = 100_000
+    tmp_path: Path,
+    content: bytes,
+    max_weights_bytes: int = 10_000,
+    max_unpacked_bytes: int = 100_000,
+    member: str | None = None,
 ) -> ExtractedFiles:
     folder = tmp_path / "unpacked"
     folder.mkdir()
     (tmp_path / "download").write_bytes(content)
-    return extract_weights(tmp_path / "download", folder, max_weights_bytes, max_unpacked_bytes)
+    return extract_weights(tmp_path / "download", folder, max_weights_bytes, max_unpacked_bytes, member)
 
 
 TRAINER_OUTPUT = (
@@ -58,6 +62,9 @@ FILES: dict[str, bytes] = {
     "safetensors.gz": gzip.compress(WEIGHTS),
     "zip": zip_of(*TRAINER_OUTPUT),
     "uncompressed zip": zip_of(*TRAINER_OUTPUT, compression=zipfile.ZIP_STORED),
+    "ZIP64": zip64_of(*TRAINER_OUTPUT),
+    "ZIP64 with small fields": zip64_with_small_fields(*TRAINER_OUTPUT),
+    "ZIP64 after other data": b"PK\3\4" + zip64_of(*TRAINER_OUTPUT),
     "upper-case suffix": zip_of(("LORA.SAFETENSORS", WEIGHTS)),
     "folders in a tar": tar_of(special_member("out/", tarfile.DIRTYPE), ("out/lora.safetensors", WEIGHTS)),
     "folders in a zip": zip_of(("out/", b""), ("out/lora.safetensors", WEIGHTS)),
@@ -180,26 +187,120 @@ def test_sparse_file_with_a_large_apparent_size_is_rejected(tmp_path: Path) -> N
         extract(tmp_path, buffer.getvalue())
 
 
-@pytest.mark.parametrize("is_zip64", [False, True])
-def test_zip_with_an_oversized_central_directory_is_rejected(tmp_path: Path, is_zip64: bool) -> None:
-    content = bytearray(zip_of(("lora.safetensors", WEIGHTS)))
-    end = content.rfind(b"PK\x05\x06")
-    if is_zip64:
-        content[end:end] = b"PK\x06\x07" + bytes(16)
-    else:
-        struct.pack_into("<L", content, end + 12, 2**31)
+@pytest.mark.parametrize("pack", [zip_of, zip64_of, zip64_with_small_fields])
+def test_zip_with_an_oversized_central_directory_is_rejected(tmp_path: Path, pack: Callable[..., bytes]) -> None:
+    name_bytes = 2**16 - 100
+    members = [(f"{number:x<{name_bytes}}", b"") for number in range(MAX_ZIP_DIRECTORY_BYTES // name_bytes + 1)]
     with pytest.raises(InvalidLoraFile, match="too many files"):
+        extract(tmp_path, pack(("lora.safetensors", WEIGHTS), *members))
+
+
+DIRECTORY_SIZE, DIRECTORY_OFFSET = 40, 48
+"""Offsets in the ZIP64 record at the end of a zip file."""
+
+
+@pytest.mark.parametrize("field", [DIRECTORY_SIZE, DIRECTORY_OFFSET])
+@pytest.mark.parametrize("value", [0, 2**31, 2**62, 2**64 - 1])
+def test_zip64_with_false_sizes_is_rejected(tmp_path: Path, field: int, value: int) -> None:
+    content = bytearray(zip64_of(("lora.safetensors", WEIGHTS)))
+    struct.pack_into("<Q", content, content.rfind(b"PK\6\6") + field, value)
+    with pytest.raises(InvalidLoraFile, match=r"damaged|empty"):
         extract(tmp_path, bytes(content))
+
+
+@pytest.mark.parametrize("value", [2**31, 2**62, 2**63, 2**64 - 1])
+def test_zip64_member_with_a_false_offset_is_rejected(tmp_path: Path, value: int) -> None:
+    content = bytearray(zip64_of(("lora.safetensors", WEIGHTS)))
+    extra_fields = content.rfind(b"PK\1\2") + 46 + len("lora.safetensors")
+    struct.pack_into("<Q", content, extra_fields + 4 + 16, value)
+    with pytest.raises(InvalidLoraFile, match="damaged"):
+        extract(tmp_path, bytes(content))
+
+
+def test_zip_with_a_name_that_is_not_utf_8_is_rejected(tmp_path: Path) -> None:
+    content = zip_of(("é.safetensors", WEIGHTS)).replace("é".encode(), b"\xff\xff")
+    with pytest.raises(InvalidLoraFile, match="damaged"):
+        extract(tmp_path, content)
+
+
+def torch_checkpoint(is_zip: bool) -> bytes:
+    buffer = io.BytesIO()
+    torch.save({"a": torch.ones(2)}, buffer, _use_new_zipfile_serialization=is_zip)
+    return buffer.getvalue()
+
+
+PICKLES = {
+    "zip": torch_checkpoint(is_zip=True),
+    "before zip": torch_checkpoint(is_zip=False),
+    **{f"protocol {protocol}": pickle.dumps({"a": 1}, protocol) for protocol in range(6)},
+}
+
+
+@pytest.mark.parametrize("content", PICKLES.values(), ids=PICKLES)
+@pytest.mark.parametrize("pack", [bytes, gzip.compress, lambda content: tar_of(("lora.safetensors", content))])
+def test_pickle_with_a_wrong_suffix_is_named(tmp_path: Path, content: bytes, pack: Callable[[bytes], bytes]) -> None:
+    with pytest.raises(InvalidLoraFile, match=r"pickle \(torch\.save\).*convert"):
+        extract(tmp_path, pack(content))
+
+
+@pytest.mark.parametrize("name", ["lora.pt", "lora.CKPT", "pytorch_lora_weights.bin"])
+def test_archive_with_a_pickle_only_advises_to_convert_it(tmp_path: Path, name: str) -> None:
+    with pytest.raises(InvalidLoraFile, match="convert"):
+        extract(tmp_path, tar_of((name, b"\x80")))
+
+
+OTHER_WEIGHTS = safetensors.torch.save({"b": torch.arange(4.0)})
+TWO_CHECKPOINTS = (
+    ("run/adapter_config.json", b"one"),
+    ("run/step 100.safetensors", WEIGHTS),
+    ("./run/sub/step_200.safetensors", OTHER_WEIGHTS),
+    ("run/sub/adapter_config.json", b"two"),
+)
+
+
+@pytest.mark.parametrize(
+    ("member", "weights", "config"),
+    [
+        ("run/step 100.safetensors", WEIGHTS, b"one"),
+        ("run/sub/step_200.safetensors", OTHER_WEIGHTS, b"two"),
+    ],
+    ids=["first", "second"],
+)
+@pytest.mark.parametrize("pack", [tar_of, zip_of, zip64_of, lambda *members: gzip.compress(tar_of(*members))])
+def test_member_selects_one_of_several_weights_files(
+    tmp_path: Path, pack: Callable[..., bytes], member: str, weights: bytes, config: bytes
+) -> None:
+    extracted = extract(tmp_path, pack(*TWO_CHECKPOINTS), member=member)
+    assert (extracted.weights.read_bytes(), extracted.config) == (weights, config)
+    assert extracted.weights.parent == tmp_path / "unpacked"
+
+
+def test_members_that_are_not_selected_are_not_extracted(tmp_path: Path) -> None:
+    content = zip_of(("bomb.safetensors", bytes(1_000_000)), ("lora.safetensors", WEIGHTS))
+    assert extract(tmp_path, content, member="lora.safetensors").weights.read_bytes() == WEIGHTS
+
+
+@pytest.mark.parametrize("member", ["missing.safetensors", "step_200.safetensors", "../x.safetensors", "RUN/../etc"])
+def test_unknown_member_is_rejected_with_the_names_of_the_archive(tmp_path: Path, member: str) -> None:
+    with pytest.raises(InvalidLoraFile) as caught:
+        extract(tmp_path, tar_of(*TWO_CHECKPOINTS), member=member)
+    for name in (member, "run/step 100.safetensors", "run/sub/step_200.safetensors"):
+        assert name in str(caught.value)
+
+
+def test_several_weights_files_are_listed_with_the_form_that_selects_one(tmp_path: Path) -> None:
+    names = ["x" * 200 + ".safetensors", *(f"{number}.safetensors" for number in range(30))]
+    with pytest.raises(InvalidLoraFile, match=r"#.*and 23 more|and 23 more.*#") as caught:
+        extract(tmp_path, tar_of(*((name, WEIGHTS) for name in names)))
+    assert len(str(caught.value)) < 600
+
+
+def test_member_of_a_file_that_is_no_archive_is_rejected(tmp_path: Path) -> None:
+    with pytest.raises(InvalidLoraFile, match=r"not an archive.*a\.safetensors"):
+        extract(tmp_path, WEIGHTS, member="a.safetensors")
 
 
 def test_write_error_is_raised_as_os_error(tmp_path: Path) -> None:
     (tmp_path / "download").write_bytes(tar_of(*TRAINER_OUTPUT))
     with pytest.raises(OSError, match="No such file"):
         extract_weights(tmp_path / "download", tmp_path / "missing", 10_000, 10_000)
-
-
-def test_file_type_is_detected_by_content_not_by_name(tmp_path: Path) -> None:
-    files = (("a.tar", WEIGHTS, "safetensors"), ("a.safetensors", tar_of(*TRAINER_OUTPUT), "tar"))
-    for name, content, file_type in files:
-        (tmp_path / name).write_bytes(content)
-        assert detect_file_type(tmp_path / name) == file_type

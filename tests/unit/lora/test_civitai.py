@@ -158,3 +158,15 @@ async def test_error_response_is_reported_with_a_hint(provider: LocalServer, sta
     with pytest.raises(FetchFailed) as caught:
         await resolve(provider, CivitaiFile(model=5))
     assert word in caught.value.why
+
+
+@pytest.mark.parametrize("status", ["401 Unauthorized", "403 Forbidden"])
+async def test_rejected_token_of_the_caller_is_named_instead_of_the_services_own(
+    provider: LocalServer, status: str
+) -> None:
+    provider.respond("/api/v1/model-versions/7", status=status)
+    with pytest.raises(FetchFailed) as caught:
+        await resolve(provider, CivitaiFile(version=7, token="mine"))
+    assert "token in the reference" in caught.value.why
+    assert "CIVITAI_API_TOKEN" not in caught.value.why
+    assert "mine" not in str(caught.value)

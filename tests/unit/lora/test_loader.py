@@ -25,7 +25,7 @@ from serve.settings import Secrets
 from tests.local_server import EMPTY_TRUST_STORE, FakeResolver, LocalServer
 from tests.logs import Logs
 from tests.unit.lora import fake_providers, lora_files
-from tests.unit.lora.archives import tar_of, zip_of
+from tests.unit.lora.archives import tar_of, zip64_of, zip_of
 from tests.unit.lora.fake_providers import (
     SECRETS,
     PublishedFile,
@@ -144,6 +144,26 @@ def publish_zip_url(harness: LoaderHarness, body: bytes) -> str:
     return harness.publish("/lora.zip", zip_of(("lora.safetensors", body)), etag=etag_of(body))
 
 
+def publish_url_without_suffix(harness: LoaderHarness, body: bytes) -> str:
+    return f"{harness.publish('/download/5', body, etag=etag_of(body))}?signature=mine"
+
+
+def publish_archive_without_suffix(harness: LoaderHarness, body: bytes) -> str:
+    return harness.publish("/download", zip64_of(("lora.safetensors", body)), etag=etag_of(body))
+
+
+def publish_archive_with_two_checkpoints(harness: LoaderHarness, body: bytes) -> str:
+    archive = tar_of(("run/first.safetensors", b"other"), ("run/a b.safetensors", body))
+    return f"{harness.publish('/run.tar', archive, etag=etag_of(body))}?signature=mine#run/a%20b.safetensors"
+
+
+def publish_replicate_model_with_two_checkpoints(harness: LoaderHarness, body: bytes) -> str:
+    archive = tar_of(("first.safetensors", b"other"), ("second.safetensors", body))
+    model = ReplicateModel("fofr", "flux-x")
+    fake_providers.publish_on_replicate(harness.provider, harness.file_host, model, archive, etag_of(body))
+    return "fofr/flux-x#second.safetensors"
+
+
 def write_local_file(harness: LoaderHarness, body: bytes) -> str:
     path = harness.local_folder / "style.safetensors"
     path.write_bytes(body)
@@ -160,6 +180,11 @@ def data_uri_of_tar(harness: LoaderHarness, body: bytes) -> str:
     return f"data:application/x-tar;base64,{base64.b64encode(archive).decode()}"
 
 
+def data_uri_of_two_checkpoints(harness: LoaderHarness, body: bytes) -> str:
+    archive = zip_of(("first.safetensors", b"other"), ("second.safetensors", body))
+    return f"data:;base64,{base64.b64encode(archive).decode()}#second.safetensors"
+
+
 Publish = Callable[[LoaderHarness, bytes], str]
 """Publishes a weights file. Returns a reference to it."""
 REVALIDATED_SOURCES: tuple[Publish, ...] = (
@@ -172,9 +197,13 @@ REVALIDATED_SOURCES: tuple[Publish, ...] = (
     publish_url,
     publish_tar_gz_url,
     publish_zip_url,
+    publish_url_without_suffix,
+    publish_archive_without_suffix,
+    publish_archive_with_two_checkpoints,
+    publish_replicate_model_with_two_checkpoints,
     write_local_file,
 )
-SOURCES = (*REVALIDATED_SOURCES, data_uri, data_uri_of_tar)
+SOURCES = (*REVALIDATED_SOURCES, data_uri, data_uri_of_tar, data_uri_of_two_checkpoints)
 
 
 @pytest.mark.parametrize("publish", SOURCES)
@@ -270,6 +299,8 @@ def wide_weights() -> bytes:
 
 INVALID_FILES: dict[str, tuple[str, Callable[[], bytes], str]] = {
     "web page": ("/x.safetensors", lambda: b"<!doctype html><html>", "web page"),
+    "web page at a URL without a suffix": ("/download/5", lambda: b"\n<html>", "web page"),
+    "image at a URL without a suffix": ("/download", lambda: b"\x89PNG\r\n\x1a\n" + bytes(600), "unknown"),
     "JSON error": ("/x.safetensors", lambda: b'{"error":"no"}', "JSON"),
     "pickle": ("/x.safetensors", lambda: b"\x80\x02}q\0.", "pickle"),
     "empty file": ("/x.safetensors", lambda: b"", "empty"),
@@ -279,7 +310,7 @@ INVALID_FILES: dict[str, tuple[str, Callable[[], bytes], str]] = {
     "two weights files": (
         "/x.zip",
         lambda: zip_of(("one.safetensors", WEIGHTS), ("two.safetensors", WEIGHTS)),
-        "one.safetensors and two.safetensors",
+        "one.safetensors, two.safetensors",
     ),
     "zip bomb": ("/x.zip", lambda: zip_of(("a.safetensors", bytes(3_000_000))), "2000000 bytes"),
     "SDXL": ("/x.safetensors", sdxl_weights, "Stable Diffusion"),
@@ -311,6 +342,32 @@ async def test_invalid_file_is_rejected_without_affecting_others(
     assert error.what == url
     assert word in error.why
     assert "secret" not in str(error)
+
+
+async def test_checkpoints_of_one_archive_are_two_loras(harness: LoaderHarness) -> None:
+    first = safetensors.torch.save(lora_files.diffusers({QUERY: PAIRS[QUERY]}))
+    url = harness.publish("/run.zip", zip_of(("one.safetensors", first), ("two.safetensors", WEIGHTS)))
+    one, two = [await harness.load(f"{url}#{name}.safetensors") for name in ("one", "two")]
+    assert one.weights.transformer.keys() == {QUERY}
+    assert two.weights.transformer.keys() == PAIRS.keys()
+
+
+@pytest.mark.parametrize(("path", "word"), [("/run.zip", "one.safetensors"), ("/x.safetensors", "not an archive")])
+async def test_checkpoint_that_the_file_does_not_have_is_rejected(harness: LoaderHarness, path: str, word: str) -> None:
+    body = zip_of(("one.safetensors", WEIGHTS)) if path == "/run.zip" else WEIGHTS
+    url = harness.publish(path, body)
+    error = await harness.load_error(f"{url}?signature=secret#three.safetensors")
+    assert isinstance(error, InvalidLora)
+    assert error.what == f"{url}#three.safetensors"
+    assert word in error.why
+
+
+async def test_missing_archive_is_named_without_its_signature(harness: LoaderHarness) -> None:
+    harness.file_host.respond("/run.zip", status="404 Not Found")
+    url = f"http://127.0.0.1:{harness.file_host.port}/run.zip"
+    error = await harness.load_error(f"{url}?signature=secret#a.safetensors")
+    assert isinstance(error, FetchFailed)
+    assert error.what == url
 
 
 async def test_missing_lora_fails_without_affecting_others(harness: LoaderHarness) -> None:

@@ -2,12 +2,16 @@
 
 import base64
 import pickle
+import re
 from pathlib import Path
 
 import pytest
 
+from serve.lora.file_type import ACCEPTED_SUFFIXES
+from serve.lora.parse_reference import FORMS as LISTED_FORMS
 from serve.lora.parse_reference import check_aliases, parse_reference
 from serve.lora.reference import (
+    ArchiveMember,
     CivitaiFile,
     EmbeddedLora,
     HubFile,
@@ -19,6 +23,7 @@ from serve.lora.reference import (
     S3Object,
     UrlFile,
 )
+from serve.lora.uploaded_file import UploadedFile
 from serve.model_specs import EMBEDDED_LORAS
 from serve.settings import LoraSettings, Settings
 
@@ -51,6 +56,16 @@ FORMS: dict[Reference, tuple[str, ...]] = {
         "https://replicate.com/fofr/flux-80s-cyberpunk/",
         "http://www.replicate.com/fofr/flux-80s-cyberpunk?utm_source=x#readme",
         "HTTPS://Replicate.com/fofr/flux-80s-cyberpunk",
+        "https://replicate.com./fofr/flux-80s-cyberpunk",
+        "https://replicate.com:443/fofr/flux-80s-cyberpunk",
+        "https://replicate.com/fofr/flux-80s-cyberpunk/api/learn-more",
+        "https://replicate.com/fofr/flux-80s-cyberpunk/examples#x",
+        "https://replicate.com/fofr/flux-80s-cyberpunk/versions",
+        "r8.im/fofr/flux-80s-cyberpunk",
+        '"fofr/flux-80s-cyberpunk"',
+        " 'fofr/flux-80s-cyberpunk ' ",
+        "<https://replicate.com/fofr/flux-80s-cyberpunk>",
+        "`fofr/flux-80s-cyberpunk`",
     ),
     VERSIONED: (
         f"fofr/flux-80s-cyberpunk/{VERSION}",
@@ -61,6 +76,7 @@ FORMS: dict[Reference, tuple[str, ...]] = {
         f"replicate.com/fofr/flux-80s-cyberpunk/{VERSION}",
         f"replicate.com/fofr/flux-80s-cyberpunk/versions/{VERSION}",
         f"https://replicate.com/fofr/flux-80s-cyberpunk/versions/{VERSION}/",
+        f"r8.im/fofr/flux-80s-cyberpunk@sha256:{VERSION}",
     ),
     ReplicateModel("a_b", "c.d-e", LONG_VERSION): (f"a_b/c.d-e:{LONG_VERSION}",),
     REPOSITORY: (
@@ -73,6 +89,9 @@ FORMS: dict[Reference, tuple[str, ...]] = {
         "huggingface.co/multimodalart/flux-tarot-v1/tree/main",
         "https://huggingface.co/multimodalart/flux-tarot-v1/tree/main/",
         "huggingface.co/multimodalart/flux-tarot-v1@main",
+        "https://huggingface.co:443/multimodalart/flux-tarot-v1",
+        "https://huggingface.co./multimodalart/flux-tarot-v1",
+        "HTTPS://HuggingFace.co/multimodalart/flux-tarot-v1.git",
     ),
     FILE: (
         "huggingface.co/multimodalart/flux-tarot-v1/tarot.safetensors",
@@ -93,7 +112,11 @@ FORMS: dict[Reference, tuple[str, ...]] = {
         "https://hf.co/o/r/blob/v1.0/a/b%20c/x.safetensors",
     ),
     HubFile("o/r", "main", "a/x.safetensors"): ("o/r/a/x.safetensors", "huggingface.co/o/r/a/x.safetensors"),
-    HubFile("o/r", COMMIT): (f"huggingface.co/o/r@{COMMIT}", f"https://huggingface.co/o/r/tree/{COMMIT}"),
+    HubFile("o/r", COMMIT): (
+        f"huggingface.co/o/r@{COMMIT}",
+        f"https://huggingface.co/o/r/tree/{COMMIT}",
+        f"https://huggingface.co/o/r/commit/{COMMIT}",
+    ),
     HubFile("o/r", "main", "loras"): ("huggingface.co/o/r/tree/main/loras", "huggingface.co/o/r/loras/"),
     HubFile("o/r", "refs/pr/3", "x.safetensors"): (
         "huggingface.co/o/r/resolve/refs%2Fpr%2F3/x.safetensors",
@@ -109,6 +132,10 @@ FORMS: dict[Reference, tuple[str, ...]] = {
         "https://civitai.com/models/633553/crystal-clear-super",
         "https://www.civitai.com/models/633553/crystal-clear-super/?tab=1",
         "https://civitai.green/models/633553",
+        "https://civitai.red/models/633553/crystal-clear-super",
+        "www.civitai.red/models/633553",
+        "https://civitai.com/api/v1/models/633553",
+        "air:flux1:lora:civitai:633553",
         "civitai:633553",
         "urn:air:flux1:lora:civitai:633553",
     ),
@@ -119,6 +146,10 @@ FORMS: dict[Reference, tuple[str, ...]] = {
         "civitai.com/api/download/models/706528",
         "https://civitai.com/api/download/models/706528?type=Model&format=SafeTensor",
         "https://civitai.com/model-versions/706528",
+        "https://civitai.com/api/v1/model-versions/706528",
+        "https://civitai.red/models/633553/crystal-clear-super?modelVersionId=706528",
+        "https://civitai.red/model-versions/706528",
+        "HTTPS://CIVITAI.RED/api/download/models/706528/",
         "civitai:633553@706528",
         "CIVITAI:633553@706528",
         "urn:air:flux1:lora:civitai:633553@706528",
@@ -127,7 +158,10 @@ FORMS: dict[Reference, tuple[str, ...]] = {
         "civitai.com/api/download/models/7?type=Model&format=SafeTensor&size=pruned&fp=fp16",
         "https://civitai.com/api/download/models/7?fp=FP16&size=Pruned",
     ),
-    CivitaiFile(version=7, token="mine"): ("https://civitai.com/api/download/models/7?token=mine",),
+    CivitaiFile(version=7, token="mine"): (
+        "https://civitai.com/api/download/models/7?token=mine",
+        "https://civitai.red/api/download/models/7?token=mine",
+    ),
     URL: (
         "https://example.com/x.safetensors",
         "HTTPS://EXAMPLE.com:443/x.safetensors#part",
@@ -145,7 +179,52 @@ FORMS: dict[Reference, tuple[str, ...]] = {
     UrlFile("https://example.com/x.tar.gz"): ("https://example.com/x.tar.gz",),
     UrlFile("https://example.com/x.tgz"): ("https://example.com/x.tgz",),
     UrlFile("https://example.com/x.ZIP"): ("https://example.com/x.ZIP",),
-    S3Object("studio-loras", "sketch.safetensors"): ("s3://studio-loras/sketch.safetensors", "sketch", " sketch "),
+    UrlFile("https://example.com/download/5"): ("https://example.com/download/5", "https://example.com/download/5#x"),
+    UrlFile("https://example.com/page?file=x.safetensors"): ("https://example.com/page?file=x.safetensors",),
+    UrlFile("https://example.com/?id=5"): ("https://example.com/?id=5",),
+    UrlFile("https://cdn-lfs.hf.co/repos/ab/cd?sig=1"): ("https://cdn-lfs.hf.co/repos/ab/cd?sig=1",),
+    UrlFile("https://github.com/o/r/raw/main/x.safetensors"): (
+        "https://github.com/o/r/raw/main/x.safetensors",
+        "https://github.com/o/r/blob/main/x.safetensors",
+    ),
+    UrlFile("https://github.com/o/r/releases/download/v1/x.zip"): (
+        "https://github.com/o/r/releases/download/v1/x.zip",
+    ),
+    ArchiveMember(UrlFile("https://example.com/x.tar?s=1"), "run/a b.safetensors"): (
+        "https://example.com/x.tar?s=1#run/a%20b.safetensors",
+        "https://example.com/x.tar?s=1#/run/a b.safetensors",
+        "'https://example.com/x.tar?s=1#./run\\a b.safetensors'",
+    ),
+    ArchiveMember(UrlFile("https://example.com/x.tar?s=1"), "run/b.SAFETENSORS"): (
+        "https://example.com/x.tar?s=1#run/b.SAFETENSORS",
+    ),
+    ArchiveMember(UrlFile("https://example.com/download/5"), "run/b.safetensors"): (
+        "https://example.com/download/5#run/b.safetensors",
+    ),
+    ArchiveMember(MODEL, "run/b.safetensors"): (
+        "fofr/flux-80s-cyberpunk#run/b.safetensors",
+        "https://replicate.com/fofr/flux-80s-cyberpunk#run/b.safetensors",
+    ),
+    ArchiveMember(HubFile("o/r", "main", "lora.zip"), "b.safetensors"): (
+        "https://huggingface.co/o/r/blob/main/lora.zip#b.safetensors",
+        "o/r/lora.zip#b.safetensors",
+    ),
+    ArchiveMember(S3Object("b.c", "deep/er.tar"), "b.safetensors"): ("s3://b.c/deep/er.tar#b.safetensors",),
+    ArchiveMember(LocalFile(Path("/loras/x.zip")), "b.safetensors"): (
+        "/loras/x.zip#b.safetensors",
+        "file:///loras/x.zip#b.safetensors",
+    ),
+    ArchiveMember(InlineFile(WEIGHTS), "b.safetensors"): (
+        f"data:;base64,{base64.b64encode(WEIGHTS).decode()}#b.safetensors",
+    ),
+    S3Object("b.c", "no#1.safetensors"): ("s3://b.c/no#1.safetensors",),
+    LocalFile(Path("/loras/no#1.safetensors")): ("/loras/no#1.safetensors",),
+    S3Object("studio-loras", "sketch.safetensors"): (
+        "s3://studio-loras/sketch.safetensors",
+        "sketch",
+        " sketch ",
+        '"sketch"',
+    ),
     S3Object("b.c", "deep/er.tar"): ("S3://b.c/deep/er.tar",),
     EmbeddedLora("sketch"): ("embedded:sketch", " Embedded:Sketch\n"),
     LocalFile(Path("/loras/style.safetensors")): (
@@ -197,11 +276,9 @@ UNRECOGNIZED = (
     "embedded:../dev",
     "embedded:oil",
     "owner/name:",
-    "owner/name/versions",
     "owner/name/versions/xyz",
     "owner/name?x=1",
     "owner/name.safetensors",
-    "owner/lora.pt",
     "example.com/x.safetensors",
     "example.com/a/x.safetensors",
     "replicate.com",
@@ -235,17 +312,25 @@ UNRECOGNIZED = (
     "civitai:5@x",
     "urn:air:flux1:lora:huggingface:5",
     "https://example.com/",
-    "https://example.com/x.bin",
-    "https://example.com/x.safetensors.html",
-    "https://example.com/page?file=x.safetensors",
+    "https://example.com",
     "https://github.com/o/r",
+    "https://github.com/o/r/tree/main/loras",
+    "https://gitlab.com/o/r",
+    "https://huggingface.co/api/models/o/r",
+    "https://huggingface.co:443/spaces/o/r",
+    "https://replicate.com./collections/flux",
+    "https://civitai.red/images/5",
+    "owner/name/about",
+    "owner/name#fragment",
+    "s3://bucket/x#a.safetensors/b",
+    "https://example.com/x.zip#a%0A.safetensors",
+    "'",
+    '"\'owner"',
     "ftp://example.com/x.safetensors",
     "gs://bucket/x.safetensors",
     "s3://bucket",
     "s3://UP/x.safetensors",
-    "s3://bucket/x.bin",
     "file://host/loras/x.safetensors",
-    "/loras/x.bin",
     "/loras",
     "https://example.com/" + "x" * 5000 + ".safetensors",
     "owner/na\nme",
@@ -264,9 +349,44 @@ def test_unrecognized_text_is_rejected_with_the_accepted_forms(text: str) -> Non
         "https URL",
         "data: URI",
         "embedded:sketch",
+        "s3://",
+        "#path/in/archive.safetensors",
+        "lora.folders",
         "fofr/mirrored, sketch, style",
     ):
         assert form in str(caught.value)
+
+
+EXAMPLES = {
+    InlineFile: ("data:,x",),
+    UrlFile: tuple(f"https://example.com/x{suffix}" for suffix in ACCEPTED_SUFFIXES),
+    LocalFile: ("/loras/x.safetensors",),
+    ArchiveMember: ("https://example.com/x.zip#path/in/archive.safetensors",),
+}
+"""Examples of listed forms that are described in words."""
+
+
+def test_every_kind_of_reference_is_listed() -> None:
+    assert {kind.__name__ for kind in LISTED_FORMS} == {kind.__name__ for kind in Reference.__subclasses__()}
+
+
+@pytest.mark.parametrize("kind", [kind for kind in LISTED_FORMS if kind is not UploadedFile])
+def test_listed_form_is_parsed(kind: type[Reference]) -> None:
+    words = re.findall(r"[^ ,()]*\w[/:][^ ,()]*", LISTED_FORMS[kind].replace("a data: URI", ""))
+    if kind in EXAMPLES:
+        words = list(EXAMPLES[kind])
+    assert words
+    for word in words:
+        text = re.sub(r"\b(ID|V)\b", "5", word).replace("version", "0123abcd")
+        assert type(parse_reference(text, SETTINGS)) is kind, text
+    if kind is UrlFile:
+        assert all(suffix in LISTED_FORMS[kind] for suffix in ACCEPTED_SUFFIXES)
+
+
+def test_local_files_are_listed_only_with_lora_folders() -> None:
+    with pytest.raises(InvalidReference) as caught:
+        parse_reference("x", LoraSettings())
+    assert "lora.folders" not in str(caught.value)
 
 
 @pytest.mark.parametrize(
@@ -279,6 +399,13 @@ def test_unrecognized_text_is_rejected_with_the_accepted_forms(text: str) -> Non
         ("huggingface.co/o/r/pytorch_lora_weights.bin", "safetensors"),
         ("huggingface.co/o/r/resolve/main/lora.ckpt", "safetensors"),
         ("civitai.com/api/download/models/5?format=PickleTensor", "safetensors"),
+        ("https://example.com/x.bin", "safetensors"),
+        ("https://example.com/x.PT?sig=1", r"\.pt"),
+        ("s3://bucket/x.ckpt", r"\.ckpt"),
+        ("/loras/x.gguf", r"\.gguf"),
+        ("owner/lora.pt", r"\.pt"),
+        ("http://example.com/download/5", r"lora\.allow_http"),
+        ("ftp://example.com/x", "owner/name"),
         ("/etc/passwd", r"lora\.folders"),
         ("/loras/../etc/x.safetensors", r"lora\.folders"),
         ("/loras-of-others/x.safetensors", r"lora\.folders"),
@@ -336,6 +463,9 @@ DISPLAY_NAMES = {
     LocalFile(Path("/secret/x.tar")): "x.tar",
     EmbeddedLora("sketch"): "embedded:sketch",
     InlineFile(b"secret"): "data:",
+    ArchiveMember(UrlFile("https://example.com/x.tar?sig=secret"), "a/b.safetensors"): (
+        "https://example.com/x.tar#a/b.safetensors"
+    ),
 }
 
 
@@ -361,6 +491,8 @@ def test_display_name_has_no_secrets(reference: Reference, display_name: str) ->
         (LocalFile(Path("/x.tar")), True),
         (EmbeddedLora("sketch"), True),
         (InlineFile(b"x"), False),
+        (ArchiveMember(URL, "x.safetensors"), True),
+        (ArchiveMember(VERSIONED, "x.safetensors"), False),
     ],
 )
 def test_only_versions_commits_and_inline_files_never_change(reference: Reference, may_change: bool) -> None:

@@ -2,16 +2,17 @@
 
 import random
 import struct
-import zlib
 from io import BytesIO
 from typing import Any
 
 import numpy as np
 import pytest
-from PIL import Image, ImageCms, ImageOps
+from PIL import Image, ImageCms
 
 from serve.errors import InvalidImage
-from serve.media.image_codec import FORMATS, decode_image, decode_mask
+from serve.media.image_codec import decode_image
+from serve.media.image_file import FORMATS
+from serve.media.masks import decode_mask
 
 # Pillow warns about damaged files while it decodes them.
 pytestmark = pytest.mark.filterwarnings(
@@ -133,16 +134,16 @@ TRANSPARENT = {
 
 
 @pytest.mark.parametrize("content", TRANSPARENT.values(), ids=TRANSPARENT.keys())
-def test_transparency_becomes_white_in_image_and_black_in_mask(content: bytes) -> None:
+def test_transparency_becomes_white_in_image_and_repaints_nothing_in_mask(content: bytes) -> None:
     assert colours(decode_image(content, "image", 1)) == {WHITE}
-    mask = decode_mask(content, "mask", 1)
-    assert (mask.mode, mask.getextrema()) == ("L", (0, 0))
+    with pytest.raises(InvalidImage, match="repaints nothing"):
+        decode_mask(content, "mask", 1)
 
 
 def test_transparent_value_leaves_other_values_opaque() -> None:
     content = encode(Image.fromarray(np.array([[0, 700, 65535]], np.uint16)), "PNG", transparency=700)
     assert greys(decode_image(content, "image", 1)) == [0, 255, 255]
-    assert list(decode_mask(content, "mask", 1).tobytes()) == [0, 0, 255]
+    assert list(decode_mask(content, "mask", 1).image.tobytes()) == [0, 0, 255]
 
 
 def test_partial_transparency_is_blended_with_background() -> None:
@@ -183,7 +184,7 @@ def test_exif_orientation_is_applied(file_format: str, orientation: int) -> None
     image = decode_image(content, "image", 1)
     assert image.size == SIZE
     assert mean_difference(image, PHOTO) < 6
-    assert decode_mask(content, "mask", 1).size == SIZE
+    assert decode_mask(content, "mask", 1).image.size == SIZE
 
 
 @pytest.mark.parametrize("exif", [b"Exif\x00\x00garbage", b"Exif\x00\x00MM\x00*\x00\x00\x00\x08\xff\xff broken"])
@@ -222,49 +223,11 @@ def test_invalid_or_unsuitable_profile_is_ignored(mode: str, profile: bytes) -> 
     assert decode_image(content, "image", 1).tobytes() == image.convert("RGB").tobytes()
 
 
-def png_header(width: int, height: int) -> bytes:
-    """Returns a PNG whose header has this size, without pixel data."""
-
-    def chunk(kind: bytes, body: bytes) -> bytes:
-        return struct.pack(">I", len(body)) + kind + body + struct.pack(">I", zlib.crc32(kind + body))
-
-    header = struct.pack(">IIBBBBB", width, height, 8, 2, 0, 0, 0)
-    return b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", header) + chunk(b"IDAT", zlib.compress(b"")) + chunk(b"IEND", b"")
-
-
-@pytest.mark.parametrize(("width", "height"), [(7072, 7072), (50_000_001, 1), (13_000, 13_000), (65_000, 65_000)])
-def test_oversized_image_is_rejected_by_its_header(width: int, height: int) -> None:
-    with pytest.raises(InvalidImage, match="50 megapixels"):
-        decode_image(png_header(width, height), "image", 50)
-
-
-def test_size_error_names_field_size_and_limit() -> None:
-    with pytest.raises(InvalidImage) as caught:
-        decode_image(encode(Image.new("L", (2000, 1000)), "PNG"), "mask", 1.5)
-    assert caught.value.field == "mask"
-    assert "2000x1000" in caught.value.why
-    assert "1.5 megapixels" in caught.value.why
-
-
-def test_image_at_size_limit_is_decoded() -> None:
-    assert decode_image(encode(Image.new("1", (2000, 1000)), "PNG"), "image", 2).size == (2000, 1000)
-
-
-def test_jpeg_with_over_100_scans_is_rejected() -> None:
-    content = encode(PHOTO, "JPEG", progressive=True)
-    last_scan = content[content.rfind(b"\xff\xc4") : -2]
-    assert decode_image(content[:-2] + last_scan * 50 + b"\xff\xd9", "image", 1).size == SIZE
-    with pytest.raises(InvalidImage, match="100 scans"):
-        decode_image(content[:-2] + last_scan * 100 + b"\xff\xd9", "image", 1)
-
-
 NOT_IMAGES = {
-    "empty": b"",
     "one byte": b"\x00",
     "text": b"hello, I am an image",
     "HTML": b"<html><body>404</body></html>",
     "SVG": b"<svg xmlns='http://www.w3.org/2000/svg' width='9' height='9'/>",
-    "PNG signature only": encode(PHOTO, "PNG")[:8],
     **{name: encode(PHOTO, name) for name in ("EPS", "PDF", "PPM", "ICO", "TGA", "JPEG2000")},
 }
 
@@ -300,9 +263,3 @@ def test_damaged_file_is_decoded_or_rejected_with_invalid_image(file_format: str
         except InvalidImage:
             rejected += 1
     assert rejected > 0
-
-
-def test_opaque_mask_keeps_its_levels() -> None:
-    ramp = Image.fromarray((RAMP * 255).astype(np.uint8))
-    assert decode_mask(encode(ramp, "PNG"), "mask", 1).tobytes() == ramp.tobytes()
-    assert decode_mask(encode(ImageOps.invert(ramp).convert("RGB"), "PNG"), "mask", 1).mode == "L"

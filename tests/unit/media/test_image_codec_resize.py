@@ -1,11 +1,11 @@
-"""`resize_image` and `resize_mask`: proportions, cropping and mask levels."""
+"""`resize_image`: proportions and cropping."""
 
 import numpy as np
 import pytest
 from PIL import Image
 
 from serve.generation_plan import input_image_size
-from serve.media.image_codec import resize_image, resize_mask
+from serve.media.image_codec import resize_image
 
 
 def noise(width: int, height: int) -> Image.Image:
@@ -48,35 +48,3 @@ def test_image_is_cropped_equally_on_both_sides() -> None:
     image = Image.new("RGB", (104, 64), "black")
     image.paste("white", (4, 0, 100, 64))
     assert (resize_image(image, (96, 64)) == 255).all()
-
-
-@pytest.mark.parametrize("source_size", [(1000, 600), (700, 1500), (333, 500), (104, 64)])
-def test_resized_mask_is_aligned_with_resized_image(source_size: tuple[int, int]) -> None:
-    size = input_image_size(source_size)
-    source = disc(*source_size, radius=min(source_size) / 3)
-    mask = resize_mask(source, source_size, size)
-    image = resize_image(source.convert("RGB"), size)[..., 0]
-    assert mask.shape == (size[1], size[0])
-    assert ((mask == 255) != (image > 127)).mean() < 0.005
-
-
-@pytest.mark.parametrize("factor", [0.5, 2, 3])
-def test_mask_of_another_size_is_stretched_to_image(factor: float) -> None:
-    source_size, size = (320, 200), input_image_size((320, 200))
-    expected = resize_mask(disc(*source_size, radius=60), source_size, size)
-    stretched = resize_mask(disc(round(320 * factor), round(200 * factor), radius=60 * factor), source_size, size)
-    assert (expected != stretched).mean() < 0.01
-
-
-def test_mask_of_another_aspect_ratio_is_stretched_to_image() -> None:
-    top_quarter = Image.new("L", (10, 100))
-    top_quarter.paste(255, (0, 0, 10, 25))
-    mask = resize_mask(top_quarter, (320, 208), (320, 208))
-    assert (mask[:52] == 255).all()
-    assert (mask[52:] == 0).all()
-
-
-def test_mask_levels_from_128_become_255_and_others_0() -> None:
-    levels = Image.fromarray(np.tile(np.array([0, 1, 127, 128, 254, 255], np.uint8).repeat(16), (64, 1)))
-    mask = resize_mask(levels, (96, 64), (96, 64))
-    assert [int(level) for level in mask[0, ::16]] == [0, 0, 0, 255, 255, 255]

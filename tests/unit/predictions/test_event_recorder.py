@@ -38,6 +38,7 @@ async def test_metrics_and_stage_times_are_recorded() -> None:
     assert last.metrics["seed"] == 7
     assert last.metrics["pool"] == "dev-bf16"
     assert last.metrics["mean_batch"] == 2.5
+    assert last.metrics["compute_dtype"] == "float32"
     assert {"predict_time", "total_time"} <= last.metrics.keys()
     assert {"plan", "queue", "text", "denoise", "store"} <= last.stages_ms.keys()
     assert last.stages_ms["denoise"] == 30.0

@@ -53,7 +53,9 @@ def test_inputs_of_the_caller_override_default_inputs_of_the_model(
     assert (plan.pool, plan.steps) == (pool, steps)
 
 
-@pytest.mark.parametrize(("raw", "seed"), [({"seed": 5, "num_outputs": 2}, 5), ({}, 99), ({"seed": None}, 99)])
+@pytest.mark.parametrize(
+    ("raw", "seed"), [({"seed": 5, "num_outputs": 2}, 5), ({}, 99), ({"seed": None}, 99), ({"seed": -1}, 99)]
+)
 def test_record_contains_the_seed(raw: Mapping[str, Any], seed: int) -> None:
     prediction = new_prediction(raw)
     assert prediction.plan.seeds[0] == seed
@@ -81,9 +83,9 @@ def test_ignored_keys_are_logged_and_not_recorded() -> None:
 
 
 def test_logged_ignored_keys_are_few_short_and_printable() -> None:
-    raw = {"x" * 1000: 1, "\ud800": 1, **{f"key{index}": 1 for index in range(30)}}
+    raw = {"x" * 1000: 1, "\ud800\n": 1, **{f"key{index}": 1 for index in range(30)}}
     line = new_prediction(raw).logs.split("\n")[0]
-    assert f": {'x' * 63}…, \\ud800, key0," in line
+    assert f": {'x' * 63}…, \\ud800\\n, key0," in line
     assert line.endswith("key17 and 12 more")
 
 
@@ -106,15 +108,16 @@ def test_all_invalid_fields_are_reported_together() -> None:
 @pytest.mark.parametrize("field", ["replicate_weights", "extra_lora"])
 def test_spellings_of_a_lora_have_the_same_reference_key(field: str) -> None:
     request, other = (prepare({field: text}) for text in (f"  https://{LORA}", LORA))
-    (key,) = request.references
-    assert request.references[key].display_name == LORA
+    reference = request.references[field]
+    key = reference.key
+    assert (list(request.references), reference.display_name) == ([field], LORA)
     assert [lora.reference_key for lora in request.plan.loras] == [key]
     assert [lora.reference_key for lora in other.plan.loras] == [key]
 
 
 def test_two_spellings_of_one_lora_share_a_reference() -> None:
     request = prepare({"replicate_weights": LORA, "extra_lora": f"https://{LORA}"})
-    (key,) = request.references
+    (key,) = {reference.key for reference in request.references.values()}
     assert [lora.reference_key for lora in request.plan.loras] == [key, key]
 
 

@@ -1,9 +1,11 @@
 """The prediction runner: loading images and LoRAs, calling the pool, and ending the record on every failure."""
 
 import asyncio
+from io import BytesIO
 from typing import Any
 
 import pytest
+from PIL import Image
 
 from serve.errors import EngineFailed, FetchFailed, InvalidInput, LorasMissing, PoolFull, ServiceError
 from serve.events import Started
@@ -102,6 +104,16 @@ async def test_invalid_fetched_image_fails_with_the_same_message_as_a_data_uri()
     assert (await run_to_end(app, CAT | {"image": IMAGE_URL})).error == str(caught.value)
 
 
+@pytest.mark.parametrize("by_url", [True, False])
+async def test_logs_say_how_the_mask_was_read(by_url: bool) -> None:
+    file = BytesIO()
+    Image.new("L", (200, 100), 255).save(file, "PNG")
+    app = make_app(FakePool(ONE_IMAGE), fetcher=FakeFetcher({IMAGE_URL: png(200, 100)}))
+    image = IMAGE_URL if by_url else data_uri(png(200, 100))
+    last = await run_to_end(app, CAT | {"image": image, "mask": data_uri(file.getvalue())})
+    assert [line for line in last.logs.splitlines() if line.startswith("mask has no effect")]
+
+
 async def test_pool_receives_the_loras_and_a_plan_with_their_weights_keys() -> None:
     pool, lora_cache = FakePool(ONE_IMAGE), FakeLoraCache()
     last = await run_to_end(make_app(pool, loras=lora_cache), WITH_BOTH)
@@ -130,6 +142,13 @@ async def test_record_without_loras_does_not_mention_them() -> None:
     assert "loras" not in last.metrics
     assert "lora" not in last.stages_ms
     assert list(pool.loras[0]) == []
+
+
+async def test_lora_that_two_inputs_name_is_sent_to_the_pool_once() -> None:
+    pool = FakePool(ONE_IMAGE)
+    last = await run_to_end(make_app(pool), {**WITH_SKETCH, "extra_lora": f"https://replicate.com/{SKETCH}"})
+    assert [lora.metadata.key for lora in pool.loras[0]] == [f"{SKETCH} 1"]
+    assert [metric["scale"] for metric in last.metrics["loras"]] == [0.5, 1.0]
 
 
 async def test_failed_lora_fails_only_its_own_prediction() -> None:

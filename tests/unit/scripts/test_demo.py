@@ -107,6 +107,29 @@ def test_seed_is_read_from_the_logs_if_the_metrics_have_none() -> None:
     assert demo.report([], {"logs": "Using seed: 41\nmore", "metrics": None}, {}) == ["seed    41"]
 
 
+@pytest.mark.parametrize(
+    ("inputs", "pool"),
+    [
+        ({}, "dev-bf16"),
+        ({"go_fast": True}, "dev-fp8"),
+        ({"model": "schnell", "replicate_weights": "embedded:sketch"}, "schnell"),
+    ],
+)
+def test_service_starts_only_the_pool_of_the_prediction(inputs: dict[str, object], pool: str) -> None:
+    options = demo.pool_arguments({"prompt": "a cat", **inputs})
+    started = [option for option in options if option.endswith("min_replicas=1")]
+    assert started == [f"pools.{pool}.scaling.min_replicas=1"]
+    assert len([option for option in options if option.endswith("min_replicas=0")]) == 2
+
+
+def test_invalid_inputs_are_reported_before_the_service_starts(
+    run_demo: Demo, fake_service: FakeService, capsys: Captured
+) -> None:
+    assert run_demo("a cat", "--num-outputs", "9") == 1
+    assert "num_outputs" in capsys.readouterr().err
+    assert not (fake_service.folder / "alive.lock").exists()
+
+
 def test_service_at_url_is_used_and_not_stopped(run_demo: Demo, fake_service: FakeService) -> None:
     with local_service() as service, httpx.Client(trust_env=False) as client:
         assert run_demo("a cat", "--url", service.url) == 0
