@@ -9,10 +9,11 @@ from typing import Any
 import httpx
 import pytest
 
+from serve.events import ImageFinished, Started
 from serve.lora.reference import Reference, ResolvedLora
-from serve.settings import FileSettings, Settings
+from serve.settings import FileSettings, OutputSettings, Settings
 from tests.app_factory import AppUnderTest, make_app
-from tests.fakes import ONE_IMAGE, FakeLoraCache, FakePool
+from tests.fakes import DONE, ONE_IMAGE, FakeLoraCache, FakePool
 from tests.images import data_uri, png
 
 PROBLEM = "application/problem+json"
@@ -224,6 +225,22 @@ async def test_oversized_file_is_rejected_with_413(count: int) -> None:
     assert files_on_disk(app) == 0
 
 
+async def test_oversized_body_is_not_read_to_its_end() -> None:
+    sent = 0
+
+    async def counted_pieces() -> AsyncIterator[bytes]:
+        nonlocal sent
+        async for piece in pieces(1000):
+            sent += len(piece)
+            yield piece
+
+    response = await request(
+        app_with(max_file_bytes=100_000), "POST", "/v1/files", content=counted_pieces(), headers=MULTIPART
+    )
+    assert response.status_code == 413
+    assert sent < 2_000_000
+
+
 async def test_uploads_that_take_all_the_space_are_rejected_with_507() -> None:
     app = app_with(max_file_bytes=150_000, max_bytes=200_000)
     with app.files.upload() as other:
@@ -286,13 +303,11 @@ async def test_every_files_path_requires_the_token() -> None:
 
 
 async def test_url_of_an_output_is_an_input_image() -> None:
-    pool = FakePool(ONE_IMAGE)
-    app = make_app(pool)
-    created = (await predict(app)).json()
-    prediction = await app.service.get(created["id"])
-    path = f"http://127.0.0.1:8000/outputs/{created['id']}/{prediction.outputs[0].name}"
-    failed = (await predict(app, image=path)).json()
-    assert "image:" in failed["error"]  # the fake output is read, and is no image
+    pool = FakePool((Started(), ImageFinished(0, IMAGE), DONE))
+    app = make_app(pool, Settings(outputs=OutputSettings(delivery="url")), token="secret")
+    [url] = (await predict(app)).json()["output"]
+    assert (await predict(app, image=url)).json()["status"] == "succeeded"
+    assert pool.calls[1][0].size == (208, 96)
 
 
 @pytest.mark.parametrize("field", ["image", "mask", "replicate_weights", "extra_lora"])
