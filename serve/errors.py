@@ -9,6 +9,7 @@ ServiceError
 ├── UnknownVersion     422  no served model has this version
 ├── PoolFull           429  retry after `retry_after_s`
 ├── NotReady           503  the service is starting or stopping
+├── UploadsFull        507  the files that are being uploaded take all the space for files
 └── PredictionFailed   500  an accepted prediction ended without images
     ├── FetchFailed           a URL of the request could not be fetched
     ├── InvalidImage          an input image cannot be decoded or is not accepted
@@ -126,6 +127,17 @@ class PoolFull(ServiceError):
 class NotReady(ServiceError):
     status = 503
     title = "Service unavailable"
+
+
+class UploadsFull(ServiceError):
+    status = 507
+    title = "Insufficient storage"
+
+    def __init__(self) -> None:
+        super().__init__()
+
+    def __str__(self) -> str:
+        return "the uploads in progress take all the space for files; try again when some of them have ended"
 
 
 class PredictionFailed(ServiceError):

@@ -16,17 +16,19 @@ from starlette.applications import Starlette
 from starlette.exceptions import HTTPException
 from starlette.middleware import Middleware
 
-from serve.api import cog, output_files, replicate
+from serve.api import cog, files, models, output_files, replicate
 from serve.api.auth import AuthMiddleware, check_bind_address
 from serve.api.error_responses import ErrorMiddleware, http_exception
 from serve.api.replicate import prediction_json
 from serve.logs import use_replica_log
 from serve.lora.parse_reference import check_aliases
 from serve.lora_cache import LoraCacheClient
+from serve.media.file_store import FileStore
 from serve.media.output_store import OutputStore
 from serve.net.http_client import HttpClient, UrlFetcher
 from serve.pool_client import PoolClient
 from serve.predictions.input_images import InputImages
+from serve.predictions.own_files import OwnFiles, OwnFilesFirst
 from serve.predictions.prediction import Prediction
 from serve.predictions.request import resolve_version
 from serve.predictions.runner import PredictionRunner
@@ -51,13 +53,16 @@ class Ingress:
         )
         check_aliases(settings.lora)
         self._outputs = OutputStore(settings.outputs)
+        self._files = FileStore(settings.files)
+        own_files = OwnFiles(self._files, self._outputs, settings.outputs.public_url)
         self._http_client = HttpClient(settings.fetch)
-        input_images = InputImages(settings, UrlFetcher(settings.fetch, self._http_client))
+        fetcher = OwnFilesFirst(own_files, UrlFetcher(settings.fetch, self._http_client), settings.fetch.max_bytes)
+        input_images = InputImages(settings, fetcher)
         store = MemoryStore(settings.max_records, settings.record_max_age_s)
         pools = {name: PoolClient(name, handle) for name, handle in handles.items()}
-        self._lora_cache = LoraCacheClient(settings, serve.get_replica_context().app_name)
+        self._lora_cache = LoraCacheClient(settings, serve.get_replica_context().app_name, self._files.path)
         runner = PredictionRunner(store, pools, input_images, self._lora_cache, self._outputs)
-        self._predictions = PredictionService(settings, store, runner, input_images)
+        self._predictions = PredictionService(settings, store, runner, input_images, own_files)
         self._pools = tuple(handles)
         self._ready = asyncio.Event()
 
@@ -66,6 +71,8 @@ class Ingress:
         return Starlette(
             routes=[
                 *replicate.routes(*shared),
+                *files.routes(self._files, self._settings),
+                *models.routes(self._predictions, self._settings),
                 *cog.routes(*shared),
                 *output_files.routes(self._outputs, self._settings),
             ],
@@ -100,7 +107,7 @@ class Ingress:
     @asynccontextmanager
     async def _lifespan(self, app: Starlette) -> AsyncGenerator[None, None]:
         # The LoRA cache starts while the models are loaded, so that the first LoRA does not wait for it.
-        background = self._wait_for_pools(), self._sweep_outputs(), self._lora_cache.keep_alive()
+        background = self._wait_for_pools(), self._sweep_stores(), self._lora_cache.keep_alive()
         tasks = [asyncio.create_task(work) for work in background]
         yield
         for task in tasks:
@@ -108,6 +115,7 @@ class Ingress:
         await self._predictions.close(SHUTDOWN_GRACE_S)
         self._http_client.close()
         await self._outputs.aclose()
+        await self._files.aclose()
 
     async def _wait_for_pools(self) -> None:
         application = serve.get_replica_context().app_name
@@ -116,10 +124,11 @@ class Ingress:
         self._predictions.open()
         self._ready.set()
 
-    async def _sweep_outputs(self) -> None:
+    async def _sweep_stores(self) -> None:
         while True:
             await asyncio.sleep(SWEEP_PERIOD_S)
             await self._outputs.sweep()
+            await self._files.sweep()
 
 
 def _are_healthy(application: str, pools: Sequence[str]) -> bool:

@@ -12,16 +12,19 @@ import time
 from collections.abc import Awaitable, Callable, Collection, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
+from weakref import WeakValueDictionary
 
+import numpy as np
 import ray
 from ray.actor import ActorHandle
 from ray.exceptions import RayActorError, RayTaskError
 
 from serve import __version__
 from serve.aio import first_error_task_group
-from serve.errors import EngineFailed, FetchFailed, InvalidLora, ServiceError
+from serve.errors import EngineFailed, FetchFailed, InvalidLora, NotFound, ServiceError
 from serve.lora.model_geometry import ModelGeometry
 from serve.lora.reference import Reference, ResolvedLora
+from serve.lora.uploaded_file import ContentMissing, with_content
 from serve.settings import Settings, cache_folder, read_secrets
 
 if TYPE_CHECKING:
@@ -71,10 +74,15 @@ class LoraCacheActor:
         self._idle_watcher: asyncio.Task[None] | None = None
 
     async def get(
-        self, reference: Reference, model: str, lost_handle_ids: Collection[str] = ()
+        self, reference: Reference, model: str, lost_handle_ids: Collection[str] = (), content: Any = None
     ) -> ResolvedLora[BlockRef]:
-        """The LoRA for `model`, a key of `settings.models`. See `LoraCacheManager.get`."""
+        """The LoRA for `model`, a key of `settings.models`. See `LoraCacheManager.get`.
+
+        `content` is the array of bytes of an `UploadedFile`. Raises `ContentMissing` if it is needed and not given.
+        """
         await self.heartbeat()
+        if content is not None:
+            reference = with_content(reference, memoryview(content))
         return await self._manager.get(reference, await self._geometry(model), lost_handle_ids)
 
     async def heartbeat(self) -> None:
@@ -126,10 +134,14 @@ class LoraCacheClient:
     """Calls the LoRA cache of one application, and starts it if necessary.
 
     The actor's name depends on the settings. An actor with other settings is not used, and exits when it is idle.
+    `upload_path` returns the path of an uploaded file by its id, or raises `NotFound`.
     """
 
-    def __init__(self, settings: Settings, application: str) -> None:
+    def __init__(self, settings: Settings, application: str, upload_path: Callable[[str], Awaitable[Path]]) -> None:
         self._settings = settings
+        self._upload_path = upload_path
+        self._send_locks: WeakValueDictionary[str, asyncio.Lock] = WeakValueDictionary()
+        """By file id."""
         self._actor_name = f"{application}-loras-{_fingerprint(settings)}"
         self._connect_lock = asyncio.Lock()
         self._actor: ActorHandle[Any] | None = None
@@ -161,9 +173,24 @@ class LoraCacheClient:
 
     async def _get_one(self, field: str, reference: Reference, model: str, lost: Collection[str]) -> ResolvedLora[Any]:
         try:
-            return await self._call(lambda actor: actor.get.remote(reference, model, tuple(lost)))
+            return await self._resolve(reference, model, tuple(lost))
         except (FetchFailed, InvalidLora) as error:
             raise type(error)(error.what, error.why, field) from None
+        except NotFound as error:
+            raise FetchFailed(reference.display_name, str(error), field) from None
+
+    async def _resolve(self, *arguments: Any) -> ResolvedLora[Any]:
+        """Calls `LoraCacheActor.get`. Sends the content of an upload if the cache needs it, once for all requests."""
+        try:
+            return await self._call(lambda actor: actor.get.remote(*arguments))
+        except ContentMissing as missing:
+            lock = self._send_locks.setdefault(missing.file_id, asyncio.Lock())
+        async with lock:
+            try:
+                return await self._call(lambda actor: actor.get.remote(*arguments))
+            except ContentMissing as missing:
+                content = await asyncio.to_thread(_put_file, await self._upload_path(missing.file_id))
+                return await self._call(lambda actor: actor.get.remote(*arguments, content))
 
     async def _call(self, method: Callable[[Any], Awaitable[Result]]) -> Result:
         """Calls the actor, or a new one if it dies."""
@@ -172,7 +199,7 @@ class LoraCacheClient:
                 return await method(await self._connect())
             except RayTaskError as error:
                 # The message of Ray's wrapper is a traceback with addresses; `cause` is what the actor raised.
-                if isinstance(error.cause, ServiceError):
+                if isinstance(error.cause, ServiceError | ContentMissing):
                     raise error.cause from None
                 log.error("LoRA cache failed: %s", error)
                 raise EngineFailed("the LoRA cache failed; the operator's log has the cause") from None
@@ -214,6 +241,16 @@ class LoraCacheClient:
             runtime_env={"env_vars": {"OMP_NUM_THREADS": "1", "OMP_WAIT_POLICY": "PASSIVE"}},
         )
         return actor_class.remote(self._settings)
+
+
+def _put_file(path: Path) -> "ray.ObjectRef[Any]":
+    """Copies a file to the object store. Raises `NotFound`."""
+    try:
+        # An empty file cannot be mapped.
+        content = np.memmap(path, np.uint8, "r") if path.stat().st_size else np.empty(0, np.uint8)
+    except FileNotFoundError:
+        raise NotFound("the uploaded file was removed; upload it again") from None
+    return ray.put(np.asarray(content))
 
 
 def _fingerprint(settings: Settings) -> str:

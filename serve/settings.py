@@ -228,6 +228,24 @@ class OutputSettings(StrictModel):
         return self.delivery == "data" or (self.delivery == "auto" and not self.public_url.startswith("https:"))
 
 
+class FileSettings(StrictModel):
+    """Files that clients upload to `/v1/files`, as inputs of later predictions."""
+
+    folder: Path | None = None
+    """Local folder of one ingress; None means a temporary one. Files of an earlier process in it are removed."""
+    max_file_bytes: Positive = 2**30
+    max_bytes: Positive = 4 * 2**30
+    """Total size. When it is reached, the oldest files are removed first; uploads in progress count too."""
+    max_files: Positive = 1000
+    max_age_s: Seconds = 24 * 3600
+
+    @model_validator(mode="after")
+    def _one_file_fits(self) -> Self:
+        if self.max_file_bytes > self.max_bytes:
+            raise ValueError("max_file_bytes is larger than max_bytes")
+        return self
+
+
 class SafetySettings(StrictModel):
     """The safety checker for generated images."""
 
@@ -286,6 +304,7 @@ class Settings(StrictModel):
     fetch: FetchSettings = FetchSettings()
     lora: LoraSettings = LoraSettings()
     outputs: OutputSettings = OutputSettings()
+    files: FileSettings = FileSettings()
     safety: SafetySettings = SafetySettings()
 
     @model_validator(mode="after")

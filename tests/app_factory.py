@@ -10,14 +10,18 @@ from pathlib import Path
 from typing import Any
 
 import httpx
+from pydantic import SecretStr
 from starlette.applications import Starlette
 from starlette.exceptions import HTTPException
 from starlette.middleware import Middleware
 
-from serve.api import cog, output_files, replicate
+from serve.api import cog, files, models, output_files, replicate
+from serve.api.auth import AuthMiddleware
 from serve.api.error_responses import ErrorMiddleware, http_exception
+from serve.media.file_store import FileStore
 from serve.media.output_store import OutputStore
 from serve.predictions.input_images import Fetcher, InputImages
+from serve.predictions.own_files import OwnFiles, OwnFilesFirst
 from serve.predictions.prediction import Prediction
 from serve.predictions.request import ServedVersion, resolve_version
 from serve.predictions.runner import LoraCache, Pool, PredictionRunner
@@ -36,6 +40,9 @@ class AppUnderTest:
     served: ServedVersion
     app: Starlette
     prediction_ids: list[str]
+    files: FileStore
+    file_folder: Path
+    """Folder of the contents of uploaded files."""
 
     @property
     def http(self) -> httpx.AsyncClient:
@@ -58,8 +65,9 @@ def make_app(
     fetcher: Fetcher | None = None,
     loras: LoraCache | None = None,
     opened: bool = True,
+    token: str | None = None,
 ) -> AppUnderTest:
-    """Builds the application with `pool` as every pool. Outputs are stored in a temporary folder."""
+    """Builds the application with `pool` as every pool. Outputs and files are stored in a temporary folder."""
     prediction_ids: list[str] = []
 
     class RecordingStore(MemoryStore):
@@ -67,24 +75,34 @@ def make_app(
             await super().create(prediction)
             prediction_ids.append(prediction.id)
 
-    settings, folder = settings or Settings(), tempfile.mkdtemp(prefix="flux-serve-test-")
+    settings, folder = settings or Settings(), Path(tempfile.mkdtemp(prefix="flux-serve-test-"))
     store = RecordingStore(settings.max_records, settings.record_max_age_s)
-    input_images = InputImages(settings, fetcher or FakeFetcher({}))
-    outputs = OutputStore(settings.outputs.model_copy(update={"folder": Path(folder)}))
+    outputs = OutputStore(settings.outputs.model_copy(update={"folder": folder / "outputs"}))
+    file_store = FileStore(settings.files.model_copy(update={"folder": folder / "files"}))
+    own_files = OwnFiles(file_store, outputs, settings.outputs.public_url)
+    fetcher = OwnFilesFirst(own_files, fetcher or FakeFetcher({}), settings.fetch.max_bytes)
+    input_images = InputImages(settings, fetcher)
     runner = PredictionRunner(
         store, dict.fromkeys(settings.pools, pool), input_images, loras or FakeLoraCache(), outputs
     )
-    service = PredictionService(settings, store, runner, input_images)
+    service = PredictionService(settings, store, runner, input_images, own_files)
     if opened:
         service.open()
     routes = [
         *replicate.routes(service, outputs, settings),
+        *files.routes(file_store, settings),
+        *models.routes(service, settings),
         *cog.routes(service, outputs, settings),
         *output_files.routes(outputs, settings),
     ]
+    auth = Middleware(AuthMiddleware, token=SecretStr(token) if token else None)
     app = Starlette(
-        routes=routes, middleware=[Middleware(ErrorMiddleware)], exception_handlers={HTTPException: http_exception}
+        routes=routes,
+        middleware=[Middleware(ErrorMiddleware), auth],
+        exception_handlers={HTTPException: http_exception},
     )
-    app_under_test = AppUnderTest(service, resolve_version(settings, None), app, prediction_ids)
+    app_under_test = AppUnderTest(
+        service, resolve_version(settings, None), app, prediction_ids, file_store, folder / "files"
+    )
     weakref.finalize(app_under_test, shutil.rmtree, folder)
     return app_under_test

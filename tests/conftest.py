@@ -6,6 +6,7 @@ from collections.abc import Iterator
 
 import pytest
 
+from tests.js_client import JsClient, JsClientUnavailable, install
 from tests.logs import Logs
 
 # Imported modules live as long as the process, so the collector need not scan them.
@@ -29,3 +30,12 @@ def logs() -> Iterator[Logs]:
     yield handler
     root.removeHandler(handler)
     root.setLevel(level)
+
+
+@pytest.fixture(scope="session")
+def js_client(tmp_path_factory: pytest.TempPathFactory) -> JsClient:
+    """Replicate's JavaScript client; tests that use it are skipped where it cannot be installed."""
+    try:
+        return install(tmp_path_factory.mktemp("js-client"))
+    except JsClientUnavailable as error:
+        pytest.skip(f"the JavaScript client is not tested: {error}")

@@ -10,7 +10,8 @@ from starlette.routing import Route
 from starlette.types import Receive
 
 from serve.api.http_messages import check_body_keys, output_uris, parse_prefer, read_json_object, server_timing_header
-from serve.api.openapi import COG_VERSION, openapi_document
+from serve.api.openapi import COG_VERSION
+from serve.api.openapi_replicate import service_document
 from serve.errors import NotFound
 from serve.inputs import Inputs
 from serve.media.output_store import OutputStore
@@ -66,7 +67,7 @@ class CogApi:
         return JSONResponse({"status": HEALTH[self._service.state], "setup": setup})
 
     async def openapi(self, request: Request) -> Response:
-        return JSONResponse(openapi_document(self._served.model))
+        return JSONResponse(service_document(self._served.model))
 
     async def predict(self, request: Request) -> Response:
         """Runs a prediction to its end and cancels it if the client disconnects.

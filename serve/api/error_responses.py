@@ -1,13 +1,15 @@
-"""Maps errors to HTTP responses: problem+json under `/v1/`, Cog's `detail` elsewhere."""
+"""Maps errors to HTTP responses: problem+json under `/v1/` and for unknown paths, Cog's `detail` elsewhere."""
 
 import logging
 import math
 from collections.abc import Callable
+from http.client import METHOD_NOT_ALLOWED
 from typing import Any
 
 from starlette.exceptions import HTTPException
 from starlette.requests import ClientDisconnect, Request
 from starlette.responses import JSONResponse, Response
+from starlette.routing import Match, Route
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from serve.api.http_messages import InvalidBody
@@ -17,6 +19,7 @@ log = logging.getLogger(__name__)
 
 CLIENT_CLOSED_REQUEST = 499
 """Appears in access logs only: the client has disconnected."""
+MAX_SHOWN_CHARS = 100
 
 BodyFormat = Callable[[ServiceError], dict[str, Any]]
 
@@ -47,13 +50,26 @@ class ErrorMiddleware:
 
 
 async def http_exception(request: Request, error: Exception) -> Response:
-    """Starlette's handler for the `HTTPException` that its router raises for unknown paths and methods."""
+    """Starlette's handler for the `HTTPException` that its router raises for unknown paths and methods.
+
+    The response is problem+json on every path, as an unknown path belongs to neither API.
+    """
     assert isinstance(error, HTTPException)
-    service_error = ServiceError(error.detail)
+    endpoint = f"{request.method[:MAX_SHOWN_CHARS]} {request.url.path[:MAX_SHOWN_CHARS]}"
+    hint, headers = "docs/api.md lists the endpoints", error.headers
+    if error.status_code == METHOD_NOT_ALLOWED:
+        allowed = _allowed_methods(request)
+        hint, headers = f"this path has {allowed}", {"Allow": allowed}
+    service_error = ServiceError(f"this service does not serve {endpoint}; {hint}")
     service_error.status, service_error.title = error.status_code, error.detail
-    response = _formatted(service_error, request.scope)
-    response.headers.update(error.headers or {})
-    return response
+    return JSONResponse(problem_json(service_error), error.status_code, headers, MEDIA_TYPES[problem_json])
+
+
+def _allowed_methods(request: Request) -> str:
+    """The methods of all routes with this path: Starlette itself names only those of the first one."""
+    routes = [route for route in request.app.routes if isinstance(route, Route)]
+    matching = [route.methods or set() for route in routes if route.matches(request.scope)[0] is not Match.NONE]
+    return ", ".join(sorted(set[str]().union(*matching)))
 
 
 def problem_json(error: ServiceError) -> dict[str, Any]:

@@ -1,4 +1,4 @@
-"""Request bodies, the `Prefer` header, `Server-Timing` and output URIs, shared by the Replicate and Cog APIs."""
+"""Request bodies, the `Prefer` header, pages, `Server-Timing` and output URIs, shared by the APIs."""
 
 import json
 import re
@@ -16,6 +16,8 @@ STAGES = (
     "plan", "fetch", "queue", "lora", "text", "encode_image", "denoise", "decode", "safety", "encode", "store"
 )  # fmt: skip
 """The stages of a prediction in the order they run."""
+
+PAGE_SIZE = 100
 
 _JSON_TYPES: dict[type, str] = {dict: "an object", str: "a string", bool: "a boolean"}
 _PREFERENCE = re.compile(r'^(?P<name>[a-z-]+)(?:\s*=\s*"?(?P<value>[^";]*)"?)?\s*(?:;.*)?$', re.IGNORECASE)
@@ -111,6 +113,13 @@ def parse_prefer(headers: Iterable[str], max_wait_s: float) -> Preference:
         return Preference(None, respond_async, None)
     wait_s = min(float(requested), max_wait_s)
     return Preference(wait_s, respond_async, f"wait={wait_s:g}")
+
+
+def page_json(items: list[dict[str, Any]], page_size: int, url: str) -> dict[str, Any]:
+    """A page of the list at `url`. `items` has one object more than `page_size` if another page follows."""
+    results = items[:page_size]
+    following = f"{url}?cursor={results[-1]['id']}" if len(items) > page_size else None
+    return {"previous": None, "next": following, "results": results}
 
 
 def server_timing_header(prediction: Prediction) -> dict[str, str]:

@@ -1,4 +1,4 @@
-"""The Replicate API: predictions under `/v1`, for Replicate's official clients."""
+"""The predictions endpoints of the Replicate API, for Replicate's official clients."""
 
 from typing import Any
 
@@ -6,11 +6,17 @@ from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
 from starlette.routing import Route
 
-from serve.api.http_messages import check_body_keys, output_uris, parse_prefer, read_json_object, server_timing_header
-from serve.api.openapi import COG_VERSION, openapi_document
-from serve.errors import NotFound
+from serve.api.http_messages import (
+    PAGE_SIZE,
+    check_body_keys,
+    output_uris,
+    page_json,
+    parse_prefer,
+    read_json_object,
+    server_timing_header,
+)
 from serve.media.output_store import OutputStore
-from serve.predictions.prediction import Prediction, rfc3339, timestamps
+from serve.predictions.prediction import Prediction, timestamps
 from serve.predictions.request import ServedVersion, resolve_model, resolve_version
 from serve.predictions.service import PredictionService
 from serve.settings import Settings
@@ -19,7 +25,6 @@ KEYS: dict[str, type] = {"input": dict, "version": str, "stream": bool}
 """`stream` is ignored: it requests streamed text, and responses have no `urls.stream`."""
 MODEL_KEYS: dict[str, type] = {"input": dict, "stream": bool}
 UNSUPPORTED_KEYS = frozenset({"webhook", "webhook_completed", "webhook_events_filter"})
-PAGE_SIZE = 100
 
 
 def routes(service: PredictionService, outputs: OutputStore, settings: Settings) -> list[Route]:
@@ -30,12 +35,11 @@ def routes(service: PredictionService, outputs: OutputStore, settings: Settings)
         Route("/v1/predictions/{prediction_id}", api.get, methods=["GET"]),
         Route("/v1/predictions/{prediction_id}/cancel", api.cancel, methods=["POST"]),
         Route("/v1/models/{owner}/{name}/predictions", api.create_for_model, methods=["POST"]),
-        Route("/v1/models/{owner}/{name}/versions/{version}", api.version, methods=["GET"]),
     ]
 
 
 class ReplicateApi:
-    """Endpoints of the Replicate API. An accepted prediction keeps running if its client disconnects."""
+    """Endpoints for predictions. An accepted prediction keeps running if its client disconnects."""
 
     def __init__(self, service: PredictionService, outputs: OutputStore, settings: Settings) -> None:
         self._service = service
@@ -56,35 +60,14 @@ class ReplicateApi:
     async def page(self, request: Request) -> Response:
         """Predictions, newest first, without images that would be `data:` URIs of about a megabyte each."""
         page = await self._service.page(request.query_params.get("cursor"), PAGE_SIZE + 1)
-        shown, more = page[:PAGE_SIZE], page[PAGE_SIZE:]
-        base_url = self._settings.outputs.public_url.rstrip("/")
-        return JSONResponse(
-            {
-                "previous": None,
-                "next": f"{base_url}/v1/predictions?cursor={shown[-1].id}" if more else None,
-                "results": [await self._listed(prediction) for prediction in shown],
-            }
-        )
+        url = f"{self._settings.outputs.public_url.rstrip('/')}/v1/predictions"
+        return JSONResponse(page_json([await self._listed(prediction) for prediction in page], PAGE_SIZE, url))
 
     async def get(self, request: Request) -> Response:
         return await self._respond(await self._service.get(request.path_params["prediction_id"]))
 
     async def cancel(self, request: Request) -> Response:
         return await self._respond(await self._service.cancel(request.path_params["prediction_id"]))
-
-    async def version(self, request: Request) -> Response:
-        owner, name, version = (request.path_params[key] for key in ("owner", "name", "version"))
-        model = resolve_model(self._settings, owner, name).model
-        if version not in model.versions:
-            raise NotFound(f"{model.full_name} has no version {version[:100]!r}")
-        return JSONResponse(
-            {
-                "id": version,
-                "created_at": rfc3339(self._service.created_at),
-                "cog_version": COG_VERSION,
-                "openapi_schema": openapi_document(model),
-            }
-        )
 
     async def _create(self, request: Request, inputs: dict[str, Any], served: ServedVersion) -> Response:
         preference = parse_prefer(request.headers.getlist("prefer"), self._settings.max_wait_s)

@@ -25,6 +25,7 @@ from serve.lora.reference import (
     S3Object,
     UrlFile,
 )
+from serve.lora.uploaded_file import ContentMissing, UploadedFile
 from serve.model_specs import EMBEDDED_MODELS_FOLDER, embedded_lora_file
 from serve.net.http_client import HttpClient
 from serve.settings import LoraSettings, Secrets
@@ -55,13 +56,15 @@ class LoraFetcher:
     async def fetch(self, reference: Reference, folder: Path, known_revision: str | None) -> FetchedFile | None:
         """Fetches the file into `folder`. None if `known_revision` is still current.
 
-        Raises `FetchFailed`, and `InvalidLora` if the provider has no suitable file.
+        Raises `FetchFailed`, `InvalidLora` if the provider has no suitable file, and `ContentMissing`.
         """
         path = folder / "download"
         match reference:
             case InlineFile(content):
                 await asyncio.to_thread(path.write_bytes, content)
                 return FetchedFile(path, len(content), hashlib.sha256(content).hexdigest())
+            case UploadedFile():
+                return await self._write_upload(reference, path)
             case EmbeddedLora(name):
                 source, folders = embedded_lora_file(name, EMBEDDED_MODELS_FOLDER), (EMBEDDED_MODELS_FOLDER,)
                 return await asyncio.to_thread(self._copy, reference, source, folders, path, known_revision)
@@ -107,6 +110,15 @@ class LoraFetcher:
             await self._downloader.download(resolved.config, config_path, reference.display_name)
             config = await asyncio.to_thread(config_path.read_bytes)
         return FetchedFile(path, downloaded.size_bytes, resolved.revision or downloaded.etag, config)
+
+    async def _write_upload(self, reference: UploadedFile, path: Path) -> FetchedFile:
+        content, max_bytes = reference.content, self._settings.fetch.max_bytes
+        if content is None:
+            raise ContentMissing(reference.file_id)
+        if content.nbytes > max_bytes:
+            raise FetchFailed(reference.display_name, f"it has more than {max_bytes} bytes")
+        await asyncio.to_thread(path.write_bytes, content)
+        return FetchedFile(path, content.nbytes, reference.sha256)
 
     def _copy(
         self,

@@ -30,6 +30,7 @@ from serve.lora.reference import (
     S3Object,
     UrlFile,
 )
+from serve.lora.uploaded_file import UploadedFile
 from serve.media.data_uri import decode_data_uri, is_data_uri
 from serve.model_specs import EMBEDDED, EMBEDDED_LORAS
 from serve.net.url import InvalidUrl, parse_url
@@ -43,12 +44,13 @@ FORMS: Mapping[type[Reference], str] = {
     CivitaiFile: "civitai.com/models/ID, civitai.com/models/ID?modelVersionId=V or civitai:ID@V",
     UrlFile: "the https URL of a .safetensors, .tar, .tar.gz, .tgz or .zip file",
     InlineFile: "a data: URI of such a file",
+    UploadedFile: "the URL of such a file that was uploaded to this service",
     ArchiveMember: "a reference to an archive followed by #path/in/archive.safetensors",
     S3Object: "s3://bucket/file.safetensors",
     LocalFile: "the path of a file in a folder of lora.folders",
     EmbeddedLora: f"{' or '.join(f'{EMBEDDED}:{name}' for name in EMBEDDED_LORAS)} (for the embedded model)",
 }
-"""The accepted forms, for error messages. `LocalFile` needs `lora.folders`."""
+"""The accepted forms, for error messages. `LocalFile` needs `lora.folders`; `UploadedFile` is not parsed here."""
 
 _SCHEME = re.compile(r"([a-z][a-z0-9+.-]*)://", re.IGNORECASE)
 _BUCKET = re.compile(r"[a-z0-9][a-z0-9.-]{1,61}[a-z0-9]")
@@ -60,9 +62,9 @@ _PAGE_HOSTS = frozenset(("github.com", "www.github.com", "gitlab.com"))
 
 def parse_reference(text: str, settings: LoraSettings) -> Reference:
     """The LoRA that `text` refers to, directly or by an alias. Raises `InvalidReference`."""
-    name = _unquoted(text)
+    name = unquoted(text)
     try:
-        return _parse(_unquoted(settings.aliases.get(name, name)), settings)
+        return _parse(unquoted(settings.aliases.get(name, name)), settings)
     except UnrecognizedForm as error:
         raise InvalidReference(
             f"this is not a LoRA reference; use one of: {'; '.join(_accepted_forms(settings))}"
@@ -88,7 +90,7 @@ def _accepted_forms(settings: LoraSettings) -> Sequence[str]:
     return (*forms, f"one of this service's aliases: {aliases}") if aliases else forms
 
 
-def _unquoted(text: str) -> str:
+def unquoted(text: str) -> str:
     """`text` without the spaces and quotes around it, which are often copied together with a URL."""
     stripped = text.strip()
     quoted = _QUOTED.fullmatch(stripped)
@@ -96,12 +98,12 @@ def _unquoted(text: str) -> str:
 
 
 def _parse(text: str, settings: LoraSettings) -> Reference:
-    base, member = _split_member(text)
+    base, member = split_member(text)
     reference = _parse_source(base, settings)
     return ArchiveMember(reference, member) if member else reference
 
 
-def _split_member(text: str) -> tuple[str, str]:
+def split_member(text: str) -> tuple[str, str]:
     """The reference to an archive, and the path after `#` of a weights file in it, if there is one.
 
     Other fragments of URLs are ignored. A file on disk or on S3 may have `#` in its name.

@@ -10,6 +10,7 @@ from serve.generation_plan import LORA_SCALE_FIELDS, GenerationPlan, make_plan
 from serve.inputs import Inputs, validate_inputs
 from serve.lora.parse_reference import parse_reference
 from serve.lora.reference import InvalidReference, Reference
+from serve.predictions.own_files import NO_UPLOADS, UploadedInputs
 from serve.predictions.prediction import Prediction, new_id
 from serve.settings import ServedModel, Settings
 
@@ -53,7 +54,11 @@ class PreparedRequest:
 
 
 def prepare_request(
-    raw_inputs: Mapping[str, Any], served: ServedVersion, settings: Settings, random_seed: int
+    raw_inputs: Mapping[str, Any],
+    served: ServedVersion,
+    settings: Settings,
+    random_seed: int,
+    uploads: UploadedInputs = NO_UPLOADS,
 ) -> PreparedRequest:
     """Validates and plans a request. The served model's default inputs apply where the caller gives none.
 
@@ -61,7 +66,7 @@ def prepare_request(
     """
     given = {key: value for key, value in raw_inputs.items() if value is not None}
     inputs, ignored_keys = validate_inputs(served.model.default_inputs | given, settings.max_prompt_chars)
-    references, errors = _parse_references(inputs, settings)
+    references, errors = _parse_references(inputs, settings, uploads)
     try:
         keys = {field: reference.key for field, reference in references.items()}
         plan = make_plan(inputs, settings, random_seed, keys)
@@ -100,14 +105,18 @@ def _newest(model: ServedModel) -> ServedVersion:
     return ServedVersion(model, model.versions[0])
 
 
-def _parse_references(inputs: Inputs, settings: Settings) -> tuple[dict[str, Reference], tuple[FieldError, ...]]:
-    """The LoRA references of the inputs by field, and an error for each field that cannot be parsed."""
-    references, errors = {}, []
+def _parse_references(
+    inputs: Inputs, settings: Settings, uploads: UploadedInputs
+) -> tuple[dict[str, Reference], tuple[FieldError, ...]]:
+    """The LoRA references of the inputs by field, and the errors of `uploads` and of texts that cannot be parsed."""
+    references: dict[str, Reference] = {}
+    errors = list(uploads.errors)
     for field in LORA_SCALE_FIELDS:
         text = (getattr(inputs, field) or "").strip()
+        if not text or any(error.field == field for error in errors):
+            continue
         try:
-            if text:
-                references[field] = parse_reference(text, settings.lora)
+            references[field] = uploads.loras.get(text) or parse_reference(text, settings.lora)
         except InvalidReference as error:
             errors.append(FieldError(field, str(error)))
     return references, tuple(errors)

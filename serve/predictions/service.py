@@ -15,6 +15,7 @@ from typing import Any, Literal
 from serve.errors import NotReady
 from serve.predictions.admission import AdmissionControl, Permit
 from serve.predictions.input_images import InputImages
+from serve.predictions.own_files import OwnFiles
 from serve.predictions.prediction import Prediction, elapsed_ms, utc_now
 from serve.predictions.request import ServedVersion, prepare_request
 from serve.predictions.runner import PredictionRunner
@@ -33,12 +34,14 @@ class PredictionService:
         store: PredictionStore,
         runner: PredictionRunner,
         input_images: InputImages,
+        own_files: OwnFiles,
         clock: Callable[[], datetime] = utc_now,
     ) -> None:
         self._settings = settings
         self._store = store
         self._runner = runner
         self._input_images = input_images
+        self._own_files = own_files
         self._clock = clock
         self._admission = AdmissionControl({name: pool.max_in_flight for name, pool in settings.pools.items()})
         self._tasks: dict[str, asyncio.Task[None]] = {}
@@ -65,7 +68,8 @@ class PredictionService:
         """
         self._check_ready()
         start_s = time.perf_counter()
-        request = prepare_request(raw_inputs, served, self._settings, secrets.randbits(32))
+        uploads = await self._own_files.find(raw_inputs)
+        request = prepare_request(raw_inputs, served, self._settings, secrets.randbits(32), uploads)
         permit = self._admission.admit(request.plan.pool)
         try:
             stages_ms = {"plan": elapsed_ms(start_s)}

@@ -7,7 +7,7 @@ from typing import Any, cast
 from starlette.routing import Route
 
 from serve import errors
-from serve.api import cog, output_files, replicate
+from serve.api import cog, files, models, output_files, replicate
 from serve.inputs import Inputs
 from serve.settings import Settings
 from tests.markdown import ROOT, table_with, tables
@@ -44,6 +44,8 @@ def test_path_tables_match_the_routes() -> None:
     settings = Settings()
     routes: list[Route] = [
         *replicate.routes(UNUSED, UNUSED, settings),
+        *files.routes(UNUSED, settings),
+        *models.routes(UNUSED, settings),
         *cog.routes(UNUSED, UNUSED, settings),
         *output_files.routes(UNUSED, settings),
     ]

@@ -1,18 +1,23 @@
 """`LoraCacheActor` outside Ray."""
 
+import hashlib
 import os
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import safetensors.torch
 import torch
 
-from serve.lora.reference import LocalFile
+from serve.errors import FetchFailed, InvalidLora
+from serve.lora.reference import ArchiveMember, LocalFile
+from serve.lora.uploaded_file import ContentMissing, UploadedFile
 from serve.lora.weights import Block, unpack
 from serve.lora_cache import LoraCacheActor
 from serve.settings import Settings
+from tests.unit.lora.archives import zip_of
 
 
 @pytest.fixture(autouse=True)
@@ -50,6 +55,44 @@ async def test_lora_is_loaded_then_cached_in_memory_and_on_disk(tmp_path: Path) 
     restarted = LoraCacheActor(settings)
     assert (await restarted.get(reference, "schnell")).origin == "disk"
     await restarted.close()
+
+
+async def test_content_of_an_uploaded_file_is_needed_only_once(tmp_path: Path) -> None:
+    settings, path = settings_with(tmp_path), write_lora(tmp_path).path
+    content = np.fromfile(path, np.uint8)
+    reference = UploadedFile(hashlib.sha256(content.data).hexdigest(), "file-1")
+    actor = LoraCacheActor(settings)
+    with pytest.raises(ContentMissing):
+        await actor.get(reference, "schnell")
+    first = await actor.get(reference, "schnell", (), content)
+    second = await actor.get(UploadedFile(reference.sha256, "file-2"), "schnell")
+    assert [first.origin, second.origin] == ["download", "memory"]
+    (block,) = second.handle.block
+    assert unpack(block).transformer["x_embedder"].rank == 2
+    await actor.close()
+    restarted = LoraCacheActor(settings)
+    assert (await restarted.get(reference, "schnell")).origin == "disk"
+    await restarted.close()
+
+
+async def test_file_in_an_uploaded_archive_is_selected(tmp_path: Path) -> None:
+    settings, weights = settings_with(tmp_path), write_lora(tmp_path).path.read_bytes()
+    content = np.frombuffer(zip_of(("a.safetensors", weights), ("b.safetensors", weights)), np.uint8)
+    upload = UploadedFile(hashlib.sha256(content.data).hexdigest(), "file-1")
+    actor = LoraCacheActor(settings)
+    with pytest.raises(InvalidLora, match=r"b\.safetensors"):
+        await actor.get(upload, "schnell", (), content)
+    resolved = await actor.get(ArchiveMember(upload, "b.safetensors"), "schnell", (), content)
+    assert resolved.metadata.rank == 2
+    await actor.close()
+
+
+async def test_uploaded_file_over_the_limit_is_rejected(tmp_path: Path) -> None:
+    settings = Settings.model_validate({"lora": {"fetch": {"max_bytes": 10}, "cache": {"folder": tmp_path}}})
+    actor = LoraCacheActor(settings)
+    with pytest.raises(FetchFailed, match="10 bytes"):
+        await actor.get(UploadedFile("0" * 64, "file-1"), "schnell", (), np.zeros(11, np.uint8))
+    await actor.close()
 
 
 async def test_unwritable_cache_folder_is_ignored(tmp_path: Path) -> None:

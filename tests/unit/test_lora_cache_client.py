@@ -1,6 +1,7 @@
 """`LoraCacheClient` with fake actors: concurrency, actor deaths and error handling."""
 
 import asyncio
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -8,7 +9,15 @@ from ray.exceptions import ActorDiedError, ActorUnavailableError, RayTaskError
 
 from serve import lora_cache
 from serve.errors import EngineFailed, FetchFailed, InvalidLora, ServiceError
-from serve.lora.reference import CacheHandle, LoraMetadata, Reference, ReplicateModel, ResolvedLora
+from serve.lora.reference import (
+    ArchiveMember,
+    CacheHandle,
+    LoraMetadata,
+    Reference,
+    ReplicateModel,
+    ResolvedLora,
+)
+from serve.lora.uploaded_file import ContentMissing, UploadedFile
 from serve.lora_cache import LoraCacheClient
 from serve.settings import Settings
 
@@ -41,8 +50,14 @@ class ClientWithFakeActors(LoraCacheClient):
     """Connects to `actors`, one after another."""
 
     def __init__(self, *actors: FakeActor, settings: Settings | None = None) -> None:
-        super().__init__(settings or Settings(), "flux")
+        super().__init__(settings or Settings(), "flux", self.upload_path)
         self._actors = list(actors)
+        self.uploads = Path()
+        self.requested_files: list[str] = []
+
+    async def upload_path(self, file_id: str) -> Path:
+        self.requested_files.append(file_id)
+        return self.uploads / file_id
 
     def _get_or_create_actor(self) -> Any:
         return self._actors.pop(0)
@@ -118,7 +133,46 @@ async def test_concurrent_calls_create_one_actor() -> None:
     assert len(actor.get.calls) == 20
 
 
+class CacheWithoutContent:
+    """An actor method that has the LoRA of an uploaded file only once its content was sent."""
+
+    def __init__(self) -> None:
+        self.received: list[Any] = []
+
+    async def remote(self, reference: Reference, model: str, lost: tuple[str, ...], content: Any = None) -> Any:
+        await asyncio.sleep(0)
+        if content is not None:
+            self.received.append(content)
+        if not self.received:
+            raise ray_error(ContentMissing("f1"))
+        return RESOLVED
+
+
+@pytest.mark.parametrize(("content", "in_archive"), [(b"weights", False), (b"", False), (b"archive", True)])
+async def test_content_of_an_uploaded_file_is_sent_once_and_only_if_the_cache_needs_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, content: bytes, in_archive: bool
+) -> None:
+    monkeypatch.setattr("serve.lora_cache.ray.put", bytes)
+    (tmp_path / "f1").write_bytes(content)
+    actor = FakeActor(RESOLVED)
+    actor.get = CacheWithoutContent()  # type: ignore[assignment]
+    client = ClientWithFakeActors(actor)
+    client.uploads = tmp_path
+    upload = UploadedFile("0" * 64, "f1")
+    reference = ArchiveMember(upload, "a.safetensors") if in_archive else upload
+    assert await asyncio.gather(*(client.get_one(reference) for _ in range(5))) == [RESOLVED] * 5
+    assert actor.get.received == [content]  # type: ignore[attr-defined]
+    assert client.requested_files == ["f1"]
+
+
+async def test_uploaded_file_that_was_removed_is_an_error(tmp_path: Path) -> None:
+    client = ClientWithFakeActors(FakeActor(ray_error(ContentMissing("f1"))))
+    client.uploads = tmp_path
+    with pytest.raises(FetchFailed, match="removed"):
+        await client.get_one(UploadedFile("0" * 64, "f1"))
+
+
 def test_actor_name_depends_on_the_settings() -> None:
     changed = Settings.model_validate({"lora": {"max_rank": 8}})
-    names = {LoraCacheClient(settings, "flux")._actor_name for settings in (Settings(), Settings(), changed)}
+    names = {ClientWithFakeActors(settings=settings)._actor_name for settings in (Settings(), Settings(), changed)}
     assert len(names) == 2

@@ -200,4 +200,5 @@ async def test_openapi_document_describes_the_first_served_model() -> None:
 async def test_unknown_path_responds_with_404_and_a_detail() -> None:
     async with make_app(FakePool(ONE_IMAGE)).http as client:
         missing = await client.get("/nothing")
-    assert (missing.status_code, missing.json()) == (404, {"detail": "Not Found"})
+    assert (missing.status_code, missing.headers["Content-Type"]) == (404, "application/problem+json")
+    assert "/nothing" in missing.json()["detail"]

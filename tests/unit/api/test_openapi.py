@@ -1,11 +1,18 @@
 """The OpenAPI document matches the schema that Replicate publishes."""
 
 import json
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import pytest
+from starlette.routing import Route
+
 from serve.api.openapi import openapi_document
+from serve.api.openapi_replicate import service_document
 from serve.settings import ServedModel, Settings
+from tests.app_factory import make_app
+from tests.fakes import FakePool
 
 PUBLISHED = Path(__file__).parents[2] / "data" / "input_schema.json"
 
@@ -50,8 +57,23 @@ def test_default_inputs_of_the_model_are_schema_defaults() -> None:
     assert inputs["required"] == []
 
 
-def test_every_reference_has_a_component() -> None:
-    document = openapi_document(Settings().served_models[0])
+def test_document_of_the_service_has_every_route_but_outputs() -> None:
+    app = make_app(FakePool(())).app
+    documented = {
+        (method.upper(), path)
+        for path, operations in service_document(Settings().served_models[0])["paths"].items()
+        for method in operations
+    }
+    routes = [route for route in app.routes if isinstance(route, Route)]
+    served = {(method, route.path) for route in routes for method in route.methods or () if method != "HEAD"}
+    described = {(method, path) for method, path in served if path.startswith(("/v1/", "/health-check"))}
+    assert described <= documented
+    assert {(method, path) for method, path in documented if path.startswith("/v1/")} <= served
+
+
+@pytest.mark.parametrize("build", [openapi_document, service_document])
+def test_every_reference_has_a_component(build: Callable[[ServedModel], dict[str, Any]]) -> None:
+    document = build(Settings().served_models[0])
     names = document["components"]["schemas"].keys()
     references = {part.split('"')[0] for part in json.dumps(document).split('"#/components/schemas/')[1:]}
     assert references <= names

@@ -4,6 +4,7 @@ import asyncio
 import io
 from collections.abc import AsyncGenerator
 from contextlib import asynccontextmanager
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -15,16 +16,20 @@ from replicate.version import Versions
 from serve.events import Event, ImageFlagged, Started, StepDone
 from serve.settings import OutputSettings, PoolSettings, Settings
 from tests.app_factory import make_app
-from tests.fakes import DONE, ONE_IMAGE, WEBP, FakePool, image_finished
-from tests.images import png
+from tests.fakes import DONE, ONE_IMAGE, WEBP, FakeFetcher, FakeLoraCache, FakePool, image_finished
+from tests.images import data_uri, png
 
 MODEL = "fofr/flux-handwriting-and-sketch"
+IMAGE, IMAGE_URL = png(200, 100), "https://images.example/boat.png"
 CAT = {"prompt": "a cat", "num_inference_steps": 2}
 
 
 @asynccontextmanager
-async def client(pool: FakePool, settings: Settings | None = None) -> AsyncGenerator[Client, None]:
-    async with make_app(pool, settings).listening() as url:
+async def client(
+    pool: FakePool, settings: Settings | None = None, loras: FakeLoraCache | None = None
+) -> AsyncGenerator[Client, None]:
+    app = make_app(pool, settings, FakeFetcher({IMAGE_URL: IMAGE}), loras, token="a token")
+    async with app.listening() as url:
         # The client has no method to close its connections, so the server must close them.
         replicate = Client(api_token="a token", base_url=url, headers={"Connection": "close"})
         replicate.poll_interval = 0.02
@@ -115,13 +120,91 @@ async def test_prediction_is_cancelled() -> None:
         assert (await replicate.predictions.async_get(prediction.id)).status == "canceled"
 
 
-async def test_input_image_is_sent_as_a_file() -> None:
+@pytest.fixture
+def image_file(tmp_path: Path) -> Path:
+    path = tmp_path / "boat.png"
+    path.write_bytes(IMAGE)
+    return path
+
+
+@pytest.mark.parametrize("strategy", ["url", "base64"])
+@pytest.mark.parametrize("form", ["open", "BytesIO", "path"])
+async def test_local_file_is_an_input_image(form: str, strategy: str, image_file: Path) -> None:
     pool = FakePool(ONE_IMAGE)
     async with client(pool) as replicate:
-        await run(replicate, MODEL, input={"image": io.BytesIO(png(200, 100))}, file_encoding_strategy="base64")
-    [(plan, image, _)] = pool.calls
+        with image_file.open("rb") as opened:
+            image = {"open": opened, "BytesIO": io.BytesIO(IMAGE), "path": image_file}[form]
+            await run(replicate, MODEL, input={"image": image}, file_encoding_strategy=strategy)
+    [(plan, decoded, _)] = pool.calls
     assert plan.size == (208, 96)
-    assert image is not None
+    assert decoded is not None
+
+
+async def test_async_run_takes_a_local_file(image_file: Path) -> None:
+    pool = FakePool(ONE_IMAGE)
+    async with client(pool) as replicate:
+        with image_file.open("rb") as opened:
+            await replicate.async_run(MODEL, {**CAT, "image": opened, "mask": io.BytesIO(IMAGE)})
+    assert pool.calls[0][0].size == (208, 96)
+
+
+@pytest.mark.parametrize("image", [IMAGE_URL, data_uri(IMAGE)])
+async def test_url_and_data_uri_are_input_images(image: str) -> None:
+    pool = FakePool(ONE_IMAGE)
+    async with client(pool) as replicate:
+        await run(replicate, MODEL, input={"image": image})
+    assert pool.calls[0][0].size == (208, 96)
+
+
+async def test_local_file_is_a_lora() -> None:
+    loras = FakeLoraCache()
+    async with client(FakePool(ONE_IMAGE), loras=loras) as replicate:
+        await run(replicate, MODEL, input={"replicate_weights": io.BytesIO(b"weights"), "extra_lora": ""})
+    [((name,), _, _)] = loras.calls
+    assert name.startswith("/v1/files/")
+
+
+async def test_files_are_created_read_listed_and_deleted(image_file: Path) -> None:
+    async with client(FakePool(ONE_IMAGE)) as replicate:
+        created = await replicate.files.async_create(image_file, metadata={"album": "boats"})
+        assert (created.name, created.content_type, created.size) == ("boat.png", "image/png", len(IMAGE))
+        assert created.metadata == {"album": "boats"}
+        assert await replicate.files.async_get(created.id) == created
+        assert await replicate.files.async_list() == [created]
+        assert await replicate.files.async_delete(created.id) is True
+        with pytest.raises(ReplicateError) as raised:
+            await replicate.files.async_get(created.id)
+    assert raised.value.status == 404
+
+
+async def test_predictions_are_listed() -> None:
+    async with client(FakePool(ONE_IMAGE)) as replicate:
+        created = await replicate.predictions.async_create(version="d592f697", input=CAT)
+        page = await replicate.predictions.async_list()
+    assert [prediction.id for prediction in page.results] == [created.id]
+
+
+async def test_models_and_the_account_are_read() -> None:
+    async with client(FakePool(ONE_IMAGE)) as replicate:
+        model = await replicate.models.async_get(MODEL)
+        models = (await replicate.models.async_list()).results
+        versions = (await Versions(replicate, MODEL).async_list()).results
+        account = await replicate.accounts.async_current()
+    assert model.latest_version is not None
+    assert model.latest_version.id == "d592f697"
+    assert model.latest_version.openapi_schema["components"]["schemas"]["Input"]
+    assert [version.id for version in versions] == ["d592f697"]
+    assert MODEL in [each.id for each in models]
+    assert account.type == "organization"
+
+
+@pytest.mark.parametrize("resource", ["trainings", "deployments", "collections"])
+async def test_other_endpoints_are_errors_that_name_the_path(resource: str) -> None:
+    async with client(FakePool(ONE_IMAGE)) as replicate:
+        with pytest.raises(ReplicateError) as raised:
+            await getattr(replicate, resource).async_list()
+    assert raised.value.status == 404
+    assert f"does not serve GET /v1/{resource}" in (raised.value.detail or "")
 
 
 async def test_version_has_a_schema() -> None:

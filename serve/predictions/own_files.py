@@ -1,0 +1,140 @@
+"""Recognizes URLs of this service's own files and outputs among the inputs, and reads them without HTTP.
+
+A request to itself would need the service's token, and an exception from the SSRF guard.
+"""
+
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+from urllib.parse import urlsplit
+
+from serve.errors import FetchFailed, FieldError, NotFound
+from serve.lora.parse_reference import split_member, unquoted
+from serve.lora.parse_site_url import UnrecognizedForm
+from serve.lora.reference import ArchiveMember, Reference
+from serve.lora.uploaded_file import UploadedFile
+from serve.media.file_store import FileStore, StoredFile
+from serve.media.output_store import OutputStore
+from serve.predictions.input_images import Fetcher
+
+IMAGE_FIELDS = ("image", "mask")
+LORA_FIELDS = ("replicate_weights", "extra_lora")
+
+MAX_CHARS = 4000
+"""Longer texts are no URLs of this service."""
+
+_FILE = re.compile(r".*/v1/files/(?P<file_id>[^/]+?)(?:/download)?/?")
+_OUTPUT = re.compile(r".*/outputs/(?P<prediction_id>[^/]+)/(?P<name>[^/]+)")
+
+
+@dataclass(frozen=True, slots=True)
+class UploadedInputs:
+    """The inputs of one request that are URLs of uploaded files."""
+
+    loras: Mapping[str, Reference]
+    """By the text of the input."""
+    errors: tuple[FieldError, ...] = ()
+    """For files that were removed."""
+
+
+NO_UPLOADS = UploadedInputs({})
+
+
+class OwnFiles:
+    """Uploaded files and outputs by their URLs.
+
+    A URL below `public_url` is this service's. Since callers may know the service by other names, any other URL with
+    the id of a stored file or prediction is too: ids are long random numbers.
+    """
+
+    def __init__(self, files: FileStore, outputs: OutputStore, public_url: str) -> None:
+        self._files = files
+        self._outputs = outputs
+        self._origin = _origin_and_path(public_url)[0]
+
+    async def find(self, inputs: Mapping[str, Any]) -> UploadedInputs:
+        """The uploaded files among the raw inputs of a request."""
+        loras: dict[str, Reference] = {}
+        errors = []
+        for field in (*IMAGE_FIELDS, *LORA_FIELDS):
+            text = inputs.get(field)
+            if not isinstance(text, str) or len(text) > MAX_CHARS:
+                continue
+            try:
+                file = await self._find_file(unquoted(text) if field in LORA_FIELDS else text)
+            except NotFound as error:
+                errors.append(FieldError(field, str(error)))
+                continue
+            if file and field in LORA_FIELDS:
+                loras[text.strip()] = _lora(text, UploadedFile(file.sha256, file.id))
+        return UploadedInputs(loras, tuple(errors))
+
+    async def read(self, url: str, max_bytes: int) -> bytes | None:
+        """The content of a file or an output, or None if `url` is not this service's. Raises `FetchFailed`."""
+        origin, path = _origin_and_path(url)
+        try:
+            file = await self._find_file(url)
+            if file is not None and file.size_bytes > max_bytes:
+                raise FetchFailed(path, f"it has more than {max_bytes} bytes")
+            return await self._files.read(file.id) if file else await self._read_output(origin, path)
+        except NotFound as error:
+            raise FetchFailed(path, str(error)) from error
+
+    async def _find_file(self, url: str) -> StoredFile | None:
+        origin, path = _origin_and_path(url)
+        match = _FILE.fullmatch(path)
+        if match is None:
+            return None
+        try:
+            return await self._files.get(match["file_id"])
+        except NotFound:
+            if origin == self._origin:
+                raise
+            return None
+
+    async def _read_output(self, origin: str, path: str) -> bytes | None:
+        match = _OUTPUT.fullmatch(path)
+        if match is None:
+            return None
+        try:
+            return (await self._outputs.read(match["prediction_id"], match["name"]))[0]
+        except NotFound:
+            if origin == self._origin:
+                raise
+            return None
+
+
+class OwnFilesFirst:
+    """A fetcher that reads this service's own files, and fetches other URLs by `fetcher`."""
+
+    def __init__(self, own_files: OwnFiles, fetcher: Fetcher, max_bytes: int) -> None:
+        self._own_files = own_files
+        self._fetcher = fetcher
+        self._max_bytes = max_bytes
+
+    async def fetch(self, url: str) -> bytes:
+        content = await self._own_files.read(url, self._max_bytes)
+        return await self._fetcher.fetch(url) if content is None else content
+
+
+def _lora(text: str, file: UploadedFile) -> Reference:
+    """The file itself, or the one in it that `text` names after `#`."""
+    try:
+        _, member = split_member(unquoted(text))
+    except UnrecognizedForm:
+        return file
+    return ArchiveMember(file, member) if member else file
+
+
+def _origin_and_path(url: str) -> tuple[str, str]:
+    """Scheme and host in lower case, and the path; empty for other texts than http(s) URLs."""
+    if len(url) > MAX_CHARS:
+        return "", ""
+    try:
+        parts = urlsplit(url.strip())
+    except ValueError:
+        return "", ""
+    if parts.scheme not in ("http", "https"):
+        return "", ""
+    return f"{parts.scheme}://{parts.netloc}".lower(), parts.path

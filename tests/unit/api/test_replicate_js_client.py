@@ -1,0 +1,139 @@
+"""Replicate's official JavaScript client against the application on a loopback port."""
+
+import asyncio
+import base64
+import hashlib
+from collections.abc import AsyncGenerator
+from contextlib import asynccontextmanager
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from serve.events import ImageFlagged, Started
+from serve.settings import Settings
+from tests.app_factory import make_app
+from tests.fakes import DONE, ONE_IMAGE, WEBP, FakeFetcher, FakeLoraCache, FakePool
+from tests.images import png
+from tests.js_client import JsClient
+
+IMAGE = png(200, 100)
+IMAGE_URL = "https://images.example/boat.png"
+MODEL = "fofr/flux-handwriting-and-sketch"
+
+
+@pytest.fixture
+def image_file(tmp_path: Path) -> Path:
+    path = tmp_path / "boat.png"
+    path.write_bytes(IMAGE)
+    return path
+
+
+@asynccontextmanager
+async def service(pool: FakePool, loras: FakeLoraCache | None = None, **settings: Any) -> AsyncGenerator[str, None]:
+    """Runs the application with a token, which the client sends."""
+    app = make_app(pool, Settings(**settings), FakeFetcher({IMAGE_URL: IMAGE}), loras, token="secret")
+    async with app.listening() as url:
+        yield url
+
+
+@pytest.mark.parametrize("case", ["text", "textWithVersion", "polled"])
+async def test_run_returns_files(js_client: JsClient, case: str) -> None:
+    async with service(FakePool(ONE_IMAGE)) as url:
+        assert await js_client.run(case, url) == [base64.b64encode(WEBP).decode()]
+
+
+async def test_run_polls_after_its_wait_has_expired(js_client: JsClient) -> None:
+    pool = FakePool(ONE_IMAGE, may_start=False)
+
+    async def start_after_creation() -> None:
+        while not pool.calls:
+            await asyncio.sleep(0.01)
+        await asyncio.sleep(0.1)
+        pool.may_start.set()
+
+    async with service(pool, max_wait_s=0.05) as url, asyncio.TaskGroup() as group:
+        group.create_task(start_after_creation())
+        assert await js_client.run("text", url) == [base64.b64encode(WEBP).decode()]
+
+
+@pytest.mark.parametrize("case", ["buffer", "blob", "file", "dataUri"])
+async def test_local_file_is_an_input_image(js_client: JsClient, image_file: Path, case: str) -> None:
+    pool = FakePool(ONE_IMAGE)
+    async with service(pool) as url:
+        assert await js_client.run(case, url, image_file)
+    [(plan, image, _)] = pool.calls
+    assert plan.size == (208, 96)
+    assert image is not None
+
+
+async def test_url_is_an_input_image(js_client: JsClient) -> None:
+    pool = FakePool(ONE_IMAGE)
+    async with service(pool) as url:
+        assert await js_client.run("url", url, IMAGE_URL)
+    assert pool.calls[0][0].size == (208, 96)
+
+
+async def test_local_file_is_a_lora(js_client: JsClient, image_file: Path) -> None:
+    loras = FakeLoraCache()
+    async with service(FakePool(ONE_IMAGE), loras) as url:
+        assert await js_client.run("bufferAsLora", url, image_file)
+    [((name,), _, _)] = loras.calls
+    assert name.startswith("/v1/files/")
+
+
+async def test_failed_prediction_is_an_error(js_client: JsClient) -> None:
+    async with service(FakePool((Started(), ImageFlagged(0), DONE))) as url:
+        assert "NSFW" in (await js_client.run("failure", url))["message"]
+
+
+async def test_invalid_input_is_an_error_with_its_field(js_client: JsClient) -> None:
+    async with service(FakePool(ONE_IMAGE)) as url:
+        error = await js_client.run("invalid", url)
+    assert error["status"] == 422
+    assert "num_outputs" in error["message"]
+
+
+async def test_prediction_is_cancelled(js_client: JsClient) -> None:
+    async with service(FakePool(ONE_IMAGE, may_start=False)) as url:
+        statuses = await js_client.run("cancel", url)
+    assert statuses == ["starting", "canceled", "canceled", "canceled"]
+
+
+async def test_predictions_are_listed(js_client: JsClient) -> None:
+    async with service(FakePool(ONE_IMAGE)) as url:
+        assert await js_client.run("list", url) is True
+
+
+async def test_files_are_created_read_listed_and_deleted(js_client: JsClient, image_file: Path) -> None:
+    async with service(FakePool(ONE_IMAGE)) as url:
+        files = await js_client.run("files", url, image_file)
+    created = files["created"]
+    assert (created["size"], created["metadata"]) == (len(IMAGE), {"album": "boats"})
+    assert created["checksums"]["sha256"] == hashlib.sha256(IMAGE).hexdigest()
+    assert files["read"] == created
+    assert (files["listed"], files["deleted"], files["missing"]) == ([created["id"]], True, 404)
+
+
+async def test_models_and_versions_are_read(js_client: JsClient) -> None:
+    async with service(FakePool(ONE_IMAGE)) as url:
+        found = await js_client.run("models", url)
+    assert (found["model"]["owner"], found["model"]["latest_version"]) == ("fofr", found["version"])
+    assert "Input" in found["version"]["openapi_schema"]["components"]["schemas"]
+    assert found["versions"] == ["d592f697"]
+    assert MODEL in found["models"]
+
+
+async def test_account_is_read(js_client: JsClient) -> None:
+    async with service(FakePool(ONE_IMAGE)) as url:
+        account = await js_client.run("account", url)
+    assert account["type"] == "organization"
+    assert account["username"]
+
+
+async def test_other_endpoints_are_errors_that_name_the_path(js_client: JsClient) -> None:
+    async with service(FakePool(ONE_IMAGE)) as url:
+        errors = await js_client.run("notServed", url)
+    for error, path in zip(errors, ("trainings", "deployments", "hardware", "collections", "webhooks"), strict=True):
+        assert error["status"] == 404
+        assert f"does not serve GET /v1/{path}" in error["message"]
