@@ -18,6 +18,7 @@ import torch
 from benchmarks.geometry import GEOMETRIES, flops_per_pass, make_checkpoint
 from benchmarks.report import report
 from serve.engine.checkpoint import Checkpoint
+from serve.engine.compute_dtype import name
 from serve.engine.denoiser import Denoiser
 from serve.engine.device import empty_cache, synchronize
 from serve.engine.latents import LatentSpace
@@ -85,7 +86,11 @@ def measure_rows(options: argparse.Namespace) -> Iterator[dict[str, Any]]:
             for batch in options.batches:
                 row = {"precision": precision, "size": "x".join(map(str, size)), "batch": batch}
                 timings = _measure_batch(checkpoint, size, batch, options.steps, flops)
-                yield row | {"weights_gb": round(weights_gb, 4)} | timings
+                yield (
+                    row
+                    | {"compute_dtype": name(checkpoint.transformer.dtype), "weights_gb": round(weights_gb, 4)}
+                    | timings
+                )
         del checkpoint
         empty_cache(torch.device(options.device))
 

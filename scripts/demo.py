@@ -46,7 +46,8 @@ def main(arguments: list[str] | None = None) -> int:
         with running_service(options, inputs) as client:
             prediction, stages_ms = predict(client, inputs)
             paths = save(client, prediction, options.out)
-        print("\n".join(report(paths, prediction, stages_ms)))
+            # Before the service stops, which takes seconds.
+            print("\n".join(report(paths, prediction, stages_ms)), flush=True)
         return 0
     except DemoFailed as error:
         print_status(str(error))
