@@ -1,10 +1,12 @@
 """Runs diffusers' pipelines with the networks of a checkpoint, as the reference for latents and images."""
 
 from typing import Any
+from unittest.mock import patch
 
 import numpy as np
 import torch
 from diffusers import FlowMatchEulerDiscreteScheduler, FluxImg2ImgPipeline, FluxInpaintPipeline, FluxPipeline
+from diffusers.utils.torch_utils import randn_tensor
 from PIL import Image
 from torch import Tensor
 
@@ -62,4 +64,14 @@ def _run(checkpoint: Checkpoint, request: GenerationRequest, image: int, /, **ar
         inputs["mask_image"] = Image.fromarray(request.mask)
     pipeline = make_pipeline(checkpoint, mode)
     pipeline.set_progress_bar_config(disable=True)
-    return pipeline(**inputs | arguments).images
+    with patch(f"{type(pipeline).__module__}.randn_tensor", _float32_noise):
+        return pipeline(**inputs | arguments).images
+
+
+def _float32_noise(*arguments: Any, dtype: torch.dtype, **options: Any) -> Tensor:
+    """The pipelines' noise, generated in float32 as the engine does.
+
+    torch need not generate the same numbers in bf16. It does in version 2.13 on a CPU; with 2.11 and a GPU, the
+    latents of the pipelines were those of other noise.
+    """
+    return randn_tensor(*arguments, dtype=torch.float32, **options).to(dtype)
