@@ -1,5 +1,6 @@
 """The engine with small checkpoints: events, cancellation, health, warm-up and failures."""
 
+import os
 import threading
 import time
 from collections.abc import Iterator
@@ -9,6 +10,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
 
 from serve.engine import batching, denoiser, device
 from serve.engine.checkpoint import Checkpoint
@@ -230,6 +232,20 @@ def test_run_on_device_calls_on_the_engine_thread_between_steps(engine: Engine) 
     with pytest.raises(ZeroDivisionError):
         engine.run_on_device(lambda: 1 // 0).result(TIMEOUT_S)
     assert isinstance(client.final_event(), Completed)
+
+
+@pytest.mark.parametrize(("setting", "cpus", "threads"), [(3, 2, 3), (None, 2, 2), (None, 64, 8)])
+def test_engine_has_the_threads_of_its_pool_or_one_for_each_cpu_up_to_a_limit(
+    checkpoint: Checkpoint, monkeypatch: pytest.MonkeyPatch, setting: int | None, cpus: int, threads: int
+) -> None:
+    monkeypatch.setattr(os, "sched_getaffinity", lambda process: range(cpus))
+    engine = Engine(checkpoint, PoolSettings(model="", num_threads=setting))
+    engine.start()
+    try:
+        assert engine.run_on_device(torch.get_num_threads).result() == threads
+        assert engine.compute_dtype == "bfloat16"
+    finally:
+        engine.stop()
 
 
 def test_stop_cancels_device_calls_that_have_not_started(checkpoint: Checkpoint) -> None:
