@@ -74,4 +74,5 @@ def _float32_noise(*arguments: Any, dtype: torch.dtype, **options: Any) -> Tenso
     torch need not generate the same numbers in bf16. It does in version 2.13 on a CPU; with 2.11 and a GPU, the
     latents of the pipelines were those of other noise.
     """
-    return randn_tensor(*arguments, dtype=torch.float32, **options).to(dtype)
+    noise: Tensor = randn_tensor(*arguments, dtype=torch.float32, **options)
+    return noise.to(dtype)
