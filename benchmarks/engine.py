@@ -18,7 +18,7 @@ import torch
 from benchmarks.geometry import GEOMETRIES, flops_per_pass, make_checkpoint
 from benchmarks.report import report
 from serve.engine.checkpoint import Checkpoint
-from serve.engine.compute_dtype import name
+from serve.engine.compute_dtype import dtype_name
 from serve.engine.denoiser import Denoiser
 from serve.engine.device import empty_cache, synchronize
 from serve.engine.latents import LatentSpace
@@ -88,7 +88,7 @@ def measure_rows(options: argparse.Namespace) -> Iterator[dict[str, Any]]:
                 timings = _measure_batch(checkpoint, size, batch, options.steps, flops)
                 yield (
                     row
-                    | {"compute_dtype": name(checkpoint.transformer.dtype), "weights_gb": round(weights_gb, 4)}
+                    | {"compute_dtype": dtype_name(checkpoint.transformer.dtype), "weights_gb": round(weights_gb, 4)}
                     | timings
                 )
         del checkpoint

@@ -157,7 +157,9 @@ def _move_to_device(checkpoint: Checkpoint, pool: PoolSettings) -> None:
     weights are only rounded to float8: quanto would convert them in every step, which makes steps 1.5 times as slow.
     """
     dtypes = _dtypes(pool)
-    auto_dtype = choose_compute_dtype(checkpoint.device, checkpoint.transformer.inner_dim)
+    uses_auto = "auto" in (dtypes.transformer, dtypes.text_encoders, dtypes.vae)
+    width = checkpoint.transformer.inner_dim
+    auto_dtype = choose_compute_dtype(checkpoint.device, width) if uses_auto else _AUTO_WEIGHTS
     for network, setting, quantized in (
         (checkpoint.transformer, dtypes.transformer, pool.precision == "fp8"),
         (checkpoint.t5, dtypes.text_encoders, pool.quantize_t5),

@@ -25,13 +25,13 @@ def choose_compute_dtype(device: torch.device, width: int) -> torch.dtype:
     if device.type != "cpu":
         return torch.bfloat16
     times_s = measure_linear(min(width, _MAX_WIDTH))
-    dtype = fastest(times_s)
-    measured = ", ".join(f"{name(candidate)} {1000 * time_s:.2f} ms" for candidate, time_s in times_s.items())
-    _log.info("computing in %s; one linear layer of width %d takes: %s", name(dtype), width, measured)
+    dtype = choose(times_s)
+    measured = ", ".join(f"{dtype_name(candidate)} {1000 * time_s:.2f} ms" for candidate, time_s in times_s.items())
+    _log.info("computing in %s; one linear layer of width %d takes: %s", dtype_name(dtype), width, measured)
     return dtype
 
 
-def fastest(times_s: Mapping[torch.dtype, float]) -> torch.dtype:
+def choose(times_s: Mapping[torch.dtype, float]) -> torch.dtype:
     """bf16 unless it is clearly slower than float32."""
     is_slow = times_s[torch.bfloat16] > MAX_SLOWDOWN * times_s[torch.float32]
     return torch.float32 if is_slow else torch.bfloat16
@@ -55,6 +55,6 @@ def measure_linear(width: int) -> dict[torch.dtype, float]:
     return {dtype: min(runs) for dtype, runs in times_s.items()}
 
 
-def name(dtype: torch.dtype) -> str:
+def dtype_name(dtype: torch.dtype) -> str:
     """`float32` for `torch.float32`, as in the settings."""
     return str(dtype).removeprefix("torch.")

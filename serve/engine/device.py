@@ -1,9 +1,25 @@
-"""Device helpers: synchronization, memory, liveness and copies to the host."""
+"""Device helpers: synchronization, memory, liveness, copies to the host, and the number of CPUs."""
+
+import os
+from pathlib import Path
 
 import torch
 from torch import Tensor
 
 from serve.model_specs import ImageArray
+
+_CPU_QUOTA = Path("/sys/fs/cgroup/cpu.max")
+"""Of a container, by the kernel's cgroup v2: microseconds of CPU time in each period, or `max`, and the period."""
+
+
+def available_cpus(quota_file: Path = _CPU_QUOTA) -> int:
+    """CPUs that this process may use, by its affinity and the quota of its container; all where neither is known."""
+    cpus = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    try:
+        quota, period = quota_file.read_text().split()
+    except (OSError, ValueError):
+        return cpus
+    return cpus if quota == "max" else max(1, min(cpus, int(quota) // int(period)))
 
 
 def synchronize(device: torch.device) -> None:

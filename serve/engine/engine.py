@@ -3,7 +3,6 @@
 import asyncio
 import itertools
 import logging
-import os
 import threading
 import time
 from collections.abc import AsyncIterator, Callable, Sequence
@@ -16,8 +15,9 @@ from typing import TypeVar
 import numpy as np
 import torch
 
+from serve.engine import device
 from serve.engine.checkpoint import Checkpoint
-from serve.engine.compute_dtype import name
+from serve.engine.compute_dtype import dtype_name
 from serve.engine.request import (
     EngineEvent,
     Failed,
@@ -64,8 +64,8 @@ class Engine:
 
     def __init__(self, checkpoint: Checkpoint, pool: PoolSettings) -> None:
         self._guidance_embeds = checkpoint.guidance_embeds
-        self._num_threads = pool.num_threads or min(_available_cpus(), MAX_THREADS)
-        self.compute_dtype = name(checkpoint.transformer.dtype)
+        self._num_threads = _num_threads(pool)
+        self.compute_dtype = dtype_name(checkpoint.transformer.dtype)
         """The dtype in which the transformer computes, such as `float32`."""
         self._watchdog = Watchdog()
         self._scheduler = Scheduler(checkpoint, pool, self._watchdog)
@@ -238,9 +238,8 @@ class StepThrottle:
         return True
 
 
-def _available_cpus() -> int:
-    """CPUs that this process may use, or all of the machine where the system does not tell."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+def _num_threads(pool: PoolSettings) -> int:
+    return min(device.available_cpus(), MAX_THREADS) if pool.num_threads is None else pool.num_threads
 
 
 def _warm_up_request(size: Size, guidance_embeds: bool) -> GenerationRequest:

@@ -115,6 +115,12 @@ def test_auto_dtype_is_the_fast_one_with_the_same_weights(
         assert all(torch.equal(weights[name], weight.to(chosen)) for name, weight in expected_weights.items())
 
 
+def test_nothing_is_measured_without_the_dtype_auto(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("serve.engine.checkpoint.choose_compute_dtype", None)
+    checkpoint = load_local(folder, pool=PoolSettings(model="", precision="float32"))
+    assert checkpoint.transformer.dtype == torch.float32
+
+
 def test_float8_weights_are_stored_in_float32_where_that_is_fast(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     fp8 = PoolSettings(model="", precision="fp8", quantize_t5=True)
     quantized = load_local(folder, pool=fp8.model_copy(update={"dtypes": {"cpu": BFLOAT16}}))

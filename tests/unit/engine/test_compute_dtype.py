@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from serve.engine import compute_dtype
-from serve.engine.compute_dtype import choose_compute_dtype, fastest, measure_linear, name
+from serve.engine.compute_dtype import choose, choose_compute_dtype, dtype_name, measure_linear
 
 CPU = torch.device("cpu")
 
@@ -22,7 +22,7 @@ CPU = torch.device("cpu")
     ],
 )
 def test_bf16_is_chosen_unless_it_is_clearly_slower(bf16_s: float, float32_s: float, chosen: torch.dtype) -> None:
-    assert fastest({torch.bfloat16: bf16_s, torch.float32: float32_s}) == chosen
+    assert choose({torch.bfloat16: bf16_s, torch.float32: float32_s}) == chosen
 
 
 def test_both_dtypes_are_measured() -> None:
@@ -52,4 +52,4 @@ def test_gpu_computes_in_bf16_without_a_measurement(monkeypatch: pytest.MonkeyPa
 
 
 def test_name_is_that_of_the_settings() -> None:
-    assert [name(dtype) for dtype in (torch.bfloat16, torch.float32)] == ["bfloat16", "float32"]
+    assert [dtype_name(dtype) for dtype in (torch.bfloat16, torch.float32)] == ["bfloat16", "float32"]

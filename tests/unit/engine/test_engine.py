@@ -1,6 +1,5 @@
 """The engine with small checkpoints: events, cancellation, health, warm-up and failures."""
 
-import os
 import threading
 import time
 from collections.abc import Iterator
@@ -238,7 +237,7 @@ def test_run_on_device_calls_on_the_engine_thread_between_steps(engine: Engine) 
 def test_engine_has_the_threads_of_its_pool_or_one_for_each_cpu_up_to_a_limit(
     checkpoint: Checkpoint, monkeypatch: pytest.MonkeyPatch, setting: int | None, cpus: int, threads: int
 ) -> None:
-    monkeypatch.setattr(os, "sched_getaffinity", lambda process: range(cpus))
+    monkeypatch.setattr(device, "available_cpus", lambda: cpus)
     engine = Engine(checkpoint, PoolSettings(model="", num_threads=setting))
     engine.start()
     try:
