@@ -76,6 +76,7 @@ def _open(content: bytes, field: str, max_megapixels: float) -> ImageFile.ImageF
 
 def _readers(content: bytes) -> list[Reader]:
     """Pillow's readers of the formats whose signature the file has."""
+    Image.init()  # `Image.open` loads only some formats before it raises `DecompressionBombError`.
     formats = [Image.OPEN[name] for name in FORMATS]
     return [reader for reader, accept in formats if accept is not None and accept(content[:16]) is True]
 

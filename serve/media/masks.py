@@ -1,8 +1,8 @@
-"""Decodes and resizes masks, and finds out where they say what to repaint; all functions block.
+"""Decodes and resizes masks, and determines which pixels are repainted; all functions block.
 
 A mask is read by its brightness: white is repainted, black and transparent pixels are kept. Two kinds of masks without
-white mean something else and have only one meaning: strokes of one colour on a transparent canvas, and the values 0
-and 1. A mask that would repaint nothing, or whose meaning is not clear, is refused.
+white are accepted: strokes of one colour on a transparent canvas, and masks with the values 0 and 1. A mask that would
+repaint nothing, or that can be read in several ways, is refused.
 """
 
 from dataclasses import dataclass
@@ -11,12 +11,14 @@ import numpy as np
 from PIL import Image, ImageOps
 
 from serve.errors import InvalidImage
-from serve.media.image_codec import WHITE_LEVELS, to_eight_bits, to_grayscale, to_rgba
+from serve.media.image_codec import to_eight_bits, to_grayscale, to_rgba
 from serve.media.image_file import decoder_errors, open_image
 from serve.model_specs import MASK_THRESHOLD, MaskArray, Size
 
 FLAT_COLOUR_RANGE = 16
 """Levels by which lossy compression changes a colour."""
+INTEGER_MODES = ("I;16", "I")
+"""Pillow's modes of more than 8 bits whose values are integers. In float masks, 1 is white and 0.5 is grey."""
 NEAR_BLACK, NEAR_WHITE = 32, 223
 """Levels up to and from which lossy compression or smoothing may leave black and white."""
 MAX_GREY_SHARE = 0.2
@@ -38,7 +40,7 @@ class Mask:
 def decode_mask(content: bytes, field: str, max_megapixels: float) -> Mask:
     """Returns the first frame of a mask file, with EXIF orientation applied.
 
-    Raises `InvalidImage` for `field`, also for a mask that repaints nothing or has several meanings.
+    Raises `InvalidImage` for `field`, also for a mask that repaints nothing or can be read in several ways.
     """
     with decoder_errors(field, max_megapixels):
         mask = _read(open_image(content, field, max_megapixels), field)
@@ -66,13 +68,18 @@ def resize_mask(mask: Image.Image, image_size: Size, size: Size, field: str) -> 
 
 
 def _read(image: Image.Image, field: str) -> Mask:
-    if image.mode[:4] in WHITE_LEVELS:
+    if image.mode[:4] in INTEGER_MODES:
         values = np.asarray(image)
         if (values.min(), values.max()) == (0, 1):
             return _read_zero_and_one(Image.fromarray((values > 0).astype(np.uint8)))
     image = to_eight_bits(image)
     if image.has_transparency_data:
         return _read_with_alpha(image, field)
+    return _read_brightness(image)
+
+
+def _read_brightness(image: Image.Image) -> Mask:
+    """An 8-bit mask without transparent pixels."""
     grey = to_grayscale(image)
     return _read_zero_and_one(grey) if grey.getextrema() == (0, 1) else Mask(grey)
 
@@ -84,6 +91,8 @@ def _read_zero_and_one(image: Image.Image) -> Mask:
 def _read_with_alpha(image: Image.Image, field: str) -> Mask:
     rgba = to_rgba(image)
     alpha = rgba.getchannel("A")
+    if alpha.getextrema() == (255, 255):
+        return _read_brightness(image)
     if alpha.getextrema() != (0, 255):
         return Mask(to_grayscale(image))
     opaque = alpha.point([0] * 255 + [255])
@@ -103,7 +112,7 @@ def _read_with_alpha(image: Image.Image, field: str) -> Mask:
 def _read_strokes(alpha: Image.Image, field: str) -> Mask:
     """A mask whose opaque pixels have one colour other than white.
 
-    If most pixels are opaque, the transparent ones may be a hole that was erased to mark what to repaint.
+    If most pixels are opaque, the caller may have erased the pixels to repaint instead.
     """
     levels = alpha.histogram()
     if 2 * sum(levels[MASK_THRESHOLD:]) > sum(levels):

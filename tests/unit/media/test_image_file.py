@@ -1,7 +1,10 @@
 """Opening image files: sizes in the header, empty files, and alpha channels that are empty."""
 
 import struct
+import subprocess
+import sys
 from io import BytesIO
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -67,6 +70,23 @@ def test_oversized_image_is_rejected_by_its_header(build: object, width: int, he
     assert f"{width}x{height}" in caught.value.why
     assert f"{megapixels} megapixels" in caught.value.why
     assert "50 are taken" in caught.value.why
+
+
+@pytest.mark.parametrize("build", [without_pixels, jpeg_with_size], ids=["PNG", "JPEG"])
+def test_size_is_read_in_a_process_whose_pillow_has_not_loaded_all_formats(build: object, tmp_path: Path) -> None:
+    path = tmp_path / "image"
+    path.write_bytes(build(30_000, 20_000))  # type: ignore[operator]
+    lines = (
+        "import pathlib, sys",
+        "from serve.errors import InvalidImage",
+        "from serve.media.image_codec import decode_image",
+        "try:",
+        "    decode_image(pathlib.Path(sys.argv[1]).read_bytes(), 'image', 50)",
+        "except InvalidImage as error:",
+        "    print(error.why)",
+    )
+    command = [sys.executable, "-c", "\n".join(lines), str(path)]
+    assert "600 megapixels" in subprocess.run(command, capture_output=True, text=True, check=True).stdout
 
 
 def test_image_at_size_limit_is_decoded() -> None:

@@ -105,6 +105,8 @@ ZERO_AND_ONE = {
     "8 bit": box(1, 0, "L"),
     "16 bit": box(1, 0, "I;16"),
     "RGB": box((1, 1, 1), (0, 0, 0), "RGB"),
+    "RGB, opaque alpha": box((1, 1, 1, 255), (0, 0, 0, 255), "RGBA"),
+    "grey, opaque alpha": box((1, 255), (0, 255), "LA"),
 }
 
 
@@ -118,6 +120,14 @@ def test_values_0_and_1_are_black_and_white(image: Image.Image) -> None:
 def test_32_bit_values_0_and_1_are_black_and_white() -> None:
     mask = decode(box(1, 0, "I"), "TIFF")
     assert np.array_equal(repainted(mask), WHITE_BOX)
+
+
+def test_float_values_from_0_to_1_are_levels() -> None:
+    values = WHITE_BOX.astype(np.float32)
+    values[0, :2] = 0.4, 0.6
+    mask = decode(Image.fromarray(values), "TIFF")
+    assert repainted(mask)[0, :2].tolist() == [False, True]
+    assert np.array_equal(repainted(mask)[1:], WHITE_BOX[1:])
 
 
 UNCLEAR = {
@@ -143,6 +153,7 @@ NOTHING = {
     "1 everywhere": Image.new("L", SIZE, 1),
     "0 to 2": box(2, 0, "L"),
     "dark": box(127, 0, "L"),
+    "faint white": box((255, 255, 255, 1), CLEAR, "RGBA"),
 }
 
 
