@@ -4,6 +4,7 @@ ServiceError
 ├── MalformedBody      400  the body is not JSON
 ├── Unauthenticated    401
 ├── NotFound           404
+├── UploadTimedOut     408  an upload did not arrive within its time limit
 ├── BodyTooLarge       413
 ├── InvalidInput       422  inputs that can never succeed; lists every invalid field
 ├── UnknownVersion     422  no served model has this version
@@ -69,6 +70,18 @@ class Unauthenticated(ServiceError):
 class NotFound(ServiceError):
     status = 404
     title = "Not found"
+
+
+class UploadTimedOut(ServiceError):
+    status = 408
+    title = "Request timeout"
+
+    def __init__(self, limit_s: float) -> None:
+        super().__init__(limit_s)
+        self.limit_s = limit_s
+
+    def __str__(self) -> str:
+        return f"the upload did not arrive within {self.limit_s:g} s; send it again, or send a smaller file"
 
 
 class BodyTooLarge(ServiceError):

@@ -238,6 +238,8 @@ class FileSettings(StrictModel):
     """Total size. When it is reached, the oldest files are removed first; uploads in progress count too."""
     max_files: Positive = 1000
     max_age_s: Seconds = 24 * 3600
+    upload_timeout_s: Seconds = 600
+    """Time in which the whole body of an upload must arrive."""
 
     @model_validator(mode="after")
     def _one_file_fits(self) -> Self:

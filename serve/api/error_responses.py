@@ -56,7 +56,7 @@ async def http_exception(request: Request, error: Exception) -> Response:
     """
     assert isinstance(error, HTTPException)
     endpoint = f"{request.method[:MAX_SHOWN_CHARS]} {request.url.path[:MAX_SHOWN_CHARS]}"
-    hint, headers = "docs/api.md lists the endpoints", error.headers
+    hint, headers = "GET /openapi.json lists the endpoints", error.headers
     if error.status_code == METHOD_NOT_ALLOWED:
         allowed = _allowed_methods(request)
         hint, headers = f"this path has {allowed}", {"Allow": allowed}

@@ -1,6 +1,5 @@
 """The files endpoints of the Replicate API: clients upload a file, and then send its URL as an input."""
 
-from asyncio import to_thread
 from datetime import UTC, datetime
 from typing import Any
 
@@ -10,7 +9,6 @@ from starlette.routing import Route
 
 from serve.api.http_messages import PAGE_SIZE, page_json
 from serve.api.multipart import DEFAULT_CONTENT_TYPE, receive_file
-from serve.errors import NotFound
 from serve.media.file_store import FileStore, StoredFile
 from serve.predictions.prediction import rfc3339
 from serve.settings import Settings
@@ -39,11 +37,13 @@ class FilesApi:
     def __init__(self, files: FileStore, settings: Settings) -> None:
         self._files = files
         self._max_file_bytes = settings.files.max_file_bytes
+        self._upload_timeout_s = settings.files.upload_timeout_s
         self._base_url = f"{settings.outputs.public_url.rstrip('/')}/v1/files"
 
     async def create(self, request: Request) -> Response:
         with self._files.upload() as upload:
-            async with receive_file(request, self._max_file_bytes, upload.grow) as received:
+            receiving = receive_file(request, self._max_file_bytes, self._upload_timeout_s, upload.grow)
+            async with receiving as received:
                 stored = await upload.save(received.content, received.description)
         return JSONResponse(self._json(stored), 201)
 
@@ -60,16 +60,14 @@ class FilesApi:
         return Response(status_code=204)
 
     async def download(self, request: Request) -> Response:
-        file = await self._files.get(request.path_params["file_id"])
-        path = await self._files.path(file.id)
-        try:
-            status = await to_thread(path.stat)
-        except FileNotFoundError:
-            raise NotFound(f"the file {file.id!r} was removed") from None
+        file, status = await self._files.stat(request.path_params["file_id"])
+        headers = {**DOWNLOAD_HEADERS, "ETag": f'"{file.sha256}"'}
+        if _has_tag(request.headers.get("If-None-Match", ""), headers["ETag"]):
+            return Response(status_code=304, headers=headers)
         content_type = file.description.content_type
         return FileResponse(
-            path,
-            headers={**DOWNLOAD_HEADERS, "ETag": f'"{file.sha256}"'},
+            file.path,
+            headers=headers,
             media_type=content_type if content_type in IMAGE_TYPES else DEFAULT_CONTENT_TYPE,
             filename=file.description.name,
             stat_result=status,
@@ -89,6 +87,12 @@ class FilesApi:
             "expires_at": _rfc3339(file.expires_s),
             "urls": {"get": url, "download": f"{url}/download"},
         }
+
+
+def _has_tag(if_none_match: str, etag: str) -> bool:
+    """Whether a client that sends this `If-None-Match` header has the content already."""
+    tags = [tag.strip().removeprefix("W/") for tag in if_none_match.split(",")]
+    return "*" in tags or etag in tags
 
 
 def _rfc3339(time_s: float) -> str:

@@ -1,5 +1,6 @@
 """Reads file uploads: `multipart/form-data` bodies, which are written to disk while they arrive."""
 
+import asyncio
 import json
 import re
 from collections.abc import AsyncGenerator, Awaitable, Callable
@@ -12,7 +13,7 @@ from starlette.requests import Request
 from starlette.types import Message
 
 from serve.api.http_messages import InvalidBody
-from serve.errors import BodyTooLarge, FieldError, MalformedBody
+from serve.errors import BodyTooLarge, FieldError, MalformedBody, UploadTimedOut
 from serve.inputs import shorten_name
 from serve.media.file_store import FileDescription
 
@@ -34,12 +35,12 @@ class ReceivedFile(NamedTuple):
 
 @asynccontextmanager
 async def receive_file(
-    request: Request, max_file_bytes: int, on_received: Callable[[int], Awaitable[None]]
+    request: Request, max_file_bytes: int, timeout_s: float, on_received: Callable[[int], Awaitable[None]]
 ) -> AsyncGenerator[ReceivedFile, None]:
     """Receives the file of an upload, and removes what is left of it at the end of the block.
 
     `on_received` is called with the size of each piece as it arrives, and may raise. Raises `MalformedBody`,
-    `BodyTooLarge` and `InvalidBody`.
+    `BodyTooLarge`, `InvalidBody`, and `UploadTimedOut` if the body does not arrive within `timeout_s`.
     """
     max_bytes = max_file_bytes + OVERHEAD_BYTES
     _check_headers(request, max_bytes)
@@ -57,8 +58,11 @@ async def receive_file(
 
     counted = Request(request.scope, counting_receive)
     try:
-        # JavaScript's client sends `metadata` as a file too.
-        form = await counted.form(max_files=len(PARTS), max_fields=len(PARTS))
+        async with asyncio.timeout(timeout_s):
+            # JavaScript's client sends `metadata` as a file too.
+            form = await counted.form(max_files=len(PARTS), max_fields=len(PARTS))
+    except TimeoutError:
+        raise UploadTimedOut(timeout_s) from None
     except HTTPException as error:
         raise MalformedBody(f"the request body cannot be read as multipart/form-data: {error.detail}") from None
     try:

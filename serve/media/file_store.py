@@ -5,6 +5,7 @@ When space is needed, the oldest files are removed first. A restart loses all fi
 
 import asyncio
 import hashlib
+import os
 import re
 import secrets
 import tempfile
@@ -14,13 +15,14 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from itertools import dropwhile, islice
 from pathlib import Path
-from typing import IO, Any
+from typing import IO, Any, TypeVar
 
 from serve.errors import NotFound, UploadsFull
 from serve.settings import FileSettings
 
 CONTENT_NAME = re.compile(r"[0-9a-f]{32}\.file")
 COPY_CHUNK_BYTES = 2**20
+Result = TypeVar("Result")
 
 
 @dataclass(frozen=True, slots=True)
@@ -35,6 +37,8 @@ class FileDescription:
 @dataclass(frozen=True, slots=True)
 class StoredFile:
     id: str
+    path: Path
+    """The content. It is deleted when the file is removed."""
     description: FileDescription
     size_bytes: int
     sha256: str
@@ -99,7 +103,7 @@ class FileStore:
     async def save(self, upload: Upload, content: IO[bytes], description: FileDescription) -> StoredFile:
         """Stores `content` and ends `upload`."""
         file_id = secrets.token_hex(16)
-        path = self._path(file_id)
+        path = self._folder / f"{file_id}.file"
         copying = asyncio.ensure_future(asyncio.to_thread(_copy, content, path))
         try:
             size_bytes, sha256 = await asyncio.shield(copying)
@@ -108,7 +112,8 @@ class FileStore:
             copying.add_done_callback(lambda _: path.unlink(missing_ok=True))
             raise
         created_s = self._now()
-        file = StoredFile(file_id, description, size_bytes, sha256, created_s, created_s + self._settings.max_age_s)
+        expires_s = created_s + self._settings.max_age_s
+        file = StoredFile(file_id, path, description, size_bytes, sha256, created_s, expires_s)
         self._files[file_id] = file
         self._uploads.discard(upload)
         return file
@@ -130,20 +135,18 @@ class FileStore:
         return list(islice((file for file in newest_first if file.expires_s > now_s), limit))
 
     async def delete(self, file_id: str) -> None:
-        await self.get(file_id)
-        await self._remove([file_id])
+        await self._remove([await self.get(file_id)])
 
     async def path(self, file_id: str) -> Path:
-        """The file with the content. It may be removed at any time."""
-        await self.get(file_id)
-        return self._path(file_id)
+        return (await self.get(file_id)).path
+
+    async def stat(self, file_id: str) -> tuple[StoredFile, os.stat_result]:
+        file = await self.get(file_id)
+        return file, await self._on_disk(file, file.path.stat)
 
     async def read(self, file_id: str) -> bytes:
-        path = await self.path(file_id)
-        try:
-            return await asyncio.to_thread(path.read_bytes)
-        except FileNotFoundError:
-            raise self._not_found(file_id) from None
+        file = await self.get(file_id)
+        return await self._on_disk(file, file.path.read_bytes)
 
     def check_uploads(self) -> None:
         """Raises `UploadsFull` if the uploads in progress alone are over a limit."""
@@ -160,7 +163,7 @@ class FileStore:
             is_within = count <= self._settings.max_files and size_bytes <= self._settings.max_bytes
             if is_within and file.expires_s > now_s:
                 break
-            removed.append(file.id)
+            removed.append(file)
             count -= 1
             size_bytes -= file.size_bytes
         await self._remove(removed)
@@ -173,14 +176,18 @@ class FileStore:
     def _uploading_bytes(self) -> int:
         return sum(upload.received_bytes for upload in self._uploads)
 
-    async def _remove(self, file_ids: list[str]) -> None:
-        for file_id in file_ids:
-            del self._files[file_id]
-        if file_ids:
-            await asyncio.to_thread(_unlink, [self._path(file_id) for file_id in file_ids])
+    async def _remove(self, files: list[StoredFile]) -> None:
+        for file in files:
+            del self._files[file.id]
+        if files:
+            await asyncio.to_thread(_unlink, [file.path for file in files])
 
-    def _path(self, file_id: str) -> Path:
-        return self._folder / f"{file_id}.file"
+    async def _on_disk(self, file: StoredFile, call: Callable[[], Result]) -> Result:
+        """Runs `call` in a thread. Raises `NotFound` if it finds that the content was removed meanwhile."""
+        try:
+            return await asyncio.to_thread(call)
+        except FileNotFoundError:
+            raise self._not_found(file.id) from None
 
     def _not_found(self, file_id: str) -> NotFound:
         return NotFound(

@@ -273,6 +273,46 @@ async def test_disconnect_during_an_upload_leaves_nothing() -> None:
         await upload_of_all_space.grow(3_000_000)
 
 
+async def test_stalled_upload_is_rejected_with_408_and_leaves_nothing() -> None:
+    app = app_with(max_file_bytes=3_000_000, max_bytes=3_000_000, upload_timeout_s=0.2)
+
+    async def stalled_pieces() -> AsyncIterator[bytes]:
+        async for piece in pieces(20):
+            yield piece
+            if len(piece) == 100_000:
+                await asyncio.Event().wait()
+
+    response = await request(app, "POST", "/v1/files", content=stalled_pieces(), headers=MULTIPART)
+    assert (response.status_code, response.headers["Content-Type"]) == (408, PROBLEM)
+    assert "0.2" in response.json()["detail"]
+    assert files_on_disk(app) == 0
+    with app.files.upload() as upload_of_all_space:
+        await upload_of_all_space.grow(3_000_000)
+
+
+@pytest.mark.parametrize(
+    ("if_none_match", "status"),
+    [('"{etag}"', 304), ('W/"{etag}"', 304), ('"other", "{etag}"', 304), ("*", 304), ('"other"', 200), ("{etag}", 200)],
+)
+async def test_download_that_the_client_has_is_not_sent_again(if_none_match: str, status: int) -> None:
+    app = app_with()
+    file = await upload_image(app)
+    path, headers = f"/v1/files/{file['id']}/download", {"If-None-Match": if_none_match.format(etag=file["etag"])}
+    response = await request(app, "GET", path, headers=headers)
+    assert (response.status_code, response.headers["ETag"]) == (status, f'"{file["etag"]}"')
+    assert response.content == (b"" if status == 304 else IMAGE)
+
+
+async def test_file_whose_content_is_missing_on_disk_is_not_found() -> None:
+    app = app_with()
+    file = await upload_image(app)
+    (app.file_folder / f"{file['id']}.file").unlink()
+    missing = await request(app, "GET", f"/v1/files/{file['id']}/download")
+    unknown = await request(app, "GET", "/v1/files/unknown/download")
+    assert (missing.status_code, unknown.status_code) == (404, 404)
+    assert missing.json()["detail"].replace(file["id"], "unknown") == unknown.json()["detail"]
+
+
 async def predict(app: AppUnderTest, **inputs: Any) -> httpx.Response:
     body = {"input": {"prompt": "a cat", "num_inference_steps": 2, **inputs}}
     return await request(app, "POST", "/v1/predictions", json=body, headers={**WAIT, **TOKEN})

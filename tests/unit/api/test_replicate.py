@@ -212,6 +212,12 @@ async def test_unknown_resource_responds_with_404_problem(method: str, path: str
     assert missing.json()["detail"] not in ("", "Not Found")
 
 
+async def test_unknown_path_responds_with_the_path_of_the_list_of_endpoints() -> None:
+    async with make_app(FakePool(ONE_IMAGE)).http as client:
+        missing = await client.get("/v2")
+    assert "/openapi.json" in missing.json()["detail"]
+
+
 @pytest.mark.parametrize(
     ("method", "path", "allowed"),
     [
