@@ -8,6 +8,8 @@ from serve.settings import ServedModel
 
 TEXT: Schema = {"type": "string"}
 TIME: Schema = {"type": "string", "format": "date-time"}
+TEXT_OR_NULL: Schema = TEXT | {"nullable": True}
+TIME_OR_NULL: Schema = TIME | {"nullable": True}
 URLS: Schema = {"type": "object", "additionalProperties": {"type": "string", "format": "uri"}}
 OBJECT: Schema = {"type": "object"}
 
@@ -18,13 +20,15 @@ SCHEMAS: dict[str, dict[str, Schema]] = {
         "version": TEXT,
         "status": {"$ref": "#/components/schemas/Status"},
         "input": OBJECT,
-        "output": {"$ref": "#/components/schemas/Output"},
-        "error": TEXT,
+        # OpenAPI 3.0 ignores keys beside $ref.
+        "output": {"allOf": [{"$ref": "#/components/schemas/Output"}], "nullable": True},
+        "error": TEXT_OR_NULL,
         "logs": TEXT,
         "metrics": OBJECT,
+        "data_removed": {"type": "boolean"},
         "created_at": TIME,
-        "started_at": TIME,
-        "completed_at": TIME,
+        "started_at": TIME_OR_NULL,
+        "completed_at": TIME_OR_NULL,
         "urls": URLS,
     },
     "File": {
@@ -44,11 +48,24 @@ SCHEMAS: dict[str, dict[str, Schema]] = {
         "url": TEXT,
         "owner": TEXT,
         "name": TEXT,
+        "description": TEXT_OR_NULL,
         "visibility": TEXT,
+        "github_url": TEXT_OR_NULL,
+        "paper_url": TEXT_OR_NULL,
+        "license_url": TEXT_OR_NULL,
+        "run_count": {"type": "integer"},
+        "cover_image_url": TEXT_OR_NULL,
+        "default_example": OBJECT | {"nullable": True},
         "latest_version": {"$ref": "#/components/schemas/Version"},
     },
-    "Account": {"type": TEXT, "username": TEXT, "name": TEXT},
-    "Problem": {"title": TEXT, "detail": TEXT, "status": {"type": "integer"}},
+    "Account": {"type": TEXT, "username": TEXT, "name": TEXT, "github_url": TEXT_OR_NULL},
+    "Problem": {
+        "title": TEXT,
+        "detail": TEXT,
+        "status": {"type": "integer"},
+        "invalid_fields": {"type": "array", "items": OBJECT},
+        "retry_after": {"type": "number"},
+    },
 }
 UPLOAD: Schema = {
     "type": "object",
@@ -132,4 +149,4 @@ def _reference(schema: str) -> Schema:
 def _page(schema: str) -> Schema:
     """A page of a list; `next` is the URL of the next page."""
     results = {"type": "array", "items": _reference(schema)}
-    return {"type": "object", "properties": {"previous": TEXT, "next": TEXT, "results": results}}
+    return {"type": "object", "properties": {"previous": TEXT_OR_NULL, "next": TEXT_OR_NULL, "results": results}}

@@ -5,6 +5,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import jsonschema
 import pytest
 from starlette.routing import Route
 
@@ -12,7 +13,7 @@ from serve.api.openapi import openapi_document
 from serve.api.openapi_replicate import service_document
 from serve.settings import ServedModel, Settings
 from tests.app_factory import make_app
-from tests.fakes import FakePool
+from tests.fakes import ONE_IMAGE, FakePool
 
 PUBLISHED = Path(__file__).parents[2] / "data" / "input_schema.json"
 
@@ -69,6 +70,38 @@ def test_document_of_the_service_has_every_route_but_outputs() -> None:
     described = {(method, path) for method, path in served if path.startswith(("/v1/", "/health-check"))}
     assert described <= documented
     assert {(method, path) for method, path in documented if path.startswith("/v1/")} <= served
+
+
+def strict(schema: Any) -> Any:
+    """`schema` in JSON Schema's terms: with null where it is allowed, and without properties that it does not list."""
+    if isinstance(schema, list):
+        return [strict(each) for each in schema]
+    if not isinstance(schema, dict):
+        return schema
+    converted = {key: strict(value) for key, value in schema.items() if key != "nullable"}
+    if "properties" in converted and isinstance(
+        schema["properties"].get("id", schema["properties"].get("title")), dict
+    ):
+        converted["additionalProperties"] = False
+    return {"anyOf": [converted, {"type": "null"}]} if schema.get("nullable") is True else converted
+
+
+@pytest.mark.parametrize(
+    ("method", "path", "schema"),
+    [
+        ("POST", "/v1/predictions", "Prediction"),
+        ("GET", "/v1/models/black-forest-labs/flux-dev-lora", "Model"),
+        ("GET", "/v1/account", "Account"),
+        ("GET", "/v1/models/black-forest-labs/none", "Problem"),
+        ("POST", "/v1/models/black-forest-labs/flux-dev-lora/predictions", "Problem"),
+    ],
+)
+async def test_responses_match_their_schemas(method: str, path: str, schema: str) -> None:
+    inputs = {"prompt": "a cat"} if schema == "Prediction" else {"prompt": "a cat", "num_outputs": 9}
+    app = make_app(FakePool(ONE_IMAGE))
+    response = await app.http.request(method, path, json={"input": inputs} if method == "POST" else None)
+    document = strict(service_document(Settings().served_models[0]))
+    jsonschema.validate(response.json(), {**document, "$ref": f"#/components/schemas/{schema}"})
 
 
 @pytest.mark.parametrize("build", [openapi_document, service_document])
