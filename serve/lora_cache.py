@@ -24,7 +24,7 @@ from serve.aio import first_error_task_group
 from serve.errors import EngineFailed, FetchFailed, InvalidLora, NotFound, ServiceError
 from serve.lora.model_geometry import ModelGeometry
 from serve.lora.reference import Reference, ResolvedLora
-from serve.lora.uploaded_file import ContentMissing, with_content
+from serve.lora.uploaded_file import ContentMissing, UploadedFile, upload_of, with_content
 from serve.settings import Settings, cache_folder, read_secrets
 
 if TYPE_CHECKING:
@@ -37,6 +37,8 @@ HEARTBEAT_PERIOD_S = 60.0
 ATTEMPTS = 5
 BACKOFF_S = 0.2
 MAX_CONCURRENCY = 10_000
+CONCURRENT_SENDS = 2
+"""Each upload that is being sent to the cache takes its size of the object store."""
 
 BlockRef = tuple["ray.ObjectRef[Block]"]
 """Refers to a block in the object store. A tuple, because Ray resolves references that are passed as arguments."""
@@ -141,7 +143,8 @@ class LoraCacheClient:
         self._settings = settings
         self._upload_path = upload_path
         self._send_locks: WeakValueDictionary[str, asyncio.Lock] = WeakValueDictionary()
-        """By file id."""
+        """By key of the reference."""
+        self._sends = asyncio.Semaphore(CONCURRENT_SENDS)
         self._actor_name = f"{application}-loras-{_fingerprint(settings)}"
         self._connect_lock = asyncio.Lock()
         self._actor: ActorHandle[Any] | None = None
@@ -179,18 +182,26 @@ class LoraCacheClient:
         except NotFound as error:
             raise FetchFailed(reference.display_name, str(error), field) from None
 
-    async def _resolve(self, *arguments: Any) -> ResolvedLora[Any]:
+    async def _resolve(self, reference: Reference, *arguments: Any) -> ResolvedLora[Any]:
         """Calls `LoraCacheActor.get`. Sends the content of an upload if the cache needs it, once for all requests."""
         try:
-            return await self._call(lambda actor: actor.get.remote(*arguments))
-        except ContentMissing as missing:
-            lock = self._send_locks.setdefault(missing.file_id, asyncio.Lock())
-        async with lock:
+            return await self._call(lambda actor: actor.get.remote(reference, *arguments))
+        except ContentMissing:
+            upload = upload_of(reference)
+            if upload is None:
+                raise
+        async with self._send_locks.setdefault(reference.key, asyncio.Lock()):
             try:
-                return await self._call(lambda actor: actor.get.remote(*arguments))
-            except ContentMissing as missing:
-                content = await asyncio.to_thread(_put_file, await self._upload_path(missing.file_id))
-                return await self._call(lambda actor: actor.get.remote(*arguments, content))
+                return await self._call(lambda actor: actor.get.remote(reference, *arguments))
+            except ContentMissing:
+                return await self._send(upload, reference, *arguments)
+
+    async def _send(self, upload: UploadedFile, reference: Reference, *arguments: Any) -> ResolvedLora[Any]:
+        """Calls `LoraCacheActor.get` with the content of `upload`."""
+        async with self._sends:
+            path = await self._upload_path(upload.file_id)
+            content = await asyncio.to_thread(_put_file, path, self._settings.lora.fetch.max_bytes, upload.display_name)
+            return await self._call(lambda actor: actor.get.remote(reference, *arguments, content))
 
     async def _call(self, method: Callable[[Any], Awaitable[Result]]) -> Result:
         """Calls the actor, or a new one if it dies."""
@@ -243,11 +254,14 @@ class LoraCacheClient:
         return actor_class.remote(self._settings)
 
 
-def _put_file(path: Path) -> "ray.ObjectRef[Any]":
-    """Copies a file to the object store. Raises `NotFound`."""
+def _put_file(path: Path, max_bytes: int, display_name: str) -> "ray.ObjectRef[Any]":
+    """Copies a file to the object store. Raises `NotFound`, and `FetchFailed` if it is larger than `max_bytes`."""
     try:
+        size_bytes = path.stat().st_size
+        if size_bytes > max_bytes:
+            raise FetchFailed(display_name, f"it has more than {max_bytes} bytes")
         # An empty file cannot be mapped.
-        content = np.memmap(path, np.uint8, "r") if path.stat().st_size else np.empty(0, np.uint8)
+        content = np.memmap(path, np.uint8, "r") if size_bytes else np.empty(0, np.uint8)
     except FileNotFoundError:
         raise NotFound("the uploaded file was removed; upload it again") from None
     return ray.put(np.asarray(content))

@@ -19,6 +19,7 @@ from serve.lora.disk_cache import CacheEntry, DiskCache, block_key
 from serve.lora.loader import LoadedLora
 from serve.lora.model_geometry import ModelGeometry
 from serve.lora.reference import BlockRefT, CacheHandle, LoraMetadata, Reference, ResolvedLora
+from serve.lora.uploaded_file import ContentMissing, upload_of
 from serve.lora.weights import Block
 from serve.settings import LoraSettings
 
@@ -69,14 +70,21 @@ class LoraCacheManager(Generic[BlockRefT]):
         """The LoRA for models of `geometry`.
 
         `lost` are the ids of handles whose blocks cannot be read any more; they are replaced. If the caller is
-        cancelled, the load continues for other and later callers. Raises `FetchFailed` and `InvalidLora`; a failure is
-        cached for `failure_ttl_s`.
+        cancelled, the load continues for other and later callers. Raises `FetchFailed` and `InvalidLora`, which are
+        cached for `failure_ttl_s`, and `ContentMissing`.
         """
         self._memory.remove(lost_handle_ids)
         name = self._entry_name(reference, geometry)
         self._failures.raise_if_cached(name, self._clock())
-        if task := self._tasks.get(name):
-            return (await asyncio.shield(task)).as_memory_hit()
+        while task := self._tasks.get(name):
+            try:
+                return (await asyncio.shield(task)).as_memory_hit()
+            except ContentMissing:
+                upload = upload_of(reference)
+                if upload is None or upload.content is None:
+                    raise
+                # The load was for a reference without the content.
+                self._forget_task(name, task)
         return await asyncio.shield(self._start_task(name, reference, geometry))
 
     async def close(self) -> None:
@@ -98,13 +106,17 @@ class LoraCacheManager(Generic[BlockRefT]):
         self._tasks[name] = task
 
         def on_done(_: object) -> None:
-            del self._tasks[name]
+            self._forget_task(name, task)
             failure = None if task.cancelled() else task.exception()
             if isinstance(failure, PredictionFailed):
                 self._failures.add(name, failure, self._clock())
 
         task.add_done_callback(on_done)
         return task
+
+    def _forget_task(self, name: str, task: "asyncio.Task[ResolvedLora[BlockRefT]]") -> None:
+        if self._tasks.get(name) is task:
+            del self._tasks[name]
 
     async def _resolve(self, name: str, reference: Reference, geometry: ModelGeometry) -> ResolvedLora[BlockRefT]:
         entry = self._entries.get(name)

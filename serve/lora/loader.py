@@ -98,7 +98,8 @@ class LoraLoader:
             )
             header, tensors = _read_tensors(files.weights, self._settings.max_tensors)
             configs = adapter_configs_in_header(header.metadata)
-            if config := fetched.config or files.config:
+            config = files.config if fetched.config is None else fetched.config
+            if config is not None:
                 configs = {"transformer": parse_adapter_config(config), **configs}
             return pack(converter.convert(tensors, configs))
         except InvalidLoraFile as error:

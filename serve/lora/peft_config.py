@@ -6,7 +6,8 @@ import re
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import Any, Self
+from functools import partial
+from typing import Any, Self, TypeVar
 
 import regex
 
@@ -18,10 +19,11 @@ MAX_PATTERNS = 4096
 """Diffusers writes one pattern for each layer whose alpha differs from the most frequent one."""
 MAX_PATTERN_CHARS = 500
 MAX_MATCHING_S = 5.0
-"""Limit on the time to match all patterns of a file with all its layers. One pattern can take exponential time."""
+"""Limit on the time to compile all patterns of a file and match them with all its layers, which can be exponential."""
 MAX_EXPANDED_CHARS = 300_000
 """Limit on the length of all patterns with counted repeats written out. `regex` does so, in about 200 bytes each."""
 
+Result = TypeVar("Result")
 _REPEAT = re.compile(r"\{(\d{0,2})(?:,(\d{0,2}))?\}")
 _PLAIN_NAME = re.compile(r"[\w.]*?(?P<last>\w+)", re.ASCII)
 
@@ -41,7 +43,10 @@ class PatternTable:
         expanded = {key: _expanded_chars(key) for key in numbers}
         if sum(expanded.values()) > MAX_EXPANDED_CHARS:
             raise self._invalid(max(expanded, key=expanded.__getitem__), "the patterns repeat too much")
-        self._patterns = [(key, _last_name(key), self._compile(key), number) for key, number in numbers.items()]
+        self._patterns = [
+            (key, _last_name(key), self._timed(key, partial(self._compile, key)), number)
+            for key, number in numbers.items()
+        ]
 
     def find(self, module: str) -> float | None:
         """The number of the first pattern that matches, as in PEFT's `get_pattern_key`. Raises `InvalidLoraFile`."""
@@ -51,15 +56,19 @@ class PatternTable:
         return None
 
     def _matches(self, key: str, pattern: Any, module: str) -> bool:
+        return self._timed(key, lambda: pattern.match(module, timeout=self._left_s) is not None)
+
+    def _timed(self, key: str, action: Callable[[], Result]) -> Result:
+        """Calls `action`, which compiles or matches a pattern, and counts its time against the limit."""
         start_s = self._clock()
         try:
-            found = pattern.match(module, timeout=self._left_s) is not None
+            result = action()
         except (TimeoutError, MemoryError) as error:
-            raise self._invalid(key, "it takes too long to match") from error
+            raise self._invalid(key, "it takes too long") from error
         self._left_s -= self._clock() - start_s
         if self._left_s <= 0:
-            raise self._invalid(key, "it takes too long to match")
-        return found
+            raise self._invalid(key, "it takes too long")
+        return result
 
     def _compile(self, key: str) -> Any:
         if len(key) > MAX_PATTERN_CHARS:
@@ -86,7 +95,7 @@ def _expanded_chars(key: str) -> int:
 
 
 def _last_name(key: str) -> str:
-    """What a name must end with to match `key`; nothing if that takes more than a look. Files can have many names."""
+    """The last part of a plain name, which a matching module must end with; empty for a pattern."""
     match = _PLAIN_NAME.fullmatch(key)
     return match["last"] if match else ""
 
@@ -125,7 +134,7 @@ class PeftConfig:
         `rank` is that of the matrices, or None if they do not show the rank that was trained.
         """
         alpha = _first(self.alphas.find(module), self.alpha)
-        divisor = rank or _first(self.ranks.find(module), self.rank)
+        divisor = _first(self.ranks.find(module), self.rank) if rank is None else rank
         if alpha is None or not divisor or divisor < 0:
             return 1.0
         return alpha / (math.sqrt(divisor) if self.rank_stabilized else divisor)

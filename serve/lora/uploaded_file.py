@@ -38,6 +38,8 @@ def with_content(reference: Reference, content: memoryview) -> Reference:
 class ContentMissing(Exception):
     """The cache does not have the LoRA of an `UploadedFile`, and its reference was sent without the content."""
 
-    def __init__(self, file_id: str) -> None:
-        super().__init__(file_id)
-        self.file_id = file_id
+
+def upload_of(reference: Reference) -> UploadedFile | None:
+    """The uploaded file that `reference` is, or from which it selects a file."""
+    source = reference.archive if isinstance(reference, ArchiveMember) else reference
+    return source if isinstance(source, UploadedFile) else None

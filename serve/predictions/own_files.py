@@ -24,8 +24,8 @@ LORA_FIELDS = ("replicate_weights", "extra_lora")
 MAX_CHARS = 4000
 """Longer texts are no URLs of this service."""
 
-_FILE = re.compile(r".*/v1/files/(?P<file_id>[^/]+?)(?:/download)?/?")
-_OUTPUT = re.compile(r".*/outputs/(?P<prediction_id>[^/]+)/(?P<name>[^/]+)")
+_FILE = re.compile(r"(?P<base>.*)/v1/files/(?P<file_id>[^/]+?)(?:/download)?/?")
+_OUTPUT = re.compile(r"(?P<base>.*)/outputs/(?P<prediction_id>[^/]+)/(?P<name>[^/]+)")
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,7 +51,8 @@ class OwnFiles:
     def __init__(self, files: FileStore, outputs: OutputStore, public_url: str) -> None:
         self._files = files
         self._outputs = outputs
-        self._origin = _origin_and_path(public_url)[0]
+        origin, path = _origin_and_path(public_url)
+        self._base = origin, path.rstrip("/")
 
     async def find(self, inputs: Mapping[str, Any]) -> UploadedInputs:
         """The uploaded files among the raw inputs of a request."""
@@ -66,8 +67,12 @@ class OwnFiles:
             except NotFound as error:
                 errors.append(FieldError(field, str(error)))
                 continue
-            if file and field in LORA_FIELDS:
+            if file is None or field not in LORA_FIELDS:
+                continue
+            try:
                 loras[text.strip()] = _lora(text, UploadedFile(file.sha256, file.id))
+            except UnrecognizedForm:
+                errors.append(FieldError(field, "the path after # has unprintable characters; correct it"))
         return UploadedInputs(loras, tuple(errors))
 
     async def read(self, url: str, max_bytes: int) -> bytes | None:
@@ -89,7 +94,7 @@ class OwnFiles:
         try:
             return await self._files.get(match["file_id"])
         except NotFound:
-            if origin == self._origin:
+            if (origin, match["base"]) == self._base:
                 raise
             return None
 
@@ -100,7 +105,7 @@ class OwnFiles:
         try:
             return (await self._outputs.read(match["prediction_id"], match["name"]))[0]
         except NotFound:
-            if origin == self._origin:
+            if (origin, match["base"]) == self._base:
                 raise
             return None
 
@@ -119,11 +124,8 @@ class OwnFilesFirst:
 
 
 def _lora(text: str, file: UploadedFile) -> Reference:
-    """The file itself, or the one in it that `text` names after `#`."""
-    try:
-        _, member = split_member(unquoted(text))
-    except UnrecognizedForm:
-        return file
+    """The file itself, or the one in it that `text` names after `#`. Raises `UnrecognizedForm`."""
+    _, member = split_member(unquoted(text))
     return ArchiveMember(file, member) if member else file
 
 

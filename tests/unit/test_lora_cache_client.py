@@ -165,6 +165,68 @@ async def test_content_of_an_uploaded_file_is_sent_once_and_only_if_the_cache_ne
     assert client.requested_files == ["f1"]
 
 
+async def test_equal_uploads_are_sent_once_and_each_by_its_own_id(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The cache reports the id of the upload whose load was joined: `f1`, which does not exist any more."""
+    monkeypatch.setattr("serve.lora_cache.ray.put", bytes)
+    for file_id in ("f2", "f3"):
+        (tmp_path / file_id).write_bytes(b"weights")
+    actor = FakeActor(RESOLVED)
+    actor.get = CacheWithoutContent()  # type: ignore[assignment]
+    client = ClientWithFakeActors(actor)
+    client.uploads = tmp_path
+    uploads = [UploadedFile("0" * 64, file_id) for file_id in ("f2", "f3")]
+    assert await asyncio.gather(*map(client.get_one, uploads)) == [RESOLVED] * 2
+    assert actor.get.received == [b"weights"]  # type: ignore[attr-defined]
+    assert client.requested_files == ["f2"]
+
+
+async def test_uploaded_file_over_the_limit_is_not_sent(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def put(_: object) -> None:
+        raise AssertionError("sent")
+
+    monkeypatch.setattr("serve.lora_cache.ray.put", put)
+    (tmp_path / "f1").write_bytes(b"x" * 11)
+    settings = Settings.model_validate({"lora": {"fetch": {"max_bytes": 10}}})
+    client = ClientWithFakeActors(FakeActor(ray_error(ContentMissing("f1"))), settings=settings)
+    client.uploads = tmp_path
+    with pytest.raises(FetchFailed, match="10 bytes"):
+        await client.get_one(UploadedFile("0" * 64, "f1"))
+
+
+async def test_few_uploads_are_sent_at_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("serve.lora_cache.ray.put", bytes)
+    running, most = 0, 0
+
+    class CountingCache:
+        async def remote(self, reference: Reference, model: str, lost: tuple[str, ...], content: Any = None) -> Any:
+            nonlocal running, most
+            if content is None:
+                raise ray_error(ContentMissing("?"))
+            running += 1
+            most = max(most, running)
+            for _ in range(20):
+                await asyncio.sleep(0)
+            running -= 1
+            return RESOLVED
+
+    actor = FakeActor(RESOLVED)
+    actor.get = CountingCache()  # type: ignore[assignment]
+    client = ClientWithFakeActors(actor)
+    client.uploads = tmp_path
+    uploads = [UploadedFile(f"{number}" * 64, f"f{number}") for number in range(8)]
+    for upload in uploads:
+        (tmp_path / upload.file_id).write_bytes(b"weights")
+    monkeypatch.setattr("serve.lora_cache.asyncio.to_thread", call_at_once)
+    assert await asyncio.gather(*map(client.get_one, uploads)) == [RESOLVED] * 8
+    assert most == lora_cache.CONCURRENT_SENDS
+
+
+async def call_at_once(function: Any, *arguments: Any) -> Any:
+    return function(*arguments)
+
+
 async def test_uploaded_file_that_was_removed_is_an_error(tmp_path: Path) -> None:
     client = ClientWithFakeActors(FakeActor(ray_error(ContentMissing("f1"))))
     client.uploads = tmp_path

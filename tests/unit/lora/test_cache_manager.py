@@ -13,7 +13,8 @@ from serve.lora.cache_manager import LoraCacheManager
 from serve.lora.disk_cache import DiskCache
 from serve.lora.loader import LoadedLora
 from serve.lora.model_geometry import ModelGeometry
-from serve.lora.reference import Reference, ReplicateModel, ResolvedLora
+from serve.lora.reference import ArchiveMember, Reference, ReplicateModel, ResolvedLora
+from serve.lora.uploaded_file import ContentMissing, UploadedFile, upload_of, with_content
 from serve.lora.weights import Block, LoraWeights, LowRank, pack, unpack
 from serve.settings import LoraSettings
 from tests.fakes import FakeClock
@@ -45,6 +46,9 @@ class FakeLoader:
     ) -> LoadedLora | None:
         self.calls.append((reference, known_revision))
         await self.may_continue.wait()
+        upload = upload_of(reference)
+        if upload is not None and upload.content is None:
+            raise ContentMissing(upload.file_id)
         if self.failure:
             raise self.failure
         if known_revision == str(self.content):
@@ -101,6 +105,39 @@ async def test_concurrent_gets_share_one_load(harness: CacheHarness) -> None:
     resolved = await asyncio.gather(*tasks)
     assert len(harness.loader.calls) == len(harness.blocks) == 1
     assert sorted(lora.origin for lora in resolved) == ["download"] + 99 * ["memory"]
+
+
+@pytest.mark.parametrize("in_archive", [False, True])
+async def test_get_with_content_does_not_fail_with_a_load_without_content(
+    harness: CacheHarness, in_archive: bool
+) -> None:
+    first, second = (UploadedFile("0" * 64, file_id) for file_id in ("f1", "f2"))
+    without: list[Reference] = [ArchiveMember(upload, "a") if in_archive else upload for upload in (first, second)]
+    harness.loader.may_continue.clear()
+    tasks = []
+    for reference in (without[0], without[1], *(with_content(each, memoryview(b"x")) for each in without)):
+        tasks.append(asyncio.create_task(harness.get(reference)))
+        await asyncio.sleep(0)
+    harness.loader.may_continue.set()
+    missing = await asyncio.gather(*tasks[:2], return_exceptions=True)
+    assert [type(error) for error in missing] == [ContentMissing] * 2
+    assert [harness.content(await task) for task in tasks[2:]] == [1, 1]
+    assert len(harness.loader.calls) == 2
+    assert (await harness.get(without[0])).origin == "memory"
+
+
+async def test_get_with_content_joins_a_load_that_has_just_failed(harness: CacheHarness) -> None:
+    """The load has ended, but its callbacks have not run yet."""
+    upload = UploadedFile("0" * 64, "f1")
+    harness.loader.may_continue.clear()
+    without = asyncio.create_task(harness.get(upload))
+    await asyncio.sleep(0)
+    await asyncio.sleep(0)
+    harness.loader.may_continue.set()
+    brings = asyncio.create_task(harness.get(with_content(upload, memoryview(b"x"))))
+    assert harness.content(await brings) == 1
+    with pytest.raises(ContentMissing):
+        await without
 
 
 @pytest.mark.parametrize("cancelled", [0, 1])

@@ -269,6 +269,14 @@ async def test_adapter_config_next_to_the_weights_is_applied(harness: LoaderHarn
     assert (await harness.load(text)).weights.transformer[QUERY].scale == 2
 
 
+async def test_empty_adapter_config_next_to_the_weights_replaces_that_in_them(harness: LoaderHarness) -> None:
+    """The weights are an archive under the name of a weights file."""
+    archive = zip_of(("adapter_config.json", b'{"lora_alpha": 6, "r": 3}'), ("adapter_model.safetensors", WEIGHTS))
+    files = {"adapter_model.safetensors": archive, "adapter_config.json": b""}
+    fake_providers.publish_on_hub(harness.provider, harness.file_host, "o/r", files)
+    assert (await harness.load("huggingface.co/o/r")).weights.transformer[QUERY].scale == 1
+
+
 def peft_archive(pattern: str) -> bytes:
     config = json.dumps({"lora_alpha": 3, "alpha_pattern": {pattern: 12}})
     tensors = safetensors.torch.save(

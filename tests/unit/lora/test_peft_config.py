@@ -1,5 +1,6 @@
 """The scaling options in PEFT's configuration are read, and invalid values are ignored."""
 
+import itertools
 import json
 from typing import Any
 
@@ -40,6 +41,10 @@ from serve.lora.safetensors_header import InvalidLoraFile
 )
 def test_scale_uses_the_alpha_of_the_layer_or_the_default(config: dict[str, object], layer: str, scale: float) -> None:
     assert PeftConfig.from_dict(config).scale(layer, rank=4) == scale
+
+
+def test_rank_of_zero_is_not_replaced_by_that_of_the_config() -> None:
+    assert PeftConfig.from_dict({"lora_alpha": 8, "r": 4}).scale("a.to_q", rank=0) == 1.0
 
 
 class Block(nn.Module):
@@ -115,13 +120,13 @@ def test_patterns_of_lokr_give_the_scales_of_peft(field: str) -> None:
         ("(abc){e<5}", "braces"),
         (r"\p{L}", "braces"),
         ("(?i)TO_Q", "not a valid"),
-        ("(?:.*a)*" * 40, "too long to match"),
+        ("(?:.*a)*" * 40, "too long"),
     ],
 )
 def test_unusable_pattern_is_refused_with_its_config(
     monkeypatch: pytest.MonkeyPatch, field: str, pattern: str, word: str
 ) -> None:
-    monkeypatch.setattr(peft_config, "MAX_MATCHING_S", 0.02)
+    monkeypatch.setattr(peft_config, "MAX_MATCHING_S", 0.2)
     with pytest.raises(InvalidLoraFile, match="adapter_config") as caught:
         PeftConfig.from_dict({"lora_alpha": 1, "r": 1, field: {pattern: 2}}).scale(f"{'a' * 10_000}!", None)
     message = str(caught.value)
@@ -142,10 +147,19 @@ def test_number_of_patterns_is_limited() -> None:
         PeftConfig.from_dict({"alpha_pattern": {str(number): 1 for number in range(5000)}})
 
 
-def test_time_of_all_matches_of_a_file_is_limited() -> None:
-    clock = iter(range(100))
+def test_time_to_compile_all_patterns_is_limited(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(peft_config, "MAX_MATCHING_S", 5)
+    clock = itertools.count()
+    PatternTable("alpha_pattern", {f"[{letter}]": 1.0 for letter in "abcd"}, lambda: next(clock))
+    with pytest.raises(InvalidLoraFile, match=r"\[e\].*too long"):
+        PatternTable("alpha_pattern", {f"[{letter}]": 1.0 for letter in "abcdefg"}, lambda: next(clock))
+
+
+def test_time_to_compile_and_match_all_patterns_is_limited(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(peft_config, "MAX_MATCHING_S", 5)
+    clock = itertools.count()
     table = PatternTable("alpha_pattern", {"[x]": 1.0}, lambda: next(clock))
-    assert [table.find("y") for _ in range(4)] == [None] * 4
+    assert [table.find("y") for _ in range(3)] == [None] * 3
     with pytest.raises(InvalidLoraFile, match="too long"):
         table.find("y")
 
