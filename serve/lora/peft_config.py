@@ -18,7 +18,7 @@ ADAPTER_METADATA_KEY = "lora_adapter_metadata"
 MAX_PATTERNS = 4096
 """Diffusers writes one pattern for each layer whose alpha differs from the most frequent one."""
 MAX_PATTERN_CHARS = 500
-MAX_MATCHING_S = 5.0
+MAX_MATCHING_S = 10.0
 """Limit on the time to compile all patterns of a file and match them with all its layers, which can be exponential."""
 MAX_EXPANDED_CHARS = 300_000
 """Limit on the length of all patterns with counted repeats written out. `regex` does so, in about 200 bytes each."""
