@@ -170,8 +170,7 @@ class FetchFailed(PredictionFailed):
         self.field = field
 
     def __str__(self) -> str:
-        prefix = "" if self.field is None else f"{self.field}: "
-        return f"{prefix}could not fetch {self.what}: {self.why}"
+        return _with_field(self.field, f"could not fetch {self.what}: {self.why}")
 
 
 class InvalidImage(PredictionFailed):
@@ -199,8 +198,7 @@ class InvalidLora(PredictionFailed):
         self.field = field
 
     def __str__(self) -> str:
-        prefix = "" if self.field is None else f"{self.field}: "
-        return f"{prefix}cannot use the LoRA {self.what}: {self.why}"
+        return _with_field(self.field, f"cannot use the LoRA {self.what}: {self.why}")
 
 
 class LorasTooLarge(PredictionFailed):
@@ -270,3 +268,7 @@ def public_error(error: BaseException) -> ServiceError | None:
     original = getattr(error, "cause", None)
     unwrapped = original if isinstance(original, ServiceError) else error
     return unwrapped if isinstance(unwrapped, ServiceError) else None
+
+
+def _with_field(field: str | None, message: str) -> str:
+    return message if field is None else f"{field}: {message}"

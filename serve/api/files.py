@@ -38,7 +38,7 @@ class FilesApi:
         self._files = files
         self._max_file_bytes = settings.files.max_file_bytes
         self._upload_timeout_s = settings.files.upload_timeout_s
-        self._base_url = f"{settings.outputs.public_url.rstrip('/')}/v1/files"
+        self._base_url = f"{settings.outputs.base_url}/v1/files"
 
     async def create(self, request: Request) -> Response:
         with self._files.upload() as upload:

@@ -58,7 +58,7 @@ class ModelsApi:
     def _model_json(self, model: ServedModel) -> dict[str, Any]:
         """Every field that the official clients require; there are no web pages, licences or counts of runs."""
         return {
-            "url": f"{self._settings.outputs.public_url.rstrip('/')}/v1/models/{model.full_name}",
+            "url": f"{self._settings.outputs.base_url}/v1/models/{model.full_name}",
             "owner": model.owner,
             "name": model.name,
             "description": None,

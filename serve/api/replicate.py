@@ -60,7 +60,7 @@ class ReplicateApi:
     async def page(self, request: Request) -> Response:
         """Predictions, newest first, without images that would be `data:` URIs of about a megabyte each."""
         page = await self._service.page(request.query_params.get("cursor"), PAGE_SIZE + 1)
-        url = f"{self._settings.outputs.public_url.rstrip('/')}/v1/predictions"
+        url = f"{self._settings.outputs.base_url}/v1/predictions"
         return JSONResponse(page_json([await self._listed(prediction) for prediction in page], PAGE_SIZE, url))
 
     async def get(self, request: Request) -> Response:
@@ -95,7 +95,7 @@ async def prediction_json(prediction: Prediction, outputs: OutputStore, settings
 
 
 def _prediction_body(prediction: Prediction, uris: list[str] | None, settings: Settings) -> dict[str, Any]:
-    url = f"{settings.outputs.public_url.rstrip('/')}/v1/predictions/{prediction.id}"
+    url = f"{settings.outputs.base_url}/v1/predictions/{prediction.id}"
     return {
         "id": prediction.id,
         "model": prediction.model,

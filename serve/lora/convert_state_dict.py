@@ -84,7 +84,7 @@ class StateDictConverter:
         """The change of each layer of the model that the group adapts; none if all its tensors are empty or zero."""
         try:
             stored = {role: _to_stored_dtype(tensor) for role, tensor in group.tensors.items()}
-            tensors = {role: tensor for role, tensor in stored.items() if not _is_nothing(role, tensor)}
+            tensors = {role: tensor for role, tensor in stored.items() if not _is_empty_or_zero(role, tensor)}
             if len(tensors) < len(stored) and not tensors.keys() - {"alpha"}:
                 return {}
             return self._convert_tensors(tensors, group, configs)
@@ -141,7 +141,7 @@ class StateDictConverter:
         return kronecker
 
 
-def _is_nothing(role: str, tensor: torch.Tensor) -> bool:
+def _is_empty_or_zero(role: str, tensor: torch.Tensor) -> bool:
     """Whether a tensor has rank 0, or is a change of zero. Extracted LoRAs have such layers."""
     return not tensor.numel() or (role in ("bias", "diff", "diff_b") and not tensor.count_nonzero())
 

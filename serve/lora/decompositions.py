@@ -150,7 +150,9 @@ def _loha(tensors: Tensors, max_rank: int) -> LowRankProduct:
     )
     if not is_consistent:
         raise InvalidLoraFile("its LoHa matrices do not match")
-    _check_rank("LoHa", w1_a.shape[1] * w2_a.shape[1], max_rank)
+    rank = w1_a.shape[1] * w2_a.shape[1]
+    if rank > max_rank:
+        raise InvalidLoraFile(f"the product of its LoHa matrices has rank {rank}; at most {max_rank} is accepted")
     up = _in_float32(lambda a, b: (a[:, :, None] * b[:, None, :]).flatten(1), w1_a, w2_a)
     down = _in_float32(lambda a, b: (a[:, None, :] * b[None, :, :]).flatten(0, 1), w1_b, w2_b)
     return LowRankProduct(down, up, w1_b.shape[0])
@@ -200,8 +202,3 @@ def _in_float32(
 ) -> torch.Tensor:
     """Computes the product in float32 and returns it in the dtype of `a`."""
     return product(a.float(), b.float()).to(a.dtype)
-
-
-def _check_rank(method: str, rank: int, max_rank: int) -> None:
-    if rank > max_rank:
-        raise InvalidLoraFile(f"the product of its {method} matrices has rank {rank}; at most {max_rank} is accepted")

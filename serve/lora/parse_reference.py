@@ -37,6 +37,7 @@ from serve.net.url import InvalidUrl, parse_url
 from serve.settings import LoraSettings
 
 MAX_CHARS = 4000
+"""Longer texts, except `data:` URIs, are no references and no URLs of this service."""
 FORMS: Mapping[type[Reference], str] = {
     ReplicateModel: "owner/name, owner/name/version or owner/name:version (Replicate)",
     HubFile: "huggingface.co/owner/repo, huggingface.co/owner/repo@revision or "

@@ -71,7 +71,7 @@ def display_name(name: str) -> str:
 
 
 def display_names(names: Sequence[str]) -> str:
-    """Names from an untrusted source as a list of at most 8 for use in a message."""
+    """Names from an untrusted source for use in a message: the first `MAX_LISTED_NAMES`, and how many follow."""
     listed = ", ".join(display_name(name) for name in names[:MAX_LISTED_NAMES])
     return f"{listed} and {len(names) - MAX_LISTED_NAMES} more" if len(names) > MAX_LISTED_NAMES else listed
 

@@ -1,7 +1,7 @@
 """Recognizes LoRA files for other base models and of other methods by the names of their tensors."""
 
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 
 _OTHER_BASE_MODELS = tuple(
     (re.compile(pattern), model)
@@ -58,9 +58,8 @@ _OTHER_METHODS = tuple(
 
 
 def detect_base_model(names: Iterable[str]) -> str | None:
-    """The base model, other than FLUX.1, that these tensor names belong to. The first match in the table wins."""
-    listed = tuple(names)
-    return next((model for pattern, model in _OTHER_BASE_MODELS if any(map(pattern.search, listed))), None)
+    """The base model, other than FLUX.1, that these tensor names belong to."""
+    return _first_match(_OTHER_BASE_MODELS, tuple(names))
 
 
 def base_model_of_shape(layer: str, outputs: int, inputs: int) -> str | None:
@@ -77,4 +76,9 @@ def base_model_of_shape(layer: str, outputs: int, inputs: int) -> str | None:
 
 def detect_method(name: str) -> str | None:
     """The method that a tensor belongs to, if it is not a sum of the weight and a low-rank or Kronecker product."""
-    return next((method for pattern, method in _OTHER_METHODS if pattern.search(name)), None)
+    return _first_match(_OTHER_METHODS, (name,))
+
+
+def _first_match(table: Iterable[tuple[re.Pattern[str], str]], names: Sequence[str]) -> str | None:
+    """The label of the first pattern of `table` that is found in one of `names`."""
+    return next((label for pattern, label in table if any(map(pattern.search, names))), None)

@@ -8,7 +8,6 @@ import hashlib
 import os
 import re
 import secrets
-import tempfile
 import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
@@ -18,6 +17,7 @@ from pathlib import Path
 from typing import IO, Any, TypeVar
 
 from serve.errors import NotFound, UploadsFull
+from serve.media.store_folder import StoreFolder
 from serve.settings import FileSettings
 
 CONTENT_NAME = re.compile(r"[0-9a-f]{32}\.file")
@@ -81,14 +81,9 @@ class FileStore:
         self._files: dict[str, StoredFile] = {}
         """By id, the oldest first."""
         self._uploads: set[Upload] = set()
-        self._temporary: tempfile.TemporaryDirectory[str] | None = None
-        if settings.folder is None:
-            self._temporary = tempfile.TemporaryDirectory(prefix="flux-serve-files-")
-            self._folder = Path(self._temporary.name)
-        else:
-            self._folder = settings.folder
-            self._folder.mkdir(parents=True, exist_ok=True)
-            _remove_contents(self._folder)
+        self._store_folder = StoreFolder(settings.folder, "flux-serve-files-")
+        self._folder = self._store_folder.path
+        _remove_contents(self._folder)
 
     @contextmanager
     def upload(self) -> Iterator[Upload]:
@@ -170,8 +165,7 @@ class FileStore:
 
     async def aclose(self) -> None:
         """Removes the temporary folder, if one is used."""
-        if self._temporary:
-            await asyncio.to_thread(self._temporary.cleanup)
+        await self._store_folder.aclose()
 
     def _uploading_bytes(self) -> int:
         return sum(upload.received_bytes for upload in self._uploads)

@@ -9,7 +9,6 @@ import logging
 import os
 import re
 import shutil
-import tempfile
 import threading
 import time
 from collections.abc import Callable
@@ -19,6 +18,7 @@ from pathlib import Path
 
 from serve.errors import NotFound, StorageFailed
 from serve.media.image_codec import MEDIA_TYPES
+from serve.media.store_folder import StoreFolder
 from serve.model_specs import ImageFormat
 from serve.settings import OutputSettings
 
@@ -46,13 +46,8 @@ class OutputStore:
     def __init__(self, settings: OutputSettings, now: Callable[[], float] = time.time) -> None:
         self._settings = settings
         self._now = now
-        self._temporary: tempfile.TemporaryDirectory[str] | None = None
-        if settings.folder is None:
-            self._temporary = tempfile.TemporaryDirectory(prefix="flux-serve-outputs-")
-            self._folder = Path(self._temporary.name)
-        else:
-            self._folder = settings.folder
-            self._folder.mkdir(parents=True, exist_ok=True)
+        self._store_folder = StoreFolder(settings.folder, "flux-serve-outputs-")
+        self._folder = self._store_folder.path
         self._stored = _scan(self._folder)
         """By prediction id, the oldest first."""
         self._write_lock = threading.Lock()
@@ -86,7 +81,7 @@ class OutputStore:
         if self._settings.uses_data_uris:
             return await asyncio.to_thread(self._data_uri, path)
         await asyncio.to_thread(self._check_age, path)
-        return f"{self._settings.public_url.rstrip('/')}/outputs/{prediction_id}/{name}"
+        return f"{self._settings.base_url}/outputs/{prediction_id}/{name}"
 
     async def sweep(self) -> None:
         """Removes predictions that are too old, then the oldest ones until the rest fits `settings.max_bytes`."""
@@ -94,8 +89,7 @@ class OutputStore:
 
     async def aclose(self) -> None:
         """Removes the temporary folder, if one is used."""
-        if self._temporary:
-            await asyncio.to_thread(self._temporary.cleanup)
+        await self._store_folder.aclose()
 
     def _save(self, prediction_id: str, name: str, content: bytes) -> None:
         now_s = self._now()

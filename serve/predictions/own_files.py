@@ -4,13 +4,13 @@ A request to itself would need the service's token, and an exception from the SS
 """
 
 import re
-from collections.abc import Mapping
+from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypeVar
 from urllib.parse import urlsplit
 
 from serve.errors import FetchFailed, FieldError, NotFound
-from serve.lora.parse_reference import split_member, unquoted
+from serve.lora.parse_reference import MAX_CHARS, split_member, unquoted
 from serve.lora.parse_site_url import UnrecognizedForm
 from serve.lora.reference import ArchiveMember, Reference
 from serve.lora.uploaded_file import UploadedFile
@@ -21,8 +21,7 @@ from serve.predictions.input_images import Fetcher
 IMAGE_FIELDS = ("image", "mask")
 LORA_FIELDS = ("replicate_weights", "extra_lora")
 
-MAX_CHARS = 4000
-"""Longer texts are no URLs of this service."""
+Result = TypeVar("Result")
 
 _FILE = re.compile(r"(?P<base>.*)/v1/files/(?P<file_id>[^/]+?)(?:/download)?/?")
 _OUTPUT = re.compile(r"(?P<base>.*)/outputs/(?P<prediction_id>[^/]+)/(?P<name>[^/]+)")
@@ -77,33 +76,37 @@ class OwnFiles:
 
     async def read(self, url: str, max_bytes: int) -> bytes | None:
         """The content of a file or an output, or None if `url` is not this service's. Raises `FetchFailed`."""
-        origin, path = _origin_and_path(url)
+        _, path = _origin_and_path(url)
         try:
             file = await self._find_file(url)
             if file is not None and file.size_bytes > max_bytes:
                 raise FetchFailed(path, f"it has more than {max_bytes} bytes")
-            return await self._files.read(file.id) if file else await self._read_output(origin, path)
+            return await self._files.read(file.id) if file else await self._read_output(url)
         except NotFound as error:
             raise FetchFailed(path, str(error)) from error
 
     async def _find_file(self, url: str) -> StoredFile | None:
-        origin, path = _origin_and_path(url)
-        match = _FILE.fullmatch(path)
-        if match is None:
-            return None
-        try:
-            return await self._files.get(match["file_id"])
-        except NotFound:
-            if (origin, match["base"]) == self._base:
-                raise
-            return None
+        return await self._look_up(url, _FILE, lambda match: self._files.get(match["file_id"]))
 
-    async def _read_output(self, origin: str, path: str) -> bytes | None:
-        match = _OUTPUT.fullmatch(path)
+    async def _read_output(self, url: str) -> bytes | None:
+        output = await self._look_up(
+            url, _OUTPUT, lambda match: self._outputs.read(match["prediction_id"], match["name"])
+        )
+        return None if output is None else output[0]
+
+    async def _look_up(
+        self, url: str, pattern: re.Pattern[str], read: Callable[[re.Match[str]], Awaitable[Result]]
+    ) -> Result | None:
+        """What `read` returns for a URL with such a path; None for other URLs.
+
+        Raises `NotFound` for a URL below `public_url` if nothing is stored under it.
+        """
+        origin, path = _origin_and_path(url)
+        match = pattern.fullmatch(path)
         if match is None:
             return None
         try:
-            return (await self._outputs.read(match["prediction_id"], match["name"]))[0]
+            return await read(match)
         except NotFound:
             if (origin, match["base"]) == self._base:
                 raise

@@ -1,5 +1,7 @@
 """Fixtures of the engine tests."""
 
+from collections.abc import Iterator
+
 import pytest
 import torch
 
@@ -15,3 +17,10 @@ def _single_torch_thread() -> None:
 @pytest.fixture(scope="session")
 def checkpoints(tmp_path_factory: pytest.TempPathFactory) -> Checkpoints:
     return Checkpoints(tmp_path_factory.mktemp("checkpoints"))
+
+
+@pytest.fixture
+def _fresh_compiler() -> Iterator[None]:
+    torch.compiler.reset()
+    yield
+    torch.compiler.reset()

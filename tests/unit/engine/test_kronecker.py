@@ -1,6 +1,6 @@
 """Kronecker products in LoRA slots, compared with the full matrix."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import replace
 
 import pytest
@@ -168,13 +168,6 @@ def test_slots_of_kronecker_products_are_evicted_and_reused() -> None:
 def test_invalid_factors_raise_value_error(kronecker: Kronecker, layer: str, slots: int) -> None:
     with pytest.raises(ValueError, match=r"layer|factors"):
         Adapted().slots.write_kroneckers(range(1, slots + 1), {layer: kronecker})
-
-
-@pytest.fixture
-def _fresh_compiler() -> Iterator[None]:
-    torch.compiler.reset()
-    yield
-    torch.compiler.reset()
 
 
 @pytest.mark.usefixtures("_fresh_compiler")

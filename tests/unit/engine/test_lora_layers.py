@@ -1,6 +1,6 @@
 """LoRA slots in a network of two linear layers."""
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import pytest
@@ -191,13 +191,6 @@ def _counting_backend(compilations: list[int]) -> Callable[..., Any]:
         return graph.forward
 
     return backend
-
-
-@pytest.fixture
-def _fresh_compiler() -> Iterator[None]:
-    torch.compiler.reset()
-    yield
-    torch.compiler.reset()
 
 
 @pytest.mark.usefixtures("_fresh_compiler")
