@@ -17,6 +17,11 @@ from serve.model_specs import EMBEDDED, Size, VariantName
 Precision = Literal["bf16", "fp8", "float32"]
 Dtype = Literal["auto", "bfloat16", "float16", "float32"]
 Device = Literal["cpu", "cuda"]
+Fp8Kernel = Literal["auto", "rowwise", "quanto"]
+CompiledPart = Literal["transformer", "vae", "text_encoders"]
+AttentionKernel = Literal["auto", "cudnn", "flash", "flash4", "efficient", "math"]
+LoraProduct = Literal["auto", "per_image", "per_batch"]
+SchedulingPolicy = Literal["deadline", "turns"]
 Positive = Annotated[int, Field(ge=1)]
 Seconds = Annotated[float, Field(gt=0)]
 
@@ -96,6 +101,22 @@ class PoolSettings(StrictModel):
     )
     quantize_t5: bool = False
     """Quantize T5's linear layers to float8 as well, which halves its memory."""
+    fp8_kernel: Fp8Kernel = "auto"
+    """How fp8 layers multiply: `rowwise` in float8 on GPUs with float8 units, `quanto` in the compute dtype."""
+    compile: tuple[CompiledPart, ...] | None = None
+    """Parts that `torch.compile` compiles; None means all on a GPU and none on a CPU."""
+    cuda_graphs: bool = True
+    """Replay the kernels of a pass as a CUDA graph. Has no effect on a CPU."""
+    attention: AttentionKernel = "auto"
+    """The kernel of the transformer's attention; `auto` means the fastest, which is measured at start-up on a GPU."""
+    run_ahead: bool = True
+    """Queue the next pass on the GPU while the current one runs. Has no effect on a CPU."""
+    precompute_modulation: bool = True
+    """Compute the modulation vectors of all steps when an image starts, rather than in every step."""
+    lora_product: LoraProduct = "auto"
+    """Multiply the LoRAs of a batch image by image or together; `auto` means together on a GPU."""
+    scheduling_policy: SchedulingPolicy = "deadline"
+    """Which images advance next: `deadline` favours short work, with `turns` all sizes advance alternately."""
     max_batch: Positive = 8
     """Maximum number of images in one transformer pass."""
     disable_batching: bool = False
