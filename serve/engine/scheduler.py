@@ -16,8 +16,8 @@ from diffusers.models.autoencoders.vae import DiagonalGaussianDistribution
 from torch import Tensor
 
 from serve.engine import device
-from serve.engine.checkpoint import Checkpoint
 from serve.engine.batch_executor import BatchExecutor
+from serve.engine.checkpoint import Checkpoint
 from serve.engine.latents import LatentSpace, add_noise, paste_kept_pixels
 from serve.engine.lora_manager import NO_LORAS, LoraManager
 from serve.engine.prompt_encoder import PromptEncoder
