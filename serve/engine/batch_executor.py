@@ -23,7 +23,7 @@ class BatchExecutor:
     """Selects the next batch and advances its images by one step. If the batch fails, the failing image is isolated."""
 
     def __init__(self, checkpoint: Checkpoint, pool: PoolSettings, watchdog: Watchdog) -> None:
-        self._denoiser = Denoiser(checkpoint)
+        self.denoiser = Denoiser(checkpoint, pool)
         self._device = checkpoint.device
         self._max_batch = 1 if pool.disable_batching else pool.max_batch
         self._batch_across_loras = pool.batch_across_loras
@@ -80,7 +80,7 @@ class BatchExecutor:
         work = WorkItem("step", images=len(members), pixels=request.pixels)
         try:
             with self._watchdog.track(work):
-                latents = self._denoiser.step([image for _, image in members])
+                latents = self.denoiser.step([image for _, image in members])
                 device.synchronize(self._device)
         except Exception:
             _log.exception("%s failed%s", work, "; it is retried in halves" if len(members) > 1 else "")

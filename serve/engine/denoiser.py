@@ -1,41 +1,67 @@
 """One denoising step of a batch of images."""
 
-from collections.abc import Callable, Iterable, Mapping
-from contextlib import AbstractContextManager, nullcontext
-from typing import Any
+from collections.abc import Sequence
 
 import torch
 from torch import Tensor
-from torch.nn.functional import linear
-from torch.overrides import TorchFunctionMode
+from torch.nn.functional import scaled_dot_product_attention
 
+from serve.engine.block_runner import EagerBlocks
 from serve.engine.checkpoint import Checkpoint
+from serve.engine.flux_transformer import Conditioning, FluxTransformer
 from serve.engine.latents import add_noise
+from serve.engine.lora_manager import ActiveLoras
+from serve.engine.prompt_encoder import EncodedPrompt
 from serve.engine.request_state import ImageState, InpaintLatents
-
-_TRAIN_TIMESTEPS = 1000
-"""The transformer multiplies timesteps by this, so they are divided by it, as in diffusers' pipelines."""
+from serve.engine.sigmas import SigmaSchedule
+from serve.settings import PoolSettings
 
 
 class Denoiser:
     """One denoising step of a batch. Images are not modified, so a failed step can be retried with fewer of them."""
 
-    def __init__(self, checkpoint: Checkpoint) -> None:
-        self._transformer = checkpoint.transformer
+    def __init__(self, checkpoint: Checkpoint, pool: PoolSettings) -> None:
         self._lora_slots = checkpoint.lora_slots
         self._guidance_embeds = checkpoint.guidance_embeds
-        self._device = checkpoint.device
+        blocks = EagerBlocks(checkpoint.transformer, checkpoint.lora_slots, _attention)
+        self._transformer = FluxTransformer(
+            checkpoint.transformer, checkpoint.lora_slots, blocks, pool.precompute_modulation
+        )
+
+    def condition(
+        self,
+        prompt: EncodedPrompt,
+        img_ids: Tensor,
+        schedule: SigmaSchedule,
+        guidance: float | None,
+        active_loras: ActiveLoras,
+    ) -> Conditioning:
+        """Computes what all images of a request share. `img_ids` are [image tokens, 3]."""
+        return self._transformer.condition(
+            prompt.prompt_embeds,
+            prompt.pooled_prompt_embeds,
+            img_ids,
+            schedule,
+            (guidance or 0.0) if self._guidance_embeds else None,
+            active_loras.selection,
+        )
 
     @torch.no_grad()
-    def step(self, images: list[ImageState]) -> list[Tensor]:
+    def step(self, images: Sequence[ImageState]) -> list[Tensor]:
         """The latents of each image after its next step. All images must have the same batch key.
 
         Follows `FlowMatchEulerDiscreteScheduler.step`, with a timestep, guidance and prompt per image.
         """
         latents = torch.cat([image.latents for image in images])
-        velocity = self._predict_velocity(latents, images)
-        # diffusers multiplies in the transformer's dtype, which rounds the change of sigma.
-        deltas = self._to_tensor([image.schedule.sigma_delta(image.step) for image in images]).to(velocity.dtype)
+        loras = self._lora_slots.batch([image.active_loras.selection for image in images])
+        velocity = self._transformer.predict_velocity(
+            latents,
+            torch.cat([image.conditioning.text for image in images]),
+            images[0].conditioning.rotary,
+            self._transformer.modulation([(image.conditioning, image.step) for image in images], loras),
+            loras,
+        )
+        deltas = torch.stack([image.conditioning.sigma_deltas[image.step] for image in images])
         stepped = (latents.float() + deltas[:, None, None] * velocity).to(velocity.dtype)
         return [
             after
@@ -44,27 +70,6 @@ class Denoiser:
             for image, after in zip(images, stepped.chunk(len(images)), strict=True)
         ]
 
-    def _predict_velocity(self, latents: Tensor, images: list[ImageState]) -> Tensor:
-        timesteps = self._to_tensor([image.schedule.timesteps[image.step] for image in images])
-        guidance = self._to_tensor([image.guidance for image in images]) if self._guidance_embeds else None
-        prompt_embeds = torch.cat([image.encoded_prompt.prompt_embeds for image in images])
-        invariant = batch_invariant(self._device) if len(images) > 1 else nullcontext()
-        with invariant, self._lora_slots.apply([image.active_loras.selection for image in images]):
-            velocity: Tensor = self._transformer(
-                hidden_states=latents,
-                timestep=timesteps.to(latents.dtype) / _TRAIN_TIMESTEPS,
-                guidance=guidance,
-                pooled_projections=torch.cat([image.encoded_prompt.pooled_prompt_embeds for image in images]),
-                encoder_hidden_states=prompt_embeds,
-                txt_ids=images[0].img_ids.new_zeros(prompt_embeds.shape[1], 3),
-                img_ids=images[0].img_ids,
-                return_dict=False,
-            )[0]
-        return velocity
-
-    def _to_tensor(self, numbers: list[float]) -> Tensor:
-        return torch.tensor(numbers, device=self._device, dtype=torch.float32)
-
 
 def _restore_kept(latents: Tensor, inpaint: InpaintLatents, sigma: float) -> Tensor:
     """`latents` where the mask repaints; elsewhere those of the input image at the noise level of the next step."""
@@ -72,26 +77,6 @@ def _restore_kept(latents: Tensor, inpaint: InpaintLatents, sigma: float) -> Ten
     return (1 - inpaint.mask) * kept + inpaint.mask * latents
 
 
-def batch_invariant(device: torch.device) -> AbstractContextManager[Any]:
-    """Within the block, linear layers on a CPU give each image bit for bit the result of a batch of one.
-
-    oneDNN sums a product in an order that depends on the number of rows, so the same row gets other bits in a larger
-    batch: in float32 nearly always, in bf16 in nearly every pass from an inner width of 512 on. So linear layers run
-    image by image; attention and norms treat each image separately anyway. On a GPU this does nothing: there, one
-    product for the whole batch is what makes batching fast.
-    """
-    return _LinearPerImage() if device.type == "cpu" else nullcontext()
-
-
-class _LinearPerImage(TorchFunctionMode):
-    def __torch_function__(
-        self,
-        func: Callable[..., Any],
-        types: Iterable[type],
-        args: tuple[Any, ...] = (),
-        kwargs: Mapping[str, Any] | None = None,
-    ) -> Any:
-        if func is linear and args[0].shape[0] > 1:
-            images, *weights = args
-            return torch.cat([linear(image, *weights, **kwargs or {}) for image in images.split(1)])
-        return func(*args, **kwargs or {})
+def _attention(queries: Tensor, keys: Tensor, values: Tensor) -> Tensor:
+    output: Tensor = scaled_dot_product_attention(*(each.transpose(1, 2) for each in (queries, keys, values)))
+    return output.transpose(1, 2)

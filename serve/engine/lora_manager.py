@@ -125,7 +125,7 @@ class LoraManager:
         for resident, _, scale in residents:
             for layer, kronecker in resident.kroneckers.items():
                 kroneckers[layer].append((kronecker, scale))
-        return ActiveLoras(scales, clip_scales, self._slots.select(slot_scales, layers, dict(kroneckers)))
+        return ActiveLoras(scales, clip_scales, SlotSelection(slot_scales, layers, dict(kroneckers)))
 
 
 def _sum_scales(loras: Iterable[LoraRequest]) -> LoraScales:

@@ -52,7 +52,7 @@ class PromptEncoder:
         clip_length = models.clip_tokenizer.model_max_length
         clip_ids = self._tokenize(models.clip_tokenizer, prompt, clip_length)
         t5_ids = self._tokenize(models.t5_tokenizer, prompt, models.max_sequence_length)
-        with models.lora_slots.apply([active_loras.selection]):
+        with models.lora_slots.apply(models.lora_slots.batch([active_loras.selection])):
             pooled = models.clip(clip_ids).pooler_output
         return EncodedPrompt(
             prompt_embeds=models.t5(t5_ids).last_hidden_state.to(dtype),

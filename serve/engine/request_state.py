@@ -7,6 +7,7 @@ from typing import NamedTuple
 
 from torch import Tensor
 
+from serve.engine.flux_transformer import Conditioning
 from serve.engine.latents import LatentGrid
 from serve.engine.lora_manager import NO_LORAS, ActiveLoras, LoraScales
 from serve.engine.prompt_encoder import EncodedPrompt
@@ -53,13 +54,9 @@ class ImageState:
 
     index: int
     """Among the images of its request."""
-    encoded_prompt: EncodedPrompt
-    guidance: float
-    """Ignored by transformers without a guidance embedding."""
+    conditioning: Conditioning
     schedule: SigmaSchedule
     grid: LatentGrid
-    img_ids: Tensor
-    """[tokens, 3]"""
     latents: Tensor
     """Packed, [1, tokens, channels], after `step` steps."""
     active_loras: ActiveLoras = NO_LORAS
@@ -73,7 +70,7 @@ class ImageState:
 
     @property
     def batch_key(self) -> BatchKey:
-        return BatchKey(self.grid, self.encoded_prompt.prompt_embeds.shape[1])
+        return BatchKey(self.grid, self.conditioning.text.shape[1])
 
 
 class CancelToken:

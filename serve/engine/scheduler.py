@@ -143,7 +143,9 @@ class Scheduler:
         parameters, space = request.parameters, self._latent_space
         grid = space.grid(parameters.size)
         sigmas = make_sigma_schedule(self._noise_scheduler_config, grid.tokens, parameters.steps, parameters.strength)
-        img_ids = space.img_ids(grid)
+        conditioning = self.executor.denoiser.condition(
+            request.encoded_prompt, space.img_ids(grid), sigmas, parameters.guidance, request.active_loras
+        )
         mask = None if parameters.mask is None else space.pack_mask(parameters.mask)
         request.images = []
         for index, seed in enumerate(parameters.seeds):
@@ -153,11 +155,9 @@ class Scheduler:
             noise = space.noise(generator, grid)
             image = ImageState(
                 index=index,
-                encoded_prompt=request.encoded_prompt,
-                guidance=0.0 if parameters.guidance is None else parameters.guidance,
+                conditioning=conditioning,
                 schedule=sigmas,
                 grid=grid,
-                img_ids=img_ids,
                 latents=noise if sample is None else add_noise(sample, noise, sigmas.sigmas[0]),
                 active_loras=request.active_loras,
             )

@@ -1,7 +1,14 @@
 """Wrappers of networks that observe calls, or raise an error in some of them."""
 
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any
+
+import torch
+
+from serve.engine.checkpoint import Checkpoint
+from serve.engine.latents import LatentSpace
+from serve.model_specs import Size
 
 Condition = Callable[..., bool]
 
@@ -41,6 +48,19 @@ def observed(network: Any, observe: Callable[[], object], method: str = "__call_
         return False
 
     return Faulty(network, condition, RuntimeError(), method)
+
+
+def with_faulty_steps(checkpoint: Checkpoint, condition: Condition, error: Exception) -> Checkpoint:
+    """Steps of the transformer raise `error` if `condition` returns true for their latents."""
+    transformer: Any = Faulty(checkpoint.transformer, condition, error, method="x_embedder")
+    return replace(checkpoint, transformer=transformer)
+
+
+def is_first_step_of(checkpoint: Checkpoint, size: Size, *seeds: int) -> Condition:
+    """Returns true for latents with the noise of one of the seeds: those of the first step of text to image."""
+    space = LatentSpace(checkpoint)
+    noises = [space.noise(torch.Generator().manual_seed(seed), space.grid(size))[0] for seed in seeds]
+    return lambda latents: any(torch.equal(noise, image) for noise in noises for image in latents)
 
 
 def first_call() -> Condition:

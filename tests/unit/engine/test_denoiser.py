@@ -1,20 +1,16 @@
 """Images in mixed batches equal the same images generated alone."""
 
-from dataclasses import replace
-from typing import Any
-
 import numpy as np
 import pytest
 import torch
 
-from serve.engine.checkpoint import Checkpoint
 from serve.engine.request import Completed, EngineEvent, Failed, GenerationRequest, ImageReady
 from serve.events import StepDone
 from serve.settings import Precision
 from test_checkpoints.networks import Geometry
 from tests.unit.engine.checkpoints import SMALL, WIDE, Checkpoints
-from tests.unit.engine.faults import Condition, Faulty
-from tests.unit.engine.requests import Mode, make_request, run_request, run_requests
+from tests.unit.engine.faults import is_first_step_of, with_faulty_steps
+from tests.unit.engine.requests import SIZE, Mode, make_request, run_request, run_requests
 
 
 def _mixed_arrivals(size: tuple[int, int]) -> list[tuple[int, GenerationRequest]]:
@@ -111,15 +107,11 @@ def test_mean_batch_counts_the_images_of_all_requests(checkpoints: Checkpoints) 
 
 
 def test_only_the_request_of_the_failing_image_fails(checkpoints: Checkpoints) -> None:
-    def has_failing_image(guidance: torch.Tensor, **_: Any) -> bool:
-        return bool((guidance == 6.5).any())
-
     checkpoint = checkpoints.get("dev", "bf16")
     error = RuntimeError("no such kernel")
-    arrivals = [(0, make_request(guidance=guidance, seeds=(1, 2))) for guidance in (3.0, 6.5, 1.0)]
-    scheduler, (first, failing, last) = run_requests(
-        _with_faulty_transformer(checkpoint, has_failing_image, error), arrivals
-    )
+    arrivals = [(0, make_request(seeds=seeds)) for seeds in ((1, 2), (3, 4), (5, 6))]
+    fails = is_first_step_of(checkpoint, SIZE, 3, 4)
+    scheduler, (first, failing, last) = run_requests(with_faulty_steps(checkpoint, fails, error), arrivals)
     assert isinstance(failing.final_event, Failed)
     assert not any(isinstance(event, StepDone | ImageReady) for event in failing.events)
     for recorder, (_, request) in ((first, arrivals[0]), (last, arrivals[2])):
@@ -128,22 +120,17 @@ def test_only_the_request_of_the_failing_image_fails(checkpoints: Checkpoints) -
 
 
 def test_batch_that_runs_out_of_memory_is_retried_in_halves(checkpoints: Checkpoints) -> None:
-    def has_more_than_two_images(hidden_states: torch.Tensor, **_: Any) -> bool:
-        return hidden_states.shape[0] > 2
+    def has_more_than_two_images(latents: torch.Tensor) -> bool:
+        return len(latents) > 2
 
     checkpoint = checkpoints.get("dev", "bf16")
     error = torch.OutOfMemoryError("full")
     request = make_request(seeds=(1, 2, 3, 4), steps=3)
     scheduler, (recorder,) = run_requests(
-        _with_faulty_transformer(checkpoint, has_more_than_two_images, error), [(0, request)]
+        with_faulty_steps(checkpoint, has_more_than_two_images, error), [(0, request)]
     )
     assert np.array_equal(recorder.pixels, run_request(checkpoint, request).pixels)
     assert (scheduler.executor.batches, scheduler.executor.image_steps) == (2 * 3, 4 * 3)
-
-
-def _with_faulty_transformer(checkpoint: Checkpoint, condition: Condition, error: Exception) -> Checkpoint:
-    transformer: Any = Faulty(checkpoint.transformer, condition, error)
-    return replace(checkpoint, transformer=transformer)
 
 
 def _mean_batch(event: EngineEvent) -> float:

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 import torch
 
-from serve.engine import batching, denoiser, device
+from serve.engine import batch_executor, batching, device
 from serve.engine.checkpoint import Checkpoint
 from serve.engine.engine import STEP_EVENT_PERIOD_S, Engine, StepThrottle
 from serve.engine.request import Canceled, Completed, EngineEvent, Failed, GenerationRequest, ImageReady
@@ -190,7 +190,7 @@ def test_warm_up_sets_a_time_limit_for_each_kind_of_work(checkpoint: Checkpoint)
     observed_checkpoint = replace(
         checkpoint,
         t5=observed(checkpoint.t5, observe),
-        transformer=observed(checkpoint.transformer, observe),
+        transformer=observed(checkpoint.transformer, observe, "x_embedder"),
         vae=vae,
     )
     observed_engine = Engine(observed_checkpoint, PoolSettings(model="", prompt_cache_entries=0))
@@ -275,7 +275,7 @@ def test_failed_iteration_fails_current_requests_and_the_engine_continues(
             raise error
         return batching.select_batch(*arguments)
 
-    monkeypatch.setattr(denoiser, "select_batch", select_batch)
+    monkeypatch.setattr(batch_executor, "select_batch", select_batch)
     engine = Engine(checkpoint, PoolSettings(model=""))
     engine.start()
     try:

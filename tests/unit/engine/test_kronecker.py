@@ -8,8 +8,8 @@ import torch
 from torch import Tensor, nn
 
 from serve.engine import quantize
-from serve.engine.denoiser import batch_invariant
-from serve.engine.lora_layers import LoraSlots
+from serve.engine.batch_invariance import batch_invariant
+from serve.engine.lora_layers import LoraSlots, SlotSelection
 from serve.engine.lora_manager import LoraManager
 from serve.lora.weights import Kronecker, LoraWeights
 from tests.unit.engine.loras import lora_requests, make_low_rank, resident_keys
@@ -58,7 +58,7 @@ class Adapted:
         """The outputs; `scales[i]` are the LoRAs of image i."""
         active = [self.manager.acquire(lora_requests(**each), self.weights) for each in scales]
         selections = [each.selection if each else None for each in active]
-        with self.slots.apply(selections), batch_invariant(CPU):
+        with self.slots.apply(self.slots.batch(selections)), batch_invariant(CPU, len(inputs)):
             output: Tensor = self.network(inputs)
         for each in filter(None, active):
             self.manager.release(each)
@@ -107,7 +107,7 @@ def test_product_at_the_geometry_of_flux(outputs: int, inputs: int, factor: int)
     slots = LoraSlots({"net": linear}, (kronecker.slots + 1) * (inputs + outputs) * 4)
     stored = slots.write_kroneckers(range(1, kronecker.slots + 1), {"net.0": kronecker})
     tokens = torch.randn(1, 3, inputs, generator=generator)
-    with slots.apply([slots.select({}, frozenset(), {"net.0": [(stored["net.0"], 1.5)]})]):
+    with slots.apply(slots.batch([SlotSelection({}, frozenset(), {"net.0": [(stored["net.0"], 1.5)]})])):
         output = linear(tokens)
     rows = torch.cat([torch.kron(row[None].double(), inner.double()) @ tokens[0].double().t() for row in outer])
     expected = 0.015 * rows.t()
@@ -168,15 +168,3 @@ def test_slots_of_kronecker_products_are_evicted_and_reused() -> None:
 def test_invalid_factors_raise_value_error(kronecker: Kronecker, layer: str, slots: int) -> None:
     with pytest.raises(ValueError, match=r"layer|factors"):
         Adapted().slots.write_kroneckers(range(1, slots + 1), {layer: kronecker})
-
-
-@pytest.mark.usefixtures("_fresh_compiler")
-def test_compiled_network_adds_the_product() -> None:
-    adapted = Adapted()
-    adapted.add("one", _make_kronecker(1), rank=2)
-    inputs = _inputs(2, torch.float32)
-    eager = adapted.run(inputs, {"one": 1.0}, {})
-    adapted.network = torch.compile(adapted.network, backend="eager")  # type: ignore[assignment]
-    with torch.no_grad():
-        assert torch.equal(adapted.run(inputs, {}, {}), Adapted().run(inputs, {}, {}))
-        assert torch.equal(adapted.run(inputs, {"one": 1.0}, {}), eager)

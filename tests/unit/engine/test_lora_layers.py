@@ -1,6 +1,5 @@
 """LoRA slots in a network of two linear layers."""
 
-from collections.abc import Callable, Sequence
 from typing import Any
 
 import pytest
@@ -8,8 +7,8 @@ import torch
 from torch import Tensor, nn
 
 from serve.engine import quantize
-from serve.engine.denoiser import batch_invariant
-from serve.engine.lora_layers import LoraSlots
+from serve.engine.batch_invariance import batch_invariant
+from serve.engine.lora_layers import LoraSlots, SlotSelection
 from serve.lora.weights import LowRank
 from tests.unit.engine.loras import make_low_rank
 
@@ -51,10 +50,8 @@ class SlottedNetwork:
 
     def first_layer(self, inputs: Tensor, *gains: dict[int, float]) -> Tensor:
         """Output of the first layer. `gains[i]` are the slots of image i with their gains; empty selects none."""
-        selections = [
-            self.slots.select(image_gains, frozenset({FIRST})) if image_gains else None for image_gains in gains
-        ]
-        with self.slots.apply(selections), batch_invariant(CPU):
+        selections = [SlotSelection(image_gains, frozenset({FIRST})) if image_gains else None for image_gains in gains]
+        with self.slots.apply(self.slots.batch(selections)), batch_invariant(CPU, len(inputs)):
             output: Tensor = self.network[0](inputs)
             return output
 
@@ -131,7 +128,7 @@ def test_write_erases_the_previous_content_of_slots() -> None:
     inputs, layers = _make_inputs(1, torch.float32), frozenset({FIRST, SECOND})
     outputs = []
     for slotted in (reused, new):
-        with slotted.slots.apply([slotted.slots.select(dict.fromkeys(range(1, 9), 1.0), layers)]):
+        with slotted.slots.apply(slotted.slots.batch([SlotSelection(dict.fromkeys(range(1, 9), 1.0), layers)])):
             outputs.append(slotted.network(inputs))
     assert torch.equal(*outputs)
 
@@ -141,7 +138,10 @@ def test_slots_are_inactive_after_an_error() -> None:
     slotted.slots.write([1], {FIRST: _make_matrix(1, rank=1)})
     inputs = _make_inputs(1, torch.float32)
     plain = slotted.network(inputs)
-    with pytest.raises(RuntimeError), slotted.slots.apply([slotted.slots.select({1: 1.0}, frozenset({FIRST}))]):
+    with (
+        pytest.raises(RuntimeError),
+        slotted.slots.apply(slotted.slots.batch([SlotSelection({1: 1.0}, frozenset({FIRST}))])),
+    ):
         raise RuntimeError
     assert torch.equal(slotted.network(inputs), plain)
 
@@ -162,9 +162,9 @@ def test_invalid_matrices_raise_value_error_before_anything_is_written(
 ) -> None:
     slotted = SlottedNetwork()
     slotted.slots.write([1, 2, 3], {SECOND: _make_matrix(1, rank=3, layer=SECOND)})
-    selection = slotted.slots.select(dict.fromkeys((1, 2, 3), 1.0), frozenset({SECOND}))
+    selection = SlotSelection(dict.fromkeys((1, 2, 3), 1.0), frozenset({SECOND}))
     inputs = _make_inputs(1, torch.float32)
-    with slotted.slots.apply([selection]):
+    with slotted.slots.apply(slotted.slots.batch([selection])):
         before = slotted.network(inputs)
         with pytest.raises(ValueError, match=r"net\.|linear"):
             slotted.slots.write(
@@ -181,44 +181,3 @@ def test_slots_are_limited_by_bytes_and_by_number(size_bytes: int, max_slots: in
     """A slot of this network takes 4864 bytes in float32. Slot 0, which is always zero, takes as much."""
     slots = LoraSlots({"net": _make_network("float32")}, size_bytes, max_slots)
     assert (slots.slot_bytes, slots.count) == (4864, count)
-
-
-def _counting_backend(compilations: list[int]) -> Callable[..., Any]:
-    """A backend for `torch.compile` that runs traced graphs unchanged and counts them."""
-
-    def backend(graph: torch.fx.GraphModule, _: Sequence[Tensor]) -> Callable[..., Any]:
-        compilations.append(1)
-        return graph.forward
-
-    return backend
-
-
-@pytest.mark.usefixtures("_fresh_compiler")
-@pytest.mark.parametrize("precision", ["bf16", "fp8"])
-def test_compiled_network_is_compiled_once_without_and_once_with_loras(precision: str) -> None:
-    """Other images, scales, layers and slots do not cause a recompilation."""
-    slotted = SlottedNetwork(precision)
-    slots, compilations = slotted.slots, list[int]()
-    network = torch.compile(slotted.network, backend=_counting_backend(compilations))
-    slots.write([1, 2], {FIRST: _make_matrix(1, rank=2), SECOND: _make_matrix(2, rank=2, layer=SECOND)})
-    slots.write(range(3, 10), {SECOND: _make_matrix(3, rank=7, layer=SECOND)})
-    both_layers, one_layer = frozenset({FIRST, SECOND}), frozenset({SECOND})
-    first = slots.select({1: 1.0, 2: 1.0}, both_layers)
-    second = slots.select(dict.fromkeys(range(3, 10), -0.4), one_layer)
-    combined = slots.select(dict.fromkeys(range(1, 10), 0.5), both_layers)
-    inputs = _make_inputs(3, slotted.dtype)
-    batches = [
-        (first, None, None),
-        (None, second, first),
-        (second, second, second),
-        (combined, None, first),
-        (combined, combined, None),
-    ]
-    with torch.no_grad():
-        network(inputs)
-        for selections in batches:
-            slots.write([1, 2], {FIRST: _make_matrix(len(compilations), rank=2)})
-            with slots.apply(selections):
-                assert torch.equal(network(inputs), slotted.network(inputs))
-        network(inputs)
-    assert len(compilations) == 2

@@ -136,16 +136,14 @@ def test_scales_are_summed_per_lora(
     assert (active_loras is NO_LORAS) == (not summed)
 
 
-def test_selection_has_the_slots_and_gains_of_its_loras_and_padding(manager: LoraManager) -> None:
+def test_selection_has_the_slots_and_scales_of_its_loras(manager: LoraManager) -> None:
     active_loras = _acquire_scaled(manager, ("clip", 2.0), ("c", 0.5))
     selection = active_loras.selection
     assert selection is not None
     assert selection.layers == {"transformer.", "clip."}
     assert active_loras.clip_scales == (("clip", 2.0),)
-    assert selection.slots.shape == selection.scales.shape == (16,)
-    gains = dict(zip(selection.slots.tolist(), selection.scales.tolist(), strict=True))
-    assert sorted(gains.values()) == [0.0, 0.5, 0.5, 0.5, 0.5, 2.0]
-    assert gains[0] == 0
+    assert sorted(selection.scales.values()) == [0.5, 0.5, 0.5, 0.5, 2.0]
+    assert 0 not in selection.scales
 
 
 def test_weights_of_a_wrong_shape_take_no_slots(manager: LoraManager) -> None:

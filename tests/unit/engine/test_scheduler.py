@@ -35,7 +35,7 @@ def _observed(checkpoint: Checkpoint, observe: Callable[[str], object]) -> Check
     return replace(
         checkpoint,
         t5=observed(checkpoint.t5, partial(observe, "text")),
-        transformer=observed(checkpoint.transformer, partial(observe, "step")),
+        transformer=observed(checkpoint.transformer, partial(observe, "step"), "x_embedder"),
         vae=observed(vae, partial(observe, "decode"), "decode"),
     )
 

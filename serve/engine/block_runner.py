@@ -1,0 +1,156 @@
+"""Runs the blocks of FLUX's transformer with the LoRAs of a batch, one by one or compiled."""
+
+from collections.abc import Callable, Sequence
+from functools import partial
+from typing import Any, NamedTuple, Protocol
+
+from diffusers import FluxTransformer2DModel
+from diffusers.models.transformers.transformer_flux import FluxSingleTransformerBlock, FluxTransformerBlock
+from torch import Tensor, nn
+
+from serve.engine.flux_blocks import Attention, Rotary, double_block, single_block
+from serve.engine.lora_layers import LoraSlots
+from serve.engine.lora_products import BatchLoras, add_loras
+
+
+class BlockRunner(Protocol):
+    """See `double_block` and `single_block`. `loras` are those of the batch."""
+
+    def double(
+        self, block: Any, image: Tensor, text: Tensor, vectors: Tensor, rotary: Rotary, loras: BatchLoras | None
+    ) -> tuple[Tensor, Tensor]: ...
+
+    def single(
+        self, block: Any, tokens: Tensor, vectors: Tensor, rotary: Rotary, loras: BatchLoras | None
+    ) -> Tensor: ...
+
+
+class EagerBlocks:
+    """Runs blocks without compilation."""
+
+    def __init__(self, transformer: FluxTransformer2DModel, lora_slots: LoraSlots, attention: Attention) -> None:
+        self._attention = attention
+        self._groups = lora_slots.groups
+        self._names = {id(layer): f"transformer.{path}" for path, layer in transformer.named_modules()}
+
+    def double(
+        self, block: Any, image: Tensor, text: Tensor, vectors: Tensor, rotary: Rotary, loras: BatchLoras | None
+    ) -> tuple[Tensor, Tensor]:
+        linears = partial(self._linears, loras)
+        return double_block(block, image, text, vectors, rotary, self._attention, linears)
+
+    def single(self, block: Any, tokens: Tensor, vectors: Tensor, rotary: Rotary, loras: BatchLoras | None) -> Tensor:
+        return single_block(block, tokens, vectors, rotary, self._attention, partial(self._linears, loras))
+
+    def _linears(self, loras: BatchLoras | None, inputs: Tensor, layers: Sequence[nn.Linear]) -> list[Tensor]:
+        # `forward` skips the hooks of the layer, so that LoRAs are added only here.
+        outputs = [layer.forward(inputs) for layer in layers]
+        if loras is not None:
+            names = [self._names[id(layer)] for layer in layers]
+            add_loras(loras, self._groups[names[0]], names, inputs, outputs)
+        return outputs
+
+
+class CompiledBlocks:
+    """Runs blocks with `torch.compile`: one function for all double blocks, and one for all single ones.
+
+    Each is compiled for a single image and for several, without and with LoRAs. Sizes, LoRAs, their scales and the
+    number of slots are dynamic. LoRAs with Kronecker products run without compilation, because their shapes vary.
+    """
+
+    def __init__(
+        self,
+        transformer: FluxTransformer2DModel,
+        lora_slots: LoraSlots,
+        attention: Attention,
+        backend: str | Callable[..., Any] = "inductor",
+    ) -> None:
+        """`lora_slots` must have one product for each batch."""
+        self._eager = EagerBlocks(transformer, lora_slots, attention)
+        self._attention = attention
+        self._groups = {
+            id(block): lora_slots.groups[f"transformer.{path}.{_first_linear(block)}"]
+            for path, block in transformer.named_modules()
+            if isinstance(block, FluxTransformerBlock | FluxSingleTransformerBlock) and lora_slots.count
+        }
+        options = {"fullgraph": True, "dynamic": True, "backend": backend}
+        self._double = torch.compile(_double_block, **options)
+        self._single = torch.compile(_single_block, **options)
+
+    def double(
+        self, block: Any, image: Tensor, text: Tensor, vectors: Tensor, rotary: Rotary, loras: BatchLoras | None
+    ) -> tuple[Tensor, Tensor]:
+        if loras is not None and loras.kroneckers:
+            return self._eager.double(block, image, text, vectors, rotary, loras)
+        tensors = self._tensors(block, loras)
+        output: tuple[Tensor, Tensor] = self._double(block, image, text, vectors, rotary, self._attention, tensors)
+        return output
+
+    def single(self, block: Any, tokens: Tensor, vectors: Tensor, rotary: Rotary, loras: BatchLoras | None) -> Tensor:
+        if loras is not None and loras.kroneckers:
+            return self._eager.single(block, tokens, vectors, rotary, loras)
+        output: Tensor = self._single(block, tokens, vectors, rotary, self._attention, self._tensors(block, loras))
+        return output
+
+    def _tensors(self, block: Any, loras: BatchLoras | None) -> LoraTensors | None:
+        if loras is None:
+            return None
+        group, (part,) = self._groups[id(block)], loras.parts
+        return LoraTensors(group.rows, group.constants, part.slots, part.scales)
+
+
+class LoraTensors(NamedTuple):
+    """The LoRAs of a batch in one block, as arguments of a compiled function. See `add_low_rank`."""
+
+    rows: Tensor
+    constants: Tensor
+    slots: Tensor
+    scales: Tensor
+
+
+def _double_block(
+    block: FluxTransformerBlock,
+    image: Tensor,
+    text: Tensor,
+    vectors: Tensor,
+    rotary: Rotary,
+    attention: Attention,
+    loras: LoraTensors | None,
+) -> tuple[Tensor, Tensor]:
+    return double_block(block, image, text, vectors, rotary, attention, partial(_linears, block, loras))
+
+
+def _single_block(
+    block: FluxSingleTransformerBlock,
+    tokens: Tensor,
+    vectors: Tensor,
+    rotary: Rotary,
+    attention: Attention,
+    loras: LoraTensors | None,
+) -> Tensor:
+    return single_block(block, tokens, vectors, rotary, attention, partial(_linears, block, loras))
+
+
+def _linears(block: nn.Module, loras: LoraTensors | None, inputs: Tensor, layers: Sequence[nn.Linear]) -> list[Tensor]:
+    """Adds the LoRAs to all layers, zeros included, so that the function is the same for every choice of layers."""
+    outputs = [layer.forward(inputs) for layer in layers]
+    if loras is not None:
+        linears = _linear_layers(block)
+        columns = list(layer_columns(linears))
+        adapted = [
+            (columns[index], output)
+            for layer, output in zip(layers, outputs, strict=True)
+            for index, other in enumerate(linears)
+            if other is layer
+        ]
+        add_low_rank(*loras, adapted, inputs)
+    return outputs
+
+
+def _linear_layers(block: nn.Module) -> list[nn.Linear]:
+    """In the order of the columns of the block's slots."""
+    return [layer for layer in block.modules() if isinstance(layer, nn.Linear)]
+
+
+def _first_linear(block: nn.Module) -> str:
+    return next(path for path, layer in block.named_modules() if isinstance(layer, nn.Linear))

@@ -1,0 +1,81 @@
+"""The products with LoRA slots that are added to the outputs of linear layers."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from serve.engine.kronecker import KroneckerSlots
+from serve.engine.lora_storage import LayerColumns, SlotGroup
+
+ImageKroneckers = tuple[int, Mapping[str, Sequence[tuple[KroneckerSlots, float]]]]
+"""An image of the batch, and the Kronecker products of each layer with their scales."""
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class SelectedSlots:
+    """Slots that act on some consecutive images of a batch, in one product."""
+
+    images: slice
+    slots: Tensor
+    """[selected] on the device, padded with slot 0, which is always zero."""
+    scales: Tensor
+    """[images, selected], float32. Zero where an image does not select the slot."""
+    layers: frozenset[str]
+    """The linear layers in which some of the slots are not zero."""
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class BatchLoras:
+    """The LoRAs of the images of a batch."""
+
+    parts: tuple[SelectedSlots, ...]
+    shared_products: bool
+    """Layers with the same inputs share a product. It may round differently than one product for each layer."""
+    kroneckers: tuple[ImageKroneckers, ...] = ()
+
+
+def add_loras(
+    loras: BatchLoras, group: SlotGroup, names: Sequence[str], inputs: Tensor, outputs: Sequence[Tensor]
+) -> None:
+    """Adds to the outputs of layers of one group that have the same inputs, in place.
+
+    `inputs` are [images, ..., in], and `outputs[i]` are those of layer `names[i]`, [images, ..., out].
+    """
+    for part in loras.parts:
+        adapted = [
+            (group.columns[name], output[part.images])
+            for name, output in zip(names, outputs, strict=True)
+            if name in part.layers
+        ]
+        for layers in [adapted] if loras.shared_products and adapted else ([each] for each in adapted):
+            add_low_rank(group.rows, group.constants, part.slots, part.scales, layers, inputs[part.images])
+    for image, kroneckers in loras.kroneckers:
+        for name, output in zip(names, outputs, strict=True):
+            for kronecker, scale in kroneckers.get(name, ()):
+                tokens, flat_output = inputs[image].flatten(0, -2), output[image].view(-1, output.shape[-1])
+                kronecker.add_product(tokens, flat_output, group.kronecker_values(name, kronecker.slots), scale)
+
+
+def add_low_rank(
+    rows: Tensor,
+    constants: Tensor,
+    slots: Tensor,
+    scales: Tensor,
+    layers: Sequence[tuple[LayerColumns, Tensor]],
+    inputs: Tensor,
+) -> None:
+    """Adds the product with selected slots to the outputs of layers that have the same inputs, in place.
+
+    `rows` and `constants` are those of a `SlotGroup`, `slots` are [selected], and `scales` [images, selected]. Each of
+    `layers` has its columns and its outputs. All share one product with their down vectors.
+    """
+    images, selected = scales.shape
+    down = torch.cat([rows[:, columns.down].index_select(0, slots) for columns, _ in layers])
+    constant = torch.cat([constants[:, columns.index].index_select(0, slots) for columns, _ in layers])
+    inner = torch.mm(inputs.flatten(0, -2), down.t()).add_(constant)
+    inner.view(images, -1, len(layers), selected).mul_(scales[:, None, None])
+    for layer, (columns, output) in enumerate(layers):
+        own = inner[:, layer * selected : (layer + 1) * selected]
+        output.view(-1, output.shape[-1]).addmm_(own, rows[:, columns.up].index_select(0, slots))

@@ -1,0 +1,168 @@
+"""The device memory of LoRA slots: one tensor for each group of linear layers, such as a transformer block."""
+
+import re
+from collections import defaultdict
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+from serve.engine.kronecker import KroneckerSlots, flat_values, split_rows
+from serve.lora.weights import Kronecker, LowRank
+
+_GROUP = re.compile(r".*?\.\d+(?=\.|$)")
+"""The part of a layer's name that names its block, such as `transformer.transformer_blocks.3`."""
+
+
+class LayerColumns(NamedTuple):
+    """Where a group's tensors have the vectors of one layer."""
+
+    index: int
+    down: slice
+    up: slice
+
+
+def layer_columns(layers: Iterable[nn.Linear]) -> Iterator[LayerColumns]:
+    """The columns of consecutive layers: first down, then up of each."""
+    start = 0
+    for index, layer in enumerate(layers):
+        middle, end = start + layer.in_features, start + layer.in_features + layer.out_features
+        yield LayerColumns(index, slice(start, middle), slice(middle, end))
+        start = end
+
+
+class SlotGroup:
+    """The slots of some linear layers of one network."""
+
+    def __init__(self, layers: Mapping[str, nn.Linear], count: int) -> None:
+        """`layers` are of one device and dtype."""
+        first = next(iter(layers.values()))
+        width = sum(layer.in_features + layer.out_features for layer in layers.values())
+        self.columns = dict(zip(layers, layer_columns(layers.values()), strict=True))
+        """By the layers' names."""
+        self.rows = torch.zeros(count, width, device=first.weight.device, dtype=first.weight.dtype)
+        """Down and up vectors of all layers: [slots, width]."""
+        self.constants = torch.zeros(count, len(layers), device=self.rows.device, dtype=self.rows.dtype)
+        """1 for slots with a bias, which do not depend on the input: [slots, layers]."""
+
+    def check(self, name: str, matrix: LowRank, slots: int) -> None:
+        """Raises ValueError for a matrix that does not fit the layer, or needs more slots."""
+        inputs, outputs = self._widths(name)
+        expected = (matrix.rank, inputs), (outputs, matrix.rank)
+        if (matrix.down.shape, matrix.up.shape) != expected or matrix.slots > slots:
+            raise ValueError(f"the matrices for {name} are {matrix.down.shape} and {matrix.up.shape}")
+        if matrix.bias is not None and matrix.bias.shape != (outputs,):
+            raise ValueError(f"the bias for {name} is {matrix.bias.shape}")
+
+    def check_kronecker(self, name: str, kronecker: Kronecker, slots: int) -> None:
+        """Raises ValueError for factors that do not fit the layer, or need more slots."""
+        rows = kronecker.outer.shape[0] * kronecker.inner.shape[0]
+        fits = kronecker.first_row + kronecker.outputs <= rows and kronecker.slots <= slots
+        if (kronecker.inputs, kronecker.outputs) != self._widths(name) or not fits:
+            raise ValueError(f"the factors for {name} are {kronecker.outer.shape} and {kronecker.inner.shape}")
+
+    def stage(self, rows: Tensor, constants: Tensor, matrices: Mapping[str, LowRank]) -> None:
+        """Writes matrices to zeroed rows of a tensor on the CPU. A matrix' own scale is multiplied into `up`."""
+        for name, matrix in matrices.items():
+            index, down, up = self.columns[name]
+            rows[: matrix.rank, down] = matrix.down
+            rows[: matrix.rank, up] = (matrix.up.float() * matrix.scale).t()
+            if matrix.bias is not None:
+                rows[matrix.rank, up] = matrix.bias
+                constants[matrix.rank, index] = 1
+
+    def clear(self, slots: Tensor) -> None:
+        self.rows.index_fill_(0, slots, 0)
+        self.constants.index_fill_(0, slots, 0)
+
+    def write_kronecker(self, name: str, slots: Tensor, kronecker: Kronecker) -> KroneckerSlots:
+        _, down, up = self.columns[name]
+        parts = split_rows(flat_values(kronecker), len(slots), self._widths(name))
+        for columns, part in zip((down, up), parts, strict=True):
+            self.rows[:, columns].index_copy_(0, slots, part.to(self.rows))
+        return KroneckerSlots.of(kronecker, slots)
+
+    def kronecker_values(self, name: str, slots: Tensor) -> Tensor:
+        """The numbers in the slots of a layer, flat."""
+        _, down, up = self.columns[name]
+        return torch.cat([self.rows[:, columns].index_select(0, slots).flatten() for columns in (down, up)])
+
+    def _widths(self, name: str) -> tuple[int, int]:
+        """Inputs and outputs of a layer."""
+        _, down, up = self.columns[name]
+        return down.stop - down.start, up.stop - up.start
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class StagedLora:
+    """The rows of a LoRA in the layout of the slots, on the CPU."""
+
+    rows: Mapping[torch.dtype, Tensor]
+    """[slots, width of the groups of this dtype in `groups`]; pinned if the slots are on a GPU."""
+    constants: Mapping[torch.dtype, Tensor]
+    groups: Sequence[SlotGroup]
+    """Those whose layers the LoRA adapts. All others get zeros."""
+
+
+def stage(groups: Mapping[str, SlotGroup], slots: int, matrices: Mapping[str, LowRank]) -> StagedLora:
+    """Converts matrices, by layer. `groups` are those of the layers. May run on any thread."""
+    by_group = defaultdict[SlotGroup, dict[str, LowRank]](dict)
+    for name, matrix in matrices.items():
+        by_group[groups[name]][name] = matrix
+    rows, constants = (_allocate(by_group, slots, kind) for kind in ("rows", "constants"))
+    staged = StagedLora(rows, constants, list(by_group))
+    for group, group_rows, group_constants in iterate_groups(staged, rows, constants):
+        group.stage(group_rows, group_constants, by_group[group])
+    return staged
+
+
+def copy_to_slots(staged: StagedLora, slots: Tensor) -> None:
+    """Copies a staged LoRA to slots of its groups: one copy to the device for each dtype."""
+    device = slots.device
+    rows, constants = (
+        {dtype: tensor.to(device, non_blocking=True) for dtype, tensor in tensors.items()}
+        for tensors in (staged.rows, staged.constants)
+    )
+    for group, group_rows, group_constants in iterate_groups(staged, rows, constants):
+        group.rows.index_copy_(0, slots, group_rows)
+        group.constants.index_copy_(0, slots, group_constants)
+
+
+def iterate_groups(
+    staged: StagedLora, rows: Mapping[torch.dtype, Tensor], constants: Mapping[torch.dtype, Tensor]
+) -> Iterator[tuple[SlotGroup, Tensor, Tensor]]:
+    """Each group with its columns of `rows` and `constants`."""
+    ends = defaultdict[torch.dtype, list[int]](lambda: [0, 0])
+    for group in staged.groups:
+        dtype = group.rows.dtype
+        (row_start, constant_start), width, layers = ends[dtype], group.rows.shape[1], group.constants.shape[1]
+        ends[dtype] = [row_start + width, constant_start + layers]
+        yield (
+            group,
+            rows[dtype][:, row_start : row_start + width],
+            constants[dtype][:, constant_start : constant_start + layers],
+        )
+
+
+def _allocate(groups: Iterable[SlotGroup], slots: int, kind: str) -> dict[torch.dtype, Tensor]:
+    widths = defaultdict[torch.dtype, int](int)
+    pinned = False
+    for group in groups:
+        widths[group.rows.dtype] += getattr(group, kind).shape[1]
+        pinned = group.rows.device.type == "cuda"
+    return {dtype: torch.zeros(slots, width, dtype=dtype, pin_memory=pinned) for dtype, width in widths.items()}
+
+
+def split_into_groups(layers: Mapping[str, nn.Linear], count: int) -> dict[str, SlotGroup]:
+    """A group for each block of layers, and for each layer outside blocks; by the names of the layers."""
+    names = defaultdict[str, list[str]](list)
+    for name in layers:
+        block = _GROUP.match(name)
+        names[block[0] if block else name].append(name)
+    groups = {}
+    for members in names.values():
+        group = SlotGroup({name: layers[name] for name in members}, count)
+        groups.update(dict.fromkeys(members, group))
+    return groups
