@@ -51,6 +51,15 @@ class EagerBlocks:
         return outputs
 
 
+class LoraTensors(NamedTuple):
+    """The LoRAs of a batch in one block, as arguments of a compiled function. See `add_low_rank`."""
+
+    rows: Tensor
+    constants: Tensor
+    slots: Tensor
+    scales: Tensor
+
+
 class CompiledBlocks:
     """Runs blocks with `torch.compile`: one function for all double blocks, and one for all single ones.
 
@@ -97,15 +106,6 @@ class CompiledBlocks:
             return None
         group, (part,) = self._groups[id(block)], loras.parts
         return LoraTensors(group.rows, group.constants, part.slots, part.scales)
-
-
-class LoraTensors(NamedTuple):
-    """The LoRAs of a batch in one block, as arguments of a compiled function. See `add_low_rank`."""
-
-    rows: Tensor
-    constants: Tensor
-    slots: Tensor
-    scales: Tensor
 
 
 def _double_block(
