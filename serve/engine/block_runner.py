@@ -4,13 +4,16 @@ from collections.abc import Callable, Sequence
 from functools import partial
 from typing import Any, NamedTuple, Protocol
 
+import torch
 from diffusers import FluxTransformer2DModel
 from diffusers.models.transformers.transformer_flux import FluxSingleTransformerBlock, FluxTransformerBlock
 from torch import Tensor, nn
 
+from serve.engine.batch_invariance import batch_invariant
 from serve.engine.flux_blocks import Attention, Rotary, double_block, single_block
 from serve.engine.lora_layers import LoraSlots
-from serve.engine.lora_products import BatchLoras, add_loras
+from serve.engine.lora_products import BatchLoras, add_low_rank, add_loras
+from serve.engine.lora_storage import layer_columns
 
 
 class BlockRunner(Protocol):
@@ -37,10 +40,13 @@ class EagerBlocks:
         self, block: Any, image: Tensor, text: Tensor, vectors: Tensor, rotary: Rotary, loras: BatchLoras | None
     ) -> tuple[Tensor, Tensor]:
         linears = partial(self._linears, loras)
-        return double_block(block, image, text, vectors, rotary, self._attention, linears)
+        with batch_invariant(image.device, len(image)):
+            return double_block(block, image, text, vectors, rotary, self._attention, linears)
 
     def single(self, block: Any, tokens: Tensor, vectors: Tensor, rotary: Rotary, loras: BatchLoras | None) -> Tensor:
-        return single_block(block, tokens, vectors, rotary, self._attention, partial(self._linears, loras))
+        linears = partial(self._linears, loras)
+        with batch_invariant(tokens.device, len(tokens)):
+            return single_block(block, tokens, vectors, rotary, self._attention, linears)
 
     def _linears(self, loras: BatchLoras | None, inputs: Tensor, layers: Sequence[nn.Linear]) -> list[Tensor]:
         # `forward` skips the hooks of the layer, so that LoRAs are added only here.
@@ -136,7 +142,7 @@ def _linears(block: nn.Module, loras: LoraTensors | None, inputs: Tensor, layers
     outputs = [layer.forward(inputs) for layer in layers]
     if loras is not None:
         linears = _linear_layers(block)
-        columns = list(layer_columns(linears))
+        columns = layer_columns(linears)
         adapted = [
             (columns[index], output)
             for layer, output in zip(layers, outputs, strict=True)

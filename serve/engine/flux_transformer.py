@@ -9,7 +9,7 @@ from itertools import accumulate, pairwise
 
 import torch
 from diffusers import FluxTransformer2DModel
-from torch import Tensor
+from torch import Tensor, nn
 
 from serve.engine.batch_invariance import batch_invariant
 from serve.engine.block_runner import BlockRunner
@@ -77,11 +77,9 @@ class FluxTransformer:
         loras: SlotSelection | None = None,
     ) -> Conditioning:
         """The conditioning of a request. `prompt_embeds` are [1, text tokens, width], `img_ids` [image tokens, 3]."""
-        with self._lora_slots.apply(self._lora_slots.batch([loras])):
-            text = self._transformer.context_embedder(prompt_embeds)
         txt_ids = img_ids.new_zeros(prompt_embeds.shape[1], 3)
         conditioning = Conditioning(
-            text=text,
+            text=self._run(self._transformer.context_embedder, prompt_embeds, self._lora_slots.batch([loras])),
             rotary=Rotary(*self._transformer.pos_embed(torch.cat((txt_ids, img_ids)))),
             timesteps=prompt_embeds.new_tensor(schedule.timesteps, dtype=torch.float32),
             sigma_deltas=prompt_embeds.new_tensor([schedule.sigma_delta(step) for step in range(schedule.steps)]),
@@ -115,18 +113,20 @@ class FluxTransformer:
         `text` is [images, text tokens, width], and `modulation` [images, vectors * width].
         """
         transformer, text_tokens, columns = self._transformer, text.shape[1], iter(self._columns)
-        with batch_invariant(latents.device, len(latents)), self._lora_slots.apply(loras):
-            image = transformer.x_embedder(latents)
-            for block in transformer.transformer_blocks:
-                vectors = modulation[:, next(columns)]
-                image, text = self._blocks.double(block, image, text, vectors, rotary, loras)
-            tokens = torch.cat((text, image), dim=1)
-            for block in transformer.single_transformer_blocks:
-                tokens = self._blocks.single(block, tokens, modulation[:, next(columns)], rotary, loras)
-            scale, shift = modulation[:, next(columns)].chunk(_FINAL_VECTORS, dim=1)
-            normed = transformer.norm_out.norm(tokens[:, text_tokens:])
-            velocity: Tensor = transformer.proj_out(normed * (1 + scale)[:, None] + shift[:, None])
-        return velocity
+        image = self._run(transformer.x_embedder, latents, loras)
+        for block in transformer.transformer_blocks:
+            image, text = self._blocks.double(block, image, text, modulation[:, next(columns)], rotary, loras)
+        tokens = torch.cat((text, image), dim=1)
+        for block in transformer.single_transformer_blocks:
+            tokens = self._blocks.single(block, tokens, modulation[:, next(columns)], rotary, loras)
+        scale, shift = modulation[:, next(columns)].chunk(_FINAL_VECTORS, dim=1)
+        normed = transformer.norm_out.norm(tokens[:, text_tokens:])
+        return self._run(transformer.proj_out, normed * (1 + scale)[:, None] + shift[:, None], loras)
+
+    def _run(self, layer: nn.Linear, inputs: Tensor, loras: BatchLoras | None) -> Tensor:
+        with batch_invariant(inputs.device, len(inputs)), self._lora_slots.apply(loras):
+            output: Tensor = layer(inputs)
+        return output
 
     def _compute_modulation(self, timesteps: Tensor, guidance: Tensor | None, pooled: Tensor) -> Tensor:
         """Follows the order of roundings of diffusers' `FluxPipeline` and `FluxTransformer2DModel`."""

@@ -24,13 +24,14 @@ class LayerColumns(NamedTuple):
     up: slice
 
 
-def layer_columns(layers: Iterable[nn.Linear]) -> Iterator[LayerColumns]:
+def layer_columns(layers: Iterable[nn.Linear]) -> list[LayerColumns]:
     """The columns of consecutive layers: first down, then up of each."""
-    start = 0
+    columns, start = [], 0
     for index, layer in enumerate(layers):
         middle, end = start + layer.in_features, start + layer.in_features + layer.out_features
-        yield LayerColumns(index, slice(start, middle), slice(middle, end))
+        columns.append(LayerColumns(index, slice(start, middle), slice(middle, end)))
         start = end
+    return columns
 
 
 class SlotGroup:
