@@ -85,6 +85,10 @@ _ON_DEMAND = Scaling(min_replicas=0, downscale_to_zero_delay_s=3600)
 """The first request starts the replica and waits for it."""
 
 
+_COMPILED_PARTS: tuple[CompiledPart, ...] = ("transformer", "vae")
+"""On a GPU. Text encoders take one percent of an image's time."""
+
+
 class PoolSettings(StrictModel):
     """A pool of replicas that serve one model at one precision."""
 
@@ -104,7 +108,7 @@ class PoolSettings(StrictModel):
     fp8_kernel: Fp8Kernel = "auto"
     """How fp8 layers multiply: `rowwise` in float8 on GPUs with float8 units, `quanto` in the compute dtype."""
     compile: tuple[CompiledPart, ...] | None = None
-    """Parts that `torch.compile` compiles; None means all on a GPU and none on a CPU."""
+    """Parts that `torch.compile` compiles; None means transformer and VAE on a GPU, and nothing on a CPU."""
     cuda_graphs: bool = True
     """Replay the kernels of a pass as a CUDA graph. Has no effect on a CPU."""
     attention: AttentionKernel = "auto"
@@ -143,6 +147,25 @@ class PoolSettings(StrictModel):
     num_cpus: Annotated[float, Field(ge=0)] = 0.4
     num_gpus: Annotated[float, Field(ge=0)] = 0
     scaling: Scaling = Scaling()
+
+    @property
+    def compiled_parts(self) -> tuple[CompiledPart, ...]:
+        if self.compile is None:
+            return _COMPILED_PARTS if self.device == "cuda" else ()
+        return self.compile
+
+    @property
+    def lora_product_per_batch(self) -> bool:
+        """Whether the LoRAs of all images of a batch are multiplied together."""
+        return self.lora_product == "per_batch" or (
+            self.lora_product == "auto" and (self.device == "cuda" or "transformer" in self.compiled_parts)
+        )
+
+    @model_validator(mode="after")
+    def _compiled_transformer_has_one_lora_product(self) -> Self:
+        if "transformer" in self.compiled_parts and not self.lora_product_per_batch:
+            raise ValueError("lora_product: a compiled transformer needs per_batch; or set `compile` to []")
+        return self
 
 
 class ServedModel(StrictModel):

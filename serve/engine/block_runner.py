@@ -1,18 +1,18 @@
 """Runs the blocks of FLUX's transformer with the LoRAs of a batch, one by one or compiled."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from functools import partial
 from typing import Any, NamedTuple, Protocol
 
-import torch
 from diffusers import FluxTransformer2DModel
 from diffusers.models.transformers.transformer_flux import FluxSingleTransformerBlock, FluxTransformerBlock
 from torch import Tensor, nn
 
 from serve.engine.batch_invariance import batch_invariant
+from serve.engine.compilation import Backend, Compiled
 from serve.engine.flux_blocks import Attention, Rotary, double_block, single_block
 from serve.engine.lora_layers import LoraSlots
-from serve.engine.lora_products import BatchLoras, add_low_rank, add_loras
+from serve.engine.lora_products import BatchLoras, add_loras, add_low_rank
 from serve.engine.lora_storage import layer_columns
 
 
@@ -78,7 +78,7 @@ class CompiledBlocks:
         transformer: FluxTransformer2DModel,
         lora_slots: LoraSlots,
         attention: Attention,
-        backend: str | Callable[..., Any] = "inductor",
+        backend: Backend = "inductor",
     ) -> None:
         """`lora_slots` must have one product for each batch."""
         self._eager = EagerBlocks(transformer, lora_slots, attention)
@@ -88,9 +88,8 @@ class CompiledBlocks:
             for path, block in transformer.named_modules()
             if isinstance(block, FluxTransformerBlock | FluxSingleTransformerBlock) and lora_slots.count
         }
-        options = {"fullgraph": True, "dynamic": True, "backend": backend}
-        self._double = torch.compile(_double_block, **options)
-        self._single = torch.compile(_single_block, **options)
+        self._double = Compiled("the double blocks", _double_block, backend)
+        self._single = Compiled("the single blocks", _single_block, backend)
 
     def double(
         self, block: Any, image: Tensor, text: Tensor, vectors: Tensor, rotary: Rotary, loras: BatchLoras | None

@@ -69,7 +69,7 @@ def load_checkpoint(model: ModelSettings, pool: PoolSettings, hf_token: str | No
     _check(checkpoint, model)
     _move_to_device(checkpoint, pool)
     networks = {"transformer": checkpoint.transformer, "clip": checkpoint.clip}
-    lora_slots = LoraSlots(networks, pool.lora_bytes, MAX_LORA_SLOTS)
+    lora_slots = LoraSlots(networks, pool.lora_bytes, MAX_LORA_SLOTS, pool.lora_product_per_batch)
     _log.info(
         "loaded %s from %s on %s in %.1f s; transformer: %.1f MB, LoRA slots: %d",
         model.variant,

@@ -1,20 +1,32 @@
 """One denoising step of a batch of images."""
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 from torch.nn.functional import scaled_dot_product_attention
 
-from serve.engine.block_runner import EagerBlocks
+from serve.engine.block_runner import CompiledBlocks, EagerBlocks
 from serve.engine.checkpoint import Checkpoint
+from serve.engine.cuda_graphs import CudaGraphs
 from serve.engine.flux_transformer import Conditioning, FluxTransformer
 from serve.engine.latents import add_noise
 from serve.engine.lora_manager import ActiveLoras
+from serve.engine.lora_products import BatchLoras
 from serve.engine.prompt_encoder import EncodedPrompt
 from serve.engine.request_state import ImageState, InpaintLatents
 from serve.engine.sigmas import SigmaSchedule
 from serve.settings import PoolSettings
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class _Batch:
+    """The inputs that stay the same while a batch has the same images."""
+
+    images: tuple[ImageState, ...]
+    text: Tensor
+    loras: BatchLoras | None
 
 
 class Denoiser:
@@ -23,10 +35,22 @@ class Denoiser:
     def __init__(self, checkpoint: Checkpoint, pool: PoolSettings) -> None:
         self._lora_slots = checkpoint.lora_slots
         self._guidance_embeds = checkpoint.guidance_embeds
-        blocks = EagerBlocks(checkpoint.transformer, checkpoint.lora_slots, _attention)
+        self._is_compiled = "transformer" in pool.compiled_parts
+        blocks = CompiledBlocks if self._is_compiled else EagerBlocks
         self._transformer = FluxTransformer(
-            checkpoint.transformer, checkpoint.lora_slots, blocks, pool.precompute_modulation
+            checkpoint.transformer,
+            checkpoint.lora_slots,
+            blocks(checkpoint.transformer, checkpoint.lora_slots, _attention),
+            pool.precompute_modulation,
+            CudaGraphs() if pool.cuda_graphs and checkpoint.device.type == "cuda" else None,
         )
+        self._batch: _Batch | None = None
+        """The last batch, unless it ended."""
+
+    def warm_up(self, image_tokens: int, text_tokens: int) -> None:
+        """Compiles the transformer, if it is to be compiled, for all sizes and LoRAs."""
+        if self._is_compiled:
+            self._transformer.warm_up(image_tokens, text_tokens)
 
     def condition(
         self,
@@ -52,15 +76,16 @@ class Denoiser:
 
         Follows `FlowMatchEulerDiscreteScheduler.step`, with a timestep, guidance and prompt per image.
         """
+        batch, self._batch = self._batch, None
+        if batch is None or batch.images != tuple(images):
+            batch = self._make_batch(images)
         latents = torch.cat([image.latents for image in images])
-        loras = self._lora_slots.batch([image.active_loras.selection for image in images])
+        modulation = self._transformer.modulation([(image.conditioning, image.step) for image in images], batch.loras)
         velocity = self._transformer.predict_velocity(
-            latents,
-            torch.cat([image.conditioning.text for image in images]),
-            images[0].conditioning.rotary,
-            self._transformer.modulation([(image.conditioning, image.step) for image in images], loras),
-            loras,
+            latents, batch.text, images[0].conditioning.rotary, modulation, batch.loras
         )
+        if all(image.step + 1 < image.schedule.steps for image in images):
+            self._batch = batch
         deltas = torch.stack([image.conditioning.sigma_deltas[image.step] for image in images])
         stepped = (latents.float() + deltas[:, None, None] * velocity).to(velocity.dtype)
         return [
@@ -69,6 +94,13 @@ class Denoiser:
             else _restore_kept(after, image.inpaint, image.schedule.sigmas[image.step + 1])
             for image, after in zip(images, stepped.chunk(len(images)), strict=True)
         ]
+
+    def _make_batch(self, images: Sequence[ImageState]) -> _Batch:
+        return _Batch(
+            images=tuple(images),
+            text=torch.cat([image.conditioning.text for image in images]),
+            loras=self._lora_slots.batch([image.active_loras.selection for image in images]),
+        )
 
 
 def _restore_kept(latents: Tensor, inpaint: InpaintLatents, sigma: float) -> Tensor:

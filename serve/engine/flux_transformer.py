@@ -5,6 +5,7 @@ It computes what diffusers' `FluxTransformer2DModel` computes, to the bit on a C
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from itertools import accumulate, pairwise
 
 import torch
@@ -13,6 +14,7 @@ from torch import Tensor, nn
 
 from serve.engine.batch_invariance import batch_invariant
 from serve.engine.block_runner import BlockRunner
+from serve.engine.cuda_graphs import MAX_TOKENS, CudaGraphs
 from serve.engine.flux_blocks import DOUBLE_VECTORS, SINGLE_VECTORS, Rotary
 from serve.engine.lora_layers import LoraSlots, SlotSelection
 from serve.engine.lora_products import BatchLoras
@@ -52,11 +54,13 @@ class FluxTransformer:
         lora_slots: LoraSlots,
         blocks: BlockRunner,
         precompute_modulation: bool = True,
+        graphs: CudaGraphs | None = None,
     ) -> None:
         self._transformer = transformer
         self._lora_slots = lora_slots
         self._blocks = blocks
         self._precompute_modulation = precompute_modulation
+        self._graphs = graphs
         vectors = [
             *(DOUBLE_VECTORS for _ in transformer.transformer_blocks),
             *(SINGLE_VECTORS for _ in transformer.single_transformer_blocks),
@@ -110,8 +114,48 @@ class FluxTransformer:
     ) -> Tensor:
         """The velocity of each image, [images, image tokens, channels], as `latents`.
 
-        `text` is [images, text tokens, width], and `modulation` [images, vectors * width].
+        `text` is [images, text tokens, width], and `modulation` [images, vectors * width]. The result is valid until
+        the next call.
         """
+        tokens = len(latents) * (latents.shape[1] + text.shape[1])
+        parts = () if loras is None else loras.parts
+        if self._graphs is None or tokens > MAX_TOKENS or len(parts) > 1 or (loras is not None and loras.kroneckers):
+            return self._forward(latents, text, rotary, modulation, loras)
+        tensors = [
+            latents,
+            text,
+            *rotary,
+            modulation,
+            *(tensor for part in parts for tensor in (part.slots, part.scales)),
+        ]
+
+        def forward(tensors: Sequence[Tensor]) -> Tensor:
+            latents, text, cos, sin, modulation, *selected = tensors
+            own = replace(loras, parts=(replace(parts[0], slots=selected[0], scales=selected[1]),)) if loras else None
+            return self._forward(latents, text, Rotary(cos, sin), modulation, own)
+
+        return self._graphs.run(parts[0].layers if parts else None, forward, tensors)
+
+    @torch.no_grad()
+    def warm_up(self, image_tokens: int, text_tokens: int) -> None:
+        """Compiles what this transformer runs for one image and for several, without and with LoRAs."""
+        weight = self._transformer.x_embedder.weight
+        head_width = self._transformer.config.attention_head_dim
+        zeros = partial(torch.zeros, device=weight.device, dtype=self._transformer.dtype)
+        rotary = Rotary(*(zeros(text_tokens + image_tokens, head_width, dtype=torch.float32) for _ in range(2)))
+        for images in (1, 2):
+            for selection in (None, SlotSelection({}, frozenset(self._lora_slots.groups))):
+                self._forward(
+                    zeros(images, image_tokens, self._transformer.config.in_channels),
+                    zeros(images, text_tokens, self._transformer.inner_dim),
+                    rotary,
+                    zeros(images, self._columns[-1].stop),
+                    self._lora_slots.batch([selection] * images),
+                )
+
+    def _forward(
+        self, latents: Tensor, text: Tensor, rotary: Rotary, modulation: Tensor, loras: BatchLoras | None
+    ) -> Tensor:
         transformer, text_tokens, columns = self._transformer, text.shape[1], iter(self._columns)
         image = self._run(transformer.x_embedder, latents, loras)
         for block in transformer.transformer_blocks:

@@ -1,0 +1,58 @@
+"""Compiles functions of networks with `torch.compile`, and runs them uncompiled if the compiler fails."""
+
+import logging
+from collections.abc import Callable
+from typing import Any, ParamSpec, TypeVar
+
+import torch
+import torch._dynamo
+import torch.fx.experimental._config
+from torch import nn
+from torch._dynamo.utils import counters
+
+Backend = str | Callable[..., Any]
+Parameters = ParamSpec("Parameters")
+Result = TypeVar("Result")
+
+_MAX_VARIANTS = 64
+"""Of one function in one process. A block of FLUX has about five: one image or several, with and without LoRAs."""
+_log = logging.getLogger(__name__)
+
+
+class Compiled:
+    """A compiled function. If the compiler fails, the function runs uncompiled from then on."""
+
+    def __init__(self, name: str, function: Callable[Parameters, Result], backend: Backend = "inductor") -> None:
+        """All sizes of tensors are dynamic, except that a size of 1 is compiled apart."""
+        # Otherwise, sizes that are equal in the first call would have to be equal in all further ones.
+        torch.fx.experimental._config.use_duck_shape = False  # type: ignore[attr-defined]
+        torch._dynamo.config.recompile_limit = _MAX_VARIANTS
+        self._name = name
+        self._function = function
+        self._compiled: Callable[Parameters, Result] | None = torch.compile(
+            function, backend=backend, fullgraph=True, dynamic=True
+        )
+
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        if self._compiled is not None:
+            try:
+                return self._compiled(*args, **kwargs)
+            except torch._dynamo.exc.TorchDynamoException:
+                _log.exception("compiling %s failed; it runs uncompiled, which is slower", self._name)
+                self._compiled = None
+        return self._function(*args, **kwargs)
+
+
+def compile_forward(name: str, network: nn.Module, backend: Backend = "inductor") -> None:
+    """Compiles the forward pass of `network` in place."""
+    network.forward = Compiled(name, network.forward, backend)  # type: ignore[method-assign]
+
+
+def compiled_graphs() -> int:
+    """Graphs compiled in this process so far."""
+    return int(counters["stats"]["unique_graphs"])
+
+
+def cached_graphs() -> int:
+    """Of these, the graphs that were read from the cache on disk."""
+    return int(counters["inductor"]["fxgraph_cache_hit"] + counters["aot_autograd"]["autograd_cache_hit"])

@@ -1,0 +1,109 @@
+"""Replays the kernels of a function as a CUDA graph, which spares the time to launch each of them.
+
+A step of a small image has hundreds of short kernels, so most of its time is spent launching them.
+"""
+
+import logging
+from collections import OrderedDict
+from collections.abc import Callable, Hashable, Sequence
+from dataclasses import dataclass
+from functools import partial
+from typing import Any
+
+import torch
+from torch import Tensor
+
+MAX_GRAPHS = 32
+"""The least recently used graph is dropped. Each keeps its inputs and output; they share the memory in between."""
+MAX_TOKENS = 9216
+"""Of a batch, with text. With more, computing takes much longer than launching."""
+_MAX_SEEN = 10_000
+_MAX_ERROR = 1e-2
+"""Relative error of a replay against the function, beyond which graphs are turned off. Usually they are equal."""
+_log = logging.getLogger(__name__)
+
+Function = Callable[[Sequence[Tensor]], Tensor]
+Capture = Callable[[Function, Sequence[Tensor]], tuple[Callable[[], None], Tensor]]
+"""Captures the function with these inputs. Returns a replay function and the output that it writes."""
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class _Graph:
+    replay: Callable[[], None]
+    inputs: Sequence[Tensor]
+    """Read by the replay, so new inputs are copied into them."""
+    output: Tensor
+    sources: list[Tensor]
+    """The tensors that `inputs` were copied from."""
+
+
+class CudaGraphs:
+    """Graphs of functions of tensors, by a key. Belongs to the thread that owns the device."""
+
+    def __init__(self, capture: Capture | None = None) -> None:
+        self._capture = capture or partial(capture_graph, torch.cuda.graph_pool_handle())
+        self._graphs: OrderedDict[Hashable, _Graph] = OrderedDict()
+        self._seen: set[Hashable] = set()
+        self._enabled = True
+
+    def run(self, key: Hashable, function: Function, inputs: Sequence[Tensor]) -> Tensor:
+        """The function's result, which is valid until the next call.
+
+        Equal keys and shapes must mean equal kernels. A graph is captured when a key is used for the second time.
+        """
+        if not self._enabled:
+            return function(inputs)
+        key = (key, tuple(each.shape for each in inputs))
+        if key in self._graphs:
+            self._graphs.move_to_end(key)
+            return _replay(self._graphs[key], inputs)
+        output = function(inputs)
+        if key in self._seen:
+            self._add(key, function, inputs, output)
+        elif len(self._seen) < _MAX_SEEN:
+            self._seen.add(key)
+        return output
+
+    def _add(self, key: Hashable, function: Function, inputs: Sequence[Tensor], expected: Tensor) -> None:
+        """Captures a graph, and checks it with the output that is expected for the inputs."""
+        static_inputs = [each.clone() for each in inputs]
+        try:
+            replay, output = self._capture(function, static_inputs)
+            graph = _Graph(replay, static_inputs, output, list(inputs))
+            error = (_replay(graph, inputs).float() - expected.float()).norm() / expected.float().norm()
+            if not error <= _MAX_ERROR:
+                raise RuntimeError(f"the relative error of the replay is {float(error):.2g}")
+        except torch.OutOfMemoryError:
+            _log.warning("no memory for another CUDA graph; the oldest are dropped")
+            self._graphs.clear()
+        except RuntimeError:
+            _log.warning("CUDA graphs are turned off, because one could not be captured", exc_info=True)
+            self._enabled = False
+            self._graphs.clear()
+        else:
+            self._graphs[key] = graph
+            if len(self._graphs) > MAX_GRAPHS:
+                self._graphs.popitem(last=False)
+
+
+def _replay(graph: _Graph, inputs: Sequence[Tensor]) -> Tensor:
+    """Inputs that are the same objects as in the last replay are not copied again."""
+    for index, (static, each) in enumerate(zip(graph.inputs, inputs, strict=True)):
+        if graph.sources[index] is not each:
+            static.copy_(each)
+            graph.sources[index] = each
+    graph.replay()
+    return graph.output
+
+
+def capture_graph(pool: Any, function: Function, inputs: Sequence[Tensor]) -> tuple[Callable[[], None], Tensor]:
+    """Captures a CUDA graph, with intermediate results in a memory pool that graphs share. Raises RuntimeError if a kernel cannot be captured."""
+    stream = torch.cuda.Stream()
+    stream.wait_stream(torch.cuda.current_stream())
+    with torch.cuda.stream(stream):
+        function(inputs)  # Libraries allocate their workspaces for the stream in the first call.
+    torch.cuda.current_stream().wait_stream(stream)
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph, pool=pool, stream=stream):
+        output = function(inputs)
+    return graph.replay, output
