@@ -22,19 +22,24 @@ from serve.engine.compute_dtype import dtype_name
 from serve.engine.denoiser import Denoiser
 from serve.engine.device import empty_cache, synchronize
 from serve.engine.latents import LatentSpace
+from serve.engine.lora_manager import NO_LORAS, ActiveLoras
 from serve.engine.prompt_encoder import EncodedPrompt
 from serve.engine.quantize import weight_bytes
 from serve.engine.request_state import ImageState
 from serve.engine.sigmas import make_sigma_schedule
 from serve.model_specs import Size
-from serve.settings import Precision
+from serve.settings import PoolSettings, Precision
 
 WARMUP_STEPS = 2
+DEFAULT_POOL = PoolSettings(model="")
 
 
-def measure_step_times(checkpoint: Checkpoint, size: Size, batch: int, steps: int) -> list[float]:
+def measure_step_times(
+    checkpoint: Checkpoint, size: Size, batch: int, steps: int, pool: PoolSettings = DEFAULT_POOL
+) -> list[float]:
     """The duration in seconds of each of `steps` steps with `batch` images, after `WARMUP_STEPS` untimed steps."""
-    denoiser, images = Denoiser(checkpoint), make_image_states(checkpoint, size, batch, WARMUP_STEPS + steps)
+    denoiser = Denoiser(checkpoint, pool)
+    images = make_image_states(checkpoint, denoiser, size, batch, WARMUP_STEPS + steps)
     times_s = []
     for _ in range(WARMUP_STEPS + steps):
         synchronize(checkpoint.device)
@@ -47,8 +52,18 @@ def measure_step_times(checkpoint: Checkpoint, size: Size, batch: int, steps: in
     return times_s[WARMUP_STEPS:]
 
 
-def make_image_states(checkpoint: Checkpoint, size: Size, batch: int, steps: int) -> list[ImageState]:
-    """`batch` images before their first step. Each has its own noise; all share the same random prompt embeds."""
+def make_image_states(
+    checkpoint: Checkpoint,
+    denoiser: Denoiser,
+    size: Size,
+    batch: int,
+    steps: int,
+    active_loras: Sequence[ActiveLoras] = (NO_LORAS,),
+) -> list[ImageState]:
+    """`batch` images before their first step, with `active_loras` in turns.
+
+    Each has its own noise; all share the same random prompt embeds.
+    """
     space = LatentSpace(checkpoint)
     grid = space.grid(size)
     config, dtype = checkpoint.transformer.config, checkpoint.transformer.dtype
@@ -58,17 +73,17 @@ def make_image_states(checkpoint: Checkpoint, size: Size, batch: int, steps: int
         return torch.randn(shape, generator=generator).to(checkpoint.device, dtype)
 
     embeds = random_tensor(1, checkpoint.max_sequence_length, config.joint_attention_dim)
-    prompt_embeds = EncodedPrompt(embeds, random_tensor(1, config.pooled_projection_dim), warnings=())
+    prompt = EncodedPrompt(embeds, random_tensor(1, config.pooled_projection_dim), warnings=())
     schedule = make_sigma_schedule(checkpoint.noise_scheduler_config, grid.tokens, steps, strength=None)
+    conditionings = [denoiser.condition(prompt, space.img_ids(grid), schedule, 3.5, loras) for loras in active_loras]
     return [
         ImageState(
             index=index,
-            encoded_prompt=prompt_embeds,
-            guidance=3.5,
+            conditioning=conditionings[index % len(active_loras)],
             schedule=schedule,
             grid=grid,
-            img_ids=space.img_ids(grid),
             latents=space.noise(torch.Generator().manual_seed(index), grid),
+            active_loras=active_loras[index % len(active_loras)],
         )
         for index in range(batch)
     ]

@@ -11,13 +11,13 @@ import torch
 from diffusers import FluxTransformer2DModel
 from torch import Tensor, nn
 
-from benchmarks.engine import make_image_states
+from benchmarks.engine import DEFAULT_POOL, make_image_states
 from benchmarks.geometry import FLUX1_DEV, make_checkpoint, random_transformer
 from benchmarks.lora_fixtures import SIZE, load_random_lora, make_lora_slots
 from benchmarks.paired_timing import measure_in_turns, relative_overhead
 from serve.engine.denoiser import Denoiser
 from serve.engine.lora_layers import LoraSlots
-from serve.engine.lora_manager import ActiveLoras
+from serve.engine.lora_manager import NO_LORAS, ActiveLoras
 from serve.settings import Precision
 
 STEP_OVERHEAD_MARGIN = 0.20
@@ -30,9 +30,12 @@ CPU = torch.device("cpu")
 def measure_embedded_step(precision: Precision, rank: int, seconds: float) -> dict[str, Any]:
     """A step of one 512x512 image, with and without a LoRA on every linear layer of the transformer."""
     checkpoint = make_checkpoint("embedded", precision, "cpu")
-    denoiser = Denoiser(checkpoint)
-    without_lora, with_lora = (make_image_states(checkpoint, SIZE, batch=1, steps=4) for _ in range(2))
-    with_lora[0].active_loras = load_random_lora(checkpoint.lora_slots, checkpoint.transformer, rank)
+    denoiser = Denoiser(checkpoint, DEFAULT_POOL)
+    lora = load_random_lora(checkpoint.lora_slots, checkpoint.transformer, rank)
+    without_lora, with_lora = (
+        make_image_states(checkpoint, denoiser, SIZE, batch=1, steps=4, active_loras=[active])
+        for active in (NO_LORAS, lora)
+    )
     functions = {"without": partial(denoiser.step, without_lora), "with": partial(denoiser.step, with_lora)}
     times_s = measure_in_turns(functions, seconds, f"embedded step in {precision}")
     with _count_lora_share(checkpoint.transformer, rank) as lora_share:
@@ -66,7 +69,7 @@ def _measure_block(
     shares: list[float] = []
 
     def run_with_lora() -> None:
-        with slots.apply([active_loras.selection]), _hook_time(block) as hook_s:
+        with slots.apply(slots.batch([active_loras.selection])), _hook_time(block) as hook_s:
             start_s = time.process_time()
             run_block()
             shares.append(hook_s() / (time.process_time() - start_s - hook_s()))

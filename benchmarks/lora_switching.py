@@ -11,7 +11,7 @@ from typing import Any
 
 import torch
 
-from benchmarks.engine import make_image_states
+from benchmarks.engine import DEFAULT_POOL, make_image_states
 from benchmarks.geometry import make_checkpoint
 from benchmarks.lora_fixtures import SIZE, acquire_lora, make_lora_slots, make_request, random_lora
 from benchmarks.paired_timing import measure_in_turns, relative_overhead
@@ -40,8 +40,9 @@ def measure_switch(precision: Precision, rank: int, seconds: float) -> dict[str,
         for key, lora in loras.items():
             manager.release(acquire_lora(manager, key, lora))
 
+    denoiser = Denoiser(checkpoint, DEFAULT_POOL)
     functions: dict[str, Callable[[], Any]] = {
-        "step": partial(Denoiser(checkpoint).step, make_image_states(checkpoint, SIZE, batch=1, steps=4)),
+        "step": partial(denoiser.step, make_image_states(checkpoint, denoiser, SIZE, batch=1, steps=4)),
         "copied": partial(switch_twice, LoraManager(make_lora_slots(checkpoint.transformer, rank))),
         "resident": partial(switch_twice, LoraManager(make_lora_slots(checkpoint.transformer, 2 * rank))),
     }

@@ -19,7 +19,7 @@ from serve.lora.reference import ResolvedLora
 from serve.lora_cache import BlockRef
 from serve.media.image_codec import encode_image
 from serve.model_specs import ImageArray, MaskArray
-from serve.settings import Settings, read_secrets
+from serve.settings import Settings, read_secrets, use_compile_cache
 
 if TYPE_CHECKING:
     from serve.lora.weights import LoraWeights
@@ -55,13 +55,16 @@ class ModelReplica:
     def __init__(self, settings: Settings, pool: str) -> None:
         use_replica_log()
         times = StageTimes()
+        pool_settings = settings.pools[pool]
+        if pool_settings.compiled_parts:
+            use_compile_cache(settings)
         # Imported here, so that processes which only deploy this class start seconds sooner, without torch.
         from serve.engine.checkpoint import load_checkpoint
+        from serve.engine.compilation import cached_graphs, compiled_graphs
         from serve.engine.engine import Engine
         from serve.engine.safety_checker import build_checker
 
         times.end("imports")
-        pool_settings = settings.pools[pool]
         token = read_secrets().hf_token
         hf_token = token.get_secret_value() if token else None
         checkpoint = load_checkpoint(settings.models[pool_settings.model], pool_settings, hf_token)
@@ -73,7 +76,13 @@ class ModelReplica:
         self._engine.start()
         self._engine.warm_up(pool_settings.warmup_sizes)
         times.end("warm-up")
-        log.info("replica of %s is ready: %s", pool, times)
+        log.info(
+            "replica of %s is ready: %s; compiled graphs: %d, of which %d were in the cache",
+            pool,
+            times,
+            compiled_graphs(),
+            cached_graphs(),
+        )
 
     async def generate(
         self,

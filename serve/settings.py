@@ -1,11 +1,12 @@
 """All settings, as immutable pydantic models that reject unknown keys, and the secrets from the environment.
 
 The defaults run the embedded models on a CPU, on a loopback address. `serve_config.yaml` has the production settings.
-No other module reads the environment.
+No other module reads or changes the environment.
 """
 
 import os
-from collections.abc import Mapping
+from collections.abc import Mapping, MutableMapping
+from importlib.metadata import version
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self
 
@@ -409,6 +410,16 @@ def cache_folder(settings: Settings, environment: Mapping[str, str] = os.environ
         return settings.cache_folder
     base = environment.get("XDG_CACHE_HOME") or Path(environment.get("HOME", "/tmp")) / ".cache"
     return Path(base) / "flux-serve"
+
+
+def use_compile_cache(settings: Settings, environment: MutableMapping[str, str] = os.environ) -> None:
+    """Makes torch's compiler keep its results in the cache folder, where other replicas of this node find them.
+
+    Call it before torch is imported. The results are keyed by the GPU, the code and the sizes; torch's version, which
+    does the keying, is in the folder's name.
+    """
+    folder = cache_folder(settings) / "compiled" / f"torch-{version('torch')}"
+    environment.setdefault("TORCHINDUCTOR_CACHE_DIR", str(folder))
 
 
 def override(tree: Mapping[str, Any], dotted: str, value: str) -> dict[str, Any]:

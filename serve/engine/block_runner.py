@@ -158,4 +158,5 @@ def _linear_layers(block: nn.Module) -> list[nn.Linear]:
 
 
 def _first_linear(block: nn.Module) -> str:
-    return next(path for path, layer in block.named_modules() if isinstance(layer, nn.Linear))
+    paths = (path for path, layer in block.named_modules() if isinstance(layer, nn.Linear))
+    return next(paths)

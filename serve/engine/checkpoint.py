@@ -16,6 +16,7 @@ from transformers import CLIPTextModel, CLIPTokenizer, T5EncoderModel, T5Tokeniz
 
 from serve.engine import quantize
 from serve.engine.checkpoint_files import checkpoint_folder, load_network, model_load_errors
+from serve.engine.compilation import compile_forward
 from serve.engine.compute_dtype import choose_compute_dtype
 from serve.engine.lora_layers import LoraSlots
 from serve.errors import ModelLoadError
@@ -68,6 +69,7 @@ def load_checkpoint(model: ModelSettings, pool: PoolSettings, hf_token: str | No
     checkpoint = _read(checkpoint_folder(model, hf_token), model, pool, device)
     _check(checkpoint, model)
     _move_to_device(checkpoint, pool)
+    _compile(checkpoint, pool)
     networks = {"transformer": checkpoint.transformer, "clip": checkpoint.clip}
     lora_slots = LoraSlots(networks, pool.lora_bytes, MAX_LORA_SLOTS, pool.lora_product_per_batch)
     _log.info(
@@ -80,6 +82,15 @@ def load_checkpoint(model: ModelSettings, pool: PoolSettings, hf_token: str | No
         lora_slots.count,
     )
     return replace(checkpoint, lora_slots=lora_slots)
+
+
+def _compile(checkpoint: Checkpoint, pool: PoolSettings) -> None:
+    """Compiles the networks that run as a whole. The denoiser compiles the transformer block by block."""
+    if "vae" in pool.compiled_parts:
+        compile_forward("the VAE's encoder", checkpoint.vae.encoder)
+        compile_forward("the VAE's decoder", checkpoint.vae.decoder)
+    if "text_encoders" in pool.compiled_parts:
+        compile_forward("T5", checkpoint.t5)
 
 
 def _device(pool: PoolSettings) -> torch.device:

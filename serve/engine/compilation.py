@@ -25,7 +25,7 @@ class Compiled:
     def __init__(self, name: str, function: Callable[Parameters, Result], backend: Backend = "inductor") -> None:
         """All sizes of tensors are dynamic, except that a size of 1 is compiled apart."""
         # Otherwise, sizes that are equal in the first call would have to be equal in all further ones.
-        torch.fx.experimental._config.use_duck_shape = False  # type: ignore[attr-defined]
+        torch.fx.experimental._config.use_duck_shape = False
         torch._dynamo.config.recompile_limit = _MAX_VARIANTS
         self._name = name
         self._function = function
@@ -45,7 +45,7 @@ class Compiled:
 
 def compile_forward(name: str, network: nn.Module, backend: Backend = "inductor") -> None:
     """Compiles the forward pass of `network` in place."""
-    network.forward = Compiled(name, network.forward, backend)  # type: ignore[method-assign]
+    network.forward = Compiled(name, network.forward, backend)
 
 
 def compiled_graphs() -> int:

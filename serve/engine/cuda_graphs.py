@@ -97,8 +97,11 @@ def _replay(graph: _Graph, inputs: Sequence[Tensor]) -> Tensor:
 
 
 def capture_graph(pool: Any, function: Function, inputs: Sequence[Tensor]) -> tuple[Callable[[], None], Tensor]:
-    """Captures a CUDA graph, with intermediate results in a memory pool that graphs share. Raises RuntimeError if a kernel cannot be captured."""
-    stream = torch.cuda.Stream()
+    """Captures a CUDA graph, with intermediate results in a memory pool that graphs share.
+
+    Raises RuntimeError if a kernel cannot be captured.
+    """
+    stream = torch.cuda.Stream()  # type: ignore[no-untyped-call]
     stream.wait_stream(torch.cuda.current_stream())
     with torch.cuda.stream(stream):
         function(inputs)  # Libraries allocate their workspaces for the stream in the first call.

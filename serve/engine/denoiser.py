@@ -110,5 +110,5 @@ def _restore_kept(latents: Tensor, inpaint: InpaintLatents, sigma: float) -> Ten
 
 
 def _attention(queries: Tensor, keys: Tensor, values: Tensor) -> Tensor:
-    output: Tensor = scaled_dot_product_attention(*(each.transpose(1, 2) for each in (queries, keys, values)))
-    return output.transpose(1, 2)
+    queries, keys, values = (each.transpose(1, 2) for each in (queries, keys, values))
+    return scaled_dot_product_attention(queries, keys, values).transpose(1, 2)

@@ -9,6 +9,7 @@ from collections.abc import AsyncIterator, Callable, Sequence
 from concurrent.futures import Future
 from contextlib import suppress
 from dataclasses import dataclass
+from functools import partial
 from queue import SimpleQueue
 from typing import TypeVar
 
@@ -18,6 +19,7 @@ import torch
 from serve.engine import device
 from serve.engine.checkpoint import Checkpoint
 from serve.engine.compute_dtype import dtype_name
+from serve.engine.lora_staging import LoraStager
 from serve.engine.request import (
     EngineEvent,
     Failed,
@@ -69,6 +71,7 @@ class Engine:
         """The dtype in which the transformer computes, such as `float32`."""
         self._watchdog = Watchdog()
         self._scheduler = Scheduler(checkpoint, pool, self._watchdog)
+        self._lora_stager = LoraStager(self._scheduler.loras)
         self._thread = threading.Thread(target=self._run, name="engine", daemon=True)
         self._request_numbers = itertools.count()
         self._condition = threading.Condition()
@@ -85,6 +88,7 @@ class Engine:
         with self._condition:
             self._running = False
             self._condition.notify()
+        self._lora_stager.stop()
         if self._thread.ident is not None:
             self._thread.join()
 
@@ -93,6 +97,8 @@ class Engine:
 
         Raises the error that a caller would get.
         """
+        if sizes:
+            self.run_on_device(partial(self._scheduler.warm_up, sizes[0])).result()
         with self._watchdog.measure():
             for size in sizes:
                 self._run_to_end(_warm_up_request(size, self._guidance_embeds))
@@ -104,9 +110,10 @@ class Engine:
         """
         if self._guidance_embeds and request.guidance is None:
             raise ValueError("this checkpoint requires guidance")
+        staged_loras = self._lora_stager.start(request.lora_weights)
         with self._condition:
             self._check_running()
-            state = RequestState(next(self._request_numbers), request, listener)
+            state = RequestState(next(self._request_numbers), request, listener, staged_loras=staged_loras)
             self._new_requests.append(state)
             self._condition.notify()
         return state.cancel_token

@@ -6,7 +6,7 @@ compiled function.
 """
 
 from collections.abc import Callable, Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from diffusers.models.embeddings import apply_rotary_emb
@@ -102,7 +102,7 @@ def _modulate(normed: Tensor, shift: Tensor, scale: Tensor) -> Tensor:
     return normed * (1 + scale[:, None]) + shift[:, None]
 
 
-def _feed_forward(layers: nn.Module, normed: Tensor, vectors: Sequence[Tensor], linears: Linears) -> Tensor:
+def _feed_forward(layers: Any, normed: Tensor, vectors: Sequence[Tensor], linears: Linears) -> Tensor:
     shift, scale, gate = vectors
     (hidden,) = linears(_modulate(normed, shift, scale), (layers.net[0].proj,))
     (output,) = linears(gelu(hidden, approximate="tanh"), (layers.net[2],))
@@ -111,7 +111,8 @@ def _feed_forward(layers: nn.Module, normed: Tensor, vectors: Sequence[Tensor], 
 
 def _split_heads(projected: Tensor, attn: FluxAttention) -> Tensor:
     """[images, tokens, heads, head width]"""
-    return projected.unflatten(-1, (-1, attn.head_dim))
+    heads: Tensor = projected.unflatten(-1, (-1, attn.head_dim))  # type: ignore[no-untyped-call]
+    return heads
 
 
 def _attend(queries: Tensor, keys: Tensor, values: Tensor, rotary: Rotary, attention: Attention) -> Tensor:

@@ -65,7 +65,7 @@ class LoraSlots:
         """Slots 1 to `count` can be written."""
         self.groups = split_into_groups(linears, self.count + 1)
         """By the names of the layers; those of one block share a group."""
-        self._device = next((linear.weight.device for linear in linears.values()), torch.device("cpu"))
+        self.device = next((linear.weight.device for linear in linears.values()), torch.device("cpu"))
         self._product_per_batch = product_per_batch
         self.active: BatchLoras | None = None
         """The LoRAs of the batch that passes through the networks."""
@@ -90,7 +90,7 @@ class LoraSlots:
 
     def load(self, slots: Sequence[int], staged: StagedLora) -> None:
         """Copies a staged LoRA to `slots`. Layers that it does not adapt get zeros."""
-        index = torch.tensor(slots, device=self._device, dtype=torch.int64)
+        index = torch.tensor(slots, device=self.device, dtype=torch.int64)
         for group in set(self.groups.values()).difference(staged.groups):
             group.clear(index)
         copy_to_slots(staged, index)
@@ -102,7 +102,7 @@ class LoraSlots:
         """
         for name, kronecker in kroneckers.items():
             self._group(name).check_kronecker(name, kronecker, len(slots))
-        index = torch.tensor(slots, device=self._device, dtype=torch.int64)
+        index = torch.tensor(slots, device=self.device, dtype=torch.int64)
         return {
             name: self.groups[name].write_kronecker(name, index[: kronecker.slots], kronecker)
             for name, kronecker in kroneckers.items()
@@ -149,8 +149,8 @@ class LoraSlots:
         scales = [[selection.scales.get(slot, 0.0) if selection else 0.0 for slot in slots] for selection in selections]
         return SelectedSlots(
             images,
-            torch.tensor([*slots, *map(int, padding)], device=self._device),
-            torch.tensor([[*row, *padding] for row in scales], device=self._device, dtype=torch.float32),
+            torch.tensor([*slots, *map(int, padding)], device=self.device),
+            torch.tensor([[*row, *padding] for row in scales], device=self.device, dtype=torch.float32),
             frozenset[str]().union(*(selection.layers for selection in selections if selection)),
         )
 

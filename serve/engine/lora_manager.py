@@ -2,13 +2,16 @@
 
 from collections import Counter, OrderedDict, defaultdict
 from collections.abc import Iterable, Mapping
+from concurrent.futures import Future
 from dataclasses import dataclass
+from types import MappingProxyType
 
 from serve.engine.kronecker import KroneckerSlots
 from serve.engine.lora_layers import LoraSlots, SlotSelection
+from serve.engine.lora_storage import StagedLora
 from serve.engine.request import LoraRequest
 from serve.errors import LorasMissing, LorasTooLarge
-from serve.lora.weights import LoraWeights
+from serve.lora.weights import LoraWeights, LowRank
 
 LoraScales = tuple[tuple[str, float], ...]
 """Keys of LoRAs, sorted, each with its scale."""
@@ -46,7 +49,7 @@ class LoraManager:
     """Loads LoRAs into the slots of a checkpoint and evicts them. Belongs to the engine's thread."""
 
     def __init__(self, slots: LoraSlots) -> None:
-        self._slots = slots
+        self.slots = slots
         self._free_slots = list(range(1, slots.count + 1))
         self._residents: OrderedDict[str, _Resident] = OrderedDict()
         """Least recently used first."""
@@ -58,8 +61,19 @@ class LoraManager:
         """Whether all `loras` are on the device; those with scale 0 are not needed."""
         return dict(_sum_scales(loras)).keys() <= self._residents.keys()
 
-    def acquire(self, loras: Iterable[LoraRequest], weights: Mapping[str, LoraWeights]) -> ActiveLoras | None:
+    def is_resident(self, key: str) -> bool:
+        """May be called from any thread."""
+        return key in self._residents
+
+    def acquire(
+        self,
+        loras: Iterable[LoraRequest],
+        weights: Mapping[str, LoraWeights],
+        staged: Mapping[str, "Future[StagedLora]"] = MappingProxyType({}),
+    ) -> ActiveLoras | None:
         """Pins `loras`, loading those that are not resident from `weights`. Call `release` with the result.
+
+        Those in `staged` were converted before, or are being converted.
 
         The scales of a LoRA that is listed twice add up; a LoRA with scale 0 is ignored. Returns None while other
         requests pin the slots it needs. Raises `LorasMissing` and `LorasTooLarge`, and ValueError for weights that do
@@ -74,7 +88,7 @@ class LoraManager:
         if not self._evict_for(sum(weights[key].rank for key in to_load), {key for key, _ in scales}):
             return None
         for key in to_load:
-            self._load(key, weights[key])
+            self._load(key, weights[key], staged.get(key))
         for key, _ in scales:
             self._pins[key] += 1
             self._residents.move_to_end(key)
@@ -86,8 +100,8 @@ class LoraManager:
     def _evict_for(self, rank: int, needed: set[str]) -> bool:
         """Evicts as few LoRAs as `rank` free slots require, none if that is impossible for now."""
         kept = sum(len(resident.all_slots) for key, resident in self._residents.items() if key in needed)
-        if kept + rank > self._slots.count:
-            raise LorasTooLarge(kept + rank, self._slots.count)
+        if kept + rank > self.slots.count:
+            raise LorasTooLarge(kept + rank, self.slots.count)
         evicted, free = [], len(self._free_slots)
         for key, resident in self._residents.items():
             if free < rank and key not in needed and not self._pins[key]:
@@ -99,21 +113,15 @@ class LoraManager:
             self._free_slots.extend(self._residents.pop(key).all_slots)
         return True
 
-    def _load(self, key: str, weights: LoraWeights) -> None:
-        matrices = {
-            f"{network}.{layer}": matrix
-            for network, layers in (("transformer", weights.transformer), ("clip", weights.clip))
-            for layer, matrix in layers.items()
-        }
+    def _load(self, key: str, weights: LoraWeights, staged: "Future[StagedLora] | None") -> None:
         taken = self._free_slots[: weights.rank]
         slots, kronecker_slots = taken[: weights.low_rank_slots], taken[weights.low_rank_slots :]
-        self._slots.write(slots, matrices)
-        kroneckers = self._slots.write_kroneckers(kronecker_slots, weights.kroneckers)
+        self.slots.load(slots, staged.result() if staged else stage_weights(self.slots, weights))
+        kroneckers = self.slots.write_kroneckers(kronecker_slots, weights.kroneckers)
         del self._free_slots[: weights.rank]
-        adapts_clip = any(name.startswith("clip.") for name in (*matrices, *kroneckers))
-        self._residents[key] = _Resident(
-            tuple(slots), frozenset(matrices), adapts_clip, tuple(kronecker_slots), kroneckers
-        )
+        layers = frozenset(_layer_matrices(weights))
+        adapts_clip = any(name.startswith("clip.") for name in (*layers, *kroneckers))
+        self._residents[key] = _Resident(tuple(slots), layers, adapts_clip, tuple(kronecker_slots), kroneckers)
         self.loads += 1
 
     def _build_active_loras(self, scales: LoraScales) -> ActiveLoras:
@@ -126,6 +134,23 @@ class LoraManager:
             for layer, kronecker in resident.kroneckers.items():
                 kroneckers[layer].append((kronecker, scale))
         return ActiveLoras(scales, clip_scales, SlotSelection(slot_scales, layers, dict(kroneckers)))
+
+
+def stage_weights(slots: LoraSlots, weights: LoraWeights) -> StagedLora:
+    """Converts the low-rank matrices of a LoRA to the layout of `slots`. May run on any thread.
+
+    Raises ValueError for weights that do not fit the checkpoint.
+    """
+    return slots.stage(weights.low_rank_slots, _layer_matrices(weights))
+
+
+def _layer_matrices(weights: LoraWeights) -> dict[str, LowRank]:
+    """By network and layer, as in `transformer.x_embedder`."""
+    return {
+        f"{network}.{layer}": matrix
+        for network, layers in (("transformer", weights.transformer), ("clip", weights.clip))
+        for layer, matrix in layers.items()
+    }
 
 
 def _sum_scales(loras: Iterable[LoraRequest]) -> LoraScales:

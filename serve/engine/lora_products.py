@@ -73,7 +73,7 @@ def add_low_rank(
     """
     images, selected = scales.shape
     down = torch.cat([rows[:, columns.down].index_select(0, slots) for columns, _ in layers])
-    constant = torch.cat([constants[:, columns.index].index_select(0, slots) for columns, _ in layers])
+    constant = torch.cat([constants[:, columns.number].index_select(0, slots) for columns, _ in layers])
     inner = torch.mm(inputs.flatten(0, -2), down.t()).add_(constant)
     inner.view(images, -1, len(layers), selected).mul_(scales[:, None, None])
     for layer, (columns, output) in enumerate(layers):

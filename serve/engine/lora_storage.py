@@ -19,7 +19,8 @@ _GROUP = re.compile(r".*?\.\d+(?=\.|$)")
 class LayerColumns(NamedTuple):
     """Where a group's tensors have the vectors of one layer."""
 
-    index: int
+    number: int
+    """Of the layer within its group."""
     down: slice
     up: slice
 
@@ -27,9 +28,9 @@ class LayerColumns(NamedTuple):
 def layer_columns(layers: Iterable[nn.Linear]) -> list[LayerColumns]:
     """The columns of consecutive layers: first down, then up of each."""
     columns, start = [], 0
-    for index, layer in enumerate(layers):
+    for number, layer in enumerate(layers):
         middle, end = start + layer.in_features, start + layer.in_features + layer.out_features
-        columns.append(LayerColumns(index, slice(start, middle), slice(middle, end)))
+        columns.append(LayerColumns(number, slice(start, middle), slice(middle, end)))
         start = end
     return columns
 
@@ -67,12 +68,12 @@ class SlotGroup:
     def stage(self, rows: Tensor, constants: Tensor, matrices: Mapping[str, LowRank]) -> None:
         """Writes matrices to zeroed rows of a tensor on the CPU. A matrix' own scale is multiplied into `up`."""
         for name, matrix in matrices.items():
-            index, down, up = self.columns[name]
+            number, down, up = self.columns[name]
             rows[: matrix.rank, down] = matrix.down
             rows[: matrix.rank, up] = (matrix.up.float() * matrix.scale).t()
             if matrix.bias is not None:
                 rows[matrix.rank, up] = matrix.bias
-                constants[matrix.rank, index] = 1
+                constants[matrix.rank, number] = 1
 
     def clear(self, slots: Tensor) -> None:
         self.rows.index_fill_(0, slots, 0)

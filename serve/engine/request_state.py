@@ -2,6 +2,8 @@
 
 import logging
 import time
+from collections.abc import Mapping
+from concurrent.futures import Future
 from dataclasses import dataclass, field, replace
 from typing import NamedTuple
 
@@ -10,6 +12,7 @@ from torch import Tensor
 from serve.engine.flux_transformer import Conditioning
 from serve.engine.latents import LatentGrid
 from serve.engine.lora_manager import NO_LORAS, ActiveLoras, LoraScales
+from serve.engine.lora_storage import StagedLora
 from serve.engine.prompt_encoder import EncodedPrompt
 from serve.engine.request import (
     Canceled,
@@ -90,6 +93,8 @@ class RequestState:
     parameters: GenerationRequest
     listener: Listener
     cancel_token: CancelToken = field(default_factory=CancelToken)
+    staged_loras: "Mapping[str, Future[StagedLora]]" = field(default_factory=dict)
+    """LoRAs that are being prepared for their copy to the device, by key."""
     active_loras: ActiveLoras | None = None
     """None until its LoRAs are on the device."""
     encoded_prompt: EncodedPrompt | None = None
@@ -113,6 +118,7 @@ class RequestState:
         """Records that the LoRAs are on the device, and drops the weights that came with the request."""
         self.active_loras = active_loras
         self.parameters = replace(self.parameters, lora_weights={})
+        self.staged_loras = {}
 
     def emit(self, event: EngineEvent) -> None:
         """Calls the listener. If it raises, the request is cancelled."""

@@ -26,6 +26,7 @@ from serve.engine.request_state import ImageState, InpaintLatents, RequestState
 from serve.engine.sigmas import make_sigma_schedule
 from serve.engine.watchdog import Watchdog, WorkItem
 from serve.errors import EngineFailed, ServiceError
+from serve.model_specs import Size
 from serve.settings import PoolSettings
 
 Result = TypeVar("Result")
@@ -42,6 +43,7 @@ class Scheduler:
         self._watchdog = watchdog
         self._prompt_encoder = PromptEncoder(checkpoint, pool.prompt_cache_entries)
         self._latent_space = LatentSpace(checkpoint)
+        self._max_sequence_length = checkpoint.max_sequence_length
         self._noise_scheduler_config = checkpoint.noise_scheduler_config
         self.executor = BatchExecutor(checkpoint, pool, watchdog)
         self.loras = LoraManager(checkpoint.lora_slots)
@@ -72,6 +74,11 @@ class Scheduler:
             self._drop_ended()
             part()
         self._drop_ended()
+
+    def warm_up(self, size: Size) -> None:
+        """Compiles the transformer, if it is to be compiled. `size` is the size of an image, in pixels."""
+        tokens = self._latent_space.grid(size).tokens
+        self.executor.denoiser.warm_up(tokens, self._max_sequence_length)
 
     def fail_all(self, error: EngineFailed) -> None:
         """Fails all requests and cancels all device calls."""
@@ -104,7 +111,8 @@ class Scheduler:
                 return
 
     def _acquire_loras(self, request: RequestState) -> None:
-        active_loras = self.loras.acquire(request.parameters.loras, request.parameters.lora_weights)
+        parameters = request.parameters
+        active_loras = self.loras.acquire(parameters.loras, parameters.lora_weights, request.staged_loras)
         if active_loras is not None:
             request.attach_loras(active_loras)
 
