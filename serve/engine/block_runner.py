@@ -158,5 +158,4 @@ def _linear_layers(block: nn.Module) -> list[nn.Linear]:
 
 
 def _first_linear(block: nn.Module) -> str:
-    paths = (path for path, layer in block.named_modules() if isinstance(layer, nn.Linear))
-    return next(paths)
+    return next(str(path) for path, layer in block.named_modules() if isinstance(layer, nn.Linear))

@@ -69,6 +69,7 @@ class Engine:
         self._num_threads = _num_threads(pool)
         self.compute_dtype = dtype_name(checkpoint.transformer.dtype)
         """The dtype in which the transformer computes, such as `float32`."""
+        self._compiles = "transformer" in pool.compiled_parts
         self._watchdog = Watchdog()
         self._scheduler = Scheduler(checkpoint, pool, self._watchdog)
         self._lora_stager = LoraStager(self._scheduler.loras)
@@ -97,7 +98,7 @@ class Engine:
 
         Raises the error that a caller would get.
         """
-        if sizes:
+        if sizes and self._compiles:
             self.run_on_device(partial(self._scheduler.warm_up, sizes[0])).result()
         with self._watchdog.measure():
             for size in sizes:
