@@ -1,16 +1,18 @@
 """Selects batches and advances their images by one denoising step."""
 
 import logging
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 from torch import Tensor
 
 from serve.engine import device
-from serve.engine.batching import BatchCandidate, select_batch
+from serve.engine.batching import BatchCandidate
 from serve.engine.checkpoint import Checkpoint
 from serve.engine.denoiser import Denoiser
 from serve.engine.request_state import BatchKey, ImageState, RequestState
+from serve.engine.step_costs import StepCosts
 from serve.engine.watchdog import Watchdog, WorkItem
+from serve.engine.work_order import WorkOrder
 from serve.events import StepDone
 from serve.settings import PoolSettings
 
@@ -22,13 +24,22 @@ BatchItem = tuple[RequestState, ImageState]
 class BatchExecutor:
     """Selects the next batch and advances its images by one step. If the batch fails, the failing image is isolated."""
 
-    def __init__(self, checkpoint: Checkpoint, pool: PoolSettings, watchdog: Watchdog) -> None:
+    def __init__(
+        self,
+        checkpoint: Checkpoint,
+        pool: PoolSettings,
+        watchdog: Watchdog,
+        order: WorkOrder,
+        costs: StepCosts,
+        clock: Callable[[], float],
+    ) -> None:
         self._denoiser = Denoiser(checkpoint)
         self._device = checkpoint.device
-        self._max_batch = 1 if pool.disable_batching else pool.max_batch
         self._batch_across_loras = pool.batch_across_loras
         self._watchdog = watchdog
-        self._next_keys: tuple[BatchKey, ...] = ()
+        self._order = order
+        self._costs = costs
+        self._clock = clock
         self.batches = 0
         """Completed batches; a failed batch that is retried in parts counts by its parts."""
         self.image_steps = 0
@@ -42,14 +53,19 @@ class BatchExecutor:
             for image in request.images or ()
             if not image.finished
         }
-        pending = [
-            BatchCandidate(request.number, image.index, self._batch_key(image)) for request, image in members.values()
-        ]
-        batch = select_batch(pending, self._next_keys, self._max_batch)
-        self._next_keys = batch.next_keys
+        batch = self._order.select([self._candidate(request, image) for request, image in members.values()])
         failed: list[RequestState] = []
-        self._run([members[image.request_number, image.image_index] for image in batch.candidates], failed)
+        self._run([members[image.request_number, image.image_index] for image in batch], failed)
         return failed
+
+    def _candidate(self, request: RequestState, image: ImageState) -> BatchCandidate[BatchKey]:
+        return BatchCandidate(
+            request_number=request.number,
+            image_index=image.index,
+            key=self._batch_key(image),
+            steps_left=image.schedule.steps - image.step,
+            deadline_s=self._order.deadline_s(request),
+        )
 
     def _batch_key(self, image: ImageState) -> BatchKey:
         if self._batch_across_loras:
@@ -76,8 +92,9 @@ class BatchExecutor:
 
     def _try_step(self, members: Sequence[BatchItem]) -> list[Tensor] | None:
         """The latents of each image after its step, or None. Keeps no reference to the error, which may hold memory."""
-        request, _ = members[0]
+        request, first = members[0]
         work = WorkItem("step", images=len(members), pixels=request.pixels)
+        start_s = self._clock()
         try:
             with self._watchdog.track(work):
                 latents = self._denoiser.step([image for _, image in members])
@@ -85,6 +102,7 @@ class BatchExecutor:
         except Exception:
             _log.exception("%s failed%s", work, "; it is retried in halves" if len(members) > 1 else "")
             return None
+        self._costs.record("step", first.grid.tokens, self._clock() - start_s, len(members))
         return latents
 
     def _advance(self, members: Sequence[BatchItem], latents: Sequence[Tensor]) -> None:

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 import torch
 
-from serve.engine import batching, denoiser, device
+from serve.engine import batching, device, work_order
 from serve.engine.checkpoint import Checkpoint
 from serve.engine.engine import STEP_EVENT_PERIOD_S, Engine, StepThrottle
 from serve.engine.request import Canceled, Completed, EngineEvent, Failed, GenerationRequest, ImageReady
@@ -155,7 +155,7 @@ def test_stats_count_batches_steps_and_unfinished_images(engine: Engine) -> None
 def test_stop_fails_unfinished_requests(checkpoint: Checkpoint) -> None:
     engine = Engine(checkpoint, PoolSettings(model=""))
     engine.start()
-    running, waiting = (Client(engine, make_request(steps=50, size=size)) for size in ((96, 64), (64, 64)))
+    running, waiting = (Client(engine, make_request(steps=50, size=size)) for size in ((64, 64), (96, 64)))
     running.events_until(StepDone)
     engine.stop()
     for client in (running, waiting):
@@ -275,7 +275,7 @@ def test_failed_iteration_fails_current_requests_and_the_engine_continues(
             raise error
         return batching.select_batch(*arguments)
 
-    monkeypatch.setattr(denoiser, "select_batch", select_batch)
+    monkeypatch.setattr(work_order, "select_batch", select_batch)
     engine = Engine(checkpoint, PoolSettings(model=""))
     engine.start()
     try:
