@@ -66,6 +66,11 @@ class Scheduler:
         return bool(self._requests or self._device_calls)
 
     @property
+    def wait_s(self) -> float:
+        """For how long, at least, the device is busy and no iteration is needed unless new work arrives."""
+        return 0.0 if self._device_calls else self.executor.wait_s
+
+    @property
     def unfinished_images(self) -> int:
         """Images of requests that have not ended."""
         return sum(len(request.parameters.seeds) for request in self._requests if not request.ended)
@@ -87,6 +92,7 @@ class Scheduler:
 
     def fail_all(self, error: EngineFailed) -> None:
         """Fails all requests and cancels all device calls."""
+        self.executor.finish()
         for request in self._requests:
             if not request.ended:
                 request.fail(error)
@@ -97,7 +103,8 @@ class Scheduler:
 
     def _drop_ended(self) -> None:
         for request in self._requests:
-            if request.cancel_token.cancelled and not request.ended:
+            # A request ends when the device no longer works on it.
+            if request.cancel_token.cancelled and not request.ended and not self.executor.is_running(request):
                 request.cancel()
         for request in self._requests:
             if request.ended and request.active_loras is not None:
@@ -203,7 +210,11 @@ class Scheduler:
         return paste_kept_pixels(pixels, parameters.image, parameters.mask)
 
     def _run_for(self, request: RequestState, work: WorkItem, action: Callable[[], Result]) -> Result | None:
-        """Runs work for one request. An error fails that request; only the log has the cause of an unexpected one."""
+        """Runs work for one request, after all queued passes. An error fails that request; only the log has the cause
+        of an unexpected one."""
+        self._finish_passes()
+        if request.ended or request.cancel_token.cancelled:
+            return None
         start_s = self._clock()
         try:
             with self._watchdog.track(work):
@@ -229,6 +240,7 @@ class Scheduler:
         future, action = self._device_calls.popleft()
         if not future.set_running_or_notify_cancel():
             return
+        self._finish_passes()
         try:
             with self._watchdog.track(WorkItem("other")):
                 future.set_result(action())
@@ -239,7 +251,12 @@ class Scheduler:
         for request in self.executor.run_next(self._requests):
             self._fail(request)
 
+    def _finish_passes(self) -> None:
+        for request in self.executor.finish():
+            self._fail(request)
+
     def _fail(self, request: RequestState) -> None:
-        request.fail(EngineFailed())
+        if not request.ended:
+            request.fail(EngineFailed())
         device.empty_cache(self._device)
         self.device_lost = self.device_lost or not device.is_responsive(self._device)

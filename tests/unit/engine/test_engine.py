@@ -300,6 +300,57 @@ def test_engine_with_unresponsive_device_is_unhealthy(checkpoint: Checkpoint, mo
         engine.stop()
 
 
+class BusyDevice:
+    """A device that computes the first pass until `done` is set."""
+
+    def __init__(self) -> None:
+        self.done = threading.Event()
+        self.waiting = threading.Event()
+        """Set when a thread looks whether the pass is done."""
+
+    def query(self) -> bool:
+        self.waiting.set()
+        return self.done.is_set()
+
+    def synchronize(self) -> None:
+        assert self.done.wait(TIMEOUT_S)
+
+    def seconds_since(self, earlier: Any) -> float:
+        return 1.0
+
+
+@pytest.fixture
+def busy_device(monkeypatch: pytest.MonkeyPatch) -> BusyDevice:
+    busy = BusyDevice()
+    monkeypatch.setattr(device, "is_asynchronous", lambda _: True)
+    monkeypatch.setattr(device, "record_event", lambda _: busy)
+    return busy
+
+
+def test_new_work_ends_the_wait_for_a_busy_device(checkpoint: Checkpoint, busy_device: BusyDevice) -> None:
+    engine = Engine(checkpoint, PoolSettings(model=""))
+    engine.start()
+    client = Client(engine, make_request(steps=3))
+    assert busy_device.waiting.wait(TIMEOUT_S)
+    result = engine.run_on_device(lambda: engine.stats.batches)
+    busy_device.done.set()
+    assert result.result(TIMEOUT_S) in (1, 2, 3)
+    assert isinstance(client.final_event(), Completed)
+    engine.stop()
+
+
+def test_stop_waits_for_a_busy_device_and_fails_its_requests(checkpoint: Checkpoint, busy_device: BusyDevice) -> None:
+    engine = Engine(checkpoint, PoolSettings(model=""))
+    engine.start()
+    client = Client(engine, make_request(steps=50))
+    assert busy_device.waiting.wait(TIMEOUT_S)
+    threading.Timer(0.05, busy_device.done.set).start()
+    engine.stop()
+    assert busy_device.done.is_set()
+    assert isinstance(client.final_event(), Failed)
+    assert not engine.health.alive
+
+
 def _emitted_steps(steps: int, step_s: float, images: int = 1) -> list[tuple[int, int]]:
     """Image and step of the events that the throttle emits if all images take each step at the same time."""
     clock = FakeClock()
