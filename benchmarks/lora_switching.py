@@ -60,7 +60,10 @@ def measure_switch(precision: Precision, rank: int, seconds: float) -> dict[str,
 def measure_mixed_batches(
     precision: Precision, rank: int, seconds: float, steps: int, loras: int, images: int
 ) -> dict[str, Any]:
-    """Throughput of simultaneous images with several LoRAs: `mixed` in one batch, or `apart` in a batch per LoRA."""
+    """Throughput of simultaneous images with several LoRAs: `mixed` in one batch, or `apart` in a batch per LoRA.
+
+    With the policy `turns`, batches form whatever they cost.
+    """
     checkpoint = make_checkpoint("embedded", precision, "cpu")
     weights = {f"lora {number}": random_lora(checkpoint.transformer, rank, number) for number in range(loras)}
     names = [f"lora {image % loras}" for image in range(images)]
@@ -68,7 +71,11 @@ def measure_mixed_batches(
     functions = {
         name: partial(
             _generate_all,
-            Scheduler(checkpoint, PoolSettings(model="", batch_across_loras=batch_across_loras), Watchdog()),
+            Scheduler(
+                checkpoint,
+                PoolSettings(model="", batch_across_loras=batch_across_loras, scheduling_policy="turns"),
+                Watchdog(),
+            ),
             requests,
         )
         for name, batch_across_loras in (("mixed", True), ("apart", False))

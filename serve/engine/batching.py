@@ -1,17 +1,20 @@
-"""Selects the images of the next batch. Pure: no torch, clock or thread.
+"""Selects the images of the next batch. Pure: no torch, clock or thread."""
 
-A batch holds images with equal keys (size and text length). Keys take turns, one batch each, in order of arrival, so no
-size waits for another to finish. Within a key the oldest requests go first. All images of a request enter a batch
-together. While they do not fit, newer requests fill the batch.
-"""
-
-from collections.abc import Hashable, Iterator, Sequence
+from collections.abc import Callable, Hashable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import groupby
 from operator import attrgetter
 from typing import Generic, TypeVar
 
 Key = TypeVar("Key", bound=Hashable)
+
+DEADLINE_FACTOR = 1.5
+"""A request is due when this many times its remaining work has passed since its arrival."""
+MAX_OWN_COST = 1.05
+"""All images of a request advance together if that costs at most this share of their steps apart."""
+MAX_SHARED_COST = 0.9
+"""Another request joins a batch if that costs at most this share of the same steps apart. It delays the first one, so
+the gain has to be clear."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -23,6 +26,9 @@ class BatchCandidate(Generic[Key]):
     image_index: int
     key: Key
     """Images with equal keys can share a batch."""
+    steps_left: int = 1
+    deadline_s: float = 0.0
+    """Of its request."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -35,10 +41,56 @@ class ScheduledBatch(Generic[Key]):
     """Keys that still have images, next one first: pass it to the next call."""
 
 
+def deadline_s(arrival_s: float, remaining_s: float) -> float:
+    """When a request is due. The request with the earliest deadline advances first.
+
+    Short work is due soon. A deadline never moves back, so only requests that arrive before it can be preferred, and
+    no request starves.
+    """
+    return arrival_s + DEADLINE_FACTOR * remaining_s
+
+
 def select_batch(
+    candidates: Sequence[BatchCandidate[Key]], step_s: Callable[[Key, int], float], max_batch: int
+) -> tuple[BatchCandidate[Key], ...]:
+    """The request with the earliest deadline, and others with its key where a common pass is cheaper.
+
+    `step_s` gives the seconds of a pass by key and number of images. The images of a request advance together, or one
+    after the other where that is cheaper. A batch has at most `max_batch` images.
+    """
+    ordered = sorted(candidates, key=attrgetter("deadline_s", "request_number", "steps_left", "image_index"))
+    batch: list[BatchCandidate[Key]] = []
+    apart_s = 0.0
+    for _, group in groupby(ordered, key=attrgetter("request_number")):
+        images = list(group)
+        key = images[0].key
+        if batch and key != batch[0].key:
+            continue
+        images = _own_batch(images, step_s, max_batch)
+        size = len(batch) + len(images)
+        together_apart_s = apart_s + step_s(key, len(images))
+        if not batch or (size <= max_batch and step_s(key, size) <= MAX_SHARED_COST * together_apart_s):
+            batch += images
+            apart_s = together_apart_s
+    return tuple(batch)
+
+
+def _own_batch(
+    images: list[BatchCandidate[Key]], step_s: Callable[[Key, int], float], max_batch: int
+) -> list[BatchCandidate[Key]]:
+    """The images of one request that advance together."""
+    size, key = min(len(images), max_batch), images[0].key
+    return images[:size] if step_s(key, size) <= MAX_OWN_COST * size * step_s(key, 1) else images[:1]
+
+
+def select_batch_by_turns(
     candidates: Sequence[BatchCandidate[Key]], previous_keys: Sequence[Key], max_batch: int
 ) -> ScheduledBatch[Key]:
-    """The next batch of at most `max_batch` images. `keys` are the `next_keys` of the previous batch."""
+    """The images of the key whose turn it is. `previous_keys` are the `next_keys` of the previous batch.
+
+    Keys take turns, one batch each, in order of arrival. Within a key the oldest requests go first. All images of a
+    request enter a batch together. While they do not fit, newer requests fill the batch.
+    """
     by_age = sorted(candidates, key=attrgetter("request_number", "image_index"))
     present = list(dict.fromkeys(image.key for image in by_age))
     if not present:

@@ -1,7 +1,9 @@
-"""Device helpers: synchronization, memory, liveness, copies to the host, and the number of CPUs."""
+"""Device helpers: synchronization, events, memory, liveness, copies to the host, and the number of CPUs."""
 
 import os
+import time
 from pathlib import Path
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor
@@ -26,6 +28,62 @@ def synchronize(device: torch.device) -> None:
     """Waits for the work that this thread has queued on a GPU, and raises its errors. CPU work is synchronous."""
     if device.type == "cuda":
         torch.cuda.current_stream(device).synchronize()
+
+
+class DeviceEvent(Protocol):
+    """The end of the work that was queued on a device before the event."""
+
+    def query(self) -> bool:
+        """Whether the work is done."""
+
+    def synchronize(self) -> None:
+        """Waits until the work is done, and raises its errors."""
+
+    def seconds_since(self, earlier: Any) -> float:
+        """Between the ends of the work of two events of one device, both done."""
+
+
+class CudaEvent:
+    """An event on the current stream of a GPU. A waiting thread sleeps."""
+
+    def __init__(self, device: torch.device) -> None:
+        self._event = torch.cuda.Event(enable_timing=True, blocking=True)
+        self._event.record(torch.cuda.current_stream(device))
+
+    def query(self) -> bool:
+        return self._event.query()
+
+    def synchronize(self) -> None:
+        self._event.synchronize()
+
+    def seconds_since(self, earlier: "CudaEvent") -> float:
+        return earlier._event.elapsed_time(self._event) / 1000
+
+
+class HostEvent:
+    """Of a device that computes synchronously: all work is done."""
+
+    def __init__(self) -> None:
+        self._time_s = time.perf_counter()
+
+    def query(self) -> bool:
+        return True
+
+    def synchronize(self) -> None:
+        pass
+
+    def seconds_since(self, earlier: "HostEvent") -> float:
+        return self._time_s - earlier._time_s
+
+
+def is_asynchronous(device: torch.device) -> bool:
+    """Whether the device computes while the thread that queued the work continues."""
+    return device.type == "cuda"
+
+
+def record_event(device: torch.device) -> DeviceEvent:
+    """An event after all work that this thread has queued."""
+    return CudaEvent(device) if device.type == "cuda" else HostEvent()
 
 
 def empty_cache(device: torch.device) -> None:

@@ -168,14 +168,21 @@ class Engine:
         self._scheduler.fail_all(EngineFailed("the service is stopping; send the request again"))
 
     def _wait_for_work(self) -> bool:
-        """Waits until there is work and passes new work to the scheduler. Returns False if the engine stops."""
+        """Waits until there is work and passes new work to the scheduler. Returns False if the engine stops.
+
+        While the device is busy with what was queued, only new work ends the wait.
+        """
         with self._condition:
-            self._condition.wait_for(
-                lambda: self._new_requests or self._new_device_calls or self._scheduler.has_work or not self._running
-            )
+            self._condition.wait_for(lambda: self._has_news or self._scheduler.has_work)
+            while not self._has_news and (wait_s := self._scheduler.wait_s) > 0:
+                self._condition.wait(wait_s)
             self._scheduler.add(self._new_requests, self._new_device_calls)
             self._new_requests, self._new_device_calls = [], []
             return self._running
+
+    @property
+    def _has_news(self) -> bool:
+        return bool(self._new_requests or self._new_device_calls or not self._running)
 
     def _run_to_end(self, request: GenerationRequest) -> None:
         """Runs a request and drops its images. Raises its error."""

@@ -101,7 +101,7 @@ class RequestState:
     images: list[ImageState] | None = None
     """Images that are not decoded yet; None until they have latents."""
     ended: bool = False
-    _submitted_s: float = field(default_factory=time.monotonic)
+    submitted_s: float = field(default_factory=time.monotonic)
     _started_s: float | None = None
     _last_step_s: float | None = None
     _times_s: dict[str, float] = field(default_factory=dict)
@@ -113,6 +113,20 @@ class RequestState:
         """Of one image."""
         width, height = self.parameters.size
         return width * height
+
+    @property
+    def needs_encoding(self) -> bool:
+        """Only its input image, if any, has to be encoded before its first step."""
+        return self.encoded_prompt is not None and self.images is None
+
+    @property
+    def finished_image(self) -> ImageState | None:
+        """An image to decode."""
+        return next((image for image in self.images or () if image.finished), None)
+
+    @property
+    def has_vae_work(self) -> bool:
+        return self.needs_encoding or self.finished_image is not None
 
     def attach_loras(self, active_loras: ActiveLoras) -> None:
         """Records that the LoRAs are on the device, and drops the weights that came with the request."""
@@ -164,7 +178,7 @@ class RequestState:
         now_s = time.monotonic()
         started_s = now_s if self._started_s is None else self._started_s
         preparation = {stage: self._times_s[stage] for stage in _PREPARATION_STAGES if stage in self._times_s}
-        stages = {"queue": started_s - self._submitted_s - sum(preparation.values()), **preparation}
+        stages = {"queue": started_s - self.submitted_s - sum(preparation.values()), **preparation}
         if self._last_step_s is not None:
             stages["denoise"] = self._last_step_s - started_s
         stages["decode"] = now_s - (started_s if self._last_step_s is None else self._last_step_s)

@@ -24,7 +24,9 @@ from serve.engine.prompt_encoder import PromptEncoder
 from serve.engine.request import ImageReady
 from serve.engine.request_state import ImageState, InpaintLatents, RequestState
 from serve.engine.sigmas import make_sigma_schedule
+from serve.engine.step_costs import StepCosts
 from serve.engine.watchdog import Watchdog, WorkItem
+from serve.engine.work_order import make_work_order
 from serve.errors import EngineFailed, ServiceError
 from serve.model_specs import Size
 from serve.settings import PoolSettings
@@ -38,14 +40,24 @@ _log = logging.getLogger(__name__)
 class Scheduler:
     """Runs requests step by step. Belongs to the engine's thread, without locks."""
 
-    def __init__(self, checkpoint: Checkpoint, pool: PoolSettings, watchdog: Watchdog) -> None:
+    def __init__(
+        self,
+        checkpoint: Checkpoint,
+        pool: PoolSettings,
+        watchdog: Watchdog,
+        costs: StepCosts | None = None,
+        clock: Callable[[], float] = monotonic,
+    ) -> None:
         self._device = checkpoint.device
+        self._clock = clock
+        self._costs = StepCosts() if costs is None else costs
         self._watchdog = watchdog
         self._prompt_encoder = PromptEncoder(checkpoint, pool.prompt_cache_entries)
         self._latent_space = LatentSpace(checkpoint)
         self._max_sequence_length = checkpoint.max_sequence_length
         self._noise_scheduler_config = checkpoint.noise_scheduler_config
-        self.executor = BatchExecutor(checkpoint, pool, watchdog)
+        self._order = make_work_order(pool, self._costs, self._latent_space.grid)
+        self.executor = BatchExecutor(checkpoint, pool, watchdog, self._order, self._costs, clock)
         self.loras = LoraManager(checkpoint.lora_slots)
         self._requests: list[RequestState] = []
         self._device_calls: deque[DeviceCall] = deque()
@@ -54,6 +66,11 @@ class Scheduler:
     @property
     def has_work(self) -> bool:
         return bool(self._requests or self._device_calls)
+
+    @property
+    def wait_s(self) -> float:
+        """For how long, at least, the device is busy and no iteration is needed unless new work arrives."""
+        return 0.0 if self._device_calls else self.executor.wait_s
 
     @property
     def unfinished_images(self) -> int:
@@ -67,10 +84,10 @@ class Scheduler:
 
     @torch.no_grad()
     def step(self) -> None:
-        """One iteration: loads the missing LoRAs of at most one request, encodes new prompts, encodes or decodes at
-        most one image, makes at most one device call, and runs one batch. Cancelled and ended requests are dropped
-        before each part."""
-        for part in (self._load_loras, self._encode_prompts, self._run_vae, self._call_device, self._run_batch):
+        """One iteration: loads the missing LoRAs of at most one request, encodes new prompts, makes at most one device
+        call, and encodes or decodes an image, or runs a batch, or both, as the order of work demands. Cancelled and
+        ended requests are dropped before each part."""
+        for part in (self._load_loras, self._encode_prompts, self._call_device, self._run_vae_or_batch):
             self._drop_ended()
             part()
         self._drop_ended()
@@ -82,6 +99,7 @@ class Scheduler:
 
     def fail_all(self, error: EngineFailed) -> None:
         """Fails all requests and cancels all device calls."""
+        self.executor.finish()
         for request in self._requests:
             if not request.ended:
                 request.fail(error)
@@ -92,7 +110,8 @@ class Scheduler:
 
     def _drop_ended(self) -> None:
         for request in self._requests:
-            if request.cancel_token.cancelled and not request.ended:
+            # A request ends when the device no longer works on it.
+            if request.cancel_token.cancelled and not request.ended and not self.executor.is_running(request):
                 request.cancel()
         for request in self._requests:
             if request.ended and request.active_loras is not None:
@@ -128,17 +147,22 @@ class Scheduler:
         if request.parameters.image is None:
             self._prepare_images(request, None)
 
-    def _run_vae(self) -> None:
-        """Encodes the input image, or decodes one finished image, of the oldest request that has one."""
-        for request in self._requests:
-            if request.encoded_prompt is not None and request.images is None:
-                work = WorkItem("encode_image", pixels=request.pixels)
-                self._run_for(request, work, partial(self._encode_image, request))
-                return
-            finished = next((image for image in request.images or () if image.finished), None)
-            if finished is not None:
-                self._decode(request, finished)
-                return
+    def _run_vae_or_batch(self) -> None:
+        request = self._order.next_for_vae(self._requests)
+        if request is not None:
+            self._run_vae(request)
+            self._drop_ended()
+        if request is None or self._order.batch_follows_vae:
+            self._run_batch()
+
+    def _run_vae(self, request: RequestState) -> None:
+        """Encodes the input image of the request, or decodes one of its finished images."""
+        finished = request.finished_image
+        if finished is not None:
+            self._decode(request, finished)
+        else:
+            work = WorkItem("encode_image", pixels=request.pixels)
+            self._run_for(request, work, partial(self._encode_image, request))
 
     def _encode_image(self, request: RequestState) -> None:
         assert request.parameters.image is not None
@@ -194,8 +218,12 @@ class Scheduler:
         return paste_kept_pixels(pixels, parameters.image, parameters.mask)
 
     def _run_for(self, request: RequestState, work: WorkItem, action: Callable[[], Result]) -> Result | None:
-        """Runs work for one request. An error fails that request; only the log has the cause of an unexpected one."""
-        start_s = monotonic()
+        """Runs work for one request, after all queued passes. An error fails that request; only the log has the cause
+        of an unexpected one."""
+        self._finish_passes()
+        if request.ended or request.cancel_token.cancelled:
+            return None
+        start_s = self._clock()
         try:
             with self._watchdog.track(work):
                 result = action()
@@ -207,7 +235,11 @@ class Scheduler:
             _log.exception("%s failed; its request fails", work)
             self._fail(request)
             return None
-        request.record_time(work.kind, monotonic() - start_s)
+        seconds = self._clock() - start_s
+        request.record_time(work.kind, seconds)
+        if work.kind == "decode" or work.kind == "encode_image":
+            tokens = self._latent_space.grid(request.parameters.size).tokens
+            self._costs.record(work.kind, tokens, seconds)
         return result
 
     def _call_device(self) -> None:
@@ -216,6 +248,7 @@ class Scheduler:
         future, action = self._device_calls.popleft()
         if not future.set_running_or_notify_cancel():
             return
+        self._finish_passes()
         try:
             with self._watchdog.track(WorkItem("other")):
                 future.set_result(action())
@@ -226,7 +259,12 @@ class Scheduler:
         for request in self.executor.run_next(self._requests):
             self._fail(request)
 
+    def _finish_passes(self) -> None:
+        for request in self.executor.finish():
+            self._fail(request)
+
     def _fail(self, request: RequestState) -> None:
-        request.fail(EngineFailed())
+        if not request.ended:
+            request.fail(EngineFailed())
         device.empty_cache(self._device)
         self.device_lost = self.device_lost or not device.is_responsive(self._device)

@@ -76,9 +76,9 @@ class Watchdog:
             self._warming_up = False
 
     @contextmanager
-    def track(self, work: WorkItem) -> Iterator[None]:
-        """Reports `work` as the current work within the block."""
-        start_s = self._clock()
+    def track(self, work: WorkItem, start_s: float | None = None) -> Iterator[None]:
+        """Reports `work` as the current work within the block. It runs since `start_s`, or since the block started."""
+        start_s = self._clock() if start_s is None else start_s
         self._current = (work, start_s)
         try:
             yield

@@ -17,6 +17,7 @@ from serve.engine.request import (
 )
 from serve.engine.request_state import RequestState
 from serve.engine.scheduler import Scheduler
+from serve.engine.step_costs import CostKind, StepCosts
 from serve.engine.watchdog import Watchdog
 from serve.events import StepDone
 from serve.lora.weights import LoraWeights
@@ -90,11 +91,18 @@ class RequestRecorder:
             self.latents[event.index] = images[event.index].latents.clone()
 
 
+class UnmeasuredCosts(StepCosts):
+    """Ignores measurements, so that the order of work does not depend on the machine. Batches seem cheap."""
+
+    def record(self, kind: CostKind, tokens: int, seconds: float, images: int = 1) -> None:
+        pass
+
+
 def run_requests(
     checkpoint: Checkpoint, arrivals: Iterable[tuple[int, GenerationRequest]], **pool: Any
 ) -> tuple[Scheduler, list[RequestRecorder]]:
     """Runs requests in one scheduler until all have ended. Arrivals are iterations before which a request is added."""
-    scheduler = Scheduler(checkpoint, PoolSettings(model="", **pool), Watchdog())
+    scheduler = Scheduler(checkpoint, PoolSettings(model="", **pool), Watchdog(), UnmeasuredCosts())
     recorders = [RequestRecorder(number, request) for number, (_, request) in enumerate(arrivals)]
     pending = [(at, recorder) for (at, _), recorder in zip(arrivals, recorders, strict=True)]
     iteration = 0

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 import torch
 
-from serve.engine import batch_executor, batching, device
+from serve.engine import batching, device, work_order
 from serve.engine.checkpoint import Checkpoint
 from serve.engine.engine import STEP_EVENT_PERIOD_S, Engine, StepThrottle
 from serve.engine.request import Canceled, Completed, EngineEvent, Failed, GenerationRequest, ImageReady
@@ -155,7 +155,7 @@ def test_stats_count_batches_steps_and_unfinished_images(engine: Engine) -> None
 def test_stop_fails_unfinished_requests(checkpoint: Checkpoint) -> None:
     engine = Engine(checkpoint, PoolSettings(model=""))
     engine.start()
-    running, waiting = (Client(engine, make_request(steps=50, size=size)) for size in ((96, 64), (64, 64)))
+    running, waiting = (Client(engine, make_request(steps=50, size=size)) for size in ((64, 64), (96, 64)))
     running.events_until(StepDone)
     engine.stop()
     for client in (running, waiting):
@@ -275,7 +275,7 @@ def test_failed_iteration_fails_current_requests_and_the_engine_continues(
             raise error
         return batching.select_batch(*arguments)
 
-    monkeypatch.setattr(batch_executor, "select_batch", select_batch)
+    monkeypatch.setattr(work_order, "select_batch", select_batch)
     engine = Engine(checkpoint, PoolSettings(model=""))
     engine.start()
     try:
@@ -298,6 +298,57 @@ def test_engine_with_unresponsive_device_is_unhealthy(checkpoint: Checkpoint, mo
         assert not engine.health.healthy
     finally:
         engine.stop()
+
+
+class BusyDevice:
+    """A device that computes the first pass until `done` is set."""
+
+    def __init__(self) -> None:
+        self.done = threading.Event()
+        self.waiting = threading.Event()
+        """Set when a thread looks whether the pass is done."""
+
+    def query(self) -> bool:
+        self.waiting.set()
+        return self.done.is_set()
+
+    def synchronize(self) -> None:
+        assert self.done.wait(TIMEOUT_S)
+
+    def seconds_since(self, earlier: Any) -> float:
+        return 1.0
+
+
+@pytest.fixture
+def busy_device(monkeypatch: pytest.MonkeyPatch) -> BusyDevice:
+    busy = BusyDevice()
+    monkeypatch.setattr(device, "is_asynchronous", lambda _: True)
+    monkeypatch.setattr(device, "record_event", lambda _: busy)
+    return busy
+
+
+def test_new_work_ends_the_wait_for_a_busy_device(checkpoint: Checkpoint, busy_device: BusyDevice) -> None:
+    engine = Engine(checkpoint, PoolSettings(model=""))
+    engine.start()
+    client = Client(engine, make_request(steps=3))
+    assert busy_device.waiting.wait(TIMEOUT_S)
+    result = engine.run_on_device(lambda: engine.stats.batches)
+    busy_device.done.set()
+    assert result.result(TIMEOUT_S) in (1, 2, 3)
+    assert isinstance(client.final_event(), Completed)
+    engine.stop()
+
+
+def test_stop_waits_for_a_busy_device_and_fails_its_requests(checkpoint: Checkpoint, busy_device: BusyDevice) -> None:
+    engine = Engine(checkpoint, PoolSettings(model=""))
+    engine.start()
+    client = Client(engine, make_request(steps=50))
+    assert busy_device.waiting.wait(TIMEOUT_S)
+    threading.Timer(0.05, busy_device.done.set).start()
+    engine.stop()
+    assert busy_device.done.is_set()
+    assert isinstance(client.final_event(), Failed)
+    assert not engine.health.alive
 
 
 def _emitted_steps(steps: int, step_s: float, images: int = 1) -> list[tuple[int, int]]:

@@ -40,13 +40,13 @@ def _observed(checkpoint: Checkpoint, observe: Callable[[str], object]) -> Check
     )
 
 
-def _run_and_list_work(checkpoint: Checkpoint, arrivals: list[tuple[int, GenerationRequest]]) -> list[str]:
+def _run_and_list_work(checkpoint: Checkpoint, arrivals: list[tuple[int, GenerationRequest]], **pool: Any) -> list[str]:
     kinds: list[str] = []
-    run_requests(_observed(checkpoint, kinds.append), arrivals)
+    run_requests(_observed(checkpoint, kinds.append), arrivals, **pool)
     return kinds
 
 
-def test_at_most_one_image_is_encoded_or_decoded_between_two_steps(checkpoint: Checkpoint) -> None:
+def test_with_turns_at_most_one_image_is_encoded_or_decoded_between_two_steps(checkpoint: Checkpoint) -> None:
     """Four images finish at once and two input images arrive while a fifth image is still being generated."""
     arrivals = [
         (0, make_request(seeds=(5,), steps=20)),
@@ -54,7 +54,7 @@ def test_at_most_one_image_is_encoded_or_decoded_between_two_steps(checkpoint: C
         (3, make_request("image_to_image")),
         (3, make_request("inpainting")),
     ]
-    kinds = _run_and_list_work(checkpoint, arrivals)
+    kinds = _run_and_list_work(checkpoint, arrivals, scheduling_policy="turns")
     assert kinds.count("decode") == 4 + 1 + 2
     assert kinds.count("encode") == 2
     last_step = len(kinds) - kinds[::-1].index("step")
@@ -99,7 +99,7 @@ def test_sizes_take_turns(checkpoint: Checkpoint) -> None:
         RequestRecorder(0, make_request(size=(96, 64), steps=9)),
         RequestRecorder(1, make_request(size=(64, 64), steps=3)),
     ]
-    scheduler = Scheduler(checkpoint, PoolSettings(model=""), Watchdog())
+    scheduler = Scheduler(checkpoint, PoolSettings(model="", scheduling_policy="turns"), Watchdog())
     scheduler.add([recorder.state for recorder in recorders], ())
     steps = []
     for _ in range(8):
@@ -116,7 +116,7 @@ def test_failed_work_fails_only_its_request(checkpoint: Checkpoint, network: str
     networks: dict[str, Any] = {network: Faulty(getattr(checkpoint, network), first_call(), INTERNAL_ERROR, method)}
     arrivals = [
         (0, make_request("image_to_image", seeds=(1, 2))),
-        (0, make_request("inpainting", prompt="a fish", seeds=(3,))),
+        (0, make_request("inpainting", prompt="a fish", seeds=(3, 4))),
     ]
     _, (failed, other) = run_requests(replace(checkpoint, **networks), arrivals)
     assert isinstance(failed.final_event, Failed)

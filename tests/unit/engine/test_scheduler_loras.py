@@ -3,6 +3,7 @@
 import gc
 import weakref
 from collections.abc import Mapping
+from typing import get_args
 
 import pytest
 
@@ -13,10 +14,10 @@ from serve.engine.watchdog import Watchdog
 from serve.errors import EngineFailed, LorasMissing, LorasTooLarge
 from serve.events import Started
 from serve.lora.weights import LoraWeights
-from serve.settings import PoolSettings
+from serve.settings import PoolSettings, SchedulingPolicy
 from tests.unit.engine.checkpoints import Checkpoints
 from tests.unit.engine.loras import lora_requests, make_lora, resident_keys
-from tests.unit.engine.requests import RequestRecorder, make_request
+from tests.unit.engine.requests import RequestRecorder, UnmeasuredCosts, make_request
 
 RANK = 16
 KEYS = "abcdef"
@@ -38,8 +39,11 @@ def loras(checkpoint: Checkpoint) -> Mapping[str, LoraWeights]:
 class RecordedScheduler:
     """A scheduler that records the requests added to it."""
 
-    def __init__(self, checkpoint: Checkpoint, loras: Mapping[str, LoraWeights]) -> None:
-        self._scheduler = Scheduler(checkpoint, PoolSettings(model=""), Watchdog())
+    def __init__(
+        self, checkpoint: Checkpoint, loras: Mapping[str, LoraWeights], policy: SchedulingPolicy = "turns"
+    ) -> None:
+        pool = PoolSettings(model="", scheduling_policy=policy)
+        self._scheduler = Scheduler(checkpoint, pool, Watchdog(), UnmeasuredCosts())
         self._loras = loras
         self._next_number = 0
 
@@ -79,6 +83,13 @@ def scheduler(checkpoint: Checkpoint, loras: Mapping[str, LoraWeights]) -> Recor
     return RecordedScheduler(checkpoint, loras)
 
 
+@pytest.fixture(params=get_args(SchedulingPolicy))
+def any_scheduler(
+    request: pytest.FixtureRequest, checkpoint: Checkpoint, loras: Mapping[str, LoraWeights]
+) -> RecordedScheduler:
+    return RecordedScheduler(checkpoint, loras, request.param)
+
+
 def _started(*recorders: RequestRecorder) -> list[bool]:
     return [any(isinstance(event, Started) for event in recorder.events) for recorder in recorders]
 
@@ -115,50 +126,56 @@ def test_request_waits_for_slots_while_requests_without_loras_start(scheduler: R
     scheduler.run_to_end()
 
 
-def test_stream_of_requests_for_resident_loras_does_not_starve_a_waiting_request(scheduler: RecordedScheduler) -> None:
+def test_stream_of_requests_for_resident_loras_does_not_starve_a_waiting_request(
+    any_scheduler: RecordedScheduler,
+) -> None:
     """Each new request uses the resident LoRAs, so without fairness they would stay pinned."""
     for _ in range(3):
-        scheduler.add("ab", steps=3)
-        scheduler.step()
-    waiting = scheduler.add("cd")
+        any_scheduler.add("ab", steps=3)
+        any_scheduler.step()
+    waiting = any_scheduler.add("cd")
     newer = []
     for _ in range(12):
-        newer.append(scheduler.add("ab", steps=3))
-        scheduler.step()
+        newer.append(any_scheduler.add("ab", steps=3))
+        any_scheduler.step()
     assert isinstance(waiting.final_event, Completed)
-    scheduler.run_to_end()
+    any_scheduler.run_to_end()
     assert all(isinstance(recorder.final_event, Completed) for recorder in newer)
 
 
-def test_requests_with_overlapping_loras_do_not_deadlock(scheduler: RecordedScheduler) -> None:
+def test_requests_with_overlapping_loras_do_not_deadlock(any_scheduler: RecordedScheduler) -> None:
     for keys in ("ab", "cd", "ac", "bd", "ad"):
-        scheduler.add(keys, steps=1)
-    first, second = scheduler.add("ab"), scheduler.add("bc")
-    scheduler.run_to_end()
+        any_scheduler.add(keys, steps=1)
+    first, second = any_scheduler.add("ab"), any_scheduler.add("bc")
+    any_scheduler.run_to_end()
     assert isinstance(first.final_event, Completed)
     assert isinstance(second.final_event, Completed)
 
 
 @pytest.mark.parametrize("cancel_first", ["waiting", "running"])
-def test_cancelled_request_frees_its_slots(scheduler: RecordedScheduler, cancel_first: str) -> None:
-    running, waiting, last = scheduler.add("ab", steps=50), scheduler.add("cd", steps=50), scheduler.add("ef")
-    scheduler.step(2)
+def test_cancelled_request_frees_its_slots(any_scheduler: RecordedScheduler, cancel_first: str) -> None:
+    running, waiting, last = (
+        any_scheduler.add("ab", steps=50),
+        any_scheduler.add("cd", steps=50),
+        any_scheduler.add("ef"),
+    )
+    any_scheduler.step(2)
     assert _started(running, waiting, last) == [True, False, False]
     to_cancel = {"waiting": [waiting, running], "running": [running, waiting]}[cancel_first]
     for recorder in to_cancel:
         recorder.state.cancel_token.cancelled = True
-        scheduler.step()
+        any_scheduler.step()
         assert isinstance(recorder.final_event, Canceled)
-    scheduler.run_to_end()
+    any_scheduler.run_to_end()
     assert isinstance(last.final_event, Completed)
 
 
-def test_fail_all_frees_all_slots(scheduler: RecordedScheduler) -> None:
-    scheduler.add("ab", steps=9)
-    scheduler.step(2)
-    scheduler.fail_all()
-    later = scheduler.add("cd")
-    scheduler.run_to_end()
+def test_fail_all_frees_all_slots(any_scheduler: RecordedScheduler) -> None:
+    any_scheduler.add("ab", steps=9)
+    any_scheduler.step(2)
+    any_scheduler.fail_all()
+    later = any_scheduler.add("cd")
+    any_scheduler.run_to_end()
     assert isinstance(later.final_event, Completed)
 
 
