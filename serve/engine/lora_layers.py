@@ -15,6 +15,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from serve.engine.float8_linear import compute_dtype
 from serve.engine.kronecker import KroneckerSlots, flat_values, split_rows
 from serve.lora.weights import Kronecker, LowRank
 
@@ -137,7 +138,7 @@ class _LayerSlots:
     def __init__(self, linear: nn.Linear, name: str, count: int, active: _ActiveSelections) -> None:
         self._name = name
         self._active = active
-        device, dtype = linear.weight.device, linear.weight.dtype
+        device, dtype = linear.weight.device, compute_dtype(linear)
         self._down = torch.zeros(count, linear.in_features, device=device, dtype=dtype)
         self._up = torch.zeros(count, linear.out_features, device=device, dtype=dtype)
         self._constant = torch.zeros(count, device=device, dtype=dtype)
@@ -199,4 +200,4 @@ class _LayerSlots:
 
 def _slot_bytes(linear: nn.Linear) -> int:
     """Without the constant, a single number."""
-    return (linear.in_features + linear.out_features) * linear.weight.dtype.itemsize
+    return (linear.in_features + linear.out_features) * compute_dtype(linear).itemsize
