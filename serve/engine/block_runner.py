@@ -8,9 +8,10 @@ from diffusers import FluxTransformer2DModel
 from diffusers.models.transformers.transformer_flux import FluxSingleTransformerBlock, FluxTransformerBlock
 from torch import Tensor, nn
 
+from serve.engine.attention import Attention
 from serve.engine.batch_invariance import batch_invariant
 from serve.engine.compilation import Backend, Compiled
-from serve.engine.flux_blocks import Attention, Rotary, double_block, single_block
+from serve.engine.flux_blocks import Rotary, double_block, single_block
 from serve.engine.lora_layers import LoraSlots
 from serve.engine.lora_products import BatchLoras, add_loras, add_low_rank
 from serve.engine.lora_storage import layer_columns

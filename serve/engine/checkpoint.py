@@ -15,9 +15,11 @@ from diffusers import AutoencoderKL, FlowMatchEulerDiscreteScheduler, FluxTransf
 from transformers import CLIPTextModel, CLIPTokenizer, T5EncoderModel, T5TokenizerFast
 
 from serve.engine import quantize
+from serve.engine.attention import Attention, choose_attention, native_attention
 from serve.engine.checkpoint_files import checkpoint_folder, load_network, model_load_errors
 from serve.engine.compilation import compile_forward
 from serve.engine.compute_dtype import choose_compute_dtype
+from serve.engine.fp8_kernel import KernelName, choose_fp8_kernel
 from serve.engine.lora_layers import LoraSlots
 from serve.errors import ModelLoadError
 from serve.model_specs import MODEL_SPECS
@@ -57,6 +59,8 @@ class Checkpoint:
     device: torch.device
     lora_slots: LoraSlots = field(default_factory=lambda: LoraSlots({}, 0))
     """Of the linear layers of the transformer and of CLIP."""
+    attention: Attention = native_attention
+    """Of the transformer."""
 
 
 def load_checkpoint(model: ModelSettings, pool: PoolSettings, hf_token: str | None) -> Checkpoint:
@@ -81,7 +85,13 @@ def load_checkpoint(model: ModelSettings, pool: PoolSettings, hf_token: str | No
         quantize.weight_bytes(checkpoint.transformer) / 1e6,
         lora_slots.count,
     )
-    return replace(checkpoint, lora_slots=lora_slots)
+    return replace(checkpoint, lora_slots=lora_slots, attention=_attention(checkpoint, pool))
+
+
+def _attention(checkpoint: Checkpoint, pool: PoolSettings) -> Attention:
+    transformer = checkpoint.transformer
+    heads, head_dim = transformer.config.num_attention_heads, transformer.config.attention_head_dim
+    return choose_attention(pool.attention, checkpoint.device, heads, head_dim, transformer.dtype)
 
 
 def _compile(checkpoint: Checkpoint, pool: PoolSettings) -> None:
@@ -164,25 +174,33 @@ def _check(checkpoint: Checkpoint, model: ModelSettings) -> None:
 def _move_to_device(checkpoint: Checkpoint, pool: PoolSettings) -> None:
     """Moves the networks to the device in the dtypes they compute in.
 
-    Networks that the pool wants in float8 are quantized layer by layer. On a CPU that computes in float32, their
-    weights are only rounded to float8: quanto would convert them in every step, which makes steps 1.5 times as slow.
+    Networks that the pool wants in float8 are quantized layer by layer. Instead of quanto's layers, a CPU that computes
+    in float32 gets weights rounded to float8: quanto would convert them in every step, which makes steps 1.5 times as
+    slow.
     """
     dtypes = _dtypes(pool)
     uses_auto = "auto" in (dtypes.transformer, dtypes.text_encoders, dtypes.vae)
     width = checkpoint.transformer.inner_dim
     auto_dtype = choose_compute_dtype(checkpoint.device, width) if uses_auto else _AUTO_WEIGHTS
-    for network, setting, quantized in (
-        (checkpoint.transformer, dtypes.transformer, pool.precision == "fp8"),
-        (checkpoint.t5, dtypes.text_encoders, pool.quantize_t5),
-        (checkpoint.clip, dtypes.text_encoders, False),
-        (checkpoint.vae, dtypes.vae, False),
+    kernel = _fp8_kernel(checkpoint, pool)
+    for network, setting, fp8_kernel in (
+        (checkpoint.transformer, dtypes.transformer, kernel),
+        (checkpoint.t5, dtypes.text_encoders, "quanto" if pool.quantize_t5 else None),
+        (checkpoint.clip, dtypes.text_encoders, None),
+        (checkpoint.vae, dtypes.vae, None),
     ):
         in_float32 = auto_dtype == torch.float32 if setting == "auto" else setting == "float32"
-        if quantized and not (in_float32 and pool.device == "cpu"):
-            quantize.quantize_to_float8(network, checkpoint.device)
-            continue
-        if quantized:
+        if fp8_kernel == "quanto" and in_float32 and pool.device == "cpu":
             quantize.round_to_float8(network)
+            fp8_kernel = None
         if in_float32:
             network.float()
+        if fp8_kernel is not None:
+            quantize.quantize_transformer(network, fp8_kernel, checkpoint.device)
         network.to(checkpoint.device)
+
+
+def _fp8_kernel(checkpoint: Checkpoint, pool: PoolSettings) -> KernelName | None:
+    if pool.precision != "fp8":
+        return None
+    return choose_fp8_kernel(pool.fp8_kernel, checkpoint.transformer, checkpoint.device)

@@ -5,7 +5,6 @@ from dataclasses import dataclass
 
 import torch
 from torch import Tensor
-from torch.nn.functional import scaled_dot_product_attention
 
 from serve.engine.block_runner import CompiledBlocks, EagerBlocks
 from serve.engine.checkpoint import Checkpoint
@@ -40,7 +39,7 @@ class Denoiser:
         self._transformer = FluxTransformer(
             checkpoint.transformer,
             checkpoint.lora_slots,
-            blocks(checkpoint.transformer, checkpoint.lora_slots, _attention),
+            blocks(checkpoint.transformer, checkpoint.lora_slots, checkpoint.attention),
             pool.precompute_modulation,
             CudaGraphs() if pool.cuda_graphs and checkpoint.device.type == "cuda" else None,
         )
@@ -107,8 +106,3 @@ def _restore_kept(latents: Tensor, inpaint: InpaintLatents, sigma: float) -> Ten
     """`latents` where the mask repaints; elsewhere those of the input image at the noise level of the next step."""
     kept = add_noise(inpaint.latents, inpaint.noise, sigma) if sigma else inpaint.latents
     return (1 - inpaint.mask) * kept + inpaint.mask * latents
-
-
-def _attention(queries: Tensor, keys: Tensor, values: Tensor) -> Tensor:
-    queries, keys, values = (each.transpose(1, 2) for each in (queries, keys, values))
-    return scaled_dot_product_attention(queries, keys, values).transpose(1, 2)

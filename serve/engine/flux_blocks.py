@@ -18,8 +18,8 @@ from diffusers.models.transformers.transformer_flux import (
 from torch import Tensor, nn
 from torch.nn.functional import gelu
 
-Attention = Callable[[Tensor, Tensor, Tensor], Tensor]
-"""Query, key and value to the attention's output, all [images, tokens, heads, head width]."""
+from serve.engine.attention import Attention
+
 Linears = Callable[[Tensor, Sequence[nn.Linear]], list[Tensor]]
 """The outputs of linear layers with the same inputs, with LoRAs added."""
 

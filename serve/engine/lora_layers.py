@@ -15,6 +15,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from serve.engine.float8_linear import compute_dtype
 from serve.engine.kronecker import KroneckerSlots
 from serve.engine.lora_products import BatchLoras, SelectedSlots, add_loras
 from serve.engine.lora_storage import SlotGroup, StagedLora, copy_to_slots, split_into_groups, stage
@@ -162,4 +163,4 @@ class LoraSlots:
 
 def _slot_bytes(linear: nn.Linear) -> int:
     """Without the constant, a single number."""
-    return (linear.in_features + linear.out_features) * linear.weight.dtype.itemsize
+    return (linear.in_features + linear.out_features) * compute_dtype(linear).itemsize

@@ -9,6 +9,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor, nn
 
+from serve.engine.float8_linear import compute_dtype
 from serve.engine.kronecker import KroneckerSlots, flat_values, split_rows
 from serve.lora.weights import Kronecker, LowRank
 
@@ -44,7 +45,7 @@ class SlotGroup:
         width = sum(layer.in_features + layer.out_features for layer in layers.values())
         self.columns = dict(zip(layers, layer_columns(layers.values()), strict=True))
         """By the layers' names."""
-        self.rows = torch.zeros(count, width, device=first.weight.device, dtype=first.weight.dtype)
+        self.rows = torch.zeros(count, width, device=first.weight.device, dtype=compute_dtype(first))
         """Down and up vectors of all layers: [slots, width]."""
         self.constants = torch.zeros(count, len(layers), device=self.rows.device, dtype=self.rows.dtype)
         """1 for slots with a bias, which do not depend on the input: [slots, layers]."""

@@ -1,17 +1,29 @@
-"""Quantizes linear layers to float8 with optimum-quanto: half the memory of bf16.
+"""Quantizes linear layers to float8, which takes half the memory of bf16.
 
-Each matrix product converts the weights back.
-
-Weights only: activations, norms, biases and embeddings keep their dtype, so images stay close to those in bf16.
+With the kernel `quanto`, only weights are quantized, and each product converts them back. The other kernels multiply in
+float8. Norms, biases and embeddings keep their dtype.
 """
 
 import torch
 from optimum.quanto import AbsmaxOptimizer, QLinear, QTensor, qfloat8_e4m3fn, quantize, quantize_weight
 from torch import nn
 
+from serve.engine.float8_linear import Float8Linear
+from serve.engine.fp8_kernel import PRODUCTS, KernelName, rowwise_layers
+
+
+def quantize_transformer(transformer: nn.Module, kernel: KernelName, device: torch.device) -> None:
+    """Quantizes `transformer` in place for `kernel`, layer by layer, and moves it to `device`."""
+    if kernel == "quanto":
+        quantize_to_float8(transformer, device)
+        return
+    for path, layer in list(rowwise_layers(transformer)):
+        transformer.set_submodule(path, Float8Linear(layer.to(device), PRODUCTS[kernel]))
+    transformer.to(device)
+
 
 def quantize_to_float8(model: nn.Module, device: torch.device) -> None:
-    """Quantizes all linear layers of `model` in place and moves the model to `device`.
+    """Quantizes the weights of all linear layers of `model` in place, with quanto, and moves the model to `device`.
 
     One layer at a time, so that the device never holds more than the float8 weights and one bf16 layer.
     """

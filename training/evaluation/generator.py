@@ -19,7 +19,7 @@ from serve.engine.request import Canceled, Completed, EngineEvent, Failed, Gener
 from serve.lora.convert_state_dict import StateDictConverter
 from serve.lora.weights import LoraWeights
 from serve.model_specs import MaskArray, Size, VariantName
-from serve.settings import ModelSettings, PoolSettings, Precision, Settings
+from serve.settings import Fp8Kernel, ModelSettings, PoolSettings, Precision, Settings
 
 MAX_RANK = 256
 
@@ -66,8 +66,9 @@ class ImageGenerator:
         precision: Precision,
         model: ModelSettings | None = None,
         loras: Mapping[str, Path] | None = None,
+        fp8_kernel: Fp8Kernel = "auto",
     ) -> None:
-        pool = PoolSettings(model=variant, precision=precision)
+        pool = PoolSettings(model=variant, precision=precision, fp8_kernel=fp8_kernel)
         model = model or Settings().models[variant].model_copy(update={"source": source})
         self._engine = Engine(load_checkpoint(model, pool, None), pool)
         converter = StateDictConverter(read_geometry(model, None), max_rank=MAX_RANK)

@@ -8,12 +8,12 @@ import argparse
 from collections.abc import Iterable, Sequence
 from itertools import product
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 from benchmarks.report import report
 from serve.model_specs import EMBEDDED_LORAS, MODEL_SPECS, Size, VariantName, embedded_lora_file
 from serve.output_sizes import SIZES
-from serve.settings import Precision
+from serve.settings import Fp8Kernel, Precision
 from training.drawings.contact_sheet import sheet
 from training.evaluation import style
 from training.evaluation.generation_tasks import (
@@ -54,12 +54,13 @@ def swept_rows(guidances: Iterable[float], ratios: Iterable[str], swept: Size) -
 class Table:
     """Scores by row, printed as they are computed."""
 
-    def __init__(self, models: Path, images: Path | None, seed: int) -> None:
-        self.models, self.images, self.seed = models, images, seed
+    def __init__(self, models: Path, images: Path | None, seed: int, fp8_kernel: Fp8Kernel = "auto") -> None:
+        self.models, self.images, self.seed, self.fp8_kernel = models, images, seed, fp8_kernel
         self.recogniser, self.scores = Recogniser.load(), dict[str, Scores]()
 
     def generator(self, row: Row, **options: Any) -> ImageGenerator:
-        return ImageGenerator(row.variant, str(self.models / row.variant), row.precision, **options)
+        source = str(self.models / row.variant)
+        return ImageGenerator(row.variant, source, row.precision, fp8_kernel=self.fp8_kernel, **options)
 
     def add(self, name: str, scores: Scores) -> None:
         self.scores[name] = scores
@@ -95,6 +96,16 @@ class Table:
                     self.add(f"{row} {name} {scale:g}", scores | {"as without": sum(same) / count})
 
 
+def run_swept(table: Table, arguments: argparse.Namespace) -> None:
+    """The rows of all options other than sizes and precisions."""
+    swept = (arguments.swept, arguments.swept)
+    for row in swept_rows(arguments.guidances, arguments.ratios, swept):
+        table.run_text_to_image(row, arguments.swept_count)
+    default_row = Row("dev", "bf16", swept, GUIDANCE)
+    table.run_image_to_image(default_row, arguments.strengths, arguments.swept_count)
+    table.run_styles(default_row, arguments.scales, arguments.swept_count)
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--models", type=Path, default=Path("serve/models"), help="folder of dev, schnell and loras")
@@ -110,7 +121,13 @@ def main() -> None:
         "--counts", type=int, nargs="+", default=[500], help="images per row: one number, or one per size"
     )
     parser.add_argument("--swept", type=int, default=512, help="side of the images for the other options")
-    parser.add_argument("--swept-count", type=int, default=100)
+    parser.add_argument("--swept-count", type=int, default=100, help="images per row of the other options; 0: no rows")
+    parser.add_argument(
+        "--fp8-kernel",
+        default="auto",
+        choices=get_args(Fp8Kernel),
+        help="how fp8 multiplies; on a CPU, rowwise emulates the float8 units of a GPU",
+    )
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--guidances", type=float, nargs="*", default=[1.0, 2.0, 3.0, 5.0, 7.0])
     parser.add_argument("--ratios", nargs="*", default=RATIOS, choices=RATIOS, help="aspect ratios to evaluate")
@@ -122,14 +139,11 @@ def main() -> None:
     if len(counts) != len(arguments.sizes):
         parser.error("--counts takes one number, or one for each of --sizes")
     count_by_side = dict(zip(arguments.sizes, counts, strict=True))
-    table, swept = Table(arguments.models, arguments.pictures, arguments.seed), (arguments.swept, arguments.swept)
+    table = Table(arguments.models, arguments.pictures, arguments.seed, arguments.fp8_kernel)
     for row in rows([(side, side) for side in count_by_side], arguments.variants):
         table.run_text_to_image(row, count_by_side[row.size[0]])
-    for row in swept_rows(arguments.guidances, arguments.ratios, swept):
-        table.run_text_to_image(row, arguments.swept_count)
-    default_row = Row("dev", "bf16", swept, GUIDANCE)
-    table.run_image_to_image(default_row, arguments.strengths, arguments.swept_count)
-    table.run_styles(default_row, arguments.scales, arguments.swept_count)
+    if arguments.swept_count:
+        run_swept(table, arguments)
     report(
         "do the images of the embedded models show what their prompts say?", vars(arguments), {"scores": table.scores}
     )

@@ -6,7 +6,7 @@ from pathlib import Path
 
 from serve.engine.checkpoint import Checkpoint, load_checkpoint
 from serve.model_specs import VariantName
-from serve.settings import Dtype, Dtypes, ModelSettings, PoolSettings, Precision
+from serve.settings import Dtype, Dtypes, Fp8Kernel, ModelSettings, PoolSettings, Precision
 from test_checkpoints import checkpoint as test_checkpoint
 from test_checkpoints.networks import Geometry
 
@@ -34,6 +34,7 @@ class Checkpoints:
         vae: Dtype = "float32",
         geometry: Geometry = SMALL,
         lora_bytes: int = LORA_BYTES,
+        fp8_kernel: Fp8Kernel = "auto",
     ) -> Checkpoint:
         """Returns a new checkpoint, which the test may change."""
         source = test_checkpoint.ensure(variant, self._folder, geometry)
@@ -44,5 +45,7 @@ class Checkpoints:
             max_sequence_length=geometry.max_sequence_length,
         )
         dtypes = Dtypes(transformer="bfloat16", text_encoders="bfloat16", vae=vae)
-        pool = PoolSettings(model="", precision=precision, dtypes={"cpu": dtypes}, lora_bytes=lora_bytes)
+        pool = PoolSettings(
+            model="", precision=precision, dtypes={"cpu": dtypes}, lora_bytes=lora_bytes, fp8_kernel=fp8_kernel
+        )
         return load_checkpoint(model, pool, None)

@@ -12,6 +12,7 @@ from optimum.quanto import QLinear
 from safetensors.torch import load_file, save_file
 
 from serve.engine.checkpoint import MAX_LORA_SLOTS, Checkpoint, load_checkpoint
+from serve.engine.float8_linear import Float8Linear, compute_dtype
 from serve.errors import ModelLoadError
 from serve.settings import Dtypes, ModelSettings, PoolSettings, Settings
 from test_checkpoints import checkpoint as test_checkpoint
@@ -132,6 +133,25 @@ def test_float8_weights_are_stored_in_float32_where_that_is_fast(folder: Path, m
             if isinstance(layer, QLinear):
                 assert type(layers[name]) is torch.nn.Linear
                 assert torch.equal(layers[name].weight, layer.weight.dequantize().float())
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32])
+def test_rowwise_kernel_is_emulated_on_a_cpu_in_every_compute_dtype(
+    folder: Path, monkeypatch: pytest.MonkeyPatch, dtype: torch.dtype
+) -> None:
+    monkeypatch.setattr("serve.engine.checkpoint.choose_compute_dtype", lambda device, width: dtype)
+    plain = load_local(folder)
+    checkpoint = load_local(
+        folder, pool=PoolSettings(model="", precision="fp8", fp8_kernel="rowwise", quantize_t5=True)
+    )
+    layer = checkpoint.transformer.transformer_blocks[0].attn.to_q
+    assert isinstance(layer, Float8Linear)
+    assert checkpoint.transformer.dtype == compute_dtype(layer) == layer.bias.dtype == dtype
+    inputs = torch.ones(1, 2, layer.in_features, dtype=dtype)
+    expected = plain.transformer.transformer_blocks[0].attn.to_q(inputs)
+    assert 0 < (layer(inputs) - expected).norm() < 0.1 * expected.norm()
+    assert checkpoint.lora_slots.count == plain.lora_slots.count
+    assert not any(isinstance(layer, Float8Linear) for layer in checkpoint.t5.modules())
 
 
 def test_vae_with_five_stages_doubles_the_pixel_stride(checkpoints: Checkpoints) -> None:

@@ -6,7 +6,7 @@ import torch
 
 from serve.engine.request import Completed, EngineEvent, Failed, GenerationRequest, ImageReady
 from serve.events import StepDone
-from serve.settings import Precision
+from serve.settings import Fp8Kernel, Precision
 from test_checkpoints.networks import Geometry
 from tests.unit.engine.checkpoints import SMALL, WIDE, Checkpoints
 from tests.unit.engine.faults import is_first_step_of, with_faulty_steps
@@ -30,17 +30,19 @@ def _mixed_arrivals(size: tuple[int, int]) -> list[tuple[int, GenerationRequest]
 
 
 @pytest.mark.parametrize(
-    ("precision", "geometry", "size"),
+    ("precision", "geometry", "size", "fp8_kernel"),
     [
-        ("bf16", SMALL, (112, 96)),
-        ("fp8", SMALL, (96, 64)),
-        ("bf16", WIDE, (96, 64)),
+        ("bf16", SMALL, (112, 96), "auto"),
+        ("fp8", SMALL, (96, 64), "auto"),
+        ("fp8", SMALL, (96, 64), "rowwise"),
+        ("bf16", WIDE, (96, 64), "auto"),
     ],
 )
 def test_mixed_batch_latents_equal_single_latents_to_the_bit(
-    checkpoints: Checkpoints, precision: Precision, geometry: Geometry, size: tuple[int, int]
+    checkpoints: Checkpoints, precision: Precision, geometry: Geometry, size: tuple[int, int], fp8_kernel: Fp8Kernel
 ) -> None:
-    checkpoint, arrivals = checkpoints.get("dev", precision, geometry=geometry), _mixed_arrivals(size)
+    checkpoint = checkpoints.get("dev", precision, geometry=geometry, fp8_kernel=fp8_kernel)
+    arrivals = _mixed_arrivals(size)
     scheduler, recorders = run_requests(checkpoint, arrivals)
     single_runs = [run_request(checkpoint, request) for _, request in arrivals]
     assert scheduler.executor.image_steps == sum(single.steps for single in single_runs)

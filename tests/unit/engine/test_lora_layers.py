@@ -8,13 +8,14 @@ from torch import Tensor, nn
 
 from serve.engine import quantize
 from serve.engine.batch_invariance import batch_invariant
+from serve.engine.float8_linear import Float8Linear, emulated_rowwise_product
 from serve.engine.lora_layers import LoraSlots, SlotSelection
 from serve.lora.weights import LowRank
 from tests.unit.engine.loras import make_low_rank
 
 CPU = torch.device("cpu")
 WIDTH, HIDDEN = 512, 96
-PRECISIONS = ("float32", "bf16", "fp8")
+PRECISIONS = ("float32", "bf16", "fp8", "fp8 by rows")
 FIRST, SECOND = "net.0", "net.2"
 """Names of the two linear layers."""
 
@@ -27,6 +28,12 @@ def _make_network(precision: str) -> nn.Sequential:
         network.bfloat16()
     if precision == "fp8":
         quantize.quantize_to_float8(network, CPU)
+    if precision == "fp8 by rows":
+        network = nn.Sequential(
+            Float8Linear(network[0], emulated_rowwise_product),
+            network[1],
+            Float8Linear(network[2], emulated_rowwise_product),
+        )
     return network.eval().requires_grad_(False)
 
 
@@ -56,7 +63,9 @@ class SlottedNetwork:
             return output
 
 
-@pytest.mark.parametrize(("precision", "tolerance"), [("float32", 1e-6), ("bf16", 0.01), ("fp8", 0.01)])
+@pytest.mark.parametrize(
+    ("precision", "tolerance"), [("float32", 1e-6), ("bf16", 0.01), ("fp8", 0.01), ("fp8 by rows", 0.01)]
+)
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16])
 def test_layer_adds_the_selected_slots_of_each_image(precision: str, tolerance: float, dtype: torch.dtype) -> None:
     slotted = SlottedNetwork(precision)

@@ -14,7 +14,10 @@ from optimum.quanto.tensor.weights.qbytes import WeightQBytesTensor
 from torch import nn
 from torch._subclasses.fake_tensor import FakeTensorMode
 
+from serve.engine.checkpoint import Checkpoint
+from serve.engine.float8_linear import Float8Linear
 from serve.engine.quantize import float8_weight, quantize_to_float8, weight_bytes
+from serve.settings import Fp8Kernel
 from test_checkpoints.networks import Geometry
 from tests.images import psnr_db
 from tests.unit.engine.checkpoints import Checkpoints
@@ -33,6 +36,31 @@ class Layer(nn.Module):
         self.requires_grad_(False)
 
 
+def load_pair(checkpoints: Checkpoints, kernel: Fp8Kernel) -> tuple[Checkpoint, Checkpoint]:
+    """A checkpoint in bf16, and the same one in fp8."""
+    return checkpoints.get("dev", "bf16", geometry=Geometry()), checkpoints.get(
+        "dev", "fp8", geometry=Geometry(), fp8_kernel=kernel
+    )
+
+
+def test_rows_quantize_the_blocks_and_keep_the_embedders(checkpoints: Checkpoints) -> None:
+    transformer = checkpoints.get("dev", "fp8", fp8_kernel="rowwise").transformer
+    rowwise = {path for path, layer in transformer.named_modules() if isinstance(layer, Float8Linear)}
+    linears = {path for path, layer in transformer.named_modules() if isinstance(layer, nn.Linear)}
+    assert {path.partition(".")[0] for path in rowwise} == {
+        "transformer_blocks",
+        "single_transformer_blocks",
+        "norm_out",
+    }
+    assert {path.partition(".")[0] for path in linears - rowwise} == {
+        "context_embedder",
+        "proj_out",
+        "time_text_embed",
+        "x_embedder",
+    }
+    assert transformer.dtype == torch.bfloat16
+
+
 def test_exactly_the_linear_layers_of_the_transformer_are_float8(checkpoints: Checkpoints) -> None:
     transformer = checkpoints.get("dev", "fp8").transformer
     linears: list[Any] = [layer for layer in transformer.modules() if isinstance(layer, nn.Linear)]
@@ -45,10 +73,12 @@ def test_exactly_the_linear_layers_of_the_transformer_are_float8(checkpoints: Ch
     )
 
 
-def test_fp8_transformer_takes_little_more_than_half_the_memory(checkpoints: Checkpoints) -> None:
-    pair = (checkpoints.get("dev", precision, geometry=Geometry()) for precision in ("bf16", "fp8"))
-    bf16_bytes, fp8_bytes = (weight_bytes(checkpoint.transformer) for checkpoint in pair)
-    assert bf16_bytes / fp8_bytes >= 1.8
+@pytest.mark.parametrize(("kernel", "ratio"), [("quanto", 1.8), ("rowwise", 1.7)])
+def test_fp8_transformer_takes_little_more_than_half_the_memory(
+    checkpoints: Checkpoints, kernel: Fp8Kernel, ratio: float
+) -> None:
+    bf16, fp8 = load_pair(checkpoints, kernel)
+    assert weight_bytes(bf16.transformer) / weight_bytes(fp8.transformer) >= ratio
 
 
 def test_weight_bytes_counts_stored_bytes() -> None:
@@ -59,10 +89,13 @@ def test_weight_bytes_counts_stored_bytes() -> None:
     assert weight_bytes(layer) == 128 * 128 + 2 * (scales + biases + activation_scales)
 
 
+@pytest.mark.parametrize("kernel", ["quanto", "rowwise"])
 @pytest.mark.parametrize("steps", [4, 28])
-def test_fp8_images_are_close_to_bf16_images_but_not_equal(checkpoints: Checkpoints, steps: int) -> None:
+def test_fp8_images_are_close_to_bf16_images_but_not_equal(
+    checkpoints: Checkpoints, steps: int, kernel: Fp8Kernel
+) -> None:
     request = make_request(size=(128, 128), steps=steps)
-    pair = (checkpoints.get("dev", precision, geometry=Geometry()) for precision in ("bf16", "fp8"))
+    pair = load_pair(checkpoints, kernel)
     (bf16_pixels,), (fp8_pixels,) = (run_request(checkpoint, request).pixels for checkpoint in pair)
     assert not np.array_equal(bf16_pixels, fp8_pixels)
     assert psnr_db(bf16_pixels, fp8_pixels) >= 35
