@@ -67,9 +67,7 @@ def load_checkpoint(model: ModelSettings, pool: PoolSettings, hf_token: str | No
     device = _device(pool)
     checkpoint = _read(checkpoint_folder(model, hf_token), model, pool, device)
     _check(checkpoint, model)
-    _move_to_device(checkpoint, pool)
-    networks = {"transformer": checkpoint.transformer, "clip": checkpoint.clip}
-    lora_slots = LoraSlots(networks, pool.lora_bytes, MAX_LORA_SLOTS)
+    checkpoint = place_on_device(checkpoint, pool)
     _log.info(
         "loaded %s from %s on %s in %.1f s; transformer: %.1f MB, LoRA slots: %d",
         model.variant,
@@ -77,9 +75,19 @@ def load_checkpoint(model: ModelSettings, pool: PoolSettings, hf_token: str | No
         device,
         time.monotonic() - start_s,
         quantize.weight_bytes(checkpoint.transformer) / 1e6,
-        lora_slots.count,
+        checkpoint.lora_slots.count,
     )
-    return replace(checkpoint, lora_slots=lora_slots)
+    return checkpoint
+
+
+def place_on_device(checkpoint: Checkpoint, pool: PoolSettings) -> Checkpoint:
+    """Moves networks in the dtypes of their weights to the device, quantizes them as `pool` says, and adds LoRA slots.
+
+    Benchmarks call it with networks that they make themselves.
+    """
+    _move_to_device(checkpoint, pool)
+    networks = {"transformer": checkpoint.transformer, "clip": checkpoint.clip}
+    return replace(checkpoint, lora_slots=LoraSlots(networks, pool.lora_bytes, MAX_LORA_SLOTS))
 
 
 def _device(pool: PoolSettings) -> torch.device:
