@@ -1,0 +1,33 @@
+"""The figures that each row of the GPU benchmark must have, by its topic."""
+
+import math
+from collections.abc import Mapping
+from typing import Any
+
+FIGURES: Mapping[str, tuple[str, ...]] = {
+    "ceiling": ("ms",),
+    "step": ("step_ms", "peak_gb"),
+    "lora": ("step_ms", "extra"),
+    "lora_load": ("ms",),
+    "image": ("seconds", "text_ms", "denoise_ms", "decode_ms"),
+    "encode_image": ("ms",),
+    "start": ("load_s", "warm_up_s", "first_image_s"),
+    "recompilation": ("new_graphs", "first_s", "second_s"),
+    "memory": ("peak_gb",),
+    "ablation": ("step_ms",),
+    "tests": ("passed", "failed", "skipped"),
+}
+
+
+def missing_figures(row: Mapping[str, Any]) -> list[str]:
+    """The figures that the row should have, but are absent or not finite. A kernel may be `unavailable` instead."""
+    if "unavailable" in row:
+        return []
+    topic = row.get("topic")
+    if topic not in FIGURES:
+        return ["topic"]
+    return [name for name in FIGURES[topic] if not _is_figure(row.get(name))]
+
+
+def _is_figure(value: Any) -> bool:
+    return isinstance(value, int | float) and math.isfinite(value)
