@@ -15,7 +15,7 @@ from transformers import CLIPTextConfig, CLIPTextModel, CLIPTokenizer, T5Config,
 
 from serve.engine.checkpoint import Checkpoint, load_checkpoint, place_on_device
 from serve.engine.quantize import quantize_to_float8
-from serve.model_specs import MODEL_SPECS, VariantName
+from serve.model_specs import MODEL_SPECS
 from serve.settings import Device, ModelSettings, PoolSettings, Precision, Settings, cache_folder
 from test_checkpoints import checkpoint as test_checkpoint
 from test_checkpoints.networks import Geometry

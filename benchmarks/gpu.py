@@ -48,7 +48,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     with _open_output(options.output) as output, tempfile.TemporaryDirectory(prefix="gpu-check-") as folder:
         _emit({"run": describe_run(options.commit)}, output)
         results = _run(Runner(plan, _environment(Path(folder))).run(), len(plan.parts), output)
-    _print_progress(", ".join(f"{list(results.values()).count(each)} {each}" for each in dict.fromkeys(results.values())))
+    _print_progress(
+        ", ".join(f"{list(results.values()).count(each)} {each}" for each in dict.fromkeys(results.values()))
+    )
     accepted = {"done"} if options.smoke else {"done", "skipped"}
     return 0 if results and set(results.values()) <= accepted else 1
 
@@ -90,7 +92,7 @@ def _query_gpu() -> dict[str, str] | None:
 
 def _environment(folder: Path) -> dict[str, str]:
     caches = {variable: str(folder / name) for variable, name in _CACHE_VARIABLES.items()}
-    return {"OMP_NUM_THREADS": "1", **os.environ, **caches, "TOKENIZERS_PARALLELISM": "false"}
+    return {**os.environ, **caches, "TOKENIZERS_PARALLELISM": "false", "TQDM_DISABLE": "1"}
 
 
 @contextmanager
@@ -115,7 +117,9 @@ def _parse_options(arguments: Sequence[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(prog="gpu-check", description=str(__doc__).splitlines()[0])
     parser.add_argument("--smoke", action="store_true", help="run on a CPU with tiny networks")
     parser.add_argument("--only", nargs="+", default=[], metavar="PART", help="names of parts, or patterns")
-    parser.add_argument("--budget-s", type=float, metavar="S", help="time for all parts; what no longer fits is skipped")
+    parser.add_argument(
+        "--budget-s", type=float, metavar="S", help="time for all parts; what no longer fits is skipped"
+    )
     parser.add_argument("--output", type=Path, metavar="FILE", help="append all lines to this file")
     parser.add_argument("--commit", help="the commit that is measured; by default the one in git")
     options = parser.parse_args(arguments)

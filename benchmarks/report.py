@@ -31,6 +31,7 @@ def percentiles(values_s: Iterable[float]) -> dict[str, float]:
 
 
 def describe_machine() -> dict[str, Any]:
+    """The commit, the processor, the versions and the command."""
     return {
         "commit": _commit(),
         "machine": platform.machine(),

@@ -20,25 +20,34 @@ def measure_loras(scale_name: str, precision: Precision) -> Iterator[Row]:
     """Rows of steps without and with LoRAs, each compared with the same batch without, and of loading a LoRA."""
     scale = SCALES[scale_name]
     bench = Bench(scale, *make_pool(scale, "dev", precision))
-    loras = {f"rank-{rank}-{number}": make_lora(bench.checkpoint, rank, 100 * rank + number) for rank in (16, 64) for number in range(2)}
+    loras = {
+        f"rank-{rank}-{number}": make_lora(bench.checkpoint, rank, 100 * rank + number)
+        for rank in (16, 64)
+        for number in range(2)
+    }
     without: dict[tuple[Size, int], float] = {}
     for size in (scale.large, scale.medium):
         for names in _lora_batches():
             batch = len(names)
             chosen = [{name: loras[name] for name in image} for image in names]
-            step_ms = bench.step_ms(size, batch, chosen if any(names) else ())
-            base_ms = without.setdefault((size, batch), step_ms)
+            measured = bench.measure_step(size, batch, chosen if any(names) else ())
+            base_ms = without.setdefault((size, batch), measured["step_ms"])
             yield {
                 "topic": "lora",
                 "precision": precision,
                 "size": size_name(size),
                 "batch": batch,
                 "ranks": [[loras[name].rank for name in image] for image in names],
-                "step_ms": round(step_ms, 3),
-                "extra": round(step_ms / base_ms - 1, 4),
+                **measured,
+                "extra": round(measured["step_ms"] / base_ms - 1, 4),
             }
     yield from _load_rows(bench, precision, loras)
-    yield {"topic": "memory", "what": "LoRA benchmark", "precision": precision, "peak_gb": peak_gb(bench.checkpoint.device)}
+    yield {
+        "topic": "memory",
+        "what": "LoRA benchmark",
+        "precision": precision,
+        "peak_gb": peak_gb(bench.checkpoint.device),
+    }
 
 
 def _lora_batches() -> list[list[tuple[str, ...]]]:

@@ -80,9 +80,7 @@ def _image_rows(scale: Scale, replica: Replica, labels: Row) -> Iterator[Row]:
     yield _encoding_row(replica, labels, scale.large)
 
 
-def _image_row(
-    replica: Replica, labels: Row, size: Size, steps: int, seeds: tuple[int, ...], repeats: int
-) -> Row:
+def _image_row(replica: Replica, labels: Row, size: Size, steps: int, seeds: tuple[int, ...], repeats: int) -> Row:
     """The median over requests with different prompts, so that no prompt is in the cache. The first is not timed."""
     requests = [make_request(size, steps, seeds, prompt=f"{PROMPTS[0]} {size} {number}") for number in range(repeats)]
     replica.generate(make_request(size, min(steps, 2), seeds))
@@ -100,7 +98,12 @@ def _encoding_row(replica: Replica, labels: Row, size: Size) -> Row:
     image = np.random.default_rng(0).integers(0, 256, (height, width, 3), np.uint8)
     request = make_request(size, 2, image=image, strength=0.5)
     ends = [replica.generate(request)[1] for _ in range(2)]
-    return {"topic": "encode_image", **labels, "size": size_name(size), "ms": round(ends[1].stages_ms["encode_image"], 3)}
+    return {
+        "topic": "encode_image",
+        **labels,
+        "size": size_name(size),
+        "ms": round(ends[1].stages_ms["encode_image"], 3),
+    }
 
 
 def _recompilation_rows(scale: Scale, replica: Replica, labels: Row) -> Iterator[Row]:

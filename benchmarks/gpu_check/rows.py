@@ -20,13 +20,19 @@ FIGURES: Mapping[str, tuple[str, ...]] = {
 
 
 def missing_figures(row: Mapping[str, Any]) -> list[str]:
-    """The figures that the row should have, but are absent or not finite. A kernel may be `unavailable` instead."""
+    """The figures that the row should have, but are absent or not finite. A kernel may be `unavailable` instead.
+
+    A step whose images did not share a batch has no valid `mean_batch`.
+    """
     if "unavailable" in row:
         return []
     topic = row.get("topic")
     if topic not in FIGURES:
         return ["topic"]
-    return [name for name in FIGURES[topic] if not _is_figure(row.get(name))]
+    missing = [name for name in FIGURES[topic] if not _is_figure(row.get(name))]
+    if row.get("mean_batch", 0) < row.get("batch", 0) and "mean_batch" in row:
+        missing.append("mean_batch")
+    return missing
 
 
 def _is_figure(value: Any) -> bool:

@@ -9,6 +9,7 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -46,7 +47,10 @@ class Worker:
         self._process = subprocess.Popen(
             [sys.executable, "-P", "-m", "benchmarks.gpu_check.worker", *modules],
             cwd=_ROOT,
-            env={**environment, "PYTHONPATH": os.pathsep.join(filter(None, [str(_ROOT), environment.get("PYTHONPATH")]))},
+            env={
+                **environment,
+                "PYTHONPATH": os.pathsep.join(filter(None, [str(_ROOT), environment.get("PYTHONPATH")])),
+            },
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             text=True,
@@ -58,11 +62,9 @@ class Worker:
     def start(self, part: Part, scale: str) -> None:
         assert self._process.stdin is not None
         message = {"function": part.function, "arguments": [scale, *part.arguments]}
-        try:
+        with suppress(BrokenPipeError):  # The process has ended; `receive` reports that.
             self._process.stdin.write(json.dumps(message) + "\n")
             self._process.stdin.flush()
-        except BrokenPipeError:
-            pass  # It has ended; `receive` reports that.
 
     def receive(self, timeout_s: float) -> Row | None:
         """The next message; None if the process has ended. Raises `queue.Empty` after the timeout."""
@@ -71,19 +73,15 @@ class Worker:
     def close(self) -> None:
         """Lets the process end, so that it frees the device, and kills it and all of its children if it does not."""
         assert self._process.stdin is not None
-        try:
+        with suppress(OSError, subprocess.TimeoutExpired):
             self._process.stdin.close()
             self._process.wait(EXIT_TIMEOUT_S)
-        except (OSError, subprocess.TimeoutExpired):
-            pass
         self.kill()
 
     def kill(self) -> int:
         """Kills the process and its children, and returns its exit status."""
-        try:
+        with suppress(ProcessLookupError):
             os.killpg(self._process.pid, signal.SIGKILL)
-        except ProcessLookupError:
-            pass
         return self._process.wait()
 
     def _read(self) -> None:

@@ -62,16 +62,18 @@ class Bench:
             raise RequestFailed(f"{len(requests) - len(ends)} of {len(requests)} requests failed")
         return ends
 
-    def step_ms(self, size: Size, batch: int, loras: Sequence[Mapping[str, LoraWeights]] = ()) -> float:
-        """Milliseconds that one more step of `batch` images takes: from two runs that differ only in their steps.
+    def measure_step(self, size: Size, batch: int, loras: Sequence[Mapping[str, LoraWeights]] = ()) -> Row:
+        """`step_ms`: milliseconds that one more step of `batch` images takes, from two runs that differ in their steps.
 
-        Everything that a run does once, such as text encoding and decoding, cancels out. `loras` has those of each
+        Everything that a run does once, such as text encoding and decoding, cancels out. `mean_batch` is smaller than
+        `batch` if the images did not share all passes, as after running out of memory. `loras` has those of each
         image; without it, no image has any.
         """
         self.run(self._batch(size, batch, WARMUP_STEPS, loras))
-        short_s = self._seconds(self._batch(size, batch, BASE_STEPS, loras))
-        long_s = self._seconds(self._batch(size, batch, BASE_STEPS + self.scale.timed_steps, loras))
-        return 1000 * (long_s - short_s) / self.scale.timed_steps
+        short_s, _ = self._timed_run(self._batch(size, batch, BASE_STEPS, loras))
+        long_s, ends = self._timed_run(self._batch(size, batch, BASE_STEPS + self.scale.timed_steps, loras))
+        step_ms = 1000 * (long_s - short_s) / self.scale.timed_steps
+        return {"step_ms": round(step_ms, 3), "mean_batch": min(end.mean_batch for end in ends)}
 
     def _batch(
         self, size: Size, batch: int, steps: int, loras: Sequence[Mapping[str, LoraWeights]]
@@ -80,10 +82,10 @@ class Bench:
             return [make_request(size, steps, seeds=tuple(range(batch)))]
         return [make_request(size, steps, seeds=(seed,), loras=each) for seed, each in enumerate(loras)]
 
-    def _seconds(self, requests: Sequence[GenerationRequest]) -> float:
+    def _timed_run(self, requests: Sequence[GenerationRequest]) -> tuple[float, list[Completed]]:
         start_s = time.perf_counter()
-        self.run(requests)
-        return time.perf_counter() - start_s
+        ends = self.run(requests)
+        return time.perf_counter() - start_s, ends
 
 
 def make_request(
@@ -117,11 +119,9 @@ def rows_of_batches(bench: Bench, labels: Row, batches: Sequence[tuple[Size, int
     for size, batch in batches:
         row = {"topic": "step", **labels, "size": size_name(size), "batch": batch}
         try:
-            step_ms = bench.step_ms(size, batch)
+            yield row | bench.measure_step(size, batch) | {"peak_gb": peak_gb(bench.checkpoint.device)}
         except (torch.OutOfMemoryError, RequestFailed) as error:
             yield row | {"failed": f"{type(error).__name__}: {error}"[:200]}
-            continue
-        yield row | {"step_ms": round(step_ms, 3), "ms_per_image": round(step_ms / batch, 3), "peak_gb": peak_gb(bench.checkpoint.device)}
 
 
 def size_name(size: Size) -> str:

@@ -34,8 +34,10 @@ class Scale:
     dev_steps: int
     schnell_steps: int
     repeats: int
-    warmup_sizes: tuple[Size, ...] | None
+    warmup_sizes: tuple[Size, ...] | None = None
     """None means those of the production settings."""
+    max_sequence_length: int | None = None
+    """None means that of the production settings."""
 
     @property
     def small(self) -> Size:
@@ -60,7 +62,6 @@ CARD = Scale(
     dev_steps=28,
     schnell_steps=4,
     repeats=3,
-    warmup_sizes=None,
 )
 SMOKE = Scale(
     name="smoke",
@@ -68,11 +69,12 @@ SMOKE = Scale(
     sizes=((32, 32), (48, 48), (64, 64), (80, 80)),
     new_size=(64, 48),
     max_pixels=4 * 64 * 64,
-    timed_steps=2,
-    dev_steps=3,
+    timed_steps=1,
+    dev_steps=2,
     schnell_steps=1,
     repeats=1,
     warmup_sizes=((64, 64), (48, 48)),
+    max_sequence_length=32,
 )
 SCALES = {scale.name: scale for scale in (CARD, SMOKE)}
 
@@ -90,7 +92,10 @@ def make_pool(
         fields |= {"dtypes": {"cpu": _FLOAT32}, "num_threads": 1, "lora_bytes": 2**28}
     if scale.warmup_sizes is not None:
         fields["warmup_sizes"] = scale.warmup_sizes
-    return settings.models[pool.model], PoolSettings.model_validate(pool.model_dump() | fields | changes)
+    model = settings.models[pool.model]
+    if scale.max_sequence_length is not None:
+        model = model.model_copy(update={"max_sequence_length": scale.max_sequence_length})
+    return model, PoolSettings.model_validate(pool.model_dump() | fields | changes)
 
 
 def make_checkpoint(scale: Scale, model: ModelSettings, pool: PoolSettings) -> Checkpoint:

@@ -35,9 +35,7 @@ def measure_steps(scale_name: str, variant: VariantName, precision: Precision) -
 def _batches(scale: Scale) -> list[tuple[Size, int]]:
     """By batch size, and the large size before the others. Batches of too many pixels are left out."""
     order = (scale.large, scale.medium, scale.small, scale.sizes[3])
-    return [
-        (size, batch) for batch in BATCHES for size in order if batch * size[0] * size[1] <= scale.max_pixels
-    ]
+    return [(size, batch) for batch in BATCHES for size in order if batch * size[0] * size[1] <= scale.max_pixels]
 
 
 def _few_batches(scale: Scale) -> list[tuple[Size, int]]:
@@ -58,5 +56,5 @@ def measure_ablation(scale_name: str, precision: Precision, switch: str) -> Iter
                 "switch": switch,
                 "size": size_name(size),
                 "rank": rank,
-                "step_ms": round(bench.step_ms(size, 1, loras), 3),
+                **bench.measure_step(size, 1, loras),
             }

@@ -1,6 +1,6 @@
 """The process that runs parts of the GPU benchmark: parts come in on stdin, rows go out on stdout, all as JSON lines.
 
-    python -m benchmarks.gpu_check.worker [module to import first ...]
+python -m benchmarks.gpu_check.worker [module to import first ...]
 """
 
 import importlib
