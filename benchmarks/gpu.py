@@ -11,6 +11,7 @@ same code runs on a CPU with tiny networks, to check that it works; its figures 
 import argparse
 import json
 import os
+import signal
 import subprocess
 import sys
 import tempfile
@@ -135,4 +136,6 @@ def _print_progress(line: str) -> None:
 
 
 if __name__ == "__main__":
+    # SystemExit lets the runner kill its workers.
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(1))
     sys.exit(main())

@@ -1,5 +1,6 @@
 """Runs the tests in `tests/gpu` with pytest."""
 
+import os
 import subprocess
 import sys
 import tempfile
@@ -21,7 +22,8 @@ def run_gpu_tests(_: str) -> Iterator[Row]:
         configuration.write_text(_CONFIGURATION)
         command = [sys.executable, "-m", "pytest", "-q", "-c", configuration, f"--rootdir={ROOT}"]
         command += ["-p", "no:cacheprovider", f"--junitxml={results}", "tests/gpu"]
-        process = subprocess.run(command, cwd=ROOT, stdout=sys.stderr, check=False)
+        environment = {**os.environ, "PYTEST_DISABLE_PLUGIN_AUTOLOAD": "1"}
+        process = subprocess.run(command, cwd=ROOT, env=environment, stdout=sys.stderr, check=False)
         yield {"topic": "tests", "exit_status": process.returncode} | _summary(results)
 
 

@@ -57,7 +57,8 @@ class Worker:
             start_new_session=True,
         )
         self._messages: queue.SimpleQueue[Row | None] = queue.SimpleQueue()
-        threading.Thread(target=self._read, daemon=True).start()
+        self._reader = threading.Thread(target=self._read, daemon=True)
+        self._reader.start()
 
     def start(self, part: Part, scale: str) -> None:
         assert self._process.stdin is not None
@@ -82,13 +83,21 @@ class Worker:
         """Kills the process and its children, and returns its exit status."""
         with suppress(ProcessLookupError):
             os.killpg(self._process.pid, signal.SIGKILL)
-        return self._process.wait()
+        status = self._process.wait()
+        self._reader.join()
+        assert self._process.stdin is not None
+        with suppress(BrokenPipeError):
+            self._process.stdin.close()
+        return status
 
     def _read(self) -> None:
         assert self._process.stdout is not None
-        for line in self._process.stdout:
-            self._messages.put(json.loads(line))
-        self._messages.put(None)
+        try:
+            with self._process.stdout as lines:
+                for line in lines:
+                    self._messages.put(json.loads(line))
+        finally:
+            self._messages.put(None)
 
 
 class Runner:
