@@ -73,7 +73,11 @@ class Bench:
         short_s, _ = self._timed_run(self._batch(size, batch, BASE_STEPS, loras))
         long_s, ends = self._timed_run(self._batch(size, batch, BASE_STEPS + self.scale.timed_steps, loras))
         step_ms = 1000 * (long_s - short_s) / self.scale.timed_steps
-        return {"step_ms": round(step_ms, 3), "mean_batch": min(end.mean_batch for end in ends)}
+        return {
+            "step_ms": round(step_ms, 3),
+            "mean_batch": min(end.mean_batch for end in ends),
+            "decode_ms": median_ms([end.stages_ms for end in ends], "decode"),
+        }
 
     def _batch(
         self, size: Size, batch: int, steps: int, loras: Sequence[Mapping[str, LoraWeights]]
@@ -115,13 +119,13 @@ def median_ms(stages: Sequence[Mapping[str, float]], stage: str) -> float:
 
 
 def rows_of_batches(bench: Bench, labels: Row, batches: Sequence[tuple[Size, int]]) -> Iterator[Row]:
-    """A row with the time of a step for each size and batch. One that runs out of memory has the key `failed`."""
+    """A row with the time of a step for each size and batch. One that runs out of memory has the key `error`."""
     for size, batch in batches:
         row = {"topic": "step", **labels, "size": size_name(size), "batch": batch}
         try:
             yield row | bench.measure_step(size, batch) | {"peak_gb": peak_gb(bench.checkpoint.device)}
         except (torch.OutOfMemoryError, RequestFailed) as error:
-            yield row | {"failed": f"{type(error).__name__}: {error}"[:200]}
+            yield row | {"error": f"{type(error).__name__}: {error}"[:200]}
 
 
 def size_name(size: Size) -> str:

@@ -112,7 +112,7 @@ def test_part_names_are_unique_and_the_tests_run_last() -> None:
         ({"topic": "ablation", "step_ms": float("inf")}, ["step_ms"]),
         ({"topic": "ablation", "step_ms": 1.0, "batch": 4, "mean_batch": 2.0}, ["mean_batch"]),
         ({"topic": "ablation", "step_ms": 1.0, "batch": 4, "mean_batch": 4.0}, []),
-        ({"topic": "step", "failed": "out of memory"}, ["step_ms", "peak_gb"]),
+        ({"topic": "step", "error": "out of memory"}, ["step_ms", "peak_gb"]),
         ({"topic": "unknown"}, ["topic"]),
     ],
 )
