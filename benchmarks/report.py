@@ -10,14 +10,14 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
-LIBRARIES = ("ray", "torch", "diffusers", "transformers", "optimum-quanto", "pillow")
+LIBRARIES = ("ray", "torch", "diffusers", "transformers", "optimum-quanto", "torchao", "peft", "pillow")
 
 
 def report(question: str, arguments: Mapping[str, Any], result: Mapping[str, Any]) -> None:
     """Prints the JSON line. The keys of `result` are at its top level."""
     print(
         json.dumps(
-            {"question": question, "arguments": dict(arguments), **result, "where": _describe_machine()}, default=str
+            {"question": question, "arguments": dict(arguments), **result, "where": describe_machine()}, default=str
         )
     )
 
@@ -30,7 +30,8 @@ def percentiles(values_s: Iterable[float]) -> dict[str, float]:
     return {f"p{share}_s": round(ordered[max(0, -(-share * len(ordered) // 100) - 1)], 4) for share in (50, 95, 99)}
 
 
-def _describe_machine() -> dict[str, Any]:
+def describe_machine() -> dict[str, Any]:
+    """The commit, the processor, the versions and the command."""
     return {
         "commit": _commit(),
         "machine": platform.machine(),

@@ -72,10 +72,7 @@ def load_checkpoint(model: ModelSettings, pool: PoolSettings, hf_token: str | No
     device = _device(pool)
     checkpoint = _read(checkpoint_folder(model, hf_token), model, pool, device)
     _check(checkpoint, model)
-    _move_to_device(checkpoint, pool)
-    _compile(checkpoint, pool)
-    networks = {"transformer": checkpoint.transformer, "clip": checkpoint.clip}
-    lora_slots = LoraSlots(networks, pool.lora_bytes, MAX_LORA_SLOTS, pool.lora_product_per_batch)
+    checkpoint = place_on_device(checkpoint, pool)
     _log.info(
         "loaded %s from %s on %s in %.1f s; transformer: %.1f MB, LoRA slots: %d",
         model.variant,
@@ -83,15 +80,21 @@ def load_checkpoint(model: ModelSettings, pool: PoolSettings, hf_token: str | No
         device,
         time.monotonic() - start_s,
         quantize.weight_bytes(checkpoint.transformer) / 1e6,
-        lora_slots.count,
+        checkpoint.lora_slots.count,
     )
+    return checkpoint
+
+
+def place_on_device(checkpoint: Checkpoint, pool: PoolSettings) -> Checkpoint:
+    """Moves networks in the dtypes of their weights to the device, quantizes and compiles them, and adds LoRA slots.
+
+    Benchmarks call it with networks that they make themselves.
+    """
+    _move_to_device(checkpoint, pool)
+    _compile(checkpoint, pool)
+    networks = {"transformer": checkpoint.transformer, "clip": checkpoint.clip}
+    lora_slots = LoraSlots(networks, pool.lora_bytes, MAX_LORA_SLOTS, pool.lora_product_per_batch)
     return replace(checkpoint, lora_slots=lora_slots, attention=_attention(checkpoint, pool))
-
-
-def _attention(checkpoint: Checkpoint, pool: PoolSettings) -> Attention:
-    transformer = checkpoint.transformer
-    heads, head_dim = transformer.config.num_attention_heads, transformer.config.attention_head_dim
-    return choose_attention(pool.attention, checkpoint.device, heads, head_dim, transformer.dtype)
 
 
 def _compile(checkpoint: Checkpoint, pool: PoolSettings) -> None:
@@ -101,6 +104,12 @@ def _compile(checkpoint: Checkpoint, pool: PoolSettings) -> None:
         compile_forward("the VAE's decoder", checkpoint.vae.decoder)
     if "text_encoders" in pool.compiled_parts:
         compile_forward("T5", checkpoint.t5)
+
+
+def _attention(checkpoint: Checkpoint, pool: PoolSettings) -> Attention:
+    transformer = checkpoint.transformer
+    heads, head_dim = transformer.config.num_attention_heads, transformer.config.attention_head_dim
+    return choose_attention(pool.attention, checkpoint.device, heads, head_dim, transformer.dtype)
 
 
 def _device(pool: PoolSettings) -> torch.device:

