@@ -119,7 +119,10 @@ class PoolSettings(StrictModel):
     precompute_modulation: bool = True
     """Compute the modulation vectors of all steps when an image starts, rather than in every step."""
     lora_product: LoraProduct = "auto"
-    """Multiply the LoRAs of a batch image by image or together; `auto` means together on a GPU."""
+    """Multiply the LoRAs of a batch image by image or together; `auto` means together on a GPU or if compiled.
+
+    Image by image, batches with LoRAs run uncompiled.
+    """
     scheduling_policy: SchedulingPolicy = "deadline"
     """Which images advance next: `deadline` favours short work, with `turns` all sizes advance alternately."""
     max_batch: Positive = 8
@@ -161,12 +164,6 @@ class PoolSettings(StrictModel):
         return self.lora_product == "per_batch" or (
             self.lora_product == "auto" and (self.device == "cuda" or "transformer" in self.compiled_parts)
         )
-
-    @model_validator(mode="after")
-    def _compiled_transformer_has_one_lora_product(self) -> Self:
-        if "transformer" in self.compiled_parts and not self.lora_product_per_batch:
-            raise ValueError("lora_product: a compiled transformer needs per_batch; or set `compile` to []")
-        return self
 
 
 class ServedModel(StrictModel):

@@ -71,7 +71,8 @@ class CompiledBlocks:
     """Runs blocks with `torch.compile`: one function for all double blocks, and one for all single ones.
 
     Each is compiled for a single image and for several, without and with LoRAs. Sizes, LoRAs, their scales and the
-    number of slots are dynamic. LoRAs with Kronecker products run without compilation, because their shapes vary.
+    number of slots are dynamic. LoRAs with Kronecker products, whose shapes vary, run uncompiled, and so do LoRAs with a
+    product for each image.
     """
 
     def __init__(
@@ -81,7 +82,6 @@ class CompiledBlocks:
         attention: Attention,
         backend: Backend = "inductor",
     ) -> None:
-        """`lora_slots` must have one product for each batch."""
         self._eager = EagerBlocks(transformer, lora_slots, attention)
         self._attention = attention
         self._groups = {
@@ -95,14 +95,14 @@ class CompiledBlocks:
     def double(
         self, block: Any, image: Tensor, text: Tensor, vectors: Tensor, rotary: Rotary, loras: BatchLoras | None
     ) -> tuple[Tensor, Tensor]:
-        if loras is not None and loras.kroneckers:
+        if not _can_compile(loras):
             return self._eager.double(block, image, text, vectors, rotary, loras)
         tensors = self._tensors(block, loras)
         output: tuple[Tensor, Tensor] = self._double(block, image, text, vectors, rotary, self._attention, tensors)
         return output
 
     def single(self, block: Any, tokens: Tensor, vectors: Tensor, rotary: Rotary, loras: BatchLoras | None) -> Tensor:
-        if loras is not None and loras.kroneckers:
+        if not _can_compile(loras):
             return self._eager.single(block, tokens, vectors, rotary, loras)
         output: Tensor = self._single(block, tokens, vectors, rotary, self._attention, self._tensors(block, loras))
         return output
@@ -112,6 +112,11 @@ class CompiledBlocks:
             return None
         group, (part,) = self._groups[id(block)], loras.parts
         return LoraTensors(group.rows, group.constants, part.slots, part.scales)
+
+
+def _can_compile(loras: BatchLoras | None) -> bool:
+    """Whether all batches with such LoRAs have the same operations."""
+    return loras is None or (loras.shared_products and not loras.kroneckers)
 
 
 def _double_block(

@@ -124,7 +124,7 @@ def test_layer_is_a_linear_layer_with_float8_weights() -> None:
 def test_emulated_images_of_a_batch_are_bit_equal_to_single_images() -> None:
     _, quantized = make_layer(dtype=torch.float32)
     inputs = make_inputs(3, 40, dtype=torch.float32)
-    with batch_invariant(torch.device("cpu")):
+    with batch_invariant(torch.device("cpu"), images=2):
         batched = quantized(inputs)
     assert torch.equal(batched, torch.cat([quantized(image) for image in inputs.split(1)]))
 
