@@ -71,7 +71,7 @@ class CompiledBlocks:
     """Runs blocks with `torch.compile`: one function for all double blocks, and one for all single ones.
 
     Each is compiled for a single image and for several, without and with LoRAs. Sizes, LoRAs, their scales and the
-    number of slots are dynamic. LoRAs with Kronecker products, whose shapes vary, run uncompiled, and so do LoRAs with a
+    number of slots are dynamic. LoRAs with Kronecker products, whose shapes vary, run uncompiled; so do LoRAs with a
     product for each image.
     """
 
