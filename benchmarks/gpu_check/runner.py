@@ -20,6 +20,7 @@ from benchmarks.gpu_check.rows import missing_figures
 Row = dict[str, Any]
 Result = Literal["done", "incomplete", "failed", "timed out", "skipped"]
 EXIT_TIMEOUT_S = 20
+"""Time for a process to end and to free the device, after which it is killed."""
 _ROOT = Path(__file__).parents[2]
 
 
@@ -56,6 +57,8 @@ class Worker:
             text=True,
             start_new_session=True,
         )
+        self.ready = False
+        """It has finished its imports."""
         self._messages: queue.SimpleQueue[Row | None] = queue.SimpleQueue()
         self._reader = threading.Thread(target=self._read, daemon=True)
         self._reader.start()
@@ -74,10 +77,15 @@ class Worker:
     def close(self) -> None:
         """Lets the process end, so that it frees the device, and kills it and all of its children if it does not."""
         assert self._process.stdin is not None
-        with suppress(OSError, subprocess.TimeoutExpired):
+        with suppress(BrokenPipeError):
             self._process.stdin.close()
+        self.wait()
+
+    def wait(self) -> int:
+        """Waits until the process ends, kills what is left of it and of its children, and returns its exit status."""
+        with suppress(subprocess.TimeoutExpired):
             self._process.wait(EXIT_TIMEOUT_S)
-        self.kill()
+        return self.kill()
 
     def kill(self) -> int:
         """Kills the process and its children, and returns its exit status."""
@@ -110,12 +118,14 @@ class Runner:
         self._start_s = clock()
         self._workers: list[Worker] = []
         """The running ones: that of the current part first, then one that is ready for the next part."""
+        self._workers_start = True
+        """False after a worker ended before its first part, as the others would."""
 
     def run(self) -> Iterator[Row]:
         """The rows of all parts as they come. The last row of each part has its `result`."""
         try:
             for number, part in enumerate(self._plan.parts):
-                if self._fits(part):
+                if self._workers_start and self._fits(part):
                     yield from self._run_part(part, is_last=number == len(self._plan.parts) - 1)
                 else:
                     yield {"part": part.name, "result": "skipped", "left_s": round(self._left_s(), 1)}
@@ -147,7 +157,10 @@ class Runner:
                 result, error = "timed out", f"killed after {self._clock() - start_s:.0f} s"
                 continue
             if message is None:
-                result, error = "failed", f"its process ended with status {worker.kill()}"
+                result, error = "failed", f"its process ended with status {worker.wait()}"
+                self._workers_start = worker.ready
+            elif "ready" in message:
+                worker.ready = True
             elif "row" in message:
                 rows += 1
                 incomplete += missing_figures(message["row"])

@@ -18,6 +18,7 @@ def main(modules: list[str]) -> None:
     logging.getLogger("serve").setLevel(logging.INFO)
     for module in modules:
         importlib.import_module(module)
+    _send(output, {"ready": True})
     for line in sys.stdin:
         part = json.loads(line)
         _send(output, {"error": _run(part["function"], part["arguments"], output)})

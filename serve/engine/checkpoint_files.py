@@ -7,11 +7,13 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import httpx
 from huggingface_hub import snapshot_download
+
+# HTTPError is that of the HTTP library that the installed huggingface_hub uses.
 from huggingface_hub.errors import (
     GatedRepoError,
     HFValidationError,
+    HTTPError,
     LocalEntryNotFoundError,
     RepositoryNotFoundError,
     RevisionNotFoundError,
@@ -71,7 +73,7 @@ def resolve_folder(source: str, revision: str | None, patterns: Iterable[str], h
     _log.info("looking up %s at %s", source, revision or "its newest revision")
     try:
         return Path(snapshot_download(source, revision=revision, allow_patterns=list(patterns), token=hf_token))
-    except (HFValidationError, httpx.HTTPError, OSError) as error:
+    except (HFValidationError, HTTPError, OSError) as error:
         raise ModelLoadError(source, _hub_error_advice(error, revision)) from error
 
 

@@ -61,7 +61,7 @@ LIBRARY_USERS = {
     "starlette": {"api", "ingress"},
     "PIL": {"engine", "media"},
     "httpcore": {"net"},
-    "httpx": {"engine", "lora", "net"},
+    "httpx": {"lora", "net"},
     "regex": {"lora"},
     "yaml": {"launch", "settings"},
 }

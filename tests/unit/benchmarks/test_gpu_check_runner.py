@@ -80,6 +80,12 @@ def test_failing_part_does_not_stop_the_next(function: str, word: str) -> None:
     assert "\n" not in error
 
 
+def test_workers_that_cannot_start_end_the_run_at_once() -> None:
+    rows = run([fake_part("measure")] * 3, modules=["no_such_module"])
+    assert results(rows) == ["failed", "skipped", "skipped"]
+    assert "status 1" in rows[0]["error"]
+
+
 def test_part_without_its_figures_is_incomplete() -> None:
     rows = run([fake_part("leave_out_figures"), fake_part("yield_nothing")])
     assert results(rows) == ["incomplete", "incomplete"]

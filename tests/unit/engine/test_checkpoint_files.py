@@ -5,9 +5,12 @@ import os
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
+from huggingface_hub.errors import HTTPError
 
+from serve.engine import checkpoint_files
 from serve.engine.checkpoint_files import resolve_folder
 from serve.errors import ModelLoadError
 from tests.unit.engine.fake_hub import REVISION, FakeHub
@@ -114,3 +117,15 @@ def test_invalid_source_is_an_error(source: str, why: str) -> None:
     with pytest.raises(ModelLoadError, match=why) as caught:
         resolve_folder(source, None, [], None)
     assert caught.value.source == source
+
+
+def test_interrupted_download_raises_model_load_error(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Errors of the hub's HTTP library are no OSErrors."""
+
+    def fail(*_: Any, **__: Any) -> str:
+        raise HTTPError("the connection was closed")
+
+    monkeypatch.setattr(checkpoint_files, "snapshot_download", fail)
+    assert not issubclass(HTTPError, OSError)
+    with pytest.raises(ModelLoadError, match="network"):
+        resolve_folder("owner/name", None, ["*"], None)
