@@ -15,6 +15,7 @@ from diffusers import AutoencoderKL, FlowMatchEulerDiscreteScheduler, FluxTransf
 from transformers import CLIPTextModel, CLIPTokenizer, T5EncoderModel, T5TokenizerFast
 
 from serve.engine import quantize
+from serve.engine.attention import Attention, choose_attention, native_attention
 from serve.engine.checkpoint_files import checkpoint_folder, load_network, model_load_errors
 from serve.engine.compute_dtype import choose_compute_dtype
 from serve.engine.fp8_kernel import KernelName, choose_fp8_kernel
@@ -57,6 +58,8 @@ class Checkpoint:
     device: torch.device
     lora_slots: LoraSlots = field(default_factory=lambda: LoraSlots({}, 0))
     """Of the linear layers of the transformer and of CLIP."""
+    attention: Attention = native_attention
+    """Of the transformer."""
 
 
 def load_checkpoint(model: ModelSettings, pool: PoolSettings, hf_token: str | None) -> Checkpoint:
@@ -80,7 +83,13 @@ def load_checkpoint(model: ModelSettings, pool: PoolSettings, hf_token: str | No
         quantize.weight_bytes(checkpoint.transformer) / 1e6,
         lora_slots.count,
     )
-    return replace(checkpoint, lora_slots=lora_slots)
+    return replace(checkpoint, lora_slots=lora_slots, attention=_attention(checkpoint, pool))
+
+
+def _attention(checkpoint: Checkpoint, pool: PoolSettings) -> Attention:
+    transformer = checkpoint.transformer
+    heads, head_dim = transformer.config.num_attention_heads, transformer.config.attention_head_dim
+    return choose_attention(pool.attention, checkpoint.device, heads, head_dim, transformer.dtype)
 
 
 def _device(pool: PoolSettings) -> torch.device:

