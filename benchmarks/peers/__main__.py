@@ -19,16 +19,20 @@ from typing import Any
 
 from benchmarks.peers import environment
 from benchmarks.peers.comparison import Comparison
+from benchmarks.peers.overhead import overhead_table
 from benchmarks.peers.results import markdown_table
 from benchmarks.peers.servers import our_server, peers
 from benchmarks.peers.workload import SCENARIOS, make_scenarios
-from benchmarks.report import report
+from benchmarks.report import make_report, report
 from serve.launch.subprocess_service import ROOT
 
+QUESTION = "how does the service compare with other ways to serve the same checkpoint?"
 RESULT_FILE = ROOT / "benchmarks" / "results" / "peers.json"
 PLOT_FILE = ROOT / "docs" / "peers.png"
 QUICK_SCALE = 0.1
 PLOT_TIMEOUT_S = 120
+OVERHEAD_REQUESTS = 50
+MIN_OVERHEAD_REQUESTS = 5
 
 
 def measure(options: argparse.Namespace) -> dict[str, Any]:
@@ -52,15 +56,20 @@ def measure(options: argparse.Namespace) -> dict[str, Any]:
             if not asyncio.run(comparison.run_round(rounds, scenarios, deadline_s)):
                 break
             rounds += 1
-        return comparison.result() | {"rounds": rounds, "load_average_at_start": round(load_average, 2)}
+        overhead = comparison.measure_overhead(max(MIN_OVERHEAD_REQUESTS, round(OVERHEAD_REQUESTS * options.scale)))
+        return comparison.result() | {
+            "overhead_ms": overhead,
+            "rounds": rounds,
+            "load_averages": {"start": load_average, "end": os.getloadavg()[0]},
+        }
     finally:
         comparison.stop()
 
 
-def save(result: dict[str, Any]) -> None:
-    """Writes the result and its plot, which is drawn by the peers' environment."""
+def save(arguments: dict[str, Any], result: dict[str, Any]) -> None:
+    """Writes the report and its plot, which is drawn by the peers' environment."""
     RESULT_FILE.parent.mkdir(exist_ok=True)
-    RESULT_FILE.write_text(json.dumps(result, indent=1) + "\n")
+    RESULT_FILE.write_text(json.dumps(make_report(QUESTION, arguments, result), indent=1) + "\n")
     command = [environment.BIN / "python", "-m", "benchmarks.peers.plot", RESULT_FILE, PLOT_FILE]
     subprocess.run(command, cwd=ROOT, check=True, timeout=PLOT_TIMEOUT_S)
 
@@ -68,11 +77,10 @@ def save(result: dict[str, Any]) -> None:
 def main(arguments: Sequence[str] | None = None) -> None:
     options = _parse_options(arguments)
     result = measure(options)
-    print(markdown_table(result), file=sys.stderr, flush=True)
-    question = "how does the service compare with other ways to serve the same checkpoint?"
-    report(question, vars(options), result)
+    print(markdown_table(result), overhead_table(result["overhead_ms"]), sep="\n\n", file=sys.stderr, flush=True)
+    report(QUESTION, vars(options), result)
     if options.save:
-        save(result)
+        save(vars(options), result)
 
 
 def _parse_options(arguments: Sequence[str] | None) -> argparse.Namespace:

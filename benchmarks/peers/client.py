@@ -42,12 +42,12 @@ class Client:
 
     def __init__(self, server: Server, url: str) -> None:
         self._server = server
-        self._url = url
+        self.url = url
 
     def generate(self, request: ImageRequest) -> list[str]:
         """The `data:` URIs of one request's images. Raises httpx.HTTPError or ValueError."""
         body = self._server.make_body(request)
-        response = httpx.post(self._url + self._server.path, json=body, timeout=REQUEST_TIMEOUT_S)
+        response = httpx.post(self.url + self._server.path, json=body, timeout=REQUEST_TIMEOUT_S)
         return read_outputs(response.raise_for_status().json())
 
     def is_ready(self) -> bool:
@@ -61,15 +61,20 @@ class Client:
     def compute_dtype(self) -> str:
         """The dtype that the service reports for a prediction. Raises KeyError for other servers."""
         response = httpx.post(
-            self._url + self._server.path, json=self._server.make_body(PROBE), timeout=REQUEST_TIMEOUT_S
+            self.url + self._server.path, json=self._server.make_body(PROBE), timeout=REQUEST_TIMEOUT_S
         )
         return str(response.raise_for_status().json()["metrics"]["compute_dtype"])
 
     async def run(self, scenario: Scenario) -> Turn:
-        """Runs a scenario, and waits until the server has no work left, which is not timed."""
+        """Runs a scenario.
+
+        A small request before it, and one after it that waits until the server has no work left, are not timed: a
+        server that was paused has to catch up first.
+        """
         limits = httpx.Limits(max_connections=None, max_keepalive_connections=None)
         results = _Results()
-        async with httpx.AsyncClient(base_url=self._url, timeout=REQUEST_TIMEOUT_S, limits=limits) as http:
+        async with httpx.AsyncClient(base_url=self.url, timeout=REQUEST_TIMEOUT_S, limits=limits) as http:
+            await self._post(http, PROBE)
             start_s = time.perf_counter()
             await self._send_all(http, scenario.requests, scenario.in_flight, results)
             seconds = results.end_s - start_s

@@ -8,8 +8,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from benchmarks.peers.client import Client, Turn
+from benchmarks.peers.client import PROBE, Client, Turn
 from benchmarks.peers.images import IMAGE_CHECKS, largest_difference
+from benchmarks.peers.overhead import measure_overhead
 from benchmarks.peers.process import ServerProcess, StartError
 from benchmarks.peers.results import ratios, scenario_measures
 from benchmarks.peers.servers import OURS, Server, server_environment
@@ -93,6 +94,17 @@ class Comparison:
                 return await running.client.run(scenario)
         finally:
             process.pause()
+
+    def measure_overhead(self, requests: int) -> dict[str, float]:
+        """What a small request of the service costs beyond its engine."""
+        ours = self._running[OURS]
+        ours.process.resume()
+        try:
+            time.sleep(SETTLE_S)
+            body = ours.server.make_body(PROBE)
+            return measure_overhead(ours.client.url, ours.server.path, body, requests)
+        finally:
+            ours.process.pause()
 
     def result(self) -> dict[str, Any]:
         """Measures and ratios by server, ours first."""

@@ -39,7 +39,7 @@ class ServerProcess:
             start_new_session=True,
         )
         self._root = psutil.Process(self._process.pid)
-        self._tree: list[psutil.Process] = [self._root]
+        self.tree: list[psutil.Process] = [self._root]
         self.peak_mb = 0.0
         """Largest sum of resident memory that `sample_memory` has seen."""
 
@@ -63,7 +63,7 @@ class ServerProcess:
         """Resident memory of all processes in MB. Shared pages count once for each process."""
         self._refresh()
         total = 0
-        for process in self._tree:
+        for process in self.tree:
             with suppress(psutil.NoSuchProcess):
                 total += process.memory_info().rss
         self.peak_mb = max(self.peak_mb, total / MEGABYTE)
@@ -89,7 +89,7 @@ class ServerProcess:
     def cpu_s(self) -> float:
         """CPU time of all running processes so far."""
         total = 0.0
-        for process in self._tree:
+        for process in self.tree:
             with suppress(psutil.NoSuchProcess):
                 times = process.cpu_times()
                 total += times.user + times.system
@@ -101,7 +101,7 @@ class ServerProcess:
         self._refresh()
         with suppress(ProcessLookupError):
             self._process.send_signal(signal.SIGINT)
-        _, alive = psutil.wait_procs(self._tree, STOP_TIMEOUT_S)
+        _, alive = psutil.wait_procs(self.tree, STOP_TIMEOUT_S)
         for process in alive:
             with suppress(psutil.NoSuchProcess):
                 process.kill()
@@ -112,11 +112,11 @@ class ServerProcess:
         with suppress(psutil.NoSuchProcess):
             children = self._root.children(recursive=True)
             # A child whose parent has ended is no longer below the root.
-            self._tree = list(dict.fromkeys([*self._tree, *children]))
-        self._tree = [process for process in self._tree if process.is_running()]
+            self.tree = list(dict.fromkeys([*self.tree, *children]))
+        self.tree = [process for process in self.tree if process.is_running()]
 
     def _signal(self, number: signal.Signals) -> None:
-        for process in self._tree:
+        for process in self.tree:
             with suppress(psutil.NoSuchProcess):
                 process.send_signal(number)
 

@@ -37,7 +37,9 @@ class Server:
 
 def read_outputs(body: object) -> list[str]:
     """The `data:` URIs in a response of any of the servers. Raises ValueError if there are none."""
-    outputs = body[0] if isinstance(body, list) else body.get("output") if isinstance(body, dict) else None
+    outputs = (
+        body.get("output") if isinstance(body, dict) else next(iter(body), None) if isinstance(body, list) else None
+    )
     if not isinstance(outputs, list) or not all(isinstance(uri, str) for uri in outputs):
         raise ValueError(f"no images in the response: {json.dumps(body)[:200]}")
     return outputs
