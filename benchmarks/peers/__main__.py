@@ -70,7 +70,7 @@ def save(arguments: dict[str, Any], result: dict[str, Any]) -> None:
     """Writes the report and its plot, which is drawn by the peers' environment."""
     RESULT_FILE.parent.mkdir(exist_ok=True)
     RESULT_FILE.write_text(json.dumps(make_report(QUESTION, arguments, result), indent=1) + "\n")
-    command = [environment.BIN / "python", "-m", "benchmarks.peers.plot", RESULT_FILE, PLOT_FILE]
+    command = [str(environment.BIN / "python"), "-m", "benchmarks.peers.plot", str(RESULT_FILE), str(PLOT_FILE)]
     subprocess.run(command, cwd=ROOT, check=True, timeout=PLOT_TIMEOUT_S)
 
 

@@ -26,9 +26,9 @@ def install() -> None:
         return
     print(f"peers: installing {REQUIREMENTS.name} into {FOLDER.name}; this takes a few minutes", flush=True)
     subprocess.run([sys.executable, "-m", "venv", "--clear", FOLDER], check=True)
-    pip = [BIN / "python", "-m", "pip", "install", "--no-input", "--quiet", "--disable-pip-version-check"]
+    pip = [str(BIN / "python"), "-m", "pip", "install", "--no-input", "--quiet", "--disable-pip-version-check"]
     process = subprocess.run(
-        [*pip, "-r", REQUIREMENTS], capture_output=True, text=True, timeout=INSTALL_TIMEOUT_S, check=False
+        [*pip, "-r", str(REQUIREMENTS)], capture_output=True, text=True, timeout=INSTALL_TIMEOUT_S, check=False
     )
     if process.returncode:
         errors = [line for line in process.stderr.splitlines() if line.startswith("ERROR")]

@@ -22,7 +22,6 @@ OBJECT_STORE_BYTES = 256 * 2**20
 app = FastAPI()
 
 
-@serve.deployment(max_ongoing_requests=MAX_ONGOING_REQUESTS, ray_actor_options={"num_cpus": 0.4})
 class Model:
     """The pipeline, which gets the requests that arrive while it is busy as its next batch."""
 
@@ -37,7 +36,6 @@ class Model:
         return self._pipeline.generate([ImageRequest(**body) for body in bodies])
 
 
-@serve.deployment(max_ongoing_requests=MAX_ONGOING_REQUESTS, ray_actor_options={"num_cpus": 0.4})
 @serve.ingress(app)
 class Ingress:
     """Passes each request to the model."""
@@ -61,7 +59,8 @@ def main() -> None:
             _node_ip_address=RAY_HOST,
         )
         serve.start(http_options={"host": "127.0.0.1", "port": int(os.environ["PORT"])})
-        serve.run(Ingress.bind(Model.bind()))
+        deployment = serve.deployment(max_ongoing_requests=MAX_ONGOING_REQUESTS, ray_actor_options={"num_cpus": 0.4})
+        serve.run(deployment(Ingress).bind(deployment(Model).bind()))
         signal.sigwait({signal.SIGINT, signal.SIGTERM})
         ray.shutdown()
 

@@ -78,7 +78,7 @@ MEASURES: dict[str, Measure] = {
 
 def scenario_measures(turns: Mapping[str, Sequence[Turn]]) -> dict[str, float]:
     """The measures of a server by its turns, by scenario. Scenarios without a successful request are left out."""
-    measures = {}
+    measures: dict[str, float] = {}
     for scenario, own_turns in turns.items():
         latencies_s = [latency for turn in own_turns for latency in turn.latencies_s]
         seconds = sum(turn.seconds for turn in own_turns)
