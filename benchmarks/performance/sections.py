@@ -29,7 +29,7 @@ def runs_table(runs: Sequence[Run]) -> str:
                 call["commit"],
                 call["python"],
                 ", ".join(_text(call["versions"].get(name)) for name in ("torch", "diffusers", "optimum-quanto")),
-                call.get("note", call.get("command", "")),
+                str(call.get("note", call.get("command", ""))),
             )
             for run in runs
             for call in run.calls

@@ -13,7 +13,7 @@ from huggingface_hub import snapshot_download
 from huggingface_hub.errors import (
     GatedRepoError,
     HFValidationError,
-    HTTPError,
+    HTTPError,  # type: ignore[attr-defined]
     LocalEntryNotFoundError,
     RepositoryNotFoundError,
     RevisionNotFoundError,
