@@ -8,7 +8,6 @@ from typing import Any
 import pytest
 from torch import Tensor
 
-from serve.engine import device
 from serve.engine.checkpoint import Checkpoint
 from serve.engine.denoiser import Denoiser
 from serve.engine.request import Completed, GenerationRequest
