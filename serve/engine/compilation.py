@@ -8,6 +8,7 @@ import torch
 import torch._dynamo
 import torch.fx.experimental._config
 from torch import nn
+from torch._dynamo.exc import FailOnRecompileLimitHit, TorchDynamoException
 from torch._dynamo.utils import counters
 
 Backend = str | Callable[..., Any]
@@ -37,7 +38,7 @@ class Compiled:
         if self._compiled is not None:
             try:
                 return self._compiled(*args, **kwargs)
-            except torch._dynamo.exc.TorchDynamoException:
+            except (TorchDynamoException, FailOnRecompileLimitHit):
                 _log.exception("compiling %s failed; it runs uncompiled, which is slower", self._name)
                 self._compiled = None
         return self._function(*args, **kwargs)

@@ -134,7 +134,9 @@ class FluxTransformer:
             own = replace(loras, parts=(replace(parts[0], slots=selected[0], scales=selected[1]),)) if loras else None
             return self._forward(latents, text, Rotary(cos, sin), modulation, own)
 
-        return self._graphs.run(parts[0].layers if parts else None, forward, tensors)
+        # A part for some images of the batch only is captured with their positions.
+        key = (parts[0].layers, parts[0].images.start, parts[0].images.stop) if parts else None
+        return self._graphs.run(key, forward, tensors)
 
     @torch.no_grad()
     def warm_up(self, image_tokens: int, text_tokens: int) -> None:
@@ -143,8 +145,10 @@ class FluxTransformer:
         head_width = self._transformer.config.attention_head_dim
         zeros = partial(torch.zeros, device=weight.device, dtype=self._transformer.dtype)
         rotary = Rotary(*(zeros(text_tokens + image_tokens, head_width, dtype=torch.float32) for _ in range(2)))
+        some = SlotSelection({}, frozenset(self._lora_slots.groups))
+        selections = (None, some) if self._lora_slots.count else (None,)
         for images in (1, 2):
-            for selection in (None, SlotSelection({}, frozenset(self._lora_slots.groups))):
+            for selection in selections:
                 self._forward(
                     zeros(images, image_tokens, self._transformer.config.in_channels),
                     zeros(images, text_tokens, self._transformer.inner_dim),

@@ -75,7 +75,9 @@ def add_low_rank(
     down = torch.cat([rows[:, columns.down].index_select(0, slots) for columns, _ in layers])
     constant = torch.cat([constants[:, columns.number].index_select(0, slots) for columns, _ in layers])
     inner = torch.mm(inputs.flatten(0, -2), down.t()).add_(constant)
-    inner.view(images, -1, len(layers), selected).mul_(scales[:, None, None])
+    # Numbers that overflow in the LoRA of one image must not become NaN in another, so zero scales are not multiplied.
+    by_image = inner.view(images, -1, len(layers), selected)
+    by_image.mul_(scales[:, None, None]).masked_fill_(scales[:, None, None] == 0, 0)
     for layer, (columns, output) in enumerate(layers):
         own = inner[:, layer * selected : (layer + 1) * selected]
         output.view(-1, output.shape[-1]).addmm_(own, rows[:, columns.up].index_select(0, slots))

@@ -75,6 +75,8 @@ class SlotGroup:
             if matrix.bias is not None:
                 rows[matrix.rank, up] = matrix.bias
                 constants[matrix.rank, number] = 1
+        # An infinite number would become NaN in the images of a batch that do not use the LoRA: zero times infinity.
+        rows.clamp_(torch.finfo(rows.dtype).min, torch.finfo(rows.dtype).max)
 
     def clear(self, slots: Tensor) -> None:
         self.rows.index_fill_(0, slots, 0)

@@ -170,6 +170,9 @@ class RequestState:
 
     def _end(self, event: FinalEvent) -> None:
         self.ended = True
+        for staged in self.staged_loras.values():
+            staged.cancel()
+        self.staged_loras = {}
         self.emit(event)
 
     def _stages_ms(self) -> dict[str, float]:

@@ -1,0 +1,81 @@
+"""Compiled functions: fall-back to the plain function, and errors that are passed on."""
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+from torch._dynamo.exc import FailOnRecompileLimitHit
+
+from serve.engine.compilation import Compiled, compile_forward
+from tests.logs import Logs
+
+pytestmark = pytest.mark.usefixtures("_fresh_compiler")
+
+
+def _double(values: Tensor) -> Tensor:
+    return values * 2
+
+
+def _broken_backend(graph: torch.fx.GraphModule, inputs: Sequence[Tensor]) -> Callable[..., Any]:
+    raise RuntimeError("no such kernel")
+
+
+def test_function_runs_uncompiled_after_the_compiler_failed(logs: Logs) -> None:
+    compiled = Compiled("doubling", _double, _broken_backend)
+    for size in (3, 4, 5):
+        assert torch.equal(compiled(torch.ones(size)), torch.full((size,), 2.0))
+    assert [record.getMessage().split()[1] for record in logs.errors] == ["doubling"]
+
+
+def test_function_runs_uncompiled_beyond_the_limit_of_variants(logs: Logs, monkeypatch: pytest.MonkeyPatch) -> None:
+    def exceed_limit(values: Tensor) -> Tensor:
+        raise FailOnRecompileLimitHit("recompile_limit reached")
+
+    compiled = Compiled("doubling", _double, "eager")
+    monkeypatch.setattr(compiled, "_compiled", exceed_limit)
+    for size in (3, 4):
+        assert torch.equal(compiled(torch.ones(size)), torch.full((size,), 2.0))
+    assert len(logs.errors) == 1
+
+
+@pytest.mark.parametrize("error", [torch.OutOfMemoryError("full"), RuntimeError("no such kernel")])
+def test_errors_of_the_function_are_passed_on_and_it_stays_compiled(error: Exception, logs: Logs) -> None:
+    compilations: list[int] = []
+    errors = [error]
+
+    def backend(graph: torch.fx.GraphModule, _: Sequence[Tensor]) -> Callable[..., Any]:
+        compilations.append(1)
+
+        def run(*inputs: Any) -> Any:
+            if errors:
+                raise errors.pop()
+            return graph(*inputs)
+
+        return run
+
+    compiled = Compiled("doubling", _double, backend)
+    with pytest.raises(type(error)):
+        compiled(torch.ones(3))
+    assert torch.equal(compiled(torch.ones(3)), torch.full((3,), 2.0))
+    torch.compiler.reset()
+    compiled(torch.ones(3))
+    assert len(compilations) == 2
+    assert not logs.errors
+
+
+def test_forward_of_a_network_is_compiled_in_place(logs: Logs) -> None:
+    network = nn.Linear(4, 4).requires_grad_(False)
+    inputs = torch.ones(2, 4)
+    expected = network(inputs)
+    calls: list[int] = []
+
+    def backend(graph: torch.fx.GraphModule, _: Sequence[Tensor]) -> Callable[..., Any]:
+        calls.append(1)
+        return graph.forward
+
+    compile_forward("a layer", network, backend)
+    assert torch.equal(network(inputs), expected)
+    assert calls
+    assert not logs.errors
