@@ -14,6 +14,8 @@ from tests.fakes import FakeClock
 PASS_S = 0.1
 QUEUE_S = 0.02
 """How long the thread needs to queue a pass."""
+LAUNCH_S = 0.005
+"""How long an idle device waits for the first kernel of a pass."""
 
 
 @dataclass(frozen=True)
@@ -22,13 +24,14 @@ class FakeEvent:
 
     device: "FakeDevice"
     end_s: float
+    pass_number: int
     error: Exception | None
 
     def query(self) -> bool:
         return self.device.clock.elapsed_s >= self.end_s
 
     def synchronize(self) -> None:
-        self.device.log.append(f"wait {self.end_s:.2f}")
+        self.device.log.append(f"wait {self.pass_number}")
         self.device.clock.elapsed_s = max(self.device.clock.elapsed_s, self.end_s)
         if self.error is not None:
             raise self.error
@@ -39,7 +42,7 @@ class FakeEvent:
 
 @dataclass
 class FakeDevice:
-    """Computes a pass in `pass_s`, from its first kernel on. The result is there at once, and the event later."""
+    """Computes a pass in `pass_s` after its first kernel. The result is there at once, and the event later."""
 
     clock: FakeClock = field(default_factory=FakeClock)
     pass_s: float = PASS_S
@@ -55,14 +58,15 @@ class FakeDevice:
 
     def record_event(self, _: Any) -> FakeEvent:
         error = RuntimeError("illegal address") if self.passes in self.failing_passes else None
-        return FakeEvent(self, max(self.busy_until_s, self.clock.elapsed_s), error)
+        return FakeEvent(self, max(self.busy_until_s, self.clock.elapsed_s), self.passes, error)
 
     def synchronize(self, _: Any) -> None:
         self.clock.elapsed_s = max(self.clock.elapsed_s, self.busy_until_s)
 
     def queue_pass(self) -> None:
         self.on_queue()
-        start_s = max(self.busy_until_s, self.clock.elapsed_s)
+        queued_s = self.clock.elapsed_s
+        start_s = self.busy_until_s if queued_s < self.busy_until_s else queued_s + LAUNCH_S
         self.clock.elapsed_s += QUEUE_S
         if self.passes:
             self.idle_s += start_s - self.busy_until_s

@@ -17,7 +17,7 @@ from serve.errors import EngineFailed
 from serve.events import StepDone
 from serve.settings import PoolSettings
 from tests.unit.engine.checkpoints import Checkpoints
-from tests.unit.engine.fake_device import PASS_S, QUEUE_S, FakeDevice
+from tests.unit.engine.fake_device import LAUNCH_S, PASS_S, QUEUE_S, FakeDevice
 from tests.unit.engine.requests import RequestRecorder, make_request, run_request
 
 
@@ -76,7 +76,7 @@ def test_device_is_never_idle_between_passes(checkpoint: Checkpoint, fake: FakeD
     engine.run_to_end()
     assert isinstance(recorder.final_event, Completed)
     assert fake.idle_s == 0
-    assert fake.clock.elapsed_s == pytest.approx(8 * PASS_S)
+    assert fake.clock.elapsed_s == pytest.approx(LAUNCH_S + 8 * PASS_S)
 
 
 @pytest.mark.parametrize(("run_ahead", "asynchronous"), [(False, True), (True, False)])
@@ -88,8 +88,8 @@ def test_without_run_ahead_each_pass_is_awaited(
     engine.add(steps=8)
     engine.run_to_end()
     assert engine.scheduler.wait_s == 0
-    assert fake.idle_s == pytest.approx(0)  # the thread needs no time between two passes
-    assert "queue 1, wait 0.10, queue 2, wait 0.20" in ", ".join(fake.log)
+    assert fake.idle_s == pytest.approx(7 * LAUNCH_S)
+    assert fake.log[:4] == ["queue 1", "wait 1", "queue 2", "wait 2"]
 
 
 def test_next_pass_is_queued_shortly_before_the_current_one_ends(checkpoint: Checkpoint, fake: FakeDevice) -> None:
@@ -113,8 +113,8 @@ def test_events_of_a_pass_follow_its_end(checkpoint: Checkpoint, fake: FakeDevic
     engine.scheduler.add([RequestState(0, make_request(steps=4), listener)], ())
     engine.run_to_end()
     assert [step for step, _ in times_s] == [1, 2, 3, 4]
-    assert [at_s for _, at_s in times_s] == pytest.approx([PASS_S * step for step in (1, 2, 3, 4)])
-    assert fake.log == ["queue 1", "queue 2", "wait 0.10", "queue 3", "wait 0.20", "queue 4", "wait 0.30", "wait 0.40"]
+    assert [at_s for _, at_s in times_s] == pytest.approx([LAUNCH_S + PASS_S * step for step in (1, 2, 3, 4)])
+    assert fake.log == ["queue 1", "queue 2", "wait 1", "queue 3", "wait 2", "queue 4", "wait 3", "wait 4"]
 
 
 def test_image_is_decoded_after_its_last_pass(checkpoint: Checkpoint, fake: FakeDevice) -> None:
@@ -155,7 +155,7 @@ def test_cancellation_takes_effect_within_one_step(checkpoint: Checkpoint, fake:
     engine.scheduler.step()
     assert isinstance(cancelled.final_event, Canceled)
     assert cancelled.steps == 3
-    assert fake.clock.elapsed_s == pytest.approx(3 * PASS_S)
+    assert fake.clock.elapsed_s == pytest.approx(LAUNCH_S + 3 * PASS_S)
     assert not isinstance(other.events[-1], Canceled)
     assert fake.passes == 4
 
@@ -181,7 +181,7 @@ def test_new_request_runs_in_the_next_pass(checkpoint: Checkpoint, fake: FakeDev
     engine.run_to_end()
     assert isinstance(new.final_event, Completed)
     assert isinstance(running.final_event, Completed)
-    assert fake.log[:4] == ["queue 1", "wait 0.10", "queue 2", "wait 0.20"]
+    assert fake.log[:4] == ["queue 1", "wait 1", "queue 2", "wait 2"]
 
 
 @pytest.mark.parametrize("failing_pass", [1, 2, 4])
@@ -248,7 +248,7 @@ def test_watchdog_counts_a_pass_from_its_start(checkpoint: Checkpoint, fake: Fak
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr("tests.unit.engine.fake_device.FakeEvent.synchronize", observe)
         engine.run_to_end()
-    assert busy_s == pytest.approx([PASS_S] * 3)
+    assert busy_s == pytest.approx([LAUNCH_S + PASS_S, PASS_S, PASS_S])
 
 
 def test_fail_all_waits_for_queued_passes(checkpoint: Checkpoint, fake: FakeDevice) -> None:
