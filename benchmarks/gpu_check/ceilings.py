@@ -119,9 +119,9 @@ def _flash4(query: Tensor, key: Tensor, value: Tensor) -> Callable[[], Any]:
     """FlashAttention 4, which the package `flash-attn-4` installs. It has the tokens before the heads."""
 
     def attend() -> Any:
-        from flash_attn.cute import flash_attn_func
-
-        return flash_attn_func(*(each.transpose(1, 2) for each in (query, key, value)))
+        return importlib.import_module("flash_attn.cute").flash_attn_func(
+            *(each.transpose(1, 2) for each in (query, key, value))
+        )
 
     return attend
 

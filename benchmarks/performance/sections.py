@@ -23,11 +23,11 @@ def runs_table(runs: Sequence[Run]) -> str:
         [
             (
                 run.name,
-                call["date"],
+                str(call["date"]),
                 _text((call.get("gpu") or {}).get("name")),
                 _text((call.get("gpu") or {}).get("driver")),
-                call["commit"],
-                call["python"],
+                str(call["commit"]),
+                str(call["python"]),
                 ", ".join(_text(call["versions"].get(name)) for name in ("torch", "diffusers", "optimum-quanto")),
                 str(call.get("note", call.get("command", ""))),
             )
@@ -38,8 +38,8 @@ def runs_table(runs: Sequence[Run]) -> str:
     )
 
 
-def _text(value: str | None) -> str:
-    return "not recorded" if value is None else value
+def _text(value: Any) -> str:
+    return "not recorded" if value is None else str(value)
 
 
 def ceilings_table(first: Run, now: Run | None) -> str:
@@ -47,12 +47,7 @@ def ceilings_table(first: Run, now: Run | None) -> str:
 
     def products(run: Run | None, kernel: str, square: bool) -> str:
         rows = [] if run is None else run.select(topic="ceiling", what="product", kernel=kernel)
-        rates = [
-            row["tflops_per_s"]
-            for row in rows
-            if "ms" in row or "tflops_per_s" in row
-            if (row["layer"] == "square") == square
-        ]
+        rates = [row["tflops_per_s"] for row in rows if "tflops_per_s" in row and (row["layer"] == "square") == square]
         return " to ".join(dict.fromkeys(map(significant, (min(rates), max(rates))))) if rates else NOT_MEASURED
 
     def rows() -> Iterator[tuple[str, ...]]:

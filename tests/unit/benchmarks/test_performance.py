@@ -77,6 +77,13 @@ def test_newest_run_counts_and_rows_with_errors_do_not(results: Path) -> None:
     assert targets["[dev] bf16, a LoRA of rank 64, more per step"][2] == "+4 %"
 
 
+def test_unavailable_kernels_are_left_out(results: Path) -> None:
+    row = {"topic": "ceiling", "what": "product", "layer": "a layer", "kernel": "bf16"}
+    write_run(results, "2026-12-01-a-card.jsonl", [row | {"unavailable": "why"}, row | {"ms": 1, "tflops_per_s": 700}])
+    found = {cells[0]: cells[2] for cells in rows_of(page.render(results), "Ceilings of the card")}
+    assert found["bf16, FLUX.1's linear layers"] == "700"
+
+
 def test_ablation_compares_with_everything_on(results: Path) -> None:
     labels = {"topic": "ablation", "precision": "bf16", "size": LARGE}
     rows = [
