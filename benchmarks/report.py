@@ -15,11 +15,12 @@ LIBRARIES = ("ray", "torch", "diffusers", "transformers", "optimum-quanto", "tor
 
 def report(question: str, arguments: Mapping[str, Any], result: Mapping[str, Any]) -> None:
     """Prints the JSON line. The keys of `result` are at its top level."""
-    print(
-        json.dumps(
-            {"question": question, "arguments": dict(arguments), **result, "where": describe_machine()}, default=str
-        )
-    )
+    print(json.dumps(make_report(question, arguments, result), default=str))
+
+
+def make_report(question: str, arguments: Mapping[str, Any], result: Mapping[str, Any]) -> dict[str, Any]:
+    """The content of the JSON line."""
+    return {"question": question, "arguments": dict(arguments), **result, "where": describe_machine()}
 
 
 def percentiles(values_s: Iterable[float]) -> dict[str, float]:

@@ -85,7 +85,8 @@ def _generate(
         return lambda event: ended.put(number) if isinstance(event, FinalEvent) else None
 
     start_s = time.perf_counter()
-    arrivals_s, latencies_s = [start_s] * clients, []
+    arrivals_s = [start_s] * clients
+    latencies_s: list[float] = []
     for submitted in range(running):
         engine.submit(requests[submitted], listener(submitted))
     submitted = running

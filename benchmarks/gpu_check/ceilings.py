@@ -81,7 +81,7 @@ def _product_rows(device: torch.device, name: str, rows: int, inputs: int, outpu
     weight = torch.randn(outputs, inputs, device=device, dtype=dtype)
     row = {"topic": "ceiling", "what": "product", "layer": name, "shape": f"{rows} x {inputs} x {outputs}"}
     operations = 2 * rows * inputs * outputs
-    yield row | _rate("bf16", _seconds(lambda: linear(x, weight), device), operations)
+    yield row | _rate("bf16", lambda: linear(x, weight), device, operations)
     if device.type == "cuda" and torch.cuda.get_device_capability(device) < (8, 9):
         return
     x8, weight8 = x.to(FLOAT8), weight.to(FLOAT8)
@@ -89,7 +89,7 @@ def _product_rows(device: torch.device, name: str, rows: int, inputs: int, outpu
         ("float8, a scale per row", (torch.ones(rows, 1, device=device), torch.ones(1, outputs, device=device))),
         ("float8, a scale per tensor", (torch.ones((), device=device), torch.ones((), device=device))),
     ):
-        yield row | _rate(kernel, _seconds(_scaled_product(x8, weight8, scales), device), operations)
+        yield row | _rate(kernel, _scaled_product(x8, weight8, scales), device, operations)
 
 
 def _scaled_product(x: Tensor, weight: Tensor, scales: tuple[Tensor, Tensor]) -> Callable[[], Any]:
@@ -110,13 +110,9 @@ def _attention_rows(device: torch.device, tokens: int) -> Iterator[Row]:
     if device.type == "cuda" and importlib.util.find_spec("flash_attn") is not None:
         kernels["flash4"] = (_flash4(query, key, value), nullcontext())
     for kernel, (attend, context) in kernels.items():
-        try:
-            with context:
-                seconds = _seconds(attend, device)
-        except (RuntimeError, ImportError) as error:
-            yield row | {"kernel": kernel, "unavailable": str(error).splitlines()[0][:200]}
-            continue
-        yield row | _rate(kernel, seconds, operations)
+        with context:
+            rate = _rate(kernel, attend, device, operations)
+        yield row | rate
 
 
 def _flash4(query: Tensor, key: Tensor, value: Tensor) -> Callable[[], Any]:
@@ -130,7 +126,12 @@ def _flash4(query: Tensor, key: Tensor, value: Tensor) -> Callable[[], Any]:
     return attend
 
 
-def _rate(kernel: str, seconds: float, operations: int) -> Row:
+def _rate(kernel: str, function: Callable[[], Any], device: torch.device, operations: int) -> Row:
+    """The rate of a kernel, or why it does not run here: old versions of torch have no float8 by rows on a CPU."""
+    try:
+        seconds = _seconds(function, device)
+    except (RuntimeError, ImportError) as error:
+        return {"kernel": kernel, "unavailable": str(error).partition("\n")[0][:200]}
     return {"kernel": kernel, "ms": round(1000 * seconds, 4), "tflops_per_s": round(operations / seconds / 1e12, 4)}
 
 

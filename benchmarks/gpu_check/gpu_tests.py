@@ -20,7 +20,7 @@ def run_gpu_tests(_: str) -> Iterator[Row]:
     with tempfile.TemporaryDirectory() as folder:
         configuration, results = Path(folder) / "pytest.ini", Path(folder) / "results.xml"
         configuration.write_text(_CONFIGURATION)
-        command = [sys.executable, "-m", "pytest", "-q", "-c", configuration, f"--rootdir={ROOT}"]
+        command = [sys.executable, "-m", "pytest", "-q", "-c", str(configuration), f"--rootdir={ROOT}"]
         command += ["-p", "no:cacheprovider", f"--junitxml={results}", "tests/gpu"]
         environment = {**os.environ, "PYTEST_DISABLE_PLUGIN_AUTOLOAD": "1"}
         process = subprocess.run(command, cwd=ROOT, env=environment, stdout=sys.stderr, check=False)

@@ -26,7 +26,7 @@ def missing_figures(row: Mapping[str, Any]) -> list[str]:
     """
     if "unavailable" in row:
         return []
-    topic = row.get("topic")
+    topic = str(row.get("topic"))
     if topic not in FIGURES:
         return ["topic"]
     missing = [name for name in FIGURES[topic] if not _is_figure(row.get(name))]

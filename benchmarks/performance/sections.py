@@ -29,7 +29,7 @@ def runs_table(runs: Sequence[Run]) -> str:
                 call["commit"],
                 call["python"],
                 ", ".join(_text(call["versions"].get(name)) for name in ("torch", "diffusers", "optimum-quanto")),
-                call.get("note", call.get("command", "")),
+                str(call.get("note", call.get("command", ""))),
             )
             for run in runs
             for call in run.calls
@@ -47,7 +47,12 @@ def ceilings_table(first: Run, now: Run | None) -> str:
 
     def products(run: Run | None, kernel: str, square: bool) -> str:
         rows = [] if run is None else run.select(topic="ceiling", what="product", kernel=kernel)
-        rates = [row["tflops_per_s"] for row in rows if (row["layer"] == "square") == square]
+        rates = [
+            row["tflops_per_s"]
+            for row in rows
+            if "ms" in row or "tflops_per_s" in row
+            if (row["layer"] == "square") == square
+        ]
         return " to ".join(dict.fromkeys(map(significant, (min(rates), max(rates))))) if rates else NOT_MEASURED
 
     def rows() -> Iterator[tuple[str, ...]]:

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 from huggingface_hub import snapshot_download
 
 # HTTPError is that of the HTTP library that the installed huggingface_hub uses.
-from huggingface_hub.errors import (
+from huggingface_hub.errors import (  # type: ignore[attr-defined]
     GatedRepoError,
     HFValidationError,
     HTTPError,

@@ -47,17 +47,17 @@ class CudaEvent:
     """An event on the current stream of a GPU. A waiting thread sleeps."""
 
     def __init__(self, device: torch.device) -> None:
-        self._event = torch.cuda.Event(enable_timing=True, blocking=True)
+        self._event: Any = torch.cuda.Event(enable_timing=True, blocking=True)  # type: ignore[no-untyped-call]
         self._event.record(torch.cuda.current_stream(device))
 
     def query(self) -> bool:
-        return self._event.query()
+        return bool(self._event.query())
 
     def synchronize(self) -> None:
         self._event.synchronize()
 
     def seconds_since(self, earlier: "CudaEvent") -> float:
-        return earlier._event.elapsed_time(self._event) / 1000
+        return float(earlier._event.elapsed_time(self._event)) / 1000
 
 
 class HostEvent:

@@ -63,7 +63,7 @@ def rowwise_product(inputs: Tensor, layer: Float8Linear) -> Tensor:
         out_dtype=inputs.dtype,
         use_fast_accum=True,
     )
-    return outputs.unflatten(0, inputs.shape[:-1])
+    return outputs.view(*inputs.shape[:-1], layer.out_features)
 
 
 def emulated_rowwise_product(inputs: Tensor, layer: Float8Linear) -> Tensor:

@@ -161,7 +161,8 @@ class FluxTransformer:
         self, latents: Tensor, text: Tensor, rotary: Rotary, modulation: Tensor, loras: BatchLoras | None
     ) -> Tensor:
         transformer, text_tokens, columns = self._transformer, text.shape[1], iter(self._columns)
-        image = self._run(transformer.x_embedder, latents, loras)
+        # The output of a linear layer is a view, for which the first block would be compiled apart from all others.
+        image = self._run(transformer.x_embedder, latents, loras).clone()
         for block in transformer.transformer_blocks:
             image, text = self._blocks.double(block, image, text, modulation[:, next(columns)], rotary, loras)
         tokens = torch.cat((text, image), dim=1)

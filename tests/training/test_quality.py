@@ -1,10 +1,14 @@
 """The rows, prompts and style scores of the quality evaluation."""
 
+from pathlib import Path
+from typing import get_args
+
 import numpy as np
 import pytest
 
+from serve.settings import Fp8Kernel
 from training.drawings.word_lists import TEST_WORDS
-from training.evaluation import style
+from training.evaluation import quality, style
 from training.evaluation.generation_tasks import MIXTURE, held_out
 from training.evaluation.quality import rows, swept_rows
 from training.evaluation.recogniser import Recogniser
@@ -26,6 +30,14 @@ def test_rows_have_each_size_in_both_precisions() -> None:
 
 def test_rows_can_be_limited_to_one_variant() -> None:
     assert {row.variant for row in rows([(256, 256)], ["schnell"])} == {"schnell"}
+
+
+def test_table_generates_with_its_fp8_kernel(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    kernels = []
+    monkeypatch.setattr(quality, "ImageGenerator", lambda *args, fp8_kernel: kernels.append(fp8_kernel))
+    for kernel in get_args(Fp8Kernel):
+        quality.Table(tmp_path, None, seed=0, fp8_kernel=kernel).generator(rows([(256, 256)])[0])
+    assert kernels == ["auto", "rowwise", "quanto"]
 
 
 def test_swept_rows_vary_guidance_and_ratio() -> None:

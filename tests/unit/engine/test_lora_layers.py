@@ -29,11 +29,9 @@ def _make_network(precision: str) -> nn.Sequential:
     if precision == "fp8":
         quantize.quantize_to_float8(network, CPU)
     if precision == "fp8 by rows":
-        network = nn.Sequential(
-            Float8Linear(network[0], emulated_rowwise_product),
-            network[1],
-            Float8Linear(network[2], emulated_rowwise_product),
-        )
+        for path, layer in list(network.named_modules()):
+            if isinstance(layer, nn.Linear):
+                network.set_submodule(path, Float8Linear(layer, emulated_rowwise_product))
     return network.eval().requires_grad_(False)
 
 

@@ -8,7 +8,6 @@ from typing import Any
 import pytest
 from torch import Tensor
 
-from serve.engine import device
 from serve.engine.checkpoint import Checkpoint
 from serve.engine.denoiser import Denoiser
 from serve.engine.request import Completed, GenerationRequest
@@ -126,7 +125,7 @@ def test_requests_share_passes_only_where_that_is_cheaper(
 def test_costs_are_measured_by_size_and_images(checkpoint: Checkpoint, monkeypatch: pytest.MonkeyPatch) -> None:
     """The clock advances by a second whenever it is read."""
     costs, seconds = StepCosts(), count()
-    monkeypatch.setattr(device.time, "perf_counter", lambda: next(seconds))
+    monkeypatch.setattr("time.perf_counter", lambda: next(seconds))
     scheduler = Scheduler(checkpoint, PoolSettings(model=""), Watchdog(), costs, lambda: float(next(seconds)))
     recorder = RequestRecorder(0, make_request("image_to_image", size=SMALL, steps=4, seeds=(1, 2)))
     scheduler.add([recorder.state], ())

@@ -30,7 +30,7 @@ def test_gpu_check_runs_with_the_python_of_the_environment(tmp_path: Path) -> No
     python = tmp_path / "a python"
     python.write_text('#!/bin/bash\nprintf "%s\\n" "$PYTHONPATH" "$@"\n')
     python.chmod(0o755)
-    command = [ROOT / "scripts" / "gpu-check", "--only", "a part"]
+    command = [str(ROOT / "scripts" / "gpu-check"), "--only", "a part"]
     environment = {**os.environ, "PYTHON": str(python), "PYTHONPATH": "/other"}
     run = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True, check=True)
     assert run.stdout.splitlines() == [f"{ROOT}:/other", "-P", "-m", "benchmarks.gpu", "--only", "a part"]
