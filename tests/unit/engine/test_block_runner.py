@@ -1,0 +1,116 @@
+"""Compiled blocks: compiled once for all sizes and LoRAs, and equal to uncompiled ones."""
+
+import shutil
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+from serve.engine.attention import native_attention
+from serve.engine.block_runner import CompiledBlocks, EagerBlocks
+from serve.engine.checkpoint import Checkpoint
+from serve.engine.compilation import Backend
+from serve.engine.flux_transformer import FluxTransformer
+from serve.engine.latents import LatentGrid
+from serve.engine.lora_layers import LoraSlots, SlotSelection
+from serve.settings import Precision
+from tests.unit.engine.checkpoints import SMALL, Checkpoints
+from tests.unit.engine.flux_inputs import velocity
+from tests.unit.engine.loras import make_kronecker_lora, make_lora
+
+pytestmark = pytest.mark.usefixtures("_fresh_compiler")
+VARIANTS = 2 * 2 * 2
+"""Double and single blocks, one image and several, without and with LoRAs."""
+
+
+def _counting_backend(compilations: list[int]) -> Callable[..., Any]:
+    """A backend for `torch.compile` that runs traced graphs unchanged and counts them."""
+
+    def backend(graph: torch.fx.GraphModule, _: Sequence[Tensor]) -> Callable[..., Any]:
+        compilations.append(1)
+        return graph.forward
+
+    return backend
+
+
+class Transformers:
+    """A compiled and an uncompiled transformer with the same LoRA slots."""
+
+    def __init__(self, checkpoint: Checkpoint, backend: Backend, lora_bytes: int = 2**20) -> None:
+        network = checkpoint.transformer
+        for module in network.modules():
+            module._forward_hooks.clear()
+        self._checkpoint = checkpoint
+        self.slots = LoraSlots({"transformer": network}, lora_bytes, product_per_batch=True)
+        self.eager = FluxTransformer(network, self.slots, EagerBlocks(network, self.slots, native_attention))
+        self.compiled = FluxTransformer(
+            network, self.slots, CompiledBlocks(network, self.slots, native_attention, backend)
+        )
+
+    def load(self, seed: int, slots: range, layers: str = "", scale: float = 0.7) -> SlotSelection:
+        lora = make_lora(self._checkpoint, seed, len(slots), layers)
+        matrices = {f"transformer.{name}": each for name, each in lora.transformer.items()}
+        self.slots.write(slots, matrices)
+        return SlotSelection(dict.fromkeys(slots, scale), frozenset(matrices))
+
+    def velocities(
+        self, grid: LatentGrid, selections: Sequence[SlotSelection | None], text_tokens: int = 8
+    ) -> list[Tensor]:
+        """Compiled and uncompiled."""
+        return [
+            velocity(self._checkpoint, each, self.slots, grid, selections, text_tokens)
+            for each in (self.compiled, self.eager)
+        ]
+
+
+@pytest.mark.parametrize("precision", ["bf16", "fp8"])
+def test_nothing_is_compiled_after_warm_up(checkpoints: Checkpoints, precision: Precision) -> None:
+    compilations = list[int]()
+    transformers = Transformers(checkpoints.load("dev", precision), _counting_backend(compilations))
+    transformers.compiled.warm_up(12, 8)
+    assert len(compilations) == VARIANTS
+    first, attention = transformers.load(1, range(1, 5)), transformers.load(2, range(5, 25), r"attn\.", -1.5)
+    batches: list[tuple[LatentGrid, list[SlotSelection | None], int]] = [
+        (LatentGrid(3, 4), [None], 8),
+        (LatentGrid(2, 2), [first], 5),
+        (LatentGrid(4, 4), [first, None, attention], 8),
+        (LatentGrid(1, 2), [attention, attention, first, None], 3),
+        (LatentGrid(3, 4), [None, None], 8),
+    ]
+    for grid, selections, text_tokens in batches:
+        compiled, eager = transformers.velocities(grid, selections, text_tokens)
+        assert (compiled.float() - eager.float()).norm() <= 0.01 * eager.float().norm()
+    assert len(compilations) == VARIANTS
+
+
+def test_kronecker_loras_run_uncompiled(checkpoints: Checkpoints) -> None:
+    compilations = list[int]()
+    checkpoint = checkpoints.load("dev", "bf16")
+    transformers = Transformers(checkpoint, _counting_backend(compilations))
+    lora = make_kronecker_lora(checkpoint, 6, layers=r"attn\.to_|ff\.net")
+    kroneckers = transformers.slots.write_kroneckers(range(1, lora.rank + 1), lora.kroneckers)
+    selection = SlotSelection({}, frozenset(), {name: [(each, 0.5)] for name, each in kroneckers.items()})
+    compiled, eager = transformers.velocities(LatentGrid(2, 2), [selection, None])
+    assert torch.equal(compiled, eager)
+    assert not compilations
+
+
+def test_warm_up_without_lora_slots_compiles_blocks_without_loras(checkpoints: Checkpoints) -> None:
+    compilations = list[int]()
+    transformers = Transformers(checkpoints.load("dev", "bf16"), _counting_backend(compilations), lora_bytes=0)
+    transformers.compiled.warm_up(4, 2)
+    assert len(compilations) == VARIANTS // 2
+
+
+@pytest.mark.skipif(shutil.which("g++") is None, reason="needs a C++ compiler")
+def test_inductor_is_close_to_uncompiled_blocks(
+    checkpoints: Checkpoints, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("TORCHINDUCTOR_CACHE_DIR", str(tmp_path))
+    transformers = Transformers(checkpoints.load("dev", "float32", geometry=SMALL), "inductor")
+    first = transformers.load(1, range(1, 5))
+    compiled, eager = transformers.velocities(LatentGrid(2, 2), [first, None])
+    assert (compiled - eager).norm() <= 1e-4 * eager.norm()
