@@ -11,6 +11,7 @@ import argparse
 import asyncio
 import json
 import os
+import signal
 import subprocess
 import sys
 import time
@@ -76,6 +77,8 @@ def save(arguments: dict[str, Any], result: dict[str, Any]) -> None:
 
 def main(arguments: Sequence[str] | None = None) -> None:
     options = _parse_options(arguments)
+    # Ends through the `finally` blocks, so that no paused server is left.
+    signal.signal(signal.SIGTERM, signal.default_int_handler)
     result = measure(options)
     print(markdown_table(result), overhead_table(result["overhead_ms"]), sep="\n\n", file=sys.stderr, flush=True)
     report(QUESTION, vars(options), result)
