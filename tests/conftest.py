@@ -23,13 +23,15 @@ def pytest_collection_finish(session: pytest.Session) -> None:
 @pytest.fixture
 def logs() -> Iterator[Logs]:
     """Records what reaches the root logger: warnings and errors, unless a test changes its level."""
-    handler, root = Logs(), logging.getLogger()
-    level = root.level
+    handler, root, package = Logs(), logging.getLogger(), logging.getLogger("serve")
+    levels = root.level, package.level
     root.setLevel(logging.WARNING)
+    package.setLevel(logging.NOTSET)  # An earlier test may have created a replica, which sets it to INFO.
     root.addHandler(handler)
     yield handler
     root.removeHandler(handler)
-    root.setLevel(level)
+    root.setLevel(levels[0])
+    package.setLevel(levels[1])
 
 
 @pytest.fixture(scope="session")
