@@ -34,6 +34,7 @@ def load_on_gpu(tmp_path_factory: pytest.TempPathFactory) -> LoadOnGpu:
         vae: Dtype = "float32",
         quantize_t5: bool = False,
         fp8_kernel: Fp8Kernel = "auto",
+        compiled_vae: bool = False,
     ) -> Checkpoint:
         model = ModelSettings(
             variant=variant, source=str(test_checkpoint.ensure(variant, folder)), max_sequence_length=128
@@ -45,6 +46,7 @@ def load_on_gpu(tmp_path_factory: pytest.TempPathFactory) -> LoadOnGpu:
             precision=precision,
             quantize_t5=quantize_t5,
             fp8_kernel=fp8_kernel,
+            compile=("vae",) if compiled_vae else (),
             dtypes={DEVICE: dtypes},
         )
         return load_checkpoint(model, pool, None)
