@@ -23,11 +23,16 @@ def _skip_without_gpu() -> None:
 
 
 @pytest.fixture(scope="session")
-def load_on_gpu(tmp_path_factory: pytest.TempPathFactory) -> LoadOnGpu:
-    """A function that loads the embedded checkpoint onto the GPU. Each combination of arguments is loaded once."""
+def load_on_gpu(load_new_on_gpu: LoadOnGpu) -> LoadOnGpu:
+    """As `load_new_on_gpu`, but each combination of arguments is loaded once."""
+    return cache(load_new_on_gpu)
+
+
+@pytest.fixture(scope="session")
+def load_new_on_gpu(tmp_path_factory: pytest.TempPathFactory) -> LoadOnGpu:
+    """A function that loads a test checkpoint onto the GPU, which the test may change."""
     folder = tmp_path_factory.mktemp("checkpoints")
 
-    @cache
     def load(
         variant: VariantName = "dev",
         precision: Precision = "bf16",

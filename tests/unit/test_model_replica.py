@@ -90,11 +90,12 @@ def test_start_logs_compiled_graphs_and_uses_the_compile_cache_only_if_something
     monkeypatch.setattr(model_replica, "use_compile_cache", caches.append)
     monkeypatch.setattr("serve.engine.engine.Engine.warm_up", lambda *_: None)
     monkeypatch.setattr(model_replica, "use_replica_log", lambda: None)
-    logging.getLogger("serve").setLevel(logging.INFO)
+    model_replica.log.setLevel(logging.INFO)
     compile_ = ["transformer"] if compiled else []
     pool = {"model": "schnell", "warmup_sizes": [], "compile": compile_}
     replica = ModelReplica(Settings.model_validate({"pools": {POOL: pool}}), POOL)
     replica._engine.stop()
+    model_replica.log.setLevel(logging.NOTSET)
     assert len(caches) == compiled
     (message,) = [record.getMessage() for record in logs.records if "is ready" in record.getMessage()]
     assert POOL in message
