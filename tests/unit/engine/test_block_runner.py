@@ -41,12 +41,12 @@ def _counting_backend(compilations: list[int]) -> Callable[..., Any]:
 class Transformers:
     """A compiled and an uncompiled transformer with the same LoRA slots."""
 
-    def __init__(self, checkpoint: Checkpoint, backend: Backend, lora_bytes: int = 2**20) -> None:
+    def __init__(self, checkpoint: Checkpoint, backend: Backend) -> None:
         network = checkpoint.transformer
         for module in network.modules():
             module._forward_hooks.clear()
         self._checkpoint = checkpoint
-        self.slots = LoraSlots({"transformer": network}, lora_bytes, product_per_batch=True)
+        self.slots = LoraSlots({"transformer": network}, 2**20, product_per_batch=True)
         self.eager = FluxTransformer(network, self.slots, EagerBlocks(network, self.slots, native_attention))
         self.compiled = FluxTransformer(
             network, self.slots, CompiledBlocks(network, self.slots, native_attention, backend)
@@ -68,7 +68,7 @@ class Transformers:
         ]
 
 
-@pytest.mark.parametrize("precision", ["bf16", "fp8"])
+@pytest.mark.parametrize("precision", ["bf16", pytest.param("fp8", marks=pytest.mark.slow_compile)])
 def test_nothing_is_compiled_after_warm_up(checkpoints: Checkpoints, precision: Precision) -> None:
     compilations = list[int]()
     transformers = Transformers(
@@ -100,13 +100,6 @@ def test_kronecker_loras_run_uncompiled(checkpoints: Checkpoints) -> None:
     compiled, eager = transformers.velocities(LatentGrid(2, 2), [selection, None])
     assert torch.equal(compiled, eager)
     assert not compilations
-
-
-def test_warm_up_without_lora_slots_compiles_blocks_without_loras(checkpoints: Checkpoints) -> None:
-    compilations = list[int]()
-    transformers = Transformers(checkpoints.load("dev", "bf16"), _counting_backend(compilations), lora_bytes=0)
-    transformers.compiled.warm_up(4, 2)
-    assert len(compilations) == VARIANTS // 2
 
 
 @pytest.mark.slow_compile
