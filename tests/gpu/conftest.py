@@ -23,17 +23,23 @@ def _skip_without_gpu() -> None:
 
 
 @pytest.fixture(scope="session")
-def load_on_gpu(tmp_path_factory: pytest.TempPathFactory) -> LoadOnGpu:
-    """A function that loads the embedded checkpoint onto the GPU. Each combination of arguments is loaded once."""
+def load_on_gpu(load_new_on_gpu: LoadOnGpu) -> LoadOnGpu:
+    """As `load_new_on_gpu`, but each combination of arguments is loaded once."""
+    return cache(load_new_on_gpu)
+
+
+@pytest.fixture(scope="session")
+def load_new_on_gpu(tmp_path_factory: pytest.TempPathFactory) -> LoadOnGpu:
+    """A function that loads a test checkpoint onto the GPU, which the test may change."""
     folder = tmp_path_factory.mktemp("checkpoints")
 
-    @cache
     def load(
         variant: VariantName = "dev",
         precision: Precision = "bf16",
         vae: Dtype = "float32",
         quantize_t5: bool = False,
         fp8_kernel: Fp8Kernel = "auto",
+        compiled_vae: bool = False,
     ) -> Checkpoint:
         model = ModelSettings(
             variant=variant, source=str(test_checkpoint.ensure(variant, folder)), max_sequence_length=128
@@ -45,6 +51,7 @@ def load_on_gpu(tmp_path_factory: pytest.TempPathFactory) -> LoadOnGpu:
             precision=precision,
             quantize_t5=quantize_t5,
             fp8_kernel=fp8_kernel,
+            compile=("vae",) if compiled_vae else (),
             dtypes={DEVICE: dtypes},
         )
         return load_checkpoint(model, pool, None)

@@ -2,6 +2,7 @@
 
 import asyncio
 import io
+import logging
 import threading
 from collections.abc import AsyncGenerator, Awaitable, Iterator
 from typing import Any
@@ -22,6 +23,7 @@ from serve.lora.weights import Block, LoraWeights, LowRank, pack
 from serve.model_replica import ModelReplica, StageTimes
 from serve.model_specs import ImageArray
 from serve.settings import Settings
+from tests.logs import Logs
 
 POOL = "schnell"
 
@@ -78,6 +80,26 @@ def test_stage_times_are_listed_in_order() -> None:
     times.end("imports")
     times.end("warm-up")
     assert str(times) == "imports 2.0 s, warm-up 0.2 s"
+
+
+@pytest.mark.parametrize("compiled", [True, False])
+def test_start_logs_compiled_graphs_and_uses_the_compile_cache_only_if_something_is_compiled(
+    compiled: bool, logs: Logs, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    caches: list[Settings] = []
+    monkeypatch.setattr(model_replica, "use_compile_cache", caches.append)
+    monkeypatch.setattr("serve.engine.engine.Engine.warm_up", lambda *_: None)
+    monkeypatch.setattr(model_replica, "use_replica_log", lambda: None)
+    model_replica.log.setLevel(logging.INFO)
+    compile_ = ["transformer"] if compiled else []
+    pool = {"model": "schnell", "warmup_sizes": [], "compile": compile_}
+    replica = ModelReplica(Settings.model_validate({"pools": {POOL: pool}}), POOL)
+    replica._engine.stop()
+    model_replica.log.setLevel(logging.NOTSET)
+    assert len(caches) == compiled
+    (message,) = [record.getMessage() for record in logs.records if "is ready" in record.getMessage()]
+    assert POOL in message
+    assert "compiled graphs: " in message
 
 
 async def test_flagged_image_is_withheld(replica: ModelReplica, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -5,7 +5,18 @@ from pathlib import Path
 import pytest
 from pydantic import ValidationError
 
-from serve.settings import ModelSettings, Settings, cache_folder, override, read_secrets
+from serve.settings import (
+    CompiledPart,
+    Device,
+    LoraProduct,
+    ModelSettings,
+    PoolSettings,
+    Settings,
+    cache_folder,
+    override,
+    read_secrets,
+    use_compile_cache,
+)
 
 
 @pytest.mark.parametrize(
@@ -91,3 +102,42 @@ def test_outputs_are_data_uris_unless_the_public_url_is_https_or_delivery_is_url
 def test_variant_of_a_pool_is_the_variant_of_its_model() -> None:
     assert Settings().variant_of("dev-fp8") == "dev"
     assert ModelSettings(variant="dev", max_sequence_length=512).pixel_stride == 16
+
+
+@pytest.mark.parametrize(
+    ("device", "compile", "lora_product", "compiled", "per_batch"),
+    [
+        ("cpu", None, "auto", (), False),
+        ("cuda", None, "auto", ("transformer", "vae"), True),
+        ("cuda", (), "auto", (), True),
+        ("cpu", ("vae",), "auto", ("vae",), False),
+        ("cpu", ("transformer",), "auto", ("transformer",), True),
+        ("cuda", None, "per_image", ("transformer", "vae"), False),
+        ("cpu", None, "per_batch", (), True),
+    ],
+)
+def test_compiled_parts_and_lora_product_follow_the_device(
+    device: Device,
+    compile: tuple[CompiledPart, ...] | None,
+    lora_product: LoraProduct,
+    compiled: tuple[CompiledPart, ...],
+    per_batch: bool,
+) -> None:
+    pool = PoolSettings(model="dev", device=device, compile=compile, lora_product=lora_product)
+    assert pool.compiled_parts == compiled
+    assert pool.lora_product_per_batch is per_batch
+
+
+def test_unknown_part_cannot_be_compiled() -> None:
+    with pytest.raises(ValidationError, match="compile"):
+        PoolSettings.model_validate({"model": "dev", "compile": ["unet"]})
+
+
+def test_compile_cache_is_in_the_cache_folder_unless_the_environment_names_another() -> None:
+    settings, environment = Settings(cache_folder=Path("/c")), dict[str, str]()
+    use_compile_cache(settings, environment)
+    folder = Path(environment["TORCHINDUCTOR_CACHE_DIR"])
+    assert folder.is_relative_to("/c")
+    assert "torch-" in folder.name
+    use_compile_cache(Settings(cache_folder=Path("/d")), environment)
+    assert environment["TORCHINDUCTOR_CACHE_DIR"] == str(folder)

@@ -114,8 +114,8 @@ def run_requests(
     return scheduler, recorders
 
 
-def run_request(checkpoint: Checkpoint, request: GenerationRequest) -> RequestRecorder:
+def run_request(checkpoint: Checkpoint, request: GenerationRequest, **pool: Any) -> RequestRecorder:
     """Runs a request alone; it must succeed."""
-    _, (recorder,) = run_requests(checkpoint, [(0, request)])
+    _, (recorder,) = run_requests(checkpoint, [(0, request)], **pool)
     assert isinstance(recorder.final_event, Completed)
     return recorder

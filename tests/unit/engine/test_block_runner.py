@@ -2,6 +2,7 @@
 
 import shutil
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +23,7 @@ from tests.unit.engine.flux_inputs import velocity
 from tests.unit.engine.loras import make_kronecker_lora, make_lora
 
 pytestmark = pytest.mark.usefixtures("_fresh_compiler")
+TWO_OF_EACH = replace(SMALL, double_blocks=2, single_blocks=2)
 VARIANTS = 2 * 2 * 2
 """Double and single blocks, one image and several, without and with LoRAs."""
 
@@ -39,12 +41,12 @@ def _counting_backend(compilations: list[int]) -> Callable[..., Any]:
 class Transformers:
     """A compiled and an uncompiled transformer with the same LoRA slots."""
 
-    def __init__(self, checkpoint: Checkpoint, backend: Backend, lora_bytes: int = 2**20) -> None:
+    def __init__(self, checkpoint: Checkpoint, backend: Backend) -> None:
         network = checkpoint.transformer
         for module in network.modules():
             module._forward_hooks.clear()
         self._checkpoint = checkpoint
-        self.slots = LoraSlots({"transformer": network}, lora_bytes, product_per_batch=True)
+        self.slots = LoraSlots({"transformer": network}, 2**20, product_per_batch=True)
         self.eager = FluxTransformer(network, self.slots, EagerBlocks(network, self.slots, native_attention))
         self.compiled = FluxTransformer(
             network, self.slots, CompiledBlocks(network, self.slots, native_attention, backend)
@@ -66,10 +68,12 @@ class Transformers:
         ]
 
 
-@pytest.mark.parametrize("precision", ["bf16", "fp8"])
+@pytest.mark.parametrize("precision", ["bf16", pytest.param("fp8", marks=pytest.mark.slow_compile)])
 def test_nothing_is_compiled_after_warm_up(checkpoints: Checkpoints, precision: Precision) -> None:
     compilations = list[int]()
-    transformers = Transformers(checkpoints.load("dev", precision), _counting_backend(compilations))
+    transformers = Transformers(
+        checkpoints.load("dev", precision, geometry=TWO_OF_EACH), _counting_backend(compilations)
+    )
     transformers.compiled.warm_up(12, 8)
     assert len(compilations) == VARIANTS
     first, attention = transformers.load(1, range(1, 5)), transformers.load(2, range(5, 25), r"attn\.", -1.5)
@@ -98,13 +102,7 @@ def test_kronecker_loras_run_uncompiled(checkpoints: Checkpoints) -> None:
     assert not compilations
 
 
-def test_warm_up_without_lora_slots_compiles_blocks_without_loras(checkpoints: Checkpoints) -> None:
-    compilations = list[int]()
-    transformers = Transformers(checkpoints.load("dev", "bf16"), _counting_backend(compilations), lora_bytes=0)
-    transformers.compiled.warm_up(4, 2)
-    assert len(compilations) == VARIANTS // 2
-
-
+@pytest.mark.slow_compile
 @pytest.mark.skipif(shutil.which("g++") is None, reason="needs a C++ compiler")
 def test_inductor_is_close_to_uncompiled_blocks(
     checkpoints: Checkpoints, tmp_path: Path, monkeypatch: pytest.MonkeyPatch

@@ -72,7 +72,8 @@ def test_new_inputs_are_copied_and_the_same_objects_are_not(graphs: CudaGraphs, 
     static[1].fill_(7)
     result = graphs.run("a", _total, [torch.full((3,), 5.0), same])
     assert torch.equal(result, torch.full((3,), 17.0))
-    _run(graphs, "a", torch.zeros(3), torch.ones(3))
+    _run(graphs, "a", torch.zeros(3), torch.full((3,), 9.0))
+    _run(graphs, "a", torch.zeros(3), same)
 
 
 @pytest.mark.parametrize(("other_key", "other_size"), [("a", 4), ("b", 3), (None, 3)])

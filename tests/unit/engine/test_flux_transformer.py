@@ -1,5 +1,7 @@
 """The transformer's pass equals that of diffusers to the bit, with modulation computed before or in each step."""
 
+from typing import Any
+
 import pytest
 import torch
 from torch import Tensor
@@ -8,9 +10,11 @@ from serve.engine.attention import native_attention
 from serve.engine.block_runner import EagerBlocks
 from serve.engine.checkpoint import Checkpoint
 from serve.engine.cuda_graphs import CudaGraphs
+from serve.engine.flux_blocks import Rotary
 from serve.engine.flux_transformer import FluxTransformer
 from serve.engine.latents import LatentGrid, LatentSpace
 from serve.engine.lora_layers import LoraSlots, SlotSelection
+from serve.engine.lora_products import BatchLoras
 from serve.model_specs import VariantName
 from serve.settings import Precision
 from tests.unit.engine.checkpoints import WIDE, Checkpoints
@@ -130,8 +134,24 @@ def test_graphs_change_no_bit_while_images_and_loras_join_and_leave(checkpoints:
     assert capture.replays > len(capture.captured) > 0
 
 
-def test_warm_up_runs_without_lora_slots(checkpoints: Checkpoints) -> None:
+class RecordingBlocks(EagerBlocks):
+    """Records for each pass whether it has LoRAs, and the number of images."""
+
+    def __init__(self, checkpoint: Checkpoint, slots: LoraSlots) -> None:
+        super().__init__(checkpoint.transformer, slots, native_attention)
+        self.passes: list[tuple[int, bool]] = []
+
+    def single(self, block: Any, tokens: Tensor, vectors: Tensor, rotary: Rotary, loras: BatchLoras | None) -> Tensor:
+        self.passes.append((len(tokens), loras is not None))
+        return super().single(block, tokens, vectors, rotary, loras)
+
+
+@pytest.mark.parametrize("lora_bytes", [0, 2**20])
+def test_warm_up_runs_one_and_several_images_with_loras_only_if_there_are_slots(
+    checkpoints: Checkpoints, lora_bytes: int
+) -> None:
     checkpoint = checkpoints.load("dev", "bf16")
-    network = checkpoint.transformer
-    slots = LoraSlots({"transformer": network}, 0)
-    FluxTransformer(network, slots, EagerBlocks(network, slots, native_attention)).warm_up(4, 2)
+    slots = LoraSlots({"transformer": checkpoint.transformer}, lora_bytes, product_per_batch=True)
+    blocks = RecordingBlocks(checkpoint, slots)
+    FluxTransformer(checkpoint.transformer, slots, blocks).warm_up(4, 2)
+    assert set(blocks.passes) == {(images, loras) for images in (1, 2) for loras in {False, lora_bytes > 0}}

@@ -1,56 +1,20 @@
 """Images with LoRAs equal those of diffusers and peft, up to the order of rounding."""
 
-from collections.abc import Mapping
 from dataclasses import replace
-from typing import Any
 
 import pytest
-import torch
-from torch import Tensor, nn
+from torch import Tensor
 
-from serve.engine.checkpoint import Checkpoint
-from serve.lora.weights import LoraWeights
 from serve.settings import Dtype, Precision
 from tests.unit.engine import diffusers_reference
 from tests.unit.engine.checkpoints import Checkpoints
 from tests.unit.engine.loras import lora_requests, make_lora
+from tests.unit.engine.peft_reference import add_peft_layers, dequantize
 from tests.unit.engine.requests import Mode, make_request, run_request
 
 TOLERANCE = {"float32": 2e-5, "bf16": 0.08, "fp8": 0.08}
 """Relative to the change that the LoRAs make. In bf16, peft rounds after each product and sum. The engine rounds once,
 before the last sum."""
-
-
-def _diffusers_state_dict(lora: LoraWeights) -> dict[str, Tensor]:
-    tensors: dict[str, Tensor] = {}
-    for network, layers in (("transformer", lora.transformer), ("text_encoder", lora.clip)):
-        for name, matrix in layers.items():
-            tensors[f"{network}.{name}.lora_A.weight"] = matrix.down
-            tensors[f"{network}.{name}.lora_B.weight"] = matrix.up
-            if matrix.bias is not None:
-                tensors[f"{network}.{name}.lora_B.bias"] = matrix.bias / matrix.scale
-            tensors[f"{network}.{name}.alpha"] = torch.tensor(matrix.scale * matrix.rank)
-    return tensors
-
-
-def _dequantize(transformer: nn.Module) -> None:
-    """Replaces quanto's linear layers, which peft does not support, with torch layers of the same quantized values."""
-    for module in transformer.modules():
-        for name, child in module.named_children():
-            if isinstance(child, nn.Linear):
-                plain = nn.Linear(child.in_features, child.out_features, child.bias is not None, dtype=torch.bfloat16)
-                weight: Any = child.weight
-                plain.weight = nn.Parameter(weight.dequantize(), requires_grad=False)
-                plain.bias = child.bias
-                setattr(module, name, plain)
-
-
-def _add_peft_layers(checkpoint: Checkpoint, loras: Mapping[str, LoraWeights], scales: Mapping[str, float]) -> None:
-    """Adds LoRAs to the networks of a checkpoint through diffusers and peft."""
-    pipeline = diffusers_reference.make_pipeline(checkpoint)
-    for key in scales:
-        pipeline.load_lora_weights(_diffusers_state_dict(loras[key]), adapter_name=key)
-    pipeline.set_adapters(list(scales), list(scales.values()))
 
 
 def _max_difference(one: Tensor, other: Tensor) -> float:
@@ -92,8 +56,8 @@ def test_latents_with_loras_equal_those_of_peft(
         "outside_blocks": make_lora(checkpoint, 5, rank=2, layers="embed|^norm_out"),
     }
     if precision == "fp8":
-        _dequantize(peft_checkpoint.transformer)
-    _add_peft_layers(peft_checkpoint, loras, scales)
+        dequantize(peft_checkpoint.transformer)
+    add_peft_layers(peft_checkpoint, loras, scales)
     plain = make_request(mode, steps=2, strength=None if mode == "text_to_image" else 1.0)
     adapted = replace(plain, loras=lora_requests(**scales), lora_weights=loras)
     reference = diffusers_reference.latents(peft_checkpoint, plain)

@@ -56,12 +56,13 @@ def test_nothing_is_staged_for_slots_on_a_cpu() -> None:
     stager.stop()
 
 
-def test_staged_lora_is_loaded_without_its_weights() -> None:
+def test_staged_lora_is_loaded_and_not_converted_again() -> None:
     manager = _manager()
     stager = LoraStager(manager)
     staged = stager.start({"a": LORAS["a"]})
     staged["a"].result(TIMEOUT_S)
-    assert manager.acquire(lora_requests(a=1.0), LORAS, staged) is not None
+    other = LoraWeights({"": LowRank(torch.zeros(2, WIDTH), torch.zeros(WIDTH, 2))}, {})
+    assert manager.acquire(lora_requests(a=1.0), {"a": other}, staged) is not None
     assert manager.loads == 1
     assert manager.slots.groups["transformer."].rows.count_nonzero() == 2 * 2 * WIDTH
     stager.stop()
