@@ -58,6 +58,8 @@ def test_locks_do_not_overlap() -> None:
 
 PACKAGES = {"PIL": "pillow", "yaml": "pyyaml", "optimum": "optimum-quanto"}
 """Package names of libraries whose import name differs."""
+PEERS = ROOT / "benchmarks" / "peers"
+"""It has requirements of its own."""
 OPTIONAL = {"flash_attn"}
 """Used only where an operator has installed them."""
 
@@ -67,6 +69,8 @@ def test_imported_libraries_are_declared_dependencies(folder: str) -> None:
     """A library that is only a dependency of a dependency could disappear with its next release."""
     declared = {normalize(re.split(r"[\[=]", dependency)[0]) for dependency in PROJECT["project"]["dependencies"]}
     for path in (ROOT / folder).rglob("*.py"):
+        if path.is_relative_to(PEERS):
+            continue
         for library in imported_libraries(path) - sys.stdlib_module_names - OWN_PACKAGES - OPTIONAL:
             assert normalize(PACKAGES.get(library, library)) in declared, f"{path.relative_to(ROOT)} imports {library}"
 
