@@ -74,7 +74,8 @@ def test_nothing_is_compiled_after_warm_up(checkpoints: Checkpoints, precision: 
     transformers = Transformers(
         checkpoints.load("dev", precision, geometry=TWO_OF_EACH), _counting_backend(compilations)
     )
-    transformers.compiled.warm_up(12, 8)
+    # Equal numbers of tokens need not be equal later.
+    transformers.compiled.warm_up(8, 8)
     assert len(compilations) == VARIANTS
     first, attention = transformers.load(1, range(1, 5)), transformers.load(2, range(5, 25), r"attn\.", -1.5)
     batches: list[tuple[LatentGrid, list[SlotSelection | None], int]] = [
