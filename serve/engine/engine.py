@@ -111,9 +111,9 @@ class Engine:
         """
         if self._guidance_embeds and request.guidance is None:
             raise ValueError("this checkpoint requires guidance")
-        staged_loras = self._lora_stager.start(request.lora_weights)
         with self._condition:
             self._check_running()
+            staged_loras = self._lora_stager.start(request.lora_weights)
             state = RequestState(next(self._request_numbers), request, listener, staged_loras=staged_loras)
             self._new_requests.append(state)
             self._condition.notify()
