@@ -117,7 +117,7 @@ class PoolSettings(StrictModel):
     run_ahead: bool = True
     """Queue the next pass on the GPU while the current one runs. Has no effect on a CPU."""
     precompute_modulation: bool = True
-    """Compute the modulation vectors of all steps when an image starts, rather than in every step."""
+    """Compute the modulation vectors of all steps when a request starts, rather than in every step."""
     lora_product: LoraProduct = "auto"
     """Multiply the LoRAs of a batch image by image or together; `auto` means together on a GPU or if compiled.
 

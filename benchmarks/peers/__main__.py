@@ -70,7 +70,8 @@ def measure(options: argparse.Namespace) -> dict[str, Any]:
 def save(arguments: dict[str, Any], result: dict[str, Any]) -> None:
     """Writes the report and its plot, which is drawn by the peers' environment."""
     RESULT_FILE.parent.mkdir(exist_ok=True)
-    RESULT_FILE.write_text(json.dumps(make_report(QUESTION, arguments, result), indent=1) + "\n")
+    tables = {"table": "\n\n".join((markdown_table(result), overhead_table(result["overhead_ms"])))}
+    RESULT_FILE.write_text(json.dumps(make_report(QUESTION, arguments, tables | result), indent=1) + "\n")
     command = [str(environment.BIN / "python"), "-m", "benchmarks.peers.plot", str(RESULT_FILE), str(PLOT_FILE)]
     subprocess.run(command, cwd=ROOT, check=True, timeout=PLOT_TIMEOUT_S)
 

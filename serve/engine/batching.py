@@ -44,8 +44,8 @@ class ScheduledBatch(Generic[Key]):
 def deadline_s(arrival_s: float, remaining_s: float) -> float:
     """When a request is due. The request with the earliest deadline advances first.
 
-    Short work is due soon. A deadline never moves back, so only requests that arrive before it can be preferred, and
-    no request starves.
+    Short work is due soon. Finished steps move a deadline earlier, and only changed estimates move it later, so only
+    requests that arrive before it can be preferred, and no request starves.
     """
     return arrival_s + DEADLINE_FACTOR * remaining_s
 

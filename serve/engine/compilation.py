@@ -56,4 +56,4 @@ def compiled_graphs() -> int:
 
 def cached_graphs() -> int:
     """Of these, the graphs that were read from the cache on disk."""
-    return int(counters["inductor"]["fxgraph_cache_hit"] + counters["aot_autograd"]["autograd_cache_hit"])
+    return int(counters["inductor"]["fxgraph_cache_hit"])

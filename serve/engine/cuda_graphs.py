@@ -1,6 +1,6 @@
 """Replays the kernels of a function as a CUDA graph, which spares the time to launch each of them.
 
-A step of a small image has hundreds of short kernels, so most of its time is spent launching them.
+A step of a small image has hundreds of short kernels, so launching them is a large part of its time.
 """
 
 import logging
@@ -76,10 +76,12 @@ class CudaGraphs:
             if not error <= _MAX_ERROR:
                 raise RuntimeError(f"the relative error of the replay is {float(error):.2g}")
         except torch.OutOfMemoryError:
-            _log.warning("no memory for another CUDA graph; the oldest are dropped")
+            _log.warning("no memory for another CUDA graph; all graphs are dropped")
             self._graphs.clear()
         except RuntimeError:
-            _log.warning("CUDA graphs are turned off, because one could not be captured", exc_info=True)
+            _log.warning(
+                "CUDA graphs are turned off: one could not be captured, or its replay was wrong", exc_info=True
+            )
             self._enabled = False
             self._graphs.clear()
         else:

@@ -1,7 +1,7 @@
 """The blocks of FLUX's transformer, over the modules of diffusers.
 
-They compute what the blocks of diffusers' `FluxTransformer2DModel` compute, to the bit. Modulation vectors are an
-argument, so that those of all steps can be computed at once, and LoRAs are too, so that all blocks of a kind share one
+They compute what the blocks of diffusers' `FluxTransformer2DModel` compute, to the bit on a CPU. Modulation vectors are
+an argument, so that those of all steps can be computed at once, and LoRAs are too, so that all blocks of a kind share one
 compiled function.
 """
 

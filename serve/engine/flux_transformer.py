@@ -1,4 +1,4 @@
-"""The forward pass of FLUX's transformer, in which what does not depend on the latents is computed once per request.
+"""The forward pass of FLUX's transformer. What does not depend on the latents is computed once per request.
 
 It computes what diffusers' `FluxTransformer2DModel` computes, to the bit on a CPU.
 """
