@@ -1,8 +1,8 @@
 """The blocks of FLUX's transformer, over the modules of diffusers.
 
 They compute what the blocks of diffusers' `FluxTransformer2DModel` compute, to the bit on a CPU. Modulation vectors are
-an argument, so that those of all steps can be computed at once, and LoRAs are too, so that all blocks of a kind share one
-compiled function.
+an argument, so that those of all steps can be computed at once. LoRAs are an argument too, so that all blocks of a kind
+share one compiled function.
 """
 
 from collections.abc import Callable, Sequence
