@@ -1,6 +1,7 @@
 """Compiles functions of networks with `torch.compile`, and runs them uncompiled if the compiler fails."""
 
 import logging
+import threading
 from collections.abc import Callable
 from typing import Any, ParamSpec, TypeVar
 
@@ -17,6 +18,7 @@ Result = TypeVar("Result")
 
 _MAX_VARIANTS = 64
 """Of one function in one process. A block of FLUX has about five: one image or several, with and without LoRAs."""
+_thread = threading.local()
 _log = logging.getLogger(__name__)
 
 
@@ -25,9 +27,6 @@ class Compiled:
 
     def __init__(self, name: str, function: Callable[Parameters, Result], backend: Backend = "inductor") -> None:
         """All sizes of tensors are dynamic, except that a size of 1 is compiled apart."""
-        # Otherwise, sizes that are equal in the first call would have to be equal in all further ones.
-        torch.fx.experimental._config.use_duck_shape = False
-        torch._dynamo.config.recompile_limit = _MAX_VARIANTS
         self._name = name
         self._function = function
         self._compiled: Callable[Parameters, Result] | None = torch.compile(
@@ -36,12 +35,22 @@ class Compiled:
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
         if self._compiled is not None:
+            _configure_compiler()
             try:
                 return self._compiled(*args, **kwargs)
             except (TorchDynamoException, FailOnRecompileLimitHit):
                 _log.exception("compiling %s failed; it runs uncompiled, which is slower", self._name)
                 self._compiled = None
         return self._function(*args, **kwargs)
+
+
+def _configure_compiler() -> None:
+    """torch keeps this configuration by thread, so the thread that compiles has to set it."""
+    if not getattr(_thread, "configured", False):
+        # Otherwise, sizes that are equal in the first call would have to be equal in all further ones.
+        torch.fx.experimental._config.use_duck_shape = False
+        torch._dynamo.config.recompile_limit = _MAX_VARIANTS
+        _thread.configured = True
 
 
 def compile_forward(name: str, network: nn.Module, backend: Backend = "inductor") -> None:

@@ -2,6 +2,7 @@
 
 import os
 import time
+from contextlib import suppress
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -51,7 +52,11 @@ class CudaEvent:
         self._event.record(torch.cuda.current_stream(device))
 
     def query(self) -> bool:
-        return bool(self._event.query())
+        """An event whose work failed is done; `synchronize` raises the error."""
+        try:
+            return bool(self._event.query())
+        except RuntimeError:
+            return True
 
     def synchronize(self) -> None:
         self._event.synchronize()
@@ -87,9 +92,10 @@ def record_event(device: torch.device) -> DeviceEvent:
 
 
 def empty_cache(device: torch.device) -> None:
-    """Returns cached memory to the device."""
+    """Returns cached memory to the device. After a fault of the device it does nothing."""
     if device.type == "cuda":
-        torch.cuda.empty_cache()
+        with suppress(RuntimeError):
+            torch.cuda.empty_cache()
 
 
 def is_responsive(device: torch.device) -> bool:

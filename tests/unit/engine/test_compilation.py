@@ -1,5 +1,6 @@
 """Compiled functions: fall-back to the plain function, and errors that are passed on."""
 
+import threading
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -8,7 +9,7 @@ import torch
 from torch import Tensor, nn
 from torch._dynamo.exc import FailOnRecompileLimitHit
 
-from serve.engine.compilation import Compiled, compile_forward
+from serve.engine.compilation import Compiled, compile_forward, compiled_graphs
 from tests.logs import Logs
 
 pytestmark = pytest.mark.usefixtures("_fresh_compiler")
@@ -79,3 +80,19 @@ def test_forward_of_a_network_is_compiled_in_place(logs: Logs) -> None:
     assert torch.equal(network(inputs), expected)
     assert calls
     assert not logs.errors
+
+
+def test_equal_sizes_do_not_become_a_condition_in_a_thread_that_did_not_create_the_function() -> None:
+    compiled = Compiled("a product", lambda matrix, vector: (matrix @ matrix.t()).sum() + vector.sum(), "eager")
+    graphs: list[int] = []
+
+    def run() -> None:
+        for rows, columns in ((4, 4), (5, 3), (6, 2)):
+            before = compiled_graphs()
+            compiled(torch.ones(rows, columns), torch.ones(rows))
+            graphs.append(compiled_graphs() - before)
+
+    thread = threading.Thread(target=run)
+    thread.start()
+    thread.join()
+    assert graphs == [1, 0, 0]
