@@ -8,7 +8,6 @@ Each step runs through the engine's own `Denoiser`. All images of a batch are at
 
 import argparse
 import statistics
-import sys
 import time
 from collections.abc import Iterator, Sequence
 from typing import Any, get_args
@@ -16,7 +15,7 @@ from typing import Any, get_args
 import torch
 
 from benchmarks.geometry import GEOMETRIES, flops_per_pass, make_checkpoint
-from benchmarks.report import report
+from benchmarks.report import print_progress, report
 from serve.engine.checkpoint import Checkpoint
 from serve.engine.compute_dtype import dtype_name
 from serve.engine.denoiser import Denoiser
@@ -92,7 +91,7 @@ def make_image_states(
 def measure_rows(options: argparse.Namespace) -> Iterator[dict[str, Any]]:
     """One row for each precision, size and batch. The row of a batch that runs out of memory has the key `failed`."""
     for precision in options.precisions:
-        _print_progress(f"{precision}: making the checkpoint")
+        print_progress(f"{precision}: making the checkpoint")
         checkpoint = make_checkpoint(options.geometry, precision, options.device)
         weights_gb = weight_bytes(checkpoint.transformer) / 1e9
         for size in options.sizes:
@@ -132,7 +131,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     rows = []
     for row in measure_rows(options):
         rows.append(row)
-        _print_progress(f"[{len(rows)}/{total}] " + ", ".join(f"{name} {value}" for name, value in row.items()))
+        print_progress(f"[{len(rows)}/{total}] " + ", ".join(f"{name} {value}" for name, value in row.items()))
     question = "how long does one denoising step take, by precision, size and batch?"
     report(question, vars(options), {"device": _describe_device(options.device), "rows": rows})
 
@@ -166,10 +165,6 @@ def _describe_device(name: str) -> dict[str, Any]:
         return {"name": "cpu"}
     properties = torch.cuda.get_device_properties(0)
     return {"name": properties.name, "memory_gb": round(properties.total_memory / 1e9, 1), "cuda": torch.version.cuda}
-
-
-def _print_progress(line: str) -> None:
-    print(line, file=sys.stderr, flush=True)
 
 
 if __name__ == "__main__":

@@ -23,7 +23,7 @@ from typing import Any, TextIO
 
 from benchmarks.gpu_check.plan import MODULES, select_parts
 from benchmarks.gpu_check.runner import Plan, Runner
-from benchmarks.report import describe_machine
+from benchmarks.report import describe_machine, print_progress
 
 BUDGET_S, SMOKE_BUDGET_S = 480.0, 600.0
 _CACHE_VARIABLES = {
@@ -49,7 +49,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     with _open_output(options.output) as output, tempfile.TemporaryDirectory(prefix="gpu-check-") as folder:
         _emit({"run": describe_run(options.commit)}, output)
         results = _run(Runner(plan, _environment(Path(folder))).run(), len(plan.parts), output)
-    _print_progress(
+    print_progress(
         ", ".join(f"{list(results.values()).count(each)} {each}" for each in dict.fromkeys(results.values()))
     )
     accepted = {"done"} if options.smoke else {"done", "skipped"}
@@ -64,7 +64,7 @@ def _run(rows: Iterable[dict[str, Any]], parts: int, output: TextIO | None) -> d
         if "result" in row:
             results[row["part"]] = row["result"]
             details = {key: value for key, value in row.items() if key not in ("part", "result")}
-            _print_progress(f"[{len(results)}/{parts}] {row['part']}: {row['result']} {details}")
+            print_progress(f"[{len(results)}/{parts}] {row['part']}: {row['result']} {details}")
     return results
 
 
@@ -129,10 +129,6 @@ def _parse_options(arguments: Sequence[str] | None) -> argparse.Namespace:
     except ValueError as error:
         parser.error(str(error))
     return options
-
-
-def _print_progress(line: str) -> None:
-    print(line, file=sys.stderr, flush=True)
 
 
 if __name__ == "__main__":

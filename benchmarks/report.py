@@ -23,6 +23,11 @@ def make_report(question: str, arguments: Mapping[str, Any], result: Mapping[str
     return {"question": question, "arguments": dict(arguments), **result, "where": describe_machine()}
 
 
+def print_progress(line: str) -> None:
+    """Prints a line to stderr, so that stdout has only JSON."""
+    print(line, file=sys.stderr, flush=True)
+
+
 def percentiles(values_s: Iterable[float]) -> dict[str, float]:
     """p50, p95 and p99 by the nearest-rank method; empty if there are no values."""
     ordered = sorted(values_s)

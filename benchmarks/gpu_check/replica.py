@@ -7,12 +7,12 @@ from queue import SimpleQueue
 from typing import Any
 
 import numpy as np
-from torch._dynamo.utils import counters
 
 from benchmarks.gpu_check.loras import make_lora
 from benchmarks.gpu_check.runs import Row, make_request, peak_gb, size_name
 from benchmarks.gpu_check.scale import SCALES, Scale, make_checkpoint, make_pool
 from serve.engine.checkpoint import Checkpoint
+from serve.engine.compilation import compiled_graphs
 from serve.engine.engine import Engine
 from serve.engine.quantize import weight_bytes
 from serve.engine.request import Completed, FinalEvent, GenerationRequest, ImageReady
@@ -119,18 +119,13 @@ def _recompilation_rows(scale: Scale, replica: Replica, labels: Row) -> Iterator
         "a batch of 3": make_request(size, 2, seeds=(0, 1, 2)),
     }
     for change, request in changes.items():
-        graphs = _compiled_graphs()
+        graphs = compiled_graphs()
         (first_s, _), (second_s, _) = (replica.generate(request) for _ in range(2))
         yield {"topic": "recompilation", **labels, "change": change} | {
-            "new_graphs": _compiled_graphs() - graphs,
+            "new_graphs": compiled_graphs() - graphs,
             "first_s": round(first_s, 4),
             "second_s": round(second_s, 4),
         }
-
-
-def _compiled_graphs() -> int:
-    """Graphs that `torch.compile` has made in this process."""
-    return int(counters["stats"]["unique_graphs"])
 
 
 def _memory_row(replica: Replica, labels: Row) -> Row:
