@@ -10,6 +10,7 @@ ServiceError
 ├── UnknownVersion     422  no served model has this version
 ├── PoolFull           429  retry after `retry_after_s`
 ├── NotReady           503  the service is starting or stopping
+├── DatabaseUnavailable 503  the database of the predictions cannot be reached
 ├── UploadsFull        507  the files that are being uploaded take all the space for files
 └── PredictionFailed   500  an accepted prediction ended without images
     ├── FetchFailed           a URL of the request could not be fetched
@@ -21,7 +22,8 @@ ServiceError
     ├── AllImagesFlagged      the safety checker flagged every image
     └── EngineFailed          an internal error: the log has the cause, the message does not
 
-`ModelLoadError` is not a `ServiceError`: it fails a replica's start-up and is read by operators.
+`ModelLoadError` is not a `ServiceError`: it fails a replica's start-up and is read by operators. `ReplicaLost` is
+handled by the runner.
 
 Every constructor passes all its arguments to `super().__init__`, since pickle calls it with `args` and errors are
 pickled between a replica and its caller. Callers read the messages: they must not contain tracebacks, paths, addresses
@@ -142,6 +144,24 @@ class NotReady(ServiceError):
     title = "Service unavailable"
 
 
+class DatabaseUnavailable(ServiceError):
+    """`cause` is for the log: it may have addresses."""
+
+    status = 503
+    title = "Service unavailable"
+
+    def __init__(self, cause: str) -> None:
+        super().__init__(cause)
+        self.cause = cause
+
+    @property
+    def retry_after_s(self) -> float:
+        return 5.0
+
+    def __str__(self) -> str:
+        return f"the records of predictions cannot be reached; try again in {self.retry_after_s:g} s"
+
+
 class UploadsFull(ServiceError):
     status = 507
     title = "Insufficient storage"
@@ -245,6 +265,17 @@ class AllImagesFlagged(PredictionFailed):
 class EngineFailed(PredictionFailed):
     def __init__(self, why: str = "the image engine failed; the operator's log has the cause") -> None:
         super().__init__(why)
+
+
+class ReplicaLost(Exception):
+    """A replica died or fell silent while it ran a prediction; another one can generate the same images.
+
+    `started` says whether it had begun to generate them.
+    """
+
+    def __init__(self, started: bool) -> None:
+        super().__init__(started)
+        self.started = started
 
 
 class ModelLoadError(Exception):

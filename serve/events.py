@@ -50,4 +50,11 @@ class Finished:
     """The dtype in which the transformer computed: `bfloat16`, `float16` or `float32`."""
 
 
-Event = Started | StepDone | ImageFinished | ImageFlagged | Finished
+@dataclass(frozen=True, slots=True)
+class Alive:
+    """Sent at once, and then at least every `ALIVE_PERIOD_S` while nothing else happens: the replica has not hung."""
+
+
+ALIVE_PERIOD_S = 5.0
+
+Event = Alive | Started | StepDone | ImageFinished | ImageFlagged | Finished

@@ -3,16 +3,17 @@
 import asyncio
 import logging
 import time
-from collections.abc import AsyncGenerator, Callable, Sequence
+from collections.abc import AsyncGenerator, AsyncIterable, Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import aclosing
 from dataclasses import asdict
 from typing import TYPE_CHECKING
 
 from ray.exceptions import RayError
 
-from serve.engine.request import Completed, Failed, GenerationRequest, ImageReady, LoraRequest
+from serve.engine.request import Completed, EngineEvent, Failed, GenerationRequest, ImageReady, LoraRequest
 from serve.errors import LorasMissing
-from serve.events import Event, Finished, ImageFinished, ImageFlagged, Started, StepDone
+from serve.events import ALIVE_PERIOD_S, Alive, Event, Finished, ImageFinished, ImageFlagged, Started, StepDone
 from serve.generation_plan import GenerationPlan
 from serve.logs import use_replica_log
 from serve.lora.reference import ResolvedLora
@@ -97,22 +98,24 @@ class ModelReplica:
         size; `loras` are all LoRAs of the plan. Closing the generator, or cancelling its consumer, ends the work within
         one denoising step; the caller's slot is held until the engine has dropped the request. Raises `ServiceError`.
         """
+        yield Alive()
         events = self._engine.stream(_engine_request(plan, image, mask, await self._read_weights(loras)))
         postprocessing: list[asyncio.Task[Event]] = []
         stages_ms: dict[str, float] = {}
         try:
-            async for event in events:
-                match event:
-                    case ImageReady():
-                        postprocessing.append(asyncio.create_task(self._postprocess(event, plan, stages_ms)))
-                    case Completed():
-                        for finished in asyncio.as_completed(postprocessing):
-                            yield await finished
-                        yield Finished(event.stages_ms | stages_ms, event.mean_batch, self._engine.compute_dtype)
-                    case Failed():
-                        raise event.error
-                    case Started() | StepDone():
-                        yield event
+            async with aclosing(_with_signs_of_life(events)) as living:
+                async for event in living:
+                    match event:
+                        case ImageReady():
+                            postprocessing.append(asyncio.create_task(self._postprocess(event, plan, stages_ms)))
+                        case Completed():
+                            for finished in asyncio.as_completed(postprocessing):
+                                yield await finished
+                            yield Finished(event.stages_ms | stages_ms, event.mean_batch, self._engine.compute_dtype)
+                        case Failed():
+                            raise event.error
+                        case Alive() | Started() | StepDone():
+                            yield event
         finally:
             for task in postprocessing:
                 task.cancel()
@@ -177,6 +180,26 @@ class ModelReplica:
         health = self._engine.health
         if not health.healthy:
             raise RuntimeError(f"the engine has stopped or hangs: {health}")
+
+
+async def _with_signs_of_life(events: AsyncIterable[EngineEvent]) -> AsyncGenerator[EngineEvent | Alive, None]:
+    """The events, and `Alive` whenever none comes for `ALIVE_PERIOD_S`."""
+    iterator = aiter(events)
+    upcoming: asyncio.Future[EngineEvent | None] | None = None
+    try:
+        while True:
+            upcoming = upcoming or asyncio.ensure_future(anext(iterator, None))
+            done, _ = await asyncio.wait({upcoming}, timeout=ALIVE_PERIOD_S)
+            if not done:
+                yield Alive()
+                continue
+            event, upcoming = upcoming.result(), None
+            if event is None:
+                return
+            yield event
+    finally:
+        if upcoming is not None:
+            upcoming.cancel()
 
 
 def _engine_request(

@@ -1,16 +1,17 @@
 """Calls a pool of `ModelReplica`s through a Ray Serve handle."""
 
+import asyncio
 import logging
 from collections.abc import AsyncGenerator, Sequence
 from contextlib import aclosing
 from typing import Any
 
-from ray.exceptions import RayActorError, RayTaskError
+from ray.exceptions import ObjectLostError, OutOfMemoryError, RayActorError, RayTaskError
 from ray.serve.exceptions import BackPressureError, DeploymentUnavailableError
 from ray.serve.handle import DeploymentHandle
 
-from serve.errors import EngineFailed, PoolFull, ServiceError
-from serve.events import Event
+from serve.errors import EngineFailed, PoolFull, ReplicaLost, ServiceError
+from serve.events import Event, Started
 from serve.generation_plan import GenerationPlan
 from serve.lora.reference import ResolvedLora
 from serve.model_specs import ImageArray, MaskArray
@@ -18,6 +19,10 @@ from serve.model_specs import ImageArray, MaskArray
 log = logging.getLogger(__name__)
 
 RETRY_AFTER_S = 5.0
+SILENCE_LIMIT_S = 30.0
+"""A replica that sends nothing for this long has hung: it says every `ALIVE_PERIOD_S` that it has not."""
+LOST = (RayActorError, ObjectLostError, OutOfMemoryError)
+REPLICA_ERRORS = (*LOST, TimeoutError)
 
 
 class PoolClient:
@@ -37,19 +42,22 @@ class PoolClient:
     ) -> AsyncGenerator[Event, None]:
         """The events of one prediction, up to `Finished`. Closing the generator cancels the work within one step.
 
-        If the replica dies, the plan is run once more on another one. Its seeds are fixed, so the images are the same,
-        and some may be reported twice. Raises `ServiceError`.
+        Raises `ServiceError`, and `ReplicaLost` if the replica dies or sends no event for `SILENCE_LIMIT_S`.
         """
-        for last_attempt in (False, True):
-            try:
-                async with aclosing(self._call(plan, image, mask, list(loras))) as events:
-                    async for event in events:
-                        yield event
-                return
-            except RayActorError as error:
-                log.warning("a replica of %s was lost: %s", self._name, type(error).__name__)
-                if last_attempt:
-                    raise EngineFailed("two replicas died while generating this prediction; try again") from None
+        started, limit_s = False, None
+        async with aclosing(self._call(plan, image, mask, list(loras))) as events:
+            while True:
+                try:
+                    # The first event may take long: a replica has to start, or to have a place.
+                    async with asyncio.timeout(limit_s):
+                        event = await anext(events, None)
+                except REPLICA_ERRORS as error:
+                    log.warning("a replica of %s was lost: %s", self._name, type(error).__name__)
+                    raise ReplicaLost(started) from None
+                if event is None:
+                    return
+                started, limit_s = started or isinstance(event, Started), SILENCE_LIMIT_S
+                yield event
 
     async def _call(self, *arguments: object) -> AsyncGenerator[Event, None]:
         stream = self._handle.remote(*arguments)
@@ -58,7 +66,7 @@ class PoolClient:
             async for event in stream:
                 yield event
             ended = True
-        except RayActorError:
+        except LOST:
             raise
         except BackPressureError:
             raise PoolFull(self._name, RETRY_AFTER_S) from None

@@ -1,71 +1,73 @@
-"""Admission control: limits the predictions in flight of each pool and estimates `Retry-After`."""
+"""Estimates when a full pool accepts a prediction again. Pure."""
 
 import math
-import time
-from collections import deque
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from datetime import datetime
 
-from serve.errors import PoolFull
+from serve.generation_plan import GenerationPlan
 
-RECENT_PREDICTIONS = 32
-"""`Retry-After` averages the durations of this many recently ended predictions."""
-RETRY_AFTER_MAX_S = 60.0
-
-
-class Permit:
-    """A permit for one prediction in a pool. Release it when the prediction has ended; twice is harmless."""
-
-    def __init__(self, capacity: "_PoolCapacity") -> None:
-        self._capacity: _PoolCapacity | None = capacity
-        capacity.take(self)
-
-    def release(self) -> None:
-        if self._capacity is not None:
-            self._capacity.release(self)
-            self._capacity = None
+MEGAPIXEL = 1e6
+DECODE_STEPS = 3
+"""The VAE and the text encoders take about as long as this many steps."""
+MIN_RETRY_AFTER_S = 1.0
+MAX_RETRY_AFTER_S = 3600.0
 
 
-class AdmissionControl:
-    """Limits the predictions of each pool that are accepted and not ended, over all its replicas."""
+@dataclass(frozen=True, slots=True)
+class PoolLoad:
+    """What a pool has done lately and has still to do. Work is in steps of one megapixel; times are in seconds."""
 
-    def __init__(self, max_in_flight: Mapping[str, int], clock: Callable[[], float] = time.monotonic) -> None:
-        self._pools = {pool: _PoolCapacity(limit, clock) for pool, limit in max_in_flight.items()}
-
-    def admit(self, pool: str) -> Permit:
-        """A permit for `pool`. Raises `PoolFull` with an estimate of when the next one is free."""
-        capacity = self._pools[pool]
-        if capacity.full:
-            raise PoolFull(pool, capacity.retry_after_s())
-        return Permit(capacity)
-
-    @property
-    def full(self) -> bool:
-        """Whether every pool is full."""
-        return all(capacity.full for capacity in self._pools.values())
+    finished: Sequence[tuple[float, float, float]]
+    """When each of the last predictions that succeeded was created and ended, and its work."""
+    active_work: Sequence[float]
+    """Of each prediction that takes a place in the pool."""
+    oldest_age_s: float
+    """Of the oldest of these."""
 
 
-class _PoolCapacity:
-    def __init__(self, limit: int, clock: Callable[[], float]) -> None:
-        self._limit = limit
+def work_of(plan: GenerationPlan) -> float:
+    """The work of a plan in steps of one megapixel."""
+    width, height = plan.size or (1024, 1024)
+    steps = plan.steps * (1.0 if plan.strength is None else plan.strength)
+    return len(plan.seeds) * (steps + DECODE_STEPS) * width * height / MEGAPIXEL
+
+
+def seconds_per_place(load: PoolLoad) -> float:
+    """The time in which the pool ends one prediction on average.
+
+    It is the work of an average prediction by the pool's speed. Until a prediction has succeeded, the age of the oldest
+    one stands for the time of them all: it is long while a pool starts up.
+    """
+    count = max(1, len(load.active_work))
+    busy_s = _busy_s(load.finished)
+    if busy_s <= 0:
+        return load.oldest_age_s / count
+    speed = sum(work for _, _, work in load.finished) / busy_s
+    return sum(load.active_work) / count / speed
+
+
+def _busy_s(finished: Sequence[tuple[float, float, float]]) -> float:
+    """The time in which at least one of the predictions was in the pool."""
+    busy_s, until_s = 0.0, -math.inf
+    for created_s, ended_s, _ in sorted(finished):
+        busy_s += max(0.0, ended_s - max(created_s, until_s))
+        until_s = max(until_s, ended_s)
+    return busy_s
+
+
+class RetryEstimates:
+    """Gives each rejected caller a place in an imagined queue, so that not all of them come back for the next place."""
+
+    def __init__(self, clock: Callable[[], datetime]) -> None:
         self._clock = clock
-        self._recent_durations_s: deque[float] = deque(maxlen=RECENT_PREDICTIONS)
-        self._admitted_s: dict[Permit, float] = {}
+        self._promised_s: dict[str, list[float]] = {}
+        """By pool, the times at which rejected callers were told to come back."""
 
-    @property
-    def full(self) -> bool:
-        return len(self._admitted_s) >= self._limit
-
-    def take(self, permit: Permit) -> None:
-        self._admitted_s[permit] = self._clock()
-
-    def release(self, permit: Permit) -> None:
-        self._recent_durations_s.append(self._clock() - self._admitted_s.pop(permit))
-
-    def retry_after_s(self) -> float:
-        """The mean duration of recent predictions, divided by the limit, in whole seconds.
-
-        Until a prediction has ended, the age of the oldest one is used: it is long while a pool starts up.
-        """
-        durations_s = self._recent_durations_s or [self._clock() - min(self._admitted_s.values())]
-        mean_s = sum(durations_s) / len(durations_s)
-        return min(max(1.0, float(math.ceil(mean_s / self._limit))), RETRY_AFTER_MAX_S)
+    def retry_after_s(self, pool: str, load: PoolLoad) -> float:
+        now_s = self._clock().timestamp()
+        promised_s = [at_s for at_s in self._promised_s.get(pool, ()) if at_s > now_s]
+        place = len(promised_s) + 1
+        wait_s = math.ceil(min(max(place * seconds_per_place(load), MIN_RETRY_AFTER_S), MAX_RETRY_AFTER_S))
+        self._promised_s[pool] = [*promised_s, now_s + wait_s]
+        return float(wait_s)

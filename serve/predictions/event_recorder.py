@@ -9,7 +9,7 @@ from typing import Any
 from tqdm import tqdm
 
 from serve.errors import AllImagesFlagged, EngineFailed
-from serve.events import Event, Finished, ImageFinished, ImageFlagged, Started, StepDone
+from serve.events import Alive, Event, Finished, ImageFinished, ImageFlagged, Started, StepDone
 from serve.generation_plan import GenerationPlan, PlannedLora
 from serve.lora.reference import Reference, ResolvedLora
 from serve.media.output_store import OutputStore
@@ -47,6 +47,8 @@ class EventRecorder:
         self._finished: Finished | None = None
 
     async def record(self, event: Event) -> None:
+        if isinstance(event, Alive):
+            return
         if self._first_event_ms is None:
             await self._start(event)
         match event:
@@ -78,6 +80,7 @@ class EventRecorder:
         await self._store.finish(
             self._id,
             lambda prediction: prediction.with_stage_times(stages_ms).with_metrics(metrics).succeeded(self._clock()),
+            release=True,
         )
 
     async def _start(self, first: Event) -> None:

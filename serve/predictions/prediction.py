@@ -39,6 +39,8 @@ class Prediction(BaseModel):
     version: str
     inputs: dict[str, Any]
     """As the caller sent them, before defaults and coercion."""
+    has_shortened_inputs: bool = False
+    """Whether `inputs` has only the beginning of long texts, such as images in `data:` URIs."""
     plan: GenerationPlan
     created_at: AwareDatetime
     started_at: AwareDatetime | None = None
@@ -52,6 +54,8 @@ class Prediction(BaseModel):
     """Numbers and short texts; `loras` has an entry per LoRA."""
     stages_ms: dict[str, float] = {}
     """Wall time of each stage so far."""
+    data_removed: bool = False
+    """Whether inputs, outputs and logs were removed, some time after the end."""
     revision: int = 0
     """Increases by one with every change."""
 
@@ -80,6 +84,11 @@ class Prediction(BaseModel):
     def with_metrics(self, metrics: Mapping[str, Any]) -> Self:
         return self._changed(metrics=self.metrics | dict(metrics))
 
+    def resumed(self) -> Self:
+        """The prediction when another process takes it up: its images are generated again, from the same seeds."""
+        line = "The process that ran this prediction was lost; another one starts it again"
+        return self._changed(outputs=(), stages_ms={}, logs=f"{self.logs}{line}\n")
+
     def succeeded(self, at: datetime) -> Self:
         return self._end("succeeded", at)
 
@@ -88,6 +97,12 @@ class Prediction(BaseModel):
 
     def canceled(self, at: datetime) -> Self:
         return self._end("canceled", at)
+
+    def without_data(self) -> Self:
+        """An ended prediction without its inputs, outputs and logs."""
+        plan = self.plan.model_copy(update={"prompt": ""})
+        changes = {"inputs": {}, "outputs": (), "logs": "", "plan": plan, "data_removed": True}
+        return self.model_copy(update={**changes, "revision": self.revision + 1})
 
     def _end(self, status: Status, at: datetime, error: str | None = None) -> Self:
         times_s = {"total_time": (at - self.created_at).total_seconds()}

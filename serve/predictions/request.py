@@ -41,11 +41,14 @@ class PreparedRequest:
     def new_prediction(self, plan: GenerationPlan, at: datetime) -> Prediction:
         """The initial record, `plan` has the image size if it is already known."""
         seed = plan.seeds[0]
+        inputs = {key: value for key, value in self.raw_inputs.items() if key in Inputs.model_fields}
+        shortened = {key: _shorten(value) for key, value in inputs.items()}
         prediction = Prediction(
             id=new_id(),
             model=self.served.model.full_name,
             version=self.served.version,
-            inputs={key: _shorten(value) for key, value in self.raw_inputs.items() if key in Inputs.model_fields},
+            inputs=shortened,
+            has_shortened_inputs=shortened != inputs,
             plan=plan,
             created_at=at,
             metrics={"seed": seed, "pool": plan.pool},

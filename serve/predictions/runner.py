@@ -9,7 +9,7 @@ from datetime import datetime
 from typing import Any, Protocol, TypeVar
 
 from serve.aio import first_error_task_group
-from serve.errors import EngineFailed, LorasMissing, public_error
+from serve.errors import EngineFailed, LorasMissing, ReplicaLost, public_error
 from serve.events import Event
 from serve.generation_plan import GenerationPlan
 from serve.lora.reference import Reference, ResolvedLora
@@ -20,8 +20,11 @@ from serve.predictions.input_images import InputImages, LoadedImages, UnfetchedI
 from serve.predictions.prediction import elapsed_ms, utc_now
 from serve.predictions.store import PredictionStore
 
-LORA_ATTEMPTS = 3
-"""Calls of the pool per prediction: weights can be lost when a node or the cache dies."""
+CALL_ATTEMPTS = 5
+"""Calls of the pool per prediction: replicas, and the weights of LoRAs, can be lost when a node dies."""
+MAX_LOSSES = 2
+"""A prediction fails if this many processes or replicas were lost while they generated it."""
+LOST_TOO_OFTEN = f"{MAX_LOSSES} processes were lost while they generated this prediction; try again with other inputs"
 
 Result = TypeVar("Result")
 ResolvedLoras = Mapping[str, ResolvedLora[Any]]
@@ -39,7 +42,7 @@ class Pool(Protocol):
         """The events of one prediction; an image may be reported twice. `image` and `mask` have the plan's size.
 
         Closing the generator, or cancelling its consumer, cancels the work within one step. Raises `LorasMissing` if a
-        replica cannot read some of `loras`.
+        replica cannot read some of `loras`, and `ReplicaLost`.
         """
 
 
@@ -145,16 +148,22 @@ class PredictionRunner:
     ) -> None:
         plan = images.plan
         recorder = EventRecorder(prediction_id, plan, self._store, self._outputs, self._clock)
-        for attempt in range(1, LORA_ATTEMPTS + 1):
+        for attempt in range(1, CALL_ATTEMPTS + 1):
             try:
                 await self._call_pool(images, loras, recorder)
                 break
             except LorasMissing as missing:
-                if attempt == LORA_ATTEMPTS:
+                if attempt == CALL_ATTEMPTS:
                     raise
                 log.warning("prediction %s: the weights of %d LoRAs were lost", prediction_id, len(missing.keys))
                 lost = [lora.handle.id for lora in loras.values() if lora.metadata.key in missing.keys]
                 loras = await self._resolve(references, plan.pool, lost)
+            except ReplicaLost as error:
+                # Those that only waited in a replica did not cause its death.
+                losses = await self._store.count_loss(prediction_id) if error.started else 0
+                if losses >= MAX_LOSSES or attempt == CALL_ATTEMPTS:
+                    raise EngineFailed(LOST_TOO_OFTEN) from None
+                log.warning("prediction %s: its replica was lost; another one generates it", prediction_id)
         await recorder.finish()
 
     async def _call_pool(self, images: LoadedImages, loras: ResolvedLoras, recorder: EventRecorder) -> None:
@@ -170,7 +179,7 @@ class PredictionRunner:
             log.error("prediction %s failed", prediction_id, exc_info=error)
             public = EngineFailed(f"an internal error; the operator's log has its cause under {prediction_id}")
         text = str(public)
-        await self._store.finish(prediction_id, lambda prediction: prediction.failed(self._clock(), text))
+        await self._store.finish(prediction_id, lambda prediction: prediction.failed(self._clock(), text), release=True)
 
 
 async def _timed(call: Callable[[], Awaitable[Result]]) -> tuple[Result, float]:

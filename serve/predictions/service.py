@@ -1,39 +1,58 @@
 """Creates, watches and cancels predictions: the entry point for the HTTP APIs and the Python handle.
 
-An accepted prediction runs in its own task until it ends or is cancelled, even if no client waits for it.
+An accepted prediction runs in its own task until it ends or is cancelled, even if no client waits for it. If this
+process is lost, another one takes the prediction up.
 """
 
 import asyncio
 import contextvars
+import logging
 import secrets
 import time
-from collections.abc import AsyncGenerator, Callable, Coroutine, Mapping
+from collections.abc import AsyncGenerator, Awaitable, Callable, Coroutine, Mapping
 from contextlib import asynccontextmanager
 from datetime import datetime
-from typing import Any, Literal
+from typing import Any, Literal, TypeVar
 
-from serve.errors import NotReady
-from serve.predictions.admission import AdmissionControl, Permit
+from serve.errors import DatabaseUnavailable, NotReady, ServiceError
 from serve.predictions.input_images import InputImages
+from serve.predictions.input_store import InputStore
 from serve.predictions.own_files import OwnFiles
 from serve.predictions.prediction import Prediction, elapsed_ms, utc_now
+from serve.predictions.prediction_rows import Claim, PageQuery
 from serve.predictions.request import ServedVersion, prepare_request
-from serve.predictions.runner import PredictionRunner
-from serve.predictions.store import PredictionStore, PredictionUpdate
+from serve.predictions.resume import resume_request
+from serve.predictions.runner import LOST_TOO_OFTEN, MAX_LOSSES, PredictionRunner
+from serve.predictions.sql_store import SqlStore
+from serve.predictions.store import PredictionUpdate
 from serve.settings import Settings
 
 ServiceState = Literal["starting", "ready", "full", "closing"]
 
+RENEW_PERIOD_S = 2.0
+MAX_CLAIMS = 16
+"""Predictions that are taken up at once, so that several processes share those of a lost one."""
+DATABASE_PATIENCE_S = 3.0
+"""How long a request waits for the database."""
+DATABASE_RETRY_S = 0.25
+Result = TypeVar("Result")
+
+log = logging.getLogger(__name__)
+
 
 class PredictionService:
-    """Accepts predictions between `open` and `close`. Methods with an id raise `NotFound` for an unknown id."""
+    """Accepts predictions between `open` and `close`. Methods with an id raise `NotFound` for an unknown id.
+
+    `keep_leases` must run in a task of its own.
+    """
 
     def __init__(
         self,
         settings: Settings,
-        store: PredictionStore,
+        store: SqlStore,
         runner: PredictionRunner,
         input_images: InputImages,
+        input_store: InputStore,
         own_files: OwnFiles,
         clock: Callable[[], datetime] = utc_now,
     ) -> None:
@@ -41,56 +60,56 @@ class PredictionService:
         self._store = store
         self._runner = runner
         self._input_images = input_images
+        self._input_store = input_store
         self._own_files = own_files
         self._clock = clock
-        self._admission = AdmissionControl({name: pool.max_in_flight for name, pool in settings.pools.items()})
         self._tasks: dict[str, asyncio.Task[None]] = {}
         self._closing = False
         self.created_at = clock()
         self.opened_at: datetime | None = None
+        store.on_lost = self._stop
 
-    @property
-    def state(self) -> ServiceState:
+    async def state(self) -> ServiceState:
         if self._closing:
             return "closing"
         if self.opened_at is None:
             return "starting"
-        return "full" if self._admission.full else "ready"
+        return "full" if await self._store.is_full() else "ready"
 
     def open(self) -> None:
         """Starts accepting predictions."""
         self.opened_at = self._clock()
 
-    async def create(self, raw_inputs: Mapping[str, Any], served: ServedVersion) -> Prediction:
-        """Accepts a prediction and starts it.
+    async def create(
+        self, raw_inputs: Mapping[str, Any], served: ServedVersion, attached: bool = False
+    ) -> Prediction:
+        """Accepts a prediction and starts it. An `attached` one is cancelled if this process is lost.
 
-        Raises `PoolFull`, `NotReady`, and `InvalidInput`, also for an invalid image in a `data:` URI.
+        Raises `PoolFull`, `NotReady`, `DatabaseUnavailable`, and `InvalidInput`, also for an invalid image in a `data:`
+        URI.
         """
         self._check_ready()
         start_s = time.perf_counter()
         uploads = await self._own_files.find(raw_inputs)
         request = prepare_request(raw_inputs, served, self._settings, secrets.randbits(32), uploads)
-        permit = self._admission.admit(request.plan.pool)
-        try:
-            stages_ms = {"plan": elapsed_ms(start_s)}
-            images = await self._input_images.load(request.inputs, request.plan)
-            if request.inputs.image is not None:
-                stages_ms["fetch"] = elapsed_ms(start_s) - stages_ms["plan"]
-            self._check_ready()
-            prediction = request.new_prediction(images.plan, self._clock()).with_stage_times(stages_ms)
-            await self._store.create(prediction)
-        except BaseException:
-            permit.release()
-            raise
-        self._start(prediction.id, self._runner.run(prediction.id, images, request.references), permit)
+        await self._store.check_capacity(request.plan.pool)
+        stages_ms = {"plan": elapsed_ms(start_s)}
+        images = await self._input_images.load(request.inputs, request.plan)
+        if request.inputs.image is not None:
+            stages_ms["fetch"] = elapsed_ms(start_s) - stages_ms["plan"]
+        self._check_ready()
+        prediction = request.new_prediction(images.plan, self._clock()).with_stage_times(stages_ms)
+        await self._input_store.save(prediction, raw_inputs)
+        await _with_patience(lambda: self._store.create(prediction, attached))
+        self._start(prediction, self._runner.run(prediction.id, images, request.references))
         return prediction
 
     async def get(self, prediction_id: str) -> Prediction:
         return await self._store.get(prediction_id)
 
-    async def page(self, before: str | None, limit: int) -> list[Prediction]:
-        """Up to `limit` predictions, newest first, older than the prediction `before` if given."""
-        return await self._store.page(before, limit)
+    async def page(self, query: PageQuery) -> list[Prediction]:
+        """A page of predictions, the newest first."""
+        return await self._store.page(query)
 
     async def wait(self, prediction_id: str, timeout_s: float | None = None) -> Prediction:
         """The prediction when it has ended, or its current state after `timeout_s`."""
@@ -121,21 +140,36 @@ class PredictionService:
         self, raw_inputs: Mapping[str, Any], served: ServedVersion
     ) -> AsyncGenerator[Prediction, None]:
         """Like `create`, but the prediction is cancelled if the block is left before it has ended."""
-        prediction = await self.create(raw_inputs, served)
+        prediction = await self.create(raw_inputs, served, attached=True)
         try:
             yield prediction
         finally:
             await self._end(prediction.id, lambda prediction: prediction.canceled(self._clock()))
 
+    async def keep_leases(self) -> None:
+        """Renews the leases of running predictions, and takes up those whose processes were lost, until cancelled."""
+        while True:
+            try:
+                await self._store.renew_leases()
+                if self.opened_at is not None and not self._closing:
+                    for claim in await self._store.claim(MAX_CLAIMS):
+                        await self._resume(claim)
+            except DatabaseUnavailable as error:
+                log.warning("leases are not renewed: %s", error.cause)
+            except Exception:
+                log.exception("leases are not renewed")
+            await asyncio.sleep(RENEW_PERIOD_S)
+
     async def close(self, grace_s: float) -> None:
-        """Stops accepting predictions, waits `grace_s` for running ones, and fails the rest."""
+        """Stops accepting predictions, waits `grace_s` for running ones, and leaves the rest to other processes."""
         self._closing = True
         if self._tasks:
             await asyncio.wait(self._tasks.values(), timeout=grace_s)
         unfinished = dict(self._tasks)
-        error = "the service stopped before the prediction had ended; send it again"
-        for prediction_id in unfinished:
-            await self._end(prediction_id, lambda prediction: prediction.failed(self._clock(), error))
+        for prediction_id, task in unfinished.items():
+            # Without the lease, the cancelled task cannot end the record.
+            await self._store.release(prediction_id)
+            task.cancel()
         await asyncio.gather(*unfinished.values(), return_exceptions=True)
 
     def _check_ready(self) -> None:
@@ -144,21 +178,76 @@ class PredictionService:
         if self.opened_at is None:
             raise NotReady("the service is starting; try again soon")
 
-    def _start(self, prediction_id: str, run: Coroutine[Any, Any, None], permit: Permit) -> None:
+    async def _resume(self, claim: Claim) -> None:
+        prediction = claim.prediction
+        if claim.attached:
+            await self._store.finish(prediction.id, lambda each: each.canceled(self._clock()), release=True)
+        elif claim.losses >= MAX_LOSSES:
+            await self._store.finish(
+                prediction.id, lambda each: each.failed(self._clock(), LOST_TOO_OFTEN), release=True
+            )
+        else:
+            log.warning("prediction %s: its process was lost; it starts again", prediction.id)
+            self._start(prediction, self._run_again(prediction))
+
+    async def _run_again(self, prediction: Prediction) -> None:
+        try:
+            raw_inputs = await self._input_store.load(prediction)
+            uploads = await self._own_files.find(raw_inputs)
+            request = resume_request(prediction, raw_inputs, self._settings, uploads)
+            images = await self._input_images.load(request.inputs, request.plan)
+        except ServiceError as error:
+            text = str(error)
+            await self._store.finish(prediction.id, lambda each: each.failed(self._clock(), text), release=True)
+            return
+        await self._store.update(prediction.id, lambda each: each.resumed())
+        await self._runner.run(prediction.id, images, request.references)
+
+    def _start(self, prediction: Prediction, run: Coroutine[Any, Any, None]) -> None:
         # When a client disconnects, Ray cancels everything that was called from the context of its request, even if it
         # is shielded. A task with an empty context is not affected.
         task = asyncio.get_running_loop().create_task(run, context=contextvars.Context())
-        self._tasks[prediction_id] = task
+        self._tasks[prediction.id] = task
 
         def on_done(_: asyncio.Task[None]) -> None:
             # Not in the task itself: a task that is cancelled before its first step never runs.
-            permit.release()
-            del self._tasks[prediction_id]
+            releasing = asyncio.get_running_loop().create_task(self._release(prediction))
+            self._tasks[prediction.id] = releasing
+            releasing.add_done_callback(lambda _: self._tasks.pop(prediction.id, None))
 
         task.add_done_callback(on_done)
 
-    async def _end(self, prediction_id: str, ending: PredictionUpdate) -> None:
-        """Ends the record first, so that the cancelled runner finds it ended. Its permit is released with its task."""
+    async def _release(self, prediction: Prediction) -> None:
+        """Frees the place in the pool. Until it succeeds, the lease expires and another process frees it."""
+        try:
+            await self._store.release(prediction.id)
+            if not self._closing:
+                await self._input_store.delete(prediction)
+        except (DatabaseUnavailable, OSError):
+            log.warning("prediction %s: its place in the pool is freed later", prediction.id)
+
+    def _stop(self, prediction_id: str) -> None:
+        """Stops the work on a prediction that another process has ended or taken up."""
         task = self._tasks.get(prediction_id)
-        if await self._store.finish(prediction_id, ending) and task is not None:
+        if task is not None:
             task.cancel()
+
+    async def _end(self, prediction_id: str, ending: PredictionUpdate) -> None:
+        """Ends the record first, so that the cancelled runner finds it ended. Its place is free when its task ends."""
+        if await _with_patience(lambda: self._store.finish(prediction_id, ending)):
+            self._stop(prediction_id)
+
+
+async def _with_patience(call: Callable[[], Awaitable[Result]]) -> Result:
+    """The result of a call that needs the database, which may be away for a moment. Raises `DatabaseUnavailable`."""
+    cause = "it did not answer in time"
+    try:
+        async with asyncio.timeout(DATABASE_PATIENCE_S):
+            while True:
+                try:
+                    return await call()
+                except DatabaseUnavailable as error:
+                    cause = error.cause
+                await asyncio.sleep(DATABASE_RETRY_S)
+    except TimeoutError:
+        raise DatabaseUnavailable(cause) from None

@@ -1,0 +1,1 @@
+"""The database: its connections, tables and migrations. No Ray, torch or HTTP."""

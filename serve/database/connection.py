@@ -1,0 +1,123 @@
+"""Connects to the database: SQLite on one machine, or PostgreSQL.
+
+SQLite has one writer at a time, so every transaction that writes takes the write lock when it begins.
+"""
+
+import asyncio
+from collections.abc import AsyncGenerator
+from contextlib import asynccontextmanager
+from pathlib import Path
+from typing import Any
+
+from alembic import command
+from alembic.config import Config
+from sqlalchemy import Connection, event, make_url
+from sqlalchemy.exc import DBAPIError, OperationalError
+from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine, create_async_engine
+
+from serve.errors import DatabaseUnavailable
+
+MIGRATIONS = Path(__file__).with_name("migrations")
+DRIVERS = {"sqlite": "sqlite+aiosqlite", "postgresql": "postgresql+asyncpg"}
+CONNECT_TIMEOUT_S = 3.0
+STATEMENT_TIMEOUT_S = 10.0
+SQLITE_PRAGMAS = (
+    "journal_mode = WAL",
+    # A commit is on the disk when it returns, also after a power failure.
+    "synchronous = FULL",
+    f"busy_timeout = {int(1000 * STATEMENT_TIMEOUT_S)}",
+)
+MIGRATION_LOCK = 7_305_011
+"""Key of the lock that PostgreSQL holds while one process migrates; an arbitrary number."""
+
+
+class Database:
+    """One pool of connections. Every method raises `DatabaseUnavailable` if the database cannot be reached."""
+
+    def __init__(self, url: str) -> None:
+        self.url = make_url(url)
+        self.kind = self.url.get_backend_name()
+        if self.kind not in DRIVERS:
+            raise ValueError(f"database.url: {self.kind} is not supported; use sqlite or postgresql")
+        self._engine = _create_engine(self.url.set(drivername=DRIVERS[self.kind]))
+        self._write_lock = asyncio.Lock()
+
+    async def migrate(self) -> None:
+        """Creates the tables, or changes those of an earlier version."""
+        async with self.write() as connection:
+            if self.kind == "postgresql":
+                await connection.exec_driver_sql(f"SELECT pg_advisory_xact_lock({MIGRATION_LOCK})")
+            await connection.run_sync(_upgrade)
+
+    @asynccontextmanager
+    async def read(self) -> AsyncGenerator[AsyncConnection, None]:
+        """A connection for statements that change nothing."""
+        async with _translated_errors(), self._engine.connect() as connection:
+            yield connection
+
+    @asynccontextmanager
+    async def write(self) -> AsyncGenerator[AsyncConnection, None]:
+        """A transaction, which is committed at the end of the block."""
+        async with _translated_errors():
+            if self.kind == "postgresql":
+                async with self._engine.begin() as connection:
+                    yield connection
+                return
+            # SQLite's own wait for its lock polls with growing pauses, so waiters in one process queue here.
+            async with self._write_lock, self._engine.execution_options(writes=True).begin() as connection:
+                yield connection
+
+    async def aclose(self) -> None:
+        await self._engine.dispose()
+
+
+def _create_engine(url: Any) -> AsyncEngine:
+    if url.get_backend_name() == "postgresql":
+        return create_async_engine(
+            url,
+            pool_size=8,
+            max_overflow=8,
+            pool_timeout=CONNECT_TIMEOUT_S,
+            pool_pre_ping=True,
+            connect_args={"timeout": CONNECT_TIMEOUT_S, "command_timeout": STATEMENT_TIMEOUT_S},
+        )
+    if url.database and url.database != ":memory:":
+        Path(url.database).parent.mkdir(parents=True, exist_ok=True)
+    engine = create_async_engine(url, pool_timeout=CONNECT_TIMEOUT_S)
+
+    @event.listens_for(engine.sync_engine, "connect")
+    def configure(connection: Any, _: object) -> None:
+        # The driver's own transactions begin with the first change, too late to take the lock.
+        connection.isolation_level = None
+        cursor = connection.cursor()
+        for pragma in SQLITE_PRAGMAS:
+            cursor.execute(f"PRAGMA {pragma}")
+        cursor.close()
+
+    @event.listens_for(engine.sync_engine, "begin")
+    def begin(connection: Connection) -> None:
+        writes = connection.get_execution_options().get("writes", False)
+        connection.exec_driver_sql("BEGIN IMMEDIATE" if writes else "BEGIN")
+
+    return engine
+
+
+@asynccontextmanager
+async def _translated_errors() -> AsyncGenerator[None, None]:
+    try:
+        yield
+    except OperationalError as error:  # also for a full disk
+        raise DatabaseUnavailable(str(error.orig)) from error
+    except DBAPIError as error:
+        if error.connection_invalidated:
+            raise DatabaseUnavailable(str(error.orig)) from error
+        raise
+    except (OSError, TimeoutError) as error:
+        raise DatabaseUnavailable(type(error).__name__) from error
+
+
+def _upgrade(connection: Connection) -> None:
+    config = Config()
+    config.set_main_option("script_location", str(MIGRATIONS))
+    config.attributes["connection"] = connection
+    command.upgrade(config, "head")

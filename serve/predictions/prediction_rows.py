@@ -1,0 +1,250 @@
+"""The SQL statements on the table of predictions. Each function runs in the caller's transaction."""
+
+from collections.abc import Collection, Sequence
+from dataclasses import dataclass
+from datetime import UTC, datetime, timedelta
+
+from sqlalchemy import ColumnElement, Select, and_, delete, func, insert, literal, or_, select, tuple_, update
+from sqlalchemy.ext.asyncio import AsyncConnection
+
+from serve.database.tables import has_data, is_active, predictions
+from serve.predictions.admission import PoolLoad
+from serve.predictions.prediction import Prediction
+
+EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
+MICROSECOND = timedelta(microseconds=1)
+SECOND_US = 1_000_000
+RECENT_PREDICTIONS = 32
+"""The speed of a pool is that of this many predictions that have succeeded last."""
+
+
+@dataclass(frozen=True, slots=True)
+class Lease:
+    """The right of one process to run a prediction and to change its record, until it expires."""
+
+    prediction_id: str
+    owner: str
+    number: int
+    """Increases each time that another process takes the prediction up."""
+
+
+@dataclass(frozen=True, slots=True)
+class Claim:
+    """A prediction that was taken up."""
+
+    lease: Lease
+    prediction: Prediction
+    losses: int
+    """How many processes or replicas were lost while they generated this prediction."""
+    attached: bool
+    """Whether its caller was connected to the process that was lost."""
+
+
+@dataclass(frozen=True, slots=True)
+class PageQuery:
+    """A page of predictions, the newest first. `after` and `before` are predictions, excluded from the page."""
+
+    limit: int
+    older_than: str | None = None
+    newer_than: str | None = None
+    created_after: datetime | None = None
+    created_before: datetime | None = None
+
+
+def to_us(moment: datetime) -> int:
+    """Microseconds since 1970."""
+    return (moment - EPOCH) // MICROSECOND
+
+
+async def lock_pool(connection: AsyncConnection, pool: str) -> None:
+    """Makes other admissions to the pool wait for the end of the transaction. SQLite has one writer anyway."""
+    if connection.dialect.name == "postgresql":
+        await connection.execute(select(func.pg_advisory_xact_lock(func.hashtext(literal(f"pool {pool}")))))
+
+
+async def count_active(connection: AsyncConnection, pool: str) -> int:
+    """The predictions that take a place in a pool."""
+    query = select(func.count()).select_from(predictions).where(is_active, predictions.c.pool == pool)
+    return int((await connection.execute(query)).scalar_one())
+
+
+async def read_load(connection: AsyncConnection, pool: str, now_us: int) -> PoolLoad:
+    of_pool = predictions.c.pool == pool
+    finished = (
+        select(predictions.c.created_us, predictions.c.ended_us, predictions.c.work)
+        .where(of_pool, predictions.c.status == "succeeded")
+        .order_by(predictions.c.ended_us.desc())
+        .limit(RECENT_PREDICTIONS)
+    )
+    active = select(predictions.c.work, predictions.c.created_us).where(of_pool, is_active)
+    recent = [
+        (row.created_us / SECOND_US, row.ended_us / SECOND_US, row.work) for row in await connection.execute(finished)
+    ]
+    unfinished = (await connection.execute(active)).all()
+    oldest_us = min((row.created_us for row in unfinished), default=now_us)
+    return PoolLoad(recent, [row.work for row in unfinished], (now_us - oldest_us) / SECOND_US)
+
+
+async def insert_prediction(
+    connection: AsyncConnection, prediction: Prediction, lease: Lease, expires_us: int, work: float, attached: bool
+) -> None:
+    values = {
+        "id": prediction.id,
+        "created_us": to_us(prediction.created_at),
+        "pool": prediction.plan.pool,
+        "status": prediction.status,
+        "work": work,
+        "attached": attached,
+        "data_removed": False,
+        "revision": prediction.revision,
+        "lease_owner": lease.owner,
+        "lease_number": lease.number,
+        "lease_expires_us": expires_us,
+        "losses": 0,
+        "record": prediction.model_dump_json(),
+    }
+    await connection.execute(insert(predictions).values(values))
+
+
+async def read_prediction(connection: AsyncConnection, prediction_id: str) -> Prediction | None:
+    query = select(predictions.c.record).where(predictions.c.id == prediction_id)
+    record = (await connection.execute(query)).scalar_one_or_none()
+    return None if record is None else Prediction.model_validate_json(record)
+
+
+async def write_leased(connection: AsyncConnection, lease: Lease, prediction: Prediction, release: bool) -> bool:
+    """Stores a change by the holder of a lease. Returns False if the lease is lost or the prediction has ended."""
+    values = _changed_values(prediction) | ({"lease_owner": None} if release else {})
+    return await _update_one(connection, values, _is_unfinished(lease.prediction_id), _is_held(lease))
+
+
+async def write_unleased(connection: AsyncConnection, prediction: Prediction, seen_revision: int) -> bool:
+    """Stores a change by another process. Returns False if there was another change since `seen_revision`."""
+    unchanged = predictions.c.revision == seen_revision
+    return await _update_one(connection, _changed_values(prediction), _is_unfinished(prediction.id), unchanged)
+
+
+async def release(connection: AsyncConnection, lease: Lease) -> None:
+    """Gives a lease back: the place in the pool is free if the prediction has ended, else any process may claim it."""
+    await _update_one(connection, {"lease_owner": None}, predictions.c.id == lease.prediction_id, _is_held(lease))
+
+
+async def count_loss(connection: AsyncConnection, lease: Lease) -> int:
+    """Counts a replica that was lost while it generated this prediction, and returns the number of losses."""
+    condition = and_(predictions.c.id == lease.prediction_id, _is_held(lease))
+    statement = update(predictions).where(condition).values(losses=predictions.c.losses + 1)
+    await connection.execute(statement)
+    query = select(predictions.c.losses).where(predictions.c.id == lease.prediction_id)
+    return int((await connection.execute(query)).scalar_one())
+
+
+async def renew(connection: AsyncConnection, owner: str, expires_us: int) -> dict[str, int]:
+    """Extends all leases of a process. Returns the numbers of those whose predictions have not ended, by id."""
+    await connection.execute(
+        update(predictions).where(predictions.c.lease_owner == owner, is_active).values(lease_expires_us=expires_us)
+    )
+    query = select(predictions.c.id, predictions.c.lease_number).where(
+        predictions.c.lease_owner == owner, is_active, predictions.c.ended_us.is_(None)
+    )
+    return {row.id: row.lease_number for row in await connection.execute(query)}
+
+
+async def claim(
+    connection: AsyncConnection, owner: str, pools: Collection[str], now_us: int, expires_us: int, limit: int
+) -> list[Claim]:
+    """Takes up to `limit` predictions whose leases have expired or were given back, the oldest first."""
+    is_free = or_(predictions.c.lease_owner.is_(None), predictions.c.lease_expires_us < now_us)
+    query = (
+        select(predictions)
+        .where(predictions.c.ended_us.is_(None), is_active, is_free, predictions.c.pool.in_(pools))
+        .order_by(predictions.c.created_us, predictions.c.id)
+        .limit(limit)
+    )
+    claims = []
+    for row in (await connection.execute(query)).all():
+        prediction = Prediction.model_validate_json(row.record)
+        was_lost = row.lease_owner is not None and prediction.status == "processing"
+        lease, losses = Lease(row.id, owner, row.lease_number + 1), row.losses + was_lost
+        values = {
+            "lease_owner": owner,
+            "lease_number": lease.number,
+            "lease_expires_us": expires_us,
+            "losses": losses,
+        }
+        unchanged = and_(predictions.c.lease_number == row.lease_number, is_free)
+        if await _update_one(connection, values, _is_unfinished(row.id), unchanged):
+            claims.append(Claim(lease, prediction, losses, row.attached))
+    return claims
+
+
+async def free_abandoned_places(connection: AsyncConnection, now_us: int) -> None:
+    """Frees the places of ended predictions whose processes were lost before the work had stopped."""
+    is_abandoned = and_(predictions.c.ended_us.is_not(None), is_active, predictions.c.lease_expires_us < now_us)
+    await connection.execute(update(predictions).where(is_abandoned).values(lease_owner=None))
+
+
+async def read_page(connection: AsyncConnection, query: PageQuery) -> list[Prediction]:
+    statement, key = select(predictions.c.record), tuple_(predictions.c.created_us, predictions.c.id)
+    if query.older_than is not None:
+        statement = statement.where(key < _key_of(query.older_than))
+    if query.newer_than is not None:
+        statement = statement.where(key > _key_of(query.newer_than))
+    if query.created_after is not None:
+        statement = statement.where(predictions.c.created_us >= to_us(query.created_after))
+    if query.created_before is not None:
+        statement = statement.where(predictions.c.created_us < to_us(query.created_before))
+    newest_first = predictions.c.created_us.desc(), predictions.c.id.desc()
+    oldest_first = predictions.c.created_us, predictions.c.id
+    # A page before a prediction has its nearest neighbours, so it is read backwards.
+    backwards = query.newer_than is not None
+    statement = statement.order_by(*(oldest_first if backwards else newest_first)).limit(query.limit)
+    found = [Prediction.model_validate_json(record) for record in (await connection.execute(statement)).scalars()]
+    return found[::-1] if backwards else found
+
+
+async def ids_with_old_data(connection: AsyncConnection, ended_before_us: int, limit: int) -> Sequence[str]:
+    query = select(predictions.c.id).where(has_data, predictions.c.ended_us < ended_before_us).limit(limit)
+    return (await connection.execute(query)).scalars().all()
+
+
+async def remove_data(connection: AsyncConnection, prediction: Prediction) -> None:
+    values = _changed_values(prediction) | {"data_removed": True}
+    await connection.execute(update(predictions).where(predictions.c.id == prediction.id).values(values))
+
+
+async def delete_old(connection: AsyncConnection, ended_before_us: int, limit: int) -> int:
+    """Deletes up to `limit` predictions and returns their number."""
+    old = select(predictions.c.id).where(predictions.c.ended_us < ended_before_us).limit(limit).scalar_subquery()
+    statement = delete(predictions).where(predictions.c.id.in_(old))
+    return int((await connection.execute(statement)).rowcount)
+
+
+def _changed_values(prediction: Prediction) -> dict[str, object]:
+    ended_us = None if prediction.completed_at is None else to_us(prediction.completed_at)
+    return {
+        "status": prediction.status,
+        "revision": prediction.revision,
+        "record": prediction.model_dump_json(),
+        "ended_us": ended_us,
+    }
+
+
+async def _update_one(
+    connection: AsyncConnection, values: dict[str, object], *conditions: ColumnElement[bool]
+) -> bool:
+    statement = update(predictions).where(*conditions).values(values)
+    return (await connection.execute(statement)).rowcount == 1
+
+
+def _is_unfinished(prediction_id: str) -> ColumnElement[bool]:
+    return and_(predictions.c.id == prediction_id, predictions.c.ended_us.is_(None))
+
+
+def _is_held(lease: Lease) -> ColumnElement[bool]:
+    return and_(predictions.c.lease_owner == lease.owner, predictions.c.lease_number == lease.number)
+
+
+def _key_of(prediction_id: str) -> Select[tuple[int, str]]:
+    """The place of a prediction in the order of the pages."""
+    other = predictions.alias()
+    return select(other.c.created_us, other.c.id).where(other.c.id == prediction_id)

@@ -1,0 +1,173 @@
+"""Stores prediction records in the database, with the leases of the processes that run them."""
+
+import asyncio
+import secrets
+from collections.abc import Callable, Collection, Mapping
+from datetime import datetime
+
+from sqlalchemy.ext.asyncio import AsyncConnection
+
+from serve.database.connection import Database
+from serve.errors import NotFound, PoolFull
+from serve.predictions import prediction_rows as rows
+from serve.predictions.admission import RetryEstimates, work_of
+from serve.predictions.change_notifier import ChangeNotifier
+from serve.predictions.leased_record import LeasedRecord
+from serve.predictions.prediction import Prediction, utc_now
+from serve.predictions.store import PredictionUpdate
+
+LEASE_S = 8.0
+"""A process that does not renew its leases for this long loses them. The clocks of all nodes must agree within seconds;
+otherwise predictions are generated twice, and recorded once."""
+RECHECK_S = 5.0
+"""Waiters look at the record again after this time, in case that a notification was lost."""
+MICROSECONDS = 1_000_000
+
+
+class SqlStore:
+    """`on_lost` is called with the id of a prediction that this process must stop to run."""
+
+    def __init__(
+        self,
+        database: Database,
+        notifier: ChangeNotifier,
+        limits: Mapping[str, int],
+        clock: Callable[[], datetime] = utc_now,
+        lease_s: float = LEASE_S,
+    ) -> None:
+        self._database = database
+        self._notifier = notifier
+        self._limits = limits
+        """The predictions that each pool accepts at once."""
+        self._clock = clock
+        self._lease_s = lease_s
+        self._owner = secrets.token_hex(16)
+        self._held: dict[str, LeasedRecord] = {}
+        self._estimates = RetryEstimates(clock)
+        self.on_lost: Callable[[str], None] = lambda _: None
+
+    async def check_capacity(self, pool: str) -> None:
+        async with self._database.read() as connection:
+            await self._check_capacity(connection, pool)
+
+    async def is_full(self) -> bool:
+        """Whether every pool is full."""
+        async with self._database.read() as connection:
+            return all([await rows.count_active(connection, pool) >= limit for pool, limit in self._limits.items()])
+
+    async def create(self, prediction: Prediction, attached: bool) -> None:
+        pool, lease = prediction.plan.pool, rows.Lease(prediction.id, self._owner, 1)
+        async with self._database.write() as connection:
+            await rows.lock_pool(connection, pool)
+            await self._check_capacity(connection, pool)
+            work = work_of(prediction.plan)
+            await rows.insert_prediction(connection, prediction, lease, self._expires_us(), work, attached)
+        self._hold(lease, prediction)
+
+    async def get(self, prediction_id: str) -> Prediction:
+        held = self._held.get(prediction_id)
+        if held is not None:
+            return held.prediction
+        async with self._database.read() as connection:
+            prediction = await rows.read_prediction(connection, prediction_id)
+        if prediction is None:
+            raise NotFound(f"there is no prediction {prediction_id[:64]!r}; it may have expired")
+        return prediction
+
+    async def page(self, query: rows.PageQuery) -> list[Prediction]:
+        for cursor in (query.older_than, query.newer_than):
+            if cursor is not None:
+                await self.get(cursor)
+        async with self._database.read() as connection:
+            found = await rows.read_page(connection, query)
+        return [self._held[each.id].prediction if each.id in self._held else each for each in found]
+
+    async def update(self, prediction_id: str, change: PredictionUpdate) -> Prediction:
+        held = self._held.get(prediction_id)
+        if held is None:
+            return await self.get(prediction_id)
+        held.change(change(held.prediction))
+        return held.prediction
+
+    async def finish(self, prediction_id: str, change: PredictionUpdate, release: bool = False) -> bool:
+        held = self._held.get(prediction_id)
+        if held is None:
+            return not release and await self._finish_elsewhere(prediction_id, change)
+        finished = await held.end(change, release)
+        if finished and release:
+            self._held.pop(prediction_id, None)
+        return finished
+
+    async def release(self, prediction_id: str) -> None:
+        held = self._held.pop(prediction_id, None)
+        if held is not None:
+            held.abandon()
+            async with self._database.write() as connection:
+                await rows.release(connection, held.lease)
+
+    async def count_loss(self, prediction_id: str) -> int:
+        held = self._held[prediction_id]
+        async with self._database.write() as connection:
+            return await rows.count_loss(connection, held.lease)
+
+    async def wait_for_change(self, seen: Prediction) -> Prediction:
+        with self._notifier.subscription(seen.id) as changed:
+            while True:
+                changed.clear()
+                current = await self.get(seen.id)
+                if current.revision > seen.revision or seen.ended:
+                    return current
+                try:
+                    async with asyncio.timeout(RECHECK_S):
+                        await changed.wait()
+                except TimeoutError:
+                    pass
+
+    async def renew_leases(self) -> Collection[str]:
+        before = dict(self._held)
+        async with self._database.write() as connection:
+            numbers = await rows.renew(connection, self._owner, self._expires_us())
+        lost = [
+            prediction_id
+            for prediction_id, held in before.items()
+            if not held.prediction.ended and numbers.get(prediction_id) != held.lease.number
+        ]
+        for prediction_id in lost:
+            before[prediction_id].lose()
+        return lost
+
+    async def claim(self, limit: int) -> list[rows.Claim]:
+        now_us = rows.to_us(self._clock())
+        async with self._database.write() as connection:
+            await rows.free_abandoned_places(connection, now_us)
+            claims = await rows.claim(connection, self._owner, self._limits.keys(), now_us, self._expires_us(), limit)
+        for each in claims:
+            self._hold(each.lease, each.prediction)
+        return claims
+
+    async def _check_capacity(self, connection: AsyncConnection, pool: str) -> None:
+        if await rows.count_active(connection, pool) >= self._limits[pool]:
+            load = await rows.read_load(connection, pool, rows.to_us(self._clock()))
+            raise PoolFull(pool, self._estimates.retry_after_s(pool, load))
+
+    def _hold(self, lease: rows.Lease, prediction: Prediction) -> None:
+        self._held[prediction.id] = LeasedRecord(self._database, self._notifier, lease, prediction, self._lose)
+
+    def _lose(self, prediction_id: str) -> None:
+        self._held.pop(prediction_id, None)
+        self.on_lost(prediction_id)
+
+    async def _finish_elsewhere(self, prediction_id: str, change: PredictionUpdate) -> bool:
+        while True:
+            async with self._database.write() as connection:
+                seen = await rows.read_prediction(connection, prediction_id)
+                if seen is None or seen.ended:
+                    return False
+                if await rows.write_unleased(connection, change(seen), seen.revision):
+                    await self._notifier.publish(connection, prediction_id)
+                    break
+        self._notifier.notify(prediction_id)
+        return True
+
+    def _expires_us(self) -> int:
+        return rows.to_us(self._clock()) + int(self._lease_s * MICROSECONDS)
