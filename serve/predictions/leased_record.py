@@ -1,7 +1,7 @@
 """The record of a prediction that this process runs: changed in memory at once, and stored soon after.
 
-While a prediction runs, its record changes with every step. Storing it at most every `STORE_PERIOD_S` keeps the database
-out of the way; the end of a prediction is stored before anyone sees it.
+While a prediction runs, its record changes with every step. Storing it at most every `STORE_PERIOD_S` keeps the
+database out of the way; the end of a prediction is stored before anyone sees it.
 """
 
 import asyncio

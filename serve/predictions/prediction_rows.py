@@ -3,8 +3,9 @@
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
+from typing import Any
 
-from sqlalchemy import ColumnElement, Select, and_, delete, func, insert, literal, or_, select, tuple_, update
+from sqlalchemy import ColumnElement, and_, delete, func, insert, literal, or_, select, tuple_, update
 from sqlalchemy.ext.asyncio import AsyncConnection
 
 from serve.database.tables import has_data, is_active, predictions
@@ -42,7 +43,7 @@ class Claim:
 
 @dataclass(frozen=True, slots=True)
 class PageQuery:
-    """A page of predictions, the newest first. `after` and `before` are predictions, excluded from the page."""
+    """A page of predictions, the newest first. `older_than` and `newer_than` are ids, which are not in the page."""
 
     limit: int
     older_than: str | None = None
@@ -183,20 +184,23 @@ async def free_abandoned_places(connection: AsyncConnection, now_us: int) -> Non
     await connection.execute(update(predictions).where(is_abandoned).values(lease_owner=None))
 
 
-async def read_page(connection: AsyncConnection, query: PageQuery) -> list[Prediction]:
-    statement, key = select(predictions.c.record), tuple_(predictions.c.created_us, predictions.c.id)
-    if query.older_than is not None:
-        statement = statement.where(key < _key_of(query.older_than))
-    if query.newer_than is not None:
-        statement = statement.where(key > _key_of(query.newer_than))
+async def read_page(
+    connection: AsyncConnection, query: PageQuery, older_than: Prediction | None, newer_than: Prediction | None
+) -> list[Prediction]:
+    key = tuple_(predictions.c.created_us, predictions.c.id)
+    statement = select(predictions.c.record)
+    if older_than is not None:
+        statement = statement.where(key < _place(older_than))
+    if newer_than is not None:
+        statement = statement.where(key > _place(newer_than))
     if query.created_after is not None:
         statement = statement.where(predictions.c.created_us >= to_us(query.created_after))
     if query.created_before is not None:
         statement = statement.where(predictions.c.created_us < to_us(query.created_before))
     newest_first = predictions.c.created_us.desc(), predictions.c.id.desc()
     oldest_first = predictions.c.created_us, predictions.c.id
-    # A page before a prediction has its nearest neighbours, so it is read backwards.
-    backwards = query.newer_than is not None
+    # The page before a prediction has its nearest neighbours, so it is read backwards.
+    backwards = newer_than is not None
     statement = statement.order_by(*(oldest_first if backwards else newest_first)).limit(query.limit)
     found = [Prediction.model_validate_json(record) for record in (await connection.execute(statement)).scalars()]
     return found[::-1] if backwards else found
@@ -229,9 +233,7 @@ def _changed_values(prediction: Prediction) -> dict[str, object]:
     }
 
 
-async def _update_one(
-    connection: AsyncConnection, values: dict[str, object], *conditions: ColumnElement[bool]
-) -> bool:
+async def _update_one(connection: AsyncConnection, values: dict[str, object], *conditions: ColumnElement[bool]) -> bool:
     statement = update(predictions).where(*conditions).values(values)
     return (await connection.execute(statement)).rowcount == 1
 
@@ -244,7 +246,6 @@ def _is_held(lease: Lease) -> ColumnElement[bool]:
     return and_(predictions.c.lease_owner == lease.owner, predictions.c.lease_number == lease.number)
 
 
-def _key_of(prediction_id: str) -> Select[tuple[int, str]]:
+def _place(prediction: Prediction) -> ColumnElement[Any]:
     """The place of a prediction in the order of the pages."""
-    other = predictions.alias()
-    return select(other.c.created_us, other.c.id).where(other.c.id == prediction_id)
+    return tuple_(literal(to_us(prediction.created_at)), literal(prediction.id))

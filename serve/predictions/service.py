@@ -80,9 +80,7 @@ class PredictionService:
         """Starts accepting predictions."""
         self.opened_at = self._clock()
 
-    async def create(
-        self, raw_inputs: Mapping[str, Any], served: ServedVersion, attached: bool = False
-    ) -> Prediction:
+    async def create(self, raw_inputs: Mapping[str, Any], served: ServedVersion, attached: bool = False) -> Prediction:
         """Accepts a prediction and starts it. An `attached` one is cancelled if this process is lost.
 
         Raises `PoolFull`, `NotReady`, `DatabaseUnavailable`, and `InvalidInput`, also for an invalid image in a `data:`

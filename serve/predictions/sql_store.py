@@ -75,11 +75,10 @@ class SqlStore:
         return prediction
 
     async def page(self, query: rows.PageQuery) -> list[Prediction]:
-        for cursor in (query.older_than, query.newer_than):
-            if cursor is not None:
-                await self.get(cursor)
+        older_than = None if query.older_than is None else await self.get(query.older_than)
+        newer_than = None if query.newer_than is None else await self.get(query.newer_than)
         async with self._database.read() as connection:
-            found = await rows.read_page(connection, query)
+            found = await rows.read_page(connection, query, older_than, newer_than)
         return [self._held[each.id].prediction if each.id in self._held else each for each in found]
 
     async def update(self, prediction_id: str, change: PredictionUpdate) -> Prediction:

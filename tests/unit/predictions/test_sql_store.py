@@ -1,0 +1,225 @@
+"""The prediction store, with SQLite and PostgreSQL. Two stores on one database stand for two processes."""
+
+import asyncio
+from datetime import timedelta
+
+import pytest
+
+from serve.database.connection import Database
+from serve.errors import NotFound, PoolFull
+from serve.predictions.change_notifier import ChangeNotifier
+from serve.predictions.prediction import Prediction
+from serve.predictions.prediction_rows import PageQuery
+from serve.predictions.sql_store import LEASE_S, SqlStore
+from tests.fakes import NOON, FakeClock, prediction
+
+A, B, C = (letter * 26 for letter in "abc")
+POOL = prediction(A).plan.pool
+
+
+def succeed(record: Prediction) -> Prediction:
+    return record.succeeded(NOON)
+
+
+def cancel(record: Prediction) -> Prediction:
+    return record.canceled(NOON)
+
+
+def add_line(record: Prediction) -> Prediction:
+    return record.with_log_lines("a line")
+
+
+def make_store(database: Database, clock: FakeClock | None = None, limit: int = 100) -> SqlStore:
+    return SqlStore(database, ChangeNotifier(database), {POOL: limit}, (clock or FakeClock()).now)
+
+
+async def make_running(database: Database, *ids: str) -> SqlStore:
+    """A store that runs a prediction for each id."""
+    store = make_store(database)
+    for prediction_id in ids:
+        await store.create(prediction(prediction_id), attached=False)
+    return store
+
+
+async def stored(database: Database, prediction_id: str) -> Prediction:
+    """The record as another process reads it."""
+    return await make_store(database).get(prediction_id)
+
+
+async def test_unknown_id_raises_not_found(database: Database) -> None:
+    store = make_store(database)
+    for call in (store.get(A), store.update(A, add_line), store.wait_for_change(prediction(A))):
+        with pytest.raises(NotFound, match=A):
+            await call
+
+
+async def test_created_record_is_stored_unchanged(database: Database) -> None:
+    await make_running(database, A)
+    assert await stored(database, A) == prediction(A)
+
+
+async def test_ended_record_does_not_end_or_change_again(database: Database) -> None:
+    store = await make_running(database, A)
+    assert await store.finish(A, cancel)
+    assert not await store.finish(A, succeed)
+    assert (await store.update(A, add_line)).logs == ""
+    assert (await stored(database, A)).status == "canceled"
+
+
+async def test_end_is_stored_with_the_changes_before_it(database: Database) -> None:
+    store = await make_running(database, A)
+    await store.update(A, add_line)
+    assert await store.finish(A, succeed, release=True)
+    record = await stored(database, A)
+    assert (record.status, record.logs) == ("succeeded", "a line\n")
+
+
+async def test_changes_are_stored_while_the_prediction_runs(database: Database) -> None:
+    store = await make_running(database, A)
+    for _ in range(3):
+        await store.update(A, add_line)
+    async with asyncio.timeout(5):
+        while (await stored(database, A)).logs != "a line\n" * 3:
+            await asyncio.sleep(0.01)
+
+
+async def test_full_pool_rejects_until_the_work_has_stopped(database: Database) -> None:
+    store = make_store(database, limit=1)
+    await store.create(prediction(A), attached=False)
+    for call in (store.create(prediction(B), attached=False), store.check_capacity(POOL)):
+        with pytest.raises(PoolFull) as caught:
+            await call
+        assert caught.value.retry_after_s is not None
+        assert caught.value.retry_after_s >= 1
+    assert await store.is_full()
+    await store.finish(A, cancel)
+    assert await store.is_full()
+    await store.release(A)
+    await store.create(prediction(B), attached=False)
+
+
+async def test_two_processes_do_not_exceed_the_limit_together(database: Database) -> None:
+    stores = [make_store(database, limit=3) for _ in range(2)]
+    ids = [f"{number:026}" for number in range(10)]
+    creating = [stores[index % 2].create(prediction(each), attached=False) for index, each in enumerate(ids)]
+    results = await asyncio.gather(*creating, return_exceptions=True)
+    assert [isinstance(result, PoolFull) for result in results].count(False) == 3
+
+
+async def test_another_process_ends_a_prediction(database: Database) -> None:
+    owner, other = await make_running(database, A), make_store(database)
+    stopped: list[str] = []
+    owner.on_lost = stopped.append
+    assert await other.finish(A, cancel)
+    await owner.renew_leases()
+    assert stopped == [A]
+    assert not await owner.finish(A, succeed, release=True)
+    assert (await owner.get(A)).status == "canceled"
+
+
+async def test_only_the_holder_of_the_lease_may_finish_with_release(database: Database) -> None:
+    await make_running(database, A)
+    assert not await make_store(database).finish(A, succeed, release=True)
+    assert (await stored(database, A)).status == "starting"
+
+
+async def test_expired_lease_is_claimed_once_and_fences_its_old_holder(database: Database) -> None:
+    clock = FakeClock()
+    owner, first, second = (make_store(database, clock) for _ in range(3))
+    stopped: list[str] = []
+    owner.on_lost = stopped.append
+    await owner.create(prediction(A), attached=False)
+    assert await first.claim(10) == []
+    clock.elapsed_s += LEASE_S + 1
+    claims = [*await first.claim(10), *await second.claim(10)]
+    assert [(claim.prediction.id, claim.lease.number, claim.losses) for claim in claims] == [(A, 2, 0)]
+    assert not await owner.finish(A, cancel)
+    assert stopped == [A]
+    assert await first.finish(A, succeed, release=True)
+    assert (await stored(database, A)).status == "succeeded"
+
+
+async def test_renewed_lease_is_not_claimed(database: Database) -> None:
+    clock = FakeClock()
+    owner, other = make_store(database, clock), make_store(database, clock)
+    await owner.create(prediction(A), attached=False)
+    for _ in range(3):
+        clock.elapsed_s += LEASE_S - 1
+        assert await owner.renew_leases() == []
+        assert await other.claim(10) == []
+
+
+async def test_loss_of_a_process_that_generates_is_counted(database: Database) -> None:
+    clock = FakeClock()
+    stores = [make_store(database, clock) for _ in range(3)]
+    await stores[0].create(prediction(A).started(NOON), attached=True)
+    for number, store in enumerate(stores[1:], 1):
+        clock.elapsed_s += LEASE_S + 1
+        (claim,) = await store.claim(10)
+        assert (claim.losses, claim.attached) == (number, True)
+    assert await stores[2].count_loss(A) == 3
+
+
+async def test_prediction_that_was_given_back_is_claimed_at_once_without_a_loss(database: Database) -> None:
+    owner, other = make_store(database), make_store(database)
+    await owner.create(prediction(A).started(NOON), attached=False)
+    await owner.release(A)
+    (claim,) = await other.claim(10)
+    assert claim.losses == 0
+
+
+async def test_place_of_a_canceled_prediction_of_a_lost_process_is_freed(database: Database) -> None:
+    clock = FakeClock()
+    owner, other = make_store(database, clock, 1), make_store(database, clock, 1)
+    await owner.create(prediction(A), attached=False)
+    await other.finish(A, cancel)
+    assert await other.is_full()
+    clock.elapsed_s += LEASE_S + 1
+    await other.claim(10)
+    assert not await other.is_full()
+
+
+async def test_wait_for_change_ignores_changes_of_other_records(database: Database) -> None:
+    store = await make_running(database, A, B)
+    seen = await store.get(A)
+    waiting = asyncio.create_task(store.wait_for_change(seen))
+    await store.update(B, add_line)
+    await asyncio.sleep(0.05)
+    assert not waiting.done()
+    await store.update(A, add_line)
+    assert (await asyncio.wait_for(waiting, 1)).logs == "a line\n"
+
+
+async def test_change_in_another_process_wakes_every_waiter(database: Database) -> None:
+    owner = await make_running(database, A)
+    notifier = ChangeNotifier(database)
+    other = SqlStore(database, notifier, {POOL: 100})
+    listening = asyncio.create_task(notifier.run())
+    seen = await other.get(A)
+    waiting = [asyncio.create_task(other.wait_for_change(seen)) for _ in range(3)]
+    await asyncio.sleep(0.3)
+    await owner.finish(A, succeed)
+    records = await asyncio.wait_for(asyncio.gather(*waiting), 2)
+    assert [record.status for record in records] == ["succeeded"] * 3
+    listening.cancel()
+    await asyncio.gather(listening, return_exceptions=True)
+
+
+async def test_pages_go_both_ways(database: Database) -> None:
+    store = make_store(database)
+    ids = [f"{number:026}" for number in range(5)]
+    for number, each in enumerate(ids):
+        created_at = NOON + timedelta(seconds=number // 2)
+        await store.create(prediction(each).model_copy(update={"created_at": created_at}), attached=False)
+
+    async def page(query: PageQuery) -> list[str]:
+        return [record.id for record in await store.page(query)]
+
+    assert await page(PageQuery(2)) == [ids[4], ids[3]]
+    assert await page(PageQuery(2, older_than=ids[3])) == [ids[2], ids[1]]
+    assert await page(PageQuery(2, newer_than=ids[0])) == [ids[2], ids[1]]
+    later = NOON + timedelta(seconds=1)
+    assert await page(PageQuery(9, created_after=later)) == [ids[4], ids[3], ids[2]]
+    assert await page(PageQuery(9, created_before=later)) == [ids[1], ids[0]]
+    with pytest.raises(NotFound):
+        await page(PageQuery(2, older_than=A))
