@@ -11,6 +11,7 @@ from typing import Any
 
 import httpx
 from pydantic import SecretStr
+from sqlalchemy import NullPool, create_engine
 from starlette.applications import Starlette
 from starlette.exceptions import HTTPException
 from starlette.middleware import Middleware
@@ -18,18 +19,30 @@ from starlette.middleware import Middleware
 from serve.api import cog, files, models, output_files, replicate
 from serve.api.auth import AuthMiddleware
 from serve.api.error_responses import ErrorMiddleware, http_exception
+from serve.database.connection import Database
+from serve.database.tables import metadata
 from serve.media.file_store import FileStore
 from serve.media.output_store import OutputStore
+from serve.predictions.change_notifier import ChangeNotifier
 from serve.predictions.input_images import Fetcher, InputImages
+from serve.predictions.input_store import InputStore
 from serve.predictions.own_files import OwnFiles, OwnFilesFirst
 from serve.predictions.prediction import Prediction
 from serve.predictions.request import ServedVersion, resolve_version
 from serve.predictions.runner import LoraCache, Pool, PredictionRunner
 from serve.predictions.service import PredictionService
-from serve.predictions.store import MemoryStore
+from serve.predictions.sql_store import SqlStore
 from serve.settings import Settings
 from tests.asgi_server import listening
 from tests.fakes import FakeFetcher, FakeLoraCache
+
+
+class SqliteForTests(Database):
+    """Has all tables. It keeps no connections, so it need not be closed."""
+
+    def __init__(self, path: Path) -> None:
+        super().__init__(f"sqlite:///{path}", pooled=False)
+        metadata.create_all(create_engine(f"sqlite:///{path}", poolclass=NullPool))
 
 
 @dataclass(frozen=True)
@@ -70,13 +83,15 @@ def make_app(
     """Builds the application with `pool` as every pool. Outputs and files are stored in a temporary folder."""
     prediction_ids: list[str] = []
 
-    class RecordingStore(MemoryStore):
-        async def create(self, prediction: Prediction) -> None:
-            await super().create(prediction)
+    class RecordingStore(SqlStore):
+        async def create(self, prediction: Prediction, attached: bool) -> None:
+            await super().create(prediction, attached)
             prediction_ids.append(prediction.id)
 
     settings, folder = settings or Settings(), Path(tempfile.mkdtemp(prefix="flux-serve-test-"))
-    store = RecordingStore(settings.max_records, settings.record_max_age_s)
+    database = SqliteForTests(folder / "predictions.db")
+    limits = {name: each.max_in_flight for name, each in settings.pools.items()}
+    store = RecordingStore(database, ChangeNotifier(database), limits)
     outputs = OutputStore(settings.outputs.model_copy(update={"folder": folder / "outputs"}))
     file_store = FileStore(settings.files.model_copy(update={"folder": folder / "files"}))
     own_files = OwnFiles(file_store, outputs, settings.outputs.public_url)
@@ -85,7 +100,8 @@ def make_app(
     runner = PredictionRunner(
         store, dict.fromkeys(settings.pools, pool), input_images, loras or FakeLoraCache(), outputs
     )
-    service = PredictionService(settings, store, runner, input_images, own_files)
+    input_store = InputStore(folder / "inputs")
+    service = PredictionService(settings, store, runner, input_images, input_store, own_files)
     if opened:
         service.open()
     routes = [

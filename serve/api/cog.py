@@ -64,7 +64,7 @@ class CogApi:
             "status": "succeeded" if opened_at else "starting",
             "logs": "",
         }
-        return JSONResponse({"status": HEALTH[self._service.state], "setup": setup})
+        return JSONResponse({"status": HEALTH[await self._service.state()], "setup": setup})
 
     async def openapi(self, request: Request) -> Response:
         return JSONResponse(service_document(self._served.model))

@@ -10,11 +10,11 @@ from serve.api.http_messages import (
     PAGE_SIZE,
     check_body_keys,
     output_uris,
-    page_json,
     parse_prefer,
     read_json_object,
     server_timing_header,
 )
+from serve.api.pages import both_ways_page, parse_page_query
 from serve.media.output_store import OutputStore
 from serve.predictions.prediction import Prediction, timestamps
 from serve.predictions.request import ServedVersion, resolve_model, resolve_version
@@ -59,9 +59,10 @@ class ReplicateApi:
 
     async def page(self, request: Request) -> Response:
         """Predictions, newest first, without images that would be `data:` URIs of about a megabyte each."""
-        page = await self._service.page(request.query_params.get("cursor"), PAGE_SIZE + 1)
-        url = f"{self._settings.outputs.base_url}/v1/predictions"
-        return JSONResponse(page_json([await self._listed(prediction) for prediction in page], PAGE_SIZE, url))
+        query = parse_page_query(request.query_params, PAGE_SIZE + 1)
+        found = await self._service.page(query)
+        results = [await self._listed(prediction) for prediction in found]
+        return JSONResponse(both_ways_page(results, query, f"{self._settings.outputs.base_url}/v1/predictions"))
 
     async def get(self, request: Request) -> Response:
         return await self._respond(await self._service.get(request.path_params["prediction_id"]))
@@ -81,7 +82,7 @@ class ReplicateApi:
 
     async def _listed(self, prediction: Prediction) -> dict[str, Any]:
         if self._settings.outputs.uses_data_uris:
-            return _prediction_body(prediction, None, self._settings) | {"data_removed": False}
+            return _prediction_body(prediction, None, self._settings) | {"data_removed": prediction.data_removed}
         return await prediction_json(prediction, self._outputs, self._settings)
 
     async def _respond(self, prediction: Prediction, status: int = 200) -> Response:
@@ -106,7 +107,7 @@ def _prediction_body(prediction: Prediction, uris: list[str] | None, settings: S
         "error": prediction.error,
         "logs": prediction.logs,
         "metrics": prediction.metrics,
-        "data_removed": prediction.status == "succeeded" and uris is None,
+        "data_removed": prediction.data_removed or (prediction.status == "succeeded" and uris is None),
         **timestamps(prediction),
         "urls": {"get": url, "cancel": f"{url}/cancel", "web": url},
     }

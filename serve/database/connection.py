@@ -11,7 +11,7 @@ from typing import Any
 
 from alembic import command
 from alembic.config import Config
-from sqlalchemy import Connection, event, make_url
+from sqlalchemy import URL, Connection, NullPool, event, make_url
 from sqlalchemy.exc import DBAPIError, OperationalError
 from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine, create_async_engine
 
@@ -32,14 +32,17 @@ MIGRATION_LOCK = 7_305_011
 
 
 class Database:
-    """One pool of connections. Every method raises `DatabaseUnavailable` if the database cannot be reached."""
+    """A pool of connections, or a new connection for each use if not `pooled`.
 
-    def __init__(self, url: str) -> None:
+    Every method raises `DatabaseUnavailable` if the database cannot be reached.
+    """
+
+    def __init__(self, url: str, pooled: bool = True) -> None:
         self.url = make_url(url)
         self.kind = self.url.get_backend_name()
         if self.kind not in DRIVERS:
             raise ValueError(f"database.url: {self.kind} is not supported; use sqlite or postgresql")
-        self._engine = _create_engine(self.url.set(drivername=DRIVERS[self.kind]))
+        self._engine = _create_engine(self.url.set(drivername=DRIVERS[self.kind]), pooled)
         self._write_lock = asyncio.Lock()
 
     async def migrate(self) -> None:
@@ -71,7 +74,7 @@ class Database:
         await self._engine.dispose()
 
 
-def _create_engine(url: Any) -> AsyncEngine:
+def _create_engine(url: URL, pooled: bool) -> AsyncEngine:
     if url.get_backend_name() == "postgresql":
         return create_async_engine(
             url,
@@ -83,7 +86,7 @@ def _create_engine(url: Any) -> AsyncEngine:
         )
     if url.database and url.database != ":memory:":
         Path(url.database).parent.mkdir(parents=True, exist_ok=True)
-    engine = create_async_engine(url, pool_timeout=CONNECT_TIMEOUT_S)
+    engine = create_async_engine(url, poolclass=None if pooled else NullPool)
 
     @event.listens_for(engine.sync_engine, "connect")
     def configure(connection: Any, _: object) -> None:

@@ -41,8 +41,7 @@ class InputStore:
             raise NotFound("the inputs of this prediction were lost; send it again") from None
 
     async def delete(self, prediction: Prediction) -> None:
-        if prediction.has_shortened_inputs:
-            await asyncio.to_thread(self._path(prediction.id).unlink, missing_ok=True)
+        await asyncio.to_thread(self._path(prediction.id).unlink, missing_ok=True)
 
     def _path(self, prediction_id: str) -> Path:
         return self._folder / f"{prediction_id}.json"

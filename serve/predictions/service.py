@@ -10,7 +10,7 @@ import logging
 import secrets
 import time
 from collections.abc import AsyncGenerator, Awaitable, Callable, Coroutine, Mapping
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, suppress
 from datetime import datetime
 from typing import Any, Literal, TypeVar
 
@@ -166,7 +166,8 @@ class PredictionService:
         unfinished = dict(self._tasks)
         for prediction_id, task in unfinished.items():
             # Without the lease, the cancelled task cannot end the record.
-            await self._store.release(prediction_id)
+            with suppress(DatabaseUnavailable):
+                await self._store.release(prediction_id)
             task.cancel()
         await asyncio.gather(*unfinished.values(), return_exceptions=True)
 
@@ -219,7 +220,8 @@ class PredictionService:
         """Frees the place in the pool. Until it succeeds, the lease expires and another process frees it."""
         try:
             await self._store.release(prediction.id)
-            if not self._closing:
+            # Another process may still need the inputs.
+            if prediction.has_shortened_inputs and (await self._store.get(prediction.id)).ended:
                 await self._input_store.delete(prediction)
         except (DatabaseUnavailable, OSError):
             log.warning("prediction %s: its place in the pool is freed later", prediction.id)
