@@ -11,7 +11,7 @@ from typing import Any
 from ray import serve
 from ray.serve import Application, Deployment
 
-from serve.ingress import Ingress
+from serve.ingress import SHUTDOWN_GRACE_S, Ingress
 from serve.model_replica import ModelReplica
 from serve.settings import PoolSettings, Settings
 
@@ -38,6 +38,8 @@ def _ingress_deployment(settings: Settings) -> Deployment:
         "name": INGRESS,
         "num_replicas": settings.ingress_replicas,
         "max_ongoing_requests": max_predictions + EXTRA_ONGOING_REQUESTS,
+        # Serve kills the process after this time, so it is longer than the ingress waits for running predictions.
+        "graceful_shutdown_timeout_s": SHUTDOWN_GRACE_S + 15,
         "ray_actor_options": {"num_cpus": settings.ingress_num_cpus, "num_gpus": 0},
     }
     return serve.deployment(**options)(serve.ingress()(Ingress))

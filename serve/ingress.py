@@ -4,6 +4,7 @@ It creates all objects of its process.
 """
 
 import asyncio
+import logging
 from collections.abc import AsyncGenerator, Mapping, Sequence
 from contextlib import asynccontextmanager
 from typing import Any
@@ -20,6 +21,8 @@ from serve.api import cog, files, models, output_files, replicate
 from serve.api.auth import AuthMiddleware, check_bind_address
 from serve.api.error_responses import ErrorMiddleware, http_exception
 from serve.api.replicate import prediction_json
+from serve.database.connection import Database
+from serve.errors import DatabaseUnavailable
 from serve.logs import use_replica_log
 from serve.lora.parse_reference import check_aliases
 from serve.lora_cache import LoraCacheClient
@@ -27,18 +30,23 @@ from serve.media.file_store import FileStore
 from serve.media.output_store import OutputStore
 from serve.net.http_client import HttpClient, UrlFetcher
 from serve.pool_client import PoolClient
+from serve.predictions.change_notifier import ChangeNotifier
 from serve.predictions.input_images import InputImages
+from serve.predictions.input_store import InputStore
 from serve.predictions.own_files import OwnFiles, OwnFilesFirst
 from serve.predictions.prediction import Prediction
 from serve.predictions.request import resolve_version
+from serve.predictions.retention import Retention
 from serve.predictions.runner import PredictionRunner
 from serve.predictions.service import PredictionService
-from serve.predictions.store import MemoryStore
-from serve.settings import Settings, read_secrets
+from serve.predictions.sql_store import SqlStore
+from serve.settings import Settings, read_secrets, state_folder
 
 READY_POLL_S = 0.5
 SHUTDOWN_GRACE_S = 60.0
 SWEEP_PERIOD_S = 60.0
+
+log = logging.getLogger(__name__)
 
 
 class Ingress:
@@ -48,21 +56,27 @@ class Ingress:
         use_replica_log()
         self._settings = settings
         self._token = read_secrets().api_token
-        check_bind_address(
-            _get_global_client().http_config.host, self._token is not None, settings.allow_unauthenticated
-        )
+        http = _get_global_client().http_config
+        check_bind_address(http.host, self._token is not None, settings.allow_unauthenticated)
         check_aliases(settings.lora)
-        self._outputs = OutputStore(settings.outputs)
+        folder = state_folder(settings, http.port)
+        self._database = Database(settings.database_url or f"sqlite:///{folder / 'predictions.db'}")
+        outputs = settings.outputs.folder or folder / "outputs"
+        self._outputs = OutputStore(settings.outputs.model_copy(update={"folder": outputs}))
         self._files = FileStore(settings.files)
         own_files = OwnFiles(self._files, self._outputs, settings.outputs.public_url)
         self._http_client = HttpClient(settings.fetch)
         fetcher = OwnFilesFirst(own_files, UrlFetcher(settings.fetch, self._http_client), settings.fetch.max_bytes)
         input_images = InputImages(settings, fetcher)
-        store = MemoryStore(settings.max_records, settings.record_max_age_s)
+        self._notifier = ChangeNotifier(self._database)
+        limits = {name: pool.max_in_flight for name, pool in settings.pools.items()}
+        store = SqlStore(self._database, self._notifier, limits)
+        self._retention = Retention(self._database, settings.outputs.max_age_s, settings.record_max_age_s)
         pools = {name: PoolClient(name, handle) for name, handle in handles.items()}
         self._lora_cache = LoraCacheClient(settings, serve.get_replica_context().app_name, self._files.path)
         runner = PredictionRunner(store, pools, input_images, self._lora_cache, self._outputs)
-        self._predictions = PredictionService(settings, store, runner, input_images, own_files)
+        input_store = InputStore(folder / "inputs")
+        self._predictions = PredictionService(settings, store, runner, input_images, input_store, own_files)
         self._pools = tuple(handles)
         self._ready = asyncio.Event()
 
@@ -107,17 +121,31 @@ class Ingress:
     @asynccontextmanager
     async def _lifespan(self, app: Starlette) -> AsyncGenerator[None, None]:
         # The LoRA cache starts while the models are loaded, so that the first LoRA does not wait for it.
-        background = self._wait_for_pools(), self._sweep_stores(), self._lora_cache.keep_alive()
+        background = (
+            self._start(),
+            self._notifier.run(),
+            self._predictions.keep_leases(),
+            self._sweep_stores(),
+            self._lora_cache.keep_alive(),
+        )
         tasks = [asyncio.create_task(work) for work in background]
         yield
         for task in tasks:
             task.cancel()
         await self._predictions.close(SHUTDOWN_GRACE_S)
+        await self._database.aclose()
         self._http_client.close()
         await self._outputs.aclose()
         await self._files.aclose()
 
-    async def _wait_for_pools(self) -> None:
+    async def _start(self) -> None:
+        while True:
+            try:
+                await self._database.migrate()
+                break
+            except DatabaseUnavailable as error:
+                log.warning("the service starts when the database can be reached: %s", error.cause)
+            await asyncio.sleep(READY_POLL_S)
         application = serve.get_replica_context().app_name
         while not await asyncio.to_thread(_are_healthy, application, self._pools):
             await asyncio.sleep(READY_POLL_S)
@@ -129,6 +157,10 @@ class Ingress:
             await asyncio.sleep(SWEEP_PERIOD_S)
             await self._outputs.sweep()
             await self._files.sweep()
+            try:
+                await self._retention.sweep()
+            except DatabaseUnavailable as error:
+                log.warning("old predictions are removed later: %s", error.cause)
 
 
 def _are_healthy(application: str, pools: Sequence[str]) -> bool:

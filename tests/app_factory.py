@@ -1,10 +1,10 @@
 """Builds the HTTP application for tests, with a fake pool, fetcher and LoRA source."""
 
+import asyncio
 import shutil
 import tempfile
-import weakref
 from collections.abc import AsyncGenerator, Mapping
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -54,6 +54,8 @@ class AppUnderTest:
     app: Starlette
     prediction_ids: list[str]
     files: FileStore
+    database: Database
+    state: Path
     file_folder: Path
     """Folder of the contents of uploaded files."""
 
@@ -79,8 +81,12 @@ def make_app(
     loras: LoraCache | None = None,
     opened: bool = True,
     token: str | None = None,
+    state: Path | None = None,
 ) -> AppUnderTest:
-    """Builds the application with `pool` as every pool. Outputs and files are stored in a temporary folder."""
+    """Builds the application with `pool` as every pool.
+
+    Records, outputs and files are stored in the folder `state`, which may be that of another application.
+    """
     prediction_ids: list[str] = []
 
     class RecordingStore(SqlStore):
@@ -88,7 +94,7 @@ def make_app(
             await super().create(prediction, attached)
             prediction_ids.append(prediction.id)
 
-    settings, folder = settings or Settings(), Path(tempfile.mkdtemp(prefix="flux-serve-test-"))
+    settings, folder = settings or Settings(), state or Path(tempfile.mkdtemp(prefix="flux-serve-test-"))
     database = SqliteForTests(folder / "predictions.db")
     limits = {name: each.max_in_flight for name, each in settings.pools.items()}
     store = RecordingStore(database, ChangeNotifier(database), limits)
@@ -118,7 +124,22 @@ def make_app(
         exception_handlers={HTTPException: http_exception},
     )
     app_under_test = AppUnderTest(
-        service, resolve_version(settings, None), app, prediction_ids, file_store, folder / "files"
+        service, resolve_version(settings, None), app, prediction_ids, file_store, database, folder, folder / "files"
     )
-    weakref.finalize(app_under_test, shutil.rmtree, folder)
+    _open_apps.append(app_under_test)
     return app_under_test
+
+
+_open_apps: list[AppUnderTest] = []
+
+
+async def close_apps() -> None:
+    """Closes the applications of a test, in its event loop, and removes their folders."""
+    while _open_apps:
+        app = _open_apps.pop()
+        with suppress(TimeoutError):
+            # Some fake pools never stop.
+            async with asyncio.timeout(1):
+                await app.service.close(grace_s=0)
+        await app.database.aclose()
+        shutil.rmtree(app.state, ignore_errors=True)

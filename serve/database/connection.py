@@ -4,10 +4,11 @@ SQLite has one writer at a time, so every transaction that writes takes the writ
 """
 
 import asyncio
-from collections.abc import AsyncGenerator
-from contextlib import asynccontextmanager
+import contextvars
+from collections.abc import AsyncGenerator, Awaitable, Callable, Coroutine, Iterator
+from contextlib import asynccontextmanager, contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from alembic import command
 from alembic.config import Config
@@ -16,6 +17,8 @@ from sqlalchemy.exc import DBAPIError, OperationalError
 from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine, create_async_engine
 
 from serve.errors import DatabaseUnavailable
+
+Result = TypeVar("Result")
 
 MIGRATIONS = Path(__file__).with_name("migrations")
 DRIVERS = {"sqlite": "sqlite+aiosqlite", "postgresql": "postgresql+asyncpg"}
@@ -43,35 +46,60 @@ class Database:
         if self.kind not in DRIVERS:
             raise ValueError(f"database.url: {self.kind} is not supported; use sqlite or postgresql")
         self._engine = _create_engine(self.url.set(drivername=DRIVERS[self.kind]), pooled)
+        self._writing_engine = self._engine.execution_options(writes=True)
         self._write_lock = asyncio.Lock()
+        self._running: set[asyncio.Task[Any]] = set()
 
     async def migrate(self) -> None:
         """Creates the tables, or changes those of an earlier version."""
-        async with self.write() as connection:
+
+        async def work(connection: AsyncConnection) -> None:
             if self.kind == "postgresql":
                 await connection.exec_driver_sql(f"SELECT pg_advisory_xact_lock({MIGRATION_LOCK})")
             await connection.run_sync(_upgrade)
 
-    @asynccontextmanager
-    async def read(self) -> AsyncGenerator[AsyncConnection, None]:
-        """A connection for statements that change nothing."""
-        async with _translated_errors(), self._engine.connect() as connection:
-            yield connection
+        await self.write(work)
+
+    async def read(self, work: Callable[[AsyncConnection], Awaitable[Result]]) -> Result:
+        """The result of `work`, which changes nothing."""
+        return await self._finish(self._read(work))
+
+    async def write(self, work: Callable[[AsyncConnection], Awaitable[Result]]) -> Result:
+        """The result of `work`, which runs in a transaction that is committed if it raises nothing."""
+        return await self._finish(self._write(work))
 
     @asynccontextmanager
-    async def write(self) -> AsyncGenerator[AsyncConnection, None]:
-        """A transaction, which is committed at the end of the block."""
-        async with _translated_errors():
-            if self.kind == "postgresql":
-                async with self._engine.begin() as connection:
-                    yield connection
-                return
-            # SQLite's own wait for its lock polls with growing pauses, so waiters in one process queue here.
-            async with self._write_lock, self._engine.execution_options(writes=True).begin() as connection:
+    async def connection(self) -> AsyncGenerator[AsyncConnection, None]:
+        """A connection for as long as the block runs."""
+        with _translated_errors():
+            async with self._engine.connect() as connection:
                 yield connection
 
     async def aclose(self) -> None:
+        """Waits for running transactions and closes all connections."""
+        await asyncio.gather(*self._running, return_exceptions=True)
         await self._engine.dispose()
+
+    async def _finish(self, work: Coroutine[Any, Any, Result]) -> Result:
+        """Runs `work` to its end, also if the caller is cancelled: half a transaction would block the connection."""
+        task = asyncio.get_running_loop().create_task(work, context=contextvars.Context())
+        self._running.add(task)
+        task.add_done_callback(self._running.discard)
+        return await asyncio.shield(task)
+
+    async def _read(self, work: Callable[[AsyncConnection], Awaitable[Result]]) -> Result:
+        with _translated_errors():
+            async with self._engine.connect() as connection:
+                return await work(connection)
+
+    async def _write(self, work: Callable[[AsyncConnection], Awaitable[Result]]) -> Result:
+        with _translated_errors():
+            if self.kind == "postgresql":
+                async with self._engine.begin() as connection:
+                    return await work(connection)
+            # SQLite's own wait for its lock polls with growing pauses, so writers in one process queue here.
+            async with self._write_lock, self._writing_engine.begin() as connection:
+                return await work(connection)
 
 
 def _create_engine(url: URL, pooled: bool) -> AsyncEngine:
@@ -105,8 +133,8 @@ def _create_engine(url: URL, pooled: bool) -> AsyncEngine:
     return engine
 
 
-@asynccontextmanager
-async def _translated_errors() -> AsyncGenerator[None, None]:
+@contextmanager
+def _translated_errors() -> Iterator[None]:
     try:
         yield
     except OperationalError as error:  # also for a full disk

@@ -71,7 +71,7 @@ class ChangeNotifier:
             await asyncio.sleep(RECONNECT_S)
 
     async def _listen(self) -> None:
-        async with self._database.read() as connection:
+        async with self._database.connection() as connection:
             raw = (await connection.get_raw_connection()).driver_connection
             assert raw is not None
             await raw.add_listener(CHANNEL, lambda *message: self.notify(message[-1]))
@@ -86,7 +86,7 @@ class ChangeNotifier:
                 raw.terminate()
 
     async def _poll(self) -> None:
-        async with self._database.read() as connection:
+        async with self._database.connection() as connection:
             version = None
             while True:
                 await self._has_waiters.wait()

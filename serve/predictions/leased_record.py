@@ -8,6 +8,8 @@ import asyncio
 import logging
 from collections.abc import Callable
 
+from sqlalchemy.ext.asyncio import AsyncConnection
+
 from serve.database.connection import Database
 from serve.errors import DatabaseUnavailable
 from serve.predictions import prediction_rows as rows
@@ -84,13 +86,17 @@ class LeasedRecord:
 
     async def _write_patiently(self, prediction: Prediction, release: bool) -> bool:
         """Writes until the database answers."""
+
+        async def write(connection: AsyncConnection) -> bool:
+            written = await rows.write_leased(connection, self.lease, prediction, release)
+            if written:
+                await self._notifier.publish(connection, prediction.id)
+            return written
+
         is_first = True
         while True:
             try:
-                async with self._database.write() as connection:
-                    written = await rows.write_leased(connection, self.lease, prediction, release)
-                    if written:
-                        await self._notifier.publish(connection, prediction.id)
+                written = await self._database.write(write)
                 self._stored_revision = prediction.revision
                 return written
             except DatabaseUnavailable as error:

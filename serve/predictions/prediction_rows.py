@@ -69,6 +69,11 @@ async def count_active(connection: AsyncConnection, pool: str) -> int:
     return int((await connection.execute(query)).scalar_one())
 
 
+async def count_active_by_pool(connection: AsyncConnection) -> dict[str, int]:
+    query = select(predictions.c.pool, func.count().label("count")).where(is_active).group_by(predictions.c.pool)
+    return {row.pool: row.count for row in await connection.execute(query)}
+
+
 async def read_load(connection: AsyncConnection, pool: str, now_us: int) -> PoolLoad:
     of_pool = predictions.c.pool == pool
     finished = (
@@ -139,14 +144,13 @@ async def count_loss(connection: AsyncConnection, lease: Lease) -> int:
     return int((await connection.execute(query)).scalar_one())
 
 
-async def renew(connection: AsyncConnection, owner: str, expires_us: int) -> dict[str, int]:
-    """Extends all leases of a process. Returns the numbers of those whose predictions have not ended, by id."""
-    await connection.execute(
-        update(predictions).where(predictions.c.lease_owner == owner, is_active).values(lease_expires_us=expires_us)
-    )
-    query = select(predictions.c.id, predictions.c.lease_number).where(
-        predictions.c.lease_owner == owner, is_active, predictions.c.ended_us.is_(None)
-    )
+async def renew(
+    connection: AsyncConnection, owner: str, prediction_ids: Collection[str], expires_us: int
+) -> dict[str, int]:
+    """Extends leases of a process. Returns the lease numbers of those whose predictions have not ended, by id."""
+    is_held = and_(predictions.c.id.in_(prediction_ids), predictions.c.lease_owner == owner)
+    await connection.execute(update(predictions).where(is_held).values(lease_expires_us=expires_us))
+    query = select(predictions.c.id, predictions.c.lease_number).where(is_held, predictions.c.ended_us.is_(None))
     return {row.id: row.lease_number for row in await connection.execute(query)}
 
 

@@ -3,6 +3,8 @@
 from collections.abc import Callable
 from datetime import datetime, timedelta
 
+from sqlalchemy.ext.asyncio import AsyncConnection
+
 from serve.database.connection import Database
 from serve.predictions import prediction_rows as rows
 from serve.predictions.prediction import utc_now
@@ -35,7 +37,7 @@ class Retention:
             pass
 
     async def _remove_data(self, ended_before_us: int) -> int:
-        async with self._database.write() as connection:
+        async def work(connection: AsyncConnection) -> int:
             ids = await rows.ids_with_old_data(connection, ended_before_us, BATCH)
             for prediction_id in ids:
                 prediction = await rows.read_prediction(connection, prediction_id)
@@ -43,6 +45,7 @@ class Retention:
                     await rows.remove_data(connection, prediction.without_data())
             return len(ids)
 
+        return await self._database.write(work)
+
     async def _delete(self, ended_before_us: int) -> int:
-        async with self._database.write() as connection:
-            return await rows.delete_old(connection, ended_before_us, BATCH)
+        return await self._database.write(lambda connection: rows.delete_old(connection, ended_before_us, BATCH))

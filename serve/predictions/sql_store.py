@@ -47,29 +47,30 @@ class SqlStore:
         self.on_lost: Callable[[str], None] = lambda _: None
 
     async def check_capacity(self, pool: str) -> None:
-        async with self._database.read() as connection:
-            await self._check_capacity(connection, pool)
+        await self._database.read(lambda connection: self._check_capacity(connection, pool))
 
     async def is_full(self) -> bool:
         """Whether every pool is full."""
-        async with self._database.read() as connection:
-            return all([await rows.count_active(connection, pool) >= limit for pool, limit in self._limits.items()])
+        counts = await self._database.read(rows.count_active_by_pool)
+        return all(counts.get(pool, 0) >= limit for pool, limit in self._limits.items())
 
     async def create(self, prediction: Prediction, attached: bool) -> None:
         pool, lease = prediction.plan.pool, rows.Lease(prediction.id, self._owner, 1)
-        async with self._database.write() as connection:
+        work, expires_us = work_of(prediction.plan), self._expires_us()
+
+        async def insert(connection: AsyncConnection) -> None:
             await rows.lock_pool(connection, pool)
             await self._check_capacity(connection, pool)
-            work = work_of(prediction.plan)
-            await rows.insert_prediction(connection, prediction, lease, self._expires_us(), work, attached)
+            await rows.insert_prediction(connection, prediction, lease, expires_us, work, attached)
+
+        await self._database.write(insert)
         self._hold(lease, prediction)
 
     async def get(self, prediction_id: str) -> Prediction:
         held = self._held.get(prediction_id)
         if held is not None:
             return held.prediction
-        async with self._database.read() as connection:
-            prediction = await rows.read_prediction(connection, prediction_id)
+        prediction = await self._database.read(lambda connection: rows.read_prediction(connection, prediction_id))
         if prediction is None:
             raise NotFound(f"there is no prediction {prediction_id[:64]!r}; it may have expired")
         return prediction
@@ -77,8 +78,7 @@ class SqlStore:
     async def page(self, query: rows.PageQuery) -> list[Prediction]:
         older_than = None if query.older_than is None else await self.get(query.older_than)
         newer_than = None if query.newer_than is None else await self.get(query.newer_than)
-        async with self._database.read() as connection:
-            found = await rows.read_page(connection, query, older_than, newer_than)
+        found = await self._database.read(lambda connection: rows.read_page(connection, query, older_than, newer_than))
         return [self._held[each.id].prediction if each.id in self._held else each for each in found]
 
     async def update(self, prediction_id: str, change: PredictionUpdate) -> Prediction:
@@ -101,13 +101,11 @@ class SqlStore:
         held = self._held.pop(prediction_id, None)
         if held is not None:
             held.abandon()
-            async with self._database.write() as connection:
-                await rows.release(connection, held.lease)
+            await self._database.write(lambda connection: rows.release(connection, held.lease))
 
     async def count_loss(self, prediction_id: str) -> int:
         held = self._held[prediction_id]
-        async with self._database.write() as connection:
-            return await rows.count_loss(connection, held.lease)
+        return await self._database.write(lambda connection: rows.count_loss(connection, held.lease))
 
     async def wait_for_change(self, seen: Prediction) -> Prediction:
         with self._notifier.subscription(seen.id) as changed:
@@ -124,8 +122,12 @@ class SqlStore:
 
     async def renew_leases(self) -> Collection[str]:
         before = dict(self._held)
-        async with self._database.write() as connection:
-            numbers = await rows.renew(connection, self._owner, self._expires_us())
+        if not before:
+            return []
+        expires_us = self._expires_us()
+        numbers = await self._database.write(
+            lambda connection: rows.renew(connection, self._owner, before.keys(), expires_us)
+        )
         lost = [
             prediction_id
             for prediction_id, held in before.items()
@@ -137,9 +139,13 @@ class SqlStore:
 
     async def claim(self, limit: int) -> list[rows.Claim]:
         now_us = rows.to_us(self._clock())
-        async with self._database.write() as connection:
+        expires_us = self._expires_us()
+
+        async def work(connection: AsyncConnection) -> list[rows.Claim]:
             await rows.free_abandoned_places(connection, now_us)
-            claims = await rows.claim(connection, self._owner, self._limits.keys(), now_us, self._expires_us(), limit)
+            return await rows.claim(connection, self._owner, self._limits.keys(), now_us, expires_us, limit)
+
+        claims = await self._database.write(work)
         for each in claims:
             self._hold(each.lease, each.prediction)
         return claims
@@ -157,16 +163,20 @@ class SqlStore:
         self.on_lost(prediction_id)
 
     async def _finish_elsewhere(self, prediction_id: str, change: PredictionUpdate) -> bool:
-        while True:
-            async with self._database.write() as connection:
-                seen = await rows.read_prediction(connection, prediction_id)
-                if seen is None or seen.ended:
-                    return False
-                if await rows.write_unleased(connection, change(seen), seen.revision):
-                    await self._notifier.publish(connection, prediction_id)
-                    break
+        async def work(connection: AsyncConnection) -> bool | None:
+            """None if there was another change at the same time."""
+            seen = await rows.read_prediction(connection, prediction_id)
+            if seen is None or seen.ended:
+                return False
+            if not await rows.write_unleased(connection, change(seen), seen.revision):
+                return None
+            await self._notifier.publish(connection, prediction_id)
+            return True
+
+        while (finished := await self._database.write(work)) is None:
+            pass
         self._notifier.notify(prediction_id)
-        return True
+        return finished
 
     def _expires_us(self) -> int:
         return rows.to_us(self._clock()) + int(self._lease_s * MICROSECONDS)

@@ -47,6 +47,14 @@ def cache_folder(settings: Settings, environment: Mapping[str, str] = os.environ
     return Path(base) / "flux-serve"
 
 
+def state_folder(settings: Settings, port: int, environment: Mapping[str, str] = os.environ) -> Path:
+    """The setting `state_folder`, or else one for the service's port in the user's state folder, as XDG says."""
+    if settings.state_folder is not None:
+        return settings.state_folder
+    base = environment.get("XDG_STATE_HOME") or Path(environment.get("HOME", "/tmp")) / ".local" / "state"
+    return Path(base) / "flux-serve" / f"port-{port}"
+
+
 def use_compile_cache(settings: Settings, environment: MutableMapping[str, str] = os.environ) -> None:
     """Makes torch's compiler keep its results in the cache folder, where other replicas of this node find them.
 

@@ -54,15 +54,22 @@ class Settings(StrictModel):
     max_prompt_chars: Positive = 10_000
     max_image_megapixels: Annotated[float, Field(gt=0)] = 50
     """Input images with larger dimensions in their header are rejected before they are decoded."""
-    record_max_age_s: Seconds = 3600
-    max_records: Positive = 10_000
+    database_url: Annotated[str | None, Field(pattern="^(sqlite|postgresql)://")] = None
+    """Where the records of predictions are; None means an SQLite file in the state folder."""
+    record_max_age_s: Seconds = 30 * 24 * 3600
+    """How long the record of a prediction is kept after its end. Its data is removed after `outputs.max_age_s`."""
     max_wait_s: Seconds = 60
     """Upper limit for `Prefer: wait=N`, and the wait for a plain `Prefer: wait`."""
     ingress_replicas: Literal[1] = 1
-    """Only one is supported: prediction records are in the ingress' memory, so replicas could not share them."""
+    """Only one is supported: the records of uploaded files are in its memory, so replicas could not share them."""
     ingress_num_cpus: Annotated[float, Field(ge=0)] = 0.4
     allow_unauthenticated: bool = False
     """Allow listening on other addresses than loopback without a token. Use only behind a proxy that authenticates."""
+    state_folder: Path | None = None
+    """Folder of the default database and of finished images; None means `flux-serve/port-PORT` in the user's state folder.
+
+    Two services must not share it.
+    """
     cache_folder: Path | None = None
     """Parent of the default LoRA cache folder; None means the user's cache folder."""
     fetch: FetchSettings = FetchSettings()

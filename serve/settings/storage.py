@@ -12,7 +12,7 @@ class OutputSettings(StrictModel):
     """Where finished images are stored, and how responses refer to them."""
 
     folder: Path | None = None
-    """Local folder; None means a temporary one. With several nodes, use a shared file system."""
+    """Local folder; None means one in the state folder. With several nodes, use a shared file system."""
     public_url: str = "http://127.0.0.1:8000"
     """Base of every URL in a response. The Host header is not used, because clients choose it."""
     delivery: Literal["auto", "data", "url"] = "auto"

@@ -1,21 +1,23 @@
 """The pool client: events, errors that Ray raises, and replacement of a lost replica."""
 
+import asyncio
 from collections.abc import AsyncIterator, Sequence
 from typing import Any, cast
 
 import pytest
-from ray.exceptions import ActorDiedError, RayTaskError
+from ray.exceptions import ActorDiedError, ObjectLostError, OutOfMemoryError, RayTaskError
 from ray.serve.exceptions import BackPressureError
 from ray.serve.handle import DeploymentHandle
 
-from serve.errors import AllImagesFlagged, EngineFailed, PoolFull, ServiceError
-from serve.events import Event, Finished, ImageFinished, Started
+from serve import pool_client
+from serve.errors import AllImagesFlagged, EngineFailed, PoolFull, ReplicaLost, ServiceError
+from serve.events import Alive, Event, Finished, ImageFinished, Started
 from serve.generation_plan import GenerationPlan, make_plan
 from serve.inputs import validate_inputs
 from serve.pool_client import PoolClient
 from serve.settings import Settings
 
-Script = Sequence[Event | Exception]
+Script = Sequence[Event | Exception | asyncio.Event]
 
 
 class FakeStream:
@@ -29,6 +31,9 @@ class FakeStream:
         for entry in self._script:
             if isinstance(entry, Exception):
                 raise entry
+            if isinstance(entry, asyncio.Event):
+                await entry.wait()
+                continue
             yield entry
 
     def cancel(self) -> None:
@@ -77,15 +82,23 @@ async def test_events_are_yielded_in_order() -> None:
     assert not handle.streams[0].cancelled
 
 
-async def test_plan_runs_again_after_its_replica_died() -> None:
-    handle = FakeHandle((Started(), image_finished(1), ActorDiedError()), ALL_EVENTS)
-    assert await generate(handle) == [Started(), image_finished(1), *ALL_EVENTS]
-
-
-async def test_second_dead_replica_fails_the_prediction() -> None:
-    handle = FakeHandle((ActorDiedError(),), (Started(), ActorDiedError()))
-    with pytest.raises(EngineFailed, match="two replicas"):
+@pytest.mark.parametrize(
+    "lost", [ActorDiedError(), ObjectLostError("00" * 28, None, ""), OutOfMemoryError("no memory")]
+)
+@pytest.mark.parametrize("started", [False, True])
+async def test_lost_replica_is_reported(lost: Exception, started: bool) -> None:
+    handle = FakeHandle((Alive(), *((Started(),) if started else ()), lost))
+    with pytest.raises(ReplicaLost) as caught:
         await generate(handle)
+    assert caught.value.started is started
+
+
+async def test_replica_that_falls_silent_is_lost(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(pool_client, "SILENCE_LIMIT_S", 0.01)
+    handle = FakeHandle((Alive(), asyncio.Event()))
+    with pytest.raises(ReplicaLost):
+        await generate(handle)
+    assert handle.streams[0].cancelled
 
 
 @pytest.mark.parametrize(

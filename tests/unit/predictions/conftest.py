@@ -4,9 +4,11 @@ from collections.abc import AsyncGenerator, Iterator
 from pathlib import Path
 
 import pytest
+from sqlalchemy.ext.asyncio import AsyncConnection
 
 from serve.database.connection import Database
 from serve.database.tables import metadata
+from tests.app_factory import close_apps
 from tests.postgres_server import PostgresServer, find_binaries, postgres_server
 
 
@@ -31,8 +33,17 @@ def database_url(request: pytest.FixtureRequest, tmp_path: Path) -> str:
 async def database(database_url: str) -> AsyncGenerator[Database, None]:
     """An empty database with all tables."""
     database = Database(database_url)
-    async with database.write() as connection:
+
+    async def create_tables(connection: AsyncConnection) -> None:
         await connection.run_sync(metadata.drop_all)
         await connection.run_sync(metadata.create_all)
+
+    await database.write(create_tables)
     yield database
     await database.aclose()
+
+
+@pytest.fixture(autouse=True)
+async def closed_apps() -> AsyncGenerator[None, None]:
+    yield
+    await close_apps()

@@ -1,79 +1,58 @@
-"""Admission control: limits of pools and the retry time of full pools."""
+"""The work of plans, and the retry time of full pools."""
 
 import pytest
 
-from serve.errors import PoolFull
-from serve.predictions.admission import AdmissionControl, Permit
-from tests.fakes import FakeClock
+from serve.predictions.admission import MAX_RETRY_AFTER_S, PoolLoad, RetryEstimates, seconds_per_place, work_of
+from tests.fakes import FakeClock, plan
+
+HOUR_S = 3600.0
 
 
-def admit(admission: AdmissionControl, pool: str, count: int) -> list[Permit]:
-    return [admission.admit(pool) for _ in range(count)]
+def load(seconds: float = 10.0, places: int = 4) -> PoolLoad:
+    """A pool that ends a prediction every `seconds`, one after the other."""
+    finished = [(0.0, seconds * number, 1.0) for number in range(1, 9)]
+    return PoolLoad(finished, [1.0] * places, oldest_age_s=1.0)
 
 
-def test_full_pool_does_not_affect_other_pools() -> None:
-    admission = AdmissionControl({"small": 2, "large": 9})
-    admit(admission, "small", 2)
-    with pytest.raises(PoolFull) as caught:
-        admission.admit("small")
-    assert caught.value.pool == "small"
-    assert not admission.full
-    admit(admission, "large", 9)
-    assert admission.full
+def test_work_grows_with_images_steps_and_pixels() -> None:
+    small = work_of(plan())
+    assert work_of(plan(images=2)) == 2 * small
+    assert work_of(plan(steps=50)) > 5 * small
+    large = plan().model_copy(update={"size": (1024, 1024)})
+    assert work_of(large) == 4 * small
+    assert work_of(large.model_copy(update={"strength": 0.5})) < work_of(large)
 
 
-def test_releasing_a_permit_twice_frees_it_once() -> None:
-    admission = AdmissionControl({"pool": 2})
-    first, _ = admit(admission, "pool", 2)
-    first.release()
-    first.release()
-    admission.admit("pool")
-    with pytest.raises(PoolFull):
-        admission.admit("pool")
+def test_one_place_takes_the_work_of_a_prediction_by_the_speed_of_the_pool() -> None:
+    assert seconds_per_place(load(seconds=10)) == pytest.approx(10)
+    heavy = PoolLoad(load().finished, [3.0, 3.0], oldest_age_s=1.0)
+    assert seconds_per_place(heavy) == pytest.approx(30)
 
 
-@pytest.mark.parametrize(
-    ("limit", "durations_s", "retry_after_s"),
-    [
-        (4, [20.0, 20.0], 5.0),
-        (4, [10.0, 12.0], 3.0),
-        (64, [2.0], 1.0),
-        (1, [500.0], 60.0),
-    ],
-)
-def test_retry_after_is_the_mean_duration_divided_by_the_limit(
-    limit: int, durations_s: list[float], retry_after_s: float
-) -> None:
+def test_idle_time_between_predictions_does_not_count() -> None:
+    finished = [(0.0, 10.0, 1.0), (HOUR_S, HOUR_S + 10, 1.0)]
+    assert seconds_per_place(PoolLoad(finished, [1.0], oldest_age_s=1.0)) == pytest.approx(10)
+
+
+def test_parallel_predictions_share_their_time() -> None:
+    finished = [(0.0, 10.0, 1.0)] * 4
+    assert seconds_per_place(PoolLoad(finished, [1.0], oldest_age_s=1.0)) == pytest.approx(2.5)
+
+
+def test_age_of_the_oldest_prediction_counts_until_one_has_ended() -> None:
+    assert seconds_per_place(PoolLoad([], [1.0] * 4, oldest_age_s=80.0)) == 20
+
+
+def test_each_rejected_caller_gets_a_later_place() -> None:
     clock = FakeClock()
-    admission = AdmissionControl({"pool": limit}, clock)
-    for duration_s in durations_s:
-        permit = admission.admit("pool")
-        clock.elapsed_s += duration_s
-        permit.release()
-    admit(admission, "pool", limit)
-    with pytest.raises(PoolFull) as caught:
-        admission.admit("pool")
-    assert caught.value.retry_after_s == retry_after_s
+    estimates = RetryEstimates(clock.now)
+    assert [estimates.retry_after_s("pool", load(10)) for _ in range(3)] == [10, 20, 30]
+    assert estimates.retry_after_s("other", load(10)) == 10
+    clock.elapsed_s = 20
+    assert estimates.retry_after_s("pool", load(10)) == 20
 
 
-def test_retry_after_uses_the_age_of_the_oldest_prediction_until_one_has_ended() -> None:
-    clock = FakeClock()
-    admission = AdmissionControl({"pool": 2}, clock)
-    admit(admission, "pool", 2)
-    clock.elapsed_s = 30
-    with pytest.raises(PoolFull) as caught:
-        admission.admit("pool")
-    assert caught.value.retry_after_s == 15
-
-
-def test_retry_after_ignores_all_but_the_32_most_recent_durations() -> None:
-    clock = FakeClock()
-    admission = AdmissionControl({"pool": 1}, clock)
-    for duration_s in [50.0] + [4.0] * 32:
-        permit = admission.admit("pool")
-        clock.elapsed_s += duration_s
-        permit.release()
-    admission.admit("pool")
-    with pytest.raises(PoolFull) as caught:
-        admission.admit("pool")
-    assert caught.value.retry_after_s == 4
+def test_retry_time_is_a_whole_number_of_seconds_within_bounds() -> None:
+    estimates = RetryEstimates(FakeClock().now)
+    assert estimates.retry_after_s("fast", load(0.01)) == 1
+    assert estimates.retry_after_s("slow", load(1e6)) == MAX_RETRY_AFTER_S

@@ -7,8 +7,17 @@ from typing import Any
 import pytest
 from PIL import Image
 
-from serve.errors import EngineFailed, FetchFailed, InvalidInput, LorasMissing, PoolFull, ServiceError
+from serve.errors import (
+    EngineFailed,
+    FetchFailed,
+    InvalidInput,
+    LorasMissing,
+    PoolFull,
+    ReplicaLost,
+    ServiceError,
+)
 from serve.events import Started
+from serve.predictions.runner import CALL_ATTEMPTS, MAX_LOSSES
 from serve.settings import PoolSettings, Settings
 from tests.app_factory import make_app
 from tests.fakes import DONE, ONE_IMAGE, FakeFetcher, FakeLoraCache, FakePool, image_finished
@@ -186,8 +195,27 @@ async def test_weights_lost_in_every_attempt_fail_the_prediction() -> None:
     error = LorasMissing((f"{SKETCH} 1",))
     pool = FakePool((error,))
     last = await run_to_end(make_app(pool), WITH_SKETCH)
-    assert (last.status, len(pool.calls)) == ("failed", 3)
+    assert (last.status, len(pool.calls)) == ("failed", CALL_ATTEMPTS)
     assert last.error == str(error)
+
+
+async def test_another_replica_generates_a_prediction_whose_replica_was_lost() -> None:
+    class LosesFirstReplica(FakePool):
+        def generate(self, *arguments: Any) -> Any:
+            self.events = ONE_IMAGE if self.calls else (Started(), ReplicaLost(started=True))
+            return super().generate(*arguments)
+
+    pool = LosesFirstReplica(())
+    assert (await run_to_end(make_app(pool), CAT)).status == "succeeded"
+    assert pool.calls[0] == pool.calls[1]
+
+
+@pytest.mark.parametrize(("started", "attempts"), [(True, MAX_LOSSES), (False, CALL_ATTEMPTS)])
+async def test_prediction_that_loses_its_replicas_fails(started: bool, attempts: int) -> None:
+    pool = FakePool((ReplicaLost(started),))
+    last = await run_to_end(make_app(pool), CAT)
+    assert (last.status, len(pool.calls)) == ("failed", attempts)
+    assert "lost" in (last.error or "")
 
 
 async def test_images_finished_before_weights_were_lost_are_stored_once() -> None:

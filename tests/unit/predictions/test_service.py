@@ -2,15 +2,22 @@
 
 import asyncio
 import contextvars
+from collections.abc import AsyncGenerator
+from io import BytesIO
+from typing import Any
 
 import pytest
+from PIL import Image
+from sqlalchemy import update
 
+from serve.database.tables import predictions
 from serve.errors import InvalidInput, NotFound, NotReady, PoolFull
 from serve.events import Event, Started
 from serve.predictions.prediction import Prediction
 from serve.settings import PoolSettings, Settings
 from tests.app_factory import AppUnderTest, make_app
 from tests.fakes import ONE_IMAGE, FakePool
+from tests.images import data_uri
 from tests.unit.predictions.helpers import CAT, run_to_end
 
 ONE_IN_FLIGHT = Settings(pools={"dev-bf16": PoolSettings(model="dev", max_in_flight=1)})
@@ -55,7 +62,7 @@ async def test_full_pool_rejects_with_retry_after() -> None:
     app = make_app(FakePool(ONE_IMAGE, may_start=False), settings=settings)
     await app.create(CAT)
     await app.create(CAT)
-    assert app.service.state == "full"
+    assert await app.service.state() == "full"
     with pytest.raises(PoolFull) as caught:
         await app.create(CAT)
     assert caught.value.retry_after_s >= 1
@@ -78,16 +85,6 @@ async def test_cancelling_ends_the_record_at_once_and_stops_the_pool() -> None:
     assert (canceled.status, canceled.outputs, canceled.error) == ("canceled", (), None)
     await app.service.close(grace_s=1)
     assert pool.stop_count == 1
-
-
-async def test_prediction_cancelled_before_its_task_starts_releases_its_permit() -> None:
-    pool = FakePool(ONE_IMAGE)
-    app = make_app(pool, settings=ONE_IN_FLIGHT)
-    prediction = await app.create(CAT)
-    assert (await app.service.cancel(prediction.id)).status == "canceled"
-    await asyncio.sleep(0.01)
-    assert pool.calls == []
-    assert (await run_to_end(app, CAT)).status == "succeeded"
 
 
 async def test_canceled_prediction_keeps_its_permit_until_the_pool_has_stopped() -> None:
@@ -148,7 +145,8 @@ async def test_cancelling_an_attached_caller_cancels_the_prediction() -> None:
             await app.service.wait(prediction.id)
 
     caller = asyncio.create_task(attached())
-    await asyncio.sleep(0.01)
+    while not pool.calls:
+        await asyncio.sleep(0.01)
     caller.cancel()
     await asyncio.gather(caller, return_exceptions=True)
     assert (await app.service.get(ids[0])).status == "canceled"
@@ -186,14 +184,14 @@ async def test_cancelling_a_watcher_does_not_cancel_the_prediction() -> None:
 
 async def test_predictions_are_accepted_only_between_open_and_close() -> None:
     app = make_app(FakePool(ONE_IMAGE), opened=False)
-    states = [app.service.state]
+    states = [await app.service.state()]
     with pytest.raises(NotReady, match="starting"):
         await app.create(CAT)
     app.service.open()
-    states.append(app.service.state)
+    states.append(await app.service.state())
     assert (await run_to_end(app, CAT)).status == "succeeded"
     await app.service.close(grace_s=1)
-    states.append(app.service.state)
+    states.append(await app.service.state())
     assert states == ["starting", "ready", "closing"]
     with pytest.raises(NotReady, match="stopping"):
         await app.create(CAT)
@@ -208,13 +206,96 @@ async def test_close_waits_for_running_predictions() -> None:
     assert (await app.service.get(prediction.id)).status == "succeeded"
 
 
-async def test_close_fails_predictions_that_run_longer_than_its_grace_period() -> None:
+async def test_close_leaves_predictions_that_run_longer_than_its_grace_period_to_another_process() -> None:
     pool = FakePool(ONE_IMAGE, may_start=False)
     app = make_app(pool)
     prediction = await app.create(CAT)
-    await asyncio.sleep(0)
     await app.service.close(grace_s=0.05)
-    last = await app.service.get(prediction.id)
-    assert last.status == "failed"
-    assert "service stopped" in (last.error or "")
     assert pool.stop_count == 1
+    successor = make_app(FakePool(ONE_IMAGE), state=app.state)
+    await keep_leases_once(successor)
+    last = await asyncio.wait_for(successor.service.wait(prediction.id), 5)
+    assert (last.status, last.plan) == ("succeeded", prediction.plan)
+    assert "starts it again" in last.logs
+
+
+def random_png() -> bytes:
+    """An image that is too large for a record."""
+    file = BytesIO()
+    Image.effect_noise((256, 256), 100).convert("RGB").save(file, "png")
+    return file.getvalue()
+
+
+async def keep_leases_once(app: AppUnderTest) -> None:
+    """Takes up the predictions of lost processes."""
+    keeping = asyncio.create_task(app.service.keep_leases())
+    await asyncio.sleep(0.1)
+    keeping.cancel()
+    await asyncio.gather(keeping, return_exceptions=True)
+
+
+async def expire_leases(app: AppUnderTest) -> None:
+    """Makes all leases look as if their processes were lost."""
+    await app.database.write(lambda connection: connection.execute(update(predictions).values(lease_expires_us=0)))
+
+
+@pytest.mark.parametrize("inputs", [CAT, CAT | {"image": data_uri(random_png())}])
+async def test_prediction_of_a_lost_process_runs_again_with_the_same_plan_and_inputs(inputs: dict[str, Any]) -> None:
+    lost_pool, pool = FakePool(ONE_IMAGE, may_start=False), FakePool(ONE_IMAGE)
+    app = make_app(lost_pool)
+    prediction = await app.create(inputs)
+    await expire_leases(app)
+    successor = make_app(pool, state=app.state)
+    await keep_leases_once(successor)
+    assert (await asyncio.wait_for(successor.service.wait(prediction.id), 5)).status == "succeeded"
+    (plan, image, _), (lost_plan, lost_image, _) = pool.calls[0], lost_pool.calls[0]
+    assert plan == lost_plan
+    assert (image is None) == (lost_image is None)
+    assert image is None or (image == lost_image).all()
+
+
+async def test_attached_prediction_of_a_lost_process_is_canceled() -> None:
+    app, pool = make_app(FakePool(ONE_IMAGE, may_start=False)), FakePool(ONE_IMAGE)
+    prediction = await app.service.create(CAT, app.served, attached=True)
+    await expire_leases(app)
+    successor = make_app(pool, state=app.state)
+    await keep_leases_once(successor)
+    assert (await successor.service.get(prediction.id)).status == "canceled"
+    assert pool.calls == []
+
+
+async def test_process_that_lost_its_lease_stops_its_work() -> None:
+    pool = FakePool(ONE_IMAGE, may_start=False)
+    app = make_app(pool)
+    prediction = await app.create(CAT)
+    while not pool.calls:
+        await asyncio.sleep(0.01)
+    await expire_leases(app)
+    successor = make_app(FakePool(ONE_IMAGE), state=app.state)
+    await keep_leases_once(successor)
+    await keep_leases_once(app)
+    assert pool.stop_count == 1
+    assert (await asyncio.wait_for(app.service.wait(prediction.id), 5)).status == "succeeded"
+
+
+class HangingPool(FakePool):
+    """A pool that starts a prediction and never ends it."""
+
+    async def generate(self, *arguments: Any) -> AsyncGenerator[Event, None]:
+        yield Started()
+        await asyncio.Event().wait()
+
+
+async def test_prediction_whose_process_is_lost_twice_while_generating_fails() -> None:
+    apps = [make_app(HangingPool(()))]
+    prediction = await apps[0].create(CAT)
+    for _ in range(2):
+        while (await apps[-1].service.get(prediction.id)).status != "processing":
+            await asyncio.sleep(0.01)
+        await asyncio.sleep(0.4)  # until the record is stored
+        await expire_leases(apps[0])
+        apps.append(make_app(HangingPool(()), state=apps[0].state))
+        await keep_leases_once(apps[-1])
+    last = await apps[-1].service.get(prediction.id)
+    assert last.status == "failed"
+    assert "lost" in (last.error or "")
