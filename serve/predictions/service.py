@@ -145,18 +145,22 @@ class PredictionService:
             await self._end(prediction.id, lambda prediction: prediction.canceled(self._clock()))
 
     async def keep_leases(self) -> None:
-        """Renews the leases of running predictions, and takes up those whose processes were lost, until cancelled."""
+        """Calls `renew_leases` until cancelled."""
         while True:
             try:
-                await self._store.renew_leases()
-                if self.opened_at is not None and not self._closing:
-                    for claim in await self._store.claim(MAX_CLAIMS):
-                        await self._resume(claim)
+                await self.renew_leases()
             except DatabaseUnavailable as error:
                 log.warning("leases are not renewed: %s", error.cause)
             except Exception:
                 log.exception("leases are not renewed")
             await asyncio.sleep(RENEW_PERIOD_S)
+
+    async def renew_leases(self) -> None:
+        """Renews the leases of running predictions, and takes up those whose processes were lost."""
+        await self._store.renew_leases()
+        if self.opened_at is not None and not self._closing:
+            for claim in await self._store.claim(MAX_CLAIMS):
+                await self._resume(claim)
 
     async def close(self, grace_s: float) -> None:
         """Stops accepting predictions, waits `grace_s` for running ones, and leaves the rest to other processes."""

@@ -66,7 +66,7 @@ class Settings(StrictModel):
     allow_unauthenticated: bool = False
     """Allow listening on other addresses than loopback without a token. Use only behind a proxy that authenticates."""
     state_folder: Path | None = None
-    """Folder of the default database and of finished images; None means `flux-serve/port-PORT` in the user's state folder.
+    """Folder of the default database and of images; None means `flux-serve/port-PORT` in the user's state folder.
 
     Two services must not share it.
     """

@@ -98,8 +98,14 @@ async def test_canceled_prediction_keeps_its_permit_until_the_pool_has_stopped()
         await app.create(CAT)
     pool.may_stop.set()
     pool.may_start.set()
-    await asyncio.sleep(0.01)
+    await until_ready(app)
     assert (await run_to_end(app, CAT)).status == "succeeded"
+
+
+async def until_ready(app: AppUnderTest) -> None:
+    async with asyncio.timeout(5):
+        while await app.service.state() != "ready":
+            await asyncio.sleep(0.01)
 
 
 async def test_cancelling_an_ended_prediction_changes_nothing() -> None:
@@ -213,7 +219,7 @@ async def test_close_leaves_predictions_that_run_longer_than_its_grace_period_to
     await app.service.close(grace_s=0.05)
     assert pool.stop_count == 1
     successor = make_app(FakePool(ONE_IMAGE), state=app.state)
-    await keep_leases_once(successor)
+    await successor.service.renew_leases()
     last = await asyncio.wait_for(successor.service.wait(prediction.id), 5)
     assert (last.status, last.plan) == ("succeeded", prediction.plan)
     assert "starts it again" in last.logs
@@ -224,14 +230,6 @@ def random_png() -> bytes:
     file = BytesIO()
     Image.effect_noise((256, 256), 100).convert("RGB").save(file, "png")
     return file.getvalue()
-
-
-async def keep_leases_once(app: AppUnderTest) -> None:
-    """Takes up the predictions of lost processes."""
-    keeping = asyncio.create_task(app.service.keep_leases())
-    await asyncio.sleep(0.1)
-    keeping.cancel()
-    await asyncio.gather(keeping, return_exceptions=True)
 
 
 async def expire_leases(app: AppUnderTest) -> None:
@@ -246,7 +244,7 @@ async def test_prediction_of_a_lost_process_runs_again_with_the_same_plan_and_in
     prediction = await app.create(inputs)
     await expire_leases(app)
     successor = make_app(pool, state=app.state)
-    await keep_leases_once(successor)
+    await successor.service.renew_leases()
     assert (await asyncio.wait_for(successor.service.wait(prediction.id), 5)).status == "succeeded"
     (plan, image, _), (lost_plan, lost_image, _) = pool.calls[0], lost_pool.calls[0]
     assert plan == lost_plan
@@ -259,7 +257,7 @@ async def test_attached_prediction_of_a_lost_process_is_canceled() -> None:
     prediction = await app.service.create(CAT, app.served, attached=True)
     await expire_leases(app)
     successor = make_app(pool, state=app.state)
-    await keep_leases_once(successor)
+    await successor.service.renew_leases()
     assert (await successor.service.get(prediction.id)).status == "canceled"
     assert pool.calls == []
 
@@ -272,8 +270,8 @@ async def test_process_that_lost_its_lease_stops_its_work() -> None:
         await asyncio.sleep(0.01)
     await expire_leases(app)
     successor = make_app(FakePool(ONE_IMAGE), state=app.state)
-    await keep_leases_once(successor)
-    await keep_leases_once(app)
+    await successor.service.renew_leases()
+    await app.service.renew_leases()
     assert pool.stop_count == 1
     assert (await asyncio.wait_for(app.service.wait(prediction.id), 5)).status == "succeeded"
 
@@ -295,7 +293,7 @@ async def test_prediction_whose_process_is_lost_twice_while_generating_fails() -
         await asyncio.sleep(0.4)  # until the record is stored
         await expire_leases(apps[0])
         apps.append(make_app(HangingPool(()), state=apps[0].state))
-        await keep_leases_once(apps[-1])
+        await apps[-1].service.renew_leases()
     last = await apps[-1].service.get(prediction.id)
     assert last.status == "failed"
     assert "lost" in (last.error or "")
