@@ -42,11 +42,11 @@ def _text(value: Any) -> str:
     return "not recorded" if value is None else str(value)
 
 
-def ceilings_table(first: Run, now: Run | None) -> str:
+def limits_table(first: Run, now: Run | None) -> str:
     """Ranges over the shapes of FLUX.1's linear layers."""
 
     def products(run: Run | None, kernel: str, square: bool) -> str:
-        rows = [] if run is None else run.select(topic="ceiling", what="product", kernel=kernel)
+        rows = [] if run is None else run.select(topic="limit", what="product", kernel=kernel)
         rates = [row["tflops_per_s"] for row in rows if "tflops_per_s" in row and (row["layer"] == "square") == square]
         return " to ".join(dict.fromkeys(map(significant, (min(rates), max(rates))))) if rates else NOT_MEASURED
 
@@ -57,12 +57,12 @@ def ceilings_table(first: Run, now: Run | None) -> str:
         for tokens in (4608, 1536, 768):
             for kernel in ("cudnn", "flash", "efficient", "flash4"):
                 found = [
-                    find(run, topic="ceiling", what="attention", tokens=tokens, kernel=kernel) for run in (first, now)
+                    find(run, topic="limit", what="attention", tokens=tokens, kernel=kernel) for run in (first, now)
                 ]
                 if any(found) or (tokens, kernel) != (4608, "flash4"):
                     shown = [figure(row, "tflops_per_s") for row in found]
                     yield f"attention, {tokens} tokens, {kernel}", *shown
-        copies = [find(run, topic="ceiling", what="copy within device memory") for run in (first, now)]
+        copies = [find(run, topic="limit", what="copy within device memory") for run in (first, now)]
         yield "copy within device memory, GB/s read and written", *(figure(row, "gb_per_s") for row in copies)
 
     return table(("TFLOP/s unless stated", first.name, run_name(now)), rows())
