@@ -80,8 +80,8 @@ def _product_rows(device: torch.device, name: str, rows: int, inputs: int, outpu
         return
     x8, weight8 = x.to(FLOAT8), weight.to(FLOAT8)
     for kernel, scales in (
-        ("float8, a scale per row", (torch.ones(rows, 1, device=device), torch.ones(1, outputs, device=device))),
-        ("float8, a scale per tensor", (torch.ones((), device=device), torch.ones((), device=device))),
+        ("row-wise float8", (torch.ones(rows, 1, device=device), torch.ones(1, outputs, device=device))),
+        ("tensor-wise float8", (torch.ones((), device=device), torch.ones((), device=device))),
     ):
         yield row | _rate(kernel, _scaled_product(x8, weight8, scales), device, operations)
 

@@ -39,7 +39,7 @@ def find(run: Run | None, **labels: Any) -> Row | None:
 
 
 def run_name(run: Run | None) -> str:
-    return "now" if run is None else run.name
+    return "current code" if run is None else run.name
 
 
 def read_run(path: Path) -> Run:
