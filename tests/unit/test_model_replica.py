@@ -18,7 +18,7 @@ from serve.errors import LorasMissing
 from serve.events import Event, Finished, ImageFinished, ImageFlagged, Started, StepDone
 from serve.generation_plan import GenerationPlan, PlannedLora, make_plan
 from serve.inputs import validate_inputs
-from serve.lora.reference import CacheHandle, LoraMetadata, ResolvedLora
+from serve.lora.resolved_lora import CacheHandle, LoraMetadata, ResolvedLora
 from serve.lora.weights import Block, LoraWeights, LowRank, pack
 from serve.model_replica import ModelReplica, StageTimes
 from serve.model_specs import ImageArray
