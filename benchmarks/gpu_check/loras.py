@@ -10,16 +10,24 @@ from serve.lora.weights import LoraWeights
 from serve.model_specs import Size
 from serve.settings import Precision
 
+_RANKS = {"rank-16-0": 16, "rank-16-1": 16, "rank-64-0": 64, "rank-64-1": 64}
+_BATCHES: tuple[tuple[tuple[str, ...], ...], ...] = (
+    ((),),
+    (("rank-16-0",),),
+    (("rank-64-0",),),
+    (("rank-16-0", "rank-16-1"),),
+    ((), (), (), ()),
+    (("rank-16-0",), ("rank-64-0",), ("rank-16-1",), ("rank-64-1",)),
+)
+"""The LoRAs of each image in a batch. A batch without LoRAs comes before the others of its size."""
+
 
 def measure_loras(scale_name: str, precision: Precision) -> Iterator[Row]:
     """Rows of steps without and with LoRAs, each compared with the same batch without, and of loading a LoRA."""
     scale = SCALES[scale_name]
     with closing(StepBenchmark(scale, *make_pool(scale, "dev", precision))) as benchmark:
-        loras = {
-            f"rank-{rank}-{number}": make_lora(benchmark.checkpoint.transformer, rank, 100 * rank + number)
-            for rank in (16, 64)
-            for number in range(2)
-        }
+        transformer = benchmark.checkpoint.transformer
+        loras = {name: make_lora(transformer, rank, seed) for seed, (name, rank) in enumerate(_RANKS.items())}
         yield from _step_rows(benchmark, precision, loras)
         yield from _load_rows(benchmark, precision, loras)
         yield {
@@ -33,7 +41,7 @@ def measure_loras(scale_name: str, precision: Precision) -> Iterator[Row]:
 def _step_rows(benchmark: StepBenchmark, precision: Precision, loras: Mapping[str, LoraWeights]) -> Iterator[Row]:
     without: dict[tuple[Size, int], float] = {}
     for size in (benchmark.scale.large, benchmark.scale.medium):
-        for names in _lora_batches():
+        for names in _BATCHES:
             batch = len(names)
             chosen = [{name: loras[name] for name in image} for image in names]
             measured = benchmark.measure_step(size, batch, chosen if any(names) else ())
@@ -43,22 +51,10 @@ def _step_rows(benchmark: StepBenchmark, precision: Precision, loras: Mapping[st
                 "precision": precision,
                 "size": size_name(size),
                 "batch": batch,
-                "ranks": [[loras[name].rank for name in image] for image in names],
+                "ranks": [[_RANKS[name] for name in image] for image in names],
                 **measured,
                 "extra": round(measured["step_ms"] / base_ms - 1, 4),
             }
-
-
-def _lora_batches() -> list[list[tuple[str, ...]]]:
-    """The names of the LoRAs of each image in a batch. The batch without LoRAs comes before those of its size."""
-    return [
-        [()],
-        [("rank-16-0",)],
-        [("rank-64-0",)],
-        [("rank-16-0", "rank-16-1")],
-        [(), (), (), ()],
-        [("rank-16-0",), ("rank-64-0",), ("rank-16-1",), ("rank-64-1",)],
-    ]
 
 
 def _load_rows(benchmark: StepBenchmark, precision: Precision, loras: Mapping[str, LoraWeights]) -> Iterator[Row]:
