@@ -1,7 +1,9 @@
 """Requests that benchmarks run through an engine, and their random LoRAs."""
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import replace
+from threading import Thread
+from typing import Any
 
 import pytest
 from torch import nn
@@ -10,6 +12,7 @@ from benchmarks.engine_runs import RequestFailed, generate, make_lora, make_requ
 from benchmarks.lora.fixtures import load_random_lora, make_lora_slots
 from serve.engine.checkpoint import Checkpoint
 from serve.engine.engine import Engine
+from serve.engine.request import Completed, GenerationRequest, Listener
 from serve.settings import PoolSettings
 from tests.unit.engine.checkpoints import Checkpoints
 
@@ -29,7 +32,29 @@ def engine(checkpoint: Checkpoint) -> Iterator[Engine]:
     engine.stop()
 
 
-def test_requests_start_together(engine: Engine) -> None:
+class FakeEngine:
+    """Records whether its thread waits when requests are submitted. They end at once."""
+
+    def __init__(self) -> None:
+        self._thread = Thread()
+        self.waits_at_submission: list[bool] = []
+
+    def run_on_device(self, action: Callable[[], None]) -> None:
+        self._thread = Thread(target=action)
+        self._thread.start()
+
+    def submit(self, request: GenerationRequest, listener: Listener) -> None:
+        self.waits_at_submission.append(self._thread.is_alive())
+        listener(Completed({}, mean_batch=1.0))
+
+
+def test_requests_are_submitted_while_the_engine_waits() -> None:
+    engine: Any = FakeEngine()
+    assert len(generate(engine, [make_request(SIZE, 1)] * 3).ends) == 3
+    assert engine.waits_at_submission == [True] * 3
+
+
+def test_requests_share_all_batches(engine: Engine) -> None:
     run = generate(engine, [make_request(SIZE, 3, seeds=(seed,)) for seed in range(4)])
     assert [end.mean_batch for end in run.ends] == [4.0] * 4
     assert run.seconds > 0
