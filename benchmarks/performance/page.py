@@ -42,13 +42,14 @@ def _sections(folder: Path, notes: Mapping[str, Any]) -> Iterator[tuple[str, tup
     dropped = [(each["what"], each["why"]) for each in notes["dropped"]]
     yield "Tried and dropped", (table(("what", "why"), dropped, text_columns=2),)
     yield "GPU tests", (sections.tests_line(first, now),)
-    yield from _optional_sections(folder)
+    yield from _optional_sections(folder, texts)
 
 
-def _optional_sections(folder: Path) -> Iterator[tuple[str, tuple[str, ...]]]:
+def _optional_sections(folder: Path, texts: dict[str, str]) -> Iterator[tuple[str, tuple[str, ...]]]:
     """Those whose results come from other benchmarks."""
     for title, name in (("Peers", "peers"), ("Scheduling", "scheduling")):
         text = read_table(folder, name)
         if text is not None:
             has_image = (PAGE.parent / f"{name}.png").is_file()
-            yield title, (text, f"![{title}]({name}.png)") if has_image else (text,)
+            image = (f"![{title}]({name}.png)",) if has_image else ()
+            yield title, (*((texts[name],) if name in texts else ()), text, *image)
