@@ -80,7 +80,11 @@ def test_newest_run_counts_and_rows_with_errors_do_not(results: Path) -> None:
 def test_unavailable_kernels_are_left_out(results: Path) -> None:
     row = {"topic": "limit", "what": "product", "layer": "a layer", "kernel": "bf16"}
     attention = {"topic": "limit", "what": "attention", "tokens": 4608, "kernel": "flash4", "unavailable": "why"}
-    rows = [row | {"unavailable": "why"}, row | {"ms": 1, "tflops_per_s": 700}, attention]
+    rows: list[dict[str, Any]] = [
+        row | {"unavailable": "why"},
+        row | {"ms": 1, "tflops_per_s": 700},
+        attention,
+    ]
     write_run(results, "2026-12-01-a-gpu.jsonl", rows)
     found = {cells[0]: cells[2] for cells in rows_of(page.render(results), "Limits of the GPU")}
     assert found["bf16, FLUX.1's linear layers"] == "700"
