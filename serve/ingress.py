@@ -25,10 +25,11 @@ from serve.database.connection import Database
 from serve.errors import DatabaseUnavailable
 from serve.logs import use_replica_log
 from serve.lora.parse_reference import check_aliases
-from serve.lora_cache import LoraCacheClient
+from serve.lora_cache_client import LoraCacheClient
 from serve.media.file_store import FileStore
 from serve.media.output_store import OutputStore
-from serve.net.http_client import HttpClient, UrlFetcher
+from serve.net.http_client import HttpClient
+from serve.net.url_fetcher import UrlFetcher
 from serve.pool_client import PoolClient
 from serve.predictions.change_notifier import ChangeNotifier
 from serve.predictions.input_images import InputImages

@@ -30,7 +30,7 @@ def _sections(folder: Path, notes: Mapping[str, Any]) -> Iterator[tuple[str, tup
     texts = notes["texts"]
     yield "Runs", (sections.runs_table([first] if now is None else [first, now]),)
     yield "Targets", (texts["targets"], targets_table(first, now))
-    yield "Ceilings of the card", (texts["ceilings"], sections.ceilings_table(first, now))
+    yield "Limits of the GPU", (texts["limits"], sections.limits_table(first, now))
     yield "Steps", sections.steps_paragraphs(first, now)
     yield "LoRAs", (texts["loras"], sections.loras_table(first, now))
     yield "Images", (sections.images_table(first, now), sections.stages_table(first))

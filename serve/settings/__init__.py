@@ -12,6 +12,7 @@ from serve.settings.environment import (
     read_secrets,
     state_folder,
     use_compile_cache,
+    use_slow_control_loop,
 )
 from serve.settings.loras import LoraCacheSettings, LoraFetchSettings, LoraSettings
 from serve.settings.models import ModelSettings, ServedModel
@@ -59,4 +60,5 @@ __all__ = [
     "read_secrets",
     "state_folder",
     "use_compile_cache",
+    "use_slow_control_loop",
 ]
