@@ -70,8 +70,8 @@ async def count_active(connection: AsyncConnection, pool: str) -> int:
 
 
 async def count_active_by_pool(connection: AsyncConnection) -> dict[str, int]:
-    query = select(predictions.c.pool, func.count().label("count")).where(is_active).group_by(predictions.c.pool)
-    return {row.pool: row.count for row in await connection.execute(query)}
+    query = select(predictions.c.pool, func.count().label("number")).where(is_active).group_by(predictions.c.pool)
+    return {row.pool: row.number for row in await connection.execute(query)}
 
 
 async def read_load(connection: AsyncConnection, pool: str, now_us: int) -> PoolLoad:
