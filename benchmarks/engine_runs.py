@@ -115,7 +115,9 @@ def make_lora(transformer: nn.Module, rank: int, seed: int) -> LoraWeights:
 
     def matrix(rows: int, columns: int) -> Tensor:
         copies = -(-rows * columns // _NOISE_VALUES)
-        return noise.repeat(copies)[: rows * columns].view(rows, columns)
+        # Small matrices share the memory of the noise until they are packed.
+        values = noise if copies == 1 else noise.repeat(copies)
+        return values[: rows * columns].view(rows, columns)
 
     layers = {
         path: LowRank(matrix(rank, linear.in_features), matrix(linear.out_features, rank))

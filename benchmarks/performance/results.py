@@ -21,7 +21,7 @@ class Run:
 
     @property
     def transcribed(self) -> bool:
-        """Whether its figures were copied by hand instead of written by the benchmark."""
+        """Whether its figures were entered by hand, not written by the benchmark."""
         return any(call.get("transcribed") for call in self.calls)
 
     def select(self, **labels: Any) -> Iterator[Row]:
