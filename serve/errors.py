@@ -10,7 +10,7 @@ ServiceError
 ├── UnknownVersion     422  no served model has this version
 ├── PoolFull           429  retry after `retry_after_s`
 ├── NotReady           503  the service is starting or stopping
-├── DatabaseUnavailable 503  the database of the predictions cannot be reached
+├── DatabaseUnavailable  503  the database of the predictions cannot be reached
 ├── UploadsFull        507  the files that are being uploaded take all the space for files
 └── PredictionFailed   500  an accepted prediction ended without images
     ├── FetchFailed           a URL of the request could not be fetched

@@ -40,7 +40,7 @@ from serve.predictions.request import resolve_version
 from serve.predictions.retention import Retention
 from serve.predictions.runner import PredictionRunner
 from serve.predictions.service import PredictionService
-from serve.predictions.sql_store import SqlStore
+from serve.predictions.store import PredictionStore
 from serve.settings import Settings, read_secrets, state_folder
 
 READY_POLL_S = 0.5
@@ -71,7 +71,7 @@ class Ingress:
         input_images = InputImages(settings, fetcher)
         self._notifier = ChangeNotifier(self._database)
         limits = {name: pool.max_in_flight for name, pool in settings.pools.items()}
-        store = SqlStore(self._database, self._notifier, limits)
+        store = PredictionStore(self._database, self._notifier, limits)
         self._retention = Retention(self._database, settings.outputs.max_age_s, settings.record_max_age_s)
         pools = {name: PoolClient(name, handle) for name, handle in handles.items()}
         self._lora_cache = LoraCacheClient(settings, serve.get_replica_context().app_name, self._files.path)

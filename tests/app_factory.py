@@ -31,7 +31,7 @@ from serve.predictions.prediction import Prediction
 from serve.predictions.request import ServedVersion, resolve_version
 from serve.predictions.runner import LoraCache, Pool, PredictionRunner
 from serve.predictions.service import PredictionService
-from serve.predictions.sql_store import SqlStore
+from serve.predictions.store import PredictionStore
 from serve.settings import Settings
 from tests.asgi_server import listening
 from tests.fakes import FakeFetcher, FakeLoraCache
@@ -89,7 +89,7 @@ def make_app(
     """
     prediction_ids: list[str] = []
 
-    class RecordingStore(SqlStore):
+    class RecordingStore(PredictionStore):
         async def create(self, prediction: Prediction, attached: bool) -> None:
             await super().create(prediction, attached)
             prediction_ids.append(prediction.id)

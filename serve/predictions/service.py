@@ -23,8 +23,7 @@ from serve.predictions.prediction_rows import Claim, PageQuery
 from serve.predictions.request import ServedVersion, prepare_request
 from serve.predictions.resume import resume_request
 from serve.predictions.runner import LOST_TOO_OFTEN, MAX_LOSSES, PredictionRunner
-from serve.predictions.sql_store import SqlStore
-from serve.predictions.store import PredictionUpdate
+from serve.predictions.store import PredictionStore, PredictionUpdate
 from serve.settings import Settings
 
 ServiceState = Literal["starting", "ready", "full", "closing"]
@@ -49,7 +48,7 @@ class PredictionService:
     def __init__(
         self,
         settings: Settings,
-        store: SqlStore,
+        store: PredictionStore,
         runner: PredictionRunner,
         input_images: InputImages,
         input_store: InputStore,

@@ -1,39 +1,107 @@
-"""The interface of the store of prediction records.
+"""Stores prediction records in the database, with the leases of the processes that run them."""
 
-A change is a function from record to record. The process that runs a prediction holds its lease; the record reaches
-other processes, and readers in them, through the database.
-"""
+import asyncio
+import secrets
+from collections.abc import Callable, Collection, Mapping
+from datetime import datetime
 
-from collections.abc import Callable, Collection
-from typing import Protocol
+from sqlalchemy.ext.asyncio import AsyncConnection
 
-from serve.predictions.prediction import Prediction
-from serve.predictions.prediction_rows import Claim, PageQuery
+from serve.database.connection import Database
+from serve.errors import NotFound, PoolFull
+from serve.predictions import prediction_rows as rows
+from serve.predictions.admission import RetryEstimates, work_of
+from serve.predictions.change_notifier import ChangeNotifier
+from serve.predictions.leased_record import LeasedRecord
+from serve.predictions.prediction import Prediction, utc_now
+
+LEASE_S = 8.0
+"""A process that does not renew its leases for this long loses them. The clocks of all nodes must agree within seconds;
+otherwise predictions are generated twice, and recorded once."""
+RECHECK_S = 5.0
+"""Waiters look at the record again after this time, in case that a notification was lost."""
+MICROSECONDS = 1_000_000
 
 PredictionUpdate = Callable[[Prediction], Prediction]
 
 
-class PredictionStore(Protocol):
-    """Methods raise `NotFound` for an unknown or removed record, and `DatabaseUnavailable`."""
+class PredictionStore:
+    """The records of predictions. A change is a function from record to record.
+
+    `limits` has the number of predictions that each pool accepts at once. `on_lost` is called with the id of a
+    prediction that this process must stop to run. Methods raise `NotFound` for an unknown or removed record, and
+    `DatabaseUnavailable`.
+    """
+
+    def __init__(
+        self,
+        database: Database,
+        notifier: ChangeNotifier,
+        limits: Mapping[str, int],
+        clock: Callable[[], datetime] = utc_now,
+        lease_s: float = LEASE_S,
+    ) -> None:
+        self._database = database
+        self._notifier = notifier
+        self._limits = limits
+        self._clock = clock
+        self._lease_s = lease_s
+        self._owner = secrets.token_hex(16)
+        self._held: dict[str, LeasedRecord] = {}
+        self._estimates = RetryEstimates(clock)
+        self.on_lost: Callable[[str], None] = lambda _: None
 
     async def check_capacity(self, pool: str) -> None:
         """Raises `PoolFull` if a prediction for `pool` would be rejected now."""
+        await self._database.read(lambda connection: self._check_capacity(connection, pool))
+
+    async def is_full(self) -> bool:
+        """Whether every pool is full."""
+        counts = await self._database.read(rows.count_active_by_pool)
+        return all(counts.get(pool, 0) >= limit for pool, limit in self._limits.items())
 
     async def create(self, prediction: Prediction, attached: bool) -> None:
         """Stores a new prediction and takes its lease. Raises `PoolFull`.
 
-        `attached` predictions are cancelled instead of taken up if this process is lost.
+        An `attached` prediction is cancelled instead of taken up if this process is lost.
         """
+        pool, lease = prediction.plan.pool, rows.Lease(prediction.id, self._owner, 1)
+        work, expires_us = work_of(prediction.plan), self._expires_us()
 
-    async def get(self, prediction_id: str) -> Prediction: ...
+        async def insert(connection: AsyncConnection) -> None:
+            await rows.lock_pool(connection, pool)
+            await self._check_capacity(connection, pool)
+            await rows.insert_prediction(connection, prediction, lease, expires_us, work, attached)
 
-    async def page(self, query: PageQuery) -> list[Prediction]: ...
+        await self._database.write(insert)
+        self._hold(lease, prediction)
+
+    async def get(self, prediction_id: str) -> Prediction:
+        held = self._held.get(prediction_id)
+        if held is not None:
+            return held.prediction
+        prediction = await self._database.read(lambda connection: rows.read_prediction(connection, prediction_id))
+        if prediction is None:
+            raise NotFound(f"there is no prediction {prediction_id[:64]!r}; it may have expired")
+        return prediction
+
+    async def page(self, query: rows.PageQuery) -> list[Prediction]:
+        """A page of predictions, the newest first."""
+        older_than = None if query.older_than is None else await self.get(query.older_than)
+        newer_than = None if query.newer_than is None else await self.get(query.newer_than)
+        found = await self._database.read(lambda connection: rows.read_page(connection, query, older_than, newer_than))
+        return [self._held[each.id].prediction if each.id in self._held else each for each in found]
 
     async def update(self, prediction_id: str, change: PredictionUpdate) -> Prediction:
-        """Applies a change that does not end the record, and returns the record. Needs the lease.
+        """Applies a change that does not end the record, and returns the record.
 
-        Without it, or if the record has ended, nothing changes.
+        Without the lease, or if the record has ended, nothing changes.
         """
+        held = self._held.get(prediction_id)
+        if held is None:
+            return await self.get(prediction_id)
+        held.change(change(held.prediction))
+        return held.prediction
 
     async def finish(self, prediction_id: str, change: PredictionUpdate, release: bool = False) -> bool:
         """Applies a change that ends the record. Returns False if it had ended or was removed before.
@@ -41,18 +109,99 @@ class PredictionStore(Protocol):
         With `release`, the lease is given back, and it is needed. Otherwise, any process may end the record, and the
         place in the pool is free when `release` is called.
         """
+        held = self._held.get(prediction_id)
+        if held is None:
+            return not release and await self._finish_elsewhere(prediction_id, change)
+        finished = await held.end(change, release)
+        if finished and release:
+            self._held.pop(prediction_id, None)
+        return finished
 
     async def release(self, prediction_id: str) -> None:
         """Gives the lease back, if this process has it."""
+        held = self._held.pop(prediction_id, None)
+        if held is not None:
+            held.abandon()
+            await self._database.write(lambda connection: rows.release(connection, held.lease))
 
     async def count_loss(self, prediction_id: str) -> int:
         """Counts a replica that was lost while it generated this prediction. Returns the number of all losses."""
+        held = self._held[prediction_id]
+        return await self._database.write(lambda connection: rows.count_loss(connection, held.lease))
 
     async def wait_for_change(self, seen: Prediction) -> Prediction:
         """The record once it is newer than `seen`; at once if `seen` has ended."""
+        with self._notifier.subscription(seen.id) as changed:
+            while True:
+                changed.clear()
+                current = await self.get(seen.id)
+                if current.revision > seen.revision or seen.ended:
+                    return current
+                try:
+                    async with asyncio.timeout(RECHECK_S):
+                        await changed.wait()
+                except TimeoutError:
+                    pass
 
     async def renew_leases(self) -> Collection[str]:
         """Extends the leases of this process. Returns the ids of those that it has lost, or that have ended."""
+        before = dict(self._held)
+        if not before:
+            return []
+        expires_us = self._expires_us()
+        numbers = await self._database.write(
+            lambda connection: rows.renew(connection, self._owner, before.keys(), expires_us)
+        )
+        lost = [
+            prediction_id
+            for prediction_id, held in before.items()
+            if not held.prediction.ended and numbers.get(prediction_id) != held.lease.number
+        ]
+        for prediction_id in lost:
+            before[prediction_id].lose()
+        return lost
 
-    async def claim(self, limit: int) -> list[Claim]:
+    async def claim(self, limit: int) -> list[rows.Claim]:
         """Takes up to `limit` predictions whose processes were lost or stopped."""
+        now_us = rows.to_us(self._clock())
+        expires_us = self._expires_us()
+
+        async def work(connection: AsyncConnection) -> list[rows.Claim]:
+            await rows.free_abandoned_places(connection, now_us)
+            return await rows.claim(connection, self._owner, self._limits.keys(), now_us, expires_us, limit)
+
+        claims = await self._database.write(work)
+        for each in claims:
+            self._hold(each.lease, each.prediction)
+        return claims
+
+    async def _check_capacity(self, connection: AsyncConnection, pool: str) -> None:
+        if await rows.count_active(connection, pool) >= self._limits[pool]:
+            load = await rows.read_load(connection, pool, rows.to_us(self._clock()))
+            raise PoolFull(pool, self._estimates.retry_after_s(pool, load))
+
+    def _hold(self, lease: rows.Lease, prediction: Prediction) -> None:
+        self._held[prediction.id] = LeasedRecord(self._database, self._notifier, lease, prediction, self._lose)
+
+    def _lose(self, prediction_id: str) -> None:
+        self._held.pop(prediction_id, None)
+        self.on_lost(prediction_id)
+
+    async def _finish_elsewhere(self, prediction_id: str, change: PredictionUpdate) -> bool:
+        async def work(connection: AsyncConnection) -> bool | None:
+            """None if there was another change at the same time."""
+            seen = await rows.read_prediction(connection, prediction_id)
+            if seen is None or seen.ended:
+                return False
+            if not await rows.write_unleased(connection, change(seen), seen.revision):
+                return None
+            await self._notifier.publish(connection, prediction_id)
+            return True
+
+        while (finished := await self._database.write(work)) is None:
+            pass
+        self._notifier.notify(prediction_id)
+        return finished
+
+    def _expires_us(self) -> int:
+        return rows.to_us(self._clock()) + int(self._lease_s * MICROSECONDS)

@@ -19,7 +19,9 @@ def home_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="session")
 def environment(home_folder: Path) -> dict[str, str]:
     """Environment for child processes, without the caller's variables for Ray, Hugging Face and this service."""
-    inherited = {key: value for key, value in os.environ.items() if not key.startswith(("RAY_", "FLUX_SERVE_", "HF_"))}
+    inherited = {
+        key: value for key, value in os.environ.items() if not key.startswith(("RAY_", "FLUX_SERVE_", "HF_", "XDG_"))
+    }
     return inherited | {
         "HOME": str(home_folder),
         "XDG_CACHE_HOME": str(home_folder / ".cache"),

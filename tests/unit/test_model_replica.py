@@ -15,7 +15,7 @@ from ray.exceptions import ObjectLostError, OwnerDiedError
 from serve import model_replica
 from serve.engine.checkpoint_files import read_geometry
 from serve.errors import LorasMissing
-from serve.events import Event, Finished, ImageFinished, ImageFlagged, Started, StepDone
+from serve.events import Alive, Event, Finished, ImageFinished, ImageFlagged, Started, StepDone
 from serve.generation_plan import GenerationPlan, PlannedLora, make_plan
 from serve.inputs import validate_inputs
 from serve.lora.resolved_lora import CacheHandle, LoraMetadata, ResolvedLora
@@ -60,7 +60,8 @@ class FlagsFirstImage:
 
 async def test_events_are_started_steps_images_and_finished(replica: ModelReplica) -> None:
     events = [event async for event in replica.generate(plan())]
-    assert isinstance(events[0], Started)
+    assert isinstance(events[0], Alive)
+    assert isinstance(events[1], Started)
     assert [event for event in events if isinstance(event, StepDone)] == [
         StepDone(image, step, 2) for step in (1, 2) for image in (0, 1)
     ]

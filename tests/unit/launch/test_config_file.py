@@ -75,12 +75,14 @@ def test_invalid_config_is_rejected_with_the_key(production: dict[str, Any], cha
 
 def test_settings_are_applied_by_dotted_name(production: dict[str, Any]) -> None:
     before = copy.deepcopy(production)
-    changed = apply_settings(production, {"pools.dev-fp8.device": "cpu", "safety.checker": "none", "max_records": "7"})
+    changed = apply_settings(
+        production, {"pools.dev-fp8.device": "cpu", "safety.checker": "none", "max_prompt_chars": "7"}
+    )
     _, settings = validate_config(changed)
     assert settings.pools["dev-fp8"].device == "cpu"
     assert settings.pools["dev-fp8"].quantize_t5
     assert settings.safety.checker == "none"
-    assert settings.max_records == 7
+    assert settings.max_prompt_chars == 7
     assert production == before
 
 

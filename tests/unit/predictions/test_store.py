@@ -10,7 +10,7 @@ from serve.errors import NotFound, PoolFull
 from serve.predictions.change_notifier import ChangeNotifier
 from serve.predictions.prediction import Prediction
 from serve.predictions.prediction_rows import PageQuery
-from serve.predictions.sql_store import LEASE_S, SqlStore
+from serve.predictions.store import LEASE_S, PredictionStore
 from tests.fakes import NOON, FakeClock, prediction
 
 A, B, C = (letter * 26 for letter in "abc")
@@ -29,11 +29,11 @@ def add_line(record: Prediction) -> Prediction:
     return record.with_log_lines("a line")
 
 
-def make_store(database: Database, clock: FakeClock | None = None, limit: int = 100) -> SqlStore:
-    return SqlStore(database, ChangeNotifier(database), {POOL: limit}, (clock or FakeClock()).now)
+def make_store(database: Database, clock: FakeClock | None = None, limit: int = 100) -> PredictionStore:
+    return PredictionStore(database, ChangeNotifier(database), {POOL: limit}, (clock or FakeClock()).now)
 
 
-async def make_running(database: Database, *ids: str) -> SqlStore:
+async def make_running(database: Database, *ids: str) -> PredictionStore:
     """A store that runs a prediction for each id."""
     store = make_store(database)
     for prediction_id in ids:
@@ -193,7 +193,7 @@ async def test_wait_for_change_ignores_changes_of_other_records(database: Databa
 async def test_change_in_another_process_wakes_every_waiter(database: Database) -> None:
     owner = await make_running(database, A)
     notifier = ChangeNotifier(database)
-    other = SqlStore(database, notifier, {POOL: 100})
+    other = PredictionStore(database, notifier, {POOL: 100})
     listening = asyncio.create_task(notifier.run())
     seen = await other.get(A)
     waiting = [asyncio.create_task(other.wait_for_change(seen)) for _ in range(3)]

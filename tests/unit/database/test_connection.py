@@ -1,0 +1,87 @@
+"""The database: migrations, transactions, and a server that is away."""
+
+import asyncio
+
+import pytest
+from alembic.autogenerate import compare_metadata
+from alembic.migration import MigrationContext
+from sqlalchemy import Connection, text
+from sqlalchemy.ext.asyncio import AsyncConnection
+
+from serve.database.connection import Database
+from serve.database.tables import metadata
+from serve.errors import DatabaseUnavailable
+from tests.postgres_server import PostgresServer
+
+
+def differences(connection: Connection) -> list[object]:
+    """What the migrations did not make as `tables` has it."""
+    return list(compare_metadata(MigrationContext.configure(connection), metadata))
+
+
+async def drop_all(connection: AsyncConnection) -> None:
+    await connection.run_sync(metadata.drop_all)
+    await connection.execute(text("DROP TABLE IF EXISTS alembic_version"))
+
+
+async def test_migrations_make_the_tables(database: Database) -> None:
+    await database.write(drop_all)
+    await database.migrate()
+    assert await database.read(lambda connection: connection.run_sync(differences)) == []
+
+
+async def test_two_processes_may_migrate_at_once(database: Database) -> None:
+    await database.write(drop_all)
+    other = Database(database.url.render_as_string(hide_password=False))
+    await asyncio.gather(database.migrate(), other.migrate())
+    await other.aclose()
+
+
+async def test_failed_transaction_changes_nothing(database: Database) -> None:
+    async def work(connection: AsyncConnection) -> None:
+        await connection.execute(text("CREATE TABLE changed (x INTEGER)"))
+        raise KeyError
+
+    with pytest.raises(KeyError):
+        await database.write(work)
+    await database.write(work_without_error)
+
+
+async def work_without_error(connection: AsyncConnection) -> None:
+    await connection.execute(text("CREATE TABLE changed (x INTEGER)"))
+    await connection.execute(text("DROP TABLE changed"))
+
+
+async def test_transaction_of_a_cancelled_caller_runs_to_its_end(database: Database) -> None:
+    started, done = asyncio.Event(), asyncio.Event()
+
+    async def work(connection: AsyncConnection) -> None:
+        started.set()
+        await connection.execute(text("SELECT 1"))
+        done.set()
+
+    caller = asyncio.create_task(database.write(work))
+    await started.wait()
+    caller.cancel()
+    await asyncio.gather(caller, return_exceptions=True)
+    await asyncio.wait_for(done.wait(), 5)
+    await database.write(work_without_error)
+
+
+async def test_server_that_is_away_is_unavailable_until_it_is_back(postgres: PostgresServer) -> None:
+    database = Database(postgres.url)
+    assert await database.read(lambda connection: connection.execute(text("SELECT 1")))
+    postgres.stop()
+    try:
+        for call in (database.read, database.write):
+            with pytest.raises(DatabaseUnavailable):
+                await call(lambda connection: connection.execute(text("SELECT 1")))
+    finally:
+        postgres.start()
+    assert await database.read(lambda connection: connection.execute(text("SELECT 1")))
+    await database.aclose()
+
+
+def test_unknown_databases_are_rejected() -> None:
+    with pytest.raises(ValueError, match="mysql"):
+        Database("mysql://localhost/flux")
