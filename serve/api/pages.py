@@ -7,7 +7,7 @@ from urllib.parse import urlencode
 
 from serve.api.http_messages import InvalidBody
 from serve.errors import FieldError
-from serve.predictions.prediction_rows import PageQuery
+from serve.predictions.prediction_pages import PageQuery
 
 NEWER = "newer-"
 """Cursors with this prefix are for the page before a prediction, others for the page after it."""

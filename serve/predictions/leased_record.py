@@ -14,6 +14,7 @@ from serve.database.connection import Database
 from serve.errors import DatabaseUnavailable
 from serve.predictions import prediction_rows as rows
 from serve.predictions.change_notifier import ChangeNotifier
+from serve.predictions.lease import Lease
 from serve.predictions.prediction import Prediction
 
 STORE_PERIOD_S = 0.25
@@ -29,7 +30,7 @@ class LeasedRecord:
         self,
         database: Database,
         notifier: ChangeNotifier,
-        lease: rows.Lease,
+        lease: Lease,
         prediction: Prediction,
         on_lost: Callable[[str], None],
     ) -> None:

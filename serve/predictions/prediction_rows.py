@@ -1,15 +1,14 @@
 """The SQL statements on the table of predictions. Each function runs in the caller's transaction."""
 
 from collections.abc import Collection, Sequence
-from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
-from typing import Any
 
-from sqlalchemy import ColumnElement, and_, delete, func, insert, literal, or_, select, tuple_, update
+from sqlalchemy import ColumnElement, and_, delete, func, insert, literal, or_, select, update
 from sqlalchemy.ext.asyncio import AsyncConnection
 
 from serve.database.tables import has_data, is_active, predictions
 from serve.predictions.admission import PoolLoad
+from serve.predictions.lease import Claim, Lease
 from serve.predictions.prediction import Prediction
 
 EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
@@ -17,39 +16,6 @@ MICROSECOND = timedelta(microseconds=1)
 SECOND_US = 1_000_000
 RECENT_PREDICTIONS = 32
 """The speed of a pool is that of this many predictions that have succeeded last."""
-
-
-@dataclass(frozen=True, slots=True)
-class Lease:
-    """The right of one process to run a prediction and to change its record, until it expires."""
-
-    prediction_id: str
-    owner: str
-    number: int
-    """Increases each time that another process takes the prediction up."""
-
-
-@dataclass(frozen=True, slots=True)
-class Claim:
-    """A prediction that was taken up."""
-
-    lease: Lease
-    prediction: Prediction
-    losses: int
-    """How many processes or replicas were lost while they generated this prediction."""
-    attached: bool
-    """Whether its caller was connected to the process that was lost."""
-
-
-@dataclass(frozen=True, slots=True)
-class PageQuery:
-    """A page of predictions, the newest first. `older_than` and `newer_than` are ids, which are not in the page."""
-
-    limit: int
-    older_than: str | None = None
-    newer_than: str | None = None
-    created_after: datetime | None = None
-    created_before: datetime | None = None
 
 
 def to_us(moment: datetime) -> int:
@@ -188,28 +154,6 @@ async def free_abandoned_places(connection: AsyncConnection, now_us: int) -> Non
     await connection.execute(update(predictions).where(is_abandoned).values(lease_owner=None))
 
 
-async def read_page(
-    connection: AsyncConnection, query: PageQuery, older_than: Prediction | None, newer_than: Prediction | None
-) -> list[Prediction]:
-    key = tuple_(predictions.c.created_us, predictions.c.id)
-    statement = select(predictions.c.record)
-    if older_than is not None:
-        statement = statement.where(key < _place(older_than))
-    if newer_than is not None:
-        statement = statement.where(key > _place(newer_than))
-    if query.created_after is not None:
-        statement = statement.where(predictions.c.created_us >= to_us(query.created_after))
-    if query.created_before is not None:
-        statement = statement.where(predictions.c.created_us < to_us(query.created_before))
-    newest_first = predictions.c.created_us.desc(), predictions.c.id.desc()
-    oldest_first = predictions.c.created_us, predictions.c.id
-    # The page before a prediction has its nearest neighbours, so it is read backwards.
-    backwards = newer_than is not None
-    statement = statement.order_by(*(oldest_first if backwards else newest_first)).limit(query.limit)
-    found = [Prediction.model_validate_json(record) for record in (await connection.execute(statement)).scalars()]
-    return found[::-1] if backwards else found
-
-
 async def ids_with_old_data(connection: AsyncConnection, ended_before_us: int, limit: int) -> Sequence[str]:
     query = select(predictions.c.id).where(has_data, predictions.c.ended_us < ended_before_us).limit(limit)
     return (await connection.execute(query)).scalars().all()
@@ -248,8 +192,3 @@ def _is_unfinished(prediction_id: str) -> ColumnElement[bool]:
 
 def _is_held(lease: Lease) -> ColumnElement[bool]:
     return and_(predictions.c.lease_owner == lease.owner, predictions.c.lease_number == lease.number)
-
-
-def _place(prediction: Prediction) -> ColumnElement[Any]:
-    """The place of a prediction in the order of the pages."""
-    return tuple_(literal(to_us(prediction.created_at)), literal(prediction.id))

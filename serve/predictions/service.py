@@ -9,17 +9,19 @@ import contextvars
 import logging
 import secrets
 import time
-from collections.abc import AsyncGenerator, Awaitable, Callable, Coroutine, Mapping
+from collections.abc import AsyncGenerator, Callable, Coroutine, Mapping
 from contextlib import asynccontextmanager, suppress
 from datetime import datetime
-from typing import Any, Literal, TypeVar
+from typing import Any, Literal
 
+from serve.database.patience import with_patience
 from serve.errors import DatabaseUnavailable, NotReady, ServiceError
 from serve.predictions.input_images import InputImages
 from serve.predictions.input_store import InputStore
+from serve.predictions.lease import Claim
 from serve.predictions.own_files import OwnFiles
 from serve.predictions.prediction import Prediction, elapsed_ms, utc_now
-from serve.predictions.prediction_rows import Claim, PageQuery
+from serve.predictions.prediction_pages import PageQuery
 from serve.predictions.request import ServedVersion, prepare_request
 from serve.predictions.resume import resume_request
 from serve.predictions.runner import LOST_TOO_OFTEN, MAX_LOSSES, PredictionRunner
@@ -97,7 +99,7 @@ class PredictionService:
         self._check_ready()
         prediction = request.new_prediction(images.plan, self._clock()).with_stage_times(stages_ms)
         await self._input_store.save(prediction, raw_inputs)
-        await _with_patience(lambda: self._store.create(prediction, attached))
+        await with_patience(lambda: self._store.create(prediction, attached))
         self._start(prediction, self._runner.run(prediction.id, images, request.references))
         return prediction
 
@@ -237,20 +239,5 @@ class PredictionService:
 
     async def _end(self, prediction_id: str, ending: PredictionUpdate) -> None:
         """Ends the record first, so that the cancelled runner finds it ended. Its place is free when its task ends."""
-        if await _with_patience(lambda: self._store.finish(prediction_id, ending)):
+        if await with_patience(lambda: self._store.finish(prediction_id, ending)):
             self._stop(prediction_id)
-
-
-async def _with_patience(call: Callable[[], Awaitable[Result]]) -> Result:
-    """The result of a call that needs the database, which may be away for a moment. Raises `DatabaseUnavailable`."""
-    cause = "it did not answer in time"
-    try:
-        async with asyncio.timeout(DATABASE_PATIENCE_S):
-            while True:
-                try:
-                    return await call()
-                except DatabaseUnavailable as error:
-                    cause = error.cause
-                await asyncio.sleep(DATABASE_RETRY_S)
-    except TimeoutError:
-        raise DatabaseUnavailable(cause) from None

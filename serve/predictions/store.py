@@ -12,8 +12,10 @@ from serve.errors import NotFound, PoolFull
 from serve.predictions import prediction_rows as rows
 from serve.predictions.admission import RetryEstimates, work_of
 from serve.predictions.change_notifier import ChangeNotifier
+from serve.predictions.lease import Claim, Lease
 from serve.predictions.leased_record import LeasedRecord
 from serve.predictions.prediction import Prediction, utc_now
+from serve.predictions.prediction_pages import PageQuery, read_page
 
 LEASE_S = 8.0
 """A process that does not renew its leases for this long loses them. The clocks of all nodes must agree within seconds;
@@ -65,7 +67,7 @@ class PredictionStore:
 
         An `attached` prediction is cancelled instead of taken up if this process is lost.
         """
-        pool, lease = prediction.plan.pool, rows.Lease(prediction.id, self._owner, 1)
+        pool, lease = prediction.plan.pool, Lease(prediction.id, self._owner, 1)
         work, expires_us = work_of(prediction.plan), self._expires_us()
 
         async def insert(connection: AsyncConnection) -> None:
@@ -85,11 +87,11 @@ class PredictionStore:
             raise NotFound(f"there is no prediction {prediction_id[:64]!r}; it may have expired")
         return prediction
 
-    async def page(self, query: rows.PageQuery) -> list[Prediction]:
+    async def page(self, query: PageQuery) -> list[Prediction]:
         """A page of predictions, the newest first."""
         older_than = None if query.older_than is None else await self.get(query.older_than)
         newer_than = None if query.newer_than is None else await self.get(query.newer_than)
-        found = await self._database.read(lambda connection: rows.read_page(connection, query, older_than, newer_than))
+        found = await self._database.read(lambda connection: read_page(connection, query, older_than, newer_than))
         return [self._held[each.id].prediction if each.id in self._held else each for each in found]
 
     async def update(self, prediction_id: str, change: PredictionUpdate) -> Prediction:
@@ -161,12 +163,12 @@ class PredictionStore:
             before[prediction_id].lose()
         return lost
 
-    async def claim(self, limit: int) -> list[rows.Claim]:
+    async def claim(self, limit: int) -> list[Claim]:
         """Takes up to `limit` predictions whose processes were lost or stopped."""
         now_us = rows.to_us(self._clock())
         expires_us = self._expires_us()
 
-        async def work(connection: AsyncConnection) -> list[rows.Claim]:
+        async def work(connection: AsyncConnection) -> list[Claim]:
             await rows.free_abandoned_places(connection, now_us)
             return await rows.claim(connection, self._owner, self._limits.keys(), now_us, expires_us, limit)
 
@@ -180,7 +182,7 @@ class PredictionStore:
             load = await rows.read_load(connection, pool, rows.to_us(self._clock()))
             raise PoolFull(pool, self._estimates.retry_after_s(pool, load))
 
-    def _hold(self, lease: rows.Lease, prediction: Prediction) -> None:
+    def _hold(self, lease: Lease, prediction: Prediction) -> None:
         self._held[prediction.id] = LeasedRecord(self._database, self._notifier, lease, prediction, self._lose)
 
     def _lose(self, prediction_id: str) -> None:

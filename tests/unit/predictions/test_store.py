@@ -9,7 +9,7 @@ from serve.database.connection import Database
 from serve.errors import NotFound, PoolFull
 from serve.predictions.change_notifier import ChangeNotifier
 from serve.predictions.prediction import Prediction
-from serve.predictions.prediction_rows import PageQuery
+from serve.predictions.prediction_pages import PageQuery
 from serve.predictions.store import LEASE_S, PredictionStore
 from tests.fakes import NOON, FakeClock, prediction
 

@@ -1,0 +1,50 @@
+"""Pages of predictions, the newest first, in SQL."""
+
+from dataclasses import dataclass
+from datetime import datetime
+from typing import Any
+
+from sqlalchemy import ColumnElement, literal, select, tuple_
+from sqlalchemy.ext.asyncio import AsyncConnection
+
+from serve.database.tables import predictions
+from serve.predictions.prediction import Prediction
+from serve.predictions.prediction_rows import to_us
+
+
+@dataclass(frozen=True, slots=True)
+class PageQuery:
+    """A page of predictions, the newest first. `older_than` and `newer_than` are ids, which are not in the page."""
+
+    limit: int
+    older_than: str | None = None
+    newer_than: str | None = None
+    created_after: datetime | None = None
+    created_before: datetime | None = None
+
+
+async def read_page(
+    connection: AsyncConnection, query: PageQuery, older_than: Prediction | None, newer_than: Prediction | None
+) -> list[Prediction]:
+    key = tuple_(predictions.c.created_us, predictions.c.id)
+    statement = select(predictions.c.record)
+    if older_than is not None:
+        statement = statement.where(key < _place(older_than))
+    if newer_than is not None:
+        statement = statement.where(key > _place(newer_than))
+    if query.created_after is not None:
+        statement = statement.where(predictions.c.created_us >= to_us(query.created_after))
+    if query.created_before is not None:
+        statement = statement.where(predictions.c.created_us < to_us(query.created_before))
+    newest_first = predictions.c.created_us.desc(), predictions.c.id.desc()
+    oldest_first = predictions.c.created_us, predictions.c.id
+    # The page before a prediction has its nearest neighbours, so it is read backwards.
+    backwards = newer_than is not None
+    statement = statement.order_by(*(oldest_first if backwards else newest_first)).limit(query.limit)
+    found = [Prediction.model_validate_json(record) for record in (await connection.execute(statement)).scalars()]
+    return found[::-1] if backwards else found
+
+
+def _place(prediction: Prediction) -> ColumnElement[Any]:
+    """The place of a prediction in the order of the pages."""
+    return tuple_(literal(to_us(prediction.created_at)), literal(prediction.id))
