@@ -33,10 +33,6 @@ ServiceState = Literal["starting", "ready", "full", "closing"]
 RENEW_PERIOD_S = 2.0
 MAX_CLAIMS = 16
 """Predictions that are taken up at once, so that several processes share those of a lost one."""
-DATABASE_PATIENCE_S = 3.0
-"""How long a request waits for the database."""
-DATABASE_RETRY_S = 0.25
-Result = TypeVar("Result")
 
 log = logging.getLogger(__name__)
 
