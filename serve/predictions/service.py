@@ -170,7 +170,9 @@ class PredictionService:
             with suppress(DatabaseUnavailable):
                 await self._store.release(prediction_id)
             task.cancel()
-        await asyncio.gather(*unfinished.values(), return_exceptions=True)
+        while self._tasks:  # a task that has ended is followed by one that gives its lease back
+            await asyncio.gather(*self._tasks.values(), return_exceptions=True)
+            await asyncio.sleep(0)
 
     def _check_ready(self) -> None:
         if self._closing:
