@@ -99,5 +99,5 @@ def make_app(
     app_under_test = AppUnderTest(
         service, resolve_version(settings, None), app, prediction_ids, file_store, folder / "files"
     )
-    weakref.finalize(app_under_test, shutil.rmtree, folder)
+    weakref.finalize(app, shutil.rmtree, folder)
     return app_under_test

@@ -62,7 +62,5 @@ def install(folder: Path) -> Python2Client:
         raise Python2ClientUnavailable(f"pip install took more than {INSTALL_TIMEOUT_S} s") from None
     except subprocess.CalledProcessError as error:
         reason = error.stderr.decode().strip().splitlines()
-        raise Python2ClientUnavailable(
-            f"pip install failed: {reason[-1] if reason else error.returncode}"
-        ) from None
+        raise Python2ClientUnavailable(f"pip install failed: {reason[-1] if reason else error.returncode}") from None
     return Python2Client(folder)

@@ -26,7 +26,10 @@ EXPOSED_HEADERS = ("Content-Disposition", "ETag", "Preference-Applied", "Retry-A
 
 
 def http_application(
-    routes: Sequence[BaseRoute], settings: Settings, token: SecretStr | None, lifespan: Lifespan[Starlette] | None = None
+    routes: Sequence[BaseRoute],
+    settings: Settings,
+    token: SecretStr | None,
+    lifespan: Lifespan[Starlette] | None = None,
 ) -> Starlette:
     """The application. The outermost middleware is first."""
     app = Starlette(

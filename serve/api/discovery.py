@@ -6,7 +6,7 @@ from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
 from starlette.routing import Route
 
-from serve.api.http_messages import InvalidQuery
+from serve.api.http_messages import DIGITS, InvalidQuery
 from serve.api.model_objects import contains_words, find_models, model_json, single_page
 from serve.errors import FieldError, NotFound
 from serve.predictions.service import PredictionService
@@ -65,7 +65,7 @@ def _parse_search(request: Request) -> tuple[str, int]:
     """The parameters `query` and `limit`. Raises `InvalidQuery`."""
     query, limit = request.query_params.get("query"), request.query_params.get("limit", str(DEFAULT_RESULTS))
     errors = [] if query is not None else [FieldError("query", "Field required", "missing")]
-    if not limit.isdecimal() or len(limit) > 9 or not 1 <= int(limit) <= MAX_RESULTS:
+    if not DIGITS.fullmatch(limit) or not 1 <= int(limit) <= MAX_RESULTS:
         errors.append(FieldError("limit", f"Input should be an integer from 1 to {MAX_RESULTS}", "int_range"))
     if query is None or errors:
         raise InvalidQuery(tuple(errors))

@@ -1,6 +1,5 @@
 """Builds the OpenAPI document of a served model from `serve.inputs`, in the form that Cog containers publish."""
 
-from collections.abc import Mapping
 from typing import Any, get_args
 
 from serve.inputs import Inputs

@@ -6,6 +6,7 @@ It prints what the case returns as one line of JSON.
 import asyncio
 import base64
 import json
+import os
 import sys
 from collections.abc import Callable
 from importlib import import_module
@@ -21,7 +22,9 @@ REFERENCE = f"{OWNER}/{NAME}"
 CAT = {"prompt": "a cat", "model": "schnell", "num_inference_steps": 2, "megapixels": "0.25", "seed": 5}
 CAT |= {"replicate_weights": "", "extra_lora": "", "disable_safety_checker": True, "output_format": "png"}
 
-client = replicate.Replicate(bearer_token="secret", base_url=f"{BASE_URL}/v1")
+# For `replicate.use`, which has a client of its own.
+os.environ.update(REPLICATE_API_TOKEN="secret", REPLICATE_BASE_URL=f"{BASE_URL}/v1")
+client = replicate.Replicate()
 
 
 def encoded(files: Any) -> list[str]:
@@ -39,19 +42,20 @@ def run_with_file() -> list[str]:
 
 
 async def async_run() -> list[str]:
-    async with replicate.AsyncReplicate(bearer_token="secret", base_url=f"{BASE_URL}/v1") as asynchronous:
+    async with replicate.AsyncReplicate() as asynchronous:
         files = await asynchronous.run(REFERENCE, input=CAT)
-        return [base64.b64encode(await file.aread()).decode() for file in files]
+        return [base64.b64encode(await file.read()).decode() for file in files]
 
 
 def use() -> list[str]:
-    return [Path(path).read_bytes().hex() for path in client.use(REFERENCE)(**CAT)]
+    """The URIs of the outputs: `use` turns them into paths, and downloads only http(s) ones."""
+    return [str(path) for path in replicate.use(REFERENCE)(**CAT)]
 
 
 def error_of(call: Callable[[], Any]) -> dict[str, Any]:
     try:
         call()
-    except (replicate.APIStatusError, replicate.exceptions.ModelError) as error:
+    except replicate.ReplicateError as error:
         return {"status": getattr(error, "status_code", None), "message": str(error), "type": type(error).__name__}
     return {}
 

@@ -1,4 +1,4 @@
-"""HTTP through Ray Serve's proxy: methods, headers, encodings and paths reach the application and come back unchanged."""
+"""HTTP through Ray Serve's proxy: methods, headers, encodings and paths arrive, and responses return unchanged."""
 
 import gzip
 import http.client

@@ -5,7 +5,6 @@ from typing import Any
 
 import httpx
 import pytest
-
 from starlette.routing import Route
 
 from serve.events import Started

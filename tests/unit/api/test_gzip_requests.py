@@ -63,7 +63,15 @@ async def test_identity_encoding_is_accepted() -> None:
 @pytest.mark.parametrize("path", PATHS)
 @pytest.mark.parametrize(
     "content",
-    [b"", b"{}", BODY, gzip.compress(BODY)[:-1], gzip.compress(BODY)[:5], gzip.compress(BODY) + b"x", zlib.compress(BODY)],
+    [
+        b"",
+        b"{}",
+        BODY,
+        gzip.compress(BODY)[:-1],
+        gzip.compress(BODY)[:5],
+        gzip.compress(BODY) + b"x",
+        zlib.compress(BODY),
+    ],
 )
 async def test_body_that_is_not_gzip_is_rejected_with_400(path: str, content: bytes) -> None:
     response = await post(content, GZIP, path)

@@ -43,7 +43,8 @@ async def test_models_are_listed_for_both_apis() -> None:
 
 
 @pytest.mark.parametrize(
-    "model_id", ["fofr%2Fflux-handwriting-and-sketch", "fofr%2fflux-handwriting-and-sketch", "flux-handwriting-and-sketch"]
+    "model_id",
+    ["fofr%2Fflux-handwriting-and-sketch", "fofr%2fflux-handwriting-and-sketch", "flux-handwriting-and-sketch"],
 )
 async def test_model_in_one_segment_is_the_object_of_openai(model_id: str) -> None:
     model = await get(f"/v1/models/{model_id}")

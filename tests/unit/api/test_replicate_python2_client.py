@@ -45,8 +45,9 @@ async def test_run_returns_files(python2_client: Python2Client, case: str) -> No
     assert await run(python2_client, case) == [base64.b64encode(WEBP).decode()]
 
 
-async def test_use_returns_paths(python2_client: Python2Client) -> None:
-    assert await run(python2_client, "use") == [WEBP.hex()]
+async def test_use_reads_the_schema_and_returns_outputs(python2_client: Python2Client) -> None:
+    [uri] = await run(python2_client, "use")
+    assert uri.endswith(base64.b64encode(WEBP).decode())
 
 
 async def test_run_polls_after_its_wait_has_expired_and_creates_one_prediction(python2_client: Python2Client) -> None:
