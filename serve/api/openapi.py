@@ -74,7 +74,7 @@ def _input_fields(model: ServedModel) -> dict[str, Schema]:
     """The schema of each input, not nullable and with the narrower bounds of `model`."""
     fields = {}
     for name, field in Inputs.model_json_schema()["properties"].items():
-        value_schema = next((each for each in field.get("anyOf", ()) if each["type"] != "null"), {})
+        value_schema: Schema = next((each for each in field.get("anyOf", ()) if each["type"] != "null"), {})
         narrower = model.input_bounds[name].model_dump(exclude_none=True) if name in model.input_bounds else {}
         fields[name] = field | value_schema | {JSON_SCHEMA_BOUNDS[key]: value for key, value in narrower.items()}
     return fields

@@ -8,7 +8,9 @@ from collections.abc import AsyncIterator
 
 import httpx
 import pytest
+from starlette.types import Message, Receive, Scope, Send
 
+from serve.api.gzip_requests import PIECE_BYTES, GzipRequestMiddleware
 from serve.settings import FileSettings, Settings
 from tests.app_factory import AppUnderTest, make_app
 from tests.fakes import ONE_IMAGE, FakePool
@@ -120,9 +122,33 @@ async def test_compressed_upload_is_bounded_by_its_decompressed_size() -> None:
         assert (await post(content, headers, "/v1/files")).status_code == status
 
 
-async def test_token_is_checked_before_the_body_is_decompressed() -> None:
+async def test_pieces_of_a_decompressed_body_are_small() -> None:
+    sizes: list[int] = []
+
+    async def app(scope: Scope, receive: Receive, send: Send) -> None:
+        more = True
+        while more:
+            message = await receive()
+            sizes.append(len(message["body"]))
+            more = message["more_body"]
+
+    content = gzip.compress(bytes(10 * PIECE_BYTES + 1))
+
+    async def receive() -> Message:
+        return {"type": "http.request", "body": content, "more_body": False}
+
+    async def send(message: Message) -> None:
+        pass
+
+    scope = {"type": "http", "headers": [(b"content-encoding", b"gzip")]}
+    await GzipRequestMiddleware(app)(scope, receive, send)
+    assert sum(sizes) == 10 * PIECE_BYTES + 1
+    assert max(sizes) <= PIECE_BYTES
+
+
+async def test_token_is_checked_before_the_encoding() -> None:
     async with make_small_app(token="secret").http as client:
-        response = await client.post("/v1/predictions", content=b"not gzip", headers=GZIP)
+        response = await client.post("/v1/predictions", content=BODY, headers={"Content-Encoding": "br"})
     assert response.status_code == 401
 
 
