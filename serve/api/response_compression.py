@@ -26,4 +26,4 @@ class ResponseCompressionMiddleware:
 
 
 def _may_have_images(scope: Scope) -> bool:
-    return scope["method"] == "POST" or scope["path"].startswith("/v1/predictions/")
+    return bool(scope["method"] == "POST" or scope["path"].startswith("/v1/predictions/"))
