@@ -14,6 +14,7 @@ from typing import Any, get_args
 
 import torch
 
+from benchmarks.engine_runs import size_name
 from benchmarks.geometry import GEOMETRIES, flops_per_pass, make_checkpoint
 from benchmarks.report import print_progress, report
 from serve.engine.checkpoint import Checkpoint
@@ -98,7 +99,7 @@ def measure_rows(options: argparse.Namespace) -> Iterator[dict[str, Any]]:
             tokens = LatentSpace(checkpoint).grid(size).tokens
             flops = flops_per_pass(checkpoint.transformer, tokens, checkpoint.max_sequence_length)
             for batch in options.batches:
-                row = {"precision": precision, "size": "x".join(map(str, size)), "batch": batch}
+                row = {"precision": precision, "size": size_name(size), "batch": batch}
                 timings = _measure_batch(checkpoint, size, batch, options.steps, flops)
                 yield (
                     row

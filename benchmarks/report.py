@@ -45,7 +45,7 @@ def describe_machine() -> dict[str, Any]:
         "processor": _processor(),
         "python": platform.python_version(),
         "versions": {name: _version(name) for name in LIBRARIES},
-        "command": " ".join(sys.argv),
+        "command": " ".join((_program(), *sys.argv[1:])),
     }
 
 
@@ -58,6 +58,12 @@ def _commit() -> str:
         check=False,
     )
     return process.stdout.strip() or "unknown"
+
+
+def _program() -> str:
+    """The name of the script, or of the package that runs, without its folder."""
+    path = Path(sys.argv[0])
+    return path.parent.name if path.stem == "__main__" else path.stem
 
 
 def _version(library: str) -> str:

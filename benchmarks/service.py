@@ -51,7 +51,7 @@ async def run_requests(generate: Generate, requests: int, in_flight: int, steps:
     start_s = time.perf_counter()
     batches = await asyncio.gather(*(run_one(number) for number in range(requests)))
     elapsed_s = time.perf_counter() - start_s
-    return {"pictures_per_s": requests / elapsed_s, "mean_batch": statistics.mean(batches)}
+    return {"images_per_s": requests / elapsed_s, "mean_batch": statistics.mean(batches)}
 
 
 def _inputs(number: int, steps: int) -> dict[str, Any]:
@@ -149,7 +149,7 @@ def measure(options: argparse.Namespace) -> dict[str, Any]:
                 http.append(asyncio.run(run_over_http(service, options)))
         finally:
             replica.stop()
-    ratios = [a["pictures_per_s"] / b["pictures_per_s"] for a, b in zip(http, replica_alone, strict=True)]
+    ratios = [a["images_per_s"] / b["images_per_s"] for a, b in zip(http, replica_alone, strict=True)]
     return {"ratio": statistics.median(ratios), "ratios": ratios, "http": http, "engine": replica_alone}
 
 

@@ -20,10 +20,11 @@ from serve.api.auth import check_bind_address
 from serve.api.replicate import prediction_json
 from serve.logs import use_replica_log
 from serve.lora.parse_reference import check_aliases
-from serve.lora_cache import LoraCacheClient
+from serve.lora_cache_client import LoraCacheClient
 from serve.media.file_store import FileStore
 from serve.media.output_store import OutputStore
-from serve.net.http_client import HttpClient, UrlFetcher
+from serve.net.http_client import HttpClient
+from serve.net.url_fetcher import UrlFetcher
 from serve.pool_client import PoolClient
 from serve.predictions.input_images import InputImages
 from serve.predictions.own_files import OwnFiles, OwnFilesFirst

@@ -15,8 +15,8 @@ from serve.errors import LorasMissing
 from serve.events import Event, Finished, ImageFinished, ImageFlagged, Started, StepDone
 from serve.generation_plan import GenerationPlan
 from serve.logs import use_replica_log
-from serve.lora.reference import ResolvedLora
-from serve.lora_cache import BlockRef
+from serve.lora.resolved_lora import ResolvedLora
+from serve.lora_cache_actor import BlockRef
 from serve.media.image_codec import encode_image
 from serve.model_specs import ImageArray, MaskArray
 from serve.settings import Settings, read_secrets, use_compile_cache

@@ -12,7 +12,7 @@ from ray.serve.handle import DeploymentHandle
 from serve.errors import EngineFailed, PoolFull, ServiceError
 from serve.events import Event
 from serve.generation_plan import GenerationPlan
-from serve.lora.reference import ResolvedLora
+from serve.lora.resolved_lora import ResolvedLora
 from serve.model_specs import ImageArray, MaskArray
 
 log = logging.getLogger(__name__)

@@ -11,7 +11,8 @@ from numpy.typing import NDArray
 from serve.errors import FetchFailed
 from serve.events import Event, Finished, ImageFinished, Started, StepDone
 from serve.generation_plan import GenerationPlan
-from serve.lora.reference import CacheHandle, LoraMetadata, Reference, ResolvedLora
+from serve.lora.reference import Reference
+from serve.lora.resolved_lora import CacheHandle, LoraMetadata, ResolvedLora
 from serve.predictions.prediction import Prediction
 
 NOON = datetime(2026, 1, 1, 12, tzinfo=UTC)

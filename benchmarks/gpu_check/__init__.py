@@ -1,1 +1,1 @@
-"""The parts of the GPU benchmark (`benchmarks/gpu.py`), each of which runs in a process of its own."""
+"""Measures FLUX.1 on one GPU: `scripts/gpu-check`. Each part runs in a process of its own."""

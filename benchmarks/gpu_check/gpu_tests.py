@@ -8,11 +8,11 @@ from collections.abc import Iterator
 from pathlib import Path
 from xml.etree import ElementTree
 
-from benchmarks.gpu_check.runs import Row
+from benchmarks.gpu_check.step_benchmark import Row
 
 ROOT = Path(__file__).parents[2]
 _CONFIGURATION = "[pytest]\naddopts = -ra --strict-markers --import-mode=importlib -p no:logging\n"
-"""That of pyproject.toml needs plugins that are not installed everywhere."""
+"""That of pyproject.toml needs plugins that `scripts/gpu-check` does not require."""
 
 
 def run_gpu_tests(_: str) -> Iterator[Row]:

@@ -3,19 +3,18 @@
 import statistics
 import time
 from collections.abc import Iterator
-from queue import SimpleQueue
-from typing import Any
+from contextlib import closing
 
 import numpy as np
 
-from benchmarks.gpu_check.loras import make_lora
-from benchmarks.gpu_check.runs import Row, make_request, peak_gb, size_name
+from benchmarks.engine_runs import Run, generate, make_lora, make_request, peak_gb, size_name
 from benchmarks.gpu_check.scale import SCALES, Scale, make_checkpoint, make_pool
+from benchmarks.gpu_check.step_benchmark import Row
 from serve.engine.checkpoint import Checkpoint
 from serve.engine.compilation import compiled_graphs
 from serve.engine.engine import Engine
 from serve.engine.quantize import weight_bytes
-from serve.engine.request import Completed, FinalEvent, GenerationRequest, ImageReady
+from serve.engine.request import GenerationRequest
 from serve.model_specs import Size, VariantName
 from serve.settings import Precision
 
@@ -37,17 +36,12 @@ class Replica:
         self.engine.warm_up(self.pool.warmup_sizes)
         self.warm_up_s = time.perf_counter() - start_s
 
-    def generate(self, request: GenerationRequest) -> tuple[float, Completed]:
-        """Seconds from the submission until all images are on the host, and the final event."""
-        events: SimpleQueue[Any] = SimpleQueue()
-        start_s = time.perf_counter()
-        self.engine.submit(request, events.put)
-        while not isinstance(event := events.get(), FinalEvent):
-            if isinstance(event, ImageReady):
-                event.to_host()
-        if not isinstance(event, Completed):
-            raise RuntimeError(f"the request ended with {event}")
-        return time.perf_counter() - start_s, event
+    def generate(self, request: GenerationRequest) -> Run:
+        """Runs one request. Raises `RequestFailed` if it fails."""
+        return generate(self.engine, [request])
+
+    def close(self) -> None:
+        self.engine.stop()
 
 
 def measure_replica(scale_name: str, variant: VariantName, precision: Precision, process: str) -> Iterator[Row]:
@@ -56,20 +50,19 @@ def measure_replica(scale_name: str, variant: VariantName, precision: Precision,
     Whether the compile cache is cold depends on the order of the parts: that of the first process is.
     """
     scale = SCALES[scale_name]
-    replica = Replica(scale, variant, precision)
     labels: Row = {"model": variant, "precision": precision}
-    first_s, _ = replica.generate(make_request(scale.large, 2, prompt=PROMPTS[-1]))
-    yield {"topic": "start", **labels, "process": process} | {
-        "warm_up_sizes": len(replica.pool.warmup_sizes),
-        "load_s": round(replica.load_s, 3),
-        "warm_up_s": round(replica.warm_up_s, 3),
-        "first_image_s": round(first_s, 3),
-    }
-    if process == "first":
-        yield from _image_rows(scale, replica, labels)
-        yield from _recompilation_rows(scale, replica, labels)
-        yield _memory_row(replica, labels)
-    replica.engine.stop()
+    with closing(Replica(scale, variant, precision)) as replica:
+        first = replica.generate(make_request(scale.large, 2, prompt=PROMPTS[-1]))
+        yield {"topic": "start", **labels, "process": process} | {
+            "warm_up_sizes": len(replica.pool.warmup_sizes),
+            "load_s": round(replica.load_s, 3),
+            "warm_up_s": round(replica.warm_up_s, 3),
+            "first_image_s": round(first.seconds, 3),
+        }
+        if process == "first":
+            yield from _image_rows(scale, replica, labels)
+            yield from _recompilation_rows(scale, replica, labels)
+            yield _memory_row(replica, labels)
 
 
 def _image_rows(scale: Scale, replica: Replica, labels: Row) -> Iterator[Row]:
@@ -84,10 +77,10 @@ def _image_row(replica: Replica, labels: Row, size: Size, steps: int, seeds: tup
     """The median over requests with different prompts, so that no prompt is in the cache. The first is not timed."""
     requests = [make_request(size, steps, seeds, prompt=f"{PROMPTS[0]} {size} {number}") for number in range(repeats)]
     replica.generate(make_request(size, min(steps, 2), seeds))
-    results = [replica.generate(request) for request in requests]
-    stages = {stage: statistics.median(end.stages_ms[stage] for _, end in results) for stage in _STAGES}
+    runs = [replica.generate(request) for request in requests]
+    stages = {stage: statistics.median(run.ends[0].stages_ms[stage] for run in runs) for stage in _STAGES}
     return {"topic": "image", **labels, "size": size_name(size), "steps": steps, "images": len(seeds)} | {
-        "seconds": round(statistics.median(seconds for seconds, _ in results), 4),
+        "seconds": round(statistics.median(run.seconds for run in runs), 4),
         **{f"{stage}_ms": round(stage_ms, 3) for stage, stage_ms in stages.items()},
     }
 
@@ -97,18 +90,18 @@ def _encoding_row(replica: Replica, labels: Row, size: Size) -> Row:
     width, height = size
     image = np.random.default_rng(0).integers(0, 256, (height, width, 3), np.uint8)
     request = make_request(size, 2, image=image, strength=0.5)
-    ends = [replica.generate(request)[1] for _ in range(2)]
+    _, run = (replica.generate(request) for _ in range(2))
     return {
         "topic": "encode_image",
         **labels,
         "size": size_name(size),
-        "ms": round(ends[1].stages_ms["encode_image"], 3),
+        "ms": round(run.ends[0].stages_ms["encode_image"], 3),
     }
 
 
 def _recompilation_rows(scale: Scale, replica: Replica, labels: Row) -> Iterator[Row]:
     """Each change is requested twice: without recompilation, both requests take equally long."""
-    lora, other = (make_lora(replica.checkpoint, rank, seed=rank) for rank in (16, 32))
+    lora, other = (make_lora(replica.checkpoint.transformer, rank, seed=rank) for rank in (16, 32))
     size = scale.medium
     changes = {
         "a new size": make_request(scale.new_size, 2),
@@ -120,11 +113,11 @@ def _recompilation_rows(scale: Scale, replica: Replica, labels: Row) -> Iterator
     }
     for change, request in changes.items():
         graphs = compiled_graphs()
-        (first_s, _), (second_s, _) = (replica.generate(request) for _ in range(2))
+        first, second = (replica.generate(request) for _ in range(2))
         yield {"topic": "recompilation", **labels, "change": change} | {
             "new_graphs": compiled_graphs() - graphs,
-            "first_s": round(first_s, 4),
-            "second_s": round(second_s, 4),
+            "first_s": round(first.seconds, 4),
+            "second_s": round(second.seconds, 4),
         }
 
 

@@ -14,8 +14,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
-from benchmarks.gpu_check.plan import Part
-from benchmarks.gpu_check.rows import missing_figures
+from benchmarks.gpu_check.parts import Part
+from benchmarks.gpu_check.required_figures import missing_figures
 
 Row = dict[str, Any]
 Result = Literal["done", "incomplete", "failed", "timed out", "skipped"]
@@ -118,14 +118,14 @@ class Runner:
         self._start_s = clock()
         self._workers: list[Worker] = []
         """The running ones: that of the current part first, then one that is ready for the next part."""
-        self._workers_start = True
+        self._workers_can_start = True
         """False after a worker ended before its first part, as the others would."""
 
     def run(self) -> Iterator[Row]:
         """The rows of all parts as they come. The last row of each part has its `result`."""
         try:
             for number, part in enumerate(self._plan.parts):
-                if self._workers_start and self._fits(part):
+                if self._workers_can_start and self._fits(part):
                     yield from self._run_part(part, is_last=number == len(self._plan.parts) - 1)
                 else:
                     yield {"part": part.name, "result": "skipped", "left_s": round(self._left_s(), 1)}
@@ -158,7 +158,7 @@ class Runner:
                 continue
             if message is None:
                 result, error = "failed", f"its process ended with status {worker.wait()}"
-                self._workers_start = worker.ready
+                self._workers_can_start = worker.ready
             elif "ready" in message:
                 worker.ready = True
             elif "row" in message:

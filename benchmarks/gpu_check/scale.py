@@ -52,8 +52,8 @@ class Scale:
         return self.sizes[2]
 
 
-CARD = Scale(
-    name="card",
+GPU = Scale(
+    name="gpu",
     device="cuda",
     sizes=((256, 256), (512, 512), (1024, 1024), (1440, 1440)),
     new_size=(960, 704),
@@ -76,7 +76,7 @@ SMOKE = Scale(
     warmup_sizes=((64, 64), (48, 48)),
     max_sequence_length=32,
 )
-SCALES = {scale.name: scale for scale in (CARD, SMOKE)}
+SCALES = {scale.name: scale for scale in (GPU, SMOKE)}
 
 
 def make_pool(

@@ -1,11 +1,12 @@
 """Measures the time of a step by size, batch size and text length, and with each optimisation turned off."""
 
 from collections.abc import Iterator, Mapping
+from contextlib import closing
 from typing import Any
 
-from benchmarks.gpu_check.loras import make_lora
-from benchmarks.gpu_check.runs import Bench, Row, rows_of_batches, size_name
+from benchmarks.engine_runs import make_lora, size_name
 from benchmarks.gpu_check.scale import SCALES, Scale, make_pool
+from benchmarks.gpu_check.step_benchmark import Row, StepBenchmark, measure_batches
 from serve.model_specs import Size, VariantName
 from serve.settings import Precision
 
@@ -27,9 +28,9 @@ def measure_steps(scale_name: str, variant: VariantName, precision: Precision) -
     """A row for each size and batch size, the most important first."""
     scale = SCALES[scale_name]
     model, pool = make_pool(scale, variant, precision)
-    bench = Bench(scale, model, pool)
     labels = {"model": variant, "precision": precision, "text_tokens": model.max_sequence_length}
-    yield from rows_of_batches(bench, labels, _batches(scale) if variant == "dev" else _few_batches(scale))
+    with closing(StepBenchmark(scale, model, pool)) as benchmark:
+        yield from measure_batches(benchmark, labels, _batches(scale) if variant == "dev" else _few_batches(scale))
 
 
 def _batches(scale: Scale) -> list[tuple[Size, int]]:
@@ -45,16 +46,16 @@ def _few_batches(scale: Scale) -> list[tuple[Size, int]]:
 def measure_ablation(scale_name: str, precision: Precision, switch: str) -> Iterator[Row]:
     """Rows of steps with one optimisation turned off. `none` measures without and with a LoRA, to compare with."""
     scale = SCALES[scale_name]
-    bench = Bench(scale, *make_pool(scale, "dev", precision, **SWITCHES[switch]))
     ranks = {"none": (0, 16), "lora_product": (16,)}.get(switch, (0,))
-    for rank in ranks:
-        loras = [{"resident": make_lora(bench.checkpoint, rank, 0)}] if rank else []
-        for size in (scale.large, scale.medium):
-            yield {
-                "topic": "ablation",
-                "precision": precision,
-                "switch": switch,
-                "size": size_name(size),
-                "rank": rank,
-                **bench.measure_step(size, 1, loras),
-            }
+    with closing(StepBenchmark(scale, *make_pool(scale, "dev", precision, **SWITCHES[switch]))) as benchmark:
+        for rank in ranks:
+            loras = [{"resident": make_lora(benchmark.checkpoint.transformer, rank, 0)}] if rank else []
+            for size in (scale.large, scale.medium):
+                yield {
+                    "topic": "ablation",
+                    "precision": precision,
+                    "switch": switch,
+                    "size": size_name(size),
+                    "rank": rank,
+                    **benchmark.measure_step(size, 1, loras),
+                }

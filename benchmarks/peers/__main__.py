@@ -3,7 +3,7 @@
     scripts/bench peers --quick
     scripts/bench peers --save
 
-All servers run at once, but only the one that is measured is not paused. They take turns scenario by scenario, so a
+All servers run side by side; all but the one being measured are paused. They take turns scenario by scenario, so a
 change of the machine's speed affects all of them. A server that cannot be installed or started is reported by name.
 """
 

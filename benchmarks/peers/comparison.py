@@ -2,7 +2,6 @@
 
 import asyncio
 import os
-import sys
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -15,6 +14,7 @@ from benchmarks.peers.process import ServerProcess, StartError
 from benchmarks.peers.results import ratios, scenario_measures
 from benchmarks.peers.servers import OURS, Server, server_environment
 from benchmarks.peers.workload import Scenario
+from benchmarks.report import print_progress
 from serve.launch.subprocess_service import free_port
 
 START_TIMEOUT_S = 180.0
@@ -46,7 +46,7 @@ class Comparison:
 
     def start(self, server: Server) -> None:
         """Starts a server while all others are paused, and pauses it. A peer that fails is recorded."""
-        _progress(f"{server.name}: starting")
+        print_progress(f"{server.name}: starting")
         port = free_port()
         environment = server_environment(server, os.environ, port, self._threads, self._dtype)
         command = tuple(part.format(port=port) for part in server.command)
@@ -54,19 +54,20 @@ class Comparison:
         try:
             process = ServerProcess(command, environment)
         except OSError as error:
-            return self._reject(server, str(error))
+            self._reject(server, str(error))
+            return
         try:
             measures = {"start_s": round(process.wait_until_ready(client.is_ready, START_TIMEOUT_S), 1)}
         except StartError as error:
             process.stop()
-            return self._reject(server, str(error))
+            self._reject(server, str(error))
+            return
         measures |= {"memory_mb": round(process.sample_memory()), "idle_cores": _idle_cores(process)}
         if not server.is_peer:
             self._dtype = client.compute_dtype()
         images = [client.generate(request)[0] for request in IMAGE_CHECKS]
         self._running[server.name] = _Running(server, process, client, measures, images)
         process.pause()
-        return None
 
     async def run_round(self, number: int, scenarios: Sequence[Scenario], deadline_s: float) -> bool:
         """Runs every scenario on every server. Returns False, and drops the round, if the deadline passes."""
@@ -76,11 +77,11 @@ class Comparison:
         for scenario in scenarios:
             for running in order:
                 if time.monotonic() > deadline_s:
-                    _progress(f"round {number + 1} was not completed in time")
+                    print_progress(f"round {number + 1} was not completed in time")
                     return False
                 turn = await self._take_turn(running, scenario)
                 turns.append((running, scenario.name, turn))
-                _progress(f"round {number + 1}, {scenario.name}, {running.server.name}: {turn.seconds:.1f} s")
+                print_progress(f"round {number + 1}, {scenario.name}, {running.server.name}: {turn.seconds:.1f} s")
         for running, name, turn in turns:
             running.turns.setdefault(name, []).append(turn)
         return True
@@ -134,7 +135,7 @@ class Comparison:
     def _reject(self, server: Server, reason: str) -> None:
         if not server.is_peer:
             raise StartError(reason)
-        _progress(f"{server.name}: does not start: {reason}")
+        print_progress(f"{server.name}: does not start: {reason}")
         self.unavailable[server.name] = f"does not start: {reason}"
 
 
@@ -144,7 +145,3 @@ def _idle_cores(process: ServerProcess) -> float:
     start_s, start_cpu_s = time.perf_counter(), process.cpu_s()
     time.sleep(IDLE_S)
     return round((process.cpu_s() - start_cpu_s) / (time.perf_counter() - start_s), 3)
-
-
-def _progress(line: str) -> None:
-    print(line, file=sys.stderr, flush=True)

@@ -16,7 +16,7 @@ MAX_BATCH = 8
 BATCH_WAIT_S = 0.01
 MAX_ONGOING_REQUESTS = 100
 RAY_HOST = "127.0.0.3"
-"""A loopback address of its own, so that Ray's ports are not those of the service's Ray."""
+"""A loopback address of its own, so that Ray's ports are not those of the service's Ray. Only Linux has it."""
 OBJECT_STORE_BYTES = 256 * 2**20
 
 app = FastAPI()

@@ -30,7 +30,7 @@ def _sections(folder: Path, notes: Mapping[str, Any]) -> Iterator[tuple[str, tup
     texts = notes["texts"]
     yield "Runs", (sections.runs_table([first] if now is None else [first, now]),)
     yield "Targets", (texts["targets"], targets_table(first, now))
-    yield "Ceilings of the card", (texts["ceilings"], sections.ceilings_table(first, now))
+    yield "Limits of the GPU", (texts["limits"], sections.limits_table(first, now))
     yield "Steps", sections.steps_paragraphs(first, now)
     yield "LoRAs", (texts["loras"], sections.loras_table(first, now))
     yield "Images", (sections.images_table(first, now), sections.stages_table(first))
@@ -42,13 +42,14 @@ def _sections(folder: Path, notes: Mapping[str, Any]) -> Iterator[tuple[str, tup
     dropped = [(each["what"], each["why"]) for each in notes["dropped"]]
     yield "Tried and dropped", (table(("what", "why"), dropped, text_columns=2),)
     yield "GPU tests", (sections.tests_line(first, now),)
-    yield from _optional_sections(folder)
+    yield from _optional_sections(folder, texts)
 
 
-def _optional_sections(folder: Path) -> Iterator[tuple[str, tuple[str, ...]]]:
+def _optional_sections(folder: Path, texts: dict[str, str]) -> Iterator[tuple[str, tuple[str, ...]]]:
     """Those whose results come from other benchmarks."""
     for title, name in (("Peers", "peers"), ("Scheduling", "scheduling")):
         text = read_table(folder, name)
         if text is not None:
             has_image = (PAGE.parent / f"{name}.png").is_file()
-            yield title, (text, f"![{title}]({name}.png)") if has_image else (text,)
+            image = (f"![{title}]({name}.png)",) if has_image else ()
+            yield title, (*((texts[name],) if name in texts else ()), text, *image)

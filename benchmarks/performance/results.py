@@ -21,7 +21,7 @@ class Run:
 
     @property
     def transcribed(self) -> bool:
-        """Whether its figures were copied by hand instead of written by the benchmark."""
+        """Whether its figures were entered by hand, not written by the benchmark."""
         return any(call.get("transcribed") for call in self.calls)
 
     def select(self, **labels: Any) -> Iterator[Row]:
@@ -30,7 +30,8 @@ class Run:
 
     def find(self, **labels: Any) -> Row | None:
         """The latest row with these labels that has figures."""
-        return next((row for row in reversed(list(self.select(**labels))) if "error" not in row), None)
+        rows = reversed(list(self.select(**labels)))
+        return next((row for row in rows if "error" not in row and "unavailable" not in row), None)
 
 
 def find(run: Run | None, **labels: Any) -> Row | None:
@@ -38,7 +39,7 @@ def find(run: Run | None, **labels: Any) -> Row | None:
 
 
 def run_name(run: Run | None) -> str:
-    return "now" if run is None else run.name
+    return "current code" if run is None else run.name
 
 
 def read_run(path: Path) -> Run:

@@ -42,27 +42,27 @@ def _text(value: Any) -> str:
     return "not recorded" if value is None else str(value)
 
 
-def ceilings_table(first: Run, now: Run | None) -> str:
+def limits_table(first: Run, now: Run | None) -> str:
     """Ranges over the shapes of FLUX.1's linear layers."""
 
     def products(run: Run | None, kernel: str, square: bool) -> str:
-        rows = [] if run is None else run.select(topic="ceiling", what="product", kernel=kernel)
+        rows = [] if run is None else run.select(topic="limit", what="product", kernel=kernel)
         rates = [row["tflops_per_s"] for row in rows if "tflops_per_s" in row and (row["layer"] == "square") == square]
         return " to ".join(dict.fromkeys(map(significant, (min(rates), max(rates))))) if rates else NOT_MEASURED
 
     def rows() -> Iterator[tuple[str, ...]]:
         yield "bf16 product 8192³", *(products(run, "bf16", square=True) for run in (first, now))
-        for kernel in ("bf16", "float8, a scale per row", "float8, a scale per tensor"):
+        for kernel in ("bf16", "row-wise float8", "tensor-wise float8"):
             yield f"{kernel}, FLUX.1's linear layers", *(products(run, kernel, square=False) for run in (first, now))
         for tokens in (4608, 1536, 768):
             for kernel in ("cudnn", "flash", "efficient", "flash4"):
                 found = [
-                    find(run, topic="ceiling", what="attention", tokens=tokens, kernel=kernel) for run in (first, now)
+                    find(run, topic="limit", what="attention", tokens=tokens, kernel=kernel) for run in (first, now)
                 ]
                 if any(found) or (tokens, kernel) != (4608, "flash4"):
                     shown = [figure(row, "tflops_per_s") for row in found]
                     yield f"attention, {tokens} tokens, {kernel}", *shown
-        copies = [find(run, topic="ceiling", what="copy within device memory") for run in (first, now)]
+        copies = [find(run, topic="limit", what="copy within device memory") for run in (first, now)]
         yield "copy within device memory, GB/s read and written", *(figure(row, "gb_per_s") for row in copies)
 
     return table(("TFLOP/s unless stated", first.name, run_name(now)), rows())
@@ -70,7 +70,7 @@ def ceilings_table(first: Run, now: Run | None) -> str:
 
 def steps_paragraphs(first: Run, now: Run | None) -> tuple[str, ...]:
     if now is None:
-        return f"In {first.name}:", steps_table(first), f"Now: {NOT_MEASURED}."
+        return f"In {first.name}:", steps_table(first), f"Current code: {NOT_MEASURED}."
     return f"In {first.name}:", steps_table(first), f"In {now.name}:", steps_table(now)
 
 
@@ -236,6 +236,9 @@ def errors_table(first: Run) -> str:
 def tests_line(first: Run, now: Run | None) -> str:
     def text(run: Run | None) -> str:
         row = find(run, topic="tests")
-        return NOT_MEASURED if row is None else f"{row['passed']} passed, {row['failed']} failed"
+        if row is None:
+            return NOT_MEASURED
+        note = f" ({row['note']})" if "note" in row else ""
+        return f"{row['passed']} passed, {row['failed']} failed{note}"
 
-    return f"`tests/gpu`: {text(first)} in {first.name}; {run_name(now)}: {text(now)}."
+    return f"`tests/gpu` in {first.name}: {text(first)}; {run_name(now)}: {text(now)}."

@@ -25,7 +25,7 @@ def targets_table(first: Run, now: Run | None) -> str:
         yield "graphs compiled for a new size, LoRA or scale", *map(_new_graphs, (first, now)), "0"
         labels = {"topic": "start", "precision": "bf16", "process": "second"}
         shown = [_start_s(find(run, **labels)) for run in (first, now)]
-        yield "second start of a replica, beyond reading weights", *shown, "≤ 60 s"
+        yield "second start of a replica, without reading the weights", *shown, "≤ 60 s"
 
     return table(("1024² unless stated", first.name, run_name(now), "target"), rows())
 

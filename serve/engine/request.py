@@ -20,7 +20,7 @@ class LoraRequest:
     """A LoRA to apply, and how strongly."""
 
     key: str
-    """Key of the weights, as in `serve.lora.reference.LoraMetadata`."""
+    """Key of the weights, as in `serve.lora.resolved_lora.LoraMetadata`."""
     scale: float
 
 

@@ -2,7 +2,6 @@
 
 import contextlib
 import logging
-import os
 import signal
 import tempfile
 import threading
@@ -14,12 +13,12 @@ from ray import serve
 from ray.serve.context import _get_global_client
 from ray.serve.schema import ApplicationStatus, DeploymentStatus, DeploymentStatusOverview, ServeDeploySchema
 
+from serve.settings import use_slow_control_loop
+
 OBJECT_STORE_BYTES = 256 * 2**20
 RAY_HOST = "127.0.0.2"
 """A loopback address, so that Ray survives a change of network. Ray would replace 127.0.0.1 by an external address."""
 POLL_S = 0.5
-CONTROL_LOOP_S = "0.5"
-"""Seconds between two passes of Serve's controller. With Serve's default of 0.1, it uses 8 % of a core while idle."""
 
 
 class StartupError(Exception):
@@ -62,7 +61,7 @@ def _install_signal_handlers(stop: threading.Event) -> None:
 @contextlib.contextmanager
 def _local_ray(num_cpus: int | None, num_gpus: int | None) -> Iterator[str]:
     """Starts Ray, yields its address, and shuts it down."""
-    os.environ.setdefault("RAY_SERVE_CONTROL_LOOP_INTERVAL_S", CONTROL_LOOP_S)
+    use_slow_control_loop()
     # In the system's temporary folder, because the paths of Ray's sockets have a length limit.
     with tempfile.TemporaryDirectory(prefix="flux-", ignore_cleanup_errors=True) as folder:
         context = ray.init(

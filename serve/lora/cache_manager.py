@@ -18,7 +18,8 @@ from serve.errors import FetchFailed, PredictionFailed
 from serve.lora.disk_cache import CacheEntry, DiskCache, block_key
 from serve.lora.loader import LoadedLora
 from serve.lora.model_geometry import ModelGeometry
-from serve.lora.reference import BlockRefT, CacheHandle, LoraMetadata, Reference, ResolvedLora
+from serve.lora.reference import Reference
+from serve.lora.resolved_lora import BlockRefT, CacheHandle, LoraMetadata, ResolvedLora
 from serve.lora.uploaded_file import ContentMissing, upload_of
 from serve.lora.weights import Block
 from serve.settings import LoraSettings

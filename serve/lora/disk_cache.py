@@ -13,7 +13,7 @@ from pathlib import Path
 
 import numpy as np
 
-from serve.lora.reference import LoraMetadata
+from serve.lora.resolved_lora import LoraMetadata
 from serve.lora.weights import Block
 
 _FORMAT = "4"

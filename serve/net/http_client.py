@@ -9,7 +9,7 @@ import ssl
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
-from http.client import FORBIDDEN, OK, UNAUTHORIZED, responses
+from http.client import responses
 from types import MappingProxyType
 from typing import TypeVar
 
@@ -17,7 +17,6 @@ import httpcore
 import httpx
 
 from serve import __version__
-from serve.errors import FetchFailed
 from serve.net.ssrf_guard import (
     AddressNotPublic,
     AllowedHosts,
@@ -26,14 +25,13 @@ from serve.net.ssrf_guard import (
     SystemResolver,
     UnknownHost,
 )
-from serve.net.url import InvalidUrl, display_url, parse_url
+from serve.net.url import InvalidUrl, parse_url
 from serve.settings import FetchSettings
 
 REDIRECT_STATUSES = {301, 302, 303, 307, 308}
 RETRYABLE_STATUSES = {429, 500, 502, 503, 504}
 COMPRESSIONS = {"gzip", "x-gzip", "deflate", "br", "zstd", "compress"}
 DEFAULT_PORTS = {"http": 80, "https": 443}
-SIGN_IN_HINT = "it must be readable without signing in"
 NO_HEADERS: Mapping[str, str] = MappingProxyType({})
 
 Result = TypeVar("Result")
@@ -88,8 +86,7 @@ class HttpClient:
 
     `resolver` and `tls` replace the system's DNS resolver and trusted certificates. `settings_name` is the path
     of `settings` in the configuration, for error messages. Redirects from https to http are refused unless
-    `allow_downgrade` is set. Raises
-    `ValueError` for an invalid entry in `settings.allowed_hosts`.
+    `allow_downgrade` is set. Raises `ValueError` for an invalid entry in `settings.allowed_hosts`.
     """
 
     def __init__(
@@ -218,41 +215,3 @@ def _has_cause(error: BaseException | None, kind: type[BaseException]) -> bool:
     while error is not None and not isinstance(error, kind):
         error = error.__cause__ or error.__context__
     return error is not None
-
-
-class UrlFetcher:
-    """Fetches up to `settings.max_concurrent` URLs at once through `client`, which the caller closes.
-
-    Further fetches wait, and `settings.total_timeout_s` does not include the wait.
-    """
-
-    def __init__(self, settings: FetchSettings, client: HttpClient) -> None:
-        self._settings = settings
-        self._client = client
-        self._slots = asyncio.Semaphore(settings.max_concurrent)
-
-    async def fetch(self, text: str) -> bytes:
-        """Returns the content of the URL `text`. Raises `FetchFailed`."""
-        try:
-            url = parse_url(text)
-        except InvalidUrl as error:
-            raise FetchFailed(display_url(text), str(error)) from error
-        async with self._slots:
-            try:
-                async with asyncio.timeout(self._settings.total_timeout_s):
-                    return await self._client.with_retries(lambda: self._download(url))
-            except TimeoutError as error:
-                reason = f"it was not complete after {self._settings.total_timeout_s:g} s"
-                raise FetchFailed(display_url(url), reason) from error
-            except RequestFailed as error:
-                raise FetchFailed(display_url(url), error.reason) from error
-
-    async def _download(self, url: httpx.URL) -> bytes:
-        async with self._client.get(url) as response:
-            if response.status != OK:
-                hint = SIGN_IN_HINT if response.status in (UNAUTHORIZED, FORBIDDEN) else ""
-                raise response.status_error(hint)
-            content = bytearray()
-            async for chunk in response.body(self._settings.max_bytes):
-                content += chunk
-            return bytes(content)

@@ -11,7 +11,8 @@ from tqdm import tqdm
 from serve.errors import AllImagesFlagged, EngineFailed
 from serve.events import Event, Finished, ImageFinished, ImageFlagged, Started, StepDone
 from serve.generation_plan import GenerationPlan, PlannedLora
-from serve.lora.reference import Reference, ResolvedLora
+from serve.lora.reference import Reference
+from serve.lora.resolved_lora import ResolvedLora
 from serve.media.output_store import OutputStore
 from serve.predictions.prediction import Output, elapsed_ms
 from serve.predictions.store import PredictionStore, PredictionUpdate

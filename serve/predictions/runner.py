@@ -12,7 +12,8 @@ from serve.aio import first_error_task_group
 from serve.errors import EngineFailed, LorasMissing, public_error
 from serve.events import Event
 from serve.generation_plan import GenerationPlan
-from serve.lora.reference import Reference, ResolvedLora
+from serve.lora.reference import Reference
+from serve.lora.resolved_lora import ResolvedLora
 from serve.media.output_store import OutputStore
 from serve.model_specs import ImageArray, MaskArray
 from serve.predictions.event_recorder import EventRecorder, lora_log_lines, lora_metrics

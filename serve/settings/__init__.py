@@ -5,7 +5,14 @@ Other code imports them from this package. `serve_config.yaml` has the productio
 
 from serve.settings.base import Device
 from serve.settings.downloads import FetchSettings
-from serve.settings.environment import ENVIRONMENT_VARIABLES, Secrets, cache_folder, read_secrets, use_compile_cache
+from serve.settings.environment import (
+    ENVIRONMENT_VARIABLES,
+    Secrets,
+    cache_folder,
+    read_secrets,
+    use_compile_cache,
+    use_slow_control_loop,
+)
 from serve.settings.loras import LoraCacheSettings, LoraFetchSettings, LoraSettings
 from serve.settings.models import DeploymentSettings, InputBounds, ModelSettings, ServedModel, is_same_id
 from serve.settings.pools import (
@@ -54,4 +61,5 @@ __all__ = [
     "is_same_id",
     "read_secrets",
     "use_compile_cache",
+    "use_slow_control_loop",
 ]

@@ -1,4 +1,4 @@
-"""Secrets and folders from the environment. No other module reads or changes the environment."""
+"""Secrets, folders and other values of the environment. No other module reads or changes it."""
 
 import os
 from collections.abc import Mapping, MutableMapping
@@ -55,3 +55,11 @@ def use_compile_cache(settings: Settings, environment: MutableMapping[str, str] 
     """
     folder = cache_folder(settings) / "compiled" / f"torch-{version('torch')}"
     environment.setdefault("TORCHINDUCTOR_CACHE_DIR", str(folder))
+
+
+def use_slow_control_loop(environment: MutableMapping[str, str] = os.environ) -> None:
+    """Makes Serve's controller work twice a second. By default it does ten times, which takes 8 % of a core while idle.
+
+    Call it before Ray starts.
+    """
+    environment.setdefault("RAY_SERVE_CONTROL_LOOP_INTERVAL_S", "0.5")

@@ -16,7 +16,7 @@ LoraProduct = Literal["auto", "per_image", "per_batch"]
 SchedulingPolicy = Literal["deadline", "turns"]
 
 _COMPILED_PARTS: tuple[CompiledPart, ...] = ("transformer", "vae")
-"""On a GPU. Text encoders take one percent of an image's time."""
+"""The default on a GPU. Text encoders take one percent of an image's time."""
 
 
 class Dtypes(StrictModel):
@@ -73,7 +73,10 @@ class PoolSettings(StrictModel):
     fp8_kernel: Fp8Kernel = "auto"
     """How fp8 layers multiply: `rowwise` in float8 on GPUs with float8 units, `quanto` in the compute dtype."""
     compile: tuple[CompiledPart, ...] | None = None
-    """Parts that `torch.compile` compiles; None means transformer and VAE on a GPU, and nothing on a CPU."""
+    """Parts that `torch.compile` compiles; None means transformer and VAE on a GPU, and nothing on a CPU.
+
+    Of the text encoders, only T5 is compiled.
+    """
     cuda_graphs: bool = True
     """Replay the kernels of a pass as a CUDA graph. Has no effect on a CPU."""
     attention: AttentionKernel = "auto"

@@ -14,7 +14,8 @@ import ray
 from ray import serve
 
 from serve.launch.subprocess_service import ROOT, LocalService
-from serve.lora_cache import NAMESPACE, LoraCacheActor
+from serve.lora_cache_actor import LoraCacheActor
+from serve.lora_cache_client import NAMESPACE
 from serve.settings import Settings
 
 

@@ -34,18 +34,22 @@ ALLOWED_UNITS = {
     "media": {"errors", "model_specs", "settings"},
     "lora": BASE | {"media", "net"},
     "engine": BASE | {"events", "lora"},
-    "lora_cache": BASE | {"__init__", "aio", "engine", "lora"},
+    "lora_cache_actor": BASE | {"engine", "lora"},
+    "lora_cache_client": BASE | {"__init__", "aio", "lora", "lora_cache_actor"},
     "predictions": REQUEST | {"aio", "events", "lora", "media"},
     "api": BASE | {"inputs", "media", "predictions"},
     "pool_client": BASE | {"events", "lora", "generation_plan"},
-    "model_replica": BASE | {"engine", "events", "logs", "lora", "lora_cache", "media", "generation_plan"},
-    "ingress": BASE | {"api", "logs", "lora", "lora_cache", "media", "net", "pool_client", "predictions"},
+    "model_replica": BASE | {"engine", "events", "logs", "lora", "lora_cache_actor", "media", "generation_plan"},
+    "ingress": BASE | {"api", "logs", "lora", "lora_cache_client", "media", "net", "pool_client", "predictions"},
     "deployment": BASE | {"ingress", "model_replica"},
     "launch": BASE | {"lora", "predictions"},
     "__main__": BASE | {"api", "launch"},
 }
 
-RAY_USERS = {"__main__", "deployment", "ingress", "launch", "lora_cache", "model_replica", "pool_client"}
+RAY_USERS = {
+    *("__main__", "deployment", "ingress", "launch"),
+    *("lora_cache_actor", "lora_cache_client", "model_replica", "pool_client"),
+}
 LIBRARY_USERS = {
     "ray": RAY_USERS,
     "torch": {"engine", "lora"},

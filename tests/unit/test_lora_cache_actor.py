@@ -15,7 +15,7 @@ from serve.errors import FetchFailed, InvalidLora
 from serve.lora.reference import ArchiveMember, LocalFile
 from serve.lora.uploaded_file import ContentMissing, UploadedFile
 from serve.lora.weights import Block, unpack
-from serve.lora_cache import LoraCacheActor
+from serve.lora_cache_actor import LoraCacheActor
 from serve.settings import Settings
 from tests.unit.lora.archives import zip_of
 
@@ -27,7 +27,7 @@ def fake_object_store(monkeypatch: pytest.MonkeyPatch) -> None:
     def put(block: Block) -> Block:
         return block
 
-    monkeypatch.setattr("serve.lora_cache.ray.put", put)
+    monkeypatch.setattr("serve.lora_cache_actor.ray.put", put)
 
 
 def settings_with(lora_folder: Path, **cache: Any) -> Settings:

@@ -7,18 +7,12 @@ from typing import Any
 import pytest
 from ray.exceptions import ActorDiedError, ActorUnavailableError, RayTaskError
 
-from serve import lora_cache
+from serve import lora_cache_client
 from serve.errors import EngineFailed, FetchFailed, InvalidLora, ServiceError
-from serve.lora.reference import (
-    ArchiveMember,
-    CacheHandle,
-    LoraMetadata,
-    Reference,
-    ReplicateModel,
-    ResolvedLora,
-)
+from serve.lora.reference import ArchiveMember, Reference, ReplicateModel
+from serve.lora.resolved_lora import CacheHandle, LoraMetadata, ResolvedLora
 from serve.lora.uploaded_file import ContentMissing, UploadedFile
-from serve.lora_cache import LoraCacheClient
+from serve.lora_cache_client import LoraCacheClient
 from serve.settings import Settings
 
 REFERENCE, OTHER_REFERENCE = ReplicateModel("me", "style"), ReplicateModel("me", "other")
@@ -68,7 +62,7 @@ class ClientWithFakeActors(LoraCacheClient):
 
 @pytest.fixture(autouse=True)
 def short_backoff(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(lora_cache, "BACKOFF_S", 0.001)
+    monkeypatch.setattr(lora_cache_client, "BACKOFF_S", 0.001)
 
 
 def ray_error(cause: Exception) -> Exception:
@@ -94,7 +88,7 @@ async def test_dead_actor_is_replaced(death: Exception) -> None:
 
 
 async def test_repeatedly_dying_actors_are_an_error() -> None:
-    client = ClientWithFakeActors(*(FakeActor(ActorDiedError()) for _ in range(lora_cache.ATTEMPTS)))
+    client = ClientWithFakeActors(*(FakeActor(ActorDiedError()) for _ in range(lora_cache_client.ATTEMPTS)))
     with pytest.raises(EngineFailed, match="not available"):
         await client.get_one()
 
@@ -152,7 +146,7 @@ class CacheWithoutContent:
 async def test_content_of_an_uploaded_file_is_sent_once_and_only_if_the_cache_needs_it(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, content: bytes, in_archive: bool
 ) -> None:
-    monkeypatch.setattr("serve.lora_cache.ray.put", bytes)
+    monkeypatch.setattr("serve.lora_cache_client.ray.put", bytes)
     (tmp_path / "f1").write_bytes(content)
     actor = FakeActor(RESOLVED)
     actor.get = CacheWithoutContent()  # type: ignore[assignment]
@@ -169,7 +163,7 @@ async def test_equal_uploads_are_sent_once_and_each_by_its_own_id(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The cache reports the id of the upload whose load was joined: `f1`, which does not exist any more."""
-    monkeypatch.setattr("serve.lora_cache.ray.put", bytes)
+    monkeypatch.setattr("serve.lora_cache_client.ray.put", bytes)
     for file_id in ("f2", "f3"):
         (tmp_path / file_id).write_bytes(b"weights")
     actor = FakeActor(RESOLVED)
@@ -186,7 +180,7 @@ async def test_uploaded_file_over_the_limit_is_not_sent(tmp_path: Path, monkeypa
     def put(_: object) -> None:
         raise AssertionError("sent")
 
-    monkeypatch.setattr("serve.lora_cache.ray.put", put)
+    monkeypatch.setattr("serve.lora_cache_client.ray.put", put)
     (tmp_path / "f1").write_bytes(b"x" * 11)
     settings = Settings.model_validate({"lora": {"fetch": {"max_bytes": 10}}})
     client = ClientWithFakeActors(FakeActor(ray_error(ContentMissing("f1"))), settings=settings)
@@ -196,7 +190,7 @@ async def test_uploaded_file_over_the_limit_is_not_sent(tmp_path: Path, monkeypa
 
 
 async def test_few_uploads_are_sent_at_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("serve.lora_cache.ray.put", bytes)
+    monkeypatch.setattr("serve.lora_cache_client.ray.put", bytes)
     running, most = 0, 0
 
     class CountingCache:
@@ -218,9 +212,9 @@ async def test_few_uploads_are_sent_at_once(tmp_path: Path, monkeypatch: pytest.
     uploads = [UploadedFile(f"{number}" * 64, f"f{number}") for number in range(8)]
     for upload in uploads:
         (tmp_path / upload.file_id).write_bytes(b"weights")
-    monkeypatch.setattr("serve.lora_cache.asyncio.to_thread", call_at_once)
+    monkeypatch.setattr("serve.lora_cache_client.asyncio.to_thread", call_at_once)
     assert await asyncio.gather(*map(client.get_one, uploads)) == [RESOLVED] * 8
-    assert most == lora_cache.CONCURRENT_SENDS
+    assert most == lora_cache_client.CONCURRENT_SENDS
 
 
 async def call_at_once(function: Any, *arguments: Any) -> Any:

@@ -18,7 +18,7 @@ from serve.errors import LorasMissing
 from serve.events import Event, Finished, ImageFinished, ImageFlagged, Started, StepDone
 from serve.generation_plan import GenerationPlan, PlannedLora, make_plan
 from serve.inputs import validate_inputs
-from serve.lora.reference import CacheHandle, LoraMetadata, ResolvedLora
+from serve.lora.resolved_lora import CacheHandle, LoraMetadata, ResolvedLora
 from serve.lora.weights import Block, LoraWeights, LowRank, pack
 from serve.model_replica import ModelReplica, StageTimes
 from serve.model_specs import ImageArray
@@ -82,21 +82,26 @@ def test_stage_times_are_listed_in_order() -> None:
     assert str(times) == "imports 2.0 s, warm-up 0.2 s"
 
 
-@pytest.mark.parametrize("compiled", [True, False])
-def test_start_logs_compiled_graphs_and_uses_the_compile_cache_only_if_something_is_compiled(
-    compiled: bool, logs: Logs, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    caches: list[Settings] = []
-    monkeypatch.setattr(model_replica, "use_compile_cache", caches.append)
+def start_replica(monkeypatch: pytest.MonkeyPatch, compile_parts: list[str]) -> None:
+    """Starts a replica without warm-up, and stops its engine."""
     monkeypatch.setattr("serve.engine.engine.Engine.warm_up", lambda *_: None)
     monkeypatch.setattr(model_replica, "use_replica_log", lambda: None)
+    pool = {"model": "schnell", "warmup_sizes": [], "compile": compile_parts}
+    ModelReplica(Settings.model_validate({"pools": {POOL: pool}}), POOL)._engine.stop()
+
+
+@pytest.mark.parametrize("parts", [["transformer"], []])
+def test_compile_cache_is_used_only_if_something_is_compiled(parts: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    caches: list[Settings] = []
+    monkeypatch.setattr(model_replica, "use_compile_cache", caches.append)
+    start_replica(monkeypatch, parts)
+    assert len(caches) == bool(parts)
+
+
+def test_start_logs_the_number_of_compiled_graphs(logs: Logs, monkeypatch: pytest.MonkeyPatch) -> None:
     model_replica.log.setLevel(logging.INFO)
-    compile_ = ["transformer"] if compiled else []
-    pool = {"model": "schnell", "warmup_sizes": [], "compile": compile_}
-    replica = ModelReplica(Settings.model_validate({"pools": {POOL: pool}}), POOL)
-    replica._engine.stop()
+    start_replica(monkeypatch, [])
     model_replica.log.setLevel(logging.NOTSET)
-    assert len(caches) == compiled
     (message,) = [record.getMessage() for record in logs.records if "is ready" in record.getMessage()]
     assert POOL in message
     assert "compiled graphs: " in message

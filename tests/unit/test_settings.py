@@ -15,6 +15,7 @@ from serve.settings import (
     cache_folder,
     read_secrets,
     use_compile_cache,
+    use_slow_control_loop,
 )
 
 SEED_MODEL = "fofr/flux-handwriting-and-sketch"
@@ -147,3 +148,13 @@ def test_compile_cache_is_in_the_cache_folder_unless_the_environment_names_anoth
 )
 def test_valid_settings_are_accepted(tree: dict[str, object]) -> None:
     Settings.model_validate(tree)
+
+
+def test_control_loop_is_slower_unless_the_environment_says_otherwise() -> None:
+    environment = dict[str, str]()
+    use_slow_control_loop(environment)
+    (name, interval_s), *_ = environment.items()
+    assert float(interval_s) > 0.1
+    other = {name: "0.1"}
+    use_slow_control_loop(other)
+    assert other == {name: "0.1"}

@@ -1,4 +1,4 @@
-"""Evaluates whether generated images match their prompts: `python -m training.evaluation.quality --pictures out`.
+"""Evaluates whether generated images match their prompts: `python -m training.evaluation.quality --images out`.
 
 Covers sizes in both precisions, aspect ratios, guidance, image-to-image strengths, inpainting and LoRAs, on held-out
 prompts, scored by the recogniser. Prints a table, then one JSON line.
@@ -87,7 +87,7 @@ class Table:
             task = EvaluationTask(generator, row, self.recogniser, count, self.seed)
             for name in EMBEDDED_LORAS:
                 score, accuracy = style.fit(self.recogniser, STYLE_CONFIGS[name], row.size, self.seed)
-                self.add(f"judge of {name}", {"right": accuracy})
+                self.add(f"style classifier of {name}", {"right": accuracy})
                 scores, plain = styled(task, name, score, None)
                 self.add(f"{row} no LoRA, prompts of {name}", scores)
                 for scale in scales:
@@ -133,13 +133,13 @@ def main() -> None:
     parser.add_argument("--ratios", nargs="*", default=RATIOS, choices=RATIOS, help="aspect ratios to evaluate")
     parser.add_argument("--strengths", type=float, nargs="*", default=[0.2, 0.4, 0.6, 0.8])
     parser.add_argument("--scales", type=float, nargs="*", default=[0.0, 0.25, 0.5, 0.75, 1.0])
-    parser.add_argument("--pictures", type=Path, help="folder for grids of images")
+    parser.add_argument("--images", type=Path, help="folder for grids of images")
     arguments = parser.parse_args()
     counts = arguments.counts * len(arguments.sizes) if len(arguments.counts) == 1 else arguments.counts
     if len(counts) != len(arguments.sizes):
         parser.error("--counts takes one number, or one for each of --sizes")
     count_by_side = dict(zip(arguments.sizes, counts, strict=True))
-    table = Table(arguments.models, arguments.pictures, arguments.seed, arguments.fp8_kernel)
+    table = Table(arguments.models, arguments.images, arguments.seed, arguments.fp8_kernel)
     for row in rows([(side, side) for side in count_by_side], arguments.variants):
         table.run_text_to_image(row, count_by_side[row.size[0]])
     if arguments.swept_count:

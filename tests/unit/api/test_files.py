@@ -10,7 +10,8 @@ import httpx
 import pytest
 
 from serve.events import ImageFinished, Started
-from serve.lora.reference import Reference, ResolvedLora
+from serve.lora.reference import Reference
+from serve.lora.resolved_lora import ResolvedLora
 from serve.settings import FileSettings, OutputSettings, Settings
 from tests.app_factory import AppUnderTest, make_app
 from tests.fakes import DONE, ONE_IMAGE, FakeLoraCache, FakePool

@@ -10,7 +10,8 @@ import httpx
 import pytest
 
 from serve.events import ImageFlagged, Started
-from serve.net.http_client import HttpClient, UrlFetcher
+from serve.net.http_client import HttpClient
+from serve.net.url_fetcher import UrlFetcher
 from serve.settings import OutputSettings, PoolSettings, Settings
 from tests.app_factory import AppUnderTest, make_app
 from tests.fakes import DONE, ONE_IMAGE, WEBP, FakePool, image_finished

@@ -13,11 +13,11 @@ Row = dict[str, Any]
 def measure(scale: str, name: str = "") -> Iterator[Row]:
     """Prints to stdout as well, as libraries do."""
     print("not JSON")
-    yield {"topic": "ceiling", "ms": 1.0, "scale": scale, "name": name, "process": os.getpid()}
+    yield {"topic": "limit", "ms": 1.0, "scale": scale, "name": name, "process": os.getpid()}
 
 
 def report_environment(_: str, variable: str) -> Iterator[Row]:
-    yield {"topic": "ceiling", "ms": 1.0, "value": os.environ.get(variable)}
+    yield {"topic": "limit", "ms": 1.0, "value": os.environ.get(variable)}
 
 
 def hang(_: str, pid_file: str) -> Iterator[Row]:
@@ -25,17 +25,17 @@ def hang(_: str, pid_file: str) -> Iterator[Row]:
     child = subprocess.Popen([sys.executable, "-c", "import time; time.sleep(600)"])
     with open(pid_file, "w", encoding="utf-8") as file:
         file.write(str(child.pid))
-    yield {"topic": "ceiling", "ms": 1.0}
+    yield {"topic": "limit", "ms": 1.0}
     time.sleep(600)
 
 
 def crash(_: str) -> Iterator[Row]:
-    yield {"topic": "ceiling", "ms": 1.0}
+    yield {"topic": "limit", "ms": 1.0}
     os._exit(3)
 
 
 def fail(_: str) -> Iterator[Row]:
-    yield {"topic": "ceiling", "ms": 1.0}
+    yield {"topic": "limit", "ms": 1.0}
     raise ValueError("first line\nsecond line")
 
 

@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from benchmarks.gpu_check.plan import Part
+from benchmarks.gpu_check.parts import Part
 from benchmarks.gpu_check.runner import Plan, Runner
 
 GENEROUS_S = 60.0

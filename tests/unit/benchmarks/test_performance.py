@@ -19,7 +19,7 @@ from tests.markdown import section, tables
 FIRST_RUN = "2026-11-26-h100.jsonl"
 RUN = {
     "date": "2026-12-01 10:00 UTC",
-    "gpu": {"name": "a card", "memory": "80 GB", "driver": "580.1"},
+    "gpu": {"name": "a GPU", "memory": "80 GB", "driver": "580.1"},
     "commit": "abc1234",
     "python": "3.12.1",
     "versions": {"torch": "2.13.0"},
@@ -60,7 +60,7 @@ def test_figures_of_a_new_run_replace_not_measured(results: Path) -> None:
     labels = {"topic": "step", "model": "dev", "precision": "bf16", "text_tokens": 512, "size": LARGE, "batch": 1}
     before = rows_of(page.render(results), "Targets")
     assert {row[2] for row in before if "dev" in row[0]} == {NOT_MEASURED}
-    write_run(results, "2026-12-01-a-card.jsonl", [labels | {"step_ms": 115.0}])
+    write_run(results, "2026-12-01-a-gpu.jsonl", [labels | {"step_ms": 115.0}])
     text = page.render(results)
     targets = {row[0]: row for row in rows_of(text, "Targets")}
     assert targets["[dev] bf16, a step"][1:3] == ["184.6 ms", "115 ms"]
@@ -71,17 +71,25 @@ def test_figures_of_a_new_run_replace_not_measured(results: Path) -> None:
 
 def test_newest_run_counts_and_rows_with_errors_do_not(results: Path) -> None:
     labels = {"topic": "lora", "precision": "bf16", "size": LARGE, "ranks": [[64]]}
-    write_run(results, "2026-12-01-a-card.jsonl", [labels | {"extra": 0.5}])
-    write_run(results, "2026-12-02-a-card.jsonl", [labels | {"extra": 0.04}, labels | {"error": "out of memory"}])
+    write_run(results, "2026-12-01-a-gpu.jsonl", [labels | {"extra": 0.5}])
+    write_run(results, "2026-12-02-a-gpu.jsonl", [labels | {"extra": 0.04}, labels | {"error": "out of memory"}])
     targets = {row[0]: row for row in rows_of(page.render(results), "Targets")}
     assert targets["[dev] bf16, a LoRA of rank 64, more per step"][2] == "+4 %"
 
 
 def test_unavailable_kernels_are_left_out(results: Path) -> None:
-    row = {"topic": "ceiling", "what": "product", "layer": "a layer", "kernel": "bf16"}
-    write_run(results, "2026-12-01-a-card.jsonl", [row | {"unavailable": "why"}, row | {"ms": 1, "tflops_per_s": 700}])
-    found = {cells[0]: cells[2] for cells in rows_of(page.render(results), "Ceilings of the card")}
+    row = {"topic": "limit", "what": "product", "layer": "a layer", "kernel": "bf16"}
+    attention = {"topic": "limit", "what": "attention", "tokens": 4608, "kernel": "flash4", "unavailable": "why"}
+    rows: list[dict[str, Any]] = [
+        row | {"unavailable": "why"},
+        row | {"ms": 1, "tflops_per_s": 700},
+        attention,
+    ]
+    write_run(results, "2026-12-01-a-gpu.jsonl", rows)
+    found = {cells[0]: cells[2] for cells in rows_of(page.render(results), "Limits of the GPU")}
     assert found["bf16, FLUX.1's linear layers"] == "700"
+    assert "attention, 4608 tokens, cudnn" in found
+    assert "attention, 4608 tokens, flash4" not in found
 
 
 def test_ablation_compares_with_everything_on(results: Path) -> None:
@@ -94,7 +102,7 @@ def test_ablation_compares_with_everything_on(results: Path) -> None:
         {"topic": "image", "model": "dev", "precision": "bf16", "size": LARGE, "steps": 28, "images": 1}
         | {"seconds": 3.3, "decode_ms": 40.0},
     ]
-    write_run(results, "2026-12-01-a-card.jsonl", rows)
+    write_run(results, "2026-12-01-a-gpu.jsonl", rows)
     found = {row[0]: row[3] for row in rows_of(page.render(results), "Optimisations")}
     assert found["compiled blocks"] == "110 on, 180 off"
     assert found["one LoRA product per batch"] == "115 on, 140 off"

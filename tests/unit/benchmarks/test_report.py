@@ -4,7 +4,7 @@ import json
 
 import pytest
 
-from benchmarks.report import percentiles, report
+from benchmarks.report import describe_machine, percentiles, report
 
 
 def test_percentiles_are_nearest_rank() -> None:
@@ -18,3 +18,15 @@ def test_report_is_one_json_line(capsys: pytest.CaptureFixture[str]) -> None:
     line = json.loads(capsys.readouterr().out)
     assert line["figure"] == 2
     assert line["where"]["versions"]["torch"] != "absent"
+
+
+@pytest.mark.parametrize(
+    ("arguments", "command"),
+    [
+        (["/folder/benchmarks/peers/__main__.py", "--quick"], "peers --quick"),
+        (["/folder/benchmarks/engine.py"], "engine"),
+    ],
+)
+def test_command_has_no_folder(monkeypatch: pytest.MonkeyPatch, arguments: list[str], command: str) -> None:
+    monkeypatch.setattr("sys.argv", arguments)
+    assert describe_machine()["command"] == command

@@ -3,19 +3,16 @@
 import json
 import statistics
 from functools import cache
+from pathlib import Path
 
 import pytest
 
-from benchmarks.scheduling import BASELINE, main
-from benchmarks.scheduling_simulation import (
-    DEVICES,
-    WORKLOADS,
-    Arrival,
-    PolicyName,
-    SimulatedDevice,
-    Simulation,
-    make_workload,
-)
+from benchmarks.performance.page import render
+from benchmarks.performance.results import RESULTS
+from benchmarks.scheduling.__main__ import BASELINE, main
+from benchmarks.scheduling.simulation import PolicyName, Simulation
+from benchmarks.scheduling.workloads import DEVICES, WORKLOADS, Arrival, SimulatedDevice, make_workload
+from tests.markdown import section, tables
 
 SIDE = 256
 DEVICE = SimulatedDevice({SIDE: 1.0, 512: 3.0}, {SIDE: {1: 1, 8: 4.5}, 512: {1: 1, 8: 8}}, {SIDE: 2.0, 512: 2.0})
@@ -99,6 +96,19 @@ def test_deadlines_cost_little_in_closed_loops(device: str, workload: str) -> No
 def test_other_orders_are_worse_than_deadlines(policy: PolicyName) -> None:
     for workload in ("open, load 0.6", "closed, 8 in flight"):
         assert _ratios("gpu", workload, "deadline")["mean"] <= _ratios("gpu", workload, policy)["mean"]
+
+
+def test_saved_result_is_a_table_of_the_performance_page(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The page needs the transcribed first run too."""
+    (first_run,) = RESULTS.glob("2026-11-26-*.jsonl")
+    (tmp_path / first_run.name).write_text(first_run.read_text())
+    assert "## Scheduling" not in render(tmp_path)
+    monkeypatch.setattr("benchmarks.scheduling.__main__.RESULT_FILE", tmp_path / "scheduling.json")
+    main(["--requests", "4", "--seeds", "1", "--save"])
+    (table,) = tables(section(render(tmp_path), "Scheduling"))
+    _, *rows = table
+    assert len(rows) == len(DEVICES) * len(WORKLOADS)
+    assert all(len(row) == 4 and "-" not in row for row in rows)
 
 
 def test_report_has_a_row_for_each_device_workload_and_policy(capsys: pytest.CaptureFixture[str]) -> None:

@@ -4,7 +4,9 @@ from collections.abc import Iterator
 
 import pytest
 import torch
+from torch._subclasses.fake_tensor import FakeTensorMode
 
+from serve.engine.checkpoint import Checkpoint
 from tests.unit.engine.checkpoints import Checkpoints
 
 
@@ -17,6 +19,19 @@ def _single_torch_thread() -> None:
 @pytest.fixture(scope="session")
 def checkpoints(tmp_path_factory: pytest.TempPathFactory) -> Checkpoints:
     return Checkpoints(tmp_path_factory.mktemp("checkpoints"))
+
+
+@pytest.fixture
+def checkpoint(checkpoints: Checkpoints) -> Checkpoint:
+    """[dev] in bf16. It is shared by all tests, which do not change it."""
+    return checkpoints.get("dev", "bf16")
+
+
+@pytest.fixture
+def fake_gpu() -> Iterator[None]:
+    """Tensors without content on a GPU; the arguments of operators are checked as on a real one."""
+    with FakeTensorMode():
+        yield
 
 
 @pytest.fixture

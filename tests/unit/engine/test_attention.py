@@ -1,7 +1,6 @@
 """The choice of the attention kernel, and its equality with that of diffusers on a CPU."""
 
 import sys
-from collections.abc import Iterator
 from functools import partial
 from types import ModuleType
 
@@ -9,7 +8,6 @@ import pytest
 import torch
 from diffusers.models.attention_dispatch import dispatch_attention_fn
 from torch import Tensor
-from torch._subclasses.fake_tensor import FakeTensorMode
 
 from serve.engine import attention
 from serve.engine.attention import (
@@ -68,13 +66,6 @@ def test_kernel_with_the_lowest_mean_time_is_chosen(
     times_s: dict[AttentionKernel, list[float]], fastest: AttentionKernel
 ) -> None:
     assert choose(times_s) == fastest
-
-
-@pytest.fixture
-def fake_gpu() -> Iterator[None]:
-    """Tensors without content on a GPU; the arguments of operators are checked as on a real one."""
-    with FakeTensorMode():
-        yield
 
 
 @pytest.mark.usefixtures("fake_gpu")

@@ -16,14 +16,8 @@ from serve.engine.watchdog import Watchdog
 from serve.errors import EngineFailed
 from serve.events import StepDone
 from serve.settings import PoolSettings
-from tests.unit.engine.checkpoints import Checkpoints
 from tests.unit.engine.fake_device import LAUNCH_S, PASS_S, QUEUE_S, FakeDevice
 from tests.unit.engine.requests import RequestRecorder, make_request, run_request
-
-
-@pytest.fixture
-def checkpoint(checkpoints: Checkpoints) -> Checkpoint:
-    return checkpoints.get("dev", "bf16")
 
 
 @pytest.fixture

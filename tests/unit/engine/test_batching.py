@@ -28,7 +28,7 @@ def _linear(cost_of_further_image: float) -> Callable[[str, int], float]:
     return lambda key, images: 1 + cost_of_further_image * (images - 1)
 
 
-CHEAP_BATCHES, DEAR_BATCHES = _linear(0.5), _linear(1.2)
+CHEAP_BATCHES, EXPENSIVE_BATCHES = _linear(0.5), _linear(1.2)
 EQUAL_BATCHES = _linear(1.0)
 
 
@@ -52,7 +52,7 @@ def _due(*rows: tuple[int, int, str, float]) -> list[BatchCandidate[str]]:
         ),
         pytest.param([(1, 1, "a", 1), (2, 1, "a", 2)], EQUAL_BATCHES, 4, ["1.0"], id="no gain, no common batch"),
         pytest.param([(1, 3, "a", 1)], EQUAL_BATCHES, 4, ["1.0", "1.1", "1.2"], id="a request enters as a whole"),
-        pytest.param([(1, 3, "a", 1)], DEAR_BATCHES, 4, ["1.0"], id="unless its images are cheaper apart"),
+        pytest.param([(1, 3, "a", 1)], EXPENSIVE_BATCHES, 4, ["1.0"], id="unless its images are cheaper apart"),
         pytest.param([(1, 3, "a", 1), (2, 2, "a", 2)], CHEAP_BATCHES, 4, ["1.0", "1.1", "1.2"], id="no room for all"),
         pytest.param(
             [(1, 3, "a", 1), (2, 2, "a", 2), (3, 1, "a", 3)],
@@ -74,7 +74,7 @@ def test_batch_is_chosen_by_deadline_and_cost(
 
 def test_image_with_the_fewest_steps_left_advances_first_where_images_run_apart() -> None:
     pending = [BatchCandidate(1, 0, "a", steps_left=4), BatchCandidate(1, 1, "a", steps_left=2)]
-    assert _names(select_batch(pending, DEAR_BATCHES, 4)) == ["1.1"]
+    assert _names(select_batch(pending, EXPENSIVE_BATCHES, 4)) == ["1.1"]
 
 
 def test_batch_grows_while_it_is_cheaper_than_apart() -> None:

@@ -29,11 +29,6 @@ TIMEOUT_S = 60
 
 
 @pytest.fixture
-def checkpoint(checkpoints: Checkpoints) -> Checkpoint:
-    return checkpoints.get("dev", "bf16")
-
-
-@pytest.fixture
 def engine(checkpoint: Checkpoint) -> Iterator[Engine]:
     engine = Engine(checkpoint, PoolSettings(model=""))
     engine.start()

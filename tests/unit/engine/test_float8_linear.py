@@ -1,14 +1,11 @@
 """The float8 linear layer against an independent reference: rounding, scales, products, and compilation."""
 
-from collections.abc import Iterator
-
 import numpy as np
 import pytest
 import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 from torch._dynamo.testing import CompileCounter
-from torch._subclasses.fake_tensor import FakeTensorMode
 
 from serve.engine.batch_invariance import batch_invariant
 from serve.engine.float8_linear import (
@@ -140,13 +137,6 @@ def test_layer_is_compiled_once_for_all_numbers_of_rows(product: Product) -> Non
         inputs = make_inputs(images, tokens)
         assert torch.equal(compiled(inputs), quantized(inputs))
     assert counter.frame_count == 1
-
-
-@pytest.fixture
-def fake_gpu() -> Iterator[None]:
-    """Tensors without content on a GPU; the shapes and dtypes of operations are checked as on a real one."""
-    with FakeTensorMode():
-        yield
 
 
 @pytest.mark.usefixtures("fake_gpu")

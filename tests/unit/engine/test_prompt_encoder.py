@@ -8,16 +8,10 @@ import torch
 from serve.engine.checkpoint import Checkpoint
 from serve.engine.lora_manager import ActiveLoras, LoraManager
 from serve.engine.prompt_encoder import PromptEncoder
-from tests.unit.engine.checkpoints import Checkpoints
 from tests.unit.engine.faults import observed
 from tests.unit.engine.loras import lora_requests, make_lora
 
 PROMPT = "a red sailboat"
-
-
-@pytest.fixture
-def checkpoint(checkpoints: Checkpoints) -> Checkpoint:
-    return checkpoints.get("dev", "bf16")
 
 
 class LoraPromptEncoder:

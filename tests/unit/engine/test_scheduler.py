@@ -17,16 +17,10 @@ from serve.errors import EngineFailed
 from serve.events import StepDone
 from serve.settings import PoolSettings
 from tests.logs import Logs
-from tests.unit.engine.checkpoints import Checkpoints
 from tests.unit.engine.faults import Faulty, first_call, observed
 from tests.unit.engine.requests import RequestRecorder, make_request, run_request, run_requests
 
 INTERNAL_ERROR = RuntimeError("/srv/models/secret.safetensors at 0xdeadbeef")
-
-
-@pytest.fixture
-def checkpoint(checkpoints: Checkpoints) -> Checkpoint:
-    return checkpoints.get("dev", "bf16")
 
 
 def _observed(checkpoint: Checkpoint, observe: Callable[[str], object]) -> Checkpoint:

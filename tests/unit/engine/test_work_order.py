@@ -16,17 +16,11 @@ from serve.engine.scheduler import Scheduler
 from serve.engine.step_costs import StepCosts
 from serve.engine.watchdog import Watchdog
 from serve.settings import PoolSettings
-from tests.unit.engine.checkpoints import Checkpoints
 from tests.unit.engine.faults import Faulty
 from tests.unit.engine.requests import RequestRecorder, UnmeasuredCosts, make_request
 
 SMALL, LARGE = (64, 64), (96, 64)
 TOKENS = {16: "small", 24: "large"}
-
-
-@pytest.fixture
-def checkpoint(checkpoints: Checkpoints) -> Checkpoint:
-    return checkpoints.get("dev", "bf16")
 
 
 @pytest.fixture

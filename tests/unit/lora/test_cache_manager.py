@@ -13,7 +13,8 @@ from serve.lora.cache_manager import LoraCacheManager
 from serve.lora.disk_cache import DiskCache
 from serve.lora.loader import LoadedLora
 from serve.lora.model_geometry import ModelGeometry
-from serve.lora.reference import ArchiveMember, Reference, ReplicateModel, ResolvedLora
+from serve.lora.reference import ArchiveMember, Reference, ReplicateModel
+from serve.lora.resolved_lora import ResolvedLora
 from serve.lora.uploaded_file import ContentMissing, UploadedFile, upload_of, with_content
 from serve.lora.weights import Block, LoraWeights, LowRank, pack, unpack
 from serve.settings import LoraSettings

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from serve.lora.disk_cache import CacheEntry, DiskCache, block_key
-from serve.lora.reference import LoraMetadata
+from serve.lora.resolved_lora import LoraMetadata
 from serve.lora.weights import Block
 from tests.logs import Logs
 

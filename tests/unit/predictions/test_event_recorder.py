@@ -10,7 +10,8 @@ from replicate.prediction import Prediction as ClientPrediction
 from serve.errors import AllImagesFlagged, EngineFailed
 from serve.events import Event, ImageFlagged, Started, StepDone
 from serve.generation_plan import PlannedLora
-from serve.lora.reference import CacheHandle, LoraMetadata, ReplicateModel, ResolvedLora
+from serve.lora.reference import ReplicateModel
+from serve.lora.resolved_lora import CacheHandle, LoraMetadata, ResolvedLora
 from serve.predictions.event_recorder import ProgressBar, lora_log_lines, lora_metrics
 from tests.app_factory import make_app
 from tests.fakes import DONE, ONE_IMAGE, FakeClock, FakePool, image_finished

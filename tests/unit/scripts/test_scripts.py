@@ -33,17 +33,20 @@ def test_gpu_check_runs_with_the_python_of_the_environment(tmp_path: Path) -> No
     command = [str(ROOT / "scripts" / "gpu-check"), "--only", "a part"]
     environment = {**os.environ, "PYTHON": str(python), "PYTHONPATH": "/other"}
     run = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True, check=True)
-    assert run.stdout.splitlines() == [f"{ROOT}:/other", "-P", "-m", "benchmarks.gpu", "--only", "a part"]
+    assert run.stdout.splitlines() == [f"{ROOT}:/other", "-P", "-m", "benchmarks.gpu_check", "--only", "a part"]
 
 
 def test_gpu_check_has_the_python_of_the_checkout_by_default(tmp_path: Path) -> None:
     (tmp_path / "scripts").mkdir()
     script = shutil.copy(ROOT / "scripts" / "gpu-check", tmp_path / "scripts")
+    (tmp_path / "scripts" / "setup").write_text('#!/bin/bash\necho "setup $1" >&2\n')
+    (tmp_path / "scripts" / "setup").chmod(0o755)
     (tmp_path / ".venv" / "bin").mkdir(parents=True)
     (tmp_path / ".venv" / "bin" / "python").symlink_to("/bin/echo")
     environment = {name: value for name, value in os.environ.items() if name != "PYTHON"}
     run = subprocess.run([script, "--smoke"], env=environment, capture_output=True, text=True, check=True)
-    assert run.stdout.split() == ["-P", "-m", "benchmarks.gpu", "--smoke"]
+    assert run.stdout.split() == ["-P", "-m", "benchmarks.gpu_check", "--smoke"]
+    assert run.stderr.split() == ["setup", "dev"]
 
 
 @pytest.mark.parametrize("name", ["", "report", "../scripts/demo", "load service"])

@@ -1,36 +1,34 @@
 """Compares orders of work within a replica: by deadlines, by turns, first come first served, and always in batches.
 
     scripts/bench scheduling
-    scripts/bench scheduling --engine
+    scripts/bench scheduling --engine --save
 
 Requests of mixed sizes, steps and numbers of images are simulated on a virtual clock, with the costs of a GPU and of a
 CPU. With `--engine`, small ones also run on the embedded model. Results are relative to first come first served.
+`--save` writes `benchmarks/results/scheduling.json`, which `python -m benchmarks.performance` reads.
 """
 
 import argparse
+import json
 import random
 import statistics
-import sys
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from pathlib import Path
 from queue import SimpleQueue
 from typing import Any, get_args
 
 from benchmarks.geometry import make_checkpoint
-from benchmarks.report import percentiles, report
-from benchmarks.scheduling_simulation import (
-    DEVICES,
-    POLICIES,
-    WORKLOADS,
-    PolicyName,
-    Simulation,
-    make_workload,
-)
+from benchmarks.report import make_report, percentiles, print_progress
+from benchmarks.scheduling.simulation import POLICIES, PolicyName, Simulation
+from benchmarks.scheduling.table import markdown_table
+from benchmarks.scheduling.workloads import DEVICES, WORKLOADS, make_workload
 from serve.engine.engine import Engine
 from serve.engine.request import EngineEvent, FinalEvent, GenerationRequest
 from serve.settings import PoolSettings, SchedulingPolicy
 
 BASELINE: PolicyName = "first_come"
+RESULT_FILE = Path(__file__).parents[1] / "results" / "scheduling.json"
 Figures = Mapping[str, float]
 
 
@@ -39,7 +37,7 @@ def simulate(requests: int, seeds: int) -> list[dict[str, Any]]:
     rows = []
     for device_name, device in DEVICES.items():
         for workload_name, kind in WORKLOADS.items():
-            print(f"simulating: {device_name}, {workload_name}", file=sys.stderr, flush=True)
+            print_progress(f"simulating: {device_name}, {workload_name}")
             workloads = [make_workload(kind, device, requests, seed) for seed in range(seeds)]
             figures = {
                 policy: _mean(
@@ -63,7 +61,7 @@ def run_engine(requests: int, in_flight: int) -> list[dict[str, Any]]:
     for workload, clients in (("burst", requests), (f"closed, {in_flight} in flight", in_flight)):
         figures = {}
         for policy, setting in orders.items():
-            print(f"generating: {workload}, {policy}", file=sys.stderr, flush=True)
+            print_progress(f"generating: {workload}, {policy}")
             engine = Engine(checkpoint, PoolSettings(model="dev", scheduling_policy=setting, num_threads=1))
             engine.start()
             engine.warm_up([(256, 256), (512, 512)])
@@ -138,17 +136,21 @@ def _relative_rows(figures: Mapping[PolicyName, Figures], labels: dict[str, str]
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
-    parser = argparse.ArgumentParser(description=str(__doc__).splitlines()[0])
+    parser = argparse.ArgumentParser(prog="scheduling", description=str(__doc__).splitlines()[0])
     parser.add_argument("--requests", type=int, default=80, metavar="N", help="simulated requests of each workload")
     parser.add_argument("--seeds", type=int, default=12, metavar="N", help="simulated workloads of each kind")
     parser.add_argument("--engine", action="store_true", help="also run the embedded model")
     parser.add_argument("--engine-requests", type=int, default=16, metavar="N", help="requests of each of its runs")
+    parser.add_argument("--save", action="store_true", help="write benchmarks/results/scheduling.json")
     options = parser.parse_args(arguments)
     rows = simulate(options.requests, options.seeds)
     if options.engine:
         rows += run_engine(options.engine_requests, in_flight=min(8, options.engine_requests))
     question = "how long do requests take by the order of work, in shares of first come, first served?"
-    report(question, vars(options), {"rows": rows})
+    result = make_report(question, vars(options), {"rows": rows})
+    print(json.dumps(result))
+    if options.save:
+        RESULT_FILE.write_text(json.dumps({"table": markdown_table(rows)} | result, indent=1) + "\n", encoding="utf-8")
 
 
 if __name__ == "__main__":

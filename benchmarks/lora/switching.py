@@ -1,26 +1,25 @@
 """Measures the cost of several LoRAs: switching between two, mixing some in one batch, and the memory of many."""
 
 import multiprocessing
-import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from concurrent.futures import ProcessPoolExecutor
+from contextlib import ExitStack, contextmanager
 from dataclasses import replace
 from functools import partial
-from pathlib import Path
 from typing import Any
 
 import torch
 
 from benchmarks.engine import DEFAULT_POOL, make_image_states
+from benchmarks.engine_runs import generate, make_lora, make_request, peak_memory_bytes
 from benchmarks.geometry import make_checkpoint
-from benchmarks.lora_fixtures import SIZE, acquire_lora, make_lora_slots, make_request, random_lora
-from benchmarks.paired_timing import measure_in_turns, relative_overhead
+from benchmarks.lora.fixtures import SIZE, acquire_lora, make_lora_slots
+from benchmarks.lora.paired_timing import measure_in_turns, relative_overhead
+from benchmarks.report import print_progress
+from serve.engine.checkpoint import Checkpoint
 from serve.engine.denoiser import Denoiser
+from serve.engine.engine import Engine
 from serve.engine.lora_manager import LoraManager
-from serve.engine.request import Completed, GenerationRequest
-from serve.engine.request_state import RequestState
-from serve.engine.scheduler import Scheduler
-from serve.engine.watchdog import Watchdog
 from serve.settings import PoolSettings, Precision
 
 MAX_SWITCH_STEPS = 2
@@ -34,7 +33,7 @@ def measure_switch(precision: Precision, rank: int, seconds: float) -> dict[str,
     `copied`: the device has slots for only one of them. `resident`: it has slots for both.
     """
     checkpoint = make_checkpoint("embedded", precision, "cpu")
-    loras = {key: random_lora(checkpoint.transformer, rank, seed) for seed, key in enumerate("ab")}
+    loras = {key: make_lora(checkpoint.transformer, rank, seed) for seed, key in enumerate("ab")}
 
     def switch_twice(manager: LoraManager) -> None:
         for key, lora in loras.items():
@@ -52,8 +51,8 @@ def measure_switch(precision: Precision, rank: int, seconds: float) -> dict[str,
     return {
         "in_steps": in_steps,
         "copied_ms": round(1000 * best_s["copied"] / 2, 3),
-        "most": MAX_SWITCH_STEPS,
-        "holds": in_steps["copied"] < MAX_SWITCH_STEPS,
+        "limit": MAX_SWITCH_STEPS,
+        "within_limit": in_steps["copied"] < MAX_SWITCH_STEPS,
     }
 
 
@@ -65,32 +64,32 @@ def measure_mixed_batches(
     With the policy `turns`, batches form whatever they cost.
     """
     checkpoint = make_checkpoint("embedded", precision, "cpu")
-    weights = {f"lora {number}": random_lora(checkpoint.transformer, rank, number) for number in range(loras)}
+    weights = {f"lora {number}": make_lora(checkpoint.transformer, rank, number) for number in range(loras)}
     names = [f"lora {image % loras}" for image in range(images)]
-    requests = [make_request(steps, {name: weights[name]}, seeds=(image,)) for image, name in enumerate(names)]
-    functions = {
-        name: partial(
-            _generate_all,
-            Scheduler(
-                checkpoint,
-                PoolSettings(model="", batch_across_loras=batch_across_loras, scheduling_policy="turns"),
-                Watchdog(),
-            ),
-            requests,
-        )
-        for name, batch_across_loras in (("mixed", True), ("apart", False))
-    }
-    times_s = measure_in_turns(functions, seconds, f"mixing in {precision}")
+    requests = [make_request(SIZE, steps, (image,), {name: weights[name]}) for image, name in enumerate(names)]
+    with ExitStack() as engines:
+        functions = {
+            name: partial(
+                generate,
+                engines.enter_context(_engine(checkpoint, batch_across_loras=shared, scheduling_policy="turns")),
+                requests,
+            )
+            for name, shared in (("mixed", True), ("apart", False))
+        }
+        times_s = measure_in_turns(functions, seconds, f"mixing in {precision}")
     images_per_s = {name: round(images / min(function_times_s), 3) for name, function_times_s in times_s.items()}
-    return {"pictures_per_s": images_per_s, "extra_apart": relative_overhead(times_s["mixed"], times_s["apart"])}
+    return {"images_per_s": images_per_s, "extra_apart": relative_overhead(times_s["mixed"], times_s["apart"])}
 
 
-def _generate_all(scheduler: Scheduler, requests: list[GenerationRequest]) -> None:
-    events: list[Any] = []
-    scheduler.add([RequestState(number, request, events.append) for number, request in enumerate(requests)], ())
-    while scheduler.has_work:
-        scheduler.step()
-    assert sum(isinstance(event, Completed) for event in events) == len(requests)
+@contextmanager
+def _engine(checkpoint: Checkpoint, **changes: Any) -> Iterator[Engine]:
+    """A running engine with one CPU thread."""
+    engine = Engine(checkpoint, PoolSettings(model="", num_threads=1, **changes))
+    engine.start()
+    try:
+        yield engine
+    finally:
+        engine.stop()
 
 
 def measure_memory(rank: int, loras: int, fitting: int) -> dict[str, Any]:
@@ -115,21 +114,15 @@ def _measure_peak(rank: int, loras: int, fitting: int) -> dict[str, Any]:
     torch.set_num_threads(1)
     checkpoint = make_checkpoint("embedded", "bf16", "cpu")
     slots = make_lora_slots(checkpoint.transformer, fitting * rank)
-    scheduler = Scheduler(replace(checkpoint, lora_slots=slots), PoolSettings(model=""), Watchdog())
-    for number in [*range(loras), *range(loras)] or [0]:
-        weights = {f"lora {number}": random_lora(checkpoint.transformer, rank, number)} if loras else {}
-        _generate_all(scheduler, [make_request(1, weights, size=(64, 64))])
-        if number % 10 == 0:
-            print(f"memory: LoRA {number} of {loras}, {fitting} fit on the device", file=sys.stderr, flush=True)
+    with _engine(replace(checkpoint, lora_slots=slots)) as engine:
+        for number in [*range(loras), *range(loras)] or [0]:
+            weights = {f"lora {number}": make_lora(checkpoint.transformer, rank, number)} if loras else {}
+            generate(engine, [make_request((64, 64), 1, loras=weights)])
+            if number % 10 == 0:
+                print_progress(f"memory: LoRA {number} of {loras}, {fitting} fit on the device")
+        copies = engine.stats.lora_loads
     return {
-        "peak_mb": round(_peak_bytes() / MEGABYTE, 1),
-        "bank_mb": round((slots.count + 1) * slots.slot_bytes / MEGABYTE, 1),
-        "copies": scheduler.loras.loads,
+        "peak_mb": round(peak_memory_bytes(checkpoint.device) / MEGABYTE, 1),
+        "slots_mb": round((slots.count + 1) * slots.slot_bytes / MEGABYTE, 1),
+        "copies": copies,
     }
-
-
-def _peak_bytes() -> int:
-    """Peak resident memory of this process. `getrusage` is not used: its peak includes that of the parent process."""
-    status = Path("/proc/self/status").read_text()
-    (line,) = (line for line in status.splitlines() if line.startswith("VmHWM:"))
-    return int(line.split()[1]) * 1024

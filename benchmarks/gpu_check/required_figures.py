@@ -5,7 +5,7 @@ from collections.abc import Mapping
 from typing import Any
 
 FIGURES: Mapping[str, tuple[str, ...]] = {
-    "ceiling": ("ms",),
+    "limit": ("ms",),
     "step": ("step_ms", "peak_gb"),
     "lora": ("step_ms", "extra"),
     "lora_load": ("ms",),

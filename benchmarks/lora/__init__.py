@@ -1,0 +1,1 @@
+"""Measures what LoRAs cost on a CPU: `scripts/bench lora`."""

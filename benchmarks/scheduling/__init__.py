@@ -1,0 +1,1 @@
+"""Compares orders of work within a replica: `scripts/bench scheduling`."""
