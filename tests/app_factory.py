@@ -13,12 +13,9 @@ import httpx
 from pydantic import SecretStr
 from sqlalchemy import NullPool, create_engine
 from starlette.applications import Starlette
-from starlette.exceptions import HTTPException
-from starlette.middleware import Middleware
 
-from serve.api import cog, files, models, output_files, replicate
-from serve.api.auth import AuthMiddleware
-from serve.api.error_responses import ErrorMiddleware, http_exception
+from serve.api import cog, deployments, discovery, files, models, output_files, probes, replicate
+from serve.api.application import http_application
 from serve.database.connection import Database
 from serve.database.tables import metadata
 from serve.media.file_store import FileStore
@@ -114,15 +111,13 @@ def make_app(
         *replicate.routes(service, outputs, settings),
         *files.routes(file_store, settings),
         *models.routes(service, settings),
+        *deployments.routes(service, settings),
+        *discovery.routes(service, settings),
         *cog.routes(service, outputs, settings),
+        *probes.routes(service),
         *output_files.routes(outputs, settings),
     ]
-    auth = Middleware(AuthMiddleware, token=SecretStr(token) if token else None)
-    app = Starlette(
-        routes=routes,
-        middleware=[Middleware(ErrorMiddleware), auth],
-        exception_handlers={HTTPException: http_exception},
-    )
+    app = http_application(routes, settings, SecretStr(token) if token else None)
     app_under_test = AppUnderTest(
         service, resolve_version(settings, None), app, prediction_ids, file_store, database, folder, folder / "files"
     )

@@ -15,7 +15,7 @@ from serve.settings.environment import (
     use_slow_control_loop,
 )
 from serve.settings.loras import LoraCacheSettings, LoraFetchSettings, LoraSettings
-from serve.settings.models import ModelSettings, ServedModel
+from serve.settings.models import DeploymentSettings, InputBounds, ModelSettings, ServedModel, is_same_id
 from serve.settings.pools import (
     AttentionKernel,
     CompiledPart,
@@ -36,12 +36,14 @@ __all__ = [
     "ENVIRONMENT_VARIABLES",
     "AttentionKernel",
     "CompiledPart",
+    "DeploymentSettings",
     "Device",
     "Dtype",
     "Dtypes",
     "FetchSettings",
     "FileSettings",
     "Fp8Kernel",
+    "InputBounds",
     "LoraCacheSettings",
     "LoraFetchSettings",
     "LoraProduct",
@@ -57,6 +59,7 @@ __all__ = [
     "ServedModel",
     "Settings",
     "cache_folder",
+    "is_same_id",
     "read_secrets",
     "state_folder",
     "use_compile_cache",

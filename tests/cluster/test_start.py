@@ -75,10 +75,19 @@ def test_sigterm_during_start_stops_the_service_cleanly(environment: dict[str, s
 
 
 def test_token_protects_every_api_and_sigterm_stops_the_service(environment: dict[str, str]) -> None:
-    with local_service(environment=environment | {"FLUX_SERVE_TOKEN": "sesame"}) as service:
+    cors = ("--set", "cors_origins=[https://app.example]")
+    with local_service(*cors, environment=environment | {"FLUX_SERVE_TOKEN": "sesame"}) as service:
         _assert_every_api_requires_the_token(service)
+        _assert_preflight_needs_no_token(service)
         os.kill(service.process_id, signal.SIGTERM)
         until(lambda: _responds(service), lambda responds: not responds)
+
+
+def _assert_preflight_needs_no_token(service: LocalService) -> None:
+    headers = {"Origin": "https://app.example", "Access-Control-Request-Method": "POST"}
+    with connect(service) as client:
+        response = client.options("/v1/predictions", headers=headers)
+    assert (response.status_code, response.headers["Access-Control-Allow-Origin"]) == (200, "https://app.example")
 
 
 def _responds(service: LocalService) -> bool:
@@ -91,10 +100,11 @@ def _responds(service: LocalService) -> bool:
 
 def _assert_every_api_requires_the_token(service: LocalService) -> None:
     with connect(service) as client:
-        paths = ("/", "/health-check", "/openapi.json", "/v1/predictions/x", "/outputs/x/out-0.webp")
+        paths = ("/", "/openapi.json", "/v1/models", "/v1/predictions/x", "/outputs/x/out-0.webp")
         assert {client.get(path).status_code for path in paths} == {401}
         assert client.post("/predictions", json={"input": {"prompt": "x"}}).status_code == 401
         assert client.post("/v1/predictions", json={"input": {"prompt": "x"}}).status_code == 401
         for scheme in ("Bearer", "Token"):
-            assert client.get("/health-check", headers={"Authorization": f"{scheme} sesame"}).status_code == 200
-        assert client.get("/health-check", headers={"Authorization": "Bearer wrong"}).status_code == 401
+            assert client.get("/v1/models", headers={"Authorization": f"{scheme} sesame"}).status_code == 200
+        assert client.get("/v1/models", headers={"Authorization": "Bearer wrong"}).status_code == 401
+        assert {client.get(path).status_code for path in ("/health-check", "/readyz")} == {200}

@@ -45,7 +45,7 @@ ALLOWED_UNITS = {
     "ingress": BASE
     | {"api", "database", "logs", "lora", "lora_cache_client", "media", "net", "pool_client", "predictions"},
     "deployment": BASE | {"ingress", "model_replica"},
-    "launch": BASE | {"lora"},
+    "launch": BASE | {"lora", "predictions"},
     "__main__": BASE | {"api", "launch"},
 }
 
