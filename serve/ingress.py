@@ -16,7 +16,7 @@ from starlette.applications import Starlette
 from starlette.exceptions import HTTPException
 from starlette.middleware import Middleware
 
-from serve.api import cog, files, models, output_files, replicate
+from serve.api import cog, files, models, openai, output_files, replicate
 from serve.api.auth import AuthMiddleware, check_bind_address
 from serve.api.error_responses import ErrorMiddleware, http_exception
 from serve.api.replicate import prediction_json
@@ -73,6 +73,7 @@ class Ingress:
                 *replicate.routes(*shared),
                 *files.routes(self._files, self._settings),
                 *models.routes(self._predictions, self._settings),
+                *openai.routes(*shared),
                 *cog.routes(*shared),
                 *output_files.routes(self._outputs, self._settings),
             ],

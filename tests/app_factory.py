@@ -15,7 +15,7 @@ from starlette.applications import Starlette
 from starlette.exceptions import HTTPException
 from starlette.middleware import Middleware
 
-from serve.api import cog, files, models, output_files, replicate
+from serve.api import cog, files, models, openai, output_files, replicate
 from serve.api.auth import AuthMiddleware
 from serve.api.error_responses import ErrorMiddleware, http_exception
 from serve.media.file_store import FileStore
@@ -92,6 +92,7 @@ def make_app(
         *replicate.routes(service, outputs, settings),
         *files.routes(file_store, settings),
         *models.routes(service, settings),
+        *openai.routes(service, outputs, settings),
         *cog.routes(service, outputs, settings),
         *output_files.routes(outputs, settings),
     ]

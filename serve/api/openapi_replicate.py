@@ -4,6 +4,7 @@ import re
 from typing import Any
 
 from serve.api.openapi import Schema, openapi_document
+from serve.api.openapi_openai import add_images_api
 from serve.settings import ServedModel
 
 TEXT: Schema = {"type": "string"}
@@ -111,13 +112,14 @@ BODIES: dict[str, dict[str, Schema]] = {
 
 
 def service_document(model: ServedModel) -> Schema:
-    """The document of the whole service: the Cog API for `model`, and the Replicate API."""
+    """The document of the whole service: the Cog API for `model`, the Replicate API, and OpenAI's Images API."""
     document = openapi_document(model)
     paths, schemas = document["paths"], document["components"]["schemas"]
     for name, properties in SCHEMAS.items():
         schemas[name] = {"title": name, "type": "object", "properties": properties}
     for method, path, status, schema, is_page in OPERATIONS:
         paths.setdefault(path, {})[method] = _operation(method, path, status, schema, is_page)
+    add_images_api(document)
     return document
 
 
