@@ -17,7 +17,7 @@ from serve.api.openai.edit_form import EditForm, read_edit_form
 from serve.api.openai.errors import check_ended
 from serve.api.openai.previews import Watch
 from serve.api.openai.request import ImageRequest, parse_request
-from serve.api.openai.responses import EventPrefix, ResponseWriter
+from serve.api.openai.responses import ResponseWriter
 from serve.api.openai.stream import image_events
 from serve.errors import FieldError, InvalidImage, InvalidInput
 from serve.media.edit_files import convert_edit
@@ -58,21 +58,20 @@ class ImagesApi:
     async def generate(self, request: Request) -> Response:
         body = await read_json_object(request, self._settings.max_body_bytes)
         image_request = parse_request(body, self._settings)
-        return await self._respond(request, "image_generation", image_request, image_request.prediction_inputs())
+        writer = ResponseWriter("image_generation", image_request, self._outputs, self._settings)
+        return await self._respond(request, writer, image_request.prediction_inputs())
 
     async def edit(self, request: Request) -> Response:
         form = await read_edit_form(request, self._settings.max_body_bytes, self._settings.files.upload_timeout_s)
         image_request = parse_request(form.fields, self._settings)
         image, mask = await self._convert(form, image_request)
-        return await self._respond(request, "image_edit", image_request, image_request.prediction_inputs(image, mask))
+        writer = ResponseWriter("image_edit", image_request, self._outputs, self._settings)
+        return await self._respond(request, writer, image_request.prediction_inputs(image, mask))
 
-    async def _respond(
-        self, request: Request, prefix: EventPrefix, image_request: ImageRequest, inputs: PredictionInputs
-    ) -> Response:
-        if image_request.parameters.stream:
-            return EventStream(self._open_stream(prefix, image_request, inputs))
-        body = await cancel_on_disconnect(request.receive, self._run(prefix, image_request, inputs))
-        return JSONResponse(body)
+    async def _respond(self, request: Request, writer: ResponseWriter, inputs: PredictionInputs) -> Response:
+        if writer.request.parameters.stream:
+            return EventStream(self._open_stream(writer, inputs))
+        return JSONResponse(await cancel_on_disconnect(request.receive, self._run(writer, inputs)))
 
     async def _convert(self, form: EditForm, image_request: ImageRequest) -> tuple[str, str | None]:
         """The image and the mask as `data:` URIs. Raises `InvalidInput`."""
@@ -83,12 +82,12 @@ class ImagesApi:
             except InvalidImage as error:
                 raise InvalidInput((FieldError(error.field, error.why),)) from error
 
-    async def _run(self, prefix: EventPrefix, image_request: ImageRequest, inputs: PredictionInputs) -> dict[str, Any]:
+    async def _run(self, writer: ResponseWriter, inputs: PredictionInputs) -> dict[str, Any]:
         """The body of the response. Raises `ImageFailed` if a prediction fails."""
-        async with self._create(image_request, inputs) as predictions:
+        async with self._create(writer.request, inputs) as predictions:
             ended = [await self._service.wait(prediction.id) for prediction in predictions]
         check_ended(ended)
-        return await self._writer(prefix, image_request).response(ended)
+        return await writer.response(ended)
 
     @asynccontextmanager
     async def _create(
@@ -106,14 +105,9 @@ class ImagesApi:
             yield predictions
 
     @asynccontextmanager
-    async def _open_stream(
-        self, prefix: EventPrefix, image_request: ImageRequest, inputs: PredictionInputs
-    ) -> AsyncGenerator[Events, None]:
-        async with self._create(image_request, inputs) as predictions:
-            yield image_events(predictions, self._writer(prefix, image_request), self._watch)
-
-    def _writer(self, prefix: EventPrefix, image_request: ImageRequest) -> ResponseWriter:
-        return ResponseWriter(prefix, image_request, self._outputs, self._settings)
+    async def _open_stream(self, writer: ResponseWriter, inputs: PredictionInputs) -> AsyncGenerator[Events, None]:
+        async with self._create(writer.request, inputs) as predictions:
+            yield image_events(predictions, writer, self._watch)
 
 
 def _convert_to_uris(form: EditForm, image_request: ImageRequest, max_megapixels: float) -> tuple[str, str | None]:

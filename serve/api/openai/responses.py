@@ -2,7 +2,8 @@
 
 import base64
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -65,14 +66,13 @@ class ResponseWriter:
 
     async def _image(self, prediction: Prediction, output: Output) -> dict[str, str]:
         if self.request.response_format == "url":
-            return {"url": await self.outputs.uri(prediction.id, output.name)}
+            with _still_stored():
+                return {"url": await self.outputs.uri(prediction.id, output.name)}
         return {"b64_json": await self._base64(prediction, output)}
 
     async def _base64(self, prediction: Prediction, output: Output) -> str:
-        try:
+        with _still_stored():
             content, _ = await self.outputs.read(prediction.id, output.name)
-        except NotFound as error:
-            raise EngineFailed("the image was removed before it could be sent; send the request again") from error
         return base64.b64encode(content).decode("ascii")
 
     def _properties(self, plan: GenerationPlan) -> dict[str, str]:
@@ -83,6 +83,15 @@ class ResponseWriter:
             "quality": self.request.quality,
             "size": "x".join(map(str, plan.size or ())),
         }
+
+
+@contextmanager
+def _still_stored() -> Iterator[None]:
+    """Converts `NotFound`, which would say that the path of the request does not exist."""
+    try:
+        yield
+    except NotFound as error:
+        raise EngineFailed("the image was removed before it could be sent; send the request again") from error
 
 
 def error_event(error: ServiceError) -> bytes:

@@ -116,9 +116,7 @@ def test_javascript_client_generates_the_same_images(
 
     (tmp_path / "boat.png").write_bytes(mask_file())
     generated = client.images.generate(prompt="a cat", size=SIZE, extra_body=OWN).data
-    edited = client.images.edit(
-        image=mask_file(), mask=mask_file(), prompt="a cat", size=SIZE, extra_body=OWN
-    ).data
+    edited = client.images.edit(image=mask_file(), mask=mask_file(), prompt="a cat", size=SIZE, extra_body=OWN).data
     assert generated is not None
     assert edited is not None
     assert run("generate") == [image.b64_json for image in generated]

@@ -19,7 +19,9 @@ def mask_file(alpha: np.ndarray, file_format: str = "png") -> bytes:
     height, width = alpha.shape
     colours = np.random.default_rng(1).integers(0, 256, (height, width, 3), np.uint8)
     file = io.BytesIO()
-    Image.fromarray(np.dstack([colours, alpha])).save(file, file_format, **{"lossless": True} if file_format == "webp" else {})
+    Image.fromarray(np.dstack([colours, alpha])).save(
+        file, file_format, **{"lossless": True} if file_format == "webp" else {}
+    )
     return file.getvalue()
 
 
@@ -53,7 +55,7 @@ def test_half_transparent_pixels_count_as_the_nearer_one(level: int, is_repainte
     alpha[0, 0] = 0
     mask = convert_edit(IMAGE, mask_file(alpha), None, 1)[1]
     assert mask is not None
-    assert (pixels_of(mask)[1, 1] == 255) is is_repainted
+    assert pixels_of(mask)[1, 1] == (255 if is_repainted else 0)
 
 
 def test_palette_with_a_transparent_colour_is_a_mask() -> None:

@@ -150,7 +150,8 @@ async def test_model_is_a_served_model_or_an_alias(model: str | None, served: st
 
 async def test_alias_names_a_served_model() -> None:
     app = make_app(
-        FakePool(ONE_IMAGE), Settings.model_validate({"openai": {"model_aliases": {"my": "fofr/flux-handwriting-and-sketch"}}})
+        FakePool(ONE_IMAGE),
+        Settings.model_validate({"openai": {"model_aliases": {"my": "fofr/flux-handwriting-and-sketch"}}}),
     )
     assert (await generate(app, model="my")).status_code == 200
     assert (await app.service.get(app.prediction_ids[0])).model == "fofr/flux-handwriting-and-sketch"
@@ -270,7 +271,8 @@ async def test_edit_keeps_the_size_of_its_image() -> None:
 
 @pytest.mark.parametrize("name", ["image", "image[]", "image[0]"])
 async def test_image_may_be_sent_as_an_array(name: str) -> None:
-    async with make_app(FakePool(ONE_IMAGE)).http as client:
+    app = make_app(FakePool(ONE_IMAGE))
+    async with app.http as client:
         response = await client.post(EDITS, data=CAT, files=[(name, ("boat.png", IMAGE))])
     assert response.status_code == 200, response.text
 
@@ -355,7 +357,8 @@ async def test_invalid_part_of_an_edit_is_named(
     ],
 )
 async def test_malformed_body_is_rejected(path: str, content_type: str, body: bytes) -> None:
-    async with make_app(FakePool(ONE_IMAGE)).http as client:
+    app = make_app(FakePool(ONE_IMAGE))
+    async with app.http as client:
         response = await client.post(path, content=body, headers={"Content-Type": content_type})
     assert response.status_code == 400
     assert error_of(response)["type"] == "invalid_request_error"
@@ -399,7 +402,8 @@ async def test_service_that_is_not_ready_responds_with_503() -> None:
 
 @pytest.mark.parametrize("path", [GENERATIONS, EDITS, "/v1/images", "/v1/images/none"])
 async def test_request_without_the_token_is_rejected_with_401(path: str) -> None:
-    async with make_app(FakePool(ONE_IMAGE), token="secret").http as client:
+    app = make_app(FakePool(ONE_IMAGE), token="secret")
+    async with app.http as client:
         response = await client.post(path, headers={"Authorization": "Bearer wrong"})
     assert (response.status_code, error_of(response)["code"]) == (401, "invalid_api_key")
     assert response.headers["WWW-Authenticate"] == "Bearer"
@@ -417,7 +421,8 @@ async def test_request_without_the_token_is_rejected_with_401(path: str) -> None
 async def test_unknown_path_or_method_has_an_error_in_the_same_form(
     method: str, path: str, status: int, code: str
 ) -> None:
-    async with make_app(FakePool(ONE_IMAGE)).http as client:
+    app = make_app(FakePool(ONE_IMAGE))
+    async with app.http as client:
         response = await client.request(method, path)
     error = error_of(response)
     assert (response.status_code, error["code"], error["type"]) == (status, code, "invalid_request_error")
@@ -425,13 +430,15 @@ async def test_unknown_path_or_method_has_an_error_in_the_same_form(
 
 
 async def test_other_paths_keep_their_form() -> None:
-    async with make_app(FakePool(ONE_IMAGE)).http as client:
+    app = make_app(FakePool(ONE_IMAGE))
+    async with app.http as client:
         response = await client.get("/v1/imagesque")
     assert (response.status_code, response.headers["Content-Type"]) == (404, "application/problem+json")
 
 
 async def test_error_has_the_request_id() -> None:
-    async with make_app(FakePool(ONE_IMAGE)).http as client:
+    app = make_app(FakePool(ONE_IMAGE))
+    async with app.http as client:
         response = await client.post(GENERATIONS, json={}, headers={"X-Request-ID": "request-1"})
     assert response.headers["X-Request-ID"] == "request-1"
 

@@ -32,7 +32,8 @@ def image_file(tmp_path: Path) -> Path:
 
 @asynccontextmanager
 async def service(pool: FakePool, settings: Settings | None = None) -> AsyncGenerator[str, None]:
-    async with make_app(pool, settings, token="secret").listening() as url:
+    app = make_app(pool, settings, token="secret")
+    async with app.listening() as url:
         yield url
 
 

@@ -187,9 +187,10 @@ async def test_client_retries_a_full_pool_until_it_is_free() -> None:
 async def test_readme_example_runs(text: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     pool = FakePool((Started(), ImageFinished(0, IMAGE), DONE))
-    async with make_app(pool).listening() as url:
+    app = make_app(pool)
+    async with app.listening() as url:
         assert "http://127.0.0.1:8000" in text
         code = compile(text.replace("http://127.0.0.1:8000", url), "README.md", "exec")
         await asyncio.to_thread(exec, code, {})
     assert len(pool.calls) == text.count("client.images.")
-    assert [path.read_bytes() for path in tmp_path.glob("*.png")] == [IMAGE]
+    assert (tmp_path / "boat.png").read_bytes() == IMAGE

@@ -54,8 +54,8 @@ def with_outputs(*indices: int) -> Prediction:
 
 async def test_previews_are_partial_images(outputs: OutputStore) -> None:
     watch = scripted(
-        prediction(), Preview(0, 1, b"first"), Preview(1, 1, b"other"), Preview(0, 2, b"second"), Preview(0, 3, b"third"),
-        with_outputs(0, 1).succeeded(NOON),
+        prediction(), Preview(0, 1, b"first"), Preview(1, 1, b"other"), Preview(0, 2, b"second"),
+        Preview(0, 3, b"third"), with_outputs(0, 1).succeeded(NOON),
     )  # fmt: skip
     found = await events(watch, outputs)
     assert [(each["type"], each.get("partial_image_index"), each["b64_json"]) for each in found] == [
