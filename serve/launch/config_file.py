@@ -13,7 +13,7 @@ from ray.serve.config import AutoscalingConfig
 from ray.serve.schema import DeploymentSchema, ServeDeploySchema
 
 from serve.lora.parse_reference import check_aliases
-from serve.settings import Settings, override
+from serve.settings import Settings
 
 IMPORT_PATH = "serve.deployment:build"
 
@@ -53,8 +53,16 @@ def apply_settings(config: Mapping[str, Any], assignments: Mapping[str, str]) ->
         key = dotted.partition(".")[0]
         # If the file has no `pools`, setting a key of one pool must keep the other default pools.
         default = {key: defaults[key]} if key in defaults else {}
-        args = override({**default, **args}, dotted, value)
+        args = _override({**default, **args}, dotted, value)
     return {**config, "applications": [{**application, "args": args}]}
+
+
+def _override(tree: Mapping[str, Any], dotted: str, value: str) -> dict[str, Any]:
+    """A copy of `tree` with the entry at a dotted name replaced by `value`, which is parsed as YAML."""
+    key, _, rest = dotted.partition(".")
+    nested = tree.get(key)
+    new = _override(nested if isinstance(nested, Mapping) else {}, rest, value) if rest else yaml.safe_load(value)
+    return {**tree, key: new}
 
 
 def validate_config(config: Mapping[str, Any]) -> tuple[ServeDeploySchema, Settings]:

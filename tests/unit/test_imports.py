@@ -63,7 +63,7 @@ LIBRARY_USERS = {
     "httpcore": {"net"},
     "httpx": {"lora", "net"},
     "regex": {"lora"},
-    "yaml": {"launch", "settings"},
+    "yaml": {"launch"},
 }
 
 IMPORTS_TORCH = {

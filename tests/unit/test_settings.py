@@ -13,7 +13,6 @@ from serve.settings import (
     PoolSettings,
     Settings,
     cache_folder,
-    override,
     read_secrets,
     use_compile_cache,
 )
@@ -42,20 +41,6 @@ from serve.settings import (
 def test_invalid_settings_are_rejected(tree: dict[str, object]) -> None:
     with pytest.raises(ValidationError):
         Settings.model_validate(tree)
-
-
-def test_override_replaces_one_entry_and_keeps_the_others() -> None:
-    tree = Settings().model_dump()
-    settings = Settings.model_validate(override(tree, "pools.schnell.scaling.min_replicas", "0"))
-    assert settings.pools["schnell"].scaling.min_replicas == 0
-    assert settings.pools["schnell"].model == "schnell"
-    assert settings.pools["dev-fp8"] == Settings().pools["dev-fp8"]
-    assert Settings.model_validate(override({}, "max_body_bytes", "100")).max_body_bytes == 100
-
-
-def test_override_of_an_unknown_setting_is_rejected() -> None:
-    with pytest.raises(ValidationError, match="max_bodies"):
-        Settings.model_validate(override(Settings().model_dump(), "max_bodies", "100"))
 
 
 def test_secrets_are_read_from_the_environment_and_not_printed() -> None:

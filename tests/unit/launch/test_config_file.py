@@ -9,6 +9,7 @@ import pytest
 
 from serve.launch.config_file import ConfigError, apply_settings, embedded_config, read_config, validate_config
 from serve.output_sizes import SIZES
+from serve.settings import Settings
 
 PRODUCTION = Path(__file__).parents[3] / "serve_config.yaml"
 
@@ -84,9 +85,19 @@ def test_settings_are_applied_by_dotted_name(production: dict[str, Any]) -> None
 
 
 def test_setting_of_an_embedded_pool_keeps_the_other_pools() -> None:
-    _, settings = validate_config(apply_settings(embedded_config(), {"pools.schnell.scaling.min_replicas": "0"}))
-    assert settings.pools["schnell"].scaling.min_replicas == 0
-    assert set(settings.pools) == {"dev-bf16", "dev-fp8", "schnell"}
+    _, settings = validate_config(apply_settings(embedded_config(), {"pools.schnell.scaling.min_replicas": "1"}))
+    defaults = Settings().pools
+    scaling = settings.pools["schnell"].scaling
+    assert scaling == defaults["schnell"].scaling.model_copy(update={"min_replicas": 1})
+    assert settings.pools["schnell"].model == "schnell"
+    assert settings.pools["dev-fp8"] == defaults["dev-fp8"]
+    assert settings.pools.keys() == defaults.keys()
+
+
+@pytest.mark.parametrize("name", ["max_bodies", "pools.schnell.max_bach"])
+def test_unknown_setting_is_rejected(name: str) -> None:
+    with pytest.raises(ConfigError, match=name):
+        validate_config(apply_settings(embedded_config(), {name: "100"}))
 
 
 @pytest.mark.parametrize(("text", "reason"), [("a: [", "parsing"), ("- a", "mapping")])

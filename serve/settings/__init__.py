@@ -1,0 +1,54 @@
+"""All settings, as immutable pydantic models that reject unknown keys, and the secrets from the environment.
+
+Other code imports them from this package. `serve_config.yaml` has the production settings.
+"""
+
+from serve.settings.base import Device
+from serve.settings.downloads import FetchSettings
+from serve.settings.environment import ENVIRONMENT_VARIABLES, Secrets, cache_folder, read_secrets, use_compile_cache
+from serve.settings.loras import LoraCacheSettings, LoraFetchSettings, LoraSettings
+from serve.settings.models import ModelSettings, ServedModel
+from serve.settings.pools import (
+    AttentionKernel,
+    CompiledPart,
+    Dtype,
+    Dtypes,
+    Fp8Kernel,
+    LoraProduct,
+    PoolSettings,
+    Precision,
+    Scaling,
+    SchedulingPolicy,
+)
+from serve.settings.root import Settings
+from serve.settings.safety import SafetySettings
+from serve.settings.storage import FileSettings, OutputSettings
+
+__all__ = [
+    "ENVIRONMENT_VARIABLES",
+    "AttentionKernel",
+    "CompiledPart",
+    "Device",
+    "Dtype",
+    "Dtypes",
+    "FetchSettings",
+    "FileSettings",
+    "Fp8Kernel",
+    "LoraCacheSettings",
+    "LoraFetchSettings",
+    "LoraProduct",
+    "LoraSettings",
+    "ModelSettings",
+    "OutputSettings",
+    "PoolSettings",
+    "Precision",
+    "SafetySettings",
+    "Scaling",
+    "SchedulingPolicy",
+    "Secrets",
+    "ServedModel",
+    "Settings",
+    "cache_folder",
+    "read_secrets",
+    "use_compile_cache",
+]

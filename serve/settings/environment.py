@@ -1,0 +1,57 @@
+"""Secrets and folders from the environment. No other module reads or changes the environment."""
+
+import os
+from collections.abc import Mapping, MutableMapping
+from importlib.metadata import version
+from pathlib import Path
+
+from pydantic import SecretStr
+
+from serve.settings.base import StrictModel
+from serve.settings.root import Settings
+
+
+class Secrets(StrictModel):
+    """Secrets, read from the environment because they must not be in a config file."""
+
+    api_token: SecretStr | None = None
+    """Required from clients on every path."""
+    hf_token: SecretStr | None = None
+    """For gated Hugging Face repositories."""
+    civitai_token: SecretStr | None = None
+    """For CivitAI downloads that need an account."""
+    replicate_token: SecretStr | None = None
+    """For private models on Replicate."""
+
+
+ENVIRONMENT_VARIABLES = {
+    "api_token": "FLUX_SERVE_TOKEN",
+    "hf_token": "HF_TOKEN",
+    "civitai_token": "CIVITAI_API_TOKEN",
+    "replicate_token": "REPLICATE_API_TOKEN",
+}
+"""The environment variable for each field of `Secrets`."""
+
+
+def read_secrets(environment: Mapping[str, str] = os.environ) -> Secrets:
+    """The secrets in `ENVIRONMENT_VARIABLES`; an empty variable counts as unset."""
+    values = {field: environment.get(variable) for field, variable in ENVIRONMENT_VARIABLES.items()}
+    return Secrets.model_validate({field: value for field, value in values.items() if value})
+
+
+def cache_folder(settings: Settings, environment: Mapping[str, str] = os.environ) -> Path:
+    """The setting `cache_folder`, or else `flux-serve` in the user's cache folder, by the XDG convention."""
+    if settings.cache_folder is not None:
+        return settings.cache_folder
+    base = environment.get("XDG_CACHE_HOME") or Path(environment.get("HOME", "/tmp")) / ".cache"
+    return Path(base) / "flux-serve"
+
+
+def use_compile_cache(settings: Settings, environment: MutableMapping[str, str] = os.environ) -> None:
+    """Makes torch's compiler keep its results in the cache folder, where other replicas of this node find them.
+
+    Call it before torch is imported. The results are keyed by the GPU, the code and the sizes; torch's version, which
+    does the keying, is in the folder's name.
+    """
+    folder = cache_folder(settings) / "compiled" / f"torch-{version('torch')}"
+    environment.setdefault("TORCHINDUCTOR_CACHE_DIR", str(folder))

@@ -1,0 +1,88 @@
+"""The root of all settings. Its defaults run the embedded models on a CPU, on a loopback address."""
+
+from pathlib import Path
+from typing import Annotated, Literal, Self
+
+from pydantic import Field, model_validator
+
+from serve.model_specs import VariantName
+from serve.settings.base import Positive, Seconds, StrictModel
+from serve.settings.downloads import FetchSettings
+from serve.settings.loras import LoraSettings
+from serve.settings.models import ModelSettings, ServedModel
+from serve.settings.pools import PoolSettings, Scaling
+from serve.settings.safety import SafetySettings
+from serve.settings.storage import FileSettings, OutputSettings
+
+_ON_DEMAND = Scaling(min_replicas=0, downscale_to_zero_delay_s=3600)
+"""The first request starts the replica and waits for it."""
+
+
+class Settings(StrictModel):
+    """The root of all settings."""
+
+    models: dict[str, ModelSettings] = Field(
+        default={
+            "dev": ModelSettings(variant="dev", pixel_stride=32, max_sequence_length=64),
+            "schnell": ModelSettings(variant="schnell", pixel_stride=32, max_sequence_length=64),
+        },
+        min_length=1,
+    )
+    pools: dict[str, PoolSettings] = Field(
+        default={
+            "dev-bf16": PoolSettings(model="dev"),
+            # On two cores, one replica is ready in two thirds of the time of three that start together.
+            "dev-fp8": PoolSettings(model="dev", precision="fp8", scaling=_ON_DEMAND),
+            "schnell": PoolSettings(model="schnell", scaling=_ON_DEMAND),
+        },
+        min_length=1,
+    )
+    served_models: Annotated[tuple[ServedModel, ...], Field(min_length=1)] = (
+        ServedModel(owner="black-forest-labs", name="flux-dev-lora", versions=("embedded",)),
+        ServedModel(
+            owner="fofr",
+            name="flux-handwriting-and-sketch",
+            versions=("d592f697",),
+            default_inputs={"replicate_weights": "embedded:handwriting", "extra_lora": "embedded:sketch"},
+        ),
+    )
+    custom_sizes_in_fp8: bool = False
+    """Allow `go_fast` for custom sizes. By default they run in bf16, as Replicate documents."""
+    fp8_lora_factor: Annotated[float, Field(gt=0)] = 1.5
+    """Factor for LoRA scales in fp8 pools. Replicate documents that LoRAs have less effect on float8 weights."""
+    max_body_bytes: Positive = 32 * 2**20
+    max_prompt_chars: Positive = 10_000
+    max_image_megapixels: Annotated[float, Field(gt=0)] = 50
+    """Input images with larger dimensions in their header are rejected before they are decoded."""
+    record_max_age_s: Seconds = 3600
+    max_records: Positive = 10_000
+    max_wait_s: Seconds = 60
+    """Upper limit for `Prefer: wait=N`, and the wait for a plain `Prefer: wait`."""
+    ingress_replicas: Literal[1] = 1
+    """Only one is supported: prediction records are in the ingress' memory, so replicas could not share them."""
+    ingress_num_cpus: Annotated[float, Field(ge=0)] = 0.4
+    allow_unauthenticated: bool = False
+    """Allow listening on other addresses than loopback without a token. Use only behind a proxy that authenticates."""
+    cache_folder: Path | None = None
+    """Parent of the default LoRA cache folder; None means the user's cache folder."""
+    fetch: FetchSettings = FetchSettings()
+    lora: LoraSettings = LoraSettings()
+    outputs: OutputSettings = OutputSettings()
+    files: FileSettings = FileSettings()
+    safety: SafetySettings = SafetySettings()
+
+    @model_validator(mode="after")
+    def _references_exist(self) -> Self:
+        for name, pool in self.pools.items():
+            if pool.model not in self.models:
+                raise ValueError(f"pools.{name}.model: no model is named {pool.model!r} in models")
+            if pool.device not in pool.dtypes:
+                raise ValueError(f"pools.{name}.dtypes: has no entry for device {pool.device!r}")
+        names = [model.full_name for model in self.served_models]
+        versions = [version for model in self.served_models for version in model.versions]
+        if len(set(names)) < len(names) or len(set(versions)) < len(versions):
+            raise ValueError("served_models: names and version ids must be unique")
+        return self
+
+    def variant_of(self, pool: str) -> VariantName:
+        return self.models[self.pools[pool].model].variant
