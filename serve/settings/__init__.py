@@ -8,6 +8,7 @@ from serve.settings.downloads import FetchSettings
 from serve.settings.environment import ENVIRONMENT_VARIABLES, Secrets, cache_folder, read_secrets, use_compile_cache
 from serve.settings.loras import LoraCacheSettings, LoraFetchSettings, LoraSettings
 from serve.settings.models import ModelSettings, ServedModel
+from serve.settings.openai import OpenAiSettings
 from serve.settings.pools import (
     AttentionKernel,
     CompiledPart,
@@ -39,6 +40,7 @@ __all__ = [
     "LoraProduct",
     "LoraSettings",
     "ModelSettings",
+    "OpenAiSettings",
     "OutputSettings",
     "PoolSettings",
     "Precision",

@@ -10,6 +10,7 @@ from serve.settings.base import Positive, Seconds, StrictModel
 from serve.settings.downloads import FetchSettings
 from serve.settings.loras import LoraSettings
 from serve.settings.models import ModelSettings, ServedModel
+from serve.settings.openai import OpenAiSettings
 from serve.settings.pools import PoolSettings, Scaling
 from serve.settings.safety import SafetySettings
 from serve.settings.storage import FileSettings, OutputSettings
@@ -70,6 +71,7 @@ class Settings(StrictModel):
     outputs: OutputSettings = OutputSettings()
     files: FileSettings = FileSettings()
     safety: SafetySettings = SafetySettings()
+    openai: OpenAiSettings = OpenAiSettings()
 
     @model_validator(mode="after")
     def _references_exist(self) -> Self:
@@ -82,6 +84,9 @@ class Settings(StrictModel):
         versions = [version for model in self.served_models for version in model.versions]
         if len(set(names)) < len(names) or len(set(versions)) < len(versions):
             raise ValueError("served_models: names and version ids must be unique")
+        for alias, name in self.openai.model_aliases.items():
+            if name is not None and name not in names:
+                raise ValueError(f"openai.model_aliases.{alias}: no model is named {name!r} in served_models")
         return self
 
     def variant_of(self, pool: str) -> VariantName:

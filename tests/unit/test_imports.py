@@ -36,7 +36,7 @@ ALLOWED_UNITS = {
     "engine": BASE | {"events", "lora"},
     "lora_cache": BASE | {"__init__", "aio", "engine", "lora"},
     "predictions": REQUEST | {"aio", "events", "lora", "media"},
-    "api": BASE | {"inputs", "media", "predictions"},
+    "api": BASE | {"inputs", "media", "output_sizes", "predictions"},
     "pool_client": BASE | {"events", "lora", "generation_plan"},
     "model_replica": BASE | {"engine", "events", "logs", "lora", "lora_cache", "media", "generation_plan"},
     "ingress": BASE | {"api", "logs", "lora", "lora_cache", "media", "net", "pool_client", "predictions"},

@@ -36,6 +36,7 @@ from serve.settings import (
             ]
         },
         {"served_models": [{"owner": "A b", "name": "b", "versions": ["1"]}]},
+        {"openai": {"model_aliases": {"gpt-image-1": "black-forest-labs/flux-pro"}}},
     ],
 )
 def test_invalid_settings_are_rejected(tree: dict[str, object]) -> None:

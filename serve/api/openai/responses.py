@@ -11,7 +11,6 @@ from serve.api.event_stream import encode_event
 from serve.api.openai.errors import openai_error
 from serve.api.openai.request import ImageRequest
 from serve.errors import EngineFailed, NotFound, ServiceError
-from serve.generation_plan import GenerationPlan
 from serve.media.output_store import OutputStore
 from serve.predictions.prediction import Output, Prediction
 from serve.settings import Settings
@@ -33,13 +32,12 @@ class ResponseWriter:
 
     async def response(self, predictions: Sequence[Prediction]) -> dict[str, Any]:
         """The response with the images of predictions that have ended."""
-        plan = predictions[0].plan
         images = [await self._image(prediction, output) for prediction in predictions for output in prediction.outputs]
         return {
             "created": int(self.now()),
             "data": images,
-            **self._properties(plan),
-            "usage": usage(plan, self.settings, len(images)),
+            **self._properties(predictions[0]),
+            "usage": usage(predictions[0], self.settings, len(images)),
         }
 
     async def completed(self, prediction: Prediction, output: Output) -> bytes:
@@ -48,19 +46,19 @@ class ResponseWriter:
             "type": f"{self.prefix}.completed",
             "b64_json": await self._base64(prediction, output),
             "created_at": int(self.now()),
-            **self._properties(prediction.plan),
-            "usage": usage(prediction.plan, self.settings, 1),
+            **self._properties(prediction),
+            "usage": usage(prediction, self.settings, 1),
         }
         return encode_event(event["type"], event)
 
-    def partial(self, plan: GenerationPlan, number: int, content: bytes) -> bytes:
+    def partial(self, prediction: Prediction, number: int, content: bytes) -> bytes:
         """The event for preview `number` of an image."""
         event = {
             "type": f"{self.prefix}.partial_image",
             "b64_json": base64.b64encode(content).decode("ascii"),
             "created_at": int(self.now()),
             "partial_image_index": number,
-            **self._properties(plan),
+            **self._properties(prediction),
         }
         return encode_event(str(event["type"]), event)
 
@@ -75,8 +73,9 @@ class ResponseWriter:
             content, _ = await self.outputs.read(prediction.id, output.name)
         return base64.b64encode(content).decode("ascii")
 
-    def _properties(self, plan: GenerationPlan) -> dict[str, str]:
-        """What the images of a plan have in common; `size` is the true one, after rounding."""
+    def _properties(self, prediction: Prediction) -> dict[str, str]:
+        """What the images of a request have in common; `size` is the true one, after rounding."""
+        plan = prediction.plan
         return {
             "background": "opaque",
             "output_format": JPEG.get(plan.output_format, plan.output_format),
@@ -98,8 +97,9 @@ def error_event(error: ServiceError) -> bytes:
     return encode_event("error", {"type": "error", **openai_error(error)})
 
 
-def usage(plan: GenerationPlan, settings: Settings, images: int) -> dict[str, Any]:
+def usage(prediction: Prediction, settings: Settings, images: int) -> dict[str, Any]:
     """The tokens of the transformer: those of the padded prompt, of the input image, and of `images` images."""
+    plan = prediction.plan
     model = settings.models[settings.pools[plan.pool].model]
     image_tokens = 1
     for side in plan.size or ():

@@ -63,4 +63,4 @@ class _PredictionEvents:
         if number >= limit or preview.index in self._completed:
             return None
         self._previews[preview.index] = number + 1
-        return self._writer.partial(self.prediction.plan, number, preview.content)
+        return self._writer.partial(self.prediction, number, preview.content)
