@@ -38,7 +38,7 @@ def _decode_mask(content: bytes, field: str, max_megapixels: float) -> Image.Ima
     with decoder_errors(field, max_megapixels):
         image = to_eight_bits(open_image(content, field, max_megapixels))
         alpha = to_rgba(image).getchannel("A")
-        if alpha.getextrema()[0] >= MASK_THRESHOLD:
+        if not any(alpha.histogram()[:MASK_THRESHOLD]):
             why = "the mask has no transparent pixel; make the areas transparent that are to be repainted"
             raise InvalidImage(field, why)
         return alpha.point([OPAQUE if level < MASK_THRESHOLD else 0 for level in range(256)])

@@ -84,9 +84,9 @@ class Settings(StrictModel):
         versions = [version for model in self.served_models for version in model.versions]
         if len(set(names)) < len(names) or len(set(versions)) < len(versions):
             raise ValueError("served_models: names and version ids must be unique")
-        for alias, name in self.openai.model_aliases.items():
-            if name is not None and name not in names:
-                raise ValueError(f"openai.model_aliases.{alias}: no model is named {name!r} in served_models")
+        for alias, target in self.openai.model_aliases.items():
+            if target is not None and target not in names:
+                raise ValueError(f"openai.model_aliases.{alias}: no model is named {target!r} in served_models")
         return self
 
     def variant_of(self, pool: str) -> VariantName:

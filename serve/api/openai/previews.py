@@ -1,12 +1,13 @@
 """The interface to previews of images that are being generated; the engine does not make any yet."""
 
 from collections.abc import AsyncGenerator, Callable
-from typing import NamedTuple
+from dataclasses import dataclass
 
 from serve.predictions.prediction import Prediction
 
 
-class Preview(NamedTuple):
+@dataclass(frozen=True, slots=True)
+class Preview:
     """Image `index` of a prediction after `step` steps, as a file in the planned format."""
 
     index: int

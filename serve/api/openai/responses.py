@@ -42,7 +42,7 @@ class ResponseWriter:
 
     async def completed(self, prediction: Prediction, output: Output) -> bytes:
         """The event for a finished image."""
-        event = {
+        event: dict[str, Any] = {
             "type": f"{self.prefix}.completed",
             "b64_json": await self._base64(prediction, output),
             "created_at": int(self.now()),
@@ -53,14 +53,14 @@ class ResponseWriter:
 
     def partial(self, prediction: Prediction, number: int, content: bytes) -> bytes:
         """The event for preview `number` of an image."""
-        event = {
+        event: dict[str, Any] = {
             "type": f"{self.prefix}.partial_image",
             "b64_json": base64.b64encode(content).decode("ascii"),
             "created_at": int(self.now()),
             "partial_image_index": number,
             **self._properties(prediction),
         }
-        return encode_event(str(event["type"]), event)
+        return encode_event(event["type"], event)
 
     async def _image(self, prediction: Prediction, output: Output) -> dict[str, str]:
         if self.request.response_format == "url":
