@@ -3,9 +3,11 @@
 ServiceError
 ├── MalformedBody      400  the body is not JSON
 ├── Unauthenticated    401
+├── NotPermitted       403  a change of what is in the operator's settings
 ├── NotFound           404
 ├── UploadTimedOut     408  an upload did not arrive within its time limit
 ├── BodyTooLarge       413
+├── UnknownEncoding    415  the body's Content-Encoding
 ├── InvalidInput       422  inputs that can never succeed; lists every invalid field
 ├── UnknownVersion     422  no served model has this version
 ├── PoolFull           429  retry after `retry_after_s`
@@ -67,6 +69,11 @@ class Unauthenticated(ServiceError):
         return "You did not pass a valid authentication token"
 
 
+class NotPermitted(ServiceError):
+    status = 403
+    title = "Not permitted"
+
+
 class NotFound(ServiceError):
     status = 404
     title = "Not found"
@@ -96,9 +103,23 @@ class BodyTooLarge(ServiceError):
         return f"the request body is larger than {self.limit_bytes} bytes"
 
 
+class UnknownEncoding(ServiceError):
+    status = 415
+    title = "Unsupported media type"
+
+    def __init__(self, encoding: str) -> None:
+        super().__init__(encoding)
+        self.encoding = encoding
+
+    def __str__(self) -> str:
+        return f"Content-Encoding {self.encoding[:100]!r} is not supported; send the body with gzip, or uncompressed"
+
+
 class InvalidInput(ServiceError):
     status = 422
     title = "Input validation failed"
+    location: tuple[str, ...] = ("body", "input")
+    """The part of the request that has the fields."""
 
     def __init__(self, field_errors: tuple[FieldError, ...]) -> None:
         super().__init__(field_errors)

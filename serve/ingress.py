@@ -13,12 +13,10 @@ from ray.serve.context import _get_global_client
 from ray.serve.handle import DeploymentHandle
 from ray.serve.schema import DeploymentStatus
 from starlette.applications import Starlette
-from starlette.exceptions import HTTPException
-from starlette.middleware import Middleware
 
-from serve.api import cog, files, models, openai, output_files, replicate
-from serve.api.auth import AuthMiddleware, check_bind_address
-from serve.api.error_responses import ErrorMiddleware, http_exception
+from serve.api import cog, deployments, discovery, files, models, openai, output_files, probes, replicate
+from serve.api.application import http_application
+from serve.api.auth import check_bind_address
 from serve.api.replicate import prediction_json
 from serve.logs import use_replica_log
 from serve.lora.parse_reference import check_aliases
@@ -30,7 +28,7 @@ from serve.pool_client import PoolClient
 from serve.predictions.input_images import InputImages
 from serve.predictions.own_files import OwnFiles, OwnFilesFirst
 from serve.predictions.prediction import Prediction
-from serve.predictions.request import resolve_version
+from serve.predictions.request import check_served_models, resolve_version
 from serve.predictions.runner import PredictionRunner
 from serve.predictions.service import PredictionService
 from serve.predictions.store import MemoryStore
@@ -52,6 +50,7 @@ class Ingress:
             _get_global_client().http_config.host, self._token is not None, settings.allow_unauthenticated
         )
         check_aliases(settings.lora)
+        check_served_models(settings)
         self._outputs = OutputStore(settings.outputs)
         self._files = FileStore(settings.files)
         own_files = OwnFiles(self._files, self._outputs, settings.outputs.public_url)
@@ -68,19 +67,18 @@ class Ingress:
 
     def __serve_build_asgi_app__(self) -> Starlette:
         shared = (self._predictions, self._outputs, self._settings)
-        return Starlette(
-            routes=[
-                *replicate.routes(*shared),
-                *files.routes(self._files, self._settings),
-                *models.routes(self._predictions, self._settings),
-                *openai.routes(*shared),
-                *cog.routes(*shared),
-                *output_files.routes(self._outputs, self._settings),
-            ],
-            middleware=[Middleware(ErrorMiddleware), Middleware(AuthMiddleware, token=self._token)],
-            exception_handlers={HTTPException: http_exception},
-            lifespan=self._lifespan,
-        )
+        routes = [
+            *replicate.routes(*shared),
+            *files.routes(self._files, self._settings),
+            *models.routes(self._predictions, self._settings),
+            *openai.routes(*shared),
+            *deployments.routes(self._predictions, self._settings),
+            *discovery.routes(self._predictions, self._settings),
+            *cog.routes(*shared),
+            *probes.routes(self._predictions),
+            *output_files.routes(self._outputs, self._settings),
+        ]
+        return http_application(routes, self._settings, self._token, self._lifespan)
 
     async def wait_until_open(self) -> None:
         """Returns when predictions are accepted."""
@@ -91,14 +89,16 @@ class Ingress:
 
         Raises `InvalidInput`, `PoolFull`, `NotReady` or `UnknownVersion` of `serve.errors`.
         """
-        async with self._predictions.create_attached(inputs, resolve_version(self._settings, version)) as prediction:
+        served = resolve_version(self._settings, version)
+        async with self._predictions.create_attached(served.rename_inputs(inputs), served) as prediction:
             return await self._to_json(await self._predictions.wait(prediction.id))
 
     async def stream(
         self, inputs: Mapping[str, Any], version: str | None = None
     ) -> AsyncGenerator[dict[str, Any], None]:
         """Runs a prediction and yields it when it is accepted and after every change. Raises as `predict` does."""
-        async with self._predictions.create_attached(inputs, resolve_version(self._settings, version)) as prediction:
+        served = resolve_version(self._settings, version)
+        async with self._predictions.create_attached(served.rename_inputs(inputs), served) as prediction:
             async for state in self._predictions.watch(prediction.id):
                 yield await self._to_json(state)
 

@@ -12,12 +12,9 @@ from typing import Any
 import httpx
 from pydantic import SecretStr
 from starlette.applications import Starlette
-from starlette.exceptions import HTTPException
-from starlette.middleware import Middleware
 
-from serve.api import cog, files, models, openai, output_files, replicate
-from serve.api.auth import AuthMiddleware
-from serve.api.error_responses import ErrorMiddleware, http_exception
+from serve.api import cog, deployments, discovery, files, models, openai, output_files, probes, replicate
+from serve.api.application import http_application
 from serve.media.file_store import FileStore
 from serve.media.output_store import OutputStore
 from serve.predictions.input_images import Fetcher, InputImages
@@ -93,17 +90,15 @@ def make_app(
         *files.routes(file_store, settings),
         *models.routes(service, settings),
         *openai.routes(service, outputs, settings),
+        *deployments.routes(service, settings),
+        *discovery.routes(service, settings),
         *cog.routes(service, outputs, settings),
+        *probes.routes(service),
         *output_files.routes(outputs, settings),
     ]
-    auth = Middleware(AuthMiddleware, token=SecretStr(token) if token else None)
-    app = Starlette(
-        routes=routes,
-        middleware=[Middleware(ErrorMiddleware), auth],
-        exception_handlers={HTTPException: http_exception},
-    )
+    app = http_application(routes, settings, SecretStr(token) if token else None)
     app_under_test = AppUnderTest(
         service, resolve_version(settings, None), app, prediction_ids, file_store, folder / "files"
     )
-    weakref.finalize(app_under_test, shutil.rmtree, folder)
+    weakref.finalize(app, shutil.rmtree, folder)
     return app_under_test

@@ -6,8 +6,11 @@ from collections.abc import Iterator
 
 import pytest
 
-from tests.js_client import JsClient, JsClientUnavailable, install
+from tests import js_client as javascript
+from tests import python2_client as python2
+from tests.js_client import JsClient
 from tests.logs import Logs
+from tests.python2_client import Python2Client
 
 # Imported modules live as long as the process, so the collector need not scan them.
 gc.disable()
@@ -38,6 +41,15 @@ def logs() -> Iterator[Logs]:
 def js_client(tmp_path_factory: pytest.TempPathFactory) -> JsClient:
     """Replicate's JavaScript client; tests that use it are skipped where it cannot be installed."""
     try:
-        return install(tmp_path_factory.mktemp("js-client"))
-    except JsClientUnavailable as error:
+        return javascript.install(tmp_path_factory.mktemp("js-client"))
+    except javascript.JsClientUnavailable as error:
         pytest.skip(f"the JavaScript client is not tested: {error}")
+
+
+@pytest.fixture(scope="session")
+def python2_client(tmp_path_factory: pytest.TempPathFactory) -> Python2Client:
+    """Version 2 of Replicate's Python client; tests that use it are skipped where it cannot be installed."""
+    try:
+        return python2.install(tmp_path_factory.mktemp("python2-client"))
+    except python2.Python2ClientUnavailable as error:
+        pytest.skip(f"version 2 of the Python client is not tested: {error}")

@@ -15,6 +15,8 @@ REQUEST_ID_HEADER = "x-request-id"
 
 _SAFE_REQUEST_ID = re.compile(r"[A-Za-z0-9._-]{1,64}")
 _SCHEMES = ("bearer", "token")
+PUBLIC_PATHS = frozenset({"/health-check", "/readyz"})
+"""Probes of load balancers, which have no token."""
 
 
 class AuthMiddleware:
@@ -34,9 +36,12 @@ class AuthMiddleware:
         headers = Headers(scope=scope)
         # Serve's proxy gives every request an id and adds it to the response.
         scope.setdefault("state", {})["request_id"] = _request_id(headers.get(REQUEST_ID_HEADER))
-        if self._token is not None and not _is_valid(headers.get("authorization"), self._token):
+        if not self._is_allowed(scope["path"], headers.get("authorization")):
             raise Unauthenticated
         await self._app(scope, receive, send)
+
+    def _is_allowed(self, path: str, authorization: str | None) -> bool:
+        return self._token is None or path in PUBLIC_PATHS or _is_valid(authorization, self._token)
 
 
 def check_bind_address(host: str, has_token: bool, allow_unauthenticated: bool) -> None:

@@ -7,7 +7,7 @@ from starlette.responses import JSONResponse, Response
 from starlette.routing import Route
 
 from serve.api.client_disconnect import cancel_on_disconnect
-from serve.api.http_messages import check_body_keys, output_uris, parse_prefer, read_json_object, server_timing_header
+from serve.api.http_messages import check_body_keys, output_uris, prefers_async, read_json_object, server_timing_header
 from serve.api.openapi import COG_VERSION
 from serve.api.openapi_replicate import service_document
 from serve.errors import NotFound
@@ -21,6 +21,17 @@ from serve.settings import Settings
 KEYS: dict[str, type] = {"input": dict}
 UNSUPPORTED_KEYS = frozenset({"id", "created_at", "context", "output_file_prefix", "webhook", "webhook_events_filter"})
 HEALTH: dict[ServiceState, str] = {"starting": "STARTING", "ready": "READY", "full": "BUSY", "closing": "DEFUNCT"}
+
+INDEX = {
+    "docs_url": ("GET", "/docs"),
+    "openapi_url": ("GET", "/openapi.json"),
+    "shutdown_url": ("POST", "/shutdown"),
+    "healthcheck_url": ("GET", "/health-check"),
+    "predictions_url": ("POST", "/predictions"),
+    "predictions_idempotent_url": ("PUT", "/predictions/{prediction_id}"),
+    "predictions_cancel_url": ("POST", "/predictions/{prediction_id}/cancel"),
+}
+"""The endpoints that Cog's discovery can name, with method and path."""
 
 
 def routes(service: PredictionService, outputs: OutputStore, settings: Settings) -> list[Route]:
@@ -44,15 +55,15 @@ class CogApi:
         self._served = resolve_version(settings, None)
 
     async def index(self, request: Request) -> Response:
-        return JSONResponse(
-            {
-                "cog_version": COG_VERSION,
-                "openapi_url": "/openapi.json",
-                "healthcheck_url": "/health-check",
-                "predictions_url": "/predictions",
-                "predictions_cancel_url": "/predictions/{prediction_id}/cancel",
-            }
-        )
+        """Cog's discovery: the paths of the endpoints that exist."""
+        served = {
+            (method, route.path)
+            for route in request.app.routes
+            if isinstance(route, Route)
+            for method in route.methods or ()
+        }
+        urls = {name: path for name, (method, path) in INDEX.items() if (method, path) in served}
+        return JSONResponse({"cog_version": COG_VERSION} | urls)
 
     async def health(self, request: Request) -> Response:
         opened_at = self._service.opened_at
@@ -74,10 +85,10 @@ class CogApi:
         """
         body = await read_json_object(request, self._settings.max_body_bytes)
         check_body_keys(body, KEYS, UNSUPPORTED_KEYS)
-        if parse_prefer(request.headers.getlist("prefer"), self._settings.max_wait_s).respond_async:
-            prediction = await self._service.create(body["input"], self._served)
-            return await self._respond(prediction, 202)
-        return await self._respond(await cancel_on_disconnect(request.receive, self._run(body["input"])))
+        inputs = self._served.rename_inputs(body["input"])
+        if prefers_async(request.headers.getlist("prefer")):
+            return await self._respond(await self._service.create(inputs, self._served), 202)
+        return await self._respond(await cancel_on_disconnect(request.receive, self._run(inputs)))
 
     async def cancel(self, request: Request) -> Response:
         try:

@@ -16,9 +16,8 @@ from starlette.responses import JSONResponse, Response
 from starlette.routing import Match, Route
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from serve.api.http_messages import InvalidBody
 from serve.api.openai.errors import is_images_path, openai_error, openai_status
-from serve.errors import InvalidInput, ServiceError, Unauthenticated, public_error
+from serve.errors import InvalidInput, ServiceError, Unauthenticated, UnknownEncoding, public_error
 
 log = logging.getLogger(__name__)
 
@@ -84,9 +83,9 @@ def problem_json(error: ServiceError) -> dict[str, Any]:
     if error.retry_after_s is not None:
         body["retry_after"] = math.ceil(error.retry_after_s)
     if isinstance(error, InvalidInput):
-        prefix = "" if isinstance(error, InvalidBody) else "input."
+        parents = error.location[1:]
         body["invalid_fields"] = [
-            {"type": each.kind, "field": f"{prefix}{each.field}", "description": each.message}
+            {"type": each.kind, "field": ".".join((*parents, each.field)), "description": each.message}
             for each in error.field_errors
         ]
     return body
@@ -96,10 +95,10 @@ def cog_detail(error: ServiceError) -> dict[str, Any]:
     """The `{"detail": ...}` body of the Cog API: a list of field errors, or a message."""
     if not isinstance(error, InvalidInput):
         return {"detail": str(error)}
-    prefix = ("body",) if isinstance(error, InvalidBody) else ("body", "input")
     return {
         "detail": [
-            {"loc": [*prefix, each.field], "msg": each.message, "type": each.kind} for each in error.field_errors
+            {"loc": [*error.location, each.field], "msg": each.message, "type": each.kind}
+            for each in error.field_errors
         ]
     }
 
@@ -120,10 +119,7 @@ def _error_response(error: Exception, scope: Scope) -> Response:
         # The path may contain line breaks, which `%r` escapes.
         log.error("request %s failed: %s %r", request_id, scope["method"], scope["path"], exc_info=error)
         service_error = ServiceError(f"internal error; the server log has the cause of request {request_id}")
-    response = _formatted(service_error, scope)
-    if request_id is not None:
-        response.headers["X-Request-ID"] = request_id
-    return response
+    return _formatted(service_error, scope)
 
 
 def _formatted(error: ServiceError, scope: Scope) -> Response:
@@ -134,6 +130,8 @@ def _formatted(error: ServiceError, scope: Scope) -> Response:
         response.headers["Retry-After"] = str(math.ceil(error.retry_after_s))
     if isinstance(error, Unauthenticated):
         response.headers["WWW-Authenticate"] = "Bearer"
+    if isinstance(error, UnknownEncoding):
+        response.headers["Accept-Encoding"] = "gzip"
     return response
 
 

@@ -18,13 +18,25 @@ STAGES = (
 """The stages of a prediction in the order they run."""
 
 PAGE_SIZE = 100
+WAIT_LIMIT_S = 60
 
 _JSON_TYPES: dict[type, str] = {dict: "an object", str: "a string", bool: "a boolean"}
+DIGITS = re.compile(r"[0-9]{1,9}")
 _PREFERENCE = re.compile(r'^(?P<name>[a-z-]+)(?:\s*=\s*"?(?P<value>[^";]*)"?)?\s*(?:;.*)?$', re.IGNORECASE)
 
 
 class InvalidBody(InvalidInput):
     """The keys of the body itself are invalid, not those of its `input` object."""
+
+    location = ("body",)
+
+
+class InvalidHeader(InvalidInput):
+    location = ("header",)
+
+
+class InvalidQuery(InvalidInput):
+    location = ("query",)
 
 
 class Preference(NamedTuple):
@@ -43,7 +55,7 @@ async def read_json_object(request: Request, max_bytes: int) -> dict[str, Any]:
     Raises `BodyTooLarge` as soon as `max_bytes` is exceeded, whatever Content-Length says, and `MalformedBody` if the
     body is not a JSON object in UTF-8. NaN and Infinity are accepted here and rejected when their field is validated.
     """
-    content = await _read(request, max_bytes)
+    content = await read_body(request, max_bytes)
     try:
         value = json.loads(content.decode())
     except ValueError:  # also raised for invalid UTF-8 and for integers of thousands of digits
@@ -55,7 +67,8 @@ async def read_json_object(request: Request, max_bytes: int) -> dict[str, Any]:
     return cast(dict[str, Any], value)
 
 
-async def _read(request: Request, max_bytes: int) -> bytearray:
+async def read_body(request: Request, max_bytes: int) -> bytearray:
+    """Reads the body. Raises `BodyTooLarge` as soon as `max_bytes` is exceeded, whatever Content-Length says."""
     content_length = request.headers.get("content-length", "")
     # int() rejects strings of thousands of digits, so very long ones are not parsed.
     if content_length.isdecimal() and (len(content_length) > 18 or int(content_length) > max_bytes):
@@ -96,23 +109,34 @@ def _key_error(key: str, value: object, allowed: dict[str, type], unsupported: f
 def parse_prefer(headers: Iterable[str], max_wait_s: float) -> Preference:
     """Parses the `Prefer` headers of a request.
 
-    A wait is capped at `max_wait_s`; `wait` without a number waits that long, and `wait=0` does not wait. If a
-    preference is repeated, the first one counts.
+    `wait=N` takes whole seconds up to `WAIT_LIMIT_S`, as Replicate documents. A wait is capped at `max_wait_s`; `wait`
+    without a number waits that long, and `wait=0` does not wait. Raises `InvalidHeader` for other numbers.
     """
-    preferences: dict[str, str | None] = {}
-    for part in ",".join(headers).split(","):
-        if match := _PREFERENCE.match(part.strip()):
-            preferences.setdefault(match["name"].lower(), match["value"])
+    preferences = _parse_preferences(headers)
     respond_async = "respond-async" in preferences
     if "wait" not in preferences:
         return Preference(None, respond_async, "respond-async" if respond_async else None)
     requested = preferences["wait"]
     if requested is None:
         return Preference(max_wait_s, respond_async, "wait")
-    if not requested.isdecimal() or float(requested) == 0:
-        return Preference(None, respond_async, None)
+    if not DIGITS.fullmatch(requested) or int(requested) > WAIT_LIMIT_S:
+        message = f"wait={shorten_name(requested)} is not a whole number of seconds from 1 to {WAIT_LIMIT_S}"
+        raise InvalidHeader((FieldError("Prefer", message, "prefer_wait"),))
     wait_s = min(float(requested), max_wait_s)
-    return Preference(wait_s, respond_async, f"wait={wait_s:g}")
+    return Preference(wait_s or None, respond_async, f"wait={wait_s:g}" if wait_s else None)
+
+
+def prefers_async(headers: Iterable[str]) -> bool:
+    return "respond-async" in _parse_preferences(headers)
+
+
+def _parse_preferences(headers: Iterable[str]) -> dict[str, str | None]:
+    """The preferences by name; if one is repeated, the first one counts."""
+    preferences: dict[str, str | None] = {}
+    for part in ",".join(headers).split(","):
+        if match := _PREFERENCE.match(part.strip()):
+            preferences.setdefault(match["name"].lower(), match["value"])
+    return preferences
 
 
 def page_json(items: list[dict[str, Any]], page_size: int, url: str) -> dict[str, Any]:

@@ -1,6 +1,5 @@
 """Builds the OpenAPI document of a served model from `serve.inputs`, in the form that Cog containers publish."""
 
-from collections.abc import Mapping
 from typing import Any, get_args
 
 from serve.inputs import Inputs
@@ -12,6 +11,8 @@ COG_VERSION = "0.15.8"
 
 Schema = dict[str, Any]
 
+JSON_SCHEMA_BOUNDS = {"minimum": "minimum", "maximum": "maximum", "choices": "enum"}
+"""The fields of `serve.settings.InputBounds`."""
 BOUNDS = {"ge": "minimum", "le": "maximum", "minimum": "minimum", "maximum": "maximum"}
 OUTPUT: Schema = {"title": "Output", "type": "array", "items": {"type": "string", "format": "uri"}}
 
@@ -26,20 +27,25 @@ def openapi_document(model: ServedModel) -> Schema:
             "/health-check": {"get": _operation("Healthcheck", "healthcheck_health_check_get", {})},
             "/predictions": {"post": _predict_operation()},
         },
-        "components": {"schemas": _components(model.default_inputs)},
+        "components": {"schemas": _components(model)},
     }
 
 
-def _components(defaults: Mapping[str, Any]) -> dict[str, Schema]:
-    properties = Inputs.model_json_schema()["properties"]
-    inputs = {name: _input(name, order, properties, defaults) for order, name in enumerate(properties)}
+def _components(model: ServedModel) -> dict[str, Schema]:
+    fields, defaults = _input_fields(model), model.default_inputs
+    inputs = {
+        name: _input(name, order, field, defaults.get(name, field.get("default")))
+        for order, (name, field) in enumerate(fields.items())
+    }
+    for order, (alias, name) in enumerate(model.input_aliases.items(), len(inputs)):
+        inputs[alias] = inputs[name] | {"description": f"Another name for `{name}`.", "x-order": order}
     required = [name for name, field in Inputs.model_fields.items() if field.is_required() and name not in defaults]
     return {
         "Input": {"title": "Input", "type": "object", "properties": inputs, "required": required},
         "Output": OUTPUT,
         **{
             name: {"title": name, "type": "string", "enum": each["enum"], "description": "An enumeration."}
-            for name, each in properties.items()
+            for name, each in fields.items()
             if "enum" in each
         },
         "Status": {
@@ -64,19 +70,26 @@ def _components(defaults: Mapping[str, Any]) -> dict[str, Schema]:
     }
 
 
-def _input(name: str, order: int, properties: Mapping[str, Schema], defaults: Mapping[str, Any]) -> Schema:
-    """One property in Cog's form: optional inputs are not nullable, and enums are components of their own."""
-    field = properties[name]
-    value_schema = next((each for each in field.get("anyOf", ()) if each["type"] != "null"), field)
+def _input_fields(model: ServedModel) -> dict[str, Schema]:
+    """The schema of each input, not nullable and with the narrower bounds of `model`."""
+    fields = {}
+    for name, field in Inputs.model_json_schema()["properties"].items():
+        value_schema: Schema = next((each for each in field.get("anyOf", ()) if each["type"] != "null"), {})
+        narrower = model.input_bounds[name].model_dump(exclude_none=True) if name in model.input_bounds else {}
+        fields[name] = field | value_schema | {JSON_SCHEMA_BOUNDS[key]: value for key, value in narrower.items()}
+    return fields
+
+
+def _input(name: str, order: int, field: Schema, default: object) -> Schema:
+    """One property in Cog's form: enums are components of their own."""
     schema: Schema = {"description": field["description"], "x-order": order}
-    default = defaults.get(name, field.get("default"))
     if default is not None:
         schema["default"] = default
-    if "enum" in value_schema:
+    if "enum" in field:
         return schema | {"allOf": [_reference(name)]}
-    schema |= {"title": field["title"], "type": value_schema["type"]}
-    schema |= {BOUNDS[key]: float(value) for key, value in value_schema.items() if key in BOUNDS}
-    return schema | ({"format": value_schema["format"]} if "format" in value_schema else {})
+    schema |= {"title": field["title"], "type": field["type"]}
+    schema |= {BOUNDS[key]: float(value) for key, value in field.items() if key in BOUNDS}
+    return schema | ({"format": field["format"]} if "format" in field else {})
 
 
 def _response() -> Schema:

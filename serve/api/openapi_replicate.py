@@ -1,147 +1,20 @@
 """Adds the endpoints of the Replicate API to the OpenAPI document."""
 
 import re
-from typing import Any
+from typing import NamedTuple
 
 from serve.api.openapi import Schema, openapi_document
 from serve.api.openapi_openai import add_images_api
+from serve.api.openapi_schemas import MODEL_PREDICTION_BODY, PREDICTION_BODY, SCHEMAS, TEXT, TEXT_OR_NULL, UPLOAD
 from serve.settings import ServedModel
 
-TEXT: Schema = {"type": "string"}
-TIME: Schema = {"type": "string", "format": "date-time"}
-TEXT_OR_NULL: Schema = TEXT | {"nullable": True}
-TIME_OR_NULL: Schema = TIME | {"nullable": True}
-URLS: Schema = {"type": "object", "additionalProperties": {"type": "string", "format": "uri"}}
-OBJECT: Schema = {"type": "object"}
 
-SCHEMAS: dict[str, dict[str, Schema]] = {
-    "Prediction": {
-        "id": TEXT,
-        "model": TEXT,
-        "version": TEXT,
-        "status": {"$ref": "#/components/schemas/Status"},
-        "input": OBJECT,
-        # OpenAPI 3.0 ignores keys beside $ref.
-        "output": {"allOf": [{"$ref": "#/components/schemas/Output"}], "nullable": True},
-        "error": TEXT_OR_NULL,
-        "logs": TEXT,
-        "metrics": OBJECT,
-        "data_removed": {"type": "boolean"},
-        "created_at": TIME,
-        "started_at": TIME_OR_NULL,
-        "completed_at": TIME_OR_NULL,
-        "urls": URLS,
-    },
-    "File": {
-        "id": TEXT,
-        "name": TEXT,
-        "content_type": TEXT,
-        "size": {"type": "integer"},
-        "etag": TEXT,
-        "checksums": OBJECT,
-        "metadata": OBJECT,
-        "created_at": TIME,
-        "expires_at": TIME,
-        "urls": URLS,
-    },
-    "Version": {"id": TEXT, "created_at": TIME, "cog_version": TEXT, "openapi_schema": OBJECT},
-    "Model": {
-        "url": TEXT,
-        "owner": TEXT,
-        "name": TEXT,
-        "description": TEXT_OR_NULL,
-        "visibility": TEXT,
-        "github_url": TEXT_OR_NULL,
-        "paper_url": TEXT_OR_NULL,
-        "license_url": TEXT_OR_NULL,
-        "run_count": {"type": "integer"},
-        "cover_image_url": TEXT_OR_NULL,
-        "default_example": OBJECT | {"nullable": True},
-        "latest_version": {"$ref": "#/components/schemas/Version"},
-    },
-    "Account": {"type": TEXT, "username": TEXT, "name": TEXT, "github_url": TEXT_OR_NULL},
-    "Problem": {
-        "title": TEXT,
-        "detail": TEXT,
-        "status": {"type": "integer"},
-        "invalid_fields": {"type": "array", "items": OBJECT},
-        "retry_after": {"type": "number"},
-    },
-}
-UPLOAD: Schema = {
-    "type": "object",
-    "properties": {
-        "content": {"type": "string", "format": "binary"},
-        "metadata": OBJECT,
-        "filename": TEXT,
-        "type": TEXT,
-    },
-    "required": ["content"],
-}
-PREDICTION_BODY: Schema = {
-    "type": "object",
-    "properties": {"input": {"$ref": "#/components/schemas/Input"}, "version": TEXT},
-    "required": ["input"],
-}
-
-OPERATIONS: tuple[tuple[str, str, str, str, bool], ...] = (
-    ("post", "/v1/predictions", "201", "Prediction", False),
-    ("get", "/v1/predictions", "200", "Prediction", True),
-    ("get", "/v1/predictions/{prediction_id}", "200", "Prediction", False),
-    ("post", "/v1/predictions/{prediction_id}/cancel", "200", "Prediction", False),
-    ("post", "/v1/models/{owner}/{name}/predictions", "201", "Prediction", False),
-    ("get", "/v1/models", "200", "Model", True),
-    ("get", "/v1/models/{owner}/{name}", "200", "Model", False),
-    ("get", "/v1/models/{owner}/{name}/versions", "200", "Version", True),
-    ("get", "/v1/models/{owner}/{name}/versions/{version}", "200", "Version", False),
-    ("get", "/v1/account", "200", "Account", False),
-    ("post", "/v1/files", "201", "File", False),
-    ("get", "/v1/files", "200", "File", True),
-    ("get", "/v1/files/{file_id}", "200", "File", False),
-    ("delete", "/v1/files/{file_id}", "204", "", False),
-    ("get", "/v1/files/{file_id}/download", "200", "", False),
-)
-"""Method, path, status, schema of the response, and whether it is a page of them."""
-
-BODIES: dict[str, dict[str, Schema]] = {
-    "/v1/files": {"multipart/form-data": {"schema": UPLOAD}},
-    "/v1/predictions": {"application/json": {"schema": PREDICTION_BODY}},
-    "/v1/models/{owner}/{name}/predictions": {"application/json": {"schema": PREDICTION_BODY}},
-}
-"""By the path of a POST."""
-
-
-def service_document(model: ServedModel) -> Schema:
-    """The document of the whole service: the Cog API for `model`, the Replicate API, and OpenAI's Images API."""
-    document = openapi_document(model)
-    paths, schemas = document["paths"], document["components"]["schemas"]
-    for name, properties in SCHEMAS.items():
-        schemas[name] = {"title": name, "type": "object", "properties": properties}
-    for method, path, status, schema, is_page in OPERATIONS:
-        paths.setdefault(path, {})[method] = _operation(method, path, status, schema, is_page)
-    add_images_api(document)
-    return document
-
-
-def _operation(method: str, path: str, status: str, schema: str, is_page: bool) -> Schema:
-    problem = {"application/problem+json": {"schema": {"$ref": "#/components/schemas/Problem"}}}
-    response: Schema = {"description": "Successful Response"}
-    if schema:
-        response["content"] = {"application/json": {"schema": _page(schema) if is_page else _reference(schema)}}
-    elif status == "200":
-        response["content"] = {"application/octet-stream": {"schema": {"type": "string", "format": "binary"}}}
-    operation: dict[str, Any] = {
-        "operationId": re.sub(r"\W+", "_", f"{method}{path}").strip("_"),
-        "responses": {status: response, "default": {"description": "Error", "content": problem}},
-        "parameters": [
-            {"name": name, "in": "path", "required": True, "schema": TEXT} for name in re.findall(r"{(\w+)}", path)
-        ],
-    }
-    if is_page:
-        operation["parameters"].append({"name": "cursor", "in": "query", "required": False, "schema": TEXT})
-    if method == "post" and path in BODIES:
-        operation["requestBody"] = {"required": True, "content": BODIES[path]}
-    return operation
+class Operation(NamedTuple):
+    method: str
+    path: str
+    status: str
+    schema: Schema | None
+    """Of a JSON response; None for other responses, and for none."""
 
 
 def _reference(schema: str) -> Schema:
@@ -152,3 +25,114 @@ def _page(schema: str) -> Schema:
     """A page of a list; `next` is the URL of the next page."""
     results = {"type": "array", "items": _reference(schema)}
     return {"type": "object", "properties": {"previous": TEXT_OR_NULL, "next": TEXT_OR_NULL, "results": results}}
+
+
+def _model_list() -> Schema:
+    """A page of Replicate's API and a list of OpenAI's."""
+    page = _page("Model")
+    data = {"type": "array", "items": _reference("OpenAIModel")}
+    return page | {"properties": {**page["properties"], "object": TEXT, "data": data}}
+
+
+MODEL = "/v1/models/{owner}/{name}"
+DEPLOYMENT = "/v1/deployments/{owner}/{name}"
+OPERATIONS = (
+    Operation("post", "/v1/predictions", "201", _reference("Prediction")),
+    Operation("get", "/v1/predictions", "200", _page("Prediction")),
+    Operation("get", "/v1/predictions/{prediction_id}", "200", _reference("Prediction")),
+    Operation("post", "/v1/predictions/{prediction_id}/cancel", "200", _reference("Prediction")),
+    Operation("post", f"{MODEL}/predictions", "201", _reference("Prediction")),
+    Operation("post", f"{DEPLOYMENT}/predictions", "201", _reference("Prediction")),
+    Operation("get", "/v1/models", "200", _model_list()),
+    Operation("x-query", "/v1/models", "200", _page("Model")),
+    Operation("get", "/v1/models/{model_id}", "200", _reference("OpenAIModel")),
+    Operation("get", MODEL, "200", _reference("Model")),
+    Operation("get", f"{MODEL}/readme", "200", None),
+    Operation("get", f"{MODEL}/examples", "200", _page("Prediction")),
+    Operation("get", f"{MODEL}/versions", "200", _page("Version")),
+    Operation("get", f"{MODEL}/versions/{{version}}", "200", _reference("Version")),
+    Operation("get", "/v1/deployments", "200", _page("Deployment")),
+    Operation("get", DEPLOYMENT, "200", _reference("Deployment")),
+    Operation("get", "/v1/hardware", "200", {"type": "array", "items": _reference("Hardware")}),
+    Operation("get", "/v1/collections", "200", _page("Collection")),
+    Operation("get", "/v1/collections/{slug}", "200", _reference("Collection")),
+    Operation("get", "/v1/search", "200", _reference("SearchResults")),
+    Operation("get", "/v1/account", "200", _reference("Account")),
+    Operation("post", "/v1/files", "201", _reference("File")),
+    Operation("get", "/v1/files", "200", _page("File")),
+    Operation("get", "/v1/files/{file_id}", "200", _reference("File")),
+    Operation("delete", "/v1/files/{file_id}", "204", None),
+    Operation("get", "/v1/files/{file_id}/download", "200", None),
+    Operation("get", "/readyz", "200", _reference("Readiness")),
+    # Changes of what is in the operator's settings.
+    Operation("post", "/v1/models", "403", None),
+    Operation("patch", MODEL, "403", None),
+    Operation("delete", MODEL, "403", None),
+    Operation("delete", f"{MODEL}/versions/{{version}}", "403", None),
+    Operation("post", "/v1/deployments", "403", None),
+    Operation("patch", DEPLOYMENT, "403", None),
+    Operation("delete", DEPLOYMENT, "403", None),
+)
+"""OpenAPI 3.0 has no operation for the method QUERY, so that one is an extension."""
+
+BODIES: dict[str, dict[str, Schema]] = {
+    "/v1/files": {"multipart/form-data": {"schema": UPLOAD}},
+    "/v1/predictions": {"application/json": {"schema": PREDICTION_BODY}},
+    f"{MODEL}/predictions": {"application/json": {"schema": MODEL_PREDICTION_BODY}},
+    f"{DEPLOYMENT}/predictions": {"application/json": {"schema": MODEL_PREDICTION_BODY}},
+}
+"""By the path of a POST."""
+MEDIA_TYPES = {"readme": "text/plain", "download": "application/octet-stream"}
+"""Of responses that are not JSON, by the end of the path."""
+QUERIES: dict[str, dict[str, Schema]] = {
+    "/v1/predictions": {"cursor": TEXT},
+    "/v1/files": {"cursor": TEXT},
+    "/v1/search": {"query": TEXT, "limit": {"type": "integer", "minimum": 1, "maximum": 50}},
+}
+"""The query parameters of GET, by path."""
+PREFER: Schema = {"name": "Prefer", "in": "header", "required": False, "schema": TEXT}
+
+
+def service_document(model: ServedModel) -> Schema:
+    """The document of the whole service: the Cog API for `model`, and the Replicate API."""
+    document = openapi_document(model)
+    paths, schemas = document["paths"], document["components"]["schemas"]
+    for name, properties in SCHEMAS.items():
+        schemas[name] = {"title": name, "type": "object", "properties": properties}
+    for operation in OPERATIONS:
+        paths.setdefault(operation.path, {})[operation.method] = _operation(operation)
+    add_images_api(document)
+    return document
+
+
+def _operation(operation: Operation) -> Schema:
+    method, path, status, schema = operation
+    problem = {"application/problem+json": {"schema": _reference("Problem")}}
+    response: Schema = {"description": "Successful Response"}
+    media_type = MEDIA_TYPES.get(path.rpartition("/")[2])
+    if schema is not None:
+        response["content"] = {"application/json": {"schema": schema}}
+    elif media_type is not None:
+        response["content"] = {media_type: {"schema": {"type": "string", "format": "binary"}}}
+    elif status == "403":
+        response = {"description": "Not permitted", "content": problem}
+    parameters = [
+        {"name": name, "in": "path", "required": True, "schema": TEXT} for name in re.findall(r"{(\w+)}", path)
+    ]
+    if method == "get":
+        parameters += [
+            {"name": name, "in": "query", "required": name == "query", "schema": each}
+            for name, each in QUERIES.get(path, {}).items()
+        ]
+    described: Schema = {
+        "operationId": re.sub(r"\W+", "_", f"{method}{path}").strip("_"),
+        "responses": {status: response, "default": {"description": "Error", "content": problem}},
+        "parameters": parameters,
+    }
+    if method == "post" and path in BODIES:
+        described["requestBody"] = {"required": True, "content": BODIES[path]}
+    if path.endswith("predictions") and method == "post":
+        described["parameters"].append(PREFER)
+    if method == "x-query":
+        described["requestBody"] = {"required": True, "content": {"text/plain": {"schema": TEXT}}}
+    return described

@@ -17,7 +17,7 @@ from serve.api.http_messages import (
 )
 from serve.media.output_store import OutputStore
 from serve.predictions.prediction import Prediction, timestamps
-from serve.predictions.request import ServedVersion, resolve_model, resolve_version
+from serve.predictions.request import ServedVersion, resolve_deployment, resolve_model, resolve_version
 from serve.predictions.service import PredictionService
 from serve.settings import Settings
 
@@ -35,6 +35,7 @@ def routes(service: PredictionService, outputs: OutputStore, settings: Settings)
         Route("/v1/predictions/{prediction_id}", api.get, methods=["GET"]),
         Route("/v1/predictions/{prediction_id}/cancel", api.cancel, methods=["POST"]),
         Route("/v1/models/{owner}/{name}/predictions", api.create_for_model, methods=["POST"]),
+        Route("/v1/deployments/{owner}/{name}/predictions", api.create_for_deployment, methods=["POST"]),
     ]
 
 
@@ -53,9 +54,11 @@ class ReplicateApi:
 
     async def create_for_model(self, request: Request) -> Response:
         served = resolve_model(self._settings, request.path_params["owner"], request.path_params["name"])
-        body = await read_json_object(request, self._settings.max_body_bytes)
-        check_body_keys(body, MODEL_KEYS, UNSUPPORTED_KEYS)
-        return await self._create(request, body["input"], served)
+        return await self._create_for(request, served)
+
+    async def create_for_deployment(self, request: Request) -> Response:
+        served = resolve_deployment(self._settings, request.path_params["owner"], request.path_params["name"])
+        return await self._create_for(request, served)
 
     async def page(self, request: Request) -> Response:
         """Predictions, newest first, without images that would be `data:` URIs of about a megabyte each."""
@@ -69,9 +72,14 @@ class ReplicateApi:
     async def cancel(self, request: Request) -> Response:
         return await self._respond(await self._service.cancel(request.path_params["prediction_id"]))
 
+    async def _create_for(self, request: Request, served: ServedVersion) -> Response:
+        body = await read_json_object(request, self._settings.max_body_bytes)
+        check_body_keys(body, MODEL_KEYS, UNSUPPORTED_KEYS)
+        return await self._create(request, body["input"], served)
+
     async def _create(self, request: Request, inputs: dict[str, Any], served: ServedVersion) -> Response:
         preference = parse_prefer(request.headers.getlist("prefer"), self._settings.max_wait_s)
-        prediction = await self._service.create(inputs, served)
+        prediction = await self._service.create(served.rename_inputs(inputs), served)
         if preference.wait_s is not None:
             prediction = await self._service.wait(prediction.id, preference.wait_s)
         response = await self._respond(prediction if prediction.ended else _as_starting(prediction), 201)

@@ -13,6 +13,7 @@ from ray.serve.config import AutoscalingConfig
 from ray.serve.schema import DeploymentSchema, ServeDeploySchema
 
 from serve.lora.parse_reference import check_aliases
+from serve.predictions.request import check_served_models
 from serve.settings import Settings
 
 IMPORT_PATH = "serve.deployment:build"
@@ -78,6 +79,7 @@ def validate_config(config: Mapping[str, Any]) -> tuple[ServeDeploySchema, Setti
         errors.append(f"applications.0.import_path: should be {IMPORT_PATH}")
     try:
         check_aliases(settings.lora)
+        check_served_models(settings)
     except ValueError as error:
         errors.append(str(error))
     deployment_names = {"ingress", *settings.pools}

@@ -1,6 +1,6 @@
 """Turns raw inputs into a `PreparedRequest`: served model, validated inputs, LoRA references and plan."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime
 from typing import Any, NamedTuple
@@ -12,7 +12,7 @@ from serve.lora.parse_reference import parse_reference
 from serve.lora.reference import InvalidReference, Reference
 from serve.predictions.own_files import NO_UPLOADS, UploadedInputs
 from serve.predictions.prediction import Prediction, new_id
-from serve.settings import ServedModel, Settings
+from serve.settings import DeploymentSettings, ServedModel, Settings, is_same_id
 
 MAX_STORED_CHARS = 2**16
 """Longer inputs, usually images, are shortened in the record, since it is sent with every poll."""
@@ -22,6 +22,23 @@ MAX_LISTED_KEYS = 20
 class ServedVersion(NamedTuple):
     model: ServedModel
     version: str
+
+    def rename_inputs(self, raw_inputs: Mapping[str, Any]) -> dict[str, Any]:
+        """`raw_inputs` with the names of this service for those that only this model has.
+
+        Raises `InvalidInput` if an input is given under both names.
+        """
+        aliases, errors = self.model.input_aliases, []
+        renamed = {key: value for key, value in raw_inputs.items() if key not in aliases}
+        for alias, name in aliases.items():
+            if raw_inputs.get(alias) is None:
+                continue
+            if renamed.get(name) is not None:
+                errors.append(FieldError(alias, f"is another name for {name}; give only one of them"))
+            renamed[name] = raw_inputs[alias]
+        if errors:
+            raise InvalidInput(tuple(errors))
+        return renamed
 
 
 @dataclass(frozen=True, slots=True)
@@ -66,7 +83,8 @@ def prepare_request(
     """
     given = {key: value for key, value in raw_inputs.items() if value is not None}
     inputs, ignored_keys = validate_inputs(served.model.default_inputs | given, settings.max_prompt_chars)
-    references, errors = _parse_references(inputs, settings, uploads)
+    references, reference_errors = _parse_references(inputs, settings, uploads)
+    errors = (*_check_bounds(inputs, served.model), *reference_errors)
     try:
         keys = {field: reference.key for field, reference in references.items()}
         plan = make_plan(inputs, settings, random_seed, keys)
@@ -84,25 +102,111 @@ def resolve_version(settings: Settings, requested: str | None) -> ServedVersion:
     """
     if requested is None:
         return _newest(settings.served_models[0])
+    owner_and_name, colon, version = requested.rpartition(":")
     for model in settings.served_models:
         if requested == model.full_name:
             return _newest(model)
-        version = requested.removeprefix(f"{model.full_name}:")
-        if version in model.versions:
-            return ServedVersion(model, version)
+    versions = [
+        ServedVersion(model, served)
+        for model in settings.served_models
+        if not colon or owner_and_name == model.full_name
+        for served in model.versions
+    ]
+    matching = match_version(version, [each.version for each in versions])
+    for each in versions:
+        if each.version == matching:
+            return each
     raise UnknownVersion(requested)
+
+
+def match_version(requested: str, served: Sequence[str]) -> str | None:
+    """The id in `served` that `requested` names: the same id, or the only one of which it is the start, or vice versa.
+
+    Only hexadecimal ids of at least `MIN_ID_DIGITS` digits may be abbreviated: clients send all 64 digits of an id of
+    which Replicate's web page shows eight.
+    """
+    if requested in served:
+        return requested
+    matching = [each for each in served if is_same_id(requested, each)]
+    return matching[0] if len(matching) == 1 else None
 
 
 def resolve_model(settings: Settings, owner: str, name: str) -> ServedVersion:
     """The newest version of the model `owner/name`. Raises `NotFound`."""
+    return _newest(resolve_model_id(settings, f"{owner}/{name}"))
+
+
+def resolve_model_id(settings: Settings, model_id: str) -> ServedModel:
+    """The served model with this full name, or with this name if no other has it. Raises `NotFound`."""
     for model in settings.served_models:
-        if (owner, name) == (model.owner, model.name):
-            return _newest(model)
-    raise NotFound(f"no model {f'{owner}/{name}'[:100]!r} is served here")
+        if model.full_name == model_id:
+            return model
+    named = [model for model in settings.served_models if model.name == model_id]
+    if len(named) == 1:
+        return named[0]
+    raise NotFound(f"no model {model_id[:100]!r} is served here; GET /v1/models lists all")
+
+
+def resolve_model_version(model: ServedModel, requested: str) -> str:
+    """The id of a version of `model`. Raises `NotFound`."""
+    version = match_version(requested, model.versions)
+    if version is None:
+        raise NotFound(f"{model.full_name} has no version {requested[:100]!r}")
+    return version
+
+
+def find_deployment(settings: Settings, owner: str, name: str) -> DeploymentSettings:
+    """Raises `NotFound`."""
+    for deployment in settings.deployments:
+        if (owner, name) == (deployment.owner, deployment.name):
+            return deployment
+    raise NotFound(f"there is no deployment {f'{owner}/{name}'[:100]!r}; GET /v1/deployments lists all")
+
+
+def resolve_deployment(settings: Settings, owner: str, name: str) -> ServedVersion:
+    """The model and version of a deployment. Raises `NotFound`."""
+    deployment = find_deployment(settings, owner, name)
+    served = _newest(resolve_model_id(settings, deployment.model))
+    return served if deployment.version is None else served._replace(version=deployment.version)
+
+
+def check_served_models(settings: Settings) -> None:
+    """Raises ValueError if a served model's settings name an input that does not exist."""
+    for model in settings.served_models:
+        named = {*model.default_inputs, *model.input_aliases.values(), *model.input_bounds}
+        if unknown := named - Inputs.model_fields.keys():
+            raise ValueError(f"served_models: {model.full_name}: there is no input {', '.join(sorted(unknown))}")
+        if taken := model.input_aliases.keys() & Inputs.model_fields.keys():
+            raise ValueError(f"served_models: {model.full_name}: {', '.join(sorted(taken))} is an input, not an alias")
+
+
+def default_pool(served: ServedVersion, settings: Settings) -> str:
+    """The pool of a request with the default inputs of `served`."""
+    inputs = {"prompt": "", **served.model.default_inputs}
+    return make_plan(validate_inputs(inputs, settings.max_prompt_chars)[0], settings, random_seed=0).pool
 
 
 def _newest(model: ServedModel) -> ServedVersion:
     return ServedVersion(model, model.versions[0])
+
+
+def _check_bounds(inputs: Inputs, model: ServedModel) -> list[FieldError]:
+    """An error for each input outside the narrower bounds of `model`."""
+    errors = []
+    for name, bounds in model.input_bounds.items():
+        value = getattr(inputs, name)
+        if value is None:
+            continue
+        if bounds.minimum is not None and value < bounds.minimum:
+            message, kind = f"greater than or equal to {bounds.minimum:g}", "greater_than_equal"
+        elif bounds.maximum is not None and value > bounds.maximum:
+            message, kind = f"less than or equal to {bounds.maximum:g}", "less_than_equal"
+        elif bounds.choices and value not in bounds.choices:
+            message, kind = " or ".join(repr(choice) for choice in bounds.choices), "literal_error"
+        else:
+            continue
+        errors.append(FieldError(name, f"Input should be {message} for {model.full_name}", kind))
+    return errors
 
 
 def _parse_references(

@@ -7,7 +7,7 @@ from serve.settings.base import Device
 from serve.settings.downloads import FetchSettings
 from serve.settings.environment import ENVIRONMENT_VARIABLES, Secrets, cache_folder, read_secrets, use_compile_cache
 from serve.settings.loras import LoraCacheSettings, LoraFetchSettings, LoraSettings
-from serve.settings.models import ModelSettings, ServedModel
+from serve.settings.models import DeploymentSettings, InputBounds, ModelSettings, ServedModel, is_same_id
 from serve.settings.openai import OpenAiSettings
 from serve.settings.pools import (
     AttentionKernel,
@@ -29,12 +29,14 @@ __all__ = [
     "ENVIRONMENT_VARIABLES",
     "AttentionKernel",
     "CompiledPart",
+    "DeploymentSettings",
     "Device",
     "Dtype",
     "Dtypes",
     "FetchSettings",
     "FileSettings",
     "Fp8Kernel",
+    "InputBounds",
     "LoraCacheSettings",
     "LoraFetchSettings",
     "LoraProduct",
@@ -51,6 +53,7 @@ __all__ = [
     "ServedModel",
     "Settings",
     "cache_folder",
+    "is_same_id",
     "read_secrets",
     "use_compile_cache",
 ]

@@ -1,5 +1,6 @@
 """The root of all settings. Its defaults run the embedded models on a CPU, on a loopback address."""
 
+from itertools import combinations
 from pathlib import Path
 from typing import Annotated, Literal, Self
 
@@ -9,11 +10,13 @@ from serve.model_specs import VariantName
 from serve.settings.base import Positive, Seconds, StrictModel
 from serve.settings.downloads import FetchSettings
 from serve.settings.loras import LoraSettings
-from serve.settings.models import ModelSettings, ServedModel
+from serve.settings.models import DEFAULT_SERVED_MODELS, DeploymentSettings, ModelSettings, ServedModel, is_same_id
 from serve.settings.openai import OpenAiSettings
 from serve.settings.pools import PoolSettings, Scaling
 from serve.settings.safety import SafetySettings
 from serve.settings.storage import FileSettings, OutputSettings
+
+Origin = Annotated[str, Field(pattern=r"^(\*|https?://[^/?#@\s]+)$")]
 
 _ON_DEMAND = Scaling(min_replicas=0, downscale_to_zero_delay_s=3600)
 """The first request starts the replica and waits for it."""
@@ -38,15 +41,8 @@ class Settings(StrictModel):
         },
         min_length=1,
     )
-    served_models: Annotated[tuple[ServedModel, ...], Field(min_length=1)] = (
-        ServedModel(owner="black-forest-labs", name="flux-dev-lora", versions=("embedded",)),
-        ServedModel(
-            owner="fofr",
-            name="flux-handwriting-and-sketch",
-            versions=("d592f697",),
-            default_inputs={"replicate_weights": "embedded:handwriting", "extra_lora": "embedded:sketch"},
-        ),
-    )
+    served_models: Annotated[tuple[ServedModel, ...], Field(min_length=1)] = DEFAULT_SERVED_MODELS
+    deployments: tuple[DeploymentSettings, ...] = ()
     custom_sizes_in_fp8: bool = False
     """Allow `go_fast` for custom sizes. By default they run in bf16, as Replicate documents."""
     fp8_lora_factor: Annotated[float, Field(gt=0)] = 1.5
@@ -57,8 +53,13 @@ class Settings(StrictModel):
     """Input images with larger dimensions in their header are rejected before they are decoded."""
     record_max_age_s: Seconds = 3600
     max_records: Positive = 10_000
-    max_wait_s: Seconds = 60
-    """Upper limit for `Prefer: wait=N`, and the wait for a plain `Prefer: wait`."""
+    max_wait_s: Seconds = 55
+    """Upper limit for `Prefer: wait=N`, and the wait for a plain `Prefer: wait`.
+
+    Replicate's clients send the request again if it takes 60 seconds, which would create the prediction twice.
+    """
+    cors_origins: tuple[Origin, ...] = ()
+    """Origins of web pages whose scripts may call the service; `*` allows all."""
     ingress_replicas: Literal[1] = 1
     """Only one is supported: prediction records are in the ingress' memory, so replicas could not share them."""
     ingress_num_cpus: Annotated[float, Field(ge=0)] = 0.4
@@ -80,12 +81,22 @@ class Settings(StrictModel):
                 raise ValueError(f"pools.{name}.model: no model is named {pool.model!r} in models")
             if pool.device not in pool.dtypes:
                 raise ValueError(f"pools.{name}.dtypes: has no entry for device {pool.device!r}")
-        names = [model.full_name for model in self.served_models]
+        return self
+
+    @model_validator(mode="after")
+    def _names_are_unique(self) -> Self:
+        models = {model.full_name: model for model in self.served_models}
         versions = [version for model in self.served_models for version in model.versions]
-        if len(set(names)) < len(names) or len(set(versions)) < len(versions):
-            raise ValueError("served_models: names and version ids must be unique")
+        if len(models) < len(self.served_models) or any(is_same_id(*pair) for pair in combinations(versions, 2)):
+            raise ValueError("served_models: names must be unique, and no version id may be the beginning of another")
+        if len({(each.owner, each.name) for each in self.deployments}) < len(self.deployments):
+            raise ValueError("deployments: names must be unique")
+        for index, deployment in enumerate(self.deployments):
+            model = models.get(deployment.model)
+            if model is None or deployment.version not in (None, *model.versions):
+                raise ValueError(f"deployments.{index}: served_models has no such model or version")
         for alias, target in self.openai.model_aliases.items():
-            if target is not None and target not in names:
+            if target is not None and target not in models:
                 raise ValueError(f"openai.model_aliases.{alias}: no model is named {target!r} in served_models")
         return self
 

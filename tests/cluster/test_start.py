@@ -91,10 +91,11 @@ def _responds(service: LocalService) -> bool:
 
 def _assert_every_api_requires_the_token(service: LocalService) -> None:
     with connect(service) as client:
-        paths = ("/", "/health-check", "/openapi.json", "/v1/predictions/x", "/outputs/x/out-0.webp")
+        paths = ("/", "/openapi.json", "/v1/models", "/v1/predictions/x", "/outputs/x/out-0.webp")
         assert {client.get(path).status_code for path in paths} == {401}
         assert client.post("/predictions", json={"input": {"prompt": "x"}}).status_code == 401
         assert client.post("/v1/predictions", json={"input": {"prompt": "x"}}).status_code == 401
         for scheme in ("Bearer", "Token"):
-            assert client.get("/health-check", headers={"Authorization": f"{scheme} sesame"}).status_code == 200
-        assert client.get("/health-check", headers={"Authorization": "Bearer wrong"}).status_code == 401
+            assert client.get("/v1/models", headers={"Authorization": f"{scheme} sesame"}).status_code == 200
+        assert client.get("/v1/models", headers={"Authorization": "Bearer wrong"}).status_code == 401
+        assert {client.get(path).status_code for path in ("/health-check", "/readyz")} == {200}

@@ -7,14 +7,14 @@ from typing import Any, cast
 from starlette.routing import Route
 
 from serve import errors
-from serve.api import cog, files, models, openai, output_files, replicate
+from serve.api import cog, deployments, discovery, files, models, openai, output_files, probes, replicate
 from serve.inputs import Inputs
 from serve.settings import Settings
 from tests.markdown import ROOT, table_with, tables
 
 API = (ROOT / "docs" / "api.md").read_text()
 UNUSED = cast(Any, None)
-HTTP_METHODS = {"GET", "POST", "PUT", "PATCH", "DELETE"}
+HTTP_METHODS = {"GET", "POST", "PUT", "PATCH", "DELETE", "QUERY"}
 
 
 def test_inputs_table_matches_the_schema() -> None:
@@ -47,7 +47,10 @@ def test_path_tables_match_the_routes() -> None:
         *files.routes(UNUSED, settings),
         *models.routes(UNUSED, settings),
         *openai.routes(UNUSED, UNUSED, settings),
+        *deployments.routes(UNUSED, settings),
+        *discovery.routes(UNUSED, settings),
         *cog.routes(UNUSED, UNUSED, settings),
+        *probes.routes(UNUSED),
         *output_files.routes(UNUSED, settings),
     ]
     documented = {(row[0], row[1].strip("`")) for table in tables(API) for row in table if row[0] in HTTP_METHODS}

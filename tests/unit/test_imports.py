@@ -41,7 +41,7 @@ ALLOWED_UNITS = {
     "model_replica": BASE | {"engine", "events", "logs", "lora", "lora_cache", "media", "generation_plan"},
     "ingress": BASE | {"api", "logs", "lora", "lora_cache", "media", "net", "pool_client", "predictions"},
     "deployment": BASE | {"ingress", "model_replica"},
-    "launch": BASE | {"lora"},
+    "launch": BASE | {"lora", "predictions"},
     "__main__": BASE | {"api", "launch"},
 }
 

@@ -17,6 +17,8 @@ from serve.settings import (
     use_compile_cache,
 )
 
+SEED_MODEL = "fofr/flux-handwriting-and-sketch"
+
 
 @pytest.mark.parametrize(
     "tree",
@@ -37,6 +39,13 @@ from serve.settings import (
         },
         {"served_models": [{"owner": "A b", "name": "b", "versions": ["1"]}]},
         {"openai": {"model_aliases": {"gpt-image-1": "black-forest-labs/flux-pro"}}},
+        {"served_models": [{"owner": "a", "name": "b", "versions": ["d592f697", "d592f697ab"]}]},
+        {"served_models": [{"owner": "a", "name": "b", "versions": ["1"], "input_bounds": {"seed": {"max": 1}}}]},
+        {"deployments": [{"owner": "a", "name": "b", "model": "a/none"}]},
+        {"deployments": [{"owner": "a", "name": "b", "model": SEED_MODEL, "version": "none"}]},
+        {"deployments": [{"owner": "a", "name": "b", "model": SEED_MODEL}] * 2},
+        {"cors_origins": ["app.example"]},
+        {"cors_origins": ["https://app.example/"]},
     ],
 )
 def test_invalid_settings_are_rejected(tree: dict[str, object]) -> None:
@@ -127,3 +136,15 @@ def test_compile_cache_is_in_the_cache_folder_unless_the_environment_names_anoth
     assert "torch-" in folder.name
     use_compile_cache(Settings(cache_folder=Path("/d")), environment)
     assert environment["TORCHINDUCTOR_CACHE_DIR"] == str(folder)
+
+
+@pytest.mark.parametrize(
+    "tree",
+    [
+        {"deployments": [{"owner": "a", "name": "b", "model": SEED_MODEL, "version": "d592f697"}]},
+        {"cors_origins": ["*"]},
+        {"cors_origins": ["https://app.example", "http://localhost:3000"]},
+    ],
+)
+def test_valid_settings_are_accepted(tree: dict[str, object]) -> None:
+    Settings.model_validate(tree)

@@ -8,12 +8,12 @@ from typing import Any, Literal
 from serve.api.http_messages import InvalidBody
 from serve.api.openai.errors import UnknownModel
 from serve.api.openai.parameters import OWN_INPUTS, Parameters, Quality, ResponseFormat, validate_parameters
-from serve.errors import FieldError, InvalidInput
+from serve.errors import FieldError, InvalidInput, NotFound
 from serve.inputs import Inputs
 from serve.model_specs import MODEL_SPECS, ImageFormat, Size
 from serve.output_sizes import CUSTOM_SIDE_MAX, CUSTOM_SIDE_MIN, SIZES
-from serve.predictions.request import ServedVersion, resolve_model, resolve_version
-from serve.settings import Settings
+from serve.predictions.request import ServedVersion, resolve_model, resolve_model_id, resolve_version
+from serve.settings import InputBounds, Settings
 
 IMAGES_PER_PREDICTION = 4
 """The maximum of `num_outputs`. A request for more images becomes several predictions."""
@@ -98,7 +98,9 @@ class ImageRequest:
             return {}
         variant = self.served.model.default_inputs.get("model", Inputs.model_fields["model"].default)
         steps = round(STEP_FACTORS[self.quality] * MODEL_SPECS[variant].recommended_steps)
-        return {"num_inference_steps": min(steps, MAX_STEPS)}
+        bounds = self.served.model.input_bounds.get("num_inference_steps", InputBounds())
+        lowest, highest = bounds.minimum or 1, bounds.maximum or MAX_STEPS
+        return {"num_inference_steps": int(min(max(steps, lowest), highest))}
 
     def _seed(self, start: int) -> int | None:
         """The seed of the prediction whose first image is number `start`."""
@@ -107,10 +109,12 @@ class ImageRequest:
 
 
 def parse_request(body: Mapping[str, Any], settings: Settings) -> ImageRequest:
-    """Parses a body without its files. Raises `InvalidBody` and `UnknownModel`."""
-    parameters = validate_parameters(body)
-    own_inputs = {key: value for key, value in body.items() if key in OWN_INPUTS and value is not None}
-    served = _resolve(settings, parameters.model)
+    """Parses a body without its files. Raises `InvalidInput` and `UnknownModel`."""
+    name = body.get("model")
+    served = _resolve(settings, name if isinstance(name, str) else None)
+    renamed = served.rename_inputs(body)
+    parameters = validate_parameters(renamed)
+    own_inputs = {key: value for key, value in renamed.items() if key in OWN_INPUTS and value is not None}
     return ImageRequest(served, parameters, own_inputs, _parse_size(parameters.size, own_inputs))
 
 
@@ -119,10 +123,11 @@ def _resolve(settings: Settings, name: str | None) -> ServedVersion:
     target = None if name is None else settings.openai.model_aliases.get(name, name)
     if target is None:
         return resolve_version(settings, None)
-    for model in settings.served_models:
-        if target in (model.full_name, model.name):
-            return resolve_model(settings, model.owner, model.name)
-    raise UnknownModel(name or "")
+    try:
+        model = resolve_model_id(settings, target)
+    except NotFound:
+        raise UnknownModel(name or "") from None
+    return resolve_model(settings, model.owner, model.name)
 
 
 def _parse_size(text: str, own_inputs: Mapping[str, Any]) -> Size | None:

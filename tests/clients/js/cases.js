@@ -86,12 +86,30 @@ const CASES = {
     return { model, version, versions, models };
   },
   account: () => replicate.accounts.current(),
+  discovery: async () => {
+    const found = (await replicate.models.search("handwriting")).results.map((each) => each.name);
+    const collections = (await replicate.collections.list()).results.map((each) => each.slug);
+    const collection = (await replicate.collections.get("text-to-image")).models.map((each) => each.name);
+    const hardware = (await replicate.hardware.list()).map((each) => each.sku);
+    return { found, collections, collection, hardware };
+  },
+  deployments: async () => {
+    const listed = (await replicate.deployments.list()).results.map((each) => each.name);
+    const deployment = await replicate.deployments.get("studio", "fast");
+    const options = { input: { prompt: "a cat" }, wait: true };
+    const { status, model } = await replicate.deployments.predictions.create("studio", "fast", options);
+    const changes = [
+      () => replicate.deployments.create({ name: "new" }),
+      () => replicate.deployments.update("studio", "fast", { min_instances: 1 }),
+      () => replicate.deployments.delete("studio", "fast"),
+      () => replicate.models.create("me", "mine", {}),
+    ];
+    const refused = (await Promise.all(changes.map(failureOf))).map((error) => error.status);
+    return { listed, deployment, status, model, refused };
+  },
   notServed: async () => {
     const calls = [
       () => replicate.trainings.list(),
-      () => replicate.deployments.list(),
-      () => replicate.hardware.list(),
-      () => replicate.collections.list(),
       () => replicate.webhooks.default.secret.get(),
     ];
     return Promise.all(calls.map(failureOf));

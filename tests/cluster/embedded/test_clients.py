@@ -13,6 +13,7 @@ from serve.model_specs import EMBEDDED_MODELS_FOLDER, embedded_lora_file
 from tests.cluster.client import connect, contents, predict, size_of
 from tests.images import data_uri, png
 from tests.js_client import JsClient
+from tests.python2_client import Python2Client
 
 IMAGE = png(192, 128)
 LORA_FILE = embedded_lora_file("sketch", EMBEDDED_MODELS_FOLDER)
@@ -67,6 +68,30 @@ def test_javascript_client_generates_the_same_images(
     assert run_js(js_client, service, "buffer", tmp_path / "boat.png") == run(service, image=io.BytesIO(IMAGE))
     from_lora = run_js(js_client, service, "bufferAsLora", LORA_FILE)
     assert from_lora == run(service, replicate_weights="embedded:sketch")
+
+
+def test_version_2_of_the_python_client_generates_the_same_images(
+    service: LocalService, python2_client: Python2Client, tmp_path: Path
+) -> None:
+    (tmp_path / "boat.png").write_bytes(IMAGE)
+    [image] = asyncio.run(python2_client.run("text", service.url))
+    assert base64.b64decode(image) == run(service)
+    [image] = asyncio.run(python2_client.run("file", service.url, tmp_path / "boat.png"))
+    assert base64.b64decode(image) == run(service, image=io.BytesIO(IMAGE))
+
+
+def test_clients_read_models_collections_and_hardware(
+    service: LocalService, js_client: JsClient, python2_client: Python2Client
+) -> None:
+    client = Client(base_url=service.url, headers={"Connection": "close"})
+    models = [model.id for model in client.models.search("handwriting").results]
+    assert models == [MODEL]
+    assert client.models.get(MODEL).latest_version is not None
+    found, found_by_js = (asyncio.run(each.run("discovery", service.url)) for each in (python2_client, js_client))
+    assert found["hardware"] == found_by_js["hardware"] == ["dev-bf16", "dev-fp8", "schnell"]
+    assert found["found"] == found_by_js["found"] == ["flux-handwriting-and-sketch"]
+    assert asyncio.run(python2_client.run("models", service.url))["version"] == "d592f697"
+    assert client.hardware.list()[0].sku == "dev-bf16"
 
 
 def test_file_is_removed_from_the_service(service: LocalService) -> None:

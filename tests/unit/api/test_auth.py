@@ -33,13 +33,19 @@ async def test_correct_token_is_accepted(scheme: str) -> None:
 @pytest.mark.parametrize(
     "authorization", [None, "", "Bearer", "Bearer ", "Bearer wrong", "Basic right", "right", "Bearer right right"]
 )
-@pytest.mark.parametrize("path", ["/v1/id", "/health-check"])
+@pytest.mark.parametrize("path", ["/v1/id", "/openapi.json", "/health-check/x", "/v1/health-check"])
 async def test_missing_or_wrong_token_is_rejected_with_401(authorization: str | None, path: str) -> None:
     headers = {} if authorization is None else {"Authorization": authorization}
     response = await get(headers, token="right", path=path)
     assert response.status_code == 401
     assert response.headers["www-authenticate"] == "Bearer"
     assert "token" in response.json()["detail"]
+
+
+@pytest.mark.parametrize("path", ["/health-check", "/readyz"])
+async def test_probes_need_no_token(path: str) -> None:
+    for headers in ({}, {"Authorization": "Bearer wrong"}):
+        assert (await get(headers, token="right", path=path)).status_code == 200
 
 
 async def test_no_token_is_required_if_none_is_set() -> None:

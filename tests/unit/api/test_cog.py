@@ -5,6 +5,7 @@ from typing import Any
 
 import httpx
 import pytest
+from starlette.routing import Route
 
 from serve.events import Started
 from serve.settings import PoolSettings, ServedModel, Settings
@@ -186,6 +187,10 @@ async def test_index_lists_paths_that_exist() -> None:
     app = make_app(FakePool(ONE_IMAGE))
     index = await get(app, "/")
     assert index["cog_version"] == "0.15.8"
+    assert {"predictions_url", "predictions_cancel_url"} < index.keys()
+    assert "docs_url" not in index
+    served = {route.path for route in app.app.routes if isinstance(route, Route)}
+    assert {path for name, path in index.items() if name.endswith("_url")} <= served
     for name in ("openapi_url", "healthcheck_url"):
         await get(app, index[name])
     assert (await post(app, {"input": CAT}, path=index["predictions_url"])).status_code == 200

@@ -11,7 +11,7 @@ from starlette.routing import Route
 
 from serve.api.openapi import openapi_document
 from serve.api.openapi_replicate import service_document
-from serve.settings import ServedModel, Settings
+from serve.settings import DeploymentSettings, ServedModel, Settings
 from tests.app_factory import make_app
 from tests.fakes import ONE_IMAGE, FakePool
 
@@ -31,14 +31,14 @@ def components(model: ServedModel) -> dict[str, Any]:
 
 
 def test_schemas_match_the_published_ones_except_descriptions() -> None:
-    generated = without_descriptions(components(Settings().served_models[0]))
+    generated = without_descriptions(components(ServedModel(owner="me", name="plain", versions=("1",))))
     published = json.loads(PUBLISHED.read_text())
     assert {name: generated[name] for name in published} == published
 
 
 def test_every_input_has_a_description() -> None:
     inputs = components(Settings().served_models[0])["Input"]["properties"]
-    assert len(inputs) == 21
+    assert len(inputs) == 21 + len(Settings().served_models[0].input_aliases)
     assert all(schema["description"] for schema in inputs.values())
 
 
@@ -66,8 +66,13 @@ def test_document_of_the_service_has_every_route_but_outputs() -> None:
         for method in operations
     }
     routes = [route for route in app.routes if isinstance(route, Route)]
-    served = {(method, route.path) for route in routes for method in route.methods or () if method != "HEAD"}
-    described = {(method, path) for method, path in served if path.startswith(("/v1/", "/health-check"))}
+    served = {
+        (method.replace("QUERY", "X-QUERY"), route.path)
+        for route in routes
+        for method in route.methods or ()
+        if method != "HEAD"
+    }
+    described = {(method, path) for method, path in served if path.startswith(("/v1/", "/health-check", "/readyz"))}
     assert described <= documented
     assert {(method, path) for method, path in documented if path.startswith("/v1/")} <= served
 
@@ -91,6 +96,11 @@ def strict(schema: Any) -> Any:
     [
         ("POST", "/v1/predictions", "Prediction"),
         ("GET", "/v1/models/black-forest-labs/flux-dev-lora", "Model"),
+        ("GET", "/v1/models/flux-schnell", "OpenAIModel"),
+        ("GET", "/v1/deployments/studio/fast", "Deployment"),
+        ("GET", "/v1/collections/text-to-image", "Collection"),
+        ("GET", "/v1/search?query=schnell", "SearchResults"),
+        ("GET", "/readyz", "Readiness"),
         ("GET", "/v1/account", "Account"),
         ("GET", "/v1/models/black-forest-labs/none", "Problem"),
         ("POST", "/v1/models/black-forest-labs/flux-dev-lora/predictions", "Problem"),
@@ -98,7 +108,8 @@ def strict(schema: Any) -> Any:
 )
 async def test_responses_match_their_schemas(method: str, path: str, schema: str) -> None:
     inputs = {"prompt": "a cat"} if schema == "Prediction" else {"prompt": "a cat", "num_outputs": 9}
-    app = make_app(FakePool(ONE_IMAGE))
+    deployment = DeploymentSettings(owner="studio", name="fast", model="black-forest-labs/flux-schnell")
+    app = make_app(FakePool(ONE_IMAGE), Settings(deployments=(deployment,)))
     response = await app.http.request(method, path, json={"input": inputs} if method == "POST" else None)
     document = strict(service_document(Settings().served_models[0]))
     jsonschema.validate(response.json(), {**document, "$ref": f"#/components/schemas/{schema}"})

@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 
 from serve.events import ImageFlagged, Started
-from serve.settings import Settings
+from serve.settings import DeploymentSettings, Settings
 from tests.app_factory import make_app
 from tests.fakes import DONE, ONE_IMAGE, WEBP, FakeFetcher, FakeLoraCache, FakePool
 from tests.images import png
@@ -131,9 +131,28 @@ async def test_account_is_read(js_client: JsClient) -> None:
     assert account["username"]
 
 
+async def test_search_collections_and_hardware_are_read(js_client: JsClient) -> None:
+    async with service(FakePool(ONE_IMAGE)) as url:
+        found = await js_client.run("discovery", url)
+    assert found["found"] == ["flux-handwriting-and-sketch"]
+    assert found["collections"] == ["text-to-image"]
+    assert "flux-handwriting-and-sketch" in found["collection"]
+    assert found["hardware"] == ["dev-bf16", "dev-fp8", "schnell"]
+
+
+async def test_deployments_are_read_and_run(js_client: JsClient) -> None:
+    deployment = DeploymentSettings(owner="studio", name="fast", model="black-forest-labs/flux-schnell")
+    async with service(FakePool(ONE_IMAGE), deployments=(deployment,)) as url:
+        found = await js_client.run("deployments", url)
+    assert found["listed"] == ["fast"]
+    assert found["deployment"]["current_release"]["configuration"]["hardware"] == "schnell"
+    assert (found["status"], found["model"]) == ("succeeded", "black-forest-labs/flux-schnell")
+    assert found["refused"] == [403, 403, 403, 403]
+
+
 async def test_other_endpoints_are_errors_that_name_the_path(js_client: JsClient) -> None:
     async with service(FakePool(ONE_IMAGE)) as url:
         errors = await js_client.run("notServed", url)
-    for error, path in zip(errors, ("trainings", "deployments", "hardware", "collections", "webhooks"), strict=True):
+    for error, path in zip(errors, ("trainings", "webhooks"), strict=True):
         assert error["status"] == 404
         assert f"does not serve GET /v1/{path}" in error["message"]

@@ -14,7 +14,7 @@ from replicate.helpers import FileOutput
 from replicate.version import Versions
 
 from serve.events import Event, ImageFlagged, Started, StepDone
-from serve.settings import OutputSettings, PoolSettings, Settings
+from serve.settings import DeploymentSettings, OutputSettings, PoolSettings, Settings
 from tests.app_factory import make_app
 from tests.fakes import DONE, ONE_IMAGE, WEBP, FakeFetcher, FakeLoraCache, FakePool, image_finished
 from tests.images import data_uri, png
@@ -198,13 +198,50 @@ async def test_models_and_the_account_are_read() -> None:
     assert account.type == "organization"
 
 
-@pytest.mark.parametrize("resource", ["trainings", "deployments", "collections"])
-async def test_other_endpoints_are_errors_that_name_the_path(resource: str) -> None:
+async def test_models_are_searched() -> None:
+    async with client(FakePool(ONE_IMAGE)) as replicate:
+        page = await replicate.models.async_search("handwriting")
+    assert [model.id for model in page.results] == [MODEL]
+
+
+async def test_deployments_are_read_and_run() -> None:
+    deployment = DeploymentSettings(owner="studio", name="fast", model="black-forest-labs/flux-schnell")
+    async with client(FakePool(ONE_IMAGE), Settings(deployments=(deployment,))) as replicate:
+        listed = (await replicate.deployments.async_list()).results
+        read = await replicate.deployments.async_get("studio/fast")
+        created = await replicate.deployments.predictions.async_create("studio/fast", {"prompt": "a cat"}, wait=True)
+        with pytest.raises(ReplicateError) as raised:
+            await replicate.deployments.async_delete("studio", "fast")
+    assert [each.name for each in listed] == ["fast"]
+    assert read.current_release is not None
+    assert read.current_release.configuration.hardware == "schnell"
+    assert read.current_release.model == created.model == "black-forest-labs/flux-schnell"
+    assert created.status == "succeeded"
+    assert raised.value.status == 403
+
+
+async def test_hardware_and_collections_are_read() -> None:
+    async with client(FakePool(ONE_IMAGE)) as replicate:
+        hardware = await replicate.hardware.async_list()
+        [listed] = (await replicate.collections.async_list()).results
+        collection = await replicate.collections.async_get(listed.slug)
+    assert [each.sku for each in hardware] == ["dev-bf16", "dev-fp8", "schnell"]
+    assert collection.models is not None
+    assert MODEL in [each.id for each in collection.models]
+
+
+async def test_run_takes_all_64_digits_of_a_version() -> None:
+    async with client(FakePool(ONE_IMAGE)) as replicate:
+        [output] = await run(replicate, f"{MODEL}:d592f697{'0' * 56}")
+    assert output.read() == WEBP
+
+
+async def test_other_endpoints_are_errors_that_name_the_path() -> None:
     async with client(FakePool(ONE_IMAGE)) as replicate:
         with pytest.raises(ReplicateError) as raised:
-            await getattr(replicate, resource).async_list()
+            await replicate.trainings.async_list()
     assert raised.value.status == 404
-    assert f"does not serve GET /v1/{resource}" in (raised.value.detail or "")
+    assert "does not serve GET /v1/trainings" in (raised.value.detail or "")
 
 
 async def test_version_has_a_schema() -> None:

@@ -65,6 +65,10 @@ def application(config: dict[str, Any]) -> dict[str, Any]:
             lambda config: application(config)["args"]["lora"].update(aliases={"sketch": "nowhere"}),
             r"lora\.aliases\.sketch\b",
         ),
+        (
+            lambda config: application(config)["args"]["served_models"][0].update(default_inputs={"steps": 4}),
+            r"served_models.*\bsteps\b",
+        ),
     ],
 )
 def test_invalid_config_is_rejected_with_the_key(production: dict[str, Any], change: Change, key: str) -> None:

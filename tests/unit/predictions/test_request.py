@@ -7,8 +7,19 @@ import pytest
 
 from serve.errors import InvalidInput, NotFound, UnknownVersion
 from serve.predictions.prediction import Prediction
-from serve.predictions.request import PreparedRequest, prepare_request, resolve_model, resolve_version
-from serve.settings import ServedModel, Settings
+from serve.predictions.request import (
+    PreparedRequest,
+    ServedVersion,
+    check_served_models,
+    default_pool,
+    match_version,
+    prepare_request,
+    resolve_deployment,
+    resolve_model,
+    resolve_model_id,
+    resolve_version,
+)
+from serve.settings import DeploymentSettings, InputBounds, ServedModel, Settings
 from tests.fakes import NOON
 
 SETTINGS = Settings(
@@ -172,6 +183,37 @@ def test_version_is_resolved_by_id_model_or_both(reference: str | None, model: s
     assert (served.model.full_name, served.version) == (model, version)
 
 
+HEX = "d592f697" * 8
+
+
+@pytest.mark.parametrize(
+    ("served", "requested", "expected"),
+    [
+        (["d592f697"], "d592f697", "d592f697"),
+        (["d592f697"], HEX, "d592f697"),
+        ([HEX], "d592f697", HEX),
+        ([HEX], HEX[:9], HEX),
+        ([HEX], HEX[:7], None),
+        (["d592f69"], HEX, None),
+        (["d592f697"], "d592f697-x", None),
+        (["embedded-flux"], "embedded", None),
+        (["embedded-flux"], "embedded-flux", "embedded-flux"),
+        ([f"{HEX[:16]}1", f"{HEX[:16]}2"], HEX[:16], None),
+        ([f"{HEX[:16]}1", f"{HEX[:16]}2"], f"{HEX[:16]}2", f"{HEX[:16]}2"),
+    ],
+)
+def test_hexadecimal_version_id_may_be_abbreviated(served: list[str], requested: str, expected: str | None) -> None:
+    assert match_version(requested, served) == expected
+
+
+def test_abbreviated_version_is_resolved_to_the_served_id() -> None:
+    for reference in (HEX, f"you/second:{HEX}"):
+        served = resolve_version(SETTINGS_WITH_VERSIONS, reference)
+        assert (served.model.full_name, served.version) == ("you/second", "d592f697")
+    with pytest.raises(UnknownVersion):
+        resolve_version(SETTINGS_WITH_VERSIONS, f"me/first:{HEX}")
+
+
 @pytest.mark.parametrize("reference", ["", "other", "me/second", "me/first:", "me/first:d592f697", "first", "\ud800"])
 def test_unknown_version_is_rejected(reference: str) -> None:
     with pytest.raises(UnknownVersion) as caught:
@@ -183,3 +225,91 @@ def test_model_is_resolved_by_owner_and_name() -> None:
     assert resolve_model(SETTINGS_WITH_VERSIONS, "you", "second").version == "d592f697"
     with pytest.raises(NotFound, match="'me/second'"):
         resolve_model(SETTINGS_WITH_VERSIONS, "me", "second")
+
+
+def test_model_is_resolved_by_its_name_alone() -> None:
+    assert resolve_model_id(SETTINGS_WITH_VERSIONS, "second").full_name == "you/second"
+    assert resolve_model_id(SETTINGS_WITH_VERSIONS, "you/second").full_name == "you/second"
+    with pytest.raises(NotFound):
+        resolve_model_id(SETTINGS_WITH_VERSIONS, "you")
+
+
+def test_deployment_is_resolved_to_its_version_or_the_newest_one() -> None:
+    settings = SETTINGS_WITH_VERSIONS.model_copy(
+        update={
+            "deployments": (
+                DeploymentSettings(owner="a", name="new", model="me/first"),
+                DeploymentSettings(owner="a", name="old", model="me/first", version="old"),
+            )
+        }
+    )
+    for name in ("new", "old"):
+        served = resolve_deployment(settings, "a", name)
+        assert (served.model.full_name, served.version) == ("me/first", name)
+    with pytest.raises(NotFound, match="'b/new'"):
+        resolve_deployment(settings, "b", "new")
+
+
+def served_with(**fields: Any) -> ServedVersion:
+    return ServedVersion(ServedModel(owner="me", name="mine", versions=("1",), **fields), "1")
+
+
+def test_inputs_of_a_model_are_renamed() -> None:
+    served = served_with(input_aliases={"guidance": "guidance_scale"})
+    assert served.rename_inputs({"prompt": "a", "guidance": 5}) == {"prompt": "a", "guidance_scale": 5}
+    assert served.rename_inputs({"guidance_scale": 5, "guidance": None})["guidance_scale"] == 5
+    assert served.rename_inputs({"guidance_scale": None, "guidance": 5})["guidance_scale"] == 5
+    with pytest.raises(InvalidInput) as caught:
+        served.rename_inputs({"guidance": 5, "guidance_scale": 4})
+    assert [error.field for error in caught.value.field_errors] == ["guidance"]
+
+
+BOUNDS = {
+    "num_inference_steps": InputBounds(minimum=2, maximum=4),
+    "width": InputBounds(maximum=512),
+    "model": InputBounds(choices=("schnell",)),
+}
+
+
+@pytest.mark.parametrize(
+    ("raw", "kinds"),
+    [
+        ({"num_inference_steps": 2, "model": "schnell"}, {}),
+        ({"num_inference_steps": 4, "model": "schnell", "width": 512}, {}),
+        ({"num_inference_steps": 5, "model": "schnell"}, {"num_inference_steps": "less_than_equal"}),
+        (
+            {"num_inference_steps": 1, "width": 513},
+            {"num_inference_steps": "greater_than_equal", "width": "less_than_equal", "model": "literal_error"},
+        ),
+    ],
+)
+def test_inputs_outside_the_bounds_of_a_model_are_reported(raw: Mapping[str, Any], kinds: dict[str, str]) -> None:
+    served = served_with(input_bounds=BOUNDS)
+    if not kinds:
+        prepare_request({"prompt": "a", **raw}, served, Settings(), random_seed=1)
+        return
+    with pytest.raises(InvalidInput) as caught:
+        prepare_request({"prompt": "a", **raw}, served, Settings(), random_seed=1)
+    assert {error.field: error.kind for error in caught.value.field_errors} == kinds
+
+
+def test_default_pool_follows_the_default_inputs() -> None:
+    settings = Settings()
+    assert default_pool(served_with(), settings) == "dev-bf16"
+    assert default_pool(served_with(default_inputs={"go_fast": True}), settings) == "dev-fp8"
+    assert default_pool(served_with(default_inputs={"model": "schnell"}), settings) == "schnell"
+
+
+@pytest.mark.parametrize(
+    "fields",
+    [
+        {"default_inputs": {"steps": 4}},
+        {"input_aliases": {"guidance": "guidence_scale"}},
+        {"input_aliases": {"prompt": "guidance_scale"}},
+        {"input_bounds": {"steps": InputBounds(maximum=4)}},
+    ],
+)
+def test_served_model_with_an_unknown_input_is_rejected_at_start(fields: dict[str, Any]) -> None:
+    check_served_models(Settings())
+    with pytest.raises(ValueError, match="me/mine"):
+        check_served_models(Settings(served_models=(served_with(**fields).model,)))

@@ -204,6 +204,19 @@ async def test_variant_of_the_served_model_decides_the_steps_of_a_quality() -> N
     assert (await inputs_of(app))["num_inference_steps"] == 6
 
 
+async def test_quality_keeps_the_bounds_of_the_served_model() -> None:
+    app = make_app(FakePool(ONE_IMAGE))
+    assert (await generate(app, model="flux-schnell", quality="high")).status_code == 200
+    assert (await inputs_of(app))["num_inference_steps"] == 4
+
+
+async def test_other_names_of_the_served_model_are_accepted() -> None:
+    app = make_app(FakePool(ONE_IMAGE))
+    assert (await generate(app, model="flux-dev", guidance=2.5)).status_code == 200
+    assert (await inputs_of(app))["guidance_scale"] == 2.5
+    assert error_of(await generate(app, model="flux-schnell", guidance=2.5))["param"] == "guidance"
+
+
 @pytest.mark.parametrize(
     ("parameters", "param", "code"),
     [
@@ -434,13 +447,6 @@ async def test_other_paths_keep_their_form() -> None:
     async with app.http as client:
         response = await client.get("/v1/imagesque")
     assert (response.status_code, response.headers["Content-Type"]) == (404, "application/problem+json")
-
-
-async def test_error_has_the_request_id() -> None:
-    app = make_app(FakePool(ONE_IMAGE))
-    async with app.http as client:
-        response = await client.post(GENERATIONS, json={}, headers={"X-Request-ID": "request-1"})
-    assert response.headers["X-Request-ID"] == "request-1"
 
 
 FAILED_LORA = FakeLoraCache({"owner/name": InvalidLora("owner/name", "it is for another model", "replicate_weights")})

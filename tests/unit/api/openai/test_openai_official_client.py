@@ -139,7 +139,6 @@ async def test_invalid_parameter_is_a_bad_request() -> None:
         with pytest.raises(openai.BadRequestError) as raised:
             await openai_client.images.generate(prompt="a cat", extra_body={"num_inference_steps": 99})
     assert raised.value.param == "num_inference_steps"
-    assert raised.value.request_id
 
 
 async def test_unknown_model_is_not_found() -> None:
@@ -147,6 +146,17 @@ async def test_unknown_model_is_not_found() -> None:
         with pytest.raises(openai.NotFoundError) as raised:
             await openai_client.images.generate(prompt="a cat", model="gpt-6")
     assert raised.value.code == "model_not_found"
+
+
+async def test_models_are_listed_and_read() -> None:
+    async with client(FakePool(ONE_IMAGE)) as openai_client:
+        listed = [model async for model in openai_client.models.list()]
+        model = await openai_client.models.retrieve("black-forest-labs/flux-dev-lora")
+        with pytest.raises(openai.NotFoundError):
+            await openai_client.models.retrieve("gpt-6")
+    assert [each.id for each in listed] == [each.full_name for each in Settings().served_models]
+    assert (model.id, model.object, model.owned_by) == (listed[0].id, "model", "black-forest-labs")
+    assert model.created > 0
 
 
 async def test_wrong_token_is_an_authentication_error() -> None:

@@ -1,0 +1,69 @@
+"""Builds the HTTP application: the routes, and the middleware that every request passes."""
+
+from collections.abc import Sequence
+
+from pydantic import SecretStr
+from starlette.applications import Starlette
+from starlette.exceptions import HTTPException
+from starlette.middleware import Middleware
+from starlette.middleware.cors import CORSMiddleware
+from starlette.middleware.gzip import GZipMiddleware
+from starlette.routing import BaseRoute
+from starlette.types import Lifespan
+
+from serve.api.auth import AuthMiddleware
+from serve.api.error_responses import ErrorMiddleware, http_exception
+from serve.api.gzip_requests import GzipRequestMiddleware
+from serve.api.security_headers import SecurityHeadersMiddleware
+from serve.settings import Settings
+
+GZIP_MIN_BYTES = 1000
+GZIP_LEVEL = 1
+"""The fastest: a response with images as `data:` URIs has megabytes that hardly shrink."""
+NOT_COMPRESSED = ("image/*", "application/octet-stream", "text/event-stream")
+CORS_METHODS = ("GET", "POST", "PUT", "DELETE", "QUERY")
+EXPOSED_HEADERS = ("Content-Disposition", "ETag", "Preference-Applied", "Retry-After", "Server-Timing", "X-Request-ID")
+
+
+def http_application(
+    routes: Sequence[BaseRoute],
+    settings: Settings,
+    token: SecretStr | None,
+    lifespan: Lifespan[Starlette] | None = None,
+) -> Starlette:
+    """The application. The outermost middleware is first."""
+    app = Starlette(
+        routes=routes,
+        middleware=[
+            Middleware(SecurityHeadersMiddleware),
+            *_cors(settings),  # Outside of `AuthMiddleware`, as browsers send preflight requests without a token.
+            Middleware(
+                GZipMiddleware,
+                minimum_size=GZIP_MIN_BYTES,
+                compresslevel=GZIP_LEVEL,
+                exclude_content_types=NOT_COMPRESSED,
+            ),
+            Middleware(ErrorMiddleware),
+            Middleware(AuthMiddleware, token=token),
+            Middleware(GzipRequestMiddleware),
+        ],
+        exception_handlers={HTTPException: http_exception},
+        lifespan=lifespan,
+    )
+    # Starlette would redirect to a URL with the Host header, which clients choose.
+    app.router.redirect_slashes = False
+    return app
+
+
+def _cors(settings: Settings) -> tuple[Middleware, ...]:
+    if not settings.cors_origins:
+        return ()
+    return (
+        Middleware(
+            CORSMiddleware,
+            allow_origins=settings.cors_origins,
+            allow_methods=CORS_METHODS,
+            allow_headers=("*",),
+            expose_headers=EXPOSED_HEADERS,
+        ),
+    )
