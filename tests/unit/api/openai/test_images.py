@@ -436,13 +436,6 @@ async def test_other_paths_keep_their_form() -> None:
     assert (response.status_code, response.headers["Content-Type"]) == (404, "application/problem+json")
 
 
-async def test_error_has_the_request_id() -> None:
-    app = make_app(FakePool(ONE_IMAGE))
-    async with app.http as client:
-        response = await client.post(GENERATIONS, json={}, headers={"X-Request-ID": "request-1"})
-    assert response.headers["X-Request-ID"] == "request-1"
-
-
 FAILED_LORA = FakeLoraCache({"owner/name": InvalidLora("owner/name", "it is for another model", "replicate_weights")})
 
 
