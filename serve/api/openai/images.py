@@ -62,11 +62,16 @@ class ImagesApi:
         return await self._respond(request, writer, image_request.prediction_inputs())
 
     async def edit(self, request: Request) -> Response:
+        image_request, inputs = await self._read_edit(request)
+        writer = ResponseWriter("image_edit", image_request, self._outputs, self._settings)
+        return await self._respond(request, writer, inputs)
+
+    async def _read_edit(self, request: Request) -> tuple[ImageRequest, PredictionInputs]:
+        """The request and the inputs of its predictions. The uploaded files are freed."""
         form = await read_edit_form(request, self._settings.max_body_bytes, self._settings.files.upload_timeout_s)
         image_request = parse_request(form.fields, self._settings)
         image, mask = await self._convert(form, image_request)
-        writer = ResponseWriter("image_edit", image_request, self._outputs, self._settings)
-        return await self._respond(request, writer, image_request.prediction_inputs(image, mask))
+        return image_request, image_request.prediction_inputs(image, mask)
 
     async def _respond(self, request: Request, writer: ResponseWriter, inputs: PredictionInputs) -> Response:
         if writer.request.parameters.stream:
