@@ -26,7 +26,7 @@ Prediction = dict[str, Any]
 
 POLL_S = 0.5
 READ_TIMEOUT_S = 120
-"""Longer than the service holds a request with `Prefer: wait`, which is 60 s."""
+"""Longer than the service holds a request with `Prefer: wait`, which is 55 s."""
 ERROR_PREFIX = "serve: "
 """Start of the lines in which the service reports why it cannot start."""
 EXTENSIONS = {"image/webp": "webp", "image/jpeg": "jpg", "image/png": "png"}

@@ -7,20 +7,16 @@ from starlette.applications import Starlette
 from starlette.exceptions import HTTPException
 from starlette.middleware import Middleware
 from starlette.middleware.cors import CORSMiddleware
-from starlette.middleware.gzip import GZipMiddleware
 from starlette.routing import BaseRoute
 from starlette.types import Lifespan
 
 from serve.api.auth import AuthMiddleware
 from serve.api.error_responses import ErrorMiddleware, http_exception
 from serve.api.gzip_requests import GzipRequestMiddleware
+from serve.api.response_compression import ResponseCompressionMiddleware
 from serve.api.security_headers import SecurityHeadersMiddleware
 from serve.settings import Settings
 
-GZIP_MIN_BYTES = 1000
-GZIP_LEVEL = 1
-"""The fastest: a response with images as `data:` URIs has megabytes that hardly shrink."""
-NOT_COMPRESSED = ("image/*", "application/octet-stream", "text/event-stream")
 CORS_METHODS = ("GET", "POST", "PUT", "DELETE", "QUERY")
 EXPOSED_HEADERS = ("Content-Disposition", "ETag", "Preference-Applied", "Retry-After", "Server-Timing", "X-Request-ID")
 
@@ -37,12 +33,7 @@ def http_application(
         middleware=[
             Middleware(SecurityHeadersMiddleware),
             *_cors(settings),  # Outside of `AuthMiddleware`, as browsers send preflight requests without a token.
-            Middleware(
-                GZipMiddleware,
-                minimum_size=GZIP_MIN_BYTES,
-                compresslevel=GZIP_LEVEL,
-                exclude_content_types=NOT_COMPRESSED,
-            ),
+            Middleware(ResponseCompressionMiddleware),
             Middleware(ErrorMiddleware),
             Middleware(AuthMiddleware, token=token),
             Middleware(GzipRequestMiddleware),

@@ -75,10 +75,19 @@ def test_sigterm_during_start_stops_the_service_cleanly(environment: dict[str, s
 
 
 def test_token_protects_every_api_and_sigterm_stops_the_service(environment: dict[str, str]) -> None:
-    with local_service(environment=environment | {"FLUX_SERVE_TOKEN": "sesame"}) as service:
+    cors = ("--set", "cors_origins=[https://app.example]")
+    with local_service(*cors, environment=environment | {"FLUX_SERVE_TOKEN": "sesame"}) as service:
         _assert_every_api_requires_the_token(service)
+        _assert_preflight_needs_no_token(service)
         os.kill(service.process_id, signal.SIGTERM)
         until(lambda: _responds(service), lambda responds: not responds)
+
+
+def _assert_preflight_needs_no_token(service: LocalService) -> None:
+    headers = {"Origin": "https://app.example", "Access-Control-Request-Method": "POST"}
+    with connect(service) as client:
+        response = client.options("/v1/predictions", headers=headers)
+    assert (response.status_code, response.headers["Access-Control-Allow-Origin"]) == (200, "https://app.example")
 
 
 def _responds(service: LocalService) -> bool:

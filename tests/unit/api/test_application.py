@@ -145,6 +145,17 @@ async def test_images_files_and_event_streams_are_not_compressed(media_type: str
             assert ("Content-Encoding" in response.headers) is compressed
 
 
+@pytest.mark.parametrize("path", ["/v1/predictions", "/predictions"])
+async def test_data_uris_of_a_prediction_are_not_compressed(path: str) -> None:
+    app, headers = make_app(FakePool(ONE_IMAGE)), {"Accept-Encoding": "gzip", "Prefer": "wait"}
+    created = await request(app, "POST", path, json={"input": {**CAT, "prompt": TEXT}}, headers=headers)
+    read = await request(app, "GET", f"/v1/predictions/{created.json()['id']}", headers=headers)
+    listed = await request(app, "GET", "/v1/predictions", headers=headers)
+    assert created.json()["output"][0].startswith("data:")
+    assert all("Content-Encoding" not in response.headers for response in (created, read))
+    assert listed.headers["Content-Encoding"] == "gzip"
+
+
 async def test_image_of_a_prediction_is_not_compressed() -> None:
     app = make_app(
         FakePool(ONE_IMAGE), Settings(outputs=OutputSettings(public_url="https://flux.example", delivery="url"))
