@@ -15,6 +15,7 @@ from tests.openai_requests import (
     CAT,
     GENERATIONS,
     edit,
+    error_of,
     events_of,
     generate,
     inputs_of,
