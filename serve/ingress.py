@@ -15,7 +15,7 @@ from ray.serve.handle import DeploymentHandle
 from ray.serve.schema import DeploymentStatus
 from starlette.applications import Starlette
 
-from serve.api import cog, deployments, discovery, files, models, output_files, probes, replicate
+from serve.api import cog, deployments, discovery, files, models, openai, output_files, probes, replicate
 from serve.api.application import http_application
 from serve.api.auth import check_bind_address
 from serve.api.replicate import prediction_json
@@ -86,6 +86,7 @@ class Ingress:
             *replicate.routes(*shared),
             *files.routes(self._files, self._settings),
             *models.routes(self._predictions, self._settings),
+            *openai.routes(*shared),
             *deployments.routes(self._predictions, self._settings),
             *discovery.routes(self._predictions, self._settings),
             *cog.routes(*shared),

@@ -5,6 +5,7 @@ and reported. Any other invalid value is an error; all errors are reported toget
 """
 
 from collections.abc import Mapping
+from contextlib import suppress
 from typing import Annotated, Any, Literal
 
 from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, ValidationError
@@ -28,7 +29,10 @@ def _reject_boolean(value: object) -> object:
 
 def _number_to_text(value: object) -> object:
     """`megapixels` is a string in the schema, but callers write a number."""
-    return f"{value:g}" if isinstance(value, int | float) and not isinstance(value, bool) else value
+    if isinstance(value, int | float) and not isinstance(value, bool):
+        with suppress(OverflowError):  # An integer of hundreds of digits is no float.
+            return f"{value:g}"
+    return value
 
 
 def _reject_lone_surrogates(value: str) -> str:

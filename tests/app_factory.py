@@ -14,7 +14,7 @@ from pydantic import SecretStr
 from sqlalchemy import NullPool, create_engine
 from starlette.applications import Starlette
 
-from serve.api import cog, deployments, discovery, files, models, output_files, probes, replicate
+from serve.api import cog, deployments, discovery, files, models, openai, output_files, probes, replicate
 from serve.api.application import http_application
 from serve.database.connection import Database
 from serve.database.tables import metadata
@@ -111,6 +111,7 @@ def make_app(
         *replicate.routes(service, outputs, settings),
         *files.routes(file_store, settings),
         *models.routes(service, settings),
+        *openai.routes(service, outputs, settings),
         *deployments.routes(service, settings),
         *discovery.routes(service, settings),
         *cog.routes(service, outputs, settings),

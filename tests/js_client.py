@@ -1,4 +1,4 @@
-"""Replicate's JavaScript client, installed from npm as `tests/clients/js` pins it, and run through node."""
+"""The JavaScript clients, installed from npm as `tests/clients/js` pins them, and run through node."""
 
 import asyncio
 import json
@@ -22,10 +22,10 @@ class JsClientUnavailable(Exception):
 class JsClient:
     folder: Path
 
-    async def run(self, case: str, url: str, image: str | Path = "") -> Any:
-        """The result of a case of `cases.js` against the service at `url`. `image` is a file, or a URL."""
+    async def run(self, case: str, url: str, image: str | Path = "", script: str = "cases.js") -> Any:
+        """The result of a case of `script` against the service at `url`. `image` is a file, or a URL."""
         process = await asyncio.create_subprocess_exec(
-            "node", "cases.js", url, case, str(image), cwd=self.folder, stdout=-1, stderr=-1
+            "node", script, url, case, str(image), cwd=self.folder, stdout=-1, stderr=-1
         )
         try:
             async with asyncio.timeout(CASE_TIMEOUT_S):
@@ -39,7 +39,7 @@ class JsClient:
 
 
 def install(folder: Path) -> JsClient:
-    """Installs the client in `folder`. Raises `JsClientUnavailable`."""
+    """Installs the clients in `folder`. Raises `JsClientUnavailable`."""
     missing = [program for program in ("node", "npm") if shutil.which(program) is None]
     if missing:
         raise JsClientUnavailable(f"{' and '.join(missing)} not found")

@@ -1,14 +1,12 @@
 """The Cog API: the HTTP interface of a Cog container, for the first of the served models."""
 
-import asyncio
-from collections.abc import Coroutine
 from typing import Any
 
-from starlette.requests import ClientDisconnect, Request
+from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
 from starlette.routing import Route
-from starlette.types import Receive
 
+from serve.api.client_disconnect import cancel_on_disconnect
 from serve.api.http_messages import check_body_keys, output_uris, prefers_async, read_json_object, server_timing_header
 from serve.api.openapi import COG_VERSION
 from serve.api.openapi_replicate import service_document
@@ -90,7 +88,7 @@ class CogApi:
         inputs = self._served.rename_inputs(body["input"])
         if prefers_async(request.headers.getlist("prefer")):
             return await self._respond(await self._service.create(inputs, self._served), 202)
-        return await self._respond(await _cancel_on_disconnect(request.receive, self._run(inputs)))
+        return await self._respond(await cancel_on_disconnect(request.receive, self._run(inputs)))
 
     async def cancel(self, request: Request) -> Response:
         try:
@@ -122,22 +120,3 @@ async def prediction_response(prediction: Prediction, outputs: OutputStore, serv
         "status": prediction.status,
         "metrics": prediction.metrics,
     }
-
-
-async def _cancel_on_disconnect(receive: Receive, work: Coroutine[Any, Any, Prediction]) -> Prediction:
-    """Returns the result of `work`. Cancels it and raises `ClientDisconnect` if the client disconnects first."""
-    working, disconnect = asyncio.ensure_future(work), asyncio.ensure_future(_wait_for_disconnect(receive))
-    try:
-        await asyncio.wait({working, disconnect}, return_when=asyncio.FIRST_COMPLETED)
-        if not working.done():
-            raise ClientDisconnect
-        return working.result()
-    finally:
-        working.cancel()
-        disconnect.cancel()
-        await asyncio.gather(working, disconnect, return_exceptions=True)
-
-
-async def _wait_for_disconnect(receive: Receive) -> None:
-    while (await receive())["type"] != "http.disconnect":
-        pass

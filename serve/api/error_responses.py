@@ -1,4 +1,8 @@
-"""Maps errors to HTTP responses: problem+json under `/v1/` and for unknown paths, Cog's `detail` elsewhere."""
+"""Maps errors to HTTP responses.
+
+They are problem+json under `/v1/` and for unknown paths, in OpenAI's form under `/v1/images`, and Cog's `detail`
+elsewhere.
+"""
 
 import logging
 import math
@@ -12,6 +16,7 @@ from starlette.responses import JSONResponse, Response
 from starlette.routing import Match, Route
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
+from serve.api.openai.errors import is_images_path, openai_error, openai_status
 from serve.errors import InvalidInput, ServiceError, Unauthenticated, UnknownEncoding, public_error
 
 log = logging.getLogger(__name__)
@@ -51,7 +56,7 @@ class ErrorMiddleware:
 async def http_exception(request: Request, error: Exception) -> Response:
     """Starlette's handler for the `HTTPException` that its router raises for unknown paths and methods.
 
-    The response is problem+json on every path, as an unknown path belongs to neither API.
+    The response is problem+json for all other paths than OpenAI's, as an unknown path belongs to no API.
     """
     assert isinstance(error, HTTPException)
     endpoint = f"{request.method[:MAX_SHOWN_CHARS]} {request.url.path[:MAX_SHOWN_CHARS]}"
@@ -61,7 +66,8 @@ async def http_exception(request: Request, error: Exception) -> Response:
         hint, headers = f"this path has {allowed}", {"Allow": allowed}
     service_error = ServiceError(f"this service does not serve {endpoint}; {hint}")
     service_error.status, service_error.title = error.status_code, error.detail
-    return JSONResponse(problem_json(service_error), error.status_code, headers, MEDIA_TYPES[problem_json])
+    body_format = openai_error if is_images_path(request.url.path) else problem_json
+    return JSONResponse(body_format(service_error), error.status_code, headers, MEDIA_TYPES[body_format])
 
 
 def _allowed_methods(request: Request) -> str:
@@ -97,7 +103,11 @@ def cog_detail(error: ServiceError) -> dict[str, Any]:
     }
 
 
-MEDIA_TYPES: dict[BodyFormat, str] = {problem_json: "application/problem+json", cog_detail: "application/json"}
+MEDIA_TYPES: dict[BodyFormat, str] = {
+    problem_json: "application/problem+json",
+    openai_error: "application/json",
+    cog_detail: "application/json",
+}
 
 
 def _error_response(error: Exception, scope: Scope) -> Response:
@@ -113,8 +123,9 @@ def _error_response(error: Exception, scope: Scope) -> Response:
 
 
 def _formatted(error: ServiceError, scope: Scope) -> Response:
-    body_format = problem_json if scope["path"].startswith("/v1/") else cog_detail
-    response = JSONResponse(body_format(error), error.status, media_type=MEDIA_TYPES[body_format])
+    body_format = _body_format(scope["path"])
+    status = openai_status(error) if body_format is openai_error else error.status
+    response = JSONResponse(body_format(error), status, media_type=MEDIA_TYPES[body_format])
     if error.retry_after_s is not None:
         response.headers["Retry-After"] = str(math.ceil(error.retry_after_s))
     if isinstance(error, Unauthenticated):
@@ -122,3 +133,9 @@ def _formatted(error: ServiceError, scope: Scope) -> Response:
     if isinstance(error, UnknownEncoding):
         response.headers["Accept-Encoding"] = "gzip"
     return response
+
+
+def _body_format(path: str) -> BodyFormat:
+    if is_images_path(path):
+        return openai_error
+    return problem_json if path.startswith("/v1/") else cog_detail

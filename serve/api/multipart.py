@@ -39,8 +39,27 @@ async def receive_file(
 ) -> AsyncGenerator[ReceivedFile, None]:
     """Receives the file of an upload, and removes what is left of it at the end of the block.
 
-    `on_received` is called with the size of each piece as it arrives, and may raise. Raises `MalformedBody`,
-    `BodyTooLarge`, `InvalidBody`, and `UploadTimedOut` if the body does not arrive within `timeout_s`.
+    `on_received` is called with the size of each piece as it arrives, and may raise. Raises the errors of
+    `receive_form`, and `InvalidBody`.
+    """
+    # JavaScript's client sends `metadata` as a file too.
+    receiving = receive_form(request, max_file_bytes, timeout_s, on_received, len(PARTS), len(PARTS))
+    async with receiving as form:
+        yield await _read_parts(form, max_file_bytes)
+
+
+@asynccontextmanager
+async def receive_form(
+    request: Request,
+    max_file_bytes: int,
+    timeout_s: float,
+    on_received: Callable[[int], Awaitable[None]],
+    max_files: int,
+    max_fields: int,
+) -> AsyncGenerator[FormData, None]:
+    """Receives a body of `multipart/form-data`, and closes its files at the end of the block.
+
+    Raises `MalformedBody`, `BodyTooLarge`, and `UploadTimedOut` if the body does not arrive within `timeout_s`.
     """
     max_bytes = max_file_bytes + OVERHEAD_BYTES
     _check_headers(request, max_bytes)
@@ -59,14 +78,13 @@ async def receive_file(
     counted = Request(request.scope, counting_receive)
     try:
         async with asyncio.timeout(timeout_s):
-            # JavaScript's client sends `metadata` as a file too.
-            form = await counted.form(max_files=len(PARTS), max_fields=len(PARTS))
+            form = await counted.form(max_files=max_files, max_fields=max_fields)
     except TimeoutError:
         raise UploadTimedOut(timeout_s) from None
     except HTTPException as error:
         raise MalformedBody(f"the request body cannot be read as multipart/form-data: {error.detail}") from None
     try:
-        yield await _read_parts(form, max_file_bytes)
+        yield form
     finally:
         await form.close()
 
@@ -74,7 +92,7 @@ async def receive_file(
 def _check_headers(request: Request, max_bytes: int) -> None:
     media_type = request.headers.get("content-type", "").partition(";")[0].strip().lower()
     if media_type != "multipart/form-data":
-        raise MalformedBody("the request body must be multipart/form-data with the file in a part named 'content'")
+        raise MalformedBody("the request body must be multipart/form-data, with each file in a part of its own")
     content_length = request.headers.get("content-length", "")
     # int() rejects strings of thousands of digits, so very long ones are not parsed.
     if content_length.isdecimal() and (len(content_length) > 18 or int(content_length) > max_bytes):

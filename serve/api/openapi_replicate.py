@@ -4,6 +4,7 @@ import re
 from typing import NamedTuple
 
 from serve.api.openapi import Schema, openapi_document
+from serve.api.openapi_openai import add_images_api
 from serve.api.openapi_schemas import MODEL_PREDICTION_BODY, PREDICTION_BODY, SCHEMAS, TEXT, TEXT_OR_NULL, UPLOAD
 from serve.settings import ServedModel
 
@@ -100,6 +101,7 @@ def service_document(model: ServedModel) -> Schema:
         schemas[name] = {"title": name, "type": "object", "properties": properties}
     for operation in OPERATIONS:
         paths.setdefault(operation.path, {})[operation.method] = _operation(operation)
+    add_images_api(document)
     return document
 
 

@@ -16,6 +16,7 @@ from serve.settings.environment import (
 )
 from serve.settings.loras import LoraCacheSettings, LoraFetchSettings, LoraSettings
 from serve.settings.models import DeploymentSettings, InputBounds, ModelSettings, ServedModel, is_same_id
+from serve.settings.openai import OpenAiSettings
 from serve.settings.pools import (
     AttentionKernel,
     CompiledPart,
@@ -49,6 +50,7 @@ __all__ = [
     "LoraProduct",
     "LoraSettings",
     "ModelSettings",
+    "OpenAiSettings",
     "OutputSettings",
     "PoolSettings",
     "Precision",

@@ -11,6 +11,7 @@ from serve.settings.base import Positive, Seconds, StrictModel
 from serve.settings.downloads import FetchSettings
 from serve.settings.loras import LoraSettings
 from serve.settings.models import DEFAULT_SERVED_MODELS, DeploymentSettings, ModelSettings, ServedModel, is_same_id
+from serve.settings.openai import OpenAiSettings
 from serve.settings.pools import PoolSettings, Scaling
 from serve.settings.safety import SafetySettings
 from serve.settings.storage import FileSettings, OutputSettings
@@ -78,6 +79,7 @@ class Settings(StrictModel):
     outputs: OutputSettings = OutputSettings()
     files: FileSettings = FileSettings()
     safety: SafetySettings = SafetySettings()
+    openai: OpenAiSettings = OpenAiSettings()
 
     @model_validator(mode="after")
     def _references_exist(self) -> Self:
@@ -100,6 +102,9 @@ class Settings(StrictModel):
             model = models.get(deployment.model)
             if model is None or deployment.version not in (None, *model.versions):
                 raise ValueError(f"deployments.{index}: served_models has no such model or version")
+        for alias, target in self.openai.model_aliases.items():
+            if target is not None and target not in models:
+                raise ValueError(f"openai.model_aliases.{alias}: no model is named {target!r} in served_models")
         return self
 
     def variant_of(self, pool: str) -> VariantName:

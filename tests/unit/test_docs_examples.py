@@ -14,8 +14,9 @@ import yaml
 from starlette.routing import Match, Route
 
 from scripts import demo
-from serve.api import cog, replicate
+from serve.api import cog, openai, replicate
 from serve.api.http_messages import check_body_keys
+from serve.api.openai.request import parse_request
 from serve.generation_plan import LORA_SCALE_FIELDS, make_plan
 from serve.inputs import validate_inputs
 from serve.launch.config_file import apply_settings, embedded_config, validate_config
@@ -25,7 +26,11 @@ from tests.markdown import DOCUMENTS, ROOT, blocks, commands, options
 
 SETTINGS = Settings()
 UNUSED = cast(Any, None)
-ROUTES: list[Route] = [*replicate.routes(UNUSED, UNUSED, SETTINGS), *cog.routes(UNUSED, UNUSED, SETTINGS)]
+ROUTES: list[Route] = [
+    *replicate.routes(UNUSED, UNUSED, SETTINGS),
+    *cog.routes(UNUSED, UNUSED, SETTINGS),
+    *openai.routes(UNUSED, UNUSED, SETTINGS),
+]
 
 
 @pytest.mark.parametrize("text", blocks("bash"))
@@ -41,18 +46,26 @@ def test_curl_commands_are_valid_requests(words: list[str]) -> None:
     path = urlsplit(url).path
     scope = {"type": "http", "method": "POST", "path": path, "headers": []}
     assert any(route.matches(scope)[0] is Match.FULL for route in ROUTES), path
-    check_body_keys(body, replicate.KEYS if path.startswith("/v1/") else cog.KEYS, frozenset())
-    resolve_version(SETTINGS, body.get("version"))
-    inputs, unknown = validate_inputs(body["input"], SETTINGS.max_prompt_chars)
+    raw_inputs = inputs_of(path, body)
+    inputs, unknown = validate_inputs(raw_inputs, SETTINGS.max_prompt_chars)
     assert not unknown
-    loras = {field: field for field in LORA_SCALE_FIELDS if field in body["input"]}
+    loras = {field: field for field in LORA_SCALE_FIELDS if field in raw_inputs}
     plan = make_plan(inputs, SETTINGS, 0, loras, image_size=(640, 480))
     assert plan.size is not None
     assert not [note for note in plan.notes if "no effect" in note]
 
 
+def inputs_of(path: str, body: dict[str, Any]) -> dict[str, Any]:
+    """The inputs in the valid body of a request."""
+    if path.startswith("/v1/images/"):
+        return parse_request(body, SETTINGS).prediction_inputs()[0]
+    check_body_keys(body, replicate.KEYS if path.startswith("/v1/") else cog.KEYS, frozenset())
+    resolve_version(SETTINGS, body.get("version"))
+    return dict(body["input"])
+
+
 def test_curl_commands_cover_every_mode() -> None:
-    bodies = [json.loads(options(words, "-d")[0])["input"] for words in commands("curl")]
+    bodies = [json.loads(options(words, "-d")[0]).get("input", {}) for words in commands("curl")]
     assert any(body.keys() == {"prompt", "image", "mask"} for body in bodies)
     assert any("image" in body and "mask" not in body for body in bodies)
     assert any(body.get("go_fast") for body in bodies)

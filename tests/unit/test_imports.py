@@ -39,7 +39,7 @@ ALLOWED_UNITS = {
     "lora_cache_actor": BASE | {"engine", "lora"},
     "lora_cache_client": BASE | {"__init__", "aio", "lora", "lora_cache_actor"},
     "predictions": REQUEST | {"aio", "database", "events", "lora", "media"},
-    "api": BASE | {"inputs", "media", "predictions"},
+    "api": BASE | {"inputs", "media", "output_sizes", "predictions"},
     "pool_client": BASE | {"events", "lora", "generation_plan"},
     "model_replica": BASE | {"engine", "events", "logs", "lora", "lora_cache_actor", "media", "generation_plan"},
     "ingress": BASE

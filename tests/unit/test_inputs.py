@@ -81,6 +81,7 @@ def test_values_are_coerced(field: str, value: object, expected: object) -> None
         ("disable_safety_checker", 7),
         ("megapixels", 2),
         ("megapixels", True),
+        ("megapixels", 10**400),
         ("lora_scale", 3.1),
         ("extra_lora_scale", -1.1),
         ("replicate_weights", 9),

@@ -39,6 +39,7 @@ SEED_MODEL = "fofr/flux-handwriting-and-sketch"
             ]
         },
         {"served_models": [{"owner": "A b", "name": "b", "versions": ["1"]}]},
+        {"openai": {"model_aliases": {"gpt-image-1": "black-forest-labs/flux-pro"}}},
         {"served_models": [{"owner": "a", "name": "b", "versions": ["d592f697", "d592f697ab"]}]},
         {"served_models": [{"owner": "a", "name": "b", "versions": ["1"], "input_bounds": {"seed": {"max": 1}}}]},
         {"deployments": [{"owner": "a", "name": "b", "model": "a/none"}]},

@@ -5,6 +5,7 @@ import time
 from typing import Any
 
 import httpx
+import pytest
 
 from serve.launch.subprocess_service import LocalService
 from tests.cluster.client import SMALL, cancel, connect, create, finish, get, predict, until
@@ -13,6 +14,9 @@ from tests.cluster.probe import Probe
 POOL = "dev-bf16"
 STEPS = 50
 LONG: dict[str, Any] = {**SMALL, "prompt": "a slow boat", "num_inference_steps": STEPS, "megapixels": "1", "seed": 1}
+OPENAI_LONG = {
+    "prompt": "a slow boat", "size": "1024x1024", "num_inference_steps": STEPS, "disable_safety_checker": True,
+}  # fmt: skip
 
 
 def steps_done(service: LocalService, prediction_id: str) -> int:
@@ -40,24 +44,37 @@ def test_cancelled_prediction_stops_within_one_step(service: LocalService, probe
 
 
 def test_v1_prediction_succeeds_after_its_client_disconnects(service: LocalService, probe: Probe) -> None:
-    prediction_id = _post_and_disconnect(service, probe, "/v1/predictions", {"Prefer": "wait=60"})
+    prediction_id = _post_and_disconnect(service, probe, "/v1/predictions", {"input": LONG}, {"Prefer": "wait=60"})
     assert finish(service, prediction_id)["status"] == "succeeded"
 
 
-def test_cog_prediction_stops_when_its_client_disconnects(service: LocalService, probe: Probe) -> None:
+@pytest.mark.parametrize(
+    ("path", "body"),
+    [
+        ("/predictions", {"input": LONG}),
+        ("/v1/images/generations", OPENAI_LONG),
+        ("/v1/images/generations", OPENAI_LONG | {"stream": True}),
+    ],
+)
+def test_attached_prediction_stops_when_its_client_disconnects(
+    service: LocalService, probe: Probe, path: str, body: dict[str, Any]
+) -> None:
     before = idle_steps(probe)
-    _post_and_disconnect(service, probe, "/predictions", {})
+    prediction_id = _post_and_disconnect(service, probe, path, body)
+    assert finish(service, prediction_id)["status"] == "canceled"
     assert 3 <= idle_steps(probe) - before < STEPS / 2
     assert predict(service, **SMALL, prompt="the slot is free")["status"] == "succeeded"
 
 
-def _post_and_disconnect(service: LocalService, probe: Probe, path: str, headers: dict[str, str]) -> str:
+def _post_and_disconnect(
+    service: LocalService, probe: Probe, path: str, body: dict[str, Any], headers: dict[str, str] | None = None
+) -> str:
     """Posts a long request, disconnects after three denoising steps, and returns the prediction's id."""
     steps_at_start = int(probe.stats(POOL)["image_steps"])
 
     async def post_then_disconnect() -> None:
         async with httpx.AsyncClient(base_url=service.url, timeout=120) as client:
-            post = asyncio.create_task(client.post(path, json={"input": LONG}, headers=headers))
+            post = asyncio.create_task(client.post(path, json=body, headers=headers))
             deadline = time.monotonic() + 60
             while time.monotonic() < deadline:
                 stats = await asyncio.to_thread(probe.stats, POOL)
