@@ -17,6 +17,7 @@ from tests.fakes import ONE_IMAGE, FakePool
 
 BODY = json.dumps({"input": {"prompt": "a cat", "num_inference_steps": 2}}).encode()
 GZIP = {"Content-Encoding": "gzip"}
+EMPTY = gzip.compress(b"", mtime=0)
 PATHS = ["/v1/predictions", "/predictions"]
 MAX_BYTES = 1_000_000
 
