@@ -131,6 +131,7 @@ _open_apps: list[AppUnderTest] = []
 
 async def close_apps() -> None:
     """Closes the applications of a test, in its event loop, and removes their folders."""
+    folders = {app.state for app in _open_apps}
     while _open_apps:
         app = _open_apps.pop()
         with suppress(TimeoutError):
@@ -138,4 +139,5 @@ async def close_apps() -> None:
             async with asyncio.timeout(1):
                 await app.service.close(grace_s=0)
         await app.database.aclose()
-        shutil.rmtree(app.state, ignore_errors=True)
+    for folder in folders:
+        shutil.rmtree(folder)

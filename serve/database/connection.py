@@ -77,7 +77,8 @@ class Database:
 
     async def aclose(self) -> None:
         """Waits for running transactions and closes all connections."""
-        await asyncio.gather(*self._running, return_exceptions=True)
+        while self._running:
+            await asyncio.gather(*self._running, return_exceptions=True)
         await self._engine.dispose()
 
     async def _finish(self, work: Coroutine[Any, Any, Result]) -> Result:

@@ -63,18 +63,24 @@ class LeasedRecord:
                 self.lose()
                 return False
             self.prediction = ended
+        self._stop_storing()
         self._notifier.notify(ended.id)
         return True
 
     def abandon(self) -> None:
         """Stores nothing any more."""
         self._is_lost = True
+        self._stop_storing()
 
     def lose(self) -> None:
         if not self._is_lost:
-            self._is_lost = True
+            self.abandon()
             self._on_lost(self.lease.prediction_id)
             self._notifier.notify(self.lease.prediction_id)
+
+    def _stop_storing(self) -> None:
+        if self._storing is not None and self._storing is not asyncio.current_task():
+            self._storing.cancel()
 
     async def _store_later(self) -> None:
         while self.prediction.revision > self._stored_revision:
