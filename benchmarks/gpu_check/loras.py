@@ -37,7 +37,7 @@ def measure_loras(scale_name: str, precision: Precision) -> Iterator[Row]:
                 "precision": precision,
                 "size": size_name(size),
                 "batch": batch,
-                "ranks": [[loras[name].rank for name in image] for image in names],
+                "ranks": [[loras[name].slots for name in image] for image in names],
                 **measured,
                 "extra": round(measured["step_ms"] / base_ms - 1, 4),
             }

@@ -3,6 +3,7 @@
 import statistics
 import time
 from collections.abc import Iterator, Mapping, Sequence
+from concurrent.futures import wait
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +12,8 @@ import torch
 from benchmarks.gpu_check.scale import Scale, make_checkpoint
 from serve.engine.checkpoint import Checkpoint
 from serve.engine.device import synchronize
-from serve.engine.request import Completed, GenerationRequest, LoraRequest
+from serve.engine.lora_staging import LoraStager
+from serve.engine.request import Completed, GenerationRequest, Listener, LoraRequest
 from serve.engine.request_state import RequestState
 from serve.engine.scheduler import Scheduler
 from serve.engine.watchdog import Watchdog
@@ -44,6 +46,7 @@ class Bench:
         self.checkpoint: Checkpoint = make_checkpoint(scale, model, self.pool)
         torch.set_num_threads(self.pool.num_threads or 1)
         self._scheduler = Scheduler(self.checkpoint, self.pool, Watchdog())
+        self._lora_stager = LoraStager(self._scheduler.loras)
         self._numbers = iter(range(2**31))
 
     def run(self, requests: Sequence[GenerationRequest]) -> list[Completed]:
@@ -54,13 +57,19 @@ class Bench:
             if isinstance(event, Completed):
                 ends.append(event)
 
-        self._scheduler.add([RequestState(next(self._numbers), request, listen) for request in requests], ())
+        self._scheduler.add([self._make_state(request, listen) for request in requests], ())
         while self._scheduler.has_work:
             self._scheduler.step()
         synchronize(self.checkpoint.device)
         if len(ends) != len(requests):
             raise RequestFailed(f"{len(requests) - len(ends)} of {len(requests)} requests failed")
         return ends
+
+    def _make_state(self, request: GenerationRequest, listen: Listener) -> RequestState:
+        """Its LoRAs are staged, as those of a request that waits a moment in the engine."""
+        staging = self._lora_stager.start(request.lora_weights)
+        wait(staging.loras.values())
+        return RequestState(next(self._numbers), request, listen, staging=staging)
 
     def measure_step(self, size: Size, batch: int, loras: Sequence[Mapping[str, LoraWeights]] = ()) -> Row:
         """`step_ms`: milliseconds that one more step of `batch` images takes, from two runs that differ in their steps.

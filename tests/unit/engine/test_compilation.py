@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 from torch._dynamo.exc import FailOnRecompileLimitHit
 
-from serve.engine.compilation import Compiled, compile_forward, compiled_graphs
+from serve.engine.compilation import CHANNELS_LAST, Compiled, compile_forward, compiled_graphs
 from tests.logs import Logs
 
 pytestmark = pytest.mark.usefixtures("_fresh_compiler")
@@ -80,6 +80,19 @@ def test_forward_of_a_network_is_compiled_in_place(logs: Logs) -> None:
     assert torch.equal(network(inputs), expected)
     assert calls
     assert not logs.errors
+
+
+def test_options_are_passed_to_inductor_only(monkeypatch: pytest.MonkeyPatch) -> None:
+    options: list[Any] = []
+    monkeypatch.setattr(torch, "compile", lambda function, **arguments: options.append(arguments["options"]))
+    Compiled("doubling", _double, options=CHANNELS_LAST)
+    Compiled("doubling", _double)
+    Compiled("doubling", _double, "eager", CHANNELS_LAST)
+    assert options == [CHANNELS_LAST, None, None]
+
+
+def test_inductor_has_the_options() -> None:
+    assert CHANNELS_LAST.keys() <= torch._inductor.list_options()  # type: ignore[attr-defined]
 
 
 def test_equal_sizes_do_not_become_a_condition_in_a_thread_that_did_not_create_the_function() -> None:
