@@ -131,7 +131,7 @@ def _capture_on_one_stream() -> Capture:
     The stream has a priority of its own, because torch hands out the streams of one priority again and again.
     """
     stream = torch.cuda.Stream(priority=-1)  # type: ignore[no-untyped-call]
-    return partial(capture_graph, torch.cuda.graph_pool_handle(), stream)  # type: ignore[no-untyped-call]
+    return partial(capture_graph, torch.cuda.graph_pool_handle(), stream)
 
 
 def capture_graph(

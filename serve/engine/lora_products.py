@@ -102,4 +102,4 @@ def _multiply_down(
     # Numbers that overflow in the LoRA of one image must not become NaN in another, so zero scales are not multiplied.
     by_image = inner.view(images, -1, len(down), selected)
     by_image.mul_(scales[:, None, None]).masked_fill_(scales[:, None, None] == 0, 0)
-    return inner.split(selected, dim=1)
+    return torch.split(inner, selected, dim=1)

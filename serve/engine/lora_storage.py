@@ -172,7 +172,7 @@ def _zeros(widths: Iterable[tuple[torch.dtype, int]], slots: int, allocate: Allo
     memory = allocate(sum(sizes))[: sum(sizes)].zero_()
     return {
         dtype: part.view(dtype)[: slots * width].view(slots, width)
-        for part, (dtype, width) in zip(memory.split(sizes), columns.items(), strict=True)
+        for part, (dtype, width) in zip(torch.split(memory, sizes), columns.items(), strict=True)
     }
 
 
@@ -217,8 +217,8 @@ class GatheredSlots:
             return
         self._gathered = None
         for group, (rows, constants) in self._buffers.items():
-            torch.index_select(group.rows, 0, slots, out=rows[: len(slots)])
-            torch.index_select(group.constants, 0, slots, out=constants[: len(slots)])
+            torch.index_select(group.rows, 0, slots, out=_first_rows(rows, len(slots)))
+            torch.index_select(group.constants, 0, slots, out=_first_rows(constants, len(slots)))
         self._gathered = slots, version
 
     def select(self, group: SlotGroup, slots: Tensor) -> tuple[Tensor, Tensor]:
@@ -226,4 +226,10 @@ class GatheredSlots:
         if len(slots) > self._max_slots:
             return group.rows.index_select(0, slots), group.constants.index_select(0, slots)
         rows, constants = self._buffers[group]
-        return rows[: len(slots)], constants[: len(slots)]
+        return _first_rows(rows, len(slots)), _first_rows(constants, len(slots))
+
+
+def _first_rows(matrix: Tensor, count: int) -> Tensor:
+    """As a slice, but not a view in the sense of autograd, for which functions are compiled apart."""
+    width = matrix.shape[1]
+    return matrix.new_empty(0).set_(matrix.untyped_storage(), 0, (count, width), (width, 1))

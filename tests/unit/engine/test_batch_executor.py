@@ -24,6 +24,7 @@ from tests.unit.engine.fake_device import LAUNCH_S, PASS_S, QUEUE_S, FakeDevice
 from tests.unit.engine.faults import Faulty, first_call, with_faulty_steps
 from tests.unit.engine.loras import lora_requests, make_lora
 from tests.unit.engine.requests import RequestRecorder, make_request, run_request
+from tests.unit.engine.test_cuda_graphs import FakeCapture
 
 
 @pytest.fixture
@@ -257,7 +258,7 @@ def test_memory_is_freed_after_running_out_of_it(
         vae: Any = Faulty(checkpoint.vae, first_call(), error, "decode")
         faulty = replace(checkpoint, vae=vae)
     scheduler = Scheduler(faulty, PoolSettings(model=""), Watchdog())
-    graphs = CudaGraphs(lambda function, inputs: (list, inputs[0]))
+    graphs = CudaGraphs(FakeCapture())
     monkeypatch.setattr(graphs, "clear", lambda: cleared.append(1))
     monkeypatch.setattr(scheduler.executor.denoiser, "_graphs", graphs)
     recorder = RequestRecorder(0, make_request(steps=1))

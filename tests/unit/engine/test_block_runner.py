@@ -41,7 +41,7 @@ def _counting_backend(compilations: list[int]) -> Callable[..., Any]:
 class Transformers:
     """A compiled and an uncompiled transformer with the same LoRA slots."""
 
-    def __init__(self, checkpoint: Checkpoint, backend: Backend, lora_bytes: int = 2**22) -> None:
+    def __init__(self, checkpoint: Checkpoint, backend: Backend, lora_bytes: int = 2**20) -> None:
         network = checkpoint.transformer
         for module in network.modules():
             module._forward_hooks.clear()
@@ -72,7 +72,7 @@ class Transformers:
 def test_nothing_is_compiled_after_warm_up(checkpoints: Checkpoints, precision: Precision) -> None:
     compilations = list[int]()
     transformers = Transformers(
-        checkpoints.load("dev", precision, geometry=TWO_OF_EACH), _counting_backend(compilations)
+        checkpoints.load("dev", precision, geometry=TWO_OF_EACH), _counting_backend(compilations), lora_bytes=2**23
     )
     # More slots than are gathered at a time are selected, too.
     assert 32 > transformers.slots.count // GATHERED_SHARE >= 16
