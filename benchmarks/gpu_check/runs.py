@@ -11,6 +11,7 @@ import torch
 
 from benchmarks.gpu_check.scale import Scale, make_checkpoint
 from serve.engine.checkpoint import Checkpoint
+from serve.engine.cuda_graphs import CAPTURE_USES
 from serve.engine.device import synchronize
 from serve.engine.lora_staging import LoraStager
 from serve.engine.request import Completed, GenerationRequest, Listener, LoraRequest
@@ -22,7 +23,8 @@ from serve.model_specs import Size
 from serve.settings import ModelSettings, PoolSettings
 
 Row = dict[str, Any]
-WARMUP_STEPS = 3
+WARMUP_STEPS = CAPTURE_USES
+"""After these, CUDA graphs are captured."""
 BASE_STEPS = 2
 GUIDANCE = 3.5
 LORA_SCALE = 0.8

@@ -112,6 +112,10 @@ class CompiledBlocks:
             for path, block in _blocks(transformer)
             if lora_slots.count
         }
+        in_blocks = frozenset[str]().union(*(group.columns for group in self._groups.values()))
+        self._layers_outside = (
+            frozenset(name for name in lora_slots.groups if name.startswith("transformer.")) - in_blocks
+        )
         self._gathered = GatheredSlots(self._groups.values(), min(MAX_GATHERED, lora_slots.count // GATHERED_SHARE))
         self._double = Compiled("the double blocks", _double_block, backend)
         self._single = Compiled("the single blocks", _single_block, backend)
@@ -122,8 +126,7 @@ class CompiledBlocks:
 
     def kernel_layers(self, layers: frozenset[str]) -> frozenset[str]:
         """Compiled blocks add LoRAs to all layers, zeros included."""
-        in_blocks = frozenset[str]().union(*(group.columns for group in self._groups.values()))
-        return layers - in_blocks
+        return layers & self._layers_outside
 
     def double(
         self, block: Any, image: Tensor, text: Tensor, vectors: Tensor, rotary: Rotary, loras: BatchLoras | None

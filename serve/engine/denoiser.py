@@ -9,7 +9,7 @@ from torch import Tensor
 
 from serve.engine.block_runner import CompiledBlocks, EagerBlocks
 from serve.engine.checkpoint import Checkpoint
-from serve.engine.cuda_graphs import CAPTURE_USES, MAX_TOKENS, CudaGraphs
+from serve.engine.cuda_graphs import CAPTURE_USES, CudaGraphs
 from serve.engine.flux_transformer import Conditioning, FluxTransformer
 from serve.engine.latents import add_noise
 from serve.engine.lora_manager import ActiveLoras
@@ -55,9 +55,10 @@ class Denoiser:
         if self._is_compiled:
             self._transformer.warm_up(image_tokens, text_tokens)
 
-    def warm_up_steps(self, tokens: int) -> int:
-        """Steps of a single image after which further ones do nothing for the first time. `tokens` include text."""
-        return CAPTURE_USES if self._graphs is not None and tokens <= MAX_TOKENS else 1
+    @property
+    def warm_up_steps(self) -> int:
+        """Steps of an image after which further ones do nothing for the first time."""
+        return 1 if self._graphs is None else CAPTURE_USES
 
     def forget(self, images: Iterable[ImageState]) -> None:
         """Frees what is kept for further steps of `images`."""

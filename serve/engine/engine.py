@@ -71,6 +71,7 @@ class Engine:
         self._watchdog = Watchdog()
         self._scheduler = Scheduler(checkpoint, pool, self._watchdog)
         self._lora_stager = LoraStager(self._scheduler.loras, self._wake)
+        self._scheduler.lora_stager = self._lora_stager
         self._thread = threading.Thread(target=self._run, name="engine", daemon=True)
         self._request_numbers = itertools.count()
         self._condition = threading.Condition()
@@ -101,7 +102,7 @@ class Engine:
             self.run_on_device(partial(self._scheduler.compile, sizes[0])).result()
         if self._has_slow_first_runs:
             for size in _with_a_square_and_another_shape(sizes):
-                self._run_to_end(_warm_up_request(size, self._guidance_embeds, self._scheduler.warm_up_steps(size)))
+                self._run_to_end(_warm_up_request(size, self._guidance_embeds, self._scheduler.denoiser.warm_up_steps))
             self.run_on_device(self._scheduler.costs.clear).result()
         with self._watchdog.measure():
             for size in sizes:

@@ -1,4 +1,4 @@
-"""Creates the images of a request with their initial latents, and turns finished latents into pixels."""
+"""Encodes the prompt and the input image of a request, creates its images, and turns finished latents into pixels."""
 
 import torch
 from diffusers.models.autoencoders.vae import DiagonalGaussianDistribution
@@ -7,15 +7,18 @@ from torch import Tensor
 from serve.engine.checkpoint import Checkpoint
 from serve.engine.denoiser import Denoiser
 from serve.engine.latents import LatentSpace, add_noise, paste_kept_pixels
+from serve.engine.prompt_encoder import PromptEncoder
 from serve.engine.request_state import ImageState, InpaintLatents, RequestState
 from serve.engine.sigmas import make_sigma_schedule
 from serve.model_specs import Size
+from serve.settings import PoolSettings
 
 
 class ImageProcessor:
     """What happens to images before their first step and after their last one."""
 
-    def __init__(self, checkpoint: Checkpoint, denoiser: Denoiser) -> None:
+    def __init__(self, checkpoint: Checkpoint, pool: PoolSettings, denoiser: Denoiser) -> None:
+        self._prompt_encoder = PromptEncoder(checkpoint, pool.prompt_cache_entries)
         self.latent_space = LatentSpace(checkpoint)
         self._denoiser = denoiser
         self._noise_scheduler_config = checkpoint.noise_scheduler_config
@@ -24,11 +27,14 @@ class ImageProcessor:
         """Of an image, without text."""
         return self.latent_space.grid(size).tokens
 
-    def create(self, request: RequestState) -> None:
-        """Creates the images of a request without an input image."""
-        self._create(request, None)
+    def encode_prompt(self, request: RequestState) -> None:
+        """Encodes the prompt of a request and, without an input image, creates the request's images."""
+        assert request.active_loras is not None
+        request.encoded_prompt = self._prompt_encoder.encode(request.parameters.prompt, request.active_loras)
+        if request.parameters.image is None:
+            self._create(request, None)
 
-    def encode(self, request: RequestState) -> None:
+    def encode_image(self, request: RequestState) -> None:
         """Encodes the input image of a request, and creates the request's images from it."""
         assert request.parameters.image is not None
         self._create(request, self.latent_space.encode(request.parameters.image))

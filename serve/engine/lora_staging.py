@@ -121,7 +121,7 @@ class LoraStager:
         """Starts to convert those LoRAs that are not on the device. May be called from any thread."""
         if self._manager.slots.device.type != "cuda":
             return Staging()
-        conversions = {}
+        conversions: dict[str, _Conversion] = {}
         with self._lock:
             for key, lora in weights.items():
                 if not self._manager.is_resident(key):
@@ -131,6 +131,14 @@ class LoraStager:
             conversion.future.add_done_callback(lambda _: self._on_staged())
         futures = {key: conversion.future for key, conversion in conversions.items()}
         return Staging(futures, partial(self._release, conversions))
+
+    def extend(self, staging: Staging, weights: Mapping[str, LoraWeights]) -> Staging:
+        """`staging`, or another one instead if LoRAs were evicted from the device that were there when it started."""
+        if all(key in staging.loras or self._manager.is_resident(key) for key in weights):
+            return staging
+        extended = self.start(weights)
+        staging.release()
+        return extended
 
     def stop(self) -> None:
         self._thread.shutdown(cancel_futures=True)

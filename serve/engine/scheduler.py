@@ -19,7 +19,7 @@ from serve.engine.checkpoint import Checkpoint
 from serve.engine.denoiser import Denoiser
 from serve.engine.image_processor import ImageProcessor
 from serve.engine.lora_manager import NO_LORAS, LoraManager
-from serve.engine.prompt_encoder import PromptEncoder
+from serve.engine.lora_staging import LoraStager
 from serve.engine.request import ImageReady
 from serve.engine.request_state import ImageState, RequestState
 from serve.engine.step_costs import StepCosts
@@ -50,13 +50,14 @@ class Scheduler:
         self._clock = clock
         self.costs = StepCosts() if costs is None else costs
         self._watchdog = watchdog
-        self._prompt_encoder = PromptEncoder(checkpoint, pool.prompt_cache_entries)
         self._max_sequence_length = checkpoint.max_sequence_length
-        denoiser = Denoiser(checkpoint, pool)
-        self._images = ImageProcessor(checkpoint, denoiser)
+        self.denoiser = Denoiser(checkpoint, pool)
+        self._images = ImageProcessor(checkpoint, pool, self.denoiser)
         self._order = make_work_order(pool, self.costs, self._images.latent_space.grid)
-        self.executor = BatchExecutor(checkpoint, denoiser, pool, watchdog, self._order, self.costs, clock)
+        self.executor = BatchExecutor(checkpoint, self.denoiser, pool, watchdog, self._order, self.costs, clock)
         self.loras = LoraManager(checkpoint.lora_slots)
+        self.lora_stager: LoraStager | None = None
+        """Without it, LoRAs are converted when they are loaded."""
         self._requests: list[RequestState] = []
         self._device_calls: deque[DeviceCall] = deque()
         self.device_lost = False
@@ -97,11 +98,7 @@ class Scheduler:
 
     def compile(self, size: Size) -> None:
         """Compiles the transformer, if it is to be compiled. `size` is the size of an image, in pixels."""
-        self.executor.denoiser.warm_up(self._images.tokens(size), self._max_sequence_length)
-
-    def warm_up_steps(self, size: Size) -> int:
-        """Steps of an image after which further ones do nothing for the first time."""
-        return self.executor.denoiser.warm_up_steps(self._images.tokens(size) + self._max_sequence_length)
+        self.denoiser.warm_up(self._images.tokens(size), self._max_sequence_length)
 
     def fail_all(self, error: EngineFailed) -> None:
         """Fails all requests and cancels all device calls."""
@@ -121,7 +118,7 @@ class Scheduler:
                 request.cancel()
         for request in self._requests:
             if request.ended:
-                self.executor.denoiser.forget(request.images or ())
+                self.denoiser.forget(request.images or ())
                 if request.active_loras is not None:
                     self.loras.release(request.active_loras)
         self._requests = [request for request in self._requests if not request.ended]
@@ -133,6 +130,8 @@ class Scheduler:
                 request.attach_loras(NO_LORAS)
         for request in [request for request in self._requests if request.active_loras is None]:
             resident = self.loras.are_resident(request.parameters.loras)
+            if not resident and self.lora_stager is not None:
+                request.staging = self.lora_stager.extend(request.staging, request.parameters.lora_weights)
             # Staging takes a short time, in which newer requests may use what is there.
             if resident or not request.is_staging:
                 self._acquire_loras(request, resident)
@@ -143,22 +142,19 @@ class Scheduler:
         """Only the copy of LoRAs to the device waits for queued passes."""
         work, parameters = WorkItem("lora"), request.parameters
         arguments = parameters.loras, parameters.lora_weights, request.staging.loras
+
+        def acquire() -> None:
+            active_loras = self.loras.acquire(*arguments)
+            if active_loras is not None:
+                request.attach_loras(active_loras)
+
         if self._run_for(request, work, partial(self.loras.can_acquire, *arguments), uses_device=False):
-            active = self._run_for(request, work, partial(self.loras.acquire, *arguments), uses_device=not resident)
-            if active is not None:
-                request.attach_loras(active)
+            self._run_for(request, work, acquire, uses_device=not resident)
 
     def _encode_prompts(self) -> None:
         for request in self._requests:
             if request.encoded_prompt is None and request.active_loras is not None:
-                self._run_for(request, WorkItem("text"), partial(self._encode_prompt, request))
-
-    def _encode_prompt(self, request: RequestState) -> None:
-        """Encodes the prompt and, without an input image, prepares the images."""
-        assert request.active_loras is not None
-        request.encoded_prompt = self._prompt_encoder.encode(request.parameters.prompt, request.active_loras)
-        if request.parameters.image is None:
-            self._images.create(request)
+                self._run_for(request, WorkItem("text"), partial(self._images.encode_prompt, request))
 
     def _run_vae_or_batch(self) -> None:
         request = self._order.next_for_vae(self._requests)
@@ -175,7 +171,7 @@ class Scheduler:
             self._decode(request, finished)
         else:
             work = WorkItem("encode_image", pixels=request.pixels)
-            self._run_for(request, work, partial(self._images.encode, request))
+            self._run_for(request, work, partial(self._images.encode_image, request))
 
     def _decode(self, request: RequestState, image: ImageState) -> None:
         assert request.images is not None
@@ -209,7 +205,7 @@ class Scheduler:
             return None
         except Exception as error:
             _log.exception("%s failed; its request fails", work)
-            self.executor.denoiser.free_memory_after(error)
+            self.denoiser.free_memory_after(error)
             self._fail(request)
             return None
         seconds = self._clock() - start_s
@@ -229,7 +225,7 @@ class Scheduler:
             with self._watchdog.track(WorkItem("other")):
                 future.set_result(action())
         except Exception as error:
-            self.executor.denoiser.free_memory_after(error)
+            self.denoiser.free_memory_after(error)
             future.set_exception(error)
 
     def _run_batch(self) -> None:

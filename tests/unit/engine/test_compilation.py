@@ -1,7 +1,9 @@
 """Compiled functions: fall-back to the plain function, and errors that are passed on."""
 
+import shutil
 import threading
 from collections.abc import Callable, Sequence
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -11,6 +13,7 @@ from torch._dynamo.exc import FailOnRecompileLimitHit
 
 from serve.engine.compilation import CHANNELS_LAST, Compiled, compile_forward, compiled_graphs
 from tests.logs import Logs
+from tests.unit.engine.checkpoints import Checkpoints
 
 pytestmark = pytest.mark.usefixtures("_fresh_compiler")
 
@@ -93,6 +96,26 @@ def test_options_are_passed_to_inductor_only(monkeypatch: pytest.MonkeyPatch) ->
 
 def test_inductor_has_the_options() -> None:
     assert CHANNELS_LAST.keys() <= set(torch._inductor.list_options())
+
+
+@pytest.mark.slow_compile
+@pytest.mark.skipif(shutil.which("g++") is None, reason="needs a C++ compiler")
+def test_inductor_compiles_the_vae_once_for_all_sizes(
+    checkpoints: Checkpoints, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, logs: Logs
+) -> None:
+    monkeypatch.setenv("TORCHINDUCTOR_CACHE_DIR", str(tmp_path))
+    decoder = checkpoints.load().vae.decoder
+    compiled = Compiled("the decoder", decoder.forward, options=CHANNELS_LAST)
+    graphs: list[int] = []
+    for rows, columns in ((8, 8), (8, 12), (6, 4)):
+        before = compiled_graphs()
+        latents = torch.randn(1, decoder.conv_in.in_channels, rows, columns)
+        with torch.no_grad():
+            expected, actual = decoder(latents), compiled(latents)
+        assert (actual - expected).norm() <= 1e-4 * expected.norm()
+        graphs.append(compiled_graphs() - before)
+    assert graphs == [1, 0, 0]
+    assert not logs.errors
 
 
 def test_equal_sizes_do_not_become_a_condition_in_a_thread_that_did_not_create_the_function() -> None:

@@ -16,6 +16,7 @@ from serve.engine import batching, device, work_order
 from serve.engine import engine as engine_module
 from serve.engine.checkpoint import Checkpoint
 from serve.engine.cuda_graphs import CAPTURE_USES
+from serve.engine.denoiser import Denoiser
 from serve.engine.engine import Engine
 from serve.engine.lora_manager import stage_weights
 from serve.engine.lora_staging import LoraStager, Staging
@@ -242,7 +243,7 @@ def test_first_runs_are_not_measured_where_they_are_slow(
         measured.clear()
         clear()
 
-    monkeypatch.setattr(new_engine._scheduler, "warm_up_steps", lambda size: CAPTURE_USES)
+    monkeypatch.setattr(Denoiser, "warm_up_steps", CAPTURE_USES)
     monkeypatch.setattr(new_engine, "submit", record)
     monkeypatch.setattr(new_engine._scheduler.costs, "clear", clear_all)
     new_engine.start()

@@ -15,7 +15,7 @@ from tests.unit.engine.loras import make_low_rank, write_to_slots
 
 CPU = torch.device("cpu")
 WIDTH, HIDDEN = 512, 96
-PRECISIONS = ("float32", "bf16", "fp8", "fp8 by rows")
+PRECISIONS = ("float32", "bf16", "fp8", "fp8 rowwise")
 FIRST, SECOND = "net.0", "net.2"
 """Names of the two linear layers."""
 
@@ -28,7 +28,7 @@ def _make_network(precision: str) -> nn.Sequential:
         network.bfloat16()
     if precision == "fp8":
         quantize.quantize_to_float8(network, CPU)
-    if precision == "fp8 by rows":
+    if precision == "fp8 rowwise":
         for path, layer in list(network.named_modules()):
             if isinstance(layer, nn.Linear):
                 network.set_submodule(path, Float8Linear(layer, emulated_rowwise_product))
@@ -62,7 +62,7 @@ class SlottedNetwork:
 
 
 @pytest.mark.parametrize(
-    ("precision", "tolerance"), [("float32", 1e-6), ("bf16", 0.01), ("fp8", 0.01), ("fp8 by rows", 0.01)]
+    ("precision", "tolerance"), [("float32", 1e-6), ("bf16", 0.01), ("fp8", 0.01), ("fp8 rowwise", 0.01)]
 )
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16])
 def test_layer_adds_the_selected_slots_of_each_image(precision: str, tolerance: float, dtype: torch.dtype) -> None:

@@ -143,6 +143,25 @@ def test_requests_for_the_same_lora_share_its_conversion(stager: LoraStager) -> 
     assert third.loras["a"].result(TIMEOUT_S)
 
 
+def test_lora_that_was_evicted_after_the_start_is_staged_later() -> None:
+    manager = _manager()
+    manager.release(manager.acquire(lora_requests(a=1.0), LORAS) or NO_LORAS)
+    manager.slots.device = torch.device("cuda")
+    stager = LoraStager(manager)
+    weights = {key: LORAS[key] for key in "ab"}
+    staging = stager.start(weights)
+    assert stager.extend(staging, weights) is staging
+    manager._residents.clear()
+    with BusyThread(stager):
+        extended = stager.extend(staging, weights)
+    assert extended.loras.keys() == {"a", "b"}
+    assert extended.loras["b"] is staging.loras["b"]
+    assert all(staged.result(TIMEOUT_S) for staged in extended.loras.values())
+    extended.release()
+    assert not stager._conversions
+    stager.stop()
+
+
 class FakeBuffers(PinnedBuffers):
     """Buffers in ordinary memory."""
 

@@ -10,7 +10,7 @@ import pytest
 
 from serve.engine.checkpoint import Checkpoint
 from serve.engine.lora_manager import stage_weights
-from serve.engine.lora_staging import Staging
+from serve.engine.lora_staging import LoraStager, Staging
 from serve.engine.lora_storage import StagedLora
 from serve.engine.request import Canceled, Completed, Failed, GenerationRequest
 from serve.engine.scheduler import Scheduler
@@ -50,6 +50,9 @@ class RecordedScheduler:
         self._scheduler = Scheduler(checkpoint, pool, Watchdog(), UnmeasuredCosts())
         self._loras = loras
         self._next_number = 0
+
+    def use(self, stager: type[LoraStager]) -> None:
+        self._scheduler.lora_stager = stager(self._scheduler.loras)
 
     def add(self, keys: str, steps: int = 2) -> RequestRecorder:
         """Adds a request with the LoRAs `keys`, at scale 1."""
@@ -268,3 +271,16 @@ def test_request_can_be_cancelled_while_its_lora_is_being_staged(scheduler: Reco
     assert scheduler.can_work
     scheduler.step()
     assert isinstance(recorder.final_event, Canceled)
+
+
+def test_evicted_lora_is_staged_again(scheduler: RecordedScheduler, loras: Mapping[str, LoraWeights]) -> None:
+    class FakeStager(LoraStager):
+        def extend(self, staging: Staging, weights: Mapping[str, LoraWeights]) -> Staging:
+            return staging if staging.loras else Staging({"b": Future()})
+
+    scheduler.use(FakeStager)
+    recorder = scheduler.add("b")
+    scheduler.step()
+    assert recorder.state.is_staging
+    recorder.state.cancel_token.cancelled = True
+    scheduler.run_to_end()
