@@ -18,6 +18,7 @@ from serve.engine.flux_transformer import FluxTransformer
 from serve.engine.latents import LatentGrid
 from serve.engine.lora_layers import LoraSlots, SlotSelection
 from serve.settings import Precision
+from tests.logs import Logs
 from tests.unit.engine.checkpoints import SMALL, Checkpoints
 from tests.unit.engine.flux_inputs import velocity
 from tests.unit.engine.loras import make_kronecker_lora, make_lora, write_to_slots
@@ -128,11 +129,13 @@ def test_kernels_depend_only_on_loras_outside_of_compiled_blocks(checkpoints: Ch
 
 @pytest.mark.slow_compile
 @pytest.mark.skipif(shutil.which("g++") is None, reason="needs a C++ compiler")
+@pytest.mark.filterwarnings("ignore:.*torch.jit:DeprecationWarning")
 def test_inductor_is_close_to_uncompiled_blocks(
-    checkpoints: Checkpoints, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    checkpoints: Checkpoints, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, logs: Logs
 ) -> None:
     monkeypatch.setenv("TORCHINDUCTOR_CACHE_DIR", str(tmp_path))
     transformers = Transformers(checkpoints.load("dev", "float32", geometry=SMALL), "inductor")
     first = transformers.load(1, range(1, 5))
     compiled, eager = transformers.velocities(LatentGrid(2, 2), [first, None])
+    assert not logs.errors, logs.text
     assert (compiled - eager).norm() <= 1e-4 * eager.norm()
