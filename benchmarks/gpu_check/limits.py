@@ -107,7 +107,7 @@ def _attention_rows(device: torch.device, tokens: int) -> Iterator[Row]:
 
 
 def _rate(kernel: str, function: Callable[[], Any], device: torch.device, operations: int) -> Row:
-    """The rate of a kernel, or why it does not run here: old versions of torch have no float8 by rows on a CPU."""
+    """The rate of a kernel, or why it does not run here: old versions of torch have no rowwise float8 on a CPU."""
     try:
         seconds = _seconds(function, device)
     except RuntimeError as error:

@@ -12,6 +12,7 @@ from benchmarks.gpu_check.scale import SCALES, Scale, make_checkpoint, make_pool
 from benchmarks.gpu_check.step_benchmark import Row
 from serve.engine.checkpoint import Checkpoint
 from serve.engine.compilation import compiled_graphs
+from serve.engine.cuda_graphs import CAPTURE_USES
 from serve.engine.engine import Engine
 from serve.engine.quantize import weight_bytes
 from serve.engine.request import GenerationRequest
@@ -76,7 +77,7 @@ def _image_rows(scale: Scale, replica: Replica, labels: Row) -> Iterator[Row]:
 def _image_row(replica: Replica, labels: Row, size: Size, steps: int, seeds: tuple[int, ...], repeats: int) -> Row:
     """The median over requests with different prompts, so that no prompt is in the cache. The first is not timed."""
     requests = [make_request(size, steps, seeds, prompt=f"{PROMPTS[0]} {size} {number}") for number in range(repeats)]
-    replica.generate(make_request(size, min(steps, 2), seeds))
+    replica.generate(make_request(size, min(steps, CAPTURE_USES), seeds))
     runs = [replica.generate(request) for request in requests]
     stages = {stage: statistics.median(run.ends[0].stages_ms[stage] for run in runs) for stage in _STAGES}
     return {"topic": "image", **labels, "size": size_name(size), "steps": steps, "images": len(seeds)} | {
@@ -100,16 +101,18 @@ def _encoding_row(replica: Replica, labels: Row, size: Size) -> Row:
 
 
 def _recompilation_rows(scale: Scale, replica: Replica, labels: Row) -> Iterator[Row]:
-    """Each change is requested twice: without recompilation, both requests take equally long."""
+    """Each change is requested twice: without recompilation, the first request takes longer only by the capture of a
+    CUDA graph."""
     lora, other = (make_lora(replica.checkpoint.transformer, rank, seed=rank) for rank in (16, 32))
     size = scale.medium
+    steps = CAPTURE_USES
     changes = {
-        "a new size": make_request(scale.new_size, 2),
-        "a LoRA": make_request(size, 2, loras={"a": lora}),
-        "another LoRA": make_request(size, 2, loras={"b": other}),
-        "another LoRA scale": make_request(size, 2, loras={"a": lora}, scale=0.3),
-        "two LoRAs": make_request(size, 2, loras={"a": lora, "b": other}),
-        "a batch of 3": make_request(size, 2, seeds=(0, 1, 2)),
+        "a new size": make_request(scale.new_size, steps),
+        "a LoRA": make_request(size, steps, loras={"a": lora}),
+        "another LoRA": make_request(size, steps, loras={"b": other}),
+        "another LoRA scale": make_request(size, steps, loras={"a": lora}, scale=0.3),
+        "two LoRAs": make_request(size, steps, loras={"a": lora, "b": other}),
+        "a batch of 3": make_request(size, steps, seeds=(0, 1, 2)),
     }
     for change, request in changes.items():
         graphs = compiled_graphs()

@@ -1,4 +1,4 @@
-"""Chooses the attention kernel of the transformer: on a GPU the fastest one, by a measurement at start-up."""
+"""Chooses the attention kernel of the transformer, on a GPU by a measurement at start-up."""
 
 import logging
 import time
@@ -69,7 +69,10 @@ KERNELS: dict[AttentionKernel, Callable[[], Attention]] = {
     "math": partial(_from_aten, "_scaled_dot_product_attention_math"),
 }
 MEASURED: tuple[AttentionKernel, ...] = ("cudnn", "flash4", "flash", "efficient")
-"""The candidates of `auto`; `math` is never the fastest."""
+"""The candidates of `auto`, in order of preference; `math` is never the fastest."""
+MIN_GAIN = 0.1
+"""Share of its time that a less preferred kernel must save. Kernels that are about equally fast give other bits, so
+replicas should not choose between them by chance."""
 
 
 def choose_attention(
@@ -86,14 +89,15 @@ InputMaker = Callable[[int, int], tuple[Tensor, Tensor, Tensor]]
 
 
 def choose_kernel(setting: AttentionKernel, make_inputs: InputMaker) -> Attention:
-    """The kernel that is set, if it works and its result is right, otherwise the fastest one of which this is true."""
+    """The kernel that is set, if it works and its result is right, otherwise the choice among those of which this is
+    true."""
     if setting != "auto":
         if attention := usable_kernels([setting], make_inputs).get(setting):
             _log.info("attention kernel: %s, because it is set", setting)
             return attention
-        _log.warning("the attention kernel %s is set, but it cannot be used, so the fastest other one is", setting)
+        _log.warning("the attention kernel %s is set, but it cannot be used, so another one is", setting)
     usable = usable_kernels(MEASURED, make_inputs)
-    return _fastest(usable, make_inputs) if usable else native_attention
+    return _choose_by_time(usable, make_inputs) if usable else native_attention
 
 
 def _make_inputs(
@@ -136,7 +140,7 @@ def find_fault(attention: Attention, make_inputs: InputMaker) -> str | None:
     return None if error <= MAX_ERROR else f"its relative error is {error:.3f}"
 
 
-def _fastest(kernels: Mapping[AttentionKernel, Attention], make_inputs: InputMaker) -> Attention:
+def _choose_by_time(kernels: Mapping[AttentionKernel, Attention], make_inputs: InputMaker) -> Attention:
     times_s = {
         name: [measure_s(attention, make_inputs(1, tokens)) for tokens in MEASURED_TOKENS]
         for name, attention in kernels.items()
@@ -149,8 +153,19 @@ def _fastest(kernels: Mapping[AttentionKernel, Attention], make_inputs: InputMak
 
 
 def choose(times_s: Mapping[AttentionKernel, list[float]]) -> AttentionKernel:
-    """The kernel with the lowest geometric mean of its times, so that small and large numbers of tokens count alike."""
-    return min(times_s, key=lambda name: prod(times_s[name]))
+    """The most preferred kernel, unless another one is clearly faster. Kernels are passed in order of preference.
+
+    Their times are compared by geometric means, so that small and large numbers of tokens count alike.
+    """
+    chosen, *others = times_s
+    for name in others:
+        if _mean(times_s[name]) <= (1 - MIN_GAIN) * _mean(times_s[chosen]):
+            chosen = name
+    return chosen
+
+
+def _mean(times_s: list[float]) -> float:
+    return float(prod(times_s) ** (1 / len(times_s)))
 
 
 @torch.no_grad()

@@ -52,13 +52,14 @@ class BatchExecutor:
     def __init__(
         self,
         checkpoint: Checkpoint,
+        denoiser: Denoiser,
         pool: PoolSettings,
         watchdog: Watchdog,
         order: WorkOrder,
         costs: StepCosts,
         clock: Callable[[], float],
     ) -> None:
-        self.denoiser = Denoiser(checkpoint, pool)
+        self.denoiser = denoiser
         self._device = checkpoint.device
         self._run_ahead = pool.run_ahead and device.is_asynchronous(checkpoint.device)
         self._batch_across_loras = pool.batch_across_loras
@@ -156,8 +157,9 @@ class BatchExecutor:
                 if not self._run_ahead:
                     device.synchronize(self._device)
                 end = device.record_event(self._device)
-        except Exception:
+        except Exception as error:
             _log.exception("%s failed%s", work, "; it is retried in halves" if len(members) > 1 else "")
+            self.denoiser.free_memory_after(error)
             return False
         self._queue_times_s.append(self._clock() - queued_s)
         steps = _advance([image for _, image in members], latents)

@@ -17,7 +17,7 @@ from transformers import CLIPTextModel, CLIPTokenizer, T5EncoderModel, T5Tokeniz
 from serve.engine import quantize
 from serve.engine.attention import Attention, choose_attention, native_attention
 from serve.engine.checkpoint_files import checkpoint_folder, load_network, model_load_errors
-from serve.engine.compilation import compile_forward
+from serve.engine.compilation import CHANNELS_LAST, compile_forward
 from serve.engine.compute_dtype import choose_compute_dtype
 from serve.engine.fp8_kernel import KernelName, choose_fp8_kernel
 from serve.engine.lora_layers import LoraSlots
@@ -100,8 +100,8 @@ def place_on_device(checkpoint: Checkpoint, pool: PoolSettings) -> Checkpoint:
 def _compile(checkpoint: Checkpoint, pool: PoolSettings) -> None:
     """Compiles the networks that run as a whole. The denoiser compiles the transformer block by block."""
     if "vae" in pool.compiled_parts:
-        compile_forward("the VAE's encoder", checkpoint.vae.encoder)
-        compile_forward("the VAE's decoder", checkpoint.vae.decoder)
+        compile_forward("the VAE's encoder", checkpoint.vae.encoder, options=CHANNELS_LAST)
+        compile_forward("the VAE's decoder", checkpoint.vae.decoder, options=CHANNELS_LAST)
     if "text_encoders" in pool.compiled_parts:
         compile_forward("T5", checkpoint.t5)
 
@@ -205,7 +205,7 @@ def _move_to_device(checkpoint: Checkpoint, pool: PoolSettings) -> None:
         if in_float32:
             network.float()
         if fp8_kernel is not None:
-            quantize.quantize_transformer(network, fp8_kernel, checkpoint.device)
+            quantize.quantize_network(network, fp8_kernel, checkpoint.device)
         network.to(checkpoint.device)
 
 

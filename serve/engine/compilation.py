@@ -2,7 +2,7 @@
 
 import logging
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any, ParamSpec, TypeVar
 
 import torch
@@ -18,6 +18,8 @@ Result = TypeVar("Result")
 
 _MAX_VARIANTS = 64
 """Of one function in one process. A block of FLUX has about five: one image or several, with and without LoRAs."""
+CHANNELS_LAST = {"force_layout_optimization": True}
+"""For networks of convolutions. With dynamic sizes, inductor does not choose this layout itself."""
 _thread = threading.local()
 _log = logging.getLogger(__name__)
 
@@ -25,12 +27,22 @@ _log = logging.getLogger(__name__)
 class Compiled:
     """A compiled function. If the compiler fails, the function runs uncompiled from then on."""
 
-    def __init__(self, name: str, function: Callable[Parameters, Result], backend: Backend = "inductor") -> None:
-        """All sizes of tensors are dynamic, except that a size of 1 is compiled apart."""
+    def __init__(
+        self,
+        name: str,
+        function: Callable[Parameters, Result],
+        backend: Backend = "inductor",
+        options: Mapping[str, Any] | None = None,
+    ) -> None:
+        """All sizes of tensors are dynamic, except that a size of 1 is compiled apart. `options` are for inductor."""
         self._name = name
         self._function = function
         self._compiled: Callable[Parameters, Result] | None = torch.compile(
-            function, backend=backend, fullgraph=True, dynamic=True
+            function,
+            backend=backend,
+            fullgraph=True,
+            dynamic=True,
+            options=dict(options) if options and backend == "inductor" else None,
         )
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
@@ -53,9 +65,11 @@ def _configure_compiler() -> None:
         _thread.configured = True
 
 
-def compile_forward(name: str, network: nn.Module, backend: Backend = "inductor") -> None:
+def compile_forward(
+    name: str, network: nn.Module, backend: Backend = "inductor", options: Mapping[str, Any] | None = None
+) -> None:
     """Compiles the forward pass of `network` in place."""
-    network.forward = Compiled(name, network.forward, backend)
+    network.forward = Compiled(name, network.forward, backend, options)
 
 
 def compiled_graphs() -> int:

@@ -1,6 +1,7 @@
 """One denoising step of a batch of images."""
 
-from collections.abc import Sequence
+from collections import OrderedDict
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -8,7 +9,7 @@ from torch import Tensor
 
 from serve.engine.block_runner import CompiledBlocks, EagerBlocks
 from serve.engine.checkpoint import Checkpoint
-from serve.engine.cuda_graphs import CudaGraphs
+from serve.engine.cuda_graphs import CAPTURE_USES, CudaGraphs
 from serve.engine.flux_transformer import Conditioning, FluxTransformer
 from serve.engine.latents import add_noise
 from serve.engine.lora_manager import ActiveLoras
@@ -18,12 +19,14 @@ from serve.engine.request_state import ImageState, InpaintLatents
 from serve.engine.sigmas import SigmaSchedule
 from serve.settings import PoolSettings
 
+MAX_BATCHES = 4
+"""Batches whose inputs are remembered: images of several sizes, or with different deadlines, advance alternately."""
+
 
 @dataclass(frozen=True, slots=True, eq=False)
 class _Batch:
     """The inputs that stay the same while a batch has the same images."""
 
-    images: tuple[ImageState, ...]
     text: Tensor
     loras: BatchLoras | None
 
@@ -35,21 +38,40 @@ class Denoiser:
         self._lora_slots = checkpoint.lora_slots
         self._guidance_embeds = checkpoint.guidance_embeds
         self._is_compiled = "transformer" in pool.compiled_parts
+        self._graphs = CudaGraphs() if pool.cuda_graphs and checkpoint.device.type == "cuda" else None
         blocks = CompiledBlocks if self._is_compiled else EagerBlocks
         self._transformer = FluxTransformer(
             checkpoint.transformer,
             checkpoint.lora_slots,
             blocks(checkpoint.transformer, checkpoint.lora_slots, checkpoint.attention),
             pool.precompute_modulation,
-            CudaGraphs() if pool.cuda_graphs and checkpoint.device.type == "cuda" else None,
+            self._graphs,
         )
-        self._batch: _Batch | None = None
-        """The last batch, unless it ended."""
+        self._batches: OrderedDict[tuple[ImageState, ...], _Batch] = OrderedDict()
+        """Those that continue, least recently used first."""
 
     def warm_up(self, image_tokens: int, text_tokens: int) -> None:
         """Compiles the transformer, if it is to be compiled, for all sizes and LoRAs."""
         if self._is_compiled:
             self._transformer.warm_up(image_tokens, text_tokens)
+
+    @property
+    def warm_up_steps(self) -> int:
+        """Steps of an image after which further ones do nothing for the first time."""
+        return 1 if self._graphs is None else CAPTURE_USES
+
+    def forget(self, images: Iterable[ImageState]) -> None:
+        """Frees what is kept for further steps of `images`."""
+        ended = set(images)
+        for batch in [batch for batch in self._batches if not ended.isdisjoint(batch)]:
+            del self._batches[batch]
+
+    def free_memory_after(self, error: Exception) -> None:
+        """Frees everything that can be computed again, if `error` says that the device has no memory left."""
+        if isinstance(error, torch.OutOfMemoryError):
+            self._batches.clear()
+            if self._graphs is not None:
+                self._graphs.clear()
 
     def condition(
         self,
@@ -75,16 +97,17 @@ class Denoiser:
 
         Follows `FlowMatchEulerDiscreteScheduler.step`, with a timestep, guidance and prompt per image.
         """
-        batch, self._batch = self._batch, None
-        if batch is None or batch.images != tuple(images):
-            batch = self._make_batch(images)
+        key = tuple(images)
+        batch = self._batches.pop(key, None) or self._make_batch(images)
         latents = torch.cat([image.latents for image in images])
         modulation = self._transformer.modulation([(image.conditioning, image.step) for image in images], batch.loras)
         velocity = self._transformer.predict_velocity(
             latents, batch.text, images[0].conditioning.rotary, modulation, batch.loras
         )
         if all(image.step + 1 < image.schedule.steps for image in images):
-            self._batch = batch
+            self._batches[key] = batch
+            if len(self._batches) > MAX_BATCHES:
+                self._batches.popitem(last=False)
         deltas = torch.stack([image.conditioning.sigma_deltas[image.step] for image in images])
         stepped = (latents.float() + deltas[:, None, None] * velocity).to(velocity.dtype)
         return [
@@ -96,7 +119,6 @@ class Denoiser:
 
     def _make_batch(self, images: Sequence[ImageState]) -> _Batch:
         return _Batch(
-            images=tuple(images),
             text=torch.cat([image.conditioning.text for image in images]),
             loras=self._lora_slots.batch([image.active_loras.selection for image in images]),
         )

@@ -1,8 +1,9 @@
 """Device helpers: synchronization, events, memory, liveness, copies to the host, and the number of CPUs."""
 
+import logging
 import os
 import time
-from contextlib import suppress
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -13,6 +14,7 @@ from serve.model_specs import ImageArray
 
 _CPU_QUOTA = Path("/sys/fs/cgroup/cpu.max")
 """Of a container, by the kernel's cgroup v2: microseconds of CPU time in each period, or `max`, and the period."""
+_log = logging.getLogger(__name__)
 
 
 def available_cpus(quota_file: Path = _CPU_QUOTA) -> int:
@@ -92,18 +94,27 @@ def record_event(device: torch.device) -> DeviceEvent:
 
 
 def empty_cache(device: torch.device) -> None:
-    """Returns cached memory to the device. After a fault of the device it does nothing."""
+    """Returns cached memory to the device. A fault of the device is only logged; `is_responsive` reports it."""
     if device.type == "cuda":
-        with suppress(RuntimeError):
+        try:
             torch.cuda.empty_cache()
+        except RuntimeError:
+            _log.exception("cached memory was not returned to the device")
 
 
 def is_responsive(device: torch.device) -> bool:
     """Whether the device still computes; after some faults a GPU refuses all work until the process ends."""
     try:
         return float(torch.ones(1, device=device).add_(1)) == 2
+    except torch.OutOfMemoryError:
+        return True
     except Exception:
         return False
+
+
+def from_host(values: Sequence[Any], dtype: torch.dtype, device: torch.device) -> Tensor:
+    """A tensor of numbers. A copy to a GPU is queued, so that this thread does not wait for the work before it."""
+    return torch.tensor(values, dtype=dtype, pin_memory=device.type == "cuda").to(device, non_blocking=True)
 
 
 def to_host(image: Tensor) -> ImageArray:

@@ -1,13 +1,10 @@
 """The engine: accepts requests from any thread and runs them on one thread that owns the device."""
 
-import asyncio
 import itertools
 import logging
 import threading
-import time
-from collections.abc import AsyncIterator, Callable, Sequence
+from collections.abc import Callable, Sequence
 from concurrent.futures import Future
-from contextlib import suppress
 from dataclasses import dataclass
 from functools import partial
 from queue import SimpleQueue
@@ -19,6 +16,7 @@ import torch
 from serve.engine import device
 from serve.engine.checkpoint import Checkpoint
 from serve.engine.compute_dtype import dtype_name
+from serve.engine.event_stream import EventStream
 from serve.engine.lora_staging import LoraStager
 from serve.engine.request import (
     EngineEvent,
@@ -31,11 +29,9 @@ from serve.engine.request_state import CancelToken, RequestState
 from serve.engine.scheduler import DeviceCall, Scheduler
 from serve.engine.watchdog import EngineHealth, Watchdog
 from serve.errors import EngineFailed, NotReady
-from serve.events import StepDone
 from serve.model_specs import Size
 from serve.settings import PoolSettings
 
-STEP_EVENT_PERIOD_S = 1.0
 MAX_THREADS = 8
 """CPU threads by default. With more, the small products of a step do not get faster."""
 
@@ -69,10 +65,13 @@ class Engine:
         self._num_threads = _num_threads(pool)
         self.compute_dtype = dtype_name(checkpoint.transformer.dtype)
         """The dtype in which the transformer computes, such as `float32`."""
-        self._compiles = "transformer" in pool.compiled_parts
+        self._compiles_transformer = "transformer" in pool.compiled_parts
+        self._has_slow_first_runs = bool(pool.compiled_parts) or device.is_asynchronous(checkpoint.device)
+        """It compiles, captures CUDA graphs, or chooses kernels for new shapes."""
         self._watchdog = Watchdog()
         self._scheduler = Scheduler(checkpoint, pool, self._watchdog)
-        self._lora_stager = LoraStager(self._scheduler.loras)
+        self._lora_stager = LoraStager(self._scheduler.loras, self._wake)
+        self._scheduler.lora_stager = self._lora_stager
         self._thread = threading.Thread(target=self._run, name="engine", daemon=True)
         self._request_numbers = itertools.count()
         self._condition = threading.Condition()
@@ -96,13 +95,18 @@ class Engine:
     def warm_up(self, sizes: Sequence[Size]) -> None:
         """Generates an image of each size through every stage, and measures how long each kind of work takes.
 
-        Raises the error that a caller would get.
+        What only first runs do, such as compiling, is done before and not measured. Raises the error that a caller
+        would get.
         """
-        if sizes and self._compiles:
-            self.run_on_device(partial(self._scheduler.warm_up, sizes[0])).result()
+        if sizes and self._compiles_transformer:
+            self.run_on_device(partial(self._scheduler.compile, sizes[0])).result()
+        if self._has_slow_first_runs:
+            for size in _with_a_square_and_another_shape(sizes):
+                self._run_to_end(_warm_up_request(size, self._guidance_embeds, self._scheduler.denoiser.warm_up_steps))
+            self.run_on_device(self._scheduler.costs.clear).result()
         with self._watchdog.measure():
             for size in sizes:
-                self._run_to_end(_warm_up_request(size, self._guidance_embeds))
+                self._run_to_end(_warm_up_request(size, self._guidance_embeds, steps=1))
 
     def submit(self, request: GenerationRequest, listener: Listener) -> CancelToken:
         """Queues a request. `listener` is called on the engine's thread with its events, in order, up to the final one.
@@ -113,19 +117,20 @@ class Engine:
             raise ValueError("this checkpoint requires guidance")
         with self._condition:
             self._check_running()
-            staged_loras = self._lora_stager.start(request.lora_weights)
-            state = RequestState(next(self._request_numbers), request, listener, staged_loras=staged_loras)
+            staging = self._lora_stager.start(request.lora_weights)
+            state = RequestState(next(self._request_numbers), request, listener, staging=staging)
             self._new_requests.append(state)
             self._condition.notify()
         return state.cancel_token
 
-    def stream(self, request: GenerationRequest) -> "EventStream":
+    def stream(self, request: GenerationRequest) -> EventStream:
         """Submits a request from a running event loop and returns its events. Raises as `submit` does."""
         return EventStream(self, request)
 
     def cancel(self, cancel_token: CancelToken) -> None:
         """Cancels a request before its next step. Its final event is `Canceled`, unless it has ended already."""
         cancel_token.cancelled = True
+        self._wake()
 
     def run_on_device(self, action: Callable[[], Result]) -> "Future[Result]":
         """Calls `action` on the engine's thread, between two steps. Raises `NotReady` unless the engine runs."""
@@ -173,16 +178,20 @@ class Engine:
         While the device is busy with what was queued, only new work ends the wait.
         """
         with self._condition:
-            self._condition.wait_for(lambda: self._has_news or self._scheduler.has_work)
-            while not self._has_news and (wait_s := self._scheduler.wait_s) > 0:
+            self._condition.wait_for(lambda: self._should_wake or self._scheduler.can_work)
+            while not self._should_wake and (wait_s := self._scheduler.wait_s) > 0:
                 self._condition.wait(wait_s)
             self._scheduler.add(self._new_requests, self._new_device_calls)
             self._new_requests, self._new_device_calls = [], []
             return self._running
 
     @property
-    def _has_news(self) -> bool:
+    def _should_wake(self) -> bool:
         return bool(self._new_requests or self._new_device_calls or not self._running)
+
+    def _wake(self) -> None:
+        with self._condition:
+            self._condition.notify()
 
     def _run_to_end(self, request: GenerationRequest) -> None:
         """Runs a request and drops its images. Raises its error."""
@@ -194,79 +203,30 @@ class Engine:
             raise event.error
 
 
-class EventStream:
-    """Events of one request, passed from the engine's thread to the event loop that created the stream."""
-
-    def __init__(self, engine: Engine, request: GenerationRequest) -> None:
-        self._engine = engine
-        self._loop = asyncio.get_running_loop()
-        self._throttle = StepThrottle()
-        self._events: asyncio.Queue[EngineEvent] = asyncio.Queue()
-        self._ended = asyncio.Event()
-        self._cancel_token: CancelToken = engine.submit(request, self._on_event)
-
-    def _on_event(self, event: EngineEvent) -> None:
-        """Called on the engine's thread."""
-        if not isinstance(event, StepDone) or self._throttle.should_emit(event):
-            self._loop.call_soon_threadsafe(self._put, event)
-
-    def _put(self, event: EngineEvent) -> None:
-        self._events.put_nowait(event)
-        if isinstance(event, FinalEvent):
-            self._ended.set()
-
-    async def __aiter__(self) -> AsyncIterator[EngineEvent]:
-        """The events up to the final one, with throttled steps. Iterate once."""
-        while not (self._ended.is_set() and self._events.empty()):
-            yield await self._events.get()
-
-    async def cancel(self) -> None:
-        """Cancels the request and returns when the engine has dropped it, however often the caller is cancelled.
-
-        Until then the caller keeps its slot in the replica, so a replica never works on more requests than it has
-        slots.
-        """
-        if self._ended.is_set():
-            return
-        self._engine.cancel(self._cancel_token)
-        while not self._ended.is_set():
-            with suppress(asyncio.CancelledError):
-                await self._ended.wait()
-
-
-class StepThrottle:
-    """Selects the steps that are reported: the first and the last of each image, and one per `STEP_EVENT_PERIOD_S`.
-
-    Each event wakes threads of several processes on its way to the caller.
-    """
-
-    def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
-        self._clock = clock
-        self._emitted_s: dict[int, float] = {}
-
-    def should_emit(self, step: StepDone) -> bool:
-        now_s = self._clock()
-        emitted_s = self._emitted_s.get(step.index)
-        if emitted_s is not None and now_s - emitted_s < STEP_EVENT_PERIOD_S and step.step < step.total:
-            return False
-        self._emitted_s[step.index] = now_s
-        return True
-
-
 def _num_threads(pool: PoolSettings) -> int:
     return min(device.available_cpus(), MAX_THREADS) if pool.num_threads is None else pool.num_threads
 
 
-def _warm_up_request(size: Size, guidance_embeds: bool) -> GenerationRequest:
-    """One step of inpainting uses every stage: text, image encoding, transformer, decoding."""
+def _with_a_square_and_another_shape(sizes: Sequence[Size]) -> list[Size]:
+    """A compiler may take equal sides for a condition, so both shapes have to be compiled."""
+    if not sizes:
+        return []
+    side = min(sizes[0])
+    square = [] if any(width == height for width, height in sizes) else [(side, side)]
+    other = [] if any(width != height for width, height in sizes) else [(side, side // 2)]
+    return [*sizes, *square, *other]
+
+
+def _warm_up_request(size: Size, guidance_embeds: bool, steps: int) -> GenerationRequest:
+    """Inpainting uses every stage: text, image encoding, transformer, decoding."""
     width, height = size
     return GenerationRequest(
         prompt="warm-up",
         size=size,
-        steps=1,
+        steps=steps,
         seeds=(0,),
         guidance=1.0 if guidance_embeds else None,
-        strength=0.5,
+        strength=1.0,
         image=np.full((height, width, 3), 128, np.uint8),
         mask=np.full((height, width), 255, np.uint8),
     )

@@ -1,6 +1,7 @@
 """A linear layer that multiplies float8 weights with float8 activations, with one scale per row of both."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -11,7 +12,18 @@ SIDE_MULTIPLE = 16
 """`torch._scaled_mm` multiplies only weights whose sides are multiples of this."""
 _MIN_SCALE = 1e-12
 """A row of zeros stays zero instead of becoming 0/0."""
-Product = Callable[[Tensor, "Float8Linear"], Tensor]
+
+
+class QuantizedRows(NamedTuple):
+    """Rows in float8."""
+
+    values: Tensor
+    """[..., width]"""
+    scales: Tensor
+    """[..., 1], float32."""
+
+
+Product = Callable[[QuantizedRows, "Float8Linear"], Tensor]
 """The outputs of a layer, from its inputs."""
 
 
@@ -35,7 +47,19 @@ class Float8Linear(nn.Linear):
         self._product = product
 
     def forward(self, inputs: Tensor) -> Tensor:
+        return self.multiply(quantize_rows(inputs))
+
+    def multiply(self, inputs: QuantizedRows) -> Tensor:
         return self._product(inputs, self)
+
+
+def multiply(inputs: Tensor, layers: Sequence[nn.Linear]) -> list[Tensor]:
+    """The outputs of layers with the same inputs, which are quantized once. Skips the layers' hooks."""
+    float8_layers = [layer for layer in layers if isinstance(layer, Float8Linear)]
+    if len(float8_layers) < len(layers):
+        return [layer.forward(inputs) for layer in layers]
+    rows = quantize_rows(inputs)
+    return [layer.multiply(rows) for layer in float8_layers]
 
 
 def compute_dtype(layer: nn.Linear) -> torch.dtype:
@@ -43,32 +67,30 @@ def compute_dtype(layer: nn.Linear) -> torch.dtype:
     return layer.compute_dtype if isinstance(layer, Float8Linear) else layer.weight.dtype
 
 
-def quantize_rows(rows: Tensor) -> tuple[Tensor, Tensor]:
-    """`rows` in float8, and their scales, [..., 1] in float32: max |row| / 448, the largest float8 number."""
+def quantize_rows(rows: Tensor) -> QuantizedRows:
+    """`rows` in float8. Their scales are max |row| / 448, the largest float8 number."""
     scales = rows.abs().amax(-1, keepdim=True).float() / torch.finfo(FLOAT8).max
     scales = scales.clamp(min=_MIN_SCALE)
     # Rounding may make the largest quotient slightly larger than 448; the conversion rounds it to 448.
-    return (rows.float() / scales).to(FLOAT8), scales
+    return QuantizedRows((rows.float() / scales).to(FLOAT8), scales)
 
 
-def rowwise_product(inputs: Tensor, layer: Float8Linear) -> Tensor:
-    """The product in float8. On a GPU it needs capability 8.9 or higher, and inputs in bf16."""
-    values, scales = quantize_rows(inputs.flatten(0, -2))
+def rowwise_product(inputs: QuantizedRows, layer: Float8Linear) -> Tensor:
+    """The product in float8. On a GPU it needs capability 8.9 or higher, and a layer that computes in bf16."""
     outputs: Tensor = torch._scaled_mm(
-        values,
+        inputs.values.flatten(0, -2),
         layer.weight.t(),
-        scale_a=scales,
+        scale_a=inputs.scales.flatten(0, -2),
         scale_b=layer.scales.t(),
         bias=layer.bias,
-        out_dtype=inputs.dtype,
+        out_dtype=layer.compute_dtype,
         use_fast_accum=True,
     )
-    return outputs.view(*inputs.shape[:-1], layer.out_features)
+    return outputs.view(*inputs.values.shape[:-1], layer.out_features)
 
 
-def emulated_rowwise_product(inputs: Tensor, layer: Float8Linear) -> Tensor:
+def emulated_rowwise_product(inputs: QuantizedRows, layer: Float8Linear) -> Tensor:
     """The product of the same float8 numbers in float32, on any device."""
-    values, scales = quantize_rows(inputs)
     # The images of a batch stay apart, because on a CPU the denoiser multiplies them one by one.
-    outputs = linear(values.float(), layer.weight.float()) * scales * layer.scales.t()
-    return (outputs if layer.bias is None else outputs + layer.bias).to(inputs.dtype)
+    outputs = linear(inputs.values.float(), layer.weight.float()) * inputs.scales * layer.scales.t()
+    return (outputs if layer.bias is None else outputs + layer.bias).to(layer.compute_dtype)

@@ -117,6 +117,7 @@ class FluxTransformer:
         `text` is [images, text tokens, width], and `modulation` [images, vectors * width]. The result is valid until
         the next call.
         """
+        self._blocks.prepare(loras)
         tokens = len(latents) * (latents.shape[1] + text.shape[1])
         parts = () if loras is None else loras.parts
         if self._graphs is None or tokens > MAX_TOKENS or len(parts) > 1 or (loras is not None and loras.kroneckers):
@@ -135,7 +136,9 @@ class FluxTransformer:
             return self._forward(latents, text, Rotary(cos, sin), modulation, own)
 
         # A part for some images of the batch only is captured with their positions.
-        key = (parts[0].layers, parts[0].images.start, parts[0].images.stop) if parts else None
+        key = None
+        if parts:
+            key = self._blocks.kernel_layers(parts[0].layers), parts[0].images.start, parts[0].images.stop
         return self._graphs.run(key, forward, tensors)
 
     @torch.no_grad()
@@ -149,12 +152,14 @@ class FluxTransformer:
         selections = (None, some) if self._lora_slots.count else (None,)
         for images in (1, 2):
             for selection in selections:
+                loras = self._lora_slots.batch([selection] * images)
+                self._blocks.prepare(loras)
                 self._forward(
                     zeros(images, image_tokens, self._transformer.config.in_channels),
                     zeros(images, text_tokens, self._transformer.inner_dim),
                     rotary,
                     zeros(images, self._columns[-1].stop),
-                    self._lora_slots.batch([selection] * images),
+                    loras,
                 )
 
     def _forward(

@@ -14,6 +14,7 @@ from serve.engine.float8_linear import (
     Float8Linear,
     Product,
     emulated_rowwise_product,
+    quantize_rows,
     rowwise_product,
 )
 from serve.settings import Fp8Kernel
@@ -93,12 +94,12 @@ def find_fault(layer: Float8Linear) -> str | None:
 
 @torch.no_grad()
 def _error(layer: Float8Linear, inputs: Tensor) -> float:
-    actual, expected = layer(inputs).float(), emulated_rowwise_product(inputs, layer).float()
+    actual, expected = layer(inputs).float(), emulated_rowwise_product(quantize_rows(inputs), layer).float()
     return float((actual - expected).norm() / expected.norm())
 
 
 def rowwise_layers(transformer: nn.Module) -> Iterator[tuple[str, nn.Linear]]:
-    """The linear layers, by path, that are multiplied in float8 by rows; all others stay in the compute dtype."""
+    """The linear layers, by path, that are multiplied in float8, rowwise; all others stay in the compute dtype."""
     for path, layer in transformer.named_modules():
         if isinstance(layer, nn.Linear) and path.startswith(_QUANTIZED) and _has_suitable_sides(layer):
             yield path, layer

@@ -15,10 +15,19 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from serve.engine import device
 from serve.engine.float8_linear import compute_dtype
 from serve.engine.kronecker import KroneckerSlots
 from serve.engine.lora_products import BatchLoras, SelectedSlots, add_loras
-from serve.engine.lora_storage import SlotGroup, StagedLora, copy_to_slots, split_into_groups, stage
+from serve.engine.lora_storage import (
+    Allocate,
+    SlotGroup,
+    StagedLora,
+    copy_to_slots,
+    pageable_memory,
+    split_into_groups,
+    stage,
+)
 from serve.lora.weights import Kronecker, LowRank
 
 _MIN_SELECTED_SLOTS = 16
@@ -67,43 +76,44 @@ class LoraSlots:
         self.groups = split_into_groups(linears, self.count + 1)
         """By the names of the layers; those of one block share a group."""
         self.device = next((linear.weight.device for linear in linears.values()), torch.device("cpu"))
+        self.version = 0
+        """Changes when a LoRA is loaded."""
         self._product_per_batch = product_per_batch
         self.active: BatchLoras | None = None
         """The LoRAs of the batch that passes through the networks."""
         for name, linear in linears.items():
             linear.register_forward_hook(partial(self._add_to_output, name))
 
-    def write(self, slots: Sequence[int], matrices: Mapping[str, LowRank]) -> None:
-        """Writes `matrices`, by layer and for at most `len(slots)` slots, to `slots`. Other layers get zeros.
-
-        Raises ValueError, before anything is written, for an unknown layer or a wrong shape.
-        """
-        self.load(slots, self.stage(len(slots), matrices))
-
-    def stage(self, slots: int, matrices: Mapping[str, LowRank]) -> StagedLora:
-        """Converts `matrices` to rows of `slots` slots in memory of the host. May run on any thread.
+    def stage(self, slots: int, matrices: Mapping[str, LowRank], allocate: Allocate = pageable_memory) -> StagedLora:
+        """Converts `matrices`, by layer, to rows of `slots` slots in memory of the host. May run on any thread.
 
         Raises ValueError for an unknown layer or a wrong shape.
         """
         for name, matrix in matrices.items():
             self._group(name).check(name, matrix, slots)
-        return stage(self.groups, slots, matrices)
+        return stage(self.groups, slots, matrices, allocate)
 
     def load(self, slots: Sequence[int], staged: StagedLora) -> None:
-        """Copies a staged LoRA to `slots`. Layers that it does not adapt get zeros."""
-        index = torch.tensor(slots, device=self.device, dtype=torch.int64)
+        """Copies a staged LoRA to `slots`, and returns when its memory may be written again.
+
+        Layers that it does not adapt get zeros.
+        """
+        self.version += 1
+        index = device.from_host(slots, torch.int64, self.device)
         for group in set(self.groups.values()).difference(staged.groups):
             group.clear(index)
         copy_to_slots(staged, index)
+        device.synchronize(self.device)
 
     def write_kroneckers(self, slots: Sequence[int], kroneckers: Mapping[str, Kronecker]) -> dict[str, KroneckerSlots]:
         """Writes the factors of Kronecker products, by layer, to `slots`, which must not be selected as others are.
 
-        Returns the slots of each layer. Raises ValueError as `write` does.
+        Returns the slots of each layer. Raises ValueError, before anything is written, for an unknown layer or a wrong
+        shape.
         """
         for name, kronecker in kroneckers.items():
             self._group(name).check_kronecker(name, kronecker, len(slots))
-        index = torch.tensor(slots, device=self.device, dtype=torch.int64)
+        index = device.from_host(slots, torch.int64, self.device)
         return {
             name: self.groups[name].write_kronecker(name, index[: kronecker.slots], kronecker)
             for name, kronecker in kroneckers.items()
@@ -150,8 +160,8 @@ class LoraSlots:
         scales = [[selection.scales.get(slot, 0.0) if selection else 0.0 for slot in slots] for selection in selections]
         return SelectedSlots(
             images,
-            torch.tensor([*slots, *map(int, padding)], device=self.device),
-            torch.tensor([[*row, *padding] for row in scales], device=self.device, dtype=torch.float32),
+            device.from_host([*slots, *map(int, padding)], torch.int64, self.device),
+            device.from_host([[*row, *padding] for row in scales], torch.float32, self.device),
             frozenset[str]().union(*(selection.layers for selection in selections if selection)),
         )
 

@@ -8,7 +8,7 @@ from types import MappingProxyType
 
 from serve.engine.kronecker import KroneckerSlots
 from serve.engine.lora_layers import LoraSlots, SlotSelection
-from serve.engine.lora_storage import StagedLora
+from serve.engine.lora_storage import Allocate, StagedLora, pageable_memory
 from serve.engine.request import LoraRequest
 from serve.errors import LorasMissing, LorasTooLarge
 from serve.lora.weights import LoraWeights, LowRank
@@ -65,6 +65,19 @@ class LoraManager:
         """May be called from any thread."""
         return key in self._residents
 
+    def can_acquire(
+        self,
+        loras: Iterable[LoraRequest],
+        weights: Mapping[str, LoraWeights],
+        staged: Mapping[str, "Future[StagedLora]"] = MappingProxyType({}),
+    ) -> bool:
+        """Whether `acquire` can load `loras` now. Changes nothing.
+
+        False while other requests pin the slots that they need, or while they are being converted. Raises
+        `LorasMissing` and `LorasTooLarge`.
+        """
+        return self._plan(_sum_scales(loras), weights, staged) is not None
+
     def acquire(
         self,
         loras: Iterable[LoraRequest],
@@ -73,20 +86,19 @@ class LoraManager:
     ) -> ActiveLoras | None:
         """Pins `loras`, loading those that are not resident from `weights`. Call `release` with the result.
 
-        Those in `staged` were converted before, or are being converted.
-
-        The scales of a LoRA that is listed twice add up; a LoRA with scale 0 is ignored. Returns None while other
-        requests pin the slots it needs. Raises `LorasMissing` and `LorasTooLarge`, and ValueError for weights that do
-        not fit the checkpoint.
+        Those in `staged` are converted already, or will be. The scales of a LoRA that is listed twice add up; a LoRA
+        with scale 0 is ignored. Returns None if `can_acquire` is false, and raises its errors, and ValueError for
+        weights that do not fit the checkpoint.
         """
         scales = _sum_scales(loras)
         if not scales:
             return NO_LORAS
-        to_load = [key for key, _ in scales if key not in self._residents]
-        if missing := tuple(key for key in to_load if key not in weights):
-            raise LorasMissing(missing)
-        if not self._evict_for(sum(weights[key].rank for key in to_load), {key for key, _ in scales}):
+        plan = self._plan(scales, weights, staged)
+        if plan is None:
             return None
+        to_load, to_evict = plan
+        for key in to_evict:
+            self._free_slots.extend(self._residents.pop(key).all_slots)
         for key in to_load:
             self._load(key, weights[key], staged.get(key))
         for key, _ in scales:
@@ -97,28 +109,35 @@ class LoraManager:
     def release(self, active_loras: ActiveLoras) -> None:
         self._pins -= Counter(key for key, _ in active_loras.scales)
 
-    def _evict_for(self, rank: int, needed: set[str]) -> bool:
-        """Evicts as few LoRAs as `rank` free slots require, none if that is impossible for now."""
+    def _plan(
+        self, scales: LoraScales, weights: Mapping[str, LoraWeights], staged: Mapping[str, "Future[StagedLora]"]
+    ) -> tuple[list[str], list[str]] | None:
+        """The keys of the LoRAs to load and of those to evict; None if that is impossible for now."""
+        to_load = [key for key, _ in scales if key not in self._residents]
+        if missing := tuple(key for key in to_load if key not in weights):
+            raise LorasMissing(missing)
+        to_evict = self._find_evictions(sum(weights[key].slots for key in to_load), {key for key, _ in scales})
+        is_staged = all(staged[key].done() for key in to_load if key in staged)
+        return (to_load, to_evict) if is_staged and to_evict is not None else None
+
+    def _find_evictions(self, slots: int, needed: set[str]) -> list[str] | None:
+        """As few LoRAs as `slots` free slots require; None if that is impossible for now."""
         kept = sum(len(resident.all_slots) for key, resident in self._residents.items() if key in needed)
-        if kept + rank > self.slots.count:
-            raise LorasTooLarge(kept + rank, self.slots.count)
+        if kept + slots > self.slots.count:
+            raise LorasTooLarge(kept + slots, self.slots.count)
         evicted, free = [], len(self._free_slots)
         for key, resident in self._residents.items():
-            if free < rank and key not in needed and not self._pins[key]:
+            if free < slots and key not in needed and not self._pins[key]:
                 evicted.append(key)
                 free += len(resident.all_slots)
-        if free < rank:
-            return False
-        for key in evicted:
-            self._free_slots.extend(self._residents.pop(key).all_slots)
-        return True
+        return evicted if free >= slots else None
 
     def _load(self, key: str, weights: LoraWeights, staged: "Future[StagedLora] | None") -> None:
-        taken = self._free_slots[: weights.rank]
+        taken = self._free_slots[: weights.slots]
         slots, kronecker_slots = taken[: weights.low_rank_slots], taken[weights.low_rank_slots :]
         self.slots.load(slots, staged.result() if staged else stage_weights(self.slots, weights))
         kroneckers = self.slots.write_kroneckers(kronecker_slots, weights.kroneckers)
-        del self._free_slots[: weights.rank]
+        del self._free_slots[: weights.slots]
         layers = frozenset(_layer_matrices(weights))
         adapts_clip = any(name.startswith("clip.") for name in (*layers, *kroneckers))
         self._residents[key] = _Resident(tuple(slots), layers, adapts_clip, tuple(kronecker_slots), kroneckers)
@@ -136,12 +155,12 @@ class LoraManager:
         return ActiveLoras(scales, clip_scales, SlotSelection(slot_scales, layers, dict(kroneckers)))
 
 
-def stage_weights(slots: LoraSlots, weights: LoraWeights) -> StagedLora:
+def stage_weights(slots: LoraSlots, weights: LoraWeights, allocate: Allocate = pageable_memory) -> StagedLora:
     """Converts the low-rank matrices of a LoRA to the layout of `slots`. May run on any thread.
 
     Raises ValueError for weights that do not fit the checkpoint.
     """
-    return slots.stage(weights.low_rank_slots, _layer_matrices(weights))
+    return slots.stage(weights.low_rank_slots, _layer_matrices(weights), allocate)
 
 
 def _layer_matrices(weights: LoraWeights) -> dict[str, LowRank]:

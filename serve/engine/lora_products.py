@@ -71,13 +71,35 @@ def add_low_rank(
     `rows` and `constants` are those of a `SlotGroup`, `slots` are [selected], and `scales` [images, selected]. Each of
     `layers` has its columns and its outputs. All share one product with their down vectors.
     """
-    images, selected = scales.shape
-    down = torch.cat([rows[:, columns.down].index_select(0, slots) for columns, _ in layers])
-    constant = torch.cat([constants[:, columns.number].index_select(0, slots) for columns, _ in layers])
-    inner = torch.mm(inputs.flatten(0, -2), down.t()).add_(constant)
-    # Numbers that overflow in the LoRA of one image must not become NaN in another, so zero scales are not multiplied.
-    by_image = inner.view(images, -1, len(layers), selected)
-    by_image.mul_(scales[:, None, None]).masked_fill_(scales[:, None, None] == 0, 0)
-    for layer, (columns, output) in enumerate(layers):
-        own = inner[:, layer * selected : (layer + 1) * selected]
+    down = [rows[:, columns.down].index_select(0, slots) for columns, _ in layers]
+    constant = [constants[:, columns.number].index_select(0, slots) for columns, _ in layers]
+    for (columns, output), own in zip(layers, _multiply_down(down, constant, scales, inputs), strict=True):
         output.view(-1, output.shape[-1]).addmm_(own, rows[:, columns.up].index_select(0, slots))
+
+
+def sum_low_rank(
+    rows: Tensor, constants: Tensor, scales: Tensor, layers: Sequence[tuple[LayerColumns, Tensor]], inputs: Tensor
+) -> list[Tensor]:
+    """As `add_low_rank` with slots that are gathered already, but returns new outputs.
+
+    A compiler can fuse these sums with what follows. They are sums in float32, because it would turn others back into
+    a product that adds in place, which reads and writes every output twice.
+    """
+    down = [rows[:, columns.down] for columns, _ in layers]
+    constant = [constants[:, columns.number] for columns, _ in layers]
+    return [
+        (output.float() + torch.mm(own, rows[:, columns.up]).view(output.shape).float()).to(output.dtype)
+        for (columns, output), own in zip(layers, _multiply_down(down, constant, scales, inputs), strict=True)
+    ]
+
+
+def _multiply_down(
+    down: Sequence[Tensor], constant: Sequence[Tensor], scales: Tensor, inputs: Tensor
+) -> tuple[Tensor, ...]:
+    """The scaled product with the down vectors of each layer, [tokens of all images, selected], in one product."""
+    images, selected = scales.shape
+    inner = torch.mm(inputs.flatten(0, -2), torch.cat(list(down)).t()).add_(torch.cat(list(constant)))
+    # Numbers that overflow in the LoRA of one image must not become NaN in another, so zero scales are not multiplied.
+    by_image = inner.view(images, -1, len(down), selected)
+    by_image.mul_(scales[:, None, None]).masked_fill_(scales[:, None, None] == 0, 0)
+    return torch.split(inner, selected, dim=1)

@@ -2,7 +2,7 @@
 
 import re
 from collections import defaultdict
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -15,6 +15,13 @@ from serve.lora.weights import Kronecker, LowRank
 
 _GROUP = re.compile(r".*?\.\d+(?=\.|$)")
 """The part of a layer's name that names its block, such as `transformer.transformer_blocks.3`."""
+_ALIGNMENT = 16
+Allocate = Callable[[int], Tensor]
+"""Returns memory of the host, with any content: uint8, at least as many bytes as requested."""
+
+
+def pageable_memory(size_bytes: int) -> Tensor:
+    return torch.empty(size_bytes, dtype=torch.uint8)
 
 
 class LayerColumns(NamedTuple):
@@ -105,18 +112,23 @@ class StagedLora:
     """The rows of a LoRA in the layout of the slots, on the CPU."""
 
     rows: Mapping[torch.dtype, Tensor]
-    """[slots, width of the groups of this dtype in `groups`]; pinned if the slots are on a GPU."""
+    """[slots, width of the groups of this dtype in `groups`]."""
     constants: Mapping[torch.dtype, Tensor]
     groups: Sequence[SlotGroup]
     """Those whose layers the LoRA adapts. All others get zeros."""
 
 
-def stage(groups: Mapping[str, SlotGroup], slots: int, matrices: Mapping[str, LowRank]) -> StagedLora:
+def stage(
+    groups: Mapping[str, SlotGroup], slots: int, matrices: Mapping[str, LowRank], allocate: Allocate
+) -> StagedLora:
     """Converts matrices, by layer. `groups` are those of the layers. May run on any thread."""
     by_group = defaultdict[SlotGroup, dict[str, LowRank]](dict)
     for name, matrix in matrices.items():
         by_group[groups[name]][name] = matrix
-    rows, constants = (_allocate(by_group, slots, kind) for kind in ("rows", "constants"))
+    rows = _zeros(((group.rows.dtype, group.rows.shape[1]) for group in by_group), slots, allocate)
+    constants = _zeros(
+        ((group.constants.dtype, group.constants.shape[1]) for group in by_group), slots, pageable_memory
+    )
     staged = StagedLora(rows, constants, list(by_group))
     for group, group_rows, group_constants in iterate_groups(staged, rows, constants):
         group.stage(group_rows, group_constants, by_group[group])
@@ -151,13 +163,17 @@ def iterate_groups(
         )
 
 
-def _allocate(groups: Iterable[SlotGroup], slots: int, kind: str) -> dict[torch.dtype, Tensor]:
-    widths = defaultdict[torch.dtype, int](int)
-    pinned = False
-    for group in groups:
-        widths[group.rows.dtype] += getattr(group, kind).shape[1]
-        pinned = group.rows.device.type == "cuda"
-    return {dtype: torch.zeros(slots, width, dtype=dtype, pin_memory=pinned) for dtype, width in widths.items()}
+def _zeros(widths: Iterable[tuple[torch.dtype, int]], slots: int, allocate: Allocate) -> dict[torch.dtype, Tensor]:
+    """Zeros for all columns of a dtype, [slots, columns], in one block of memory."""
+    columns = defaultdict[torch.dtype, int](int)
+    for dtype, width in widths:
+        columns[dtype] += width
+    sizes = [-(-slots * width * dtype.itemsize // _ALIGNMENT) * _ALIGNMENT for dtype, width in columns.items()]
+    memory = allocate(sum(sizes))[: sum(sizes)].zero_()
+    return {
+        dtype: part.view(dtype)[: slots * width].view(slots, width)
+        for part, (dtype, width) in zip(torch.split(memory, sizes), columns.items(), strict=True)
+    }
 
 
 def split_into_groups(layers: Mapping[str, nn.Linear], count: int) -> dict[str, SlotGroup]:
@@ -171,3 +187,49 @@ def split_into_groups(layers: Mapping[str, nn.Linear], count: int) -> dict[str, 
         group = SlotGroup({name: layers[name] for name in members}, count)
         groups.update(dict.fromkeys(members, group))
     return groups
+
+
+class GatheredSlots:
+    """The slots that a batch selects, gathered once for all of its passes.
+
+    They stay at the same addresses, so CUDA graphs can read them.
+    """
+
+    def __init__(self, groups: Iterable[SlotGroup], max_slots: int) -> None:
+        self._max_slots = max_slots
+        self._buffers = {
+            group: (
+                group.rows.new_zeros(max_slots, group.rows.shape[1]),
+                group.constants.new_zeros(max_slots, group.constants.shape[1]),
+            )
+            for group in groups
+        }
+        self._gathered: tuple[Tensor, int] | None = None
+
+    def gather(self, slots: Tensor, version: int) -> None:
+        """Gathers `slots`, [selected], unless the same ones of this version are gathered or they are too many.
+
+        The version changes when slots are written.
+        """
+        if len(slots) > self._max_slots:
+            return
+        if self._gathered is not None and self._gathered[0] is slots and self._gathered[1] == version:
+            return
+        self._gathered = None
+        for group, (rows, constants) in self._buffers.items():
+            torch.index_select(group.rows, 0, slots, out=_first_rows(rows, len(slots)))
+            torch.index_select(group.constants, 0, slots, out=_first_rows(constants, len(slots)))
+        self._gathered = slots, version
+
+    def select(self, group: SlotGroup, slots: Tensor) -> tuple[Tensor, Tensor]:
+        """The rows and constants of `slots` in a group. `gather` must have been called with them."""
+        if len(slots) > self._max_slots:
+            return group.rows.index_select(0, slots), group.constants.index_select(0, slots)
+        rows, constants = self._buffers[group]
+        return _first_rows(rows, len(slots)), _first_rows(constants, len(slots))
+
+
+def _first_rows(matrix: Tensor, count: int) -> Tensor:
+    """As a slice, but not a view in the sense of autograd, for which functions are compiled apart."""
+    width = matrix.shape[1]
+    return matrix.new_empty(0).set_(matrix.untyped_storage(), 0, (count, width), (width, 1))

@@ -12,14 +12,14 @@ from serve.engine.float8_linear import Float8Linear
 from serve.engine.fp8_kernel import PRODUCTS, KernelName, rowwise_layers
 
 
-def quantize_transformer(transformer: nn.Module, kernel: KernelName, device: torch.device) -> None:
-    """Quantizes `transformer` in place for `kernel`, layer by layer, and moves it to `device`."""
+def quantize_network(network: nn.Module, kernel: KernelName, device: torch.device) -> None:
+    """Quantizes `network` in place for `kernel`, layer by layer, and moves it to `device`."""
     if kernel == "quanto":
-        quantize_to_float8(transformer, device)
+        quantize_to_float8(network, device)
         return
-    for path, layer in list(rowwise_layers(transformer)):
-        transformer.set_submodule(path, Float8Linear(layer.to(device), PRODUCTS[kernel]))
-    transformer.to(device)
+    for path, layer in list(rowwise_layers(network)):
+        network.set_submodule(path, Float8Linear(layer.to(device), PRODUCTS[kernel]))
+    network.to(device)
 
 
 def quantize_to_float8(model: nn.Module, device: torch.device) -> None:

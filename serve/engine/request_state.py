@@ -2,8 +2,6 @@
 
 import logging
 import time
-from collections.abc import Mapping
-from concurrent.futures import Future
 from dataclasses import dataclass, field, replace
 from typing import NamedTuple
 
@@ -12,7 +10,7 @@ from torch import Tensor
 from serve.engine.flux_transformer import Conditioning
 from serve.engine.latents import LatentGrid
 from serve.engine.lora_manager import NO_LORAS, ActiveLoras, LoraScales
-from serve.engine.lora_storage import StagedLora
+from serve.engine.lora_staging import Staging
 from serve.engine.prompt_encoder import EncodedPrompt
 from serve.engine.request import (
     Canceled,
@@ -93,8 +91,8 @@ class RequestState:
     parameters: GenerationRequest
     listener: Listener
     cancel_token: CancelToken = field(default_factory=CancelToken)
-    staged_loras: "Mapping[str, Future[StagedLora]]" = field(default_factory=dict)
-    """LoRAs that are being prepared for their copy to the device, by key."""
+    staging: Staging = field(default_factory=Staging)
+    """LoRAs that are being prepared for their copy to the device."""
     active_loras: ActiveLoras | None = None
     """None until its LoRAs are on the device."""
     encoded_prompt: EncodedPrompt | None = None
@@ -115,9 +113,14 @@ class RequestState:
         return width * height
 
     @property
-    def needs_encoding(self) -> bool:
+    def needs_image_encoding(self) -> bool:
         """Only its input image, if any, has to be encoded before its first step."""
         return self.encoded_prompt is not None and self.images is None
+
+    @property
+    def is_staging(self) -> bool:
+        """It waits for its LoRAs to be staged, unless it is cancelled."""
+        return self.active_loras is None and not (self.staging.is_done or self.cancel_token.cancelled)
 
     @property
     def finished_image(self) -> ImageState | None:
@@ -126,13 +129,13 @@ class RequestState:
 
     @property
     def has_vae_work(self) -> bool:
-        return self.needs_encoding or self.finished_image is not None
+        return self.needs_image_encoding or self.finished_image is not None
 
     def attach_loras(self, active_loras: ActiveLoras) -> None:
         """Records that the LoRAs are on the device, and drops the weights that came with the request."""
         self.active_loras = active_loras
         self.parameters = replace(self.parameters, lora_weights={})
-        self.staged_loras = {}
+        self._end_staging()
 
     def emit(self, event: EngineEvent) -> None:
         """Calls the listener. If it raises, the request is cancelled."""
@@ -170,10 +173,12 @@ class RequestState:
 
     def _end(self, event: FinalEvent) -> None:
         self.ended = True
-        for staged in self.staged_loras.values():
-            staged.cancel()
-        self.staged_loras = {}
+        self._end_staging()
         self.emit(event)
+
+    def _end_staging(self) -> None:
+        self.staging.release()
+        self.staging = Staging()
 
     def _stages_ms(self) -> dict[str, float]:
         """Wall time by stage, without overlap: the time before the first step, less preparation, is `queue`, and the

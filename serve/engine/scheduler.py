@@ -12,18 +12,16 @@ from time import monotonic
 from typing import Any, TypeVar
 
 import torch
-from diffusers.models.autoencoders.vae import DiagonalGaussianDistribution
-from torch import Tensor
 
 from serve.engine import device
 from serve.engine.batch_executor import BatchExecutor
 from serve.engine.checkpoint import Checkpoint
-from serve.engine.latents import LatentSpace, add_noise, paste_kept_pixels
+from serve.engine.denoiser import Denoiser
+from serve.engine.image_processor import ImageProcessor
 from serve.engine.lora_manager import NO_LORAS, LoraManager
-from serve.engine.prompt_encoder import PromptEncoder
+from serve.engine.lora_staging import LoraStager
 from serve.engine.request import ImageReady
-from serve.engine.request_state import ImageState, InpaintLatents, RequestState
-from serve.engine.sigmas import make_sigma_schedule
+from serve.engine.request_state import ImageState, RequestState
 from serve.engine.step_costs import StepCosts
 from serve.engine.watchdog import Watchdog, WorkItem
 from serve.engine.work_order import make_work_order
@@ -50,15 +48,16 @@ class Scheduler:
     ) -> None:
         self._device = checkpoint.device
         self._clock = clock
-        self._costs = StepCosts() if costs is None else costs
+        self.costs = StepCosts() if costs is None else costs
         self._watchdog = watchdog
-        self._prompt_encoder = PromptEncoder(checkpoint, pool.prompt_cache_entries)
-        self._latent_space = LatentSpace(checkpoint)
         self._max_sequence_length = checkpoint.max_sequence_length
-        self._noise_scheduler_config = checkpoint.noise_scheduler_config
-        self._order = make_work_order(pool, self._costs, self._latent_space.grid)
-        self.executor = BatchExecutor(checkpoint, pool, watchdog, self._order, self._costs, clock)
+        self.denoiser = Denoiser(checkpoint, pool)
+        self._images = ImageProcessor(checkpoint, pool, self.denoiser)
+        self._order = make_work_order(pool, self.costs, self._images.latent_space.grid)
+        self.executor = BatchExecutor(checkpoint, self.denoiser, pool, watchdog, self._order, self.costs, clock)
         self.loras = LoraManager(checkpoint.lora_slots)
+        self.lora_stager: LoraStager | None = None
+        """Without it, LoRAs are converted when they are loaded."""
         self._requests: list[RequestState] = []
         self._device_calls: deque[DeviceCall] = deque()
         self.device_lost = False
@@ -66,6 +65,11 @@ class Scheduler:
     @property
     def has_work(self) -> bool:
         return bool(self._requests or self._device_calls)
+
+    @property
+    def can_work(self) -> bool:
+        """There is work other than for requests whose LoRAs are being staged."""
+        return bool(self._device_calls) or not all(request.is_staging for request in self._requests)
 
     @property
     def wait_s(self) -> float:
@@ -92,10 +96,9 @@ class Scheduler:
             part()
         self._drop_ended()
 
-    def warm_up(self, size: Size) -> None:
+    def compile(self, size: Size) -> None:
         """Compiles the transformer, if it is to be compiled. `size` is the size of an image, in pixels."""
-        tokens = self._latent_space.grid(size).tokens
-        self.executor.denoiser.warm_up(tokens, self._max_sequence_length)
+        self.denoiser.warm_up(self._images.tokens(size), self._max_sequence_length)
 
     def fail_all(self, error: EngineFailed) -> None:
         """Fails all requests and cancels all device calls."""
@@ -114,8 +117,10 @@ class Scheduler:
             if request.cancel_token.cancelled and not request.ended and not self.executor.is_running(request):
                 request.cancel()
         for request in self._requests:
-            if request.ended and request.active_loras is not None:
-                self.loras.release(request.active_loras)
+            if request.ended:
+                self.denoiser.forget(request.images or ())
+                if request.active_loras is not None:
+                    self.loras.release(request.active_loras)
         self._requests = [request for request in self._requests if not request.ended]
 
     def _load_loras(self) -> None:
@@ -125,27 +130,31 @@ class Scheduler:
                 request.attach_loras(NO_LORAS)
         for request in [request for request in self._requests if request.active_loras is None]:
             resident = self.loras.are_resident(request.parameters.loras)
-            self._run_for(request, WorkItem("lora"), partial(self._acquire_loras, request))
-            if not resident:
-                return
+            if not resident and self.lora_stager is not None:
+                request.staging = self.lora_stager.extend(request.staging, request.parameters.lora_weights)
+            # Staging takes a short time, in which newer requests may use what is there.
+            if resident or not request.is_staging:
+                self._acquire_loras(request, resident)
+                if not resident:
+                    return
 
-    def _acquire_loras(self, request: RequestState) -> None:
-        parameters = request.parameters
-        active_loras = self.loras.acquire(parameters.loras, parameters.lora_weights, request.staged_loras)
-        if active_loras is not None:
-            request.attach_loras(active_loras)
+    def _acquire_loras(self, request: RequestState, resident: bool) -> None:
+        """Only the copy of LoRAs to the device waits for queued passes."""
+        work, parameters = WorkItem("lora"), request.parameters
+        arguments = parameters.loras, parameters.lora_weights, request.staging.loras
+
+        def acquire() -> None:
+            active_loras = self.loras.acquire(*arguments)
+            if active_loras is not None:
+                request.attach_loras(active_loras)
+
+        if self._run_for(request, work, partial(self.loras.can_acquire, *arguments), uses_device=False):
+            self._run_for(request, work, acquire, uses_device=not resident)
 
     def _encode_prompts(self) -> None:
         for request in self._requests:
             if request.encoded_prompt is None and request.active_loras is not None:
-                self._run_for(request, WorkItem("text"), partial(self._encode_prompt, request))
-
-    def _encode_prompt(self, request: RequestState) -> None:
-        """Encodes the prompt and, without an input image, prepares the images."""
-        assert request.active_loras is not None
-        request.encoded_prompt = self._prompt_encoder.encode(request.parameters.prompt, request.active_loras)
-        if request.parameters.image is None:
-            self._prepare_images(request, None)
+                self._run_for(request, WorkItem("text"), partial(self._images.encode_prompt, request))
 
     def _run_vae_or_batch(self) -> None:
         request = self._order.next_for_vae(self._requests)
@@ -162,46 +171,13 @@ class Scheduler:
             self._decode(request, finished)
         else:
             work = WorkItem("encode_image", pixels=request.pixels)
-            self._run_for(request, work, partial(self._encode_image, request))
-
-    def _encode_image(self, request: RequestState) -> None:
-        assert request.parameters.image is not None
-        self._prepare_images(request, self._latent_space.encode(request.parameters.image))
-
-    def _prepare_images(self, request: RequestState, posterior: DiagonalGaussianDistribution | None) -> None:
-        """Creates the images of a request with their initial latents. `posterior` is that of its input image."""
-        assert request.encoded_prompt is not None
-        assert request.active_loras is not None
-        parameters, space = request.parameters, self._latent_space
-        grid = space.grid(parameters.size)
-        sigmas = make_sigma_schedule(self._noise_scheduler_config, grid.tokens, parameters.steps, parameters.strength)
-        conditioning = self.executor.denoiser.condition(
-            request.encoded_prompt, space.img_ids(grid), sigmas, parameters.guidance, request.active_loras
-        )
-        mask = None if parameters.mask is None else space.pack_mask(parameters.mask)
-        request.images = []
-        for index, seed in enumerate(parameters.seeds):
-            generator = torch.Generator("cpu").manual_seed(seed)
-            # The sample is generated before the noise, as in diffusers: both come from the same generator.
-            sample = None if posterior is None else space.sample(posterior, generator)
-            noise = space.noise(generator, grid)
-            image = ImageState(
-                index=index,
-                conditioning=conditioning,
-                schedule=sigmas,
-                grid=grid,
-                latents=noise if sample is None else add_noise(sample, noise, sigmas.sigmas[0]),
-                active_loras=request.active_loras,
-            )
-            if sample is not None and mask is not None:
-                image.inpaint = InpaintLatents(sample, noise, mask)
-            request.images.append(image)
+            self._run_for(request, work, partial(self._images.encode_image, request))
 
     def _decode(self, request: RequestState, image: ImageState) -> None:
         assert request.images is not None
         request.start()
         work = WorkItem("decode", pixels=request.pixels)
-        pixels = self._run_for(request, work, partial(self._to_pixels, request, image))
+        pixels = self._run_for(request, work, partial(self._images.decode, request, image))
         if pixels is None or request.cancel_token.cancelled:
             return
         request.images.remove(image)
@@ -209,37 +185,33 @@ class Scheduler:
         if not request.images:
             request.complete()
 
-    def _to_pixels(self, request: RequestState, image: ImageState) -> Tensor:
-        """uint8 [height, width, 3] on the device."""
-        parameters = request.parameters
-        pixels = self._latent_space.decode(image.latents, image.grid, parameters.size)
-        if parameters.image is None or parameters.mask is None:
-            return pixels
-        return paste_kept_pixels(pixels, parameters.image, parameters.mask)
-
-    def _run_for(self, request: RequestState, work: WorkItem, action: Callable[[], Result]) -> Result | None:
-        """Runs work for one request, after all queued passes. An error fails that request; only the log has the cause
-        of an unexpected one."""
-        self._finish_passes()
+    def _run_for(
+        self, request: RequestState, work: WorkItem, action: Callable[[], Result], uses_device: bool = True
+    ) -> Result | None:
+        """Runs work for one request; work on the device after all queued passes. An error fails that request; only the
+        log has the cause of an unexpected one."""
+        if uses_device:
+            self._finish_passes()
         if request.ended or request.cancel_token.cancelled:
             return None
         start_s = self._clock()
         try:
             with self._watchdog.track(work):
                 result = action()
-                device.synchronize(self._device)
+                if uses_device:
+                    device.synchronize(self._device)
         except ServiceError as error:
             request.fail(error)
             return None
-        except Exception:
+        except Exception as error:
             _log.exception("%s failed; its request fails", work)
+            self.denoiser.free_memory_after(error)
             self._fail(request)
             return None
         seconds = self._clock() - start_s
         request.record_time(work.kind, seconds)
         if work.kind == "decode" or work.kind == "encode_image":
-            tokens = self._latent_space.grid(request.parameters.size).tokens
-            self._costs.record(work.kind, tokens, seconds)
+            self.costs.record(work.kind, self._images.tokens(request.parameters.size), seconds)
         return result
 
     def _call_device(self) -> None:
@@ -253,6 +225,7 @@ class Scheduler:
             with self._watchdog.track(WorkItem("other")):
                 future.set_result(action())
         except Exception as error:
+            self.denoiser.free_memory_after(error)
             future.set_exception(error)
 
     def _run_batch(self) -> None:
@@ -266,5 +239,7 @@ class Scheduler:
     def _fail(self, request: RequestState) -> None:
         if not request.ended:
             request.fail(EngineFailed())
-        device.empty_cache(self._device)
-        self.device_lost = self.device_lost or not device.is_responsive(self._device)
+        if device.is_responsive(self._device):
+            device.empty_cache(self._device)
+        else:
+            self.device_lost = True

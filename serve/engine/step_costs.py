@@ -26,7 +26,7 @@ class RemainingWork:
     """Of each image."""
     steps_left: tuple[int, ...]
     """Of each image that is not decoded."""
-    needs_encoding: bool = False
+    needs_image_encoding: bool = False
     """Its input image is not encoded."""
 
 
@@ -47,6 +47,11 @@ class StepCosts:
     def __init__(self) -> None:
         self._measured: dict[CostKind, dict[int, dict[int, _Measurement]]] = {kind: {} for kind in get_args(CostKind)}
         self._records = 0
+
+    def clear(self) -> None:
+        """Forgets all times."""
+        for shapes in self._measured.values():
+            shapes.clear()
 
     def record(self, kind: CostKind, tokens: int, seconds: float, images: int = 1) -> None:
         """Adds the measured time of one pass."""
@@ -79,7 +84,7 @@ class StepCosts:
         single_s = self.estimate_s("step", work.tokens)
         step_s = min(single_s, self.estimate_s("step", work.tokens, together) / together)
         decode_s = len(work.steps_left) * self.estimate_s("decode", work.tokens)
-        encode_s = self.estimate_s("encode_image", work.tokens) if work.needs_encoding else 0.0
+        encode_s = self.estimate_s("encode_image", work.tokens) if work.needs_image_encoding else 0.0
         return sum(work.steps_left) * step_s + decode_s + encode_s
 
     def _is_old(self, measurement: _Measurement) -> bool:

@@ -149,7 +149,7 @@ class LoraCacheManager(Generic[BlockRefT]):
     async def _store(self, name: str, loaded: LoadedLora) -> ResolvedLora[BlockRefT]:
         """Stores a loaded LoRA in memory and, in the background, on disk."""
         key = await asyncio.to_thread(block_key, loaded.block)
-        metadata = LoraMetadata(key, loaded.block.nbytes, loaded.weights.rank, loaded.weights.unapplied)
+        metadata = LoraMetadata(key, loaded.block.nbytes, loaded.weights.slots, loaded.weights.unapplied)
         entry = CacheEntry(metadata, loaded.revision, self._clock())
         handle = self._memory.put(key, loaded.block)
         self._set_entry(name, entry)

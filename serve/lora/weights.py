@@ -90,7 +90,7 @@ class LoraWeights:
         return max((kronecker.slots for kronecker in self.kroneckers.values()), default=0)
 
     @property
-    def rank(self) -> int:
+    def slots(self) -> int:
         """The slots that it takes on the device: its largest rank, one more for a bias, and those of LoKr matrices."""
         return self.low_rank_slots + self.kronecker_slots
 

@@ -1,12 +1,14 @@
 """The attention kernels on a GPU: those that torch has work, equal math attention, and are traced in one graph."""
 
+from collections.abc import Mapping
 from functools import partial
 
 import pytest
 import torch
 from torch import Tensor
 
-from serve.engine.attention import KERNELS, choose_attention, find_fault, usable_kernels
+from serve.engine import attention
+from serve.engine.attention import KERNELS, choose, choose_attention, find_fault, usable_kernels
 from serve.settings import AttentionKernel
 from tests.gpu.helpers import DEVICE, LoadOnGpu
 from tests.logs import Logs
@@ -54,9 +56,23 @@ def test_usable_kernels_are_compiled_once_for_all_numbers_of_tokens(name: Attent
 
 
 def test_auto_chooses_a_kernel_without_warnings(logs: Logs) -> None:
-    attention = choose_attention("auto", torch.device(DEVICE), HEADS, HEAD_DIM, torch.bfloat16)
-    assert find_fault(attention, make_inputs) is None
+    chosen = choose_attention("auto", torch.device(DEVICE), HEADS, HEAD_DIM, torch.bfloat16)
+    assert find_fault(chosen, make_inputs) is None
     assert not logs.records
+
+
+def test_auto_chooses_the_same_kernel_again(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Otherwise replicas would give images with other bits."""
+    chosen: list[AttentionKernel] = []
+
+    def record(times_s: Mapping[AttentionKernel, list[float]]) -> AttentionKernel:
+        chosen.append(choose(times_s))
+        return chosen[-1]
+
+    monkeypatch.setattr(attention, "choose", record)
+    for _ in range(3):
+        choose_attention("auto", torch.device(DEVICE), HEADS, HEAD_DIM, torch.bfloat16)
+    assert len(set(chosen)) == 1
 
 
 def test_attention_of_a_checkpoint_suits_its_transformer(load_on_gpu: LoadOnGpu) -> None:

@@ -85,14 +85,18 @@ def test_images_are_equal_with_and_without_cuda_graphs(load_on_gpu: LoadOnGpu, c
         assert all(np.array_equal(*pair) for pair in zip(one.pixels, other.pixels, strict=True))
 
 
-def test_image_without_lora_keeps_its_bits_beside_an_image_with_one(load_on_gpu: LoadOnGpu) -> None:
+@pytest.mark.parametrize("pool", [PLAIN, COMPILED], ids=["uncompiled", "compiled"])
+@pytest.mark.parametrize("precision", ["bf16", "fp8"])
+def test_image_without_lora_keeps_its_bits_beside_an_image_with_one(
+    load_on_gpu: LoadOnGpu, precision: Precision, pool: dict[str, Any]
+) -> None:
     """Compared with a batch of the same size without LoRAs, which uses the same kernels."""
-    checkpoint, plain = load_on_gpu(), make_request(size=SIZE, seeds=(1,))
+    checkpoint, plain = load_on_gpu("dev", precision), make_request(size=SIZE, seeds=(1,))
     pairs = []
     for other in (make_request(size=SIZE, seeds=(2,)), _lora_request(checkpoint, 2)):
         # The first request only loads the LoRA, so that both batches start together.
         run = [(0, _lora_request(checkpoint, 2)), (8, plain), (8, other)]
-        _, (_, recorder, _) = run_requests(checkpoint, run, **PLAIN)
+        _, (_, recorder, _) = run_requests(checkpoint, run, **pool)
         pairs.append(recorder.latents[0])
     assert torch.equal(*pairs)
 

@@ -1,7 +1,7 @@
 """Random LoRAs, strong enough to change every image."""
 
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -9,6 +9,7 @@ import torch
 from torch import nn
 
 from serve.engine.checkpoint import Checkpoint
+from serve.engine.lora_layers import LoraSlots
 from serve.engine.lora_manager import LoraManager
 from serve.engine.request import LoraRequest
 from serve.lora.weights import Kronecker, LoraWeights, LowRank
@@ -66,6 +67,11 @@ def make_low_rank(linear: nn.Linear, rank: int, generator: torch.Generator, **fi
     down = torch.randn(rank, linear.in_features, generator=generator) / linear.in_features**0.5
     up = torch.randn(linear.out_features, rank, generator=generator) * STRENGTH / rank**0.5
     return LowRank(down, up, **fields)
+
+
+def write_to_slots(slots: LoraSlots, numbers: Sequence[int], matrices: Mapping[str, LowRank]) -> None:
+    """Writes `matrices`, by layer, to slots. Other layers get zeros."""
+    slots.load(numbers, slots.stage(len(numbers), matrices))
 
 
 def lora_requests(**scales: float) -> tuple[LoraRequest, ...]:

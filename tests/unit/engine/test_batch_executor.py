@@ -1,13 +1,16 @@
 """Running ahead of a device that computes asynchronously: overlap, order of events, cancellation and failures."""
 
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
 import pytest
+import torch
 
 from serve.engine import batch_executor, device
 from serve.engine.batch_executor import QUEUE_MARGIN_S
 from serve.engine.checkpoint import Checkpoint
+from serve.engine.cuda_graphs import CudaGraphs
 from serve.engine.request import Canceled, Completed, Failed, ImageReady
 from serve.engine.request_state import RequestState
 from serve.engine.scheduler import Scheduler
@@ -17,7 +20,10 @@ from serve.errors import EngineFailed
 from serve.events import StepDone
 from serve.settings import PoolSettings
 from tests.unit.engine.fake_device import LAUNCH_S, PASS_S, QUEUE_S, FakeDevice
+from tests.unit.engine.faults import Faulty, first_call, with_faulty_steps
+from tests.unit.engine.loras import lora_requests, make_lora
 from tests.unit.engine.requests import RequestRecorder, make_request, run_request
+from tests.unit.engine.test_cuda_graphs import FakeCapture
 
 
 @pytest.fixture
@@ -211,6 +217,50 @@ def test_failure_when_a_pass_is_queued_is_retried_in_halves(checkpoint: Checkpoi
     assert recorder.final_event.mean_batch == (2 + 1 + 1 + 2) / 4
     assert recorder.steps == 6
     assert fake.passes == 4
+
+
+def test_passes_are_awaited_only_for_loras_that_are_copied(checkpoints: Checkpoints, fake: FakeDevice) -> None:
+    """The device has slots for one LoRA: `a` is loaded, `b` waits until the requests with `a` have ended."""
+    checkpoint = checkpoints.load("dev", "bf16", lora_bytes=2**19)
+    rank = checkpoint.lora_slots.count
+    loras = {name: make_lora(checkpoint, seed, rank, "attn") for seed, name in enumerate("ab")}
+    engine = RunAhead(checkpoint, fake)
+    engine.add(steps=6, loras=lora_requests(a=1.0), weights=loras)
+    engine.scheduler.step()
+    engine.scheduler.step()
+    engine.add(steps=4, size=(64, 64), loras=lora_requests(a=0.5), weights=loras, prompt="a red sailboat")
+    waiting = engine.add(steps=1, loras=lora_requests(b=1.0), weights=loras)
+    before = len(fake.log)
+    for _ in range(2):
+        engine.scheduler._load_loras()
+    assert fake.log[before:] == []
+    assert engine.recorders[1].state.active_loras is not None
+    assert waiting.state.active_loras is None
+    engine.run_to_end()
+    assert all(isinstance(recorder.final_event, Completed) for recorder in engine.recorders)
+
+
+@pytest.mark.parametrize(("error", "calls"), [(torch.OutOfMemoryError("full"), 1), (RuntimeError("no kernel"), 0)])
+@pytest.mark.parametrize("stage", ["step", "decode"])
+def test_memory_is_freed_after_running_out_of_it(
+    checkpoint: Checkpoint, monkeypatch: pytest.MonkeyPatch, error: Exception, calls: int, stage: str
+) -> None:
+    cleared: list[int] = []
+    if stage == "step":
+        faulty = with_faulty_steps(checkpoint, first_call(), error)
+    else:
+        vae: Any = Faulty(checkpoint.vae, first_call(), error, "decode")
+        faulty = replace(checkpoint, vae=vae)
+    scheduler = Scheduler(faulty, PoolSettings(model=""), Watchdog())
+    graphs = CudaGraphs(FakeCapture())
+    monkeypatch.setattr(graphs, "clear", lambda: cleared.append(1))
+    monkeypatch.setattr(scheduler.executor.denoiser, "_graphs", graphs)
+    recorder = RequestRecorder(0, make_request(steps=1))
+    scheduler.add([recorder.state], ())
+    while scheduler.has_work:
+        scheduler.step()
+    assert isinstance(recorder.final_event, Failed)
+    assert len(cleared) == calls
 
 
 def test_pass_that_ends_early_is_noticed(checkpoint: Checkpoint, fake: FakeDevice) -> None:

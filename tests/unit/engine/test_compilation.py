@@ -1,7 +1,9 @@
 """Compiled functions: fall-back to the plain function, and errors that are passed on."""
 
+import shutil
 import threading
 from collections.abc import Callable, Sequence
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -9,7 +11,7 @@ import torch
 from torch import Tensor, nn
 from torch._dynamo.exc import FailOnRecompileLimitHit
 
-from serve.engine.compilation import Compiled, compile_forward, compiled_graphs
+from serve.engine.compilation import CHANNELS_LAST, Compiled, compile_forward, compiled_graphs
 from tests.logs import Logs
 
 pytestmark = pytest.mark.usefixtures("_fresh_compiler")
@@ -80,6 +82,39 @@ def test_forward_of_a_network_is_compiled_in_place(logs: Logs) -> None:
     assert torch.equal(network(inputs), expected)
     assert calls
     assert not logs.errors
+
+
+def test_options_are_passed_to_inductor_only(monkeypatch: pytest.MonkeyPatch) -> None:
+    options: list[Any] = []
+    monkeypatch.setattr(torch, "compile", lambda function, **arguments: options.append(arguments["options"]))
+    Compiled("doubling", _double, options=CHANNELS_LAST)
+    Compiled("doubling", _double)
+    Compiled("doubling", _double, "eager", CHANNELS_LAST)
+    assert options == [CHANNELS_LAST, None, None]
+
+
+def test_inductor_has_the_options() -> None:
+    assert CHANNELS_LAST.keys() <= set(torch._inductor.list_options())
+
+
+@pytest.mark.slow_compile
+@pytest.mark.skipif(shutil.which("g++") is None, reason="needs a C++ compiler")
+@pytest.mark.filterwarnings("ignore:.*torch.jit:DeprecationWarning")
+def test_inductor_compiles_convolutions_once_for_all_sizes(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, logs: Logs
+) -> None:
+    monkeypatch.setenv("TORCHINDUCTOR_CACHE_DIR", str(tmp_path))
+    network = nn.Sequential(nn.Conv2d(4, 8, 3, padding=1), nn.SiLU(), nn.Upsample(scale_factor=2.0), nn.Conv2d(8, 3, 3))
+    compiled = Compiled("the network", network.requires_grad_(False).forward, options=CHANNELS_LAST)
+    graphs: list[int] = []
+    for rows, columns in ((8, 8), (8, 12), (6, 4)):
+        before = compiled_graphs()
+        inputs = torch.randn(1, 4, rows, columns)
+        expected, actual = network(inputs), compiled(inputs)
+        assert (actual - expected).norm() <= 1e-4 * expected.norm()
+        graphs.append(compiled_graphs() - before)
+    assert not logs.errors, logs.text
+    assert graphs == [1, 0, 0]
 
 
 def test_equal_sizes_do_not_become_a_condition_in_a_thread_that_did_not_create_the_function() -> None:

@@ -1,12 +1,14 @@
 """CUDA graphs on a CPU, with a fake capture that copies what a real graph would read and write."""
 
+import gc
+import weakref
 from collections.abc import Callable, Sequence
 
 import pytest
 import torch
 from torch import Tensor
 
-from serve.engine.cuda_graphs import MAX_GRAPHS, CudaGraphs, Function
+from serve.engine.cuda_graphs import CAPTURE_USES, MAX_FAILURES, MAX_GRAPHS, CudaGraphs, Function
 from tests.logs import Logs
 
 
@@ -53,19 +55,24 @@ def graphs(capture: FakeCapture) -> CudaGraphs:
     return CudaGraphs(capture)
 
 
-def test_graph_is_captured_at_the_second_use_of_a_key_and_replayed_from_the_third(
+def _use(graphs: CudaGraphs, key: object, times: int = CAPTURE_USES) -> None:
+    for _ in range(times):
+        _run(graphs, key, torch.randn(3), torch.randn(3))
+
+
+def test_graph_is_captured_after_some_uses_of_a_key_and_replayed_from_then_on(
     graphs: CudaGraphs, capture: FakeCapture
 ) -> None:
     captured = []
-    for _ in range(4):
-        _run(graphs, "a", torch.randn(3), torch.randn(3))
+    for _ in range(CAPTURE_USES + 2):
+        _use(graphs, "a", times=1)
         captured.append((len(capture.captured), capture.replays))
-    assert captured == [(0, 0), (1, 1), (1, 2), (1, 3)]
+    assert captured == [(0, 0)] * (CAPTURE_USES - 1) + [(1, 1), (1, 2), (1, 3)]
 
 
 def test_new_inputs_are_copied_and_the_same_objects_are_not(graphs: CudaGraphs, capture: FakeCapture) -> None:
     same = torch.ones(3)
-    for number in range(2):
+    for number in range(CAPTURE_USES):
         _run(graphs, "a", torch.full((3,), float(number)), same)
     static = capture.captured[0]
     assert all(each is not same for each in static)
@@ -76,68 +83,89 @@ def test_new_inputs_are_copied_and_the_same_objects_are_not(graphs: CudaGraphs, 
     _run(graphs, "a", torch.zeros(3), same)
 
 
+def test_inputs_are_not_kept(graphs: CudaGraphs) -> None:
+    inputs = [torch.ones(3), torch.ones(3)]
+    for _ in range(CAPTURE_USES + 1):
+        graphs.run("a", _total, inputs)
+    references = [weakref.ref(each) for each in inputs]
+    inputs.clear()
+    gc.collect()
+    assert [reference() for reference in references] == [None, None]
+
+
 @pytest.mark.parametrize(("other_key", "other_size"), [("a", 4), ("b", 3), (None, 3)])
 def test_other_keys_and_shapes_have_graphs_of_their_own(
     graphs: CudaGraphs, capture: FakeCapture, other_key: object, other_size: int
 ) -> None:
-    for _ in range(3):
+    for _ in range(CAPTURE_USES + 1):
         _run(graphs, "a", torch.randn(3), torch.randn(3))
         _run(graphs, other_key, torch.randn(other_size), torch.randn(other_size))
     assert len(capture.captured) == 2
 
 
-def test_least_recently_used_graph_is_dropped(graphs: CudaGraphs, capture: FakeCapture) -> None:
+def test_least_recently_used_graph_is_dropped_and_its_uses_are_counted_anew(
+    graphs: CudaGraphs, capture: FakeCapture
+) -> None:
     for key in range(MAX_GRAPHS):
-        for _ in range(2):
-            _run(graphs, key, torch.randn(3), torch.randn(3))
-    _run(graphs, 0, torch.randn(3), torch.randn(3))
-    for _ in range(2):
-        _run(graphs, "new", torch.randn(3), torch.randn(3))
+        _use(graphs, key)
+    _use(graphs, 0, times=1)
+    _use(graphs, "new")
     assert len(capture.captured) == MAX_GRAPHS + 1
-    _run(graphs, 0, torch.randn(3), torch.randn(3))
+    _use(graphs, 0)
+    _use(graphs, 1, times=CAPTURE_USES - 1)
     assert len(capture.captured) == MAX_GRAPHS + 1
-    _run(graphs, 1, torch.randn(3), torch.randn(3))
+    _use(graphs, 1, times=1)
     assert len(capture.captured) == MAX_GRAPHS + 2
 
 
-def test_wrong_replay_turns_graphs_off(graphs: CudaGraphs, capture: FakeCapture, logs: Logs) -> None:
+def test_cleared_graphs_are_captured_again(graphs: CudaGraphs, capture: FakeCapture) -> None:
+    _use(graphs, "a")
+    graphs.clear()
+    _use(graphs, "a", times=CAPTURE_USES - 1)
+    assert len(capture.captured) == 1
+    _use(graphs, "a", times=1)
+    assert len(capture.captured) == 2
+
+
+def test_wrong_replays_turn_graphs_off(graphs: CudaGraphs, capture: FakeCapture, logs: Logs) -> None:
     capture.offset = 1.0
-    for _ in range(4):
-        _run(graphs, "a", torch.ones(3), torch.ones(3))
-        _run(graphs, "b", torch.ones(3), torch.ones(3))
-    assert len(capture.captured) == 1
-    assert [record.levelname for record in logs.records] == ["WARNING"]
+    _use(graphs, "a", times=CAPTURE_USES * (MAX_FAILURES + 1))
+    assert len(capture.captured) == MAX_FAILURES
+    assert [record.levelname for record in logs.records] == ["WARNING"] * MAX_FAILURES
 
 
-def test_graph_that_cannot_be_captured_turns_graphs_off(graphs: CudaGraphs, capture: FakeCapture, logs: Logs) -> None:
-    for _ in range(3):
-        _run(graphs, "a", torch.ones(3), torch.ones(3))
+def test_failed_capture_is_tried_again(graphs: CudaGraphs, capture: FakeCapture, logs: Logs) -> None:
     capture.errors = [RuntimeError("operation not permitted when stream is capturing")]
-    for _ in range(3):
-        _run(graphs, "b", torch.ones(3), torch.ones(3))
-        _run(graphs, "a", torch.ones(3), torch.ones(3))
+    _use(graphs, "a", times=2 * CAPTURE_USES + 1)
     assert len(capture.captured) == 1
+    assert capture.replays == 2
     assert [record.levelname for record in logs.records] == ["WARNING"]
+
+
+def test_failed_captures_turn_graphs_off(graphs: CudaGraphs, capture: FakeCapture) -> None:
+    _use(graphs, "a")
+    capture.errors = [RuntimeError("operation not permitted when stream is capturing")] * MAX_FAILURES
+    _use(graphs, "b", times=CAPTURE_USES * (MAX_FAILURES + 1))
+    replays = capture.replays
+    _use(graphs, "a")
+    assert (len(capture.captured), capture.replays) == (1, replays)
 
 
 def test_out_of_memory_drops_the_graphs_but_keeps_them_on(graphs: CudaGraphs, capture: FakeCapture, logs: Logs) -> None:
-    for _ in range(3):
-        _run(graphs, "a", torch.ones(3), torch.ones(3))
+    _use(graphs, "a")
     capture.errors = [torch.OutOfMemoryError("full")]
-    for _ in range(2):
-        _run(graphs, "b", torch.ones(3), torch.ones(3))
+    _use(graphs, "b")
     for key in "ab":
-        _run(graphs, key, torch.ones(3), torch.ones(3))
+        _use(graphs, key)
     assert len(capture.captured) == 3
     assert [record.levelname for record in logs.records] == ["WARNING"]
 
 
 def test_result_that_is_not_finite_is_not_captured(graphs: CudaGraphs, capture: FakeCapture, logs: Logs) -> None:
     """One request's overflow must not turn off graphs for all."""
-    for _ in range(3):
+    for _ in range(CAPTURE_USES):
         assert graphs.run("a", _total, [torch.full((3,), torch.inf), torch.ones(3)]).isinf().all()
     assert not capture.captured
-    for _ in range(3):
-        _run(graphs, "a", torch.ones(3), torch.ones(3))
+    _use(graphs, "a", times=2)
     assert capture.replays
     assert not logs.records

@@ -1,16 +1,26 @@
 """Images in mixed batches equal the same images generated alone."""
 
+import gc
+import weakref
+from collections.abc import Sequence
+from typing import Any
+
 import numpy as np
 import pytest
 import torch
 
+from serve.engine.denoiser import MAX_BATCHES, Denoiser
 from serve.engine.request import Completed, EngineEvent, Failed, GenerationRequest, ImageReady
+from serve.engine.request_state import ImageState
+from serve.engine.scheduler import Scheduler
+from serve.engine.watchdog import Watchdog
+from serve.errors import EngineFailed
 from serve.events import StepDone
-from serve.settings import Fp8Kernel, Precision
+from serve.settings import Fp8Kernel, PoolSettings, Precision
 from test_checkpoints.networks import Geometry
 from tests.unit.engine.checkpoints import SMALL, WIDE, Checkpoints
 from tests.unit.engine.faults import is_first_step_of, with_faulty_steps
-from tests.unit.engine.requests import SIZE, Mode, make_request, run_request, run_requests
+from tests.unit.engine.requests import SIZE, Mode, RequestRecorder, make_request, run_request, run_requests
 
 
 def _mixed_arrivals(size: tuple[int, int]) -> list[tuple[int, GenerationRequest]]:
@@ -133,6 +143,48 @@ def test_batch_that_runs_out_of_memory_is_retried_in_halves(checkpoints: Checkpo
     )
     assert np.array_equal(recorder.pixels, run_request(checkpoint, request).pixels)
     assert (scheduler.executor.batches, scheduler.executor.image_steps) == (2 * 3, 4 * 3)
+
+
+def test_inputs_of_alternating_batches_are_made_once(checkpoints: Checkpoints, monkeypatch: pytest.MonkeyPatch) -> None:
+    made: list[int] = []
+    make_batch = Denoiser._make_batch
+
+    def count(denoiser: Denoiser, images: Sequence[ImageState]) -> Any:
+        made.append(len(images))
+        return make_batch(denoiser, images)
+
+    monkeypatch.setattr(Denoiser, "_make_batch", count)
+    arrivals = [(0, make_request(size=size, seeds=(1, 2), steps=5)) for size in (SIZE, (64, 64), (96, 96))]
+    run_requests(checkpoints.get("dev", "bf16"), arrivals, scheduling_policy="turns")
+    assert made == [2, 2, 2]
+
+
+def test_few_batches_are_kept(checkpoints: Checkpoints) -> None:
+    arrivals = [(0, make_request(size=(64, 64 + 16 * number), steps=5)) for number in range(MAX_BATCHES + 2)]
+    kept: list[int] = []
+    checkpoint = checkpoints.get("dev", "bf16")
+    scheduler = Scheduler(checkpoint, PoolSettings(model="", scheduling_policy="turns"), Watchdog())
+    scheduler.add([RequestRecorder(number, request).state for number, (_, request) in enumerate(arrivals)], ())
+    while scheduler.has_work:
+        scheduler.step()
+        kept.append(len(scheduler.executor.denoiser._batches))
+    assert max(kept) == MAX_BATCHES
+    assert kept[-1] == 0
+
+
+def test_batch_of_an_ended_request_is_not_kept(checkpoints: Checkpoints) -> None:
+    scheduler = Scheduler(checkpoints.get("dev", "bf16"), PoolSettings(model=""), Watchdog())
+    cancelled, other = (RequestRecorder(number, make_request(seeds=(number,), steps=9)) for number in range(2))
+    scheduler.add([cancelled.state, other.state], ())
+    scheduler.step()
+    images = [weakref.ref(image.latents) for image in cancelled.state.images or ()]
+    cancelled.state.cancel_token.cancelled = True
+    scheduler._drop_ended()
+    cancelled.state.images = None
+    cancelled.latents.clear()
+    gc.collect()
+    assert [image() for image in images] == [None]
+    scheduler.fail_all(EngineFailed())
 
 
 def _mean_batch(event: EngineEvent) -> float:

@@ -1,4 +1,4 @@
-"""`is_responsive` for working and missing devices, and the number of CPUs."""
+"""Liveness and memory of devices, tensors of numbers, and the number of CPUs."""
 
 import os
 from pathlib import Path
@@ -7,11 +7,38 @@ import pytest
 import torch
 
 from serve.engine import device
+from tests.logs import Logs
 
 
 def test_is_responsive_reports_whether_the_device_computes() -> None:
     assert device.is_responsive(torch.device("cpu"))
     assert not device.is_responsive(torch.device("cuda", 17))
+
+
+@pytest.mark.parametrize(("error", "responsive"), [(RuntimeError, False), (torch.OutOfMemoryError, True)])
+def test_device_without_memory_is_responsive(
+    monkeypatch: pytest.MonkeyPatch, error: type[Exception], responsive: bool
+) -> None:
+    def fail(*_: object, **__: object) -> None:
+        raise error
+
+    monkeypatch.setattr(torch, "ones", fail)
+    assert device.is_responsive(torch.device("cpu")) is responsive
+
+
+def test_fault_while_the_cache_is_emptied_is_logged(monkeypatch: pytest.MonkeyPatch, logs: Logs) -> None:
+    def fail() -> None:
+        raise RuntimeError("an illegal memory access was encountered")
+
+    monkeypatch.setattr(torch.cuda, "empty_cache", fail)
+    device.empty_cache(torch.device("cuda"))
+    assert len(logs.errors) == 1
+
+
+@pytest.mark.parametrize(("values", "dtype"), [([3, 1], torch.int64), ([[0.5, 2.0]], torch.float32)])
+def test_numbers_become_a_tensor(values: list[object], dtype: torch.dtype) -> None:
+    tensor = device.from_host(values, dtype, torch.device("cpu"))
+    assert (tensor.tolist(), tensor.dtype) == (values, dtype)
 
 
 @pytest.mark.parametrize(

@@ -2,7 +2,8 @@
 
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
+from concurrent.futures import Future
 from dataclasses import replace
 from queue import SimpleQueue
 from typing import Any
@@ -12,17 +13,25 @@ import pytest
 import torch
 
 from serve.engine import batching, device, work_order
+from serve.engine import engine as engine_module
 from serve.engine.checkpoint import Checkpoint
-from serve.engine.engine import STEP_EVENT_PERIOD_S, Engine, StepThrottle
-from serve.engine.request import Canceled, Completed, EngineEvent, Failed, GenerationRequest, ImageReady
+from serve.engine.cuda_graphs import CAPTURE_USES
+from serve.engine.denoiser import Denoiser
+from serve.engine.engine import Engine
+from serve.engine.lora_manager import stage_weights
+from serve.engine.lora_staging import LoraStager, Staging
+from serve.engine.lora_storage import StagedLora
+from serve.engine.request import Canceled, Completed, EngineEvent, Failed, GenerationRequest, ImageReady, Listener
 from serve.engine.request_state import CancelToken
 from serve.engine.watchdog import EngineHealth
 from serve.errors import EngineFailed, NotReady
 from serve.events import Started, StepDone
+from serve.lora.weights import LoraWeights
+from serve.model_specs import Size
 from serve.settings import PoolSettings
-from tests.fakes import FakeClock
 from tests.unit.engine.checkpoints import Checkpoints
 from tests.unit.engine.faults import Faulty, first_call, observed
+from tests.unit.engine.loras import lora_requests, make_lora
 from tests.unit.engine.requests import make_request, run_request
 
 TIMEOUT_S = 60
@@ -201,6 +210,47 @@ def test_warm_up_sets_a_time_limit_for_each_kind_of_work(checkpoint: Checkpoint)
     assert all(health.healthy and health.limit_s for health in observations)
 
 
+@pytest.mark.parametrize(
+    ("sizes", "others"), [([(64, 64), (96, 64)], []), ([(64, 64)], [(64, 32)]), ([(96, 64)], [(64, 64)])]
+)
+def test_first_runs_are_not_measured_where_they_are_slow(
+    checkpoint: Checkpoint, monkeypatch: pytest.MonkeyPatch, sizes: list[Size], others: list[Size]
+) -> None:
+    """They include compiling, for a square and for another shape, and the capture of CUDA graphs."""
+    monkeypatch.setattr(device, "is_asynchronous", lambda _: True)
+    limits: list[float | None] = []
+    measured: list[Size] = []
+    steps: list[int] = []
+
+    def observe() -> None:
+        limits.append(new_engine.health.limit_s)
+
+    vae = observed(checkpoint.vae, observe, "decode")
+    new_engine = Engine(replace(checkpoint, vae=vae), PoolSettings(model=""))
+    clear, submit = new_engine._scheduler.costs.clear, new_engine.submit
+
+    def record(request: GenerationRequest, listener: Listener) -> CancelToken:
+        measured.append(request.size)
+        steps.append(request.steps)
+        return submit(request, listener)
+
+    def clear_all() -> None:
+        measured.clear()
+        clear()
+
+    monkeypatch.setattr(Denoiser, "warm_up_steps", CAPTURE_USES)
+    monkeypatch.setattr(new_engine, "submit", record)
+    monkeypatch.setattr(new_engine._scheduler.costs, "clear", clear_all)
+    new_engine.start()
+    try:
+        new_engine.warm_up(sizes)
+    finally:
+        new_engine.stop()
+    assert measured == sizes
+    assert steps == [CAPTURE_USES] * len(sizes + others) + [1] * len(sizes)
+    assert limits[: len(sizes + others) + 1] == [None] * (len(sizes + others) + 1)
+
+
 def test_failed_warm_up_raises_engine_failed(checkpoint: Checkpoint) -> None:
     vae: Any = Faulty(checkpoint.vae, first_call(), RuntimeError("no memory"), "decode")
     engine = Engine(replace(checkpoint, vae=vae), PoolSettings(model=""))
@@ -285,6 +335,7 @@ def test_engine_with_unresponsive_device_is_unhealthy(checkpoint: Checkpoint, mo
     vae: Any = Faulty(checkpoint.vae, first_call(), RuntimeError("the device is lost"), "encode")
     engine = Engine(replace(checkpoint, vae=vae), PoolSettings(model=""))
     monkeypatch.setattr(device, "is_responsive", lambda _: False)
+    monkeypatch.setattr(device, "empty_cache", None)
     engine.start()
     try:
         assert engine.health.healthy
@@ -293,6 +344,42 @@ def test_engine_with_unresponsive_device_is_unhealthy(checkpoint: Checkpoint, mo
         assert not engine.health.healthy
     finally:
         engine.stop()
+
+
+@pytest.mark.parametrize("end", ["staged", "cancelled"])
+def test_engine_sleeps_until_a_lora_is_staged_or_its_request_is_cancelled(
+    checkpoint: Checkpoint, monkeypatch: pytest.MonkeyPatch, end: str
+) -> None:
+    future: Future[StagedLora] = Future()
+
+    class FakeStager(LoraStager):
+        def start(self, weights: Mapping[str, LoraWeights]) -> Staging:
+            future.add_done_callback(lambda _: self._on_staged())
+            return Staging({"a": future})
+
+    monkeypatch.setattr(engine_module, "LoraStager", FakeStager)
+    engine = Engine(checkpoint, PoolSettings(model=""))
+    iterations: list[int] = []
+    step = engine._scheduler.step
+
+    def count_and_step() -> None:
+        iterations.append(1)
+        step()
+
+    monkeypatch.setattr(engine._scheduler, "step", count_and_step)
+    weights = {"a": make_lora(checkpoint, 1)}
+    engine.start()
+    try:
+        client = Client(engine, make_request(steps=1, loras=lora_requests(a=1.0), weights=weights))
+        assert engine.run_on_device(lambda: len(iterations)).result(TIMEOUT_S) <= 2
+        if end == "staged":
+            future.set_result(stage_weights(checkpoint.lora_slots, weights["a"]))
+        else:
+            engine.cancel(client.cancel_token)
+        assert isinstance(client.final_event(), Completed if end == "staged" else Canceled)
+    finally:
+        engine.stop()
+    assert len(iterations) < 10
 
 
 class BusyDevice:
@@ -344,27 +431,3 @@ def test_stop_waits_for_a_busy_device_and_fails_its_requests(checkpoint: Checkpo
     assert busy_device.done.is_set()
     assert isinstance(client.final_event(), Failed)
     assert not engine.health.alive
-
-
-def _emitted_steps(steps: int, step_s: float, images: int = 1) -> list[tuple[int, int]]:
-    """Image and step of the events that the throttle emits if all images take each step at the same time."""
-    clock = FakeClock()
-    throttle = StepThrottle(clock)
-    emitted = []
-    for step in range(1, steps + 1):
-        emitted += [(image, step) for image in range(images) if throttle.should_emit(StepDone(image, step, steps))]
-        clock.elapsed_s += step_s
-    return emitted
-
-
-def test_step_throttle_emits_all_slow_steps() -> None:
-    assert _emitted_steps(4, step_s=STEP_EVENT_PERIOD_S) == [(0, 1), (0, 2), (0, 3), (0, 4)]
-
-
-def test_step_throttle_emits_first_last_and_one_step_per_period() -> None:
-    assert _emitted_steps(28, step_s=STEP_EVENT_PERIOD_S / 8) == [(0, 1), (0, 9), (0, 17), (0, 25), (0, 28)]
-
-
-def test_step_throttle_emits_steps_of_every_image() -> None:
-    """The progress of a prediction is that of its slowest image."""
-    assert _emitted_steps(3, step_s=0, images=4) == [(image, step) for step in (1, 3) for image in range(4)]

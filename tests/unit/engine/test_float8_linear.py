@@ -7,13 +7,16 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 from torch._dynamo.testing import CompileCounter
 
+from serve.engine import float8_linear
 from serve.engine.batch_invariance import batch_invariant
 from serve.engine.float8_linear import (
     FLOAT8,
     Float8Linear,
     Product,
+    QuantizedRows,
     compute_dtype,
     emulated_rowwise_product,
+    multiply,
     quantize_rows,
     rowwise_product,
 )
@@ -108,6 +111,25 @@ def test_emulation_keeps_float32() -> None:
     inputs = make_inputs(4, dtype=torch.float32)
     expected = reference_rows(inputs) @ reference_rows(layer.weight).T + layer.bias.double().numpy()
     np.testing.assert_allclose(quantized(inputs).numpy(), expected, rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.parametrize(("plain_layers", "quantizations"), [(0, 1), (1, 2)])
+def test_inputs_that_float8_layers_share_are_quantized_once(
+    monkeypatch: pytest.MonkeyPatch, plain_layers: int, quantizations: int
+) -> None:
+    layer, quantized = make_layer()
+    layers, inputs = [quantized, quantized, *[layer] * plain_layers], make_inputs(2, 5)
+    expected = [each(inputs) for each in layers]
+    rows: list[Tensor] = []
+
+    def quantize(inputs: Tensor) -> QuantizedRows:
+        rows.append(inputs)
+        return quantize_rows(inputs)
+
+    monkeypatch.setattr(float8_linear, "quantize_rows", quantize)
+    outputs = multiply(inputs, layers)
+    assert all(torch.equal(output, other) for output, other in zip(outputs, expected, strict=True))
+    assert len(rows) == quantizations
 
 
 def test_layer_is_a_linear_layer_with_float8_weights() -> None:

@@ -9,7 +9,7 @@ from torch import Tensor
 from serve.engine.attention import native_attention
 from serve.engine.block_runner import EagerBlocks
 from serve.engine.checkpoint import Checkpoint
-from serve.engine.cuda_graphs import CudaGraphs
+from serve.engine.cuda_graphs import CAPTURE_USES, CudaGraphs
 from serve.engine.flux_blocks import Rotary
 from serve.engine.flux_transformer import FluxTransformer
 from serve.engine.latents import LatentGrid, LatentSpace
@@ -19,7 +19,7 @@ from serve.model_specs import VariantName
 from serve.settings import Precision
 from tests.unit.engine.checkpoints import WIDE, Checkpoints
 from tests.unit.engine.flux_inputs import condition, make_latents, make_prompt, schedule, velocity
-from tests.unit.engine.loras import make_lora
+from tests.unit.engine.loras import make_lora, write_to_slots
 from tests.unit.engine.test_cuda_graphs import FakeCapture
 
 GRID, OTHER_GRID = LatentGrid(3, 4), LatentGrid(2, 2)
@@ -96,7 +96,7 @@ def _load_lora(checkpoint: Checkpoint, seed: int, slots: range) -> SlotSelection
     matrices = {
         f"transformer.{name}": each for name, each in make_lora(checkpoint, seed, len(slots)).transformer.items()
     }
-    checkpoint.lora_slots.write(slots, matrices)
+    write_to_slots(checkpoint.lora_slots, slots, matrices)
     return SlotSelection(dict.fromkeys(slots, 0.7), frozenset(matrices))
 
 
@@ -124,7 +124,7 @@ def test_graphs_change_no_bit_while_images_and_loras_join_and_leave(checkpoints:
         [first, second],
         [None, None],
     ]
-    for _ in range(3):
+    for _ in range(CAPTURE_USES + 1):
         for grid in (GRID, OTHER_GRID):
             for selections in batches:
                 actual, expected = (

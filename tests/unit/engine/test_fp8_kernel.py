@@ -8,7 +8,13 @@ import torch
 from torch import Tensor, nn
 
 from serve.engine import fp8_kernel
-from serve.engine.float8_linear import Float8Linear, Product, emulated_rowwise_product, rowwise_product
+from serve.engine.float8_linear import (
+    Float8Linear,
+    Product,
+    QuantizedRows,
+    emulated_rowwise_product,
+    rowwise_product,
+)
 from serve.engine.fp8_kernel import Capability, KernelName, choose, choose_fp8_kernel, find_fault, rowwise_layers
 from serve.settings import Fp8Kernel
 from tests.logs import Logs
@@ -85,15 +91,15 @@ def test_all_block_layers_of_a_checkpoint_are_quantized(checkpoints: Checkpoints
     }
 
 
-def off_by_a_factor(inputs: Tensor, layer: Float8Linear) -> Tensor:
+def off_by_a_factor(inputs: QuantizedRows, layer: Float8Linear) -> Tensor:
     return 1.1 * emulated_rowwise_product(inputs, layer)
 
 
-def not_a_number(inputs: Tensor, layer: Float8Linear) -> Tensor:
+def not_a_number(inputs: QuantizedRows, layer: Float8Linear) -> Tensor:
     return emulated_rowwise_product(inputs, layer) * torch.nan
 
 
-def unsupported(inputs: Tensor, layer: Float8Linear) -> Tensor:
+def unsupported(inputs: QuantizedRows, layer: Float8Linear) -> Tensor:
     raise NotImplementedError("no such kernel")
 
 

@@ -132,7 +132,7 @@ def test_lora_with_both_kinds_of_change_adds_both() -> None:
     adapted.add("both", _make_kronecker(1), rank=3, bias=True)
     weights, inputs = adapted.weights["both"], _inputs(1, torch.float32)
     low_rank = weights.transformer["0"]
-    assert weights.rank == 3 + 1 + weights.kroneckers[LAYER].slots
+    assert weights.slots == 3 + 1 + weights.kroneckers[LAYER].slots
     matrix = (low_rank.up @ low_rank.down).double() + _full(weights.kroneckers[LAYER])
     expected = 0.5 * (inputs.double() @ matrix.t() + 1)
     added = adapted.run(inputs, {"both": 0.5}) - adapted.run(inputs, {})

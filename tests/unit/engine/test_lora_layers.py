@@ -11,11 +11,11 @@ from serve.engine.batch_invariance import batch_invariant
 from serve.engine.float8_linear import Float8Linear, emulated_rowwise_product
 from serve.engine.lora_layers import LoraSlots, SlotSelection
 from serve.lora.weights import LowRank
-from tests.unit.engine.loras import make_low_rank
+from tests.unit.engine.loras import make_low_rank, write_to_slots
 
 CPU = torch.device("cpu")
 WIDTH, HIDDEN = 512, 96
-PRECISIONS = ("float32", "bf16", "fp8", "fp8 by rows")
+PRECISIONS = ("float32", "bf16", "fp8", "fp8 rowwise")
 FIRST, SECOND = "net.0", "net.2"
 """Names of the two linear layers."""
 
@@ -28,7 +28,7 @@ def _make_network(precision: str) -> nn.Sequential:
         network.bfloat16()
     if precision == "fp8":
         quantize.quantize_to_float8(network, CPU)
-    if precision == "fp8 by rows":
+    if precision == "fp8 rowwise":
         for path, layer in list(network.named_modules()):
             if isinstance(layer, nn.Linear):
                 network.set_submodule(path, Float8Linear(layer, emulated_rowwise_product))
@@ -62,7 +62,7 @@ class SlottedNetwork:
 
 
 @pytest.mark.parametrize(
-    ("precision", "tolerance"), [("float32", 1e-6), ("bf16", 0.01), ("fp8", 0.01), ("fp8 by rows", 0.01)]
+    ("precision", "tolerance"), [("float32", 1e-6), ("bf16", 0.01), ("fp8", 0.01), ("fp8 rowwise", 0.01)]
 )
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16])
 def test_layer_adds_the_selected_slots_of_each_image(precision: str, tolerance: float, dtype: torch.dtype) -> None:
@@ -71,8 +71,8 @@ def test_layer_adds_the_selected_slots_of_each_image(precision: str, tolerance: 
     bias = torch.randn(HIDDEN, generator=torch.Generator().manual_seed(3))
     first = LowRank(first.down.to(dtype), first.up.to(dtype), first.scale, bias)
     second = LowRank(second.down.to(dtype), second.up.to(dtype), second.scale)
-    slotted.slots.write([5, 2, 9], {FIRST: first})
-    slotted.slots.write(range(10, 30), {FIRST: second})
+    write_to_slots(slotted.slots, [5, 2, 9], {FIRST: first})
+    write_to_slots(slotted.slots, range(10, 30), {FIRST: second})
     inputs = _make_inputs(4, slotted.dtype)
     gains = [{}, {5: 0.7, 2: 0.7, 9: 0.7}, dict.fromkeys(range(10, 30), -2.0)]
     gains.append(gains[1] | gains[2])
@@ -90,9 +90,9 @@ def test_layer_adds_the_selected_slots_of_each_image(precision: str, tolerance: 
 def test_bits_of_an_image_do_not_depend_on_other_images_or_on_slot_numbers(precision: str) -> None:
     slotted = SlottedNetwork(precision)
     matrix, other = _make_matrix(1, rank=17), _make_matrix(2, rank=3)
-    slotted.slots.write(range(1, 18), {FIRST: matrix})
-    slotted.slots.write(range(40, 37, -1), {FIRST: other})
-    slotted.slots.write(range(37, 20, -1), {FIRST: matrix})
+    write_to_slots(slotted.slots, range(1, 18), {FIRST: matrix})
+    write_to_slots(slotted.slots, range(40, 37, -1), {FIRST: other})
+    write_to_slots(slotted.slots, range(37, 20, -1), {FIRST: matrix})
     low_slots, high_slots = dict.fromkeys(range(1, 18), 0.3), dict.fromkeys(range(37, 20, -1), 0.3)
     inputs = _make_inputs(4, slotted.dtype)
     batched = slotted.first_layer(inputs, low_slots, {}, {40: 1.0, 39: 1.0, 38: 1.0}, high_slots)
@@ -105,7 +105,9 @@ def test_bits_of_an_image_do_not_depend_on_other_images_or_on_slot_numbers(preci
 @pytest.mark.parametrize("precision", PRECISIONS)
 def test_network_weights_do_not_change(precision: str) -> None:
     slotted, before = SlottedNetwork(precision), _make_network(precision).state_dict()
-    slotted.slots.write(range(1, 5), {FIRST: _make_matrix(1, rank=4), SECOND: _make_matrix(2, rank=2, layer=SECOND)})
+    write_to_slots(
+        slotted.slots, range(1, 5), {FIRST: _make_matrix(1, rank=4), SECOND: _make_matrix(2, rank=2, layer=SECOND)}
+    )
     slotted.first_layer(_make_inputs(1, slotted.dtype), {1: 1.0, 2: 1.0})
     after = slotted.network.state_dict()
     assert before.keys() == after.keys()
@@ -115,8 +117,8 @@ def test_network_weights_do_not_change(precision: str) -> None:
 @pytest.mark.parametrize("precision", PRECISIONS)
 def test_bias_of_another_image_does_not_change_the_bits_of_an_image(precision: str) -> None:
     slotted = SlottedNetwork(precision)
-    slotted.slots.write(range(1, 4), {FIRST: _make_matrix(1, rank=3)})
-    slotted.slots.write(range(4, 8), {FIRST: _make_matrix(2, rank=3, bias=torch.ones(HIDDEN))})
+    write_to_slots(slotted.slots, range(1, 4), {FIRST: _make_matrix(1, rank=3)})
+    write_to_slots(slotted.slots, range(4, 8), {FIRST: _make_matrix(2, rank=3, bias=torch.ones(HIDDEN))})
     plain, biased = dict.fromkeys(range(1, 4), 0.3), dict.fromkeys(range(4, 8), 1.0)
     inputs = _make_inputs(3, slotted.dtype)
     batched = slotted.first_layer(inputs, biased, plain, {})
@@ -129,9 +131,9 @@ def test_write_erases_the_previous_content_of_slots() -> None:
     """This includes layers without a new matrix, and slots above the rank of the new matrix."""
     reused, new = SlottedNetwork(), SlottedNetwork()
     biased = _make_matrix(2, rank=7, layer=SECOND, bias=torch.ones(WIDTH))
-    reused.slots.write(range(1, 9), {FIRST: _make_matrix(1, rank=8), SECOND: biased})
+    write_to_slots(reused.slots, range(1, 9), {FIRST: _make_matrix(1, rank=8), SECOND: biased})
     for slotted in (reused, new):
-        slotted.slots.write(range(1, 9), {SECOND: _make_matrix(3, rank=2, layer=SECOND)})
+        write_to_slots(slotted.slots, range(1, 9), {SECOND: _make_matrix(3, rank=2, layer=SECOND)})
     inputs, layers = _make_inputs(1, torch.float32), frozenset({FIRST, SECOND})
     outputs = []
     for slotted in (reused, new):
@@ -142,7 +144,7 @@ def test_write_erases_the_previous_content_of_slots() -> None:
 
 def test_slots_are_inactive_after_an_error() -> None:
     slotted = SlottedNetwork()
-    slotted.slots.write([1], {FIRST: _make_matrix(1, rank=1)})
+    write_to_slots(slotted.slots, [1], {FIRST: _make_matrix(1, rank=1)})
     inputs = _make_inputs(1, torch.float32)
     plain = slotted.network(inputs)
     with (
@@ -168,14 +170,14 @@ def test_invalid_matrices_raise_value_error_before_anything_is_written(
     layer: str, matrix: LowRank, slot_count: int
 ) -> None:
     slotted = SlottedNetwork()
-    slotted.slots.write([1, 2, 3], {SECOND: _make_matrix(1, rank=3, layer=SECOND)})
+    write_to_slots(slotted.slots, [1, 2, 3], {SECOND: _make_matrix(1, rank=3, layer=SECOND)})
     selection = SlotSelection(dict.fromkeys((1, 2, 3), 1.0), frozenset({SECOND}))
     inputs = _make_inputs(1, torch.float32)
     with slotted.slots.apply(slotted.slots.batch([selection])):
         before = slotted.network(inputs)
         with pytest.raises(ValueError, match=r"net\.|linear"):
-            slotted.slots.write(
-                range(1, slot_count + 1), {SECOND: _make_matrix(2, rank=1, layer=SECOND), layer: matrix}
+            write_to_slots(
+                slotted.slots, range(1, slot_count + 1), {SECOND: _make_matrix(2, rank=1, layer=SECOND), layer: matrix}
             )
         assert torch.equal(slotted.network(inputs), before)
 

@@ -85,6 +85,19 @@ def test_acquired_loras_stay_resident_until_released(manager: LoraManager) -> No
     assert resident_keys(manager, LORAS) == {"c", "d"}
 
 
+def test_can_acquire_changes_nothing(manager: LoraManager) -> None:
+    _acquire_and_release(manager, "a", "b", "d")
+    assert manager.can_acquire(lora_requests(c=1.0), LORAS)
+    assert manager.can_acquire(lora_requests(a=1.0), {})
+    assert resident_keys(manager, LORAS) == {"a", "b", "d"}
+    assert _acquire(manager, "d") is not None
+    assert not manager.can_acquire(lora_requests(all_slots=1.0), LORAS)
+    with pytest.raises(LorasMissing):
+        manager.can_acquire(lora_requests(c=1.0), {})
+    with pytest.raises(LorasTooLarge):
+        manager.can_acquire(lora_requests(too_large=1.0), LORAS)
+
+
 def test_acquire_without_enough_slots_evicts_nothing(manager: LoraManager) -> None:
     _acquire_and_release(manager, "a")
     assert _acquire(manager, "d") is not None
@@ -97,7 +110,7 @@ def test_loras_larger_than_all_slots_raise_loras_too_large(manager: LoraManager,
     _acquire_and_release(manager, "b")
     with pytest.raises(LorasTooLarge) as caught:
         _acquire(manager, keys)
-    assert (caught.value.rank, caught.value.capacity) == (sum(LORAS[key].rank for key in keys), SLOTS)
+    assert (caught.value.rank, caught.value.capacity) == (sum(LORAS[key].slots for key in keys), SLOTS)
     assert resident_keys(manager, LORAS) == {"b"}
 
 

@@ -7,9 +7,9 @@ import torch
 from torch import Tensor, nn
 
 from serve.engine.lora_layers import LoraSlots, SlotSelection
-from serve.engine.lora_products import add_loras
+from serve.engine.lora_products import add_loras, sum_low_rank
 from serve.lora.weights import LowRank
-from tests.unit.engine.loras import make_low_rank
+from tests.unit.engine.loras import make_low_rank, write_to_slots
 
 WIDTHS = {"net.blocks.0.q": (48, 32), "net.blocks.0.k": (48, 32), "net.blocks.0.mlp": (48, 96)}
 """Inputs and outputs of layers with the same inputs."""
@@ -66,7 +66,7 @@ SELECTIONS = [_selection(0), None, _selection(1), _selection(0, 1)]
 def _make(dtype: torch.dtype, per_batch: bool) -> Layers:
     layers = Layers(dtype, per_batch)
     for matrices, slots, _ in LORAS:
-        layers.slots.write(slots, matrices)
+        write_to_slots(layers.slots, slots, matrices)
     return layers
 
 
@@ -124,7 +124,7 @@ def test_overflow_in_a_lora_does_not_change_other_images(
     inputs, outputs = inputs[:3], [output[:3] for output in outputs]
     name = LAYERS[0]
     huge = LowRank(torch.full((2, 48), down), torch.full((WIDTHS[name][1], 2), up), scale)
-    layers.slots.write([40, 41], {name: huge})
+    write_to_slots(layers.slots, [40, 41], {name: huge})
     selection = SlotSelection({40: 1.0, 41: 1.0}, frozenset({name}))
     expected = layers.change(inputs, outputs, None, _selection(0), None)
     changed = layers.change(inputs, outputs, selection, _selection(0), None)
@@ -147,3 +147,32 @@ def test_layers_with_the_same_inputs_share_a_product_per_batch(monkeypatch: pyte
     for per_batch in (True, False):
         _make(torch.float32, per_batch).change(inputs, outputs, None, None, None, _selection(0, 1))
     assert products == [torch.Size((48, 3 * 32)), *[torch.Size((48, 32))] * 3]
+
+
+@DTYPES
+def test_sums_with_gathered_slots_equal_those_in_place(dtype: torch.dtype) -> None:
+    layers, (inputs, outputs) = _make(dtype, per_batch=True), _inputs(dtype)
+    before = [output.clone() for output in outputs]
+    loras, group = layers.slots.batch(SELECTIONS), layers.slots.groups[LAYERS[0]]
+    assert loras is not None
+    (part,) = loras.parts
+    columns = [(group.columns[name], output) for name, output in zip(LAYERS, outputs, strict=True)]
+    summed = sum_low_rank(group.rows[part.slots], group.constants[part.slots], part.scales, columns, inputs)
+    for one, other in zip(summed, layers.change(inputs, outputs, *SELECTIONS), strict=True):
+        assert (one.float() - other.float()).abs().max() <= TOLERANCE[dtype] * other.float().abs().max()
+    assert all(torch.equal(output, old) for output, old in zip(outputs, before, strict=True))
+    assert all(torch.equal(output[1], old[1]) for output, old in zip(summed, before, strict=True))
+
+
+def test_overflow_in_gathered_slots_does_not_change_other_images() -> None:
+    layers, (inputs, outputs) = _make(torch.bfloat16, per_batch=True), _inputs(torch.bfloat16)
+    name = LAYERS[0]
+    huge = LowRank(torch.full((2, 48), 3e38), torch.full((WIDTHS[name][1], 2), 3e38), 3e38)
+    write_to_slots(layers.slots, [40, 41], {name: huge})
+    selection = SlotSelection({40: 1.0, 41: 1.0}, frozenset({name}))
+    loras, group = layers.slots.batch([selection, None, None, None]), layers.slots.groups[name]
+    assert loras is not None
+    (part,) = loras.parts
+    rows, constants = group.rows[part.slots], group.constants[part.slots]
+    (summed,) = sum_low_rank(rows, constants, part.scales, [(group.columns[name], outputs[0])], inputs)
+    assert torch.equal(summed[1:], outputs[0][1:])

@@ -5,8 +5,9 @@ import torch
 from torch import nn
 
 from serve.engine.lora_layers import LoraSlots
-from serve.engine.lora_storage import layer_columns, split_into_groups
+from serve.engine.lora_storage import GatheredSlots, layer_columns, split_into_groups
 from serve.lora.weights import LowRank
+from tests.unit.engine.loras import write_to_slots
 
 WIDTH = 4
 
@@ -66,13 +67,45 @@ def test_loaded_lora_is_in_its_slots_and_nowhere_else() -> None:
         assert (group.rows[0] == 0).all()
 
 
-def test_staged_then_loaded_equals_written() -> None:
-    staged, written = _slots(torch.bfloat16), _slots(torch.bfloat16)
-    staged.load([3, 1, 2], staged.stage(3, MATRICES))
-    written.write([3, 1, 2], MATRICES)
-    for name, group in staged.groups.items():
-        assert torch.equal(group.rows, written.groups[name].rows)
-        assert torch.equal(group.constants, written.groups[name].constants)
+def test_staged_lora_may_use_memory_with_other_content() -> None:
+    expected, reused = _slots(torch.bfloat16), _slots(torch.bfloat16)
+    expected.load([3, 1, 2], expected.stage(3, MATRICES))
+    reused.load([3, 1, 2], reused.stage(3, MATRICES, lambda size: torch.full((2 * size,), 77, dtype=torch.uint8)))
+    for name, group in reused.groups.items():
+        assert torch.equal(group.rows, expected.groups[name].rows)
+        assert torch.equal(group.constants, expected.groups[name].constants)
+
+
+def test_gathered_slots_are_those_that_are_selected() -> None:
+    """More slots than there is memory for are selected at once."""
+    slots = _slots()
+    slots.load([5, 2, 7], slots.stage(3, MATRICES))
+    groups = set(slots.groups.values())
+    gathered = GatheredSlots(groups, 4)
+    for numbers in ([7, 0, 5], [2, 5, 7, 0, 0, 7]):
+        selected = torch.tensor(numbers)
+        gathered.gather(selected, slots.version)
+        for group in groups:
+            rows, constants = gathered.select(group, selected)
+            assert torch.equal(rows, group.rows[selected])
+            assert torch.equal(constants, group.constants[selected])
+
+
+def test_slots_are_gathered_once_at_the_same_address_until_one_is_written() -> None:
+    slots = _slots()
+    slots.load([1, 2, 3], slots.stage(3, MATRICES))
+    group, selected = slots.groups["net.embedder"], torch.tensor([1, 2])
+    gathered = GatheredSlots([group], 4)
+    gathered.gather(selected, slots.version)
+    rows, _ = gathered.select(group, selected)
+    before = rows.clone()
+    group.rows.zero_()
+    gathered.gather(selected, slots.version)
+    assert torch.equal(rows, before)
+    slots.load([1, 2, 3], slots.stage(3, {}))
+    gathered.gather(selected, slots.version)
+    assert not rows.any()
+    assert gathered.select(group, selected)[0].data_ptr() == rows.data_ptr()
 
 
 def test_staging_writes_to_no_slot() -> None:
@@ -83,7 +116,7 @@ def test_staging_writes_to_no_slot() -> None:
 
 def test_numbers_beyond_the_dtype_stay_finite() -> None:
     slots = _slots()
-    slots.write([1, 2], {"clip.": _matrix(WIDTH, 2, 1e30)})
+    write_to_slots(slots, [1, 2], {"clip.": _matrix(WIDTH, 2, 1e30)})
     assert slots.groups["clip."].rows.isfinite().all()
     assert slots.groups["clip."].rows.max() == torch.finfo(torch.float16).max
 

@@ -3,11 +3,15 @@
 import gc
 import weakref
 from collections.abc import Mapping
+from concurrent.futures import Future
 from typing import get_args
 
 import pytest
 
 from serve.engine.checkpoint import Checkpoint
+from serve.engine.lora_manager import stage_weights
+from serve.engine.lora_staging import LoraStager, Staging
+from serve.engine.lora_storage import StagedLora
 from serve.engine.request import Canceled, Completed, Failed, GenerationRequest
 from serve.engine.scheduler import Scheduler
 from serve.engine.watchdog import Watchdog
@@ -47,6 +51,9 @@ class RecordedScheduler:
         self._loras = loras
         self._next_number = 0
 
+    def use(self, stager: type[LoraStager]) -> None:
+        self._scheduler.lora_stager = stager(self._scheduler.loras)
+
     def add(self, keys: str, steps: int = 2) -> RequestRecorder:
         """Adds a request with the LoRAs `keys`, at scale 1."""
         loras = lora_requests(**dict.fromkeys(keys, 1.0))
@@ -68,6 +75,10 @@ class RecordedScheduler:
 
     def fail_all(self) -> None:
         self._scheduler.fail_all(EngineFailed())
+
+    @property
+    def can_work(self) -> bool:
+        return self._scheduler.can_work
 
     @property
     def lora_loads(self) -> int:
@@ -229,3 +240,47 @@ def test_loading_loras_is_reported_as_a_stage(scheduler: RecordedScheduler) -> N
         if isinstance(recorder.final_event, Completed)
     ]
     assert stages == [["queue", "lora", "text", "denoise", "decode"], ["queue", "text", "denoise", "decode"]]
+
+
+def test_request_whose_lora_is_being_staged_lets_newer_ones_pass(
+    scheduler: RecordedScheduler, checkpoint: Checkpoint, loras: Mapping[str, LoraWeights]
+) -> None:
+    scheduler.add("a")
+    scheduler.run_to_end()
+    future: Future[StagedLora] = Future()
+    staging = scheduler.add("b")
+    staging.state.staging = Staging({"b": future})
+    assert not scheduler.can_work
+    newer = [scheduler.add("a"), scheduler.add("")]
+    assert scheduler.can_work
+    scheduler.step()
+    assert _started(staging, *newer) == [False, True, True]
+    future.set_result(stage_weights(checkpoint.lora_slots, loras["b"]))
+    scheduler.step()
+    assert _started(staging) == [True]
+    scheduler.run_to_end()
+    assert isinstance(staging.final_event, Completed)
+
+
+def test_request_can_be_cancelled_while_its_lora_is_being_staged(scheduler: RecordedScheduler) -> None:
+    recorder = scheduler.add("b")
+    recorder.state.staging = Staging({"b": Future()})
+    scheduler.step()
+    assert not recorder.events
+    recorder.state.cancel_token.cancelled = True
+    assert scheduler.can_work
+    scheduler.step()
+    assert isinstance(recorder.final_event, Canceled)
+
+
+def test_evicted_lora_is_staged_again(scheduler: RecordedScheduler, loras: Mapping[str, LoraWeights]) -> None:
+    class FakeStager(LoraStager):
+        def extend(self, staging: Staging, weights: Mapping[str, LoraWeights]) -> Staging:
+            return staging if staging.loras else Staging({"b": Future()})
+
+    scheduler.use(FakeStager)
+    recorder = scheduler.add("b")
+    scheduler.step()
+    assert recorder.state.is_staging
+    recorder.state.cancel_token.cancelled = True
+    scheduler.run_to_end()

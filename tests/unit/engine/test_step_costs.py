@@ -1,8 +1,10 @@
 """Estimates of the time of passes from measured times."""
 
+from typing import get_args
+
 import pytest
 
-from serve.engine.step_costs import MAX_AGE, OPTIMISTIC_SHARE, RemainingWork, StepCosts
+from serve.engine.step_costs import MAX_AGE, OPTIMISTIC_SHARE, CostKind, RemainingWork, StepCosts
 
 TOKENS = 1024
 
@@ -87,7 +89,7 @@ def test_batch_that_was_slow_long_ago_is_tried_again() -> None:
 
 
 @pytest.mark.parametrize(
-    ("steps_left", "needs_encoding", "max_batch", "seconds"),
+    ("steps_left", "needs_image_encoding", "max_batch", "seconds"),
     [
         pytest.param((3,), False, 8, 3 * 1 + 5, id="one image"),
         pytest.param((3, 3), False, 8, 3 * 1.4 + 2 * 5, id="a cheap batch"),
@@ -96,10 +98,18 @@ def test_batch_that_was_slow_long_ago_is_tried_again() -> None:
     ],
 )
 def test_remaining_time_adds_steps_decodes_and_encoding(
-    steps_left: tuple[int, ...], needs_encoding: bool, max_batch: int, seconds: float
+    steps_left: tuple[int, ...], needs_image_encoding: bool, max_batch: int, seconds: float
 ) -> None:
     costs = _costs((TOKENS, 1, 1.0), (TOKENS, 2, 1.4))
     costs.record("decode", TOKENS, 5.0)
     costs.record("encode_image", TOKENS, 7.0)
-    work = RemainingWork(TOKENS, steps_left, needs_encoding)
+    work = RemainingWork(TOKENS, steps_left, needs_image_encoding)
     assert costs.remaining_s(work, max_batch) == pytest.approx(seconds)
+
+
+def test_cleared_costs_are_those_of_new_ones() -> None:
+    costs, new = StepCosts(), StepCosts()
+    for kind in get_args(CostKind):
+        costs.record(kind, TOKENS, 30.0)
+    costs.clear()
+    assert all(costs.estimate_s(kind, TOKENS) == new.estimate_s(kind, TOKENS) for kind in get_args(CostKind))

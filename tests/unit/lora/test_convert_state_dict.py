@@ -82,7 +82,7 @@ def test_alpha_is_divided_by_the_rank_of_each_layer() -> None:
     assert weights.transformer["transformer_blocks.0.attn.to_k"].scale == 0.5
     assert weights.transformer["norm_out.linear"].scale == 0.5
     assert weights.transformer["transformer_blocks.1.attn.to_out.0"].scale == 0.3
-    assert weights.rank == 5
+    assert weights.slots == 5
 
 
 def test_any_subset_of_layers_is_accepted() -> None:
@@ -105,7 +105,7 @@ def test_separately_trained_layers_keep_their_rank_when_fused() -> None:
     fused = {"double_blocks.0.img_attn.qkv": (down, up)}
     weights = convert(lora_files.with_underscores(fused, "lora_unet_", alpha=3))
     assert_equal_weights(weights.transformer, separate, scale=0.5)
-    assert weights.rank == 2
+    assert weights.slots == 2
 
 
 def test_layer_of_zeros_adds_nothing() -> None:

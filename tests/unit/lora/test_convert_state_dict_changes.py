@@ -38,7 +38,7 @@ def test_bias_of_the_lora_is_scaled_and_change_of_the_bias_is_not(suffix: str, f
     assert query.bias is not None
     torch.testing.assert_close(query.bias, factor * BIAS)
     assert_equal_weights(weights.transformer, {QUERY: PAIRS[QUERY]}, scale=0.5)
-    assert (weights.rank, weights.unapplied) == (4, ())
+    assert (weights.slots, weights.unapplied) == (4, ())
 
 
 def test_bias_without_matrices_is_applied() -> None:

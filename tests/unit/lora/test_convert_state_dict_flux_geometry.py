@@ -38,7 +38,7 @@ def test_every_format_converts_to_the_same_weights(tensors: Tensors) -> None:
         assert torch.equal(low_rank.down, down)
         assert torch.equal(low_rank.up, up)
         assert low_rank.scale == 1
-    assert (weights.rank, weights.unapplied) == (2, ())
+    assert (weights.slots, weights.unapplied) == (2, ())
 
 
 def test_xlabs_format_converts_to_the_weights_of_its_layers() -> None:
@@ -63,7 +63,7 @@ def test_loha_equals_the_elementwise_product_of_two_products() -> None:
     weights = convert(tensors)
     expected = (w1_a.float() @ w1_b.float()) * (w2_a.float() @ w2_b.float())
     assert (layer_delta(weights, QUERY) - expected).abs().max() <= 2e-3 * expected.abs().max()
-    assert weights.rank == 12
+    assert weights.slots == 12
 
 
 def full(factor: int, outputs: int, inputs: int) -> Tensors:
@@ -100,7 +100,7 @@ LOKR: dict[str, tuple[str, Tensors, list[str], int]] = {
 def test_lokr_equals_the_kronecker_product(name: str) -> None:
     file_layer, tensors, layers, slots = LOKR[name]
     weights = convert({f"{file_layer}.{suffix}": tensor for suffix, tensor in tensors.items()})
-    assert weights.rank == slots
+    assert weights.slots == slots
     vectors = torch.randn(3072, 2, dtype=torch.float64, generator=torch.Generator().manual_seed(1))
     found = torch.cat([layer_delta(weights, layer).double() @ vectors for layer in layers])
     expected = kron(name) @ vectors
@@ -126,7 +126,7 @@ def test_bias_of_a_fused_layer_is_split() -> None:
     weights = convert({"diffusion_model.double_blocks.18.img_attn.qkv.diff_b": bias})
     biases = [low_rank.bias for low_rank in weights.transformer.values() if low_rank.bias is not None]
     assert torch.equal(torch.cat(biases), bias.float())
-    assert weights.rank == 1
+    assert weights.slots == 1
 
 
 def test_change_of_the_smallest_weights_is_applied() -> None:
@@ -134,4 +134,4 @@ def test_change_of_the_smallest_weights_is_applied() -> None:
     weights = convert({f"diffusion_model.{name}.diff": diff for name, diff in diffs.items()})
     assert torch.equal(layer_delta(weights, "x_embedder"), diffs["img_in"].float())
     assert torch.equal(layer_delta(weights, "proj_out"), diffs["final_layer.linear"].float())
-    assert weights.rank == 64
+    assert weights.slots == 64

@@ -59,7 +59,7 @@ def test_weights_survive_packing(dtype: torch.dtype) -> None:
         assert (other.first_row, other.outputs, other.scale) == numbers
     assert unpacked.unapplied == weights.unapplied
     assert len(weights.unapplied) == 1
-    assert unpacked.rank == weights.rank
+    assert unpacked.slots == weights.slots
 
 
 def test_shared_matrix_is_packed_once() -> None:
