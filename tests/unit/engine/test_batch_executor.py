@@ -19,6 +19,7 @@ from serve.engine.watchdog import Watchdog
 from serve.errors import EngineFailed
 from serve.events import StepDone
 from serve.settings import PoolSettings
+from tests.unit.engine.checkpoints import Checkpoints
 from tests.unit.engine.fake_device import LAUNCH_S, PASS_S, QUEUE_S, FakeDevice
 from tests.unit.engine.faults import Faulty, first_call, with_faulty_steps
 from tests.unit.engine.loras import lora_requests, make_lora
