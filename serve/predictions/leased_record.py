@@ -1,12 +1,13 @@
 """The record of a prediction that this process runs: changed in memory at once, and stored soon after.
 
-While a prediction runs, its record changes with every step. Storing it at most every `STORE_PERIOD_S` keeps the
-database out of the way; the end of a prediction is stored before anyone sees it.
+While predictions run, their records change with every step. Storing all of them together every `STORE_PERIOD_S` keeps
+the database out of the way; the end of a prediction is stored before anyone sees it.
 """
 
 import asyncio
+import contextvars
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 from sqlalchemy.ext.asyncio import AsyncConnection
 
@@ -17,7 +18,7 @@ from serve.predictions.change_notifier import ChangeNotifier
 from serve.predictions.lease import Lease
 from serve.predictions.prediction import Prediction
 
-STORE_PERIOD_S = 0.25
+STORE_PERIOD_S = 1.0
 RETRY_S = 0.5
 
 log = logging.getLogger(__name__)
@@ -27,87 +28,120 @@ class LeasedRecord:
     """`on_lost` is called once if the lease turns out to be lost, or the prediction to have been ended elsewhere."""
 
     def __init__(
-        self,
-        database: Database,
-        notifier: ChangeNotifier,
-        lease: Lease,
-        prediction: Prediction,
-        on_lost: Callable[[str], None],
+        self, writer: "RecordWriter", lease: Lease, prediction: Prediction, on_lost: Callable[[str], None]
     ) -> None:
         self.lease = lease
         self.prediction = prediction
-        self._database = database
-        self._notifier = notifier
+        self._writer = writer
         self._on_lost = on_lost
-        self._stored_revision = prediction.revision
         self._lock = asyncio.Lock()
-        self._storing: asyncio.Task[None] | None = None
+        self._is_ending = False
         self._is_lost = False
+
+    @property
+    def is_running(self) -> bool:
+        """Whether changes may be stored: the prediction does not end, and the lease is not known to be lost."""
+        return not (self._is_ending or self._is_lost)
 
     def change(self, prediction: Prediction) -> None:
         """Replaces the record, which has not ended, and stores it soon."""
-        if prediction is self.prediction:
-            return
-        self.prediction = prediction
-        self._notifier.notify(prediction.id)
-        if self._storing is None or self._storing.done():
-            self._storing = asyncio.get_running_loop().create_task(self._store_later())
+        if prediction is not self.prediction:
+            self.prediction = prediction
+            self._writer.add(self)
 
     async def end(self, change: Callable[[Prediction], Prediction], release: bool) -> bool:
         """Stores the end of the prediction, and waits for the database if it is away. False if it has ended before."""
         async with self._lock:
             if self.prediction.ended or self._is_lost:
                 return False
-            ended = change(self.prediction)
-            if not await self._write_patiently(ended, release):
+            self._is_ending = True
+            try:
+                ended = change(self.prediction)
+                written = await self._writer.write_end(self.lease, ended, release)
+            except BaseException:
+                self._is_ending = False
+                raise
+            if not written:
                 self.lose()
                 return False
             self.prediction = ended
-        self._stop_storing()
-        self._notifier.notify(ended.id)
+        self._writer.notify(ended.id)
         return True
 
     def abandon(self) -> None:
         """Stores nothing any more."""
         self._is_lost = True
-        self._stop_storing()
 
     def lose(self) -> None:
         if not self._is_lost:
             self.abandon()
             self._on_lost(self.lease.prediction_id)
-            self._notifier.notify(self.lease.prediction_id)
+            self._writer.notify(self.lease.prediction_id)
 
-    def _stop_storing(self) -> None:
-        if self._storing is not None and self._storing is not asyncio.current_task():
-            self._storing.cancel()
 
-    async def _store_later(self) -> None:
-        while self.prediction.revision > self._stored_revision:
-            await asyncio.sleep(STORE_PERIOD_S)
-            async with self._lock:
-                if self.prediction.ended or self._is_lost:
-                    return
-                if not await self._write_patiently(self.prediction, release=False):
-                    self.lose()
+class RecordWriter:
+    """Stores the records that this process has leased."""
 
-    async def _write_patiently(self, prediction: Prediction, release: bool) -> bool:
-        """Writes until the database answers."""
+    def __init__(self, database: Database, notifier: ChangeNotifier) -> None:
+        self._database = database
+        self._notifier = notifier
+        self._changed: set[LeasedRecord] = set()
+        self._storing: asyncio.Task[None] | None = None
 
-        async def write(connection: AsyncConnection) -> bool:
-            written = await rows.write_leased(connection, self.lease, prediction, release)
-            if written:
-                await self._notifier.publish(connection, prediction.id)
-            return written
+    def notify(self, prediction_id: str) -> None:
+        """Wakes the waiters of this process."""
+        self._notifier.notify(prediction_id)
 
+    def add(self, record: LeasedRecord) -> None:
+        """Wakes the waiters of this process, and stores the record with the next transaction."""
+        self._changed.add(record)
+        self.notify(record.lease.prediction_id)
+        if self._storing is None or self._storing.done():
+            loop = asyncio.get_running_loop()
+            self._storing = loop.create_task(self._store_changes(), context=contextvars.Context())
+
+    async def write_end(self, lease: Lease, prediction: Prediction, release: bool) -> bool:
+        """Writes until the database answers. Returns False if the lease is lost."""
         is_first = True
         while True:
             try:
-                written = await self._database.write(write)
-                self._stored_revision = prediction.revision
-                return written
+                return await self._database.write(
+                    lambda connection: self._write(connection, lease, prediction, release)
+                )
             except DatabaseUnavailable as error:
                 if is_first:
-                    log.warning("prediction %s: its record waits for the database: %s", prediction.id, error.cause)
+                    log.warning("prediction %s: its end waits for the database: %s", prediction.id, error.cause)
                 is_first = False
                 await asyncio.sleep(RETRY_S)
+
+    async def _store_changes(self) -> None:
+        while self._changed:
+            await asyncio.sleep(STORE_PERIOD_S)
+            changed = [record for record in self._changed if record.is_running]
+            self._changed = set()
+            try:
+                await self._store(changed)
+            except DatabaseUnavailable as error:
+                log.warning("the progress of %d predictions is stored later: %s", len(changed), error.cause)
+                self._changed.update(changed)
+
+    async def _store(self, records: Sequence[LeasedRecord]) -> None:
+        states = [(record, record.prediction) for record in records]
+
+        async def work(connection: AsyncConnection) -> list[LeasedRecord]:
+            return [
+                record
+                for record, prediction in states
+                if not await self._write(connection, record.lease, prediction, release=False)
+            ]
+
+        if states:
+            for record in await self._database.write(work):
+                if record.is_running:
+                    record.lose()
+
+    async def _write(self, connection: AsyncConnection, lease: Lease, prediction: Prediction, release: bool) -> bool:
+        written = await rows.write_leased(connection, lease, prediction, release)
+        if written:
+            await self._notifier.publish(connection, prediction.id)
+        return written

@@ -13,7 +13,7 @@ from serve.predictions import prediction_rows as rows
 from serve.predictions.admission import RetryEstimates, work_of
 from serve.predictions.change_notifier import ChangeNotifier
 from serve.predictions.lease import Claim, Lease
-from serve.predictions.leased_record import LeasedRecord
+from serve.predictions.leased_record import LeasedRecord, RecordWriter
 from serve.predictions.prediction import Prediction, utc_now
 from serve.predictions.prediction_pages import PageQuery, read_page
 
@@ -49,6 +49,7 @@ class PredictionStore:
         self._clock = clock
         self._lease_s = lease_s
         self._owner = secrets.token_hex(16)
+        self._writer = RecordWriter(database, notifier)
         self._held: dict[str, LeasedRecord] = {}
         self._estimates = RetryEstimates(clock)
         self.on_lost: Callable[[str], None] = lambda _: None
@@ -183,7 +184,7 @@ class PredictionStore:
             raise PoolFull(pool, self._estimates.retry_after_s(pool, load))
 
     def _hold(self, lease: Lease, prediction: Prediction) -> None:
-        self._held[prediction.id] = LeasedRecord(self._database, self._notifier, lease, prediction, self._lose)
+        self._held[prediction.id] = LeasedRecord(self._writer, lease, prediction, self._lose)
 
     def _lose(self, prediction_id: str) -> None:
         self._held.pop(prediction_id, None)

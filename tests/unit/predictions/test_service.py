@@ -14,6 +14,7 @@ from serve.database.tables import predictions
 from serve.errors import InvalidInput, NotFound, NotReady, PoolFull
 from serve.events import Event, Started
 from serve.predictions.prediction import Prediction
+from serve.predictions.prediction_rows import read_prediction
 from serve.settings import PoolSettings, Settings
 from tests.app_factory import AppUnderTest, make_app
 from tests.fakes import ONE_IMAGE, FakePool
@@ -276,6 +277,11 @@ async def test_process_that_lost_its_lease_stops_its_work() -> None:
     assert (await asyncio.wait_for(app.service.wait(prediction.id), 5)).status == "succeeded"
 
 
+async def is_stored_as_processing(app: AppUnderTest, prediction_id: str) -> bool:
+    record = await app.database.read(lambda connection: read_prediction(connection, prediction_id))
+    return record is not None and record.status == "processing"
+
+
 class HangingPool(FakePool):
     """A pool that starts a prediction and never ends it."""
 
@@ -290,7 +296,8 @@ async def test_prediction_whose_process_is_lost_twice_while_generating_fails() -
     for _ in range(2):
         while (await apps[-1].service.get(prediction.id)).status != "processing":
             await asyncio.sleep(0.01)
-        await asyncio.sleep(0.4)  # until the record is stored
+        while not await is_stored_as_processing(apps[-1], prediction.id):
+            await asyncio.sleep(0.01)
         await expire_leases(apps[0])
         apps.append(make_app(HangingPool(()), state=apps[0].state))
         await apps[-1].service.renew_leases()

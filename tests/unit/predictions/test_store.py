@@ -2,11 +2,13 @@
 
 import asyncio
 from datetime import timedelta
+from typing import Any
 
 import pytest
 
 from serve.database.connection import Database
-from serve.errors import NotFound, PoolFull
+from serve.errors import DatabaseUnavailable, NotFound, PoolFull
+from serve.predictions import leased_record
 from serve.predictions.change_notifier import ChangeNotifier
 from serve.predictions.prediction import Prediction
 from serve.predictions.prediction_pages import PageQuery
@@ -80,6 +82,54 @@ async def test_changes_are_stored_while_the_prediction_runs(database: Database) 
         await store.update(A, add_line)
     async with asyncio.timeout(5):
         while (await stored(database, A)).logs != "a line\n" * 3:
+            await asyncio.sleep(0.01)
+
+
+async def test_changes_of_all_predictions_are_stored_together(
+    database: Database, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    store = await make_running(database, A, B)
+    transactions = []
+    write = database.write
+
+    async def count(work: Any) -> Any:
+        transactions.append(work)
+        return await write(work)
+
+    monkeypatch.setattr(database, "write", count)
+    for each in (A, B, A):
+        await store.update(each, add_line)
+    async with asyncio.timeout(5):
+        while (await stored(database, A)).logs != "a line\n" * 2:
+            await asyncio.sleep(0.01)
+    assert (await stored(database, B)).logs == "a line\n"
+    assert len(transactions) == 1
+
+
+async def test_changes_and_the_end_wait_for_a_database_that_is_away(
+    database: Database, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    store = await make_running(database, A, B)
+    is_away = True
+    write = database.write
+
+    async def fail(work: Any) -> Any:
+        if is_away:
+            raise DatabaseUnavailable("away")
+        return await write(work)
+
+    monkeypatch.setattr(database, "write", fail)
+    monkeypatch.setattr(leased_record, "STORE_PERIOD_S", 0.01)
+    monkeypatch.setattr(leased_record, "RETRY_S", 0.01)
+    await store.update(A, add_line)
+    finishing = asyncio.create_task(store.finish(B, succeed, release=True))
+    await asyncio.sleep(0.05)
+    assert (await store.get(A)).logs == "a line\n"
+    assert not finishing.done()
+    is_away = False
+    assert await asyncio.wait_for(finishing, 5)
+    async with asyncio.timeout(5):
+        while (await stored(database, A)).logs != "a line\n":
             await asyncio.sleep(0.01)
 
 
