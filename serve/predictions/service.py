@@ -87,7 +87,7 @@ class PredictionService:
         start_s = time.perf_counter()
         uploads = await self._own_files.find(raw_inputs)
         request = prepare_request(raw_inputs, served, self._settings, secrets.randbits(32), uploads)
-        await self._store.check_capacity(request.plan.pool)
+        await with_patience(lambda: self._store.check_capacity(request.plan.pool))
         stages_ms = {"plan": elapsed_ms(start_s)}
         images = await self._input_images.load(request.inputs, request.plan)
         if request.inputs.image is not None:

@@ -83,7 +83,9 @@ class PredictionStore:
         held = self._held.get(prediction_id)
         if held is not None:
             return held.prediction
-        prediction = await self._database.read(lambda connection: rows.read_prediction(connection, prediction_id))
+        prediction = None
+        if "\0" not in prediction_id:  # PostgreSQL rejects it in a text
+            prediction = await self._database.read(lambda connection: rows.read_prediction(connection, prediction_id))
         if prediction is None:
             raise NotFound(f"there is no prediction {prediction_id[:64]!r}; it may have expired")
         return prediction
@@ -138,7 +140,8 @@ class PredictionStore:
             while True:
                 changed.clear()
                 current = await self.get(seen.id)
-                if current.revision > seen.revision or seen.ended:
+                # After a take-over, the record goes on from the last stored change, so its revision may be lower.
+                if current.revision > seen.revision or current.ended:
                     return current
                 try:
                     async with asyncio.timeout(RECHECK_S):

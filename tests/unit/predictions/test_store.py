@@ -55,6 +55,19 @@ async def test_unknown_id_raises_not_found(database: Database) -> None:
             await call
 
 
+async def test_id_with_a_null_character_is_unknown(database: Database) -> None:
+    with pytest.raises(NotFound):
+        await make_store(database).get("a\0")
+
+
+async def test_waiter_that_has_seen_unstored_changes_notices_the_end(database: Database) -> None:
+    await make_running(database, A)
+    other = make_store(database)
+    seen = prediction(A).model_copy(update={"revision": 9})
+    await other.finish(A, cancel)
+    assert (await asyncio.wait_for(other.wait_for_change(seen), 2)).status == "canceled"
+
+
 async def test_created_record_is_stored_unchanged(database: Database) -> None:
     await make_running(database, A)
     assert await stored(database, A) == prediction(A)
