@@ -98,13 +98,12 @@ async def write_unleased(connection: AsyncConnection, prediction: Prediction, se
 
 async def release(connection: AsyncConnection, lease: Lease) -> None:
     """Gives a lease back: the place in the pool is free if the prediction has ended, else any process may claim it."""
-    await _update_one(connection, {"lease_owner": None}, predictions.c.id == lease.prediction_id, _is_held(lease))
+    await _update_one(connection, {"lease_owner": None}, _is_held(lease))
 
 
 async def count_loss(connection: AsyncConnection, lease: Lease) -> int:
     """Counts a replica that was lost while it generated this prediction, and returns the number of losses."""
-    condition = and_(predictions.c.id == lease.prediction_id, _is_held(lease))
-    statement = update(predictions).where(condition).values(losses=predictions.c.losses + 1)
+    statement = update(predictions).where(_is_held(lease)).values(losses=predictions.c.losses + 1)
     await connection.execute(statement)
     query = select(predictions.c.losses).where(predictions.c.id == lease.prediction_id)
     return int((await connection.execute(query)).scalar_one())
@@ -191,4 +190,5 @@ def _is_unfinished(prediction_id: str) -> ColumnElement[bool]:
 
 
 def _is_held(lease: Lease) -> ColumnElement[bool]:
-    return and_(predictions.c.lease_owner == lease.owner, predictions.c.lease_number == lease.number)
+    is_same = predictions.c.id == lease.prediction_id
+    return and_(is_same, predictions.c.lease_owner == lease.owner, predictions.c.lease_number == lease.number)

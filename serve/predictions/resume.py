@@ -4,10 +4,9 @@ from collections.abc import Mapping
 from dataclasses import replace
 from typing import Any
 
-from serve.errors import UnknownVersion
 from serve.predictions.own_files import UploadedInputs
 from serve.predictions.prediction import Prediction
-from serve.predictions.request import PreparedRequest, ServedVersion, prepare_request
+from serve.predictions.request import PreparedRequest, prepare_request, resolve_version
 from serve.settings import Settings
 
 
@@ -19,11 +18,6 @@ def resume_request(
     `raw_inputs` are its inputs in full. Raises `UnknownVersion` if its model is not served any more, and
     `InvalidInput` if files that it needs were removed.
     """
-    for model in settings.served_models:
-        if model.full_name == prediction.model and prediction.version in model.versions:
-            served = ServedVersion(model, prediction.version)
-            break
-    else:
-        raise UnknownVersion(prediction.version)
+    served = resolve_version(settings, f"{prediction.model}:{prediction.version}")
     prepared = prepare_request(raw_inputs, served, settings, prediction.plan.seeds[0], uploads)
     return replace(prepared, plan=prediction.plan)

@@ -22,7 +22,6 @@ LEASE_S = 8.0
 otherwise predictions are generated twice, and recorded once."""
 RECHECK_S = 5.0
 """Waiters look at the record again after this time, in case that a notification was lost."""
-MICROSECONDS = 1_000_000
 
 PredictionUpdate = Callable[[Prediction], Prediction]
 
@@ -210,4 +209,4 @@ class PredictionStore:
         return finished
 
     def _expires_us(self) -> int:
-        return rows.to_us(self._clock()) + int(self._lease_s * MICROSECONDS)
+        return rows.to_us(self._clock()) + int(self._lease_s * rows.SECOND_US)
