@@ -1,6 +1,7 @@
 """The operator's commands for webhooks: `python -m serve webhooks rotate-secret | dead | replay`."""
 
 import argparse
+from collections.abc import Sequence
 from datetime import timedelta
 
 from serve.database.connection import Database
@@ -13,9 +14,13 @@ DEFAULT_OVERLAP_HOURS = 24.0
 MAX_LISTED = 1000
 
 
-def add_arguments(parser: argparse.ArgumentParser) -> None:
+def parse(arguments: Sequence[str], common: argparse.ArgumentParser) -> argparse.Namespace:
+    """Parses the arguments after `webhooks`. `common` has the options of all commands."""
+    parser = argparse.ArgumentParser(prog="serve webhooks", description="Commands for webhooks.")
     commands = parser.add_subparsers(dest="command", required=True)
-    rotate = commands.add_parser("rotate-secret", help="make a new signing secret and print it")
+    rotate = commands.add_parser(
+        "rotate-secret", parents=[common], help="make a new signing secret and print it"
+    )
     rotate.add_argument(
         "--overlap-hours",
         type=float,
@@ -23,11 +28,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         metavar="N",
         help=f"how long the replaced secret signs too; default: {DEFAULT_OVERLAP_HOURS:g}",
     )
-    commands.add_parser("dead", help=f"list up to {MAX_LISTED} webhooks that could not be delivered, newest first")
-    replay = commands.add_parser("replay", help="send webhooks again that could not be delivered")
+    commands.add_parser("dead", parents=[common], help=f"list up to {MAX_LISTED} webhooks that could not be delivered, newest first")
+    replay = commands.add_parser("replay", parents=[common], help="send webhooks again that could not be delivered")
     selected = replay.add_mutually_exclusive_group(required=True)
     selected.add_argument("prediction_ids", nargs="*", default=[], metavar="PREDICTION_ID")
-    selected.add_argument("--all", action="store_true")
+    selected.add_argument("--all", action="store_true", help="all of them")
+    return parser.parse_args(arguments)
 
 
 async def run(options: argparse.Namespace, database_url: str) -> list[str]:
