@@ -71,6 +71,11 @@ class WebhookDeliverer:
         self._ended = asyncio.Event()
         """Set when a delivery has ended, so that another one may start."""
 
+    @property
+    def is_idle(self) -> bool:
+        """Whether no delivery is running."""
+        return not self._running
+
     async def run(self) -> None:
         """Delivers until cancelled."""
         renew_s = sweep_s = self._monotonic()

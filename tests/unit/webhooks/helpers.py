@@ -1,6 +1,7 @@
 """Predictions with webhooks, and a deliverer that sends to loopback addresses."""
 
 import asyncio
+import time
 from collections.abc import AsyncGenerator, Awaitable, Callable, Mapping
 from contextlib import asynccontextmanager
 from typing import Any
@@ -43,11 +44,15 @@ async def render(webhook: Webhook, prediction: Prediction) -> Mapping[str, Any]:
 
 
 def make_deliverer(
-    database: Database, store: PredictionStore, clock: FakeClock, settings: WebhookSettings = SETTINGS
+    database: Database,
+    store: PredictionStore,
+    clock: FakeClock,
+    settings: WebhookSettings = SETTINGS,
+    monotonic: Callable[[], float] = time.monotonic,
 ) -> WebhookDeliverer:
     client = HttpClient(settings.http, tls=EMPTY_TRUST_STORE, settings_name="webhooks")
     sender = WebhookSender(client, SigningSecrets(database, clock.now), render, settings.total_timeout_s, clock.now)
-    return WebhookDeliverer(settings, database, store, sender, clock.now)
+    return WebhookDeliverer(settings, database, store, sender, clock.now, monotonic)
 
 
 @asynccontextmanager
