@@ -20,6 +20,7 @@ from serve.database.connection import Database
 from serve.database.tables import metadata
 from serve.media.file_store import FileStore
 from serve.media.output_store import OutputStore
+from serve.net.http_client import HttpClient
 from serve.predictions.change_notifier import ChangeNotifier
 from serve.predictions.input_images import Fetcher, InputImages
 from serve.predictions.input_store import InputStore
@@ -29,7 +30,6 @@ from serve.predictions.request import ServedVersion, resolve_version
 from serve.predictions.runner import LoraCache, Pool, PredictionRunner
 from serve.predictions.service import PredictionService
 from serve.predictions.store import PredictionStore
-from serve.net.http_client import HttpClient
 from serve.settings import Settings
 from serve.webhooks.deliverer import WebhookDeliverer
 from serve.webhooks.sender import WebhookSender

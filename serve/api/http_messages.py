@@ -152,9 +152,7 @@ def server_timing_header(prediction: Prediction) -> dict[str, str]:
     return {"Server-Timing": ", ".join(stages)} if stages else {}
 
 
-async def output_uris(
-    prediction: Prediction, outputs: OutputStore, with_unfinished: bool = False
-) -> list[str] | None:
+async def output_uris(prediction: Prediction, outputs: OutputStore, with_unfinished: bool = False) -> list[str] | None:
     """The URIs of the images; None if the prediction has not succeeded or its images have been removed.
 
     If `with_unfinished`, a running prediction has those of the images that exist so far, and None without any.

@@ -1,4 +1,4 @@
-"""Delivers webhooks: claims what is due, renews the leases, and removes old rows. Any process may deliver any webhook."""
+"""Delivers webhooks: claims what is due, renews the leases, and removes old rows."""
 
 import asyncio
 import contextvars
@@ -47,7 +47,7 @@ class _Running:
 
 
 class WebhookDeliverer:
-    """`run` must run in a task of its own. `aclose` stops all deliveries, so that other processes go on with them."""
+    """Any process may deliver any webhook. `run` must run in a task of its own."""
 
     def __init__(
         self,
@@ -144,7 +144,7 @@ class WebhookDeliverer:
             pass
 
     async def aclose(self) -> None:
-        """Stops all deliveries and gives their leases back. Call it after `run` has ended."""
+        """Stops all deliveries and leaves them to other processes. Call it after `run` has ended."""
         tasks = [running.task for running in self._running.values()]
         for task in tasks:
             task.cancel()

@@ -79,7 +79,7 @@ class DeliveryRunner:
             pass
 
     async def _run(self, delivery: ClaimedDelivery) -> None:
-        state = await _patiently(lambda: self._predictions.get(delivery.lease.prediction_id))
+        state = await self._get(delivery.lease.prediction_id)
         webhook = state.webhook
         assert webhook is not None
         # If another process had the lease before, it has sent the events of an ended prediction but the last one.
@@ -94,21 +94,30 @@ class DeliveryRunner:
         """Sends changes until the prediction has ended. Returns its last state."""
         progress = Progress(webhook.events)
         while not state.ended:
-            seen, wait_s = state, progress.wait_s(state)
+            wait_s = progress.wait_s(state)
             if wait_s == 0:
                 await self._send_once(delivery, webhook, state)
                 progress.sent(state)
-                state = await _patiently(lambda: self._predictions.get(delivery.lease.prediction_id))
-                continue
-            with suppress(TimeoutError):
-                async with asyncio.timeout(wait_s):
-                    state = await _patiently(lambda: self._predictions.wait_for_change(seen))
+                state = await self._get(state.id)
+            else:
+                state = await self._wait_for_change(state, wait_s)
         if "start" in progress.pending(state):
             await self._send_once(delivery, webhook, as_started(state))
             progress.sent(as_started(state))
         if "completed" not in webhook.events and progress.pending(state):
             await self._send_once(delivery, webhook, state)
         return state
+
+    async def _get(self, prediction_id: str) -> Prediction:
+        return await _patiently(lambda: self._predictions.get(prediction_id))
+
+    async def _wait_for_change(self, seen: Prediction, timeout_s: float | None) -> Prediction:
+        """The prediction after its next change, or `seen` after `timeout_s`."""
+        try:
+            async with asyncio.timeout(timeout_s):
+                return await _patiently(lambda: self._predictions.wait_for_change(seen))
+        except TimeoutError:
+            return seen
 
     async def _send_once(self, delivery: ClaimedDelivery, webhook: Webhook, state: Prediction) -> None:
         """Sends a state that a later one makes obsolete, so failures do not matter."""

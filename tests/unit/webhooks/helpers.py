@@ -27,15 +27,14 @@ from tests.local_server import EMPTY_TRUST_STORE
 SETTINGS = WebhookSettings(allowed_hosts=("127.0.0.1",), total_timeout_s=5)
 
 
-def with_webhook(
-    prediction_id: str, url: str, *events: WebhookEvent, host: str = "receiver:80"
-) -> Prediction:
+def with_webhook(prediction_id: str, url: str, *events: WebhookEvent, host: str = "receiver:80") -> Prediction:
     webhook = Webhook(url=url, host=host, events=events or WEBHOOK_EVENTS, api="replicate")
     return prediction(prediction_id).model_copy(update={"webhook": webhook})
 
 
-def make_store(database: Database, clock: FakeClock) -> PredictionStore:
-    return PredictionStore(database, ChangeNotifier(database), {prediction().plan.pool: 100}, clock.now)
+def make_store(database: Database, clock: FakeClock, notifier: ChangeNotifier | None = None) -> PredictionStore:
+    pool = prediction().plan.pool
+    return PredictionStore(database, notifier or ChangeNotifier(database), {pool: 100}, clock.now)
 
 
 async def render(webhook: Webhook, prediction: Prediction) -> Mapping[str, Any]:

@@ -3,11 +3,14 @@
 Two deliverers on one database stand for two processes.
 """
 
+import asyncio
+
 import pytest
 from sqlalchemy import delete
 
 from serve.database.connection import Database
 from serve.database.tables import predictions
+from serve.predictions.change_notifier import ChangeNotifier
 from serve.predictions.prediction import Output, Prediction
 from serve.predictions.prediction_rows import to_us
 from serve.predictions.webhook import WebhookEvent
@@ -113,13 +116,17 @@ async def test_prediction_that_has_ended_before_its_delivery_sends_the_wanted_ev
 
 async def test_prediction_that_another_process_runs_is_followed(database: Database) -> None:
     clock = FakeClock()
-    owner, other = make_store(database, clock), make_store(database, clock)
+    notifier = ChangeNotifier(database)
+    owner, other = make_store(database, clock), make_store(database, clock, notifier)
+    listening = asyncio.create_task(notifier.run())
     async with webhook_receiver() as receiver, running(make_deliverer(database, other, clock)):
         await owner.create(with_webhook(A, receiver.url, "start", "completed"), attached=False)
         await owner.update(A, start)
         await receiver.wait_for(1)
         await owner.finish(A, succeed, release=True)
         assert statuses(await receiver.wait_for(2)) == ["processing", "succeeded"]
+    listening.cancel()
+    await asyncio.gather(listening, return_exceptions=True)
 
 
 async def make_ended(database: Database, clock: FakeClock, receiver: WebhookReceiver, *ids: str) -> None:
