@@ -47,7 +47,7 @@ class _LeaseLost(Exception):
 
 
 class _HostBusy(Exception):
-    """No more requests may be sent to the host now."""
+    """Too many requests are being sent to the host."""
 
 
 class DeliveryRunner:
@@ -153,7 +153,7 @@ class DeliveryRunner:
 
         Raises `_HostBusy`, and `_LeaseLost`: another process may be sending now.
         """
-        with self._slots.take(webhook.host) as taken:
+        async with self._slots.take(webhook.host, self._sender.total_timeout_s) as taken:
             if not taken:
                 raise _HostBusy
             message = await _patiently(lambda: self._sender.compose(webhook, state, message_id))

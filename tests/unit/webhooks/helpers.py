@@ -76,6 +76,16 @@ async def open_ids(database: Database) -> list[str]:
     return await database.read(work)
 
 
+async def attempts(database: Database, prediction_id: str) -> int:
+    """The failed attempts to deliver the last event."""
+    query = select(webhook_deliveries.c.attempts).where(webhook_deliveries.c.prediction_id == prediction_id)
+
+    async def work(connection: AsyncConnection) -> int:
+        return int((await connection.execute(query)).scalar_one())
+
+    return await database.read(work)
+
+
 async def dead(database: Database) -> list[rows.DeadDelivery]:
     return await database.read(lambda connection: rows.read_dead(connection, 1000))
 
