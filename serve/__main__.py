@@ -57,7 +57,8 @@ def _run_webhook_command(arguments: Sequence[str]) -> int:
         return _fail(str(error))
     except DatabaseUnavailable as error:
         return _fail(f"the database cannot be reached: {error.cause}")
-    print(*lines, sep="\n")
+    for line in lines:
+        print(line)
     return 0
 
 

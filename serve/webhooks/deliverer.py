@@ -126,7 +126,9 @@ class WebhookDeliverer:
             return
         before, start_s = dict(self._running), self._monotonic()
         expires_us = to_us(self._clock() + timedelta(seconds=self._lease_s))
-        numbers = await self._database.write(lambda connection: rows.renew(connection, self._owner, expires_us))
+        numbers = await self._database.write(
+            lambda connection: rows.renew(connection, self._owner, before.keys(), expires_us)
+        )
         for prediction_id, running in before.items():
             if numbers.get(prediction_id) == running.lease.number:
                 running.renewed_s = start_s

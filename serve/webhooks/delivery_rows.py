@@ -67,9 +67,11 @@ async def claim(
     return lease if changed.rowcount == 1 else None
 
 
-async def renew(connection: AsyncConnection, owner: str, expires_us: int) -> dict[str, int]:
-    """Extends all leases of a process. Returns their numbers by prediction."""
-    is_owned = deliveries.c.lease_owner == owner
+async def renew(
+    connection: AsyncConnection, owner: str, prediction_ids: Collection[str], expires_us: int
+) -> dict[str, int]:
+    """Extends leases of a process. Returns the numbers of those that it still has, by prediction."""
+    is_owned = and_(deliveries.c.prediction_id.in_(prediction_ids), deliveries.c.lease_owner == owner)
     await connection.execute(update(deliveries).where(is_open, is_owned).values(lease_expires_us=expires_us))
     query = select(deliveries.c.prediction_id, deliveries.c.lease_number).where(is_open, is_owned)
     return {row.prediction_id: row.lease_number for row in await connection.execute(query)}

@@ -60,7 +60,7 @@ async def test_one_of_two_processes_claims_a_delivery(store: Database) -> None:
 
 async def test_expired_lease_is_claimed_by_another_process_and_renewed_one_is_not(store: Database) -> None:
     lost, kept = await claim_id(store, A), await claim_id(store, B, "you")
-    renewed = await store.write(lambda connection: rows.renew(connection, "you", LATER + 1))
+    renewed = await store.write(lambda connection: rows.renew(connection, "you", [A, B], LATER + 1))
     assert renewed == {B: kept.number}
     due = await read_due(store, LATER)
     assert {each.prediction_id for each in due} == {A, C}
