@@ -80,6 +80,7 @@ class WebhookDeliverer:
         """Delivers until cancelled."""
         renew_s = sweep_s = self._monotonic()
         while True:
+            self._ended.clear()
             try:
                 now_s = self._monotonic()
                 if now_s >= renew_s:
@@ -95,7 +96,6 @@ class WebhookDeliverer:
             except Exception:
                 log.exception("webhooks are not delivered")
                 await asyncio.sleep(RECONNECT_S)
-            self._ended.clear()
             with suppress(TimeoutError):
                 async with asyncio.timeout(POLL_S):
                     await self._ended.wait()
