@@ -4,7 +4,7 @@ from collections.abc import Callable
 
 FIRST_DELAY_S = 1.0
 MAX_DELAY_S = 300.0
-MAX_ATTEMPTS = 21
+MAX_ATTEMPTS = 20
 """The pauses between them add up to 59 minutes at most."""
 MIN_FACTOR = 0.5
 
@@ -17,4 +17,4 @@ def retry_delay_s(attempts: int, uniform: Callable[[float, float], float]) -> fl
     """
     if attempts >= MAX_ATTEMPTS:
         return None
-    return uniform(MIN_FACTOR, 1.0) * min(FIRST_DELAY_S * 2 ** (attempts - 1), MAX_DELAY_S)
+    return uniform(MIN_FACTOR, 1.0) * min(FIRST_DELAY_S * 2.0 ** (attempts - 1), MAX_DELAY_S)
