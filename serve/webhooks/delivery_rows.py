@@ -116,11 +116,11 @@ async def read_dead(connection: AsyncConnection, limit: int) -> list[DeadDeliver
 
 async def replay(connection: AsyncConnection, prediction_ids: Sequence[str] | None, now_us: int) -> int:
     """Makes dead deliveries due, all of them if `prediction_ids` is None. Returns their number."""
-    selected = deliveries.c.dead_us.is_not(None)
-    if prediction_ids is not None:
-        selected = and_(selected, deliveries.c.prediction_id.in_(prediction_ids))
     values = {"dead_us": None, "due_us": now_us, "attempts": 0}
-    return int((await connection.execute(update(deliveries).where(selected).values(values))).rowcount)
+    statement = update(deliveries).where(deliveries.c.dead_us.is_not(None)).values(values)
+    if prediction_ids is not None:
+        statement = statement.where(deliveries.c.prediction_id.in_(prediction_ids))
+    return int((await connection.execute(statement)).rowcount)
 
 
 async def delete_dead(connection: AsyncConnection, dead_before_us: int, limit: int) -> int:

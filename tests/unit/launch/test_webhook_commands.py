@@ -3,6 +3,7 @@
 from pathlib import Path
 
 import pytest
+from sqlalchemy.ext.asyncio import AsyncConnection
 
 from serve.__main__ import main
 from serve.database.connection import Database
@@ -27,12 +28,14 @@ async def dead_database(migrated: Database) -> Database:
     for prediction_id in (A, B):
         await store.create(with_webhook(prediction_id, "https://me.example/path"), attached=False)
     now_us = to_us(NOON)
-    for due in await migrated.read(lambda connection: rows.read_due(connection, now_us, (), 10)):
-        lease = await migrated.write(lambda connection, due=due: rows.claim(connection, due, "me", now_us, now_us))
-        assert lease is not None
-        await migrated.write(
-            lambda connection, lease=lease: rows.record_failure(connection, lease, 21, "refused", now_us, None)
-        )
+
+    async def kill(connection: AsyncConnection) -> None:
+        for due in await rows.read_due(connection, now_us, (), 10):
+            lease = await rows.claim(connection, due, "me", now_us, now_us)
+            assert lease is not None
+            await rows.record_failure(connection, lease, 20, "refused", now_us, None)
+
+    await migrated.write(kill)
     return migrated
 
 
@@ -48,7 +51,7 @@ async def test_rotation_prints_the_new_secret_and_keeps_the_old_one_for_the_over
 async def test_dead_webhooks_are_listed(dead_database: Database) -> None:
     lines = await run_command(dead_database, "dead")
     assert {line.split("\t")[0] for line in lines} == {A, B}
-    assert all("receiver:80" in line and "21" in line and "refused" in line for line in lines)
+    assert all("receiver:80" in line and "20" in line and "refused" in line for line in lines)
     assert not any("path" in line for line in lines)
 
 

@@ -50,7 +50,8 @@ def test_logs_and_outputs_wait_for_the_throttle() -> None:
 
 
 def test_prediction_that_starts_again_sends_only_new_outputs() -> None:
-    progress = Progress(("output",))
+    wanted: tuple[WebhookEvent, ...] = ("output",)
+    progress = Progress(wanted)
     progress.sent(WITH_IMAGE)
     again = WITH_IMAGE.resumed()
     assert progress.pending(again) == set()
