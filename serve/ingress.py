@@ -147,6 +147,7 @@ class Ingress:
             task.cancel()
         await self._predictions.close(SHUTDOWN_GRACE_S)
         delivering.cancel()
+        await asyncio.wait([delivering])
         await self._webhooks.aclose()
         await self._database.aclose()
         self._http_client.close()

@@ -68,9 +68,10 @@ async def test_expired_lease_is_claimed_by_another_process_and_renewed_one_is_no
 
 
 @pytest.mark.parametrize("operation", ["finish", "fail", "postpone"])
-async def test_writes_of_a_lost_lease_change_nothing(store: Database, operation: str) -> None:
+@pytest.mark.parametrize("next_owner", ["me", "you"])
+async def test_writes_of_a_lost_lease_change_nothing(store: Database, operation: str, next_owner: str) -> None:
     lost = await claim_id(store, A)
-    await claim_id(store, A, "you", LATER)
+    await claim_id(store, A, next_owner, LATER)
     if operation == "finish":
         await store.write(lambda connection: rows.finish(connection, lost))
     elif operation == "fail":
