@@ -1,9 +1,11 @@
 """`python -m serve [config.yaml]`: runs the service on this machine, in the foreground, until Ctrl-C or SIGTERM.
 
-It starts its own Ray instance; to deploy to an existing cluster, use `serve deploy`.
+It starts its own Ray instance; to deploy to an existing cluster, use `serve deploy`. `python -m serve webhooks` has the
+operator's commands for webhooks.
 """
 
 import argparse
+import asyncio
 import socket
 import sys
 from collections.abc import Sequence
@@ -13,9 +15,10 @@ from typing import Any
 from ray.serve.schema import ServeDeploySchema
 
 from serve.api.auth import check_bind_address
-from serve.launch import foreground
+from serve.errors import DatabaseUnavailable
+from serve.launch import foreground, webhook_commands
 from serve.launch.config_file import ConfigError, apply_settings, embedded_config, read_config, validate_config
-from serve.settings import Settings, read_secrets
+from serve.settings import Settings, database_url, read_secrets
 
 
 class BindError(Exception):
@@ -23,7 +26,10 @@ class BindError(Exception):
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Runs the service and returns its exit status. Errors are printed to stderr."""
+    """Runs the service or a command and returns the exit status. Errors are printed to stderr."""
+    arguments = sys.argv[1:] if arguments is None else arguments
+    if arguments[:1] == ["webhooks"]:
+        return _run_webhook_command(arguments[1:])
     options = _parse(arguments)
     try:
         schema, settings = validate_config(_config(options))
@@ -38,14 +44,40 @@ def main(arguments: Sequence[str] | None = None) -> int:
     return 0
 
 
+def _run_webhook_command(arguments: Sequence[str]) -> int:
+    common = argparse.ArgumentParser(add_help=False)
+    common.add_argument("--config", type=Path, help="the service's config file; default: the embedded models")
+    _add_overrides(common)
+    options = webhook_commands.parse(arguments, common)
+    try:
+        schema, settings = validate_config(_config(options))
+        url = database_url(settings, schema.http_options.port)
+        lines = asyncio.run(webhook_commands.run(options, url))
+    except ConfigError as error:
+        return _fail(str(error))
+    except DatabaseUnavailable as error:
+        return _fail(f"the database cannot be reached: {error.cause}")
+    for line in lines:
+        print(line)
+    return 0
+
+
 def _fail(message: str) -> int:
     print(f"serve: {message}", file=sys.stderr)
     return 1
 
 
-def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:
+def _parse(arguments: Sequence[str]) -> argparse.Namespace:
     parser = argparse.ArgumentParser(prog="serve", description="Run the service on this machine, in the foreground.")
     parser.add_argument("config", nargs="?", type=Path, help="Ray Serve config file; default: the embedded models")
+    _add_overrides(parser)
+    parser.add_argument("--num-cpus", type=int, metavar="N", help="CPUs for Ray to schedule; default: all")
+    parser.add_argument("--num-gpus", type=int, metavar="N", help="GPUs for Ray to schedule; default: all")
+    return parser.parse_args(arguments)
+
+
+def _add_overrides(parser: argparse.ArgumentParser) -> None:
+    """The options that change the config file."""
     parser.add_argument("--host", help="address to listen on; default without a config file: 127.0.0.1")
     parser.add_argument("--port", type=int, help="port to listen on; default without a config file: 8000")
     parser.add_argument(
@@ -55,9 +87,6 @@ def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:
         metavar="KEY=VALUE",
         help="change a setting, given by its dotted name and its value in YAML; repeatable",
     )
-    parser.add_argument("--num-cpus", type=int, metavar="N", help="CPUs for Ray to schedule; default: all")
-    parser.add_argument("--num-gpus", type=int, metavar="N", help="GPUs for Ray to schedule; default: all")
-    return parser.parse_args(arguments)
 
 
 def _config(options: argparse.Namespace) -> dict[str, Any]:

@@ -15,7 +15,7 @@ from ray.serve.handle import DeploymentHandle
 from ray.serve.schema import DeploymentStatus
 from starlette.applications import Starlette
 
-from serve.api import cog, deployments, discovery, files, models, openai, output_files, probes, replicate
+from serve.api import cog, deployments, discovery, files, models, openai, output_files, probes, replicate, webhooks
 from serve.api.application import http_application
 from serve.api.auth import check_bind_address
 from serve.api.replicate import prediction_json
@@ -39,7 +39,10 @@ from serve.predictions.retention import Retention
 from serve.predictions.runner import PredictionRunner
 from serve.predictions.service import PredictionService
 from serve.predictions.store import PredictionStore
-from serve.settings import Settings, read_secrets, state_folder
+from serve.settings import Settings, database_url, read_secrets, state_folder
+from serve.webhooks.deliverer import WebhookDeliverer
+from serve.webhooks.sender import WebhookSender
+from serve.webhooks.signing_secrets import SigningSecrets
 
 READY_POLL_S = 0.5
 SHUTDOWN_GRACE_S = 60.0
@@ -60,7 +63,7 @@ class Ingress:
         check_aliases(settings.lora)
         check_served_models(settings)
         folder = state_folder(settings, http.port)
-        self._database = Database(settings.database_url or f"sqlite:///{folder / 'predictions.db'}")
+        self._database = Database(database_url(settings, http.port))
         outputs = settings.outputs.folder or folder / "outputs"
         self._outputs = OutputStore(settings.outputs.model_copy(update={"folder": outputs}))
         self._files = FileStore(settings.files)
@@ -77,7 +80,13 @@ class Ingress:
         runner = PredictionRunner(store, pools, input_images, self._lora_cache, self._outputs)
         input_store = InputStore(folder / "inputs")
         self._predictions = PredictionService(settings, store, runner, input_images, input_store, own_files)
+        self._signing_secrets = SigningSecrets(self._database)
+        webhook_client = HttpClient(settings.webhooks.http, settings_name="webhooks")
+        render = webhooks.webhook_renderer(self._outputs, settings)
+        sender = WebhookSender(webhook_client, self._signing_secrets, render, settings.webhooks.total_timeout_s)
+        self._webhooks = WebhookDeliverer(settings.webhooks, self._database, store, sender)
         self._pools = tuple(handles)
+        self._has_tables = asyncio.Event()
         self._ready = asyncio.Event()
 
     def __serve_build_asgi_app__(self) -> Starlette:
@@ -90,6 +99,7 @@ class Ingress:
             *deployments.routes(self._predictions, self._settings),
             *discovery.routes(self._predictions, self._settings),
             *cog.routes(*shared),
+            *webhooks.routes(self._signing_secrets),
             *probes.routes(self._predictions),
             *output_files.routes(self._outputs, self._settings),
         ]
@@ -131,10 +141,14 @@ class Ingress:
             self._lora_cache.keep_alive(),
         )
         tasks = [asyncio.create_task(work) for work in background]
+        delivering = asyncio.create_task(self._deliver_webhooks())
         yield
         for task in tasks:
             task.cancel()
         await self._predictions.close(SHUTDOWN_GRACE_S)
+        delivering.cancel()
+        await asyncio.wait([delivering])
+        await self._webhooks.aclose()
         await self._database.aclose()
         self._http_client.close()
         await self._outputs.aclose()
@@ -148,11 +162,16 @@ class Ingress:
             except DatabaseUnavailable as error:
                 log.warning("the service starts when the database can be reached: %s", error.cause)
             await asyncio.sleep(READY_POLL_S)
+        self._has_tables.set()
         application = serve.get_replica_context().app_name
         while not await asyncio.to_thread(_are_healthy, application, self._pools):
             await asyncio.sleep(READY_POLL_S)
         self._predictions.open()
         self._ready.set()
+
+    async def _deliver_webhooks(self) -> None:
+        await self._has_tables.wait()
+        await self._webhooks.run()
 
     async def _sweep_stores(self) -> None:
         while True:

@@ -14,12 +14,13 @@ from pydantic import SecretStr
 from sqlalchemy import NullPool, create_engine
 from starlette.applications import Starlette
 
-from serve.api import cog, deployments, discovery, files, models, openai, output_files, probes, replicate
+from serve.api import cog, deployments, discovery, files, models, openai, output_files, probes, replicate, webhooks
 from serve.api.application import http_application
 from serve.database.connection import Database
 from serve.database.tables import metadata
 from serve.media.file_store import FileStore
 from serve.media.output_store import OutputStore
+from serve.net.http_client import HttpClient
 from serve.predictions.change_notifier import ChangeNotifier
 from serve.predictions.input_images import Fetcher, InputImages
 from serve.predictions.input_store import InputStore
@@ -30,8 +31,12 @@ from serve.predictions.runner import LoraCache, Pool, PredictionRunner
 from serve.predictions.service import PredictionService
 from serve.predictions.store import PredictionStore
 from serve.settings import Settings
+from serve.webhooks.deliverer import WebhookDeliverer
+from serve.webhooks.sender import WebhookSender
+from serve.webhooks.signing_secrets import SigningSecrets
 from tests.asgi_server import listening
 from tests.fakes import FakeFetcher, FakeLoraCache
+from tests.local_server import EMPTY_TRUST_STORE
 
 
 class SqliteForTests(Database):
@@ -55,6 +60,8 @@ class AppUnderTest:
     state: Path
     file_folder: Path
     """Folder of the contents of uploaded files."""
+    webhooks: WebhookDeliverer
+    """Sends nothing unless its `run` is called."""
 
     @property
     def http(self) -> httpx.AsyncClient:
@@ -107,6 +114,11 @@ def make_app(
     service = PredictionService(settings, store, runner, input_images, input_store, own_files)
     if opened:
         service.open()
+    secrets = SigningSecrets(database)
+    client = HttpClient(settings.webhooks.http, tls=EMPTY_TRUST_STORE, settings_name="webhooks")
+    render = webhooks.webhook_renderer(outputs, settings)
+    sender = WebhookSender(client, secrets, render, settings.webhooks.total_timeout_s)
+    deliverer = WebhookDeliverer(settings.webhooks, database, store, sender)
     routes = [
         *replicate.routes(service, outputs, settings),
         *files.routes(file_store, settings),
@@ -115,15 +127,35 @@ def make_app(
         *deployments.routes(service, settings),
         *discovery.routes(service, settings),
         *cog.routes(service, outputs, settings),
+        *webhooks.routes(secrets),
         *probes.routes(service),
         *output_files.routes(outputs, settings),
     ]
     app = http_application(routes, settings, SecretStr(token) if token else None)
     app_under_test = AppUnderTest(
-        service, resolve_version(settings, None), app, prediction_ids, file_store, database, folder, folder / "files"
+        service,
+        resolve_version(settings, None),
+        app,
+        prediction_ids,
+        file_store,
+        database,
+        folder,
+        folder / "files",
+        deliverer,
     )
     _open_apps.append(app_under_test)
     return app_under_test
+
+
+@asynccontextmanager
+async def delivering(app: AppUnderTest) -> AsyncGenerator[None, None]:
+    """Delivers webhooks while the block runs."""
+    task = asyncio.create_task(app.webhooks.run())
+    try:
+        yield
+    finally:
+        task.cancel()
+        await asyncio.gather(task, return_exceptions=True)
 
 
 _open_apps: list[AppUnderTest] = []
@@ -137,6 +169,7 @@ async def close_apps() -> None:
         with suppress(TimeoutError):
             # Some fake pools never stop.
             async with asyncio.timeout(1):
+                await app.webhooks.aclose()
                 await app.service.close(grace_s=0)
         await app.database.aclose()
     for folder in folders:

@@ -15,16 +15,17 @@ from serve.api.http_messages import (
     server_timing_header,
 )
 from serve.api.pages import both_ways_page, parse_page_query
+from serve.api.webhook_fields import WEBHOOK_KEYS, parse_webhook
 from serve.media.output_store import OutputStore
 from serve.predictions.prediction import Prediction, timestamps
 from serve.predictions.request import ServedVersion, resolve_deployment, resolve_model, resolve_version
 from serve.predictions.service import PredictionService
 from serve.settings import Settings
 
-KEYS: dict[str, type] = {"input": dict, "version": str, "stream": bool}
+KEYS: dict[str, type] = {"input": dict, "version": str, "stream": bool} | WEBHOOK_KEYS
 """`stream` is ignored: it requests streamed text, and responses have no `urls.stream`."""
-MODEL_KEYS: dict[str, type] = {"input": dict, "stream": bool}
-UNSUPPORTED_KEYS = frozenset({"webhook", "webhook_completed", "webhook_events_filter"})
+MODEL_KEYS: dict[str, type] = {"input": dict, "stream": bool} | WEBHOOK_KEYS
+UNSUPPORTED_KEYS = frozenset({"webhook_completed"})
 
 
 def routes(service: PredictionService, outputs: OutputStore, settings: Settings) -> list[Route]:
@@ -50,7 +51,7 @@ class ReplicateApi:
     async def create(self, request: Request) -> Response:
         body = await read_json_object(request, self._settings.max_body_bytes)
         check_body_keys(body, KEYS, UNSUPPORTED_KEYS)
-        return await self._create(request, body["input"], resolve_version(self._settings, body.get("version")))
+        return await self._create(request, body, resolve_version(self._settings, body.get("version")))
 
     async def create_for_model(self, request: Request) -> Response:
         served = resolve_model(self._settings, request.path_params["owner"], request.path_params["name"])
@@ -76,11 +77,12 @@ class ReplicateApi:
     async def _create_for(self, request: Request, served: ServedVersion) -> Response:
         body = await read_json_object(request, self._settings.max_body_bytes)
         check_body_keys(body, MODEL_KEYS, UNSUPPORTED_KEYS)
-        return await self._create(request, body["input"], served)
+        return await self._create(request, body, served)
 
-    async def _create(self, request: Request, inputs: dict[str, Any], served: ServedVersion) -> Response:
+    async def _create(self, request: Request, body: dict[str, Any], served: ServedVersion) -> Response:
+        webhook = parse_webhook(body, "replicate")
         preference = parse_prefer(request.headers.getlist("prefer"), self._settings.max_wait_s)
-        prediction = await self._service.create(served.rename_inputs(inputs), served)
+        prediction = await self._service.create(served.rename_inputs(body["input"]), served, webhook=webhook)
         if preference.wait_s is not None:
             prediction = await self._service.wait(prediction.id, preference.wait_s)
         response = await self._respond(prediction if prediction.ended else _as_starting(prediction), 201)
@@ -98,9 +100,11 @@ class ReplicateApi:
         return JSONResponse(body, status, server_timing_header(prediction))
 
 
-async def prediction_json(prediction: Prediction, outputs: OutputStore, settings: Settings) -> dict[str, Any]:
-    """The prediction object of the Replicate API."""
-    return _prediction_body(prediction, await output_uris(prediction, outputs), settings)
+async def prediction_json(
+    prediction: Prediction, outputs: OutputStore, settings: Settings, with_unfinished: bool = False
+) -> dict[str, Any]:
+    """The prediction object of the Replicate API; `with_unfinished` as for `output_uris`."""
+    return _prediction_body(prediction, await output_uris(prediction, outputs, with_unfinished), settings)
 
 
 def _prediction_body(prediction: Prediction, uris: list[str] | None, settings: Settings) -> dict[str, Any]:

@@ -42,3 +42,40 @@ Index("predictions_active", predictions.c.pool, sqlite_where=is_active, postgres
 Index("predictions_ended", predictions.c.ended_us)
 Index("predictions_by_pool", predictions.c.pool, predictions.c.status, predictions.c.ended_us)
 Index("predictions_with_data", predictions.c.ended_us, sqlite_where=has_data, postgresql_where=has_data)
+
+webhook_deliveries = Table(
+    "webhook_deliveries",
+    metadata,
+    # A row exists from the creation of a prediction with a webhook until its last event is delivered.
+    Column("prediction_id", String(64), primary_key=True),
+    # Host and port of the webhook.
+    Column("host", Text, nullable=False),
+    # When the next attempt is due.
+    Column("due_us", BigInteger, nullable=False),
+    # Of the last event.
+    Column("attempts", Integer, nullable=False),
+    # Why the last attempt failed.
+    Column("error", Text),
+    # When the last attempt failed after which there are no more, until an operator asks for them.
+    Column("dead_us", BigInteger),
+    # The process that delivers the events; see `predictions`.
+    Column("lease_owner", String(64)),
+    Column("lease_number", Integer, nullable=False),
+    Column("lease_expires_us", BigInteger, nullable=False),
+)
+
+is_open = webhook_deliveries.c.dead_us.is_(None)
+"""Whether there are more attempts."""
+
+Index("webhook_deliveries_open", webhook_deliveries.c.due_us, sqlite_where=is_open, postgresql_where=is_open)
+Index("webhook_deliveries_dead", webhook_deliveries.c.dead_us)
+
+webhook_secrets = Table(
+    "webhook_secrets",
+    metadata,
+    Column("number", Integer, primary_key=True, autoincrement=False),
+    Column("secret", String(100), nullable=False),
+    Column("created_us", BigInteger, nullable=False),
+    # When a replaced secret stops to sign; None for the newest one.
+    Column("expires_us", BigInteger),
+)

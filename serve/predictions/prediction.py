@@ -13,6 +13,7 @@ from typing import Any, Literal, Self
 from pydantic import AwareDatetime, BaseModel, ConfigDict
 
 from serve.generation_plan import GenerationPlan
+from serve.predictions.webhook import Webhook
 
 Status = Literal["starting", "processing", "succeeded", "failed", "canceled"]
 
@@ -42,6 +43,7 @@ class Prediction(BaseModel):
     has_shortened_inputs: bool = False
     """Whether `inputs` has only the beginning of long texts, such as images in `data:` URIs."""
     plan: GenerationPlan
+    webhook: Webhook | None = None
     created_at: AwareDatetime
     started_at: AwareDatetime | None = None
     completed_at: AwareDatetime | None = None

@@ -6,7 +6,7 @@ from datetime import UTC, datetime, timedelta
 from sqlalchemy import ColumnElement, and_, delete, func, insert, literal, or_, select, update
 from sqlalchemy.ext.asyncio import AsyncConnection
 
-from serve.database.tables import has_data, is_active, predictions
+from serve.database.tables import has_data, is_active, predictions, webhook_deliveries
 from serve.predictions.admission import PoolLoad
 from serve.predictions.lease import Claim, Lease
 from serve.predictions.prediction import Prediction
@@ -76,6 +76,18 @@ async def insert_prediction(
         "record": prediction.model_dump_json(),
     }
     await connection.execute(insert(predictions).values(values))
+    if prediction.webhook is not None:
+        # In this transaction, so that a recorded prediction never lacks its delivery.
+        await connection.execute(
+            insert(webhook_deliveries).values(
+                prediction_id=prediction.id,
+                host=prediction.webhook.host,
+                due_us=to_us(prediction.created_at),
+                attempts=0,
+                lease_number=0,
+                lease_expires_us=0,
+            )
+        )
 
 
 async def read_prediction(connection: AsyncConnection, prediction_id: str) -> Prediction | None:

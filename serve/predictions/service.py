@@ -26,6 +26,7 @@ from serve.predictions.request import ServedVersion, prepare_request
 from serve.predictions.resume import resume_request
 from serve.predictions.runner import LOST_TOO_OFTEN, MAX_LOSSES, PredictionRunner
 from serve.predictions.store import PredictionStore, PredictionUpdate
+from serve.predictions.webhook import Webhook
 from serve.settings import Settings
 
 ServiceState = Literal["starting", "ready", "full", "closing"]
@@ -77,7 +78,13 @@ class PredictionService:
         """Starts accepting predictions."""
         self.opened_at = self._clock()
 
-    async def create(self, raw_inputs: Mapping[str, Any], served: ServedVersion, attached: bool = False) -> Prediction:
+    async def create(
+        self,
+        raw_inputs: Mapping[str, Any],
+        served: ServedVersion,
+        attached: bool = False,
+        webhook: Webhook | None = None,
+    ) -> Prediction:
         """Accepts a prediction and starts it. An `attached` one is cancelled if this process is lost.
 
         Raises `PoolFull`, `NotReady`, `DatabaseUnavailable`, and `InvalidInput`, also for an invalid image in a `data:`
@@ -94,6 +101,7 @@ class PredictionService:
             stages_ms["fetch"] = elapsed_ms(start_s) - stages_ms["plan"]
         self._check_ready()
         prediction = request.new_prediction(images.plan, self._clock()).with_stage_times(stages_ms)
+        prediction = prediction.model_copy(update={"webhook": webhook})
         await self._input_store.save(prediction, raw_inputs)
         await with_patience(lambda: self._store.create(prediction, attached))
         self._start(prediction, self._runner.run(prediction.id, images, request.references))
@@ -132,10 +140,10 @@ class PredictionService:
 
     @asynccontextmanager
     async def create_attached(
-        self, raw_inputs: Mapping[str, Any], served: ServedVersion
+        self, raw_inputs: Mapping[str, Any], served: ServedVersion, webhook: Webhook | None = None
     ) -> AsyncGenerator[Prediction, None]:
         """Like `create`, but the prediction is cancelled if the block is left before it has ended."""
-        prediction = await self.create(raw_inputs, served, attached=True)
+        prediction = await self.create(raw_inputs, served, attached=True, webhook=webhook)
         try:
             yield prediction
         finally:

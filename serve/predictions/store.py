@@ -134,12 +134,14 @@ class PredictionStore:
         return await self._database.write(lambda connection: rows.count_loss(connection, held.lease))
 
     async def wait_for_change(self, seen: Prediction) -> Prediction:
-        """The record once it is newer than `seen`; at once if `seen` has ended."""
+        """The record once it is newer than `seen` or has ended.
+
+        The end may have a lower revision: another process goes on from the last record that this one has stored.
+        """
         with self._notifier.subscription(seen.id) as changed:
             while True:
                 changed.clear()
                 current = await self.get(seen.id)
-                # After a take-over, the record goes on from the last stored change, so its revision may be lower.
                 if current.revision > seen.revision or current.ended:
                     return current
                 try:

@@ -9,6 +9,7 @@ from serve.settings.environment import (
     ENVIRONMENT_VARIABLES,
     Secrets,
     cache_folder,
+    database_url,
     read_secrets,
     state_folder,
     use_compile_cache,
@@ -32,6 +33,7 @@ from serve.settings.pools import (
 from serve.settings.root import Settings
 from serve.settings.safety import SafetySettings
 from serve.settings.storage import FileSettings, OutputSettings
+from serve.settings.webhooks import WebhookSettings
 
 __all__ = [
     "ENVIRONMENT_VARIABLES",
@@ -60,7 +62,9 @@ __all__ = [
     "Secrets",
     "ServedModel",
     "Settings",
+    "WebhookSettings",
     "cache_folder",
+    "database_url",
     "is_same_id",
     "read_secrets",
     "state_folder",

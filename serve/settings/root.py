@@ -15,6 +15,7 @@ from serve.settings.openai import OpenAiSettings
 from serve.settings.pools import PoolSettings, Scaling
 from serve.settings.safety import SafetySettings
 from serve.settings.storage import FileSettings, OutputSettings
+from serve.settings.webhooks import WebhookSettings
 
 Origin = Annotated[str, Field(pattern=r"^(\*|https?://[^/?#@\s]+)$")]
 
@@ -80,6 +81,7 @@ class Settings(StrictModel):
     files: FileSettings = FileSettings()
     safety: SafetySettings = SafetySettings()
     openai: OpenAiSettings = OpenAiSettings()
+    webhooks: WebhookSettings = WebhookSettings()
 
     @model_validator(mode="after")
     def _references_exist(self) -> Self:

@@ -39,13 +39,25 @@ ALLOWED_UNITS = {
     "lora_cache_actor": BASE | {"engine", "lora"},
     "lora_cache_client": BASE | {"__init__", "aio", "lora", "lora_cache_actor"},
     "predictions": REQUEST | {"aio", "database", "events", "lora", "media"},
-    "api": BASE | {"inputs", "media", "output_sizes", "predictions"},
+    "webhooks": BASE | {"database", "net", "predictions"},
+    "api": BASE | {"inputs", "media", "net", "output_sizes", "predictions", "webhooks"},
     "pool_client": BASE | {"events", "lora", "generation_plan"},
     "model_replica": BASE | {"engine", "events", "logs", "lora", "lora_cache_actor", "media", "generation_plan"},
     "ingress": BASE
-    | {"api", "database", "logs", "lora", "lora_cache_client", "media", "net", "pool_client", "predictions"},
+    | {
+        "api",
+        "database",
+        "logs",
+        "lora",
+        "lora_cache_client",
+        "media",
+        "net",
+        "pool_client",
+        "predictions",
+        "webhooks",
+    },
     "deployment": BASE | {"ingress", "model_replica"},
-    "launch": BASE | {"lora", "predictions"},
+    "launch": BASE | {"database", "lora", "predictions", "webhooks"},
     "__main__": BASE | {"api", "launch"},
 }
 
@@ -70,7 +82,7 @@ LIBRARY_USERS = {
     "httpcore": {"net"},
     "httpx": {"lora", "net"},
     "regex": {"lora"},
-    "sqlalchemy": {"database", "predictions"},
+    "sqlalchemy": {"database", "predictions", "webhooks"},
     "alembic": {"database"},
     "yaml": {"launch"},
 }

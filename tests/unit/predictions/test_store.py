@@ -268,6 +268,21 @@ async def test_change_in_another_process_wakes_every_waiter(database: Database) 
     await asyncio.gather(listening, return_exceptions=True)
 
 
+async def test_waiter_in_a_process_that_lost_its_lease_gets_the_end(database: Database) -> None:
+    clock = FakeClock()
+    owner, other = make_store(database, clock), make_store(database, clock)
+    await owner.create(prediction(A), attached=False)
+    for _ in range(3):
+        seen = await owner.update(A, add_line)
+    clock.elapsed_s += LEASE_S + 1
+    await other.claim(10)
+    await other.finish(A, succeed, release=True)
+    await owner.renew_leases()
+    record = await asyncio.wait_for(owner.wait_for_change(seen), 2)
+    assert record.status == "succeeded"
+    assert record.revision < seen.revision
+
+
 async def test_pages_go_both_ways(database: Database) -> None:
     store = make_store(database)
     ids = [f"{number:026}" for number in range(5)]
