@@ -6,6 +6,8 @@ from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
 from starlette.routing import Route
 
+from serve.access.caller import Caller
+from serve.api.auth import caller_of
 from serve.api.client_disconnect import cancel_on_disconnect
 from serve.api.http_messages import check_body_keys, output_uris, prefers_async, read_json_object, server_timing_header
 from serve.api.openapi import COG_VERSION
@@ -87,18 +89,19 @@ class CogApi:
         check_body_keys(body, KEYS, UNSUPPORTED_KEYS)
         inputs = self._served.rename_inputs(body["input"])
         if prefers_async(request.headers.getlist("prefer")):
-            return await self._respond(await self._service.create(inputs, self._served), 202)
-        return await self._respond(await cancel_on_disconnect(request.receive, self._run(inputs)))
+            return await self._respond(await self._service.create(inputs, self._served, caller_of(request)), 202)
+        running = self._run(inputs, caller_of(request))
+        return await self._respond(await cancel_on_disconnect(request.receive, running))
 
     async def cancel(self, request: Request) -> Response:
         try:
-            await self._service.cancel(request.path_params["prediction_id"])
+            await self._service.cancel(request.path_params["prediction_id"], caller_of(request))
         except NotFound:
             return JSONResponse({}, 404)
         return JSONResponse({})
 
-    async def _run(self, inputs: dict[str, Any]) -> Prediction:
-        async with self._service.create_attached(inputs, self._served) as prediction:
+    async def _run(self, inputs: dict[str, Any], caller: Caller) -> Prediction:
+        async with self._service.create_attached(inputs, self._served, caller) as prediction:
             return await self._service.wait(prediction.id)
 
     async def _respond(self, prediction: Prediction, status: int = 200) -> Response:

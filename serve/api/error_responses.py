@@ -7,7 +7,7 @@ elsewhere.
 import logging
 import math
 from collections.abc import Callable
-from http.client import METHOD_NOT_ALLOWED
+from http.client import METHOD_NOT_ALLOWED, REQUEST_TIMEOUT
 from typing import Any
 
 from starlette.exceptions import HTTPException
@@ -130,6 +130,9 @@ def _formatted(error: ServiceError, scope: Scope) -> Response:
         response.headers["Retry-After"] = str(math.ceil(error.retry_after_s))
     if isinstance(error, Unauthenticated):
         response.headers["WWW-Authenticate"] = "Bearer"
+    if error.status == REQUEST_TIMEOUT:
+        # The rest of the body would follow.
+        response.headers["Connection"] = "close"
     if isinstance(error, UnknownEncoding):
         response.headers["Accept-Encoding"] = "gzip"
     return response

@@ -55,6 +55,11 @@ def state_folder(settings: Settings, port: int, environment: Mapping[str, str] =
     return Path(base) / "flux-serve" / f"port-{port}"
 
 
+def database_url(settings: Settings, port: int, environment: Mapping[str, str] = os.environ) -> str:
+    """The setting `database_url`, or else an SQLite file in the state folder."""
+    return settings.database_url or f"sqlite:///{state_folder(settings, port, environment) / 'predictions.db'}"
+
+
 def use_compile_cache(settings: Settings, environment: MutableMapping[str, str] = os.environ) -> None:
     """Makes torch's compiler keep its results in the cache folder, where other replicas of this node find them.
 
