@@ -15,6 +15,7 @@ ServiceError
 ├── TooManyPredictions 429  the caller's token has too many unfinished predictions
 ├── RateLimited        429  the caller's token sent too many requests in a minute
 ├── NotReady           503  the service is starting or stopping
+├── IngressLost        503  the ingress died while it handled the request
 ├── DatabaseUnavailable  503  the database of the predictions cannot be reached
 ├── UploadsFull        507  the files that are being uploaded take all the space for files
 └── PredictionFailed   500  an accepted prediction ended without images
@@ -215,6 +216,25 @@ class RateLimited(ServiceError):
 class NotReady(ServiceError):
     status = 503
     title = "Service unavailable"
+
+    @property
+    def retry_after_s(self) -> float:
+        return 5.0
+
+
+class IngressLost(ServiceError):
+    status = 503
+    title = "Service unavailable"
+
+    def __init__(self) -> None:
+        super().__init__()
+
+    @property
+    def retry_after_s(self) -> float:
+        return 5.0
+
+    def __str__(self) -> str:
+        return "the process that handled this request was lost; accepted predictions go on; try again in 5 s"
 
 
 class DatabaseUnavailable(ServiceError):
