@@ -4,6 +4,7 @@ import math
 from dataclasses import dataclass
 
 WINDOW_S = 60.0
+ROUNDING = 1e-6
 
 
 @dataclass(frozen=True, slots=True)
@@ -25,7 +26,7 @@ def check_rate(limit: int, previous: int, current: int, elapsed_s: float) -> Rat
     the part of it that is younger than 60 s.
     """
     estimate = previous * (1 - elapsed_s / WINDOW_S) + current
-    allowed = estimate + 1 <= limit
+    allowed = estimate + 1 <= limit + ROUNDING
     remaining = max(0, math.floor(limit - estimate - allowed))
     counted = current + allowed
     reset_s = WINDOW_S - elapsed_s if remaining else _seconds_until_allowed(limit, previous, counted, elapsed_s)
