@@ -39,8 +39,10 @@ async def test_stored_token_finds_its_caller(harness: Harness) -> None:
 
 @pytest.mark.parametrize(
     "authorization",
-    [None, "", "Bearer", "Bearer ", "Bearer wrong", "Basic sésame", "sésame", "Bearer sésame sésame"]
-    + [f"Bearer flux_{'0' * 16}_{'x' * 43}"],
+    [
+        *(None, "", "Bearer", "Bearer ", "Bearer wrong", "Basic sésame", "sésame", "Bearer sésame sésame"),
+        f"Bearer flux_{'0' * 16}_{'x' * 43}",
+    ],
 )
 async def test_other_headers_are_rejected(harness: Harness, authorization: str | None) -> None:
     await add_token(harness.database)

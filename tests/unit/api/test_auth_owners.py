@@ -1,6 +1,6 @@
 """A token sees only its own predictions and files; the operator sees all."""
 
-from collections.abc import AsyncIterator, Mapping
+from collections.abc import Mapping
 from typing import Any
 
 import httpx
@@ -49,13 +49,13 @@ class Harness:
 
 
 @pytest.fixture
-async def harness() -> AsyncIterator[Harness]:
+async def harness() -> Harness:
     app = make_app(FakePool(ONE_IMAGE), PUBLIC, token="operator")
     (_, owner), (_, other) = await add_token(app.database), await add_token(app.database)
     harness = Harness(app, owner, other)
     harness.prediction_id = (await harness.create(owner)).json()["id"]
     harness.file_id = await harness.upload(owner)
-    yield harness
+    return harness
 
 
 async def test_every_route_with_an_id_is_unknown_to_others(harness: Harness) -> None:

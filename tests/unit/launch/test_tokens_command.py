@@ -1,5 +1,6 @@
 """`python -m serve tokens`."""
 
+import asyncio
 from pathlib import Path
 
 import pytest
@@ -56,8 +57,6 @@ def test_token_is_revoked_once(command: Command) -> None:
 
 
 async def test_tokens_are_in_the_services_database(command: Command, tmp_path: Path) -> None:
-    import asyncio
-
     token_id = await asyncio.to_thread(command.create)
     database = Database(command.url)
     assert [token.id for token in await database.read(read_tokens)] == [token_id]
