@@ -19,11 +19,15 @@ def proxy_middleware() -> list[Middleware]:
     return [Middleware(ProxyErrorMiddleware)]
 
 
+SERVE_HEADERS = frozenset({b"x-request-timeout-seconds", b"x-request-disconnect-disabled"})
+"""Request headers by which callers would change how Serve handles their requests."""
+
+
 class ProxyErrorMiddleware:
     """ASGI middleware that replaces the proxy's own error responses, which are plain text, by those of the API.
 
     Without it, a request whose ingress is lost gets `500 Internal Server Error`, and a service without an ingress
-    responds with 404.
+    responds with 404. It also removes `SERVE_HEADERS`.
     """
 
     def __init__(self, app: ASGIApp) -> None:
@@ -34,7 +38,8 @@ class ProxyErrorMiddleware:
             await self._app(scope, receive, send)
             return
         response = _Response(send)
-        await self._app(scope, receive, response.send)
+        headers = [(name, value) for name, value in scope["headers"] if name not in SERVE_HEADERS]
+        await self._app({**scope, "headers": headers}, receive, response.send)
         error = response.error or (None if response.started else IngressLost())
         if error is not None:
             await error_response(error, scope)(scope, receive, send)

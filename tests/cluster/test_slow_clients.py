@@ -1,4 +1,4 @@
-"""Clients that never end their requests hold up nobody, tokens work beside a running service, and a lost ingress is 503."""
+"""Clients that never end their requests hold up nobody; tokens of a running service; a lost ingress is 503."""
 
 import asyncio
 from collections.abc import Iterator

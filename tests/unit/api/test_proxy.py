@@ -53,6 +53,19 @@ async def test_responses_of_the_ingress_pass_unchanged(response: Response) -> No
     assert (passed.status_code, passed.content) == (response.status_code, response.body)
 
 
+async def test_headers_for_serve_are_removed() -> None:
+    async def echo(scope: Scope, receive: Receive, send: Send) -> None:
+        await JSONResponse([name.decode() for name, _ in scope["headers"]])(scope, receive, send)
+
+    async with httpx.AsyncClient(
+        transport=httpx.ASGITransport(ProxyErrorMiddleware(echo)), base_url="http://service"
+    ) as client:
+        headers = {"X-Request-Timeout-Seconds": "1", "X-Request-Disconnect-Disabled": "?1", "Prefer": "wait"}
+        names = (await client.get("/", headers=headers)).json()
+    assert "prefer" in names
+    assert not {"x-request-timeout-seconds", "x-request-disconnect-disabled"} & set(names)
+
+
 @pytest.mark.parametrize("path", ["/-/healthz", "/-/routes"])
 async def test_serves_own_endpoints_pass_unchanged(path: str) -> None:
     assert (await get(PlainTextResponse("draining", 503), path)).text == "draining"
