@@ -73,6 +73,7 @@ LIBRARY_USERS = {
     "regex": {"lora"},
     "sqlalchemy": {"access", "database", "predictions"},
     "alembic": {"database"},
+    "uvicorn": {"api"},
     "yaml": {"launch"},
 }
 
