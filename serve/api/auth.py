@@ -66,7 +66,7 @@ class RateHeadersMiddleware:
             rate: RateState | None = state.get("rate")
             if message["type"] == "http.response.start" and rate is not None:
                 values = rate.limit, rate.remaining, math.ceil(rate.reset_s)
-                MutableHeaders(scope=message).update(zip(RATE_HEADERS, map(str, values), strict=True))
+                MutableHeaders(scope=message).update(dict(zip(RATE_HEADERS, map(str, values), strict=True)))
             await send(message)
 
         await self._app(scope, receive, send_with_headers)

@@ -30,7 +30,7 @@ class Harness:
     def __init__(self, database: Database, requires_token: bool = True) -> None:
         self.database = database
         self.clock = FakeClock(6000)
-        access = AccessControl(SecretStr("sésame"), database, RequestCounter(database, self.clock), self.clock)
+        access = AccessControl(SecretStr("secret"), database, RequestCounter(database, self.clock), self.clock)
         auth = Middleware(AuthMiddleware, access=access if requires_token else None)
         self._app = Starlette(
             routes=[Route("/{path:path}", endpoint, methods=METHODS)],
@@ -54,7 +54,7 @@ def harness(database: Database) -> Harness:
 
 async def test_token_sets_the_caller(harness: Harness) -> None:
     token, headers = await add_token(harness.database, "read")
-    own, operators = await harness.request(headers), await harness.request({"Authorization": "Bearer sésame"})
+    own, operators = await harness.request(headers), await harness.request({"Authorization": "Bearer secret"})
     assert (own.json()["owner"], own.json()["scope"]) == (token.id, "read")
     assert (operators.json()["owner"], operators.json()["scope"]) == ("", "admin")
 

@@ -106,7 +106,7 @@ async def server(monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[Server]:
         while not running.started:
             await asyncio.sleep(0.002)
         yield Server(listener.getsockname()[1])
-        running.should_exit = True
+        running.should_exit = running.force_exit = True
         await serving
 
 
