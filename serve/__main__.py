@@ -1,7 +1,7 @@
 """`python -m serve [config.yaml]`: runs the service on this machine, in the foreground, until Ctrl-C or SIGTERM.
 
-It starts its own Ray instance; to deploy to an existing cluster, use `serve deploy`. `python -m serve webhooks` has the
-operator's commands for webhooks.
+It starts its own Ray instance; to deploy to an existing cluster, use `serve deploy`. `python -m serve tokens` manages
+the tokens of callers, and `python -m serve webhooks` has the operator's commands for webhooks.
 """
 
 import argparse
@@ -17,7 +17,15 @@ from ray.serve.schema import ServeDeploySchema
 from serve.api.auth import check_bind_address
 from serve.errors import DatabaseUnavailable
 from serve.launch import foreground, webhook_commands
-from serve.launch.config_file import ConfigError, apply_settings, embedded_config, read_config, validate_config
+from serve.launch.config_file import (
+    ConfigError,
+    apply_settings,
+    embedded_config,
+    parse_assignments,
+    read_config,
+    validate_config,
+)
+from serve.launch.tokens_command import TOKENS, manage_tokens
 from serve.settings import Settings, database_url, read_secrets
 
 
@@ -27,10 +35,12 @@ class BindError(Exception):
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Runs the service or a command and returns the exit status. Errors are printed to stderr."""
-    arguments = sys.argv[1:] if arguments is None else arguments
-    if arguments[:1] == ["webhooks"]:
-        return _run_webhook_command(arguments[1:])
-    options = _parse(arguments)
+    given = list(sys.argv[1:] if arguments is None else arguments)
+    if given[:1] == ["webhooks"]:
+        return _run_webhook_command(given[1:])
+    if given[:1] == [TOKENS]:
+        return manage_tokens(given[1:])
+    options = _parse(given)
     try:
         schema, settings = validate_config(_config(options))
         _check_address(schema, settings)
@@ -93,24 +103,18 @@ def _config(options: argparse.Namespace) -> dict[str, Any]:
     config = read_config(options.config) if options.config else embedded_config()
     http = dict(config.get("http_options") or {})
     http |= {key: value for key, value in (("host", options.host), ("port", options.port)) if value is not None}
-    assignments = dict(_assignment(text) for text in options.set)
+    assignments = parse_assignments(options.set)
     if not options.config:
         assignments.setdefault("outputs.public_url", f"http://{http['host']}:{http['port']}")
     return apply_settings({**config, "http_options": http}, assignments)
-
-
-def _assignment(text: str) -> tuple[str, str]:
-    key, equals, value = text.partition("=")
-    if not (key and equals):
-        raise ConfigError(f"--set {text}: should be KEY=VALUE")
-    return key, value
 
 
 def _check_address(schema: ServeDeploySchema, settings: Settings) -> None:
     """Checks authentication and that the port is free. Ray Serve reports both only in a worker's log."""
     host, port = schema.http_options.host, schema.http_options.port
     try:
-        check_bind_address(host, read_secrets().api_token is not None, settings.allow_unauthenticated)
+        requires_token = settings.require_token or read_secrets().api_token is not None
+        check_bind_address(host, requires_token, settings.allow_unauthenticated)
     except ValueError as error:
         raise BindError(str(error)) from None
     try:

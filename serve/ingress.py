@@ -15,6 +15,8 @@ from ray.serve.handle import DeploymentHandle
 from ray.serve.schema import DeploymentStatus
 from starlette.applications import Starlette
 
+from serve.access.access_control import AccessControl
+from serve.access.request_counter import RequestCounter
 from serve.api import cog, deployments, discovery, files, models, openai, output_files, probes, replicate, webhooks
 from serve.api.application import http_application
 from serve.api.auth import check_bind_address
@@ -57,13 +59,16 @@ class Ingress:
     def __init__(self, settings: Settings, handles: Mapping[str, DeploymentHandle]) -> None:
         use_replica_log()
         self._settings = settings
-        self._token = read_secrets().api_token
+        token = read_secrets().api_token
+        requires_token = token is not None or settings.require_token
         http = _get_global_client().http_config
-        check_bind_address(http.host, self._token is not None, settings.allow_unauthenticated)
+        check_bind_address(http.host, requires_token, settings.allow_unauthenticated)
         check_aliases(settings.lora)
         check_served_models(settings)
         folder = state_folder(settings, http.port)
         self._database = Database(database_url(settings, http.port))
+        self._request_counter = RequestCounter(self._database)
+        self._access = AccessControl(token, self._database, self._request_counter) if requires_token else None
         outputs = settings.outputs.folder or folder / "outputs"
         self._outputs = OutputStore(settings.outputs.model_copy(update={"folder": outputs}))
         self._files = FileStore(settings.files)
@@ -103,7 +108,7 @@ class Ingress:
             *probes.routes(self._predictions),
             *output_files.routes(self._outputs, self._settings),
         ]
-        return http_application(routes, self._settings, self._token, self._lifespan)
+        return http_application(routes, self._settings, self._access, self._lifespan)
 
     async def wait_until_open(self) -> None:
         """Returns when predictions are accepted."""
@@ -137,6 +142,7 @@ class Ingress:
             self._start(),
             self._notifier.run(),
             self._predictions.keep_leases(),
+            self._request_counter.run(),
             self._sweep_stores(),
             self._lora_cache.keep_alive(),
         )

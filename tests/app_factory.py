@@ -14,6 +14,9 @@ from pydantic import SecretStr
 from sqlalchemy import NullPool, create_engine
 from starlette.applications import Starlette
 
+from serve.access.access_control import AccessControl
+from serve.access.caller import ANONYMOUS, Caller
+from serve.access.request_counter import RequestCounter
 from serve.api import cog, deployments, discovery, files, models, openai, output_files, probes, replicate, webhooks
 from serve.api.application import http_application
 from serve.database.connection import Database
@@ -94,8 +97,8 @@ def make_app(
     prediction_ids: list[str] = []
 
     class RecordingStore(PredictionStore):
-        async def create(self, prediction: Prediction, attached: bool) -> None:
-            await super().create(prediction, attached)
+        async def create(self, prediction: Prediction, attached: bool, caller: Caller = ANONYMOUS) -> None:
+            await super().create(prediction, attached, caller)
             prediction_ids.append(prediction.id)
 
     settings, folder = settings or Settings(), state or Path(tempfile.mkdtemp(prefix="flux-serve-test-"))
@@ -131,7 +134,8 @@ def make_app(
         *probes.routes(service),
         *output_files.routes(outputs, settings),
     ]
-    app = http_application(routes, settings, SecretStr(token) if token else None)
+    access = AccessControl(SecretStr(token), database, RequestCounter(database)) if token else None
+    app = http_application(routes, settings, access)
     app_under_test = AppUnderTest(
         service,
         resolve_version(settings, None),

@@ -6,6 +6,8 @@ from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
 from starlette.routing import Route
 
+from serve.access.caller import Caller
+from serve.api.auth import caller_of
 from serve.api.client_disconnect import cancel_on_disconnect
 from serve.api.http_messages import check_body_keys, output_uris, prefers_async, read_json_object, server_timing_header
 from serve.api.openapi import COG_VERSION
@@ -89,18 +91,20 @@ class CogApi:
         check_body_keys(body, KEYS, UNSUPPORTED_KEYS)
         inputs, webhook = self._served.rename_inputs(body["input"]), parse_webhook(body, "cog")
         if prefers_async(request.headers.getlist("prefer")):
-            return await self._respond(await self._service.create(inputs, self._served, webhook=webhook), 202)
-        return await self._respond(await cancel_on_disconnect(request.receive, self._run(inputs, webhook)))
+            created = await self._service.create(inputs, self._served, caller_of(request), webhook=webhook)
+            return await self._respond(created, 202)
+        running = self._run(inputs, caller_of(request), webhook)
+        return await self._respond(await cancel_on_disconnect(request.receive, running))
 
     async def cancel(self, request: Request) -> Response:
         try:
-            await self._service.cancel(request.path_params["prediction_id"])
+            await self._service.cancel(request.path_params["prediction_id"], caller_of(request))
         except NotFound:
             return JSONResponse({}, 404)
         return JSONResponse({})
 
-    async def _run(self, inputs: dict[str, Any], webhook: Webhook | None) -> Prediction:
-        async with self._service.create_attached(inputs, self._served, webhook) as prediction:
+    async def _run(self, inputs: dict[str, Any], caller: Caller, webhook: Webhook | None) -> Prediction:
+        async with self._service.create_attached(inputs, self._served, caller, webhook) as prediction:
             return await self._service.wait(prediction.id)
 
     async def _respond(self, prediction: Prediction, status: int = 200) -> Response:

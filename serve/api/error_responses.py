@@ -7,7 +7,7 @@ elsewhere.
 import logging
 import math
 from collections.abc import Callable
-from http.client import METHOD_NOT_ALLOWED
+from http.client import METHOD_NOT_ALLOWED, REQUEST_TIMEOUT
 from typing import Any
 
 from starlette.exceptions import HTTPException
@@ -50,7 +50,7 @@ class ErrorMiddleware:
         except Exception as error:
             if response_started or scope["type"] != "http":
                 raise
-            await _error_response(error, scope)(scope, receive, send)
+            await error_response(error, scope)(scope, receive, send)
 
 
 async def http_exception(request: Request, error: Exception) -> Response:
@@ -110,7 +110,8 @@ MEDIA_TYPES: dict[BodyFormat, str] = {
 }
 
 
-def _error_response(error: Exception, scope: Scope) -> Response:
+def error_response(error: Exception, scope: Scope) -> Response:
+    """The response for an error, in the form of the API to which the path belongs."""
     request_id = scope.get("state", {}).get("request_id")
     if isinstance(error, ClientDisconnect):
         return Response(status_code=CLIENT_CLOSED_REQUEST)
@@ -130,6 +131,9 @@ def _formatted(error: ServiceError, scope: Scope) -> Response:
         response.headers["Retry-After"] = str(math.ceil(error.retry_after_s))
     if isinstance(error, Unauthenticated):
         response.headers["WWW-Authenticate"] = "Bearer"
+    if error.status == REQUEST_TIMEOUT:
+        # The rest of the body would follow.
+        response.headers["Connection"] = "close"
     if isinstance(error, UnknownEncoding):
         response.headers["Accept-Encoding"] = "gzip"
     return response

@@ -7,6 +7,7 @@ from starlette.requests import Request
 from starlette.responses import FileResponse, JSONResponse, Response
 from starlette.routing import Route
 
+from serve.api.auth import caller_of
 from serve.api.http_messages import PAGE_SIZE, page_json
 from serve.api.multipart import DEFAULT_CONTENT_TYPE, receive_file
 from serve.media.file_store import FileStore, StoredFile
@@ -44,23 +45,25 @@ class FilesApi:
         with self._files.upload() as upload:
             receiving = receive_file(request, self._max_file_bytes, self._upload_timeout_s, upload.grow)
             async with receiving as received:
-                stored = await upload.save(received.content, received.description)
+                stored = await upload.save(received.content, received.description, caller_of(request).owner)
         return JSONResponse(self._json(stored), 201)
 
     async def page(self, request: Request) -> Response:
         """Files, newest first."""
-        page = await self._files.page(request.query_params.get("cursor"), PAGE_SIZE + 1)
+        owner = caller_of(request).visible_owner
+        page = await self._files.page(request.query_params.get("cursor"), PAGE_SIZE + 1, owner)
         return JSONResponse(page_json([self._json(file) for file in page], PAGE_SIZE, self._base_url))
 
     async def get(self, request: Request) -> Response:
-        return JSONResponse(self._json(await self._files.get(request.path_params["file_id"])))
+        file = await self._files.get(request.path_params["file_id"], caller_of(request).visible_owner)
+        return JSONResponse(self._json(file))
 
     async def delete(self, request: Request) -> Response:
-        await self._files.delete(request.path_params["file_id"])
+        await self._files.delete(request.path_params["file_id"], caller_of(request).visible_owner)
         return Response(status_code=204)
 
     async def download(self, request: Request) -> Response:
-        file, status = await self._files.stat(request.path_params["file_id"])
+        file, status = await self._files.stat(request.path_params["file_id"], caller_of(request).visible_owner)
         headers = {**DOWNLOAD_HEADERS, "ETag": f'"{file.sha256}"'}
         if _has_tag(request.headers.get("If-None-Match", ""), headers["ETag"]):
             return Response(status_code=304, headers=headers)

@@ -6,6 +6,7 @@ from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
 from starlette.routing import Route
 
+from serve.api.auth import caller_of
 from serve.api.http_messages import (
     PAGE_SIZE,
     check_body_keys,
@@ -64,15 +65,15 @@ class ReplicateApi:
     async def page(self, request: Request) -> Response:
         """Predictions, newest first, without images that would be `data:` URIs of about a megabyte each."""
         query = parse_page_query(request.query_params, PAGE_SIZE + 1)
-        found = await self._service.page(query)
+        found = await self._service.page(query, caller_of(request))
         results = [await self._listed(prediction) for prediction in found]
         return JSONResponse(both_ways_page(results, query, f"{self._settings.outputs.base_url}/v1/predictions"))
 
     async def get(self, request: Request) -> Response:
-        return await self._respond(await self._service.get(request.path_params["prediction_id"]))
+        return await self._respond(await self._service.get(request.path_params["prediction_id"], caller_of(request)))
 
     async def cancel(self, request: Request) -> Response:
-        return await self._respond(await self._service.cancel(request.path_params["prediction_id"]))
+        return await self._respond(await self._service.cancel(request.path_params["prediction_id"], caller_of(request)))
 
     async def _create_for(self, request: Request, served: ServedVersion) -> Response:
         body = await read_json_object(request, self._settings.max_body_bytes)
@@ -82,7 +83,8 @@ class ReplicateApi:
     async def _create(self, request: Request, body: dict[str, Any], served: ServedVersion) -> Response:
         webhook = parse_webhook(body, "replicate")
         preference = parse_prefer(request.headers.getlist("prefer"), self._settings.max_wait_s)
-        prediction = await self._service.create(served.rename_inputs(body["input"]), served, webhook=webhook)
+        inputs = served.rename_inputs(body["input"])
+        prediction = await self._service.create(inputs, served, caller_of(request), webhook=webhook)
         if preference.wait_s is not None:
             prediction = await self._service.wait(prediction.id, preference.wait_s)
         response = await self._respond(prediction if prediction.ended else _as_starting(prediction), 201)

@@ -1,6 +1,6 @@
 """The tables of the database.
 
-Times are microseconds since 1970, which SQLite and PostgreSQL store, compare and index alike.
+Columns with names that end with `_us` have times as `times` encodes them.
 """
 
 from sqlalchemy import BigInteger, Boolean, Column, Float, Index, Integer, MetaData, String, Table, Text, and_, or_
@@ -13,6 +13,8 @@ predictions = Table(
     Column("id", String(64), primary_key=True),
     Column("created_us", BigInteger, nullable=False),
     Column("ended_us", BigInteger),
+    # The id of the token that created the prediction; empty if it was created without one.
+    Column("owner", String(16), nullable=False, server_default=""),
     Column("pool", String(100), nullable=False),
     Column("status", String(16), nullable=False),
     Column("work", Float, nullable=False),
@@ -39,6 +41,8 @@ has_data = and_(predictions.c.ended_us.is_not(None), predictions.c.data_removed.
 
 Index("predictions_newest", predictions.c.created_us.desc(), predictions.c.id.desc())
 Index("predictions_active", predictions.c.pool, sqlite_where=is_active, postgresql_where=is_active)
+Index("predictions_by_owner", predictions.c.owner, predictions.c.created_us.desc(), predictions.c.id.desc())
+Index("predictions_active_by_owner", predictions.c.owner, sqlite_where=is_active, postgresql_where=is_active)
 Index("predictions_ended", predictions.c.ended_us)
 Index("predictions_by_pool", predictions.c.pool, predictions.c.status, predictions.c.ended_us)
 Index("predictions_with_data", predictions.c.ended_us, sqlite_where=has_data, postgresql_where=has_data)
@@ -78,4 +82,27 @@ webhook_secrets = Table(
     Column("created_us", BigInteger, nullable=False),
     # When a replaced secret stops to sign; None for the newest one.
     Column("expires_us", BigInteger),
+)
+
+tokens = Table(
+    "tokens",
+    metadata,
+    Column("id", String(16), primary_key=True),
+    # SHA-256 of the secret.
+    Column("digest", String(64), nullable=False),
+    Column("name", String(100), nullable=False),
+    Column("scope", String(16), nullable=False),
+    Column("requests_per_minute", Integer),
+    Column("max_in_flight", Integer),
+    Column("created_us", BigInteger, nullable=False),
+    Column("revoked_us", BigInteger),
+)
+
+request_counts = Table(
+    "request_counts",
+    metadata,
+    Column("token_id", String(16), primary_key=True),
+    # Minutes since 1970.
+    Column("minute", BigInteger, primary_key=True),
+    Column("requests", Integer, nullable=False),
 )

@@ -5,8 +5,8 @@ from collections.abc import Sequence
 from datetime import timedelta
 
 from serve.database.connection import Database
+from serve.database.times import from_us, to_us
 from serve.predictions.prediction import rfc3339, utc_now
-from serve.predictions.prediction_rows import EPOCH, to_us
 from serve.webhooks import delivery_rows as rows
 from serve.webhooks.signing_secrets import SigningSecrets
 
@@ -66,5 +66,5 @@ def _hours(text: str) -> float:
 
 
 def _line(delivery: rows.DeadDelivery) -> str:
-    dead_at = rfc3339(EPOCH + timedelta(microseconds=delivery.dead_us))
+    dead_at = rfc3339(from_us(delivery.dead_us))
     return "\t".join((delivery.prediction_id, dead_at, delivery.host, f"{delivery.attempts} attempts", delivery.error))

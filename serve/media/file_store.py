@@ -40,6 +40,7 @@ class StoredFile:
     path: Path
     """The content. It is deleted when the file is removed."""
     description: FileDescription
+    owner: str
     size_bytes: int
     sha256: str
     created_s: float
@@ -63,16 +64,16 @@ class Upload:
         self._store.check_uploads()
         await self._store.sweep()
 
-    async def save(self, content: IO[bytes], description: FileDescription) -> StoredFile:
+    async def save(self, content: IO[bytes], description: FileDescription, owner: str = "") -> StoredFile:
         """Stores `content`. Nothing is left on disk if this fails or is cancelled."""
-        return await self._store.save(self, content, description)
+        return await self._store.save(self, content, description, owner)
 
 
 class FileStore:
     """An instance belongs to one event loop, and its folder to one instance.
 
     Without a folder, a temporary one is used and removed by `aclose`. `now` returns seconds since 1970. Methods with an
-    id raise `NotFound` for a file that has expired or was removed.
+    id raise `NotFound` for a file that has expired or was removed, and for one of another `owner` if that is given.
     """
 
     def __init__(self, settings: FileSettings, now: Callable[[], float] = time.time) -> None:
@@ -95,7 +96,7 @@ class FileStore:
         finally:
             self._uploads.discard(upload)
 
-    async def save(self, upload: Upload, content: IO[bytes], description: FileDescription) -> StoredFile:
+    async def save(self, upload: Upload, content: IO[bytes], description: FileDescription, owner: str) -> StoredFile:
         """Stores `content` and ends `upload`."""
         file_id = secrets.token_hex(16)
         path = self._folder / f"{file_id}.file"
@@ -108,35 +109,36 @@ class FileStore:
             raise
         created_s = self._now()
         expires_s = created_s + self._settings.max_age_s
-        file = StoredFile(file_id, path, description, size_bytes, sha256, created_s, expires_s)
+        file = StoredFile(file_id, path, description, owner, size_bytes, sha256, created_s, expires_s)
         self._files[file_id] = file
         self._uploads.discard(upload)
         return file
 
-    async def get(self, file_id: str) -> StoredFile:
+    async def get(self, file_id: str, owner: str | None = None) -> StoredFile:
         file = self._files.get(file_id)
-        if file is None or file.expires_s <= self._now():
+        if file is None or file.expires_s <= self._now() or owner not in (None, file.owner):
             raise self._not_found(file_id)
         return file
 
-    async def page(self, before: str | None, limit: int) -> list[StoredFile]:
+    async def page(self, before: str | None, limit: int, owner: str | None = None) -> list[StoredFile]:
         """Up to `limit` files, newest first, older than the file `before` if given."""
         newest_first: Iterator[StoredFile] = reversed(self._files.values())
         if before is not None:
-            start = await self.get(before)
+            start = await self.get(before, owner)
             newest_first = dropwhile(lambda file: file is not start, newest_first)
             next(newest_first)
         now_s = self._now()
-        return list(islice((file for file in newest_first if file.expires_s > now_s), limit))
+        shown = (file for file in newest_first if file.expires_s > now_s and owner in (None, file.owner))
+        return list(islice(shown, limit))
 
-    async def delete(self, file_id: str) -> None:
-        await self._remove([await self.get(file_id)])
+    async def delete(self, file_id: str, owner: str | None = None) -> None:
+        await self._remove([await self.get(file_id, owner)])
 
     async def path(self, file_id: str) -> Path:
         return (await self.get(file_id)).path
 
-    async def stat(self, file_id: str) -> tuple[StoredFile, os.stat_result]:
-        file = await self.get(file_id)
+    async def stat(self, file_id: str, owner: str | None = None) -> tuple[StoredFile, os.stat_result]:
+        file = await self.get(file_id, owner)
         return file, await self._on_disk(file, file.path.stat)
 
     async def read(self, file_id: str) -> bytes:

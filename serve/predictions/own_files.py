@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from typing import Any, TypeVar
 from urllib.parse import urlsplit
 
+from serve.access.caller import ANONYMOUS, Caller
 from serve.errors import FetchFailed, FieldError, NotFound
 from serve.lora.parse_reference import MAX_CHARS, split_member, unquoted
 from serve.lora.parse_site_url import UnrecognizedForm
@@ -53,8 +54,9 @@ class OwnFiles:
         origin, path = _origin_and_path(public_url)
         self._base = origin, path.rstrip("/")
 
-    async def find(self, inputs: Mapping[str, Any]) -> UploadedInputs:
-        """The uploaded files among the raw inputs of a request."""
+    async def find(self, inputs: Mapping[str, Any], caller: Caller = ANONYMOUS) -> UploadedInputs:
+        """The uploaded files among the raw inputs of a request. Files that the caller may not see are unknown."""
+        owner = caller.visible_owner
         loras: dict[str, Reference] = {}
         errors = []
         for field in (*IMAGE_FIELDS, *LORA_FIELDS):
@@ -62,7 +64,7 @@ class OwnFiles:
             if not isinstance(text, str) or len(text) > MAX_CHARS:
                 continue
             try:
-                file = await self._find_file(unquoted(text) if field in LORA_FIELDS else text)
+                file = await self._find_file(unquoted(text) if field in LORA_FIELDS else text, owner)
             except NotFound as error:
                 errors.append(FieldError(field, str(error)))
                 continue
@@ -75,18 +77,21 @@ class OwnFiles:
         return UploadedInputs(loras, tuple(errors))
 
     async def read(self, url: str, max_bytes: int) -> bytes | None:
-        """The content of a file or an output, or None if `url` is not this service's. Raises `FetchFailed`."""
+        """The content of a file or an output, or None if `url` is not this service's. Raises `FetchFailed`.
+
+        Call `find` before: only it checks who may see a file.
+        """
         _, path = _origin_and_path(url)
         try:
-            file = await self._find_file(url)
+            file = await self._find_file(url, None)
             if file is not None and file.size_bytes > max_bytes:
                 raise FetchFailed(path, f"it has more than {max_bytes} bytes")
             return await self._files.read(file.id) if file else await self._read_output(url)
         except NotFound as error:
             raise FetchFailed(path, str(error)) from error
 
-    async def _find_file(self, url: str) -> StoredFile | None:
-        return await self._look_up(url, _FILE, lambda match: self._files.get(match["file_id"]))
+    async def _find_file(self, url: str, owner: str | None) -> StoredFile | None:
+        return await self._look_up(url, _FILE, lambda match: self._files.get(match["file_id"], owner))
 
     async def _read_output(self, url: str) -> bytes | None:
         output = await self._look_up(

@@ -12,6 +12,7 @@ from typing import Any, Literal, Self
 
 from pydantic import AwareDatetime, BaseModel, ConfigDict
 
+from serve.access.caller import NO_OWNER
 from serve.generation_plan import GenerationPlan
 from serve.predictions.webhook import Webhook
 
@@ -35,6 +36,8 @@ class Prediction(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid")
 
     id: str
+    owner: str = NO_OWNER
+    """The id of the token that created it."""
     model: str
     """`owner/name` of the served model."""
     version: str

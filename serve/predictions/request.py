@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from datetime import datetime
 from typing import Any, NamedTuple
 
+from serve.access.caller import NO_OWNER
 from serve.errors import FieldError, InvalidInput, NotFound, UnknownVersion
 from serve.generation_plan import LORA_SCALE_FIELDS, GenerationPlan, make_plan
 from serve.inputs import Inputs, validate_inputs
@@ -55,13 +56,14 @@ class PreparedRequest:
     references: Mapping[str, Reference]
     """The LoRAs of the plan, by the input that names them."""
 
-    def new_prediction(self, plan: GenerationPlan, at: datetime) -> Prediction:
+    def new_prediction(self, plan: GenerationPlan, at: datetime, owner: str = NO_OWNER) -> Prediction:
         """The initial record, `plan` has the image size if it is already known."""
         seed = plan.seeds[0]
         inputs = {key: value for key, value in self.raw_inputs.items() if key in Inputs.model_fields}
         shortened = {key: _shorten(value) for key, value in inputs.items()}
         prediction = Prediction(
             id=new_id(),
+            owner=owner,
             model=self.served.model.full_name,
             version=self.served.version,
             inputs=shortened,

@@ -6,6 +6,7 @@ from datetime import datetime, timedelta
 from sqlalchemy.ext.asyncio import AsyncConnection
 
 from serve.database.connection import Database
+from serve.database.times import to_us
 from serve.predictions import prediction_rows as rows
 from serve.predictions.prediction import utc_now
 
@@ -31,9 +32,9 @@ class Retention:
     async def sweep(self) -> None:
         """Removes what is too old. Raises `DatabaseUnavailable`."""
         now = self._clock()
-        while await self._remove_data(rows.to_us(now - self._data_max_age)) == BATCH:
+        while await self._remove_data(to_us(now - self._data_max_age)) == BATCH:
             pass
-        while await self._delete(rows.to_us(now - self._record_max_age)) == BATCH:
+        while await self._delete(to_us(now - self._record_max_age)) == BATCH:
             pass
 
     async def _remove_data(self, ended_before_us: int) -> int:

@@ -7,10 +7,12 @@ from datetime import datetime
 
 from sqlalchemy.ext.asyncio import AsyncConnection
 
+from serve.access.caller import ANONYMOUS, Caller
 from serve.database.connection import Database
-from serve.errors import NotFound, PoolFull
+from serve.database.times import to_us
+from serve.errors import NotFound, PoolFull, TooManyPredictions
 from serve.predictions import prediction_rows as rows
-from serve.predictions.admission import RetryEstimates, work_of
+from serve.predictions.admission import RetryEstimates, own_retry_after_s, work_of
 from serve.predictions.change_notifier import ChangeNotifier
 from serve.predictions.lease import Claim, Lease
 from serve.predictions.leased_record import LeasedRecord, RecordWriter
@@ -53,17 +55,17 @@ class PredictionStore:
         self._estimates = RetryEstimates(clock)
         self.on_lost: Callable[[str], None] = lambda _: None
 
-    async def check_capacity(self, pool: str) -> None:
-        """Raises `PoolFull` if a prediction for `pool` would be rejected now."""
-        await self._database.read(lambda connection: self._check_capacity(connection, pool))
+    async def check_capacity(self, pool: str, caller: Caller = ANONYMOUS) -> None:
+        """Raises `PoolFull` or `TooManyPredictions` if a prediction for `pool` would be rejected now."""
+        await self._database.read(lambda connection: self._check_capacity(connection, pool, caller))
 
     async def is_full(self) -> bool:
         """Whether every pool is full."""
         counts = await self._database.read(rows.count_active_by_pool)
         return all(counts.get(pool, 0) >= limit for pool, limit in self._limits.items())
 
-    async def create(self, prediction: Prediction, attached: bool) -> None:
-        """Stores a new prediction and takes its lease. Raises `PoolFull`.
+    async def create(self, prediction: Prediction, attached: bool, caller: Caller = ANONYMOUS) -> None:
+        """Stores a new prediction and takes its lease. Raises `PoolFull` and `TooManyPredictions`.
 
         An `attached` prediction is cancelled instead of taken up if this process is lost.
         """
@@ -71,8 +73,10 @@ class PredictionStore:
         work, expires_us = work_of(prediction.plan), self._expires_us()
 
         async def insert(connection: AsyncConnection) -> None:
+            if caller.max_in_flight is not None:
+                await rows.lock_owner(connection, caller.owner)
             await rows.lock_pool(connection, pool)
-            await self._check_capacity(connection, pool)
+            await self._check_capacity(connection, pool, caller)
             await rows.insert_prediction(connection, prediction, lease, expires_us, work, attached)
 
         await self._database.write(insert)
@@ -86,13 +90,13 @@ class PredictionStore:
         if "\0" not in prediction_id:  # PostgreSQL rejects it in a text
             prediction = await self._database.read(lambda connection: rows.read_prediction(connection, prediction_id))
         if prediction is None:
-            raise NotFound(f"there is no prediction {prediction_id[:64]!r}; it may have expired")
+            raise unknown_prediction(prediction_id)
         return prediction
 
     async def page(self, query: PageQuery) -> list[Prediction]:
         """A page of predictions, the newest first."""
-        older_than = None if query.older_than is None else await self.get(query.older_than)
-        newer_than = None if query.newer_than is None else await self.get(query.newer_than)
+        older_than = await self._cursor(query.older_than, query.owner)
+        newer_than = await self._cursor(query.newer_than, query.owner)
         found = await self._database.read(lambda connection: read_page(connection, query, older_than, newer_than))
         return [self._held[each.id].prediction if each.id in self._held else each for each in found]
 
@@ -170,7 +174,7 @@ class PredictionStore:
 
     async def claim(self, limit: int) -> list[Claim]:
         """Takes up to `limit` predictions whose processes were lost or stopped."""
-        now_us = rows.to_us(self._clock())
+        now_us = to_us(self._clock())
         expires_us = self._expires_us()
 
         async def work(connection: AsyncConnection) -> list[Claim]:
@@ -182,9 +186,20 @@ class PredictionStore:
             self._hold(each.lease, each.prediction)
         return claims
 
-    async def _check_capacity(self, connection: AsyncConnection, pool: str) -> None:
+    async def _cursor(self, prediction_id: str | None, owner: str | None) -> Prediction | None:
+        prediction = None if prediction_id is None else await self.get(prediction_id)
+        if prediction is not None and owner not in (None, prediction.owner):
+            raise unknown_prediction(prediction.id)
+        return prediction
+
+    async def _check_capacity(self, connection: AsyncConnection, pool: str, caller: Caller) -> None:
+        if caller.max_in_flight is not None:
+            own = await rows.count_active_of_owner(connection, caller.owner)
+            if own >= caller.max_in_flight:
+                load = await rows.read_load(connection, pool, to_us(self._clock()))
+                raise TooManyPredictions(caller.max_in_flight, own_retry_after_s(load, own))
         if await rows.count_active(connection, pool) >= self._limits[pool]:
-            load = await rows.read_load(connection, pool, rows.to_us(self._clock()))
+            load = await rows.read_load(connection, pool, to_us(self._clock()))
             raise PoolFull(pool, self._estimates.retry_after_s(pool, load))
 
     def _hold(self, lease: Lease, prediction: Prediction) -> None:
@@ -211,4 +226,8 @@ class PredictionStore:
         return finished
 
     def _expires_us(self) -> int:
-        return rows.to_us(self._clock()) + int(self._lease_s * rows.SECOND_US)
+        return to_us(self._clock()) + int(self._lease_s * rows.SECOND_US)
+
+
+def unknown_prediction(prediction_id: str) -> NotFound:
+    return NotFound(f"there is no prediction {prediction_id[:64]!r}; it may have expired")

@@ -13,6 +13,7 @@ from serve.settings.environment import (
     read_secrets,
     state_folder,
     use_compile_cache,
+    use_proxy_middleware,
     use_slow_control_loop,
 )
 from serve.settings.loras import LoraCacheSettings, LoraFetchSettings, LoraSettings
@@ -69,5 +70,6 @@ __all__ = [
     "read_secrets",
     "state_folder",
     "use_compile_cache",
+    "use_proxy_middleware",
     "use_slow_control_loop",
 ]

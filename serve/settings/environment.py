@@ -70,6 +70,11 @@ def use_compile_cache(settings: Settings, environment: MutableMapping[str, str] 
     environment.setdefault("TORCHINDUCTOR_CACHE_DIR", str(folder))
 
 
+def use_proxy_middleware(environment: MutableMapping[str, str] = os.environ) -> None:
+    """Makes Serve's proxies use `serve.api.proxy`. Call it before Ray starts."""
+    environment.setdefault("RAY_SERVE_HTTP_PROXY_CALLBACK_IMPORT_PATH", "serve.api.proxy:proxy_middleware")
+
+
 def use_slow_control_loop(environment: MutableMapping[str, str] = os.environ) -> None:
     """Makes Serve's controller work twice a second. By default it does ten times, which takes 8 % of a core while idle.
 

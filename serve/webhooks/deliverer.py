@@ -13,10 +13,10 @@ from datetime import datetime, timedelta
 from sqlalchemy.ext.asyncio import AsyncConnection
 
 from serve.database.connection import Database
+from serve.database.times import to_us
 from serve.errors import DatabaseUnavailable
 from serve.predictions.lease import Lease
 from serve.predictions.prediction import utc_now
-from serve.predictions.prediction_rows import to_us
 from serve.predictions.store import PredictionStore
 from serve.settings import WebhookSettings
 from serve.webhooks import delivery_rows as rows

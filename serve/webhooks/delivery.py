@@ -13,10 +13,10 @@ from typing import TypeVar
 from sqlalchemy.ext.asyncio import AsyncConnection
 
 from serve.database.connection import Database
+from serve.database.times import to_us
 from serve.errors import DatabaseUnavailable, NotFound
 from serve.predictions.lease import Lease
 from serve.predictions.prediction import Prediction, utc_now
-from serve.predictions.prediction_rows import to_us
 from serve.predictions.store import PredictionStore
 from serve.predictions.webhook import Webhook
 from serve.webhooks import delivery_rows as rows

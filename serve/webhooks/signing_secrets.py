@@ -8,8 +8,8 @@ from sqlalchemy.ext.asyncio import AsyncConnection
 
 from serve.database.connection import Database
 from serve.database.tables import webhook_secrets
+from serve.database.times import to_us
 from serve.predictions.prediction import utc_now
-from serve.predictions.prediction_rows import to_us
 from serve.webhooks.signatures import new_secret
 
 

@@ -32,19 +32,21 @@ ALLOWED_UNITS = {
     "inputs": {"errors", "model_specs", "output_sizes"},
     "generation_plan": BASE | {"inputs", "output_sizes"},
     "database": {"errors"},
+    "access": {"errors", "database"},
     "net": {"__init__", "errors", "settings"},
     "media": {"errors", "model_specs", "settings"},
     "lora": BASE | {"media", "net"},
     "engine": BASE | {"events", "lora"},
     "lora_cache_actor": BASE | {"engine", "lora"},
     "lora_cache_client": BASE | {"__init__", "aio", "lora", "lora_cache_actor"},
-    "predictions": REQUEST | {"aio", "database", "events", "lora", "media"},
+    "predictions": REQUEST | {"access", "aio", "database", "events", "lora", "media"},
     "webhooks": BASE | {"database", "net", "predictions"},
-    "api": BASE | {"inputs", "media", "net", "output_sizes", "predictions", "webhooks"},
+    "api": BASE | {"access", "inputs", "media", "net", "output_sizes", "predictions", "webhooks"},
     "pool_client": BASE | {"events", "lora", "generation_plan"},
     "model_replica": BASE | {"engine", "events", "logs", "lora", "lora_cache_actor", "media", "generation_plan"},
     "ingress": BASE
     | {
+        "access",
         "api",
         "database",
         "logs",
@@ -57,7 +59,7 @@ ALLOWED_UNITS = {
         "webhooks",
     },
     "deployment": BASE | {"ingress", "model_replica"},
-    "launch": BASE | {"database", "lora", "predictions", "webhooks"},
+    "launch": BASE | {"access", "database", "lora", "predictions", "webhooks"},
     "__main__": BASE | {"api", "launch"},
 }
 
@@ -82,8 +84,9 @@ LIBRARY_USERS = {
     "httpcore": {"net"},
     "httpx": {"lora", "net"},
     "regex": {"lora"},
-    "sqlalchemy": {"database", "predictions", "webhooks"},
+    "sqlalchemy": {"access", "database", "predictions", "webhooks"},
     "alembic": {"database"},
+    "uvicorn": {"api"},
     "yaml": {"launch"},
 }
 

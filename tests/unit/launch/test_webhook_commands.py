@@ -7,8 +7,8 @@ from sqlalchemy.ext.asyncio import AsyncConnection
 
 from serve.__main__ import main
 from serve.database.connection import Database
+from serve.database.times import to_us
 from serve.launch.webhook_commands import parse, run
-from serve.predictions.prediction_rows import to_us
 from serve.webhooks import delivery_rows as rows
 from serve.webhooks.signing_secrets import SigningSecrets
 from tests.fakes import NOON, FakeClock

@@ -6,8 +6,9 @@ from typing import Any
 
 import pytest
 
+from serve.access.caller import Caller
 from serve.database.connection import Database
-from serve.errors import DatabaseUnavailable, NotFound, PoolFull
+from serve.errors import DatabaseUnavailable, NotFound, PoolFull, TooManyPredictions
 from serve.predictions import leased_record
 from serve.predictions.change_notifier import ChangeNotifier
 from serve.predictions.prediction import Prediction
@@ -301,3 +302,46 @@ async def test_pages_go_both_ways(database: Database) -> None:
     assert await page(PageQuery(9, created_before=later)) == [ids[1], ids[0]]
     with pytest.raises(NotFound):
         await page(PageQuery(2, older_than=A))
+
+
+async def test_pages_have_the_predictions_of_one_owner(database: Database) -> None:
+    store = make_store(database)
+    for prediction_id, owner in ((A, "one"), (B, "other"), (C, "one")):
+        await store.create(prediction(prediction_id).model_copy(update={"owner": owner}), attached=False)
+
+    async def page(query: PageQuery) -> list[str]:
+        return [record.id for record in await store.page(query)]
+
+    assert await page(PageQuery(9)) == [C, B, A]
+    assert await page(PageQuery(9, owner="one")) == [C, A]
+    assert await page(PageQuery(9, owner="one", older_than=C)) == [A]
+    assert await page(PageQuery(9, owner="")) == []
+    with pytest.raises(NotFound):
+        await page(PageQuery(9, owner="one", older_than=B))
+
+
+async def test_owner_has_a_limited_number_of_unfinished_predictions(database: Database) -> None:
+    store, caller = make_store(database), Caller("one", max_in_flight=1)
+
+    async def create(prediction_id: str, caller: Caller) -> None:
+        record = prediction(prediction_id).model_copy(update={"owner": caller.owner})
+        await store.create(record, attached=False, caller=caller)
+
+    await create(A, caller)
+    for call in (create(B, caller), store.check_capacity(POOL, caller)):
+        with pytest.raises(TooManyPredictions) as error:
+            await call
+        assert error.value.limit == 1
+    await create(B, Caller("other", max_in_flight=1))
+    await store.finish(A, succeed, release=True)
+    await create(C, caller)
+
+
+async def test_processes_together_keep_the_limit_of_an_owner(database: Database) -> None:
+    stores, caller = [make_store(database) for _ in range(2)], Caller("one", max_in_flight=1)
+    records = [prediction(each).model_copy(update={"owner": "one"}) for each in (A, B)]
+    results = await asyncio.gather(
+        *(store.create(record, False, caller) for store, record in zip(stores, records, strict=True)),
+        return_exceptions=True,
+    )
+    assert sorted(type(result).__name__ for result in results) == ["NoneType", "TooManyPredictions"]

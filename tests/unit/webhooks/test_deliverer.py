@@ -10,9 +10,9 @@ from sqlalchemy import delete
 
 from serve.database.connection import Database
 from serve.database.tables import predictions
+from serve.database.times import to_us
 from serve.predictions.change_notifier import ChangeNotifier
 from serve.predictions.prediction import Output, Prediction
-from serve.predictions.prediction_rows import to_us
 from serve.predictions.webhook import WebhookEvent
 from serve.webhooks import delivery_rows as rows
 from serve.webhooks.deliverer import LEASE_MARGIN_S, WebhookDeliverer

@@ -5,8 +5,8 @@ import asyncio
 import pytest
 
 from serve.database.connection import Database
+from serve.database.times import to_us
 from serve.predictions.lease import Lease
-from serve.predictions.prediction_rows import to_us
 from serve.webhooks import delivery_rows as rows
 from tests.fakes import NOON, FakeClock
 from tests.unit.webhooks.helpers import make_store, open_ids, with_webhook
