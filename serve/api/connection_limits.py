@@ -81,7 +81,7 @@ class Connections:
 class LimitedHttpProtocol(HttpToolsProtocol):
     """uvicorn's protocol with limits. uvicorn itself closes connections that are idle after a response."""
 
-    connections: ClassVar[Connections]
+    open_connections: ClassVar[Connections]
 
     def __init__(self, *arguments: Any, **options: Any) -> None:
         super().__init__(*arguments, **options)
@@ -95,14 +95,14 @@ class LimitedHttpProtocol(HttpToolsProtocol):
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
         super().connection_made(transport)
         self.address = self.client[0] if self.client else ""
-        if self.connections.add(self):
+        if self.open_connections.add(self):
             self._start_timer()
         else:
             transport.abort()
 
     def connection_lost(self, exc: Exception | None) -> None:
         self._stop_timer()
-        self.connections.remove(self)
+        self.open_connections.remove(self)
         super().connection_lost(exc)
 
     def data_received(self, data: bytes) -> None:
@@ -119,7 +119,7 @@ class LimitedHttpProtocol(HttpToolsProtocol):
     def on_headers_complete(self) -> None:
         self._is_in_head, self._head_bytes, self._has_request = False, 0, True
         self._stop_timer()
-        self.connections.set_idle(self, False)
+        self.open_connections.set_idle(self, False)
         super().on_headers_complete()
 
     def on_message_complete(self) -> None:
@@ -130,14 +130,14 @@ class LimitedHttpProtocol(HttpToolsProtocol):
         super().on_response_complete()
         if self.cycle.response_complete:
             self._has_request = False
-            self.connections.set_idle(self, True)
+            self.open_connections.set_idle(self, True)
         if not self._is_in_head:
             # The client still sends the body of a request that has its response.
             self._start_timer()
 
     def handle_websocket_upgrade(self) -> None:
         self._stop_timer()
-        self.connections.remove(self)
+        self.open_connections.remove(self)
         super().handle_websocket_upgrade()
 
     def close(self) -> None:
@@ -161,5 +161,5 @@ def limit_connections() -> None:
     _, allowed = resource.getrlimit(resource.RLIMIT_NOFILE)
     max_files = MAX_FILES if allowed == resource.RLIM_INFINITY else min(allowed, MAX_FILES)
     resource.setrlimit(resource.RLIMIT_NOFILE, (max_files, allowed))
-    LimitedHttpProtocol.connections = Connections(max_files // 2)
+    LimitedHttpProtocol.open_connections = Connections(max_files // 2)
     HTTP_PROTOCOLS["auto"] = f"{__name__}:{LimitedHttpProtocol.__name__}"

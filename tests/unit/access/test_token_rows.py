@@ -1,6 +1,7 @@
 """Stored tokens and counts of requests, with SQLite and PostgreSQL."""
 
 from dataclasses import replace
+from functools import partial
 
 import pytest
 
@@ -40,8 +41,9 @@ async def test_token_is_revoked_once(database: Database, token: Token) -> None:
 
 
 async def test_requests_are_added_by_token_and_minute(database: Database) -> None:
-    for counts in ({("a", 1): 2, ("b", 1): 1}, {("a", 1): 3, ("a", 2): 4}, {}):
-        await database.write(lambda connection, counts=counts: add_requests(connection, counts))
+    added: tuple[Counts, ...] = ({("a", 1): 2, ("b", 1): 1}, {("a", 1): 3, ("a", 2): 4}, {})
+    for counts in added:
+        await database.write(partial(add_requests, counts=counts))
 
     async def counts_from(minute: int) -> Counts:
         return await database.read(lambda connection: read_requests(connection, ["a"], minute))

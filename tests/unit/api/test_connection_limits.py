@@ -98,7 +98,7 @@ async def app(scope: Scope, receive: Receive, send: Send) -> None:
 @pytest.fixture
 async def server(monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[Server]:
     monkeypatch.setattr(connection_limits, "HEAD_TIMEOUT_S", 0.1)
-    monkeypatch.setattr(LimitedHttpProtocol, "connections", Connections(100), raising=False)
+    monkeypatch.setattr(LimitedHttpProtocol, "open_connections", Connections(100), raising=False)
     with socket.create_server(("127.0.0.1", 0)) as listener:
         config = uvicorn.Config(app, log_level="critical", lifespan="off", http=LimitedHttpProtocol)
         running = uvicorn.Server(config)

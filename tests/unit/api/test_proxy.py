@@ -85,7 +85,8 @@ async def test_websockets_pass_unchanged() -> None:
 def test_servers_of_the_proxy_limit_connections(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(HTTP_PROTOCOLS, "auto", HTTP_PROTOCOLS["auto"])
     (middleware,) = proxy_middleware()
-    assert middleware.cls is ProxyErrorMiddleware
+    added: object = middleware.cls
+    assert added is ProxyErrorMiddleware
     config = Config(no_response, log_config=None)
     config.load()
     assert config.http_protocol_class is LimitedHttpProtocol

@@ -26,7 +26,7 @@ class OwnFilesHarness:
         """Stores an uploaded file and returns its id."""
         with self.files.upload() as upload:
             description = FileDescription("a.safetensors", "application/octet-stream", {})
-            return (await self.files.save(upload, io.BytesIO(content), description)).id
+            return (await upload.save(io.BytesIO(content), description)).id
 
     async def read(self, url: str) -> bytes | None:
         return await self.own_files.read(url, max_bytes=1000)
