@@ -6,6 +6,7 @@ from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
 from starlette.routing import Route
 
+from serve.api.auth import caller_of
 from serve.api.cog import prediction_response
 from serve.api.replicate import prediction_json
 from serve.media.output_store import OutputStore
@@ -19,7 +20,7 @@ from serve.webhooks.signing_secrets import SigningSecrets
 
 def routes(secrets: SigningSecrets) -> list[Route]:
     async def secret(request: Request) -> Response:
-        newest, *_ = await secrets.valid()
+        newest, *_ = await secrets.valid(caller_of(request).owner)
         return JSONResponse({"key": newest}, headers={"Cache-Control": "no-store"})
 
     return [Route("/v1/webhooks/default/secret", secret, methods=["GET"])]

@@ -77,6 +77,8 @@ Index("webhook_deliveries_dead", webhook_deliveries.c.dead_us)
 webhook_secrets = Table(
     "webhook_secrets",
     metadata,
+    # As of `predictions`: a secret signs the webhooks of its owner's predictions.
+    Column("owner", String(16), primary_key=True),
     Column("number", Integer, primary_key=True, autoincrement=False),
     Column("secret", String(100), nullable=False),
     Column("created_us", BigInteger, nullable=False),

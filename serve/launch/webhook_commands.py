@@ -4,8 +4,11 @@ import argparse
 from collections.abc import Sequence
 from datetime import timedelta
 
+from serve.access.caller import NO_OWNER
+from serve.access.token_rows import read_token
 from serve.database.connection import Database
 from serve.database.times import from_us, to_us
+from serve.launch.config_file import ConfigError
 from serve.predictions.prediction import rfc3339, utc_now
 from serve.webhooks import delivery_rows as rows
 from serve.webhooks.signing_secrets import SigningSecrets
@@ -27,6 +30,9 @@ def parse(arguments: Sequence[str], common: argparse.ArgumentParser | None = Non
         metavar="N",
         help=f"how long the replaced secret signs too; default: {DEFAULT_OVERLAP_HOURS:g}",
     )
+    rotate.add_argument(
+        "--token", metavar="ID", help="the token whose secret is replaced; default: that of callers without one"
+    )
     commands.add_parser("dead", parents=parents, help=f"list the last {MAX_LISTED} webhooks that were not delivered")
     replay = commands.add_parser("replay", parents=parents, help="send webhooks again that were not delivered")
     selected = replay.add_mutually_exclusive_group(required=True)
@@ -36,13 +42,14 @@ def parse(arguments: Sequence[str], common: argparse.ArgumentParser | None = Non
 
 
 async def run(options: argparse.Namespace, database_url: str) -> list[str]:
-    """Runs a command and returns the lines to print. Raises `DatabaseUnavailable`."""
+    """Runs a command and returns the lines to print. Raises `DatabaseUnavailable` and `ConfigError`."""
     database = Database(database_url)
     try:
         await database.migrate()
         match options.command:
             case "rotate-secret":
-                return [await SigningSecrets(database).rotate(timedelta(hours=options.overlap_hours))]
+                owner = await _owner(database, options.token)
+                return [await SigningSecrets(database).rotate(owner, timedelta(hours=options.overlap_hours))]
             case "dead":
                 found = await database.read(lambda connection: rows.read_dead(connection, MAX_LISTED))
                 return [_line(each) for each in found]
@@ -50,6 +57,15 @@ async def run(options: argparse.Namespace, database_url: str) -> list[str]:
                 return [f"{await _replay(database, options)} webhooks will be sent again"]
     finally:
         await database.aclose()
+
+
+async def _owner(database: Database, token_id: str | None) -> str:
+    """The owner of the predictions of a token; None means those without one, or with the operator's."""
+    if token_id is None:
+        return NO_OWNER
+    if await database.read(lambda connection: read_token(connection, token_id)) is None:
+        raise ConfigError(f"--token {token_id}: there is no token with this id")
+    return token_id
 
 
 async def _replay(database: Database, options: argparse.Namespace) -> int:

@@ -57,7 +57,8 @@ class WebhookSender:
             log.exception("prediction %s: its webhook could not be composed", prediction.id)
             return None
         timestamp_s = int(self._clock().timestamp())
-        headers = signature_headers(await self._secrets.valid(), message_id, timestamp_s, body)
+        secrets = await self._secrets.valid(prediction.owner)
+        headers = signature_headers(secrets, message_id, timestamp_s, body)
         return Message(webhook.url, {"Content-Type": "application/json", **headers}, body)
 
     async def send(self, message: Message) -> str | None:

@@ -2,6 +2,7 @@
 
 import json
 import re
+from collections.abc import Mapping
 from typing import Any
 
 import httpx
@@ -10,6 +11,7 @@ from replicate.webhook import InvalidSignatureError, Webhooks, WebhookSigningSec
 
 from serve.events import Event, Started
 from serve.settings import DeploymentSettings, Settings, WebhookSettings
+from tests.access import add_token
 from tests.app_factory import AppUnderTest, delivering, make_app
 from tests.fakes import ONE_IMAGE, FakePool
 from tests.webhook_receiver import Received, webhook_receiver
@@ -25,14 +27,16 @@ REPLICATE_PATHS = (
 COMPLETED = ["completed"]
 
 
-async def post(app: AppUnderTest, path: str, body: dict[str, Any]) -> httpx.Response:
+async def post(
+    app: AppUnderTest, path: str, body: dict[str, Any], headers: Mapping[str, str] | None = None
+) -> httpx.Response:
     async with app.http as client:
-        return await client.post(path, json={"input": CAT} | body)
+        return await client.post(path, json={"input": CAT} | body, headers=headers)
 
 
-async def get_secret(app: AppUnderTest) -> WebhookSigningSecret:
+async def get_secret(app: AppUnderTest, headers: Mapping[str, str] | None = None) -> WebhookSigningSecret:
     async with app.http as client:
-        return WebhookSigningSecret(**(await client.get("/v1/webhooks/default/secret")).json())
+        return WebhookSigningSecret(**(await client.get("/v1/webhooks/default/secret", headers=headers)).json())
 
 
 def validate(received: Received, secret: WebhookSigningSecret, content: bytes | None = None) -> None:
@@ -72,6 +76,19 @@ async def test_secret_is_a_random_one_of_this_service() -> None:
     assert re.fullmatch(r"whsec_[A-Za-z0-9+/]{32}", first.key)
     assert first == again
     assert first != await get_secret(make_app(FakePool(ONE_IMAGE)))
+
+
+async def test_webhook_is_signed_with_the_secret_of_its_token() -> None:
+    app = make_app(FakePool(ONE_IMAGE), SETTINGS, token="sesame")
+    (_, owner), (_, other) = await add_token(app.database), await add_token(app.database)
+    operator = {"Authorization": "Bearer sesame"}
+    async with webhook_receiver() as receiver, delivering(app):
+        await post(app, "/v1/predictions", {"webhook": receiver.url, "webhook_events_filter": COMPLETED}, owner)
+        [received] = await receiver.wait_for(1)
+    validate(received, await get_secret(app, owner))
+    for headers in (other, operator):
+        with pytest.raises(InvalidSignatureError):
+            validate(received, await get_secret(app, headers))
 
 
 async def test_secret_needs_the_token() -> None:

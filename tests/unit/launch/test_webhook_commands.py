@@ -6,8 +6,12 @@ import pytest
 from sqlalchemy.ext.asyncio import AsyncConnection
 
 from serve.__main__ import main
+from serve.access.caller import NO_OWNER
+from serve.access.token import new_token
+from serve.access.token_rows import insert_token
 from serve.database.connection import Database
 from serve.database.times import to_us
+from serve.launch.config_file import ConfigError
 from serve.launch.webhook_commands import parse, run
 from serve.webhooks import delivery_rows as rows
 from serve.webhooks.signing_secrets import SigningSecrets
@@ -41,11 +45,26 @@ async def dead_database(migrated: Database) -> Database:
 
 async def test_rotation_prints_the_new_secret_and_keeps_the_old_one_for_the_overlap(migrated: Database) -> None:
     secrets = SigningSecrets(migrated)
-    [first] = await secrets.valid()
+    [first] = await secrets.valid(NO_OWNER)
     [second] = await run_command(migrated, "rotate-secret")
-    assert await secrets.valid() == (second, first)
+    assert await secrets.valid(NO_OWNER) == (second, first)
     [third] = await run_command(migrated, "rotate-secret", "--overlap-hours", "0")
-    assert await secrets.valid() == (third,)
+    assert await secrets.valid(NO_OWNER) == (third,)
+
+
+async def test_secret_of_a_token_is_rotated(migrated: Database) -> None:
+    secrets = SigningSecrets(migrated)
+    token, _ = new_token("studio", "run", None, None, NOON)
+    await migrated.write(lambda connection: insert_token(connection, token))
+    [first], [other] = await secrets.valid(token.id), await secrets.valid(NO_OWNER)
+    [second] = await run_command(migrated, "rotate-secret", "--token", token.id)
+    assert await secrets.valid(token.id) == (second, first)
+    assert await secrets.valid(NO_OWNER) == (other,)
+
+
+async def test_unknown_token_has_no_secret(migrated: Database) -> None:
+    with pytest.raises(ConfigError, match="0000000000000000"):
+        await run_command(migrated, "rotate-secret", "--token", "0" * 16)
 
 
 async def test_dead_webhooks_are_listed(dead_database: Database) -> None:

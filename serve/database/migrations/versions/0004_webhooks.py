@@ -28,6 +28,7 @@ def upgrade() -> None:
     op.create_index("webhook_deliveries_dead", "webhook_deliveries", ["dead_us"])
     op.create_table(
         "webhook_secrets",
+        sa.Column("owner", sa.String(16), primary_key=True),
         sa.Column("number", sa.Integer, primary_key=True, autoincrement=False),
         sa.Column("secret", sa.String(100), nullable=False),
         sa.Column("created_us", sa.BigInteger, nullable=False),
