@@ -145,15 +145,15 @@ class Ingress:
             self._request_counter.run(),
             self._sweep_stores(),
             self._lora_cache.keep_alive(),
+            self._deliver_webhooks(),
         )
         tasks = [asyncio.create_task(work) for work in background]
-        delivering = asyncio.create_task(self._deliver_webhooks())
         yield
+        # Running predictions still need their leases, the changes by other processes, and their webhooks.
+        await self._predictions.close(SHUTDOWN_GRACE_S)
         for task in tasks:
             task.cancel()
-        await self._predictions.close(SHUTDOWN_GRACE_S)
-        delivering.cancel()
-        await asyncio.wait([delivering])
+        await asyncio.wait(tasks)
         await self._webhooks.aclose()
         await self._database.aclose()
         self._http_client.close()
