@@ -8,7 +8,8 @@ from types import SimpleNamespace
 
 import httpx
 import pytest
-from sqlalchemy import Row, select
+from ray import serve
+from sqlalchemy import select
 from sqlalchemy.ext.asyncio import AsyncConnection
 from starlette.applications import Starlette
 
@@ -36,7 +37,7 @@ def pool(monkeypatch: pytest.MonkeyPatch) -> FakePool:
     client = SimpleNamespace(http_config=SimpleNamespace(host="127.0.0.1", port=PORT))
     monkeypatch.setattr(ingress, "use_replica_log", lambda: None)
     monkeypatch.setattr(ingress, "_get_global_client", lambda: client)
-    monkeypatch.setattr(ingress.serve, "get_replica_context", lambda: SimpleNamespace(app_name="flux"))
+    monkeypatch.setattr(serve, "get_replica_context", lambda: SimpleNamespace(app_name="flux"))
     monkeypatch.setattr(ingress, "_are_healthy", lambda *_: True)
     monkeypatch.setattr(ingress, "LoraCacheClient", lambda *_: LoraCache())
     monkeypatch.setattr(ingress, "PoolClient", lambda *_: pool)
@@ -73,13 +74,16 @@ async def test_leases_are_kept_while_a_stopping_service_waits_for_predictions(
     monkeypatch.setattr(service, "RENEW_PERIOD_S", 0.01)
     settings = Settings(state_folder=tmp_path)
     database = Database(database_url(settings, PORT))
-    stopping = Ingress(settings, dict.fromkeys(settings.pools, None))  # type: ignore[arg-type]
+    stopping = Ingress(settings, dict.fromkeys(settings.pools, None))
     app = stopping.__serve_build_asgi_app__()
 
-    async def row() -> Row[tuple[str, int]]:
-        async def read(connection: AsyncConnection) -> Row[tuple[str, int]]:
-            columns = select(predictions.c.status, predictions.c.lease_expires_us)
-            return (await connection.execute(columns)).one()
+    async def read_row() -> tuple[str, int]:
+        """The status of the prediction, and when its lease expires."""
+
+        async def read(connection: AsyncConnection) -> tuple[str, int]:
+            query = select(predictions.c.status, predictions.c.lease_expires_us)
+            status, lease_expires_us = (await connection.execute(query)).one()
+            return str(status), int(lease_expires_us)
 
         return await database.read(read)
 
@@ -92,13 +96,13 @@ async def test_leases_are_kept_while_a_stopping_service_waits_for_predictions(
             return (await client.get("http://service/readyz")).status_code == 503
 
         async def is_renewed() -> bool:
-            return (await row()).lease_expires_us > expires_us
+            return (await read_row())[1] > expires_us
 
         await until(is_stopping)
-        expires_us = (await row()).lease_expires_us
+        _, expires_us = await read_row()
         try:
             await until(is_renewed)
         finally:
             pool.may_start.set()
-    assert (await row()).status == "succeeded"
+    assert (await read_row())[0] == "succeeded"
     await database.aclose()

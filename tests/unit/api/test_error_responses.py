@@ -58,7 +58,7 @@ class WrappedError(NotReady):
     ("error", "status", "detail", "headers"),
     [
         (NotFound("there is no such thing"), 404, "there is no such thing", {}),
-        (NotReady("the service is stopping"), 503, "the service is stopping", {}),
+        (NotReady("the service is stopping"), 503, "the service is stopping", {"Retry-After": "5"}),
         (PoolFull("schnell", 2.4), 429, str(PoolFull("schnell", 2.4)), {"Retry-After": "3"}),
         (WrappedError("x"), 429, str(PoolFull("schnell", 2.4)), {"Retry-After": "3"}),
         (EngineFailed(), 500, str(EngineFailed()), {}),
