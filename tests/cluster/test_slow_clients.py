@@ -10,6 +10,7 @@ import psutil
 import pytest
 
 from serve.access.token import parse_token
+from serve.api.connection_limits import MAX_HEAD_BYTES
 from serve.launch.subprocess_service import LocalService, local_service
 from serve.launch.tokens_command import manage_tokens
 from tests.cluster.client import SMALL, until
@@ -79,6 +80,20 @@ def test_endless_bodies_hold_up_nobody(service: LocalService, token: str) -> Non
     statuses, endless = asyncio.run(answers_beside_endless_posts(service.url, token))
     assert statuses == [201, 200] * 3
     assert all(b" 408 " in answer for answer in endless)
+
+
+async def response_to(url: str, sent: bytes) -> bytes:
+    address = urlsplit(url)
+    reader, writer = await asyncio.open_connection(address.hostname, address.port)
+    writer.write(sent)
+    async with asyncio.timeout(ANSWER_S):
+        response = await reader.read()
+    writer.close()
+    return response
+
+
+def test_large_head_is_rejected_with_431(service: LocalService) -> None:
+    assert b" 431 " in asyncio.run(response_to(service.url, b"GET / HTTP/1.1\r\nX-Long: " + b"x" * MAX_HEAD_BYTES))
 
 
 def test_token_works_beside_a_running_service_until_it_is_revoked(
