@@ -1,5 +1,7 @@
 """Finds the caller of a request by its token, and counts its requests."""
 
+import asyncio
+import contextvars
 import hmac
 import time
 from collections.abc import Callable
@@ -44,6 +46,7 @@ class AccessControl:
         self._clock = clock
         self._cache: dict[str, _CachedToken] = {}
         """By the id of the token, the oldest entry first; also of unknown ids."""
+        self._reading: dict[str, asyncio.Task[Token | None]] = {}
 
     async def find_caller(self, authorization: str | None) -> Caller:
         """The caller with this `Authorization` header. Raises `Unauthenticated` and `DatabaseUnavailable`."""
@@ -71,10 +74,19 @@ class AccessControl:
         return hmac.compare_digest(text.encode(), self._operator_token.get_secret_value().encode())
 
     async def _token(self, token_id: str) -> Token | None:
-        now_s = self._clock()
         cached = self._cache.get(token_id)
-        if cached is not None and now_s < cached.read_s + CACHE_S:
+        if cached is not None and self._clock() < cached.read_s + CACHE_S:
             return cached.token
+        # Many requests at once share one query, which goes on if one of them is cancelled.
+        reading = self._reading.get(token_id)
+        if reading is None:
+            reading = asyncio.get_running_loop().create_task(self._read(token_id), context=contextvars.Context())
+            self._reading[token_id] = reading
+            reading.add_done_callback(lambda _: self._reading.pop(token_id, None))
+        return await asyncio.shield(reading)
+
+    async def _read(self, token_id: str) -> Token | None:
+        now_s = self._clock()
         token = await with_patience(lambda: self._database.read(lambda connection: read_token(connection, token_id)))
         self._cache.pop(token_id, None)
         self._cache[token_id] = _CachedToken(token, now_s)

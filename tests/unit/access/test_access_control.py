@@ -1,6 +1,8 @@
 """Who calls, by token."""
 
+import asyncio
 from collections.abc import Mapping
+from typing import Any
 
 import pytest
 from pydantic import SecretStr
@@ -94,3 +96,20 @@ async def test_database_is_asked_once_for_many_requests(harness: Harness, is_kno
     harness.database.read = None  # type: ignore[assignment, method-assign]
     assert await is_found() is is_known
     harness.database.read = read  # type: ignore[method-assign]
+
+
+async def test_database_is_asked_once_for_requests_at_the_same_time(harness: Harness) -> None:
+    token, headers = await add_token(harness.database)
+    read, calls = harness.database.read, 0
+
+    async def counting_read(work: Any) -> Any:
+        nonlocal calls
+        calls += 1
+        return await read(work)
+
+    harness.database.read = counting_read  # type: ignore[method-assign]
+    finding = [asyncio.create_task(harness.access.find_caller(headers["Authorization"])) for _ in range(50)]
+    await asyncio.sleep(0)
+    finding.pop(0).cancel()
+    assert await asyncio.gather(*finding) == [token.caller] * 49
+    assert calls == 1
