@@ -6,8 +6,8 @@ from typing import TypeVar
 
 from serve.errors import DatabaseUnavailable
 
-PATIENCE_S = 3.0
-"""How long a request waits for the database."""
+PATIENCE_S = 5.0
+"""How long a request waits for the database. A burst of a thousand requests delays answers by seconds."""
 RETRY_S = 0.25
 
 Result = TypeVar("Result")
