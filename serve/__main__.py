@@ -25,8 +25,9 @@ from serve.launch.config_file import (
     read_config,
     validate_config,
 )
+from serve.launch.service_lock import AlreadyRunning, service_lock
 from serve.launch.tokens_command import TOKENS, manage_tokens
-from serve.settings import Settings, database_url, read_secrets
+from serve.settings import Settings, database_url, read_secrets, state_folder
 
 
 class BindError(Exception):
@@ -44,8 +45,14 @@ def main(arguments: Sequence[str] | None = None) -> int:
     try:
         schema, settings = validate_config(_config(options))
         _check_address(schema, settings)
-        foreground.run(schema, options.num_cpus, options.num_gpus)
+        port = schema.http_options.port
+        with service_lock(state_folder(settings, port)):
+            foreground.run(schema, options.num_cpus, options.num_gpus)
     except (ConfigError, BindError) as error:
+        return _fail(str(error))
+    except AlreadyRunning:
+        return _fail(f"another service of this user has port {port} or its state folder; try another --port")
+    except foreground.ServiceLost as error:
         return _fail(str(error))
     except foreground.StartupError as error:
         return _fail(f"start-up failed: {error}")

@@ -49,6 +49,8 @@ from serve.webhooks.signing_secrets import SigningSecrets
 READY_POLL_S = 0.5
 SHUTDOWN_GRACE_S = 60.0
 SWEEP_PERIOD_S = 60.0
+LAST_POLLS_S = 3.0
+"""After the last prediction of a stopping service has ended, so that clients learn of it."""
 
 log = logging.getLogger(__name__)
 
@@ -113,6 +115,13 @@ class Ingress:
     async def wait_until_open(self) -> None:
         """Returns when predictions are accepted."""
         await self._ready.wait()
+
+    async def close(self) -> None:
+        """Rejects new predictions from now on. Returns when clients have had time to read the running ones."""
+        is_busy = self._predictions.is_busy
+        await self._predictions.close(SHUTDOWN_GRACE_S)
+        if is_busy:
+            await asyncio.sleep(LAST_POLLS_S)
 
     async def predict(self, inputs: Mapping[str, Any], version: str | None = None) -> dict[str, Any]:
         """Runs a prediction and returns it as `/v1` shows it. Cancelling the call cancels the prediction.

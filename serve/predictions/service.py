@@ -178,6 +178,11 @@ class PredictionService:
             for claim in await self._store.claim(MAX_CLAIMS):
                 await self._resume(claim)
 
+    @property
+    def is_busy(self) -> bool:
+        """Whether this process runs a prediction."""
+        return bool(self._tasks)
+
     async def close(self, grace_s: float) -> None:
         """Stops accepting predictions, waits `grace_s` for running ones, and leaves the rest to other processes."""
         self._closing = True
