@@ -54,10 +54,10 @@ class AppUnderTest:
     app: Starlette
     prediction_ids: list[str]
     files: FileStore
+    links: LinkSigner
     database: Database
     state: Path
-    file_folder: Path
-    """Folder of the contents of uploaded files."""
+    """The folder of records, outputs and files."""
 
     @property
     def http(self) -> httpx.AsyncClient:
@@ -125,7 +125,7 @@ def make_app(
     ]
     app = http_application(routes, settings, SecretStr(token) if token else None)
     app_under_test = AppUnderTest(
-        service, resolve_version(settings, None), app, prediction_ids, file_store, database, folder, folder / "files"
+        service, resolve_version(settings, None), app, prediction_ids, file_store, links, database, folder
     )
     _open_apps.append(app_under_test)
     return app_under_test

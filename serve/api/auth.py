@@ -6,11 +6,11 @@ import re
 import uuid
 
 from pydantic import SecretStr
-from starlette.datastructures import Headers, QueryParams
+from starlette.datastructures import Headers
 from starlette.types import ASGIApp, Receive, Scope, Send
 
 from serve.errors import Unauthenticated
-from serve.media.links import SIGNATURE_PARAMETER
+from serve.media.links import PREFIX as LINKS
 
 REQUEST_ID_HEADER = "x-request-id"
 
@@ -18,8 +18,6 @@ _SAFE_REQUEST_ID = re.compile(r"[A-Za-z0-9._-]{1,64}")
 _SCHEMES = ("bearer", "token")
 PUBLIC_PATHS = frozenset({"/health-check", "/readyz"})
 """Probes of load balancers, which have no token."""
-SIGNED_PATHS = re.compile(r"/outputs/.+|/v1/files/[^/]+/download")
-"""Their routes check signatures."""
 
 
 class AuthMiddleware:
@@ -39,18 +37,14 @@ class AuthMiddleware:
         headers = Headers(scope=scope)
         # Serve's proxy gives every request an id and adds it to the response.
         scope.setdefault("state", {})["request_id"] = _request_id(headers.get(REQUEST_ID_HEADER))
-        if not is_signed_link(scope) and not self._is_allowed(scope["path"], headers.get("authorization")):
+        if not self._is_allowed(scope["path"], headers.get("authorization")):
             raise Unauthenticated
         await self._app(scope, receive, send)
 
     def _is_allowed(self, path: str, authorization: str | None) -> bool:
-        return self._token is None or path in PUBLIC_PATHS or _is_valid(authorization, self._token)
-
-
-def is_signed_link(scope: Scope) -> bool:
-    """Whether the request is for a stored file and has a signature, which the route of the file checks."""
-    is_file = SIGNED_PATHS.fullmatch(scope["path"]) and scope["method"] in ("GET", "HEAD")
-    return bool(is_file) and SIGNATURE_PARAMETER in QueryParams(scope["query_string"])
+        # The routes of links check their signatures.
+        is_public = path in PUBLIC_PATHS or path.startswith(LINKS)
+        return self._token is None or is_public or _is_valid(authorization, self._token)
 
 
 def check_bind_address(host: str, has_token: bool, allow_unauthenticated: bool) -> None:

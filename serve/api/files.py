@@ -12,11 +12,12 @@ from serve.api.multipart import DEFAULT_CONTENT_TYPE, receive_file
 from serve.api.stored_content import StoredContent, stored_response
 from serve.media.file_rows import StoredFile
 from serve.media.file_store import FileStore, content_key
-from serve.media.links import SIGNATURE_PARAMETER, LinkSigner
+from serve.media.links import PREFIX, LinkSigner
 from serve.media.object_store import ObjectStore
 from serve.predictions.prediction import rfc3339
 from serve.settings import Settings
 
+PATH = "/v1/files"
 IMAGE_TYPES = frozenset(f"image/{name}" for name in ("png", "jpeg", "webp", "gif", "bmp", "tiff", "avif"))
 """The content types of downloads, apart from the default one: HTML, SVG and others could run code in a browser."""
 DOWNLOAD_HEADERS = {
@@ -29,11 +30,12 @@ DOWNLOAD_HEADERS = {
 def routes(files: FileStore, store: ObjectStore, links: LinkSigner, settings: Settings) -> list[Route]:
     api = FilesApi(files, store, links, settings)
     return [
-        Route("/v1/files", api.create, methods=["POST"]),
-        Route("/v1/files", api.page, methods=["GET"]),
-        Route("/v1/files/{file_id}", api.get, methods=["GET"]),
-        Route("/v1/files/{file_id}", api.delete, methods=["DELETE"]),
-        Route("/v1/files/{file_id}/download", api.download, methods=["GET"]),
+        Route(PATH, api.create, methods=["POST"]),
+        Route(PATH, api.page, methods=["GET"]),
+        Route(f"{PATH}/{{file_id}}", api.get, methods=["GET"]),
+        Route(f"{PATH}/{{file_id}}", api.delete, methods=["DELETE"]),
+        Route(f"{PATH}/{{file_id}}/download", api.download, methods=["GET"]),
+        Route(f"{PREFIX}{{ticket}}{PATH}/{{file_id}}/download", api.linked_download, methods=["GET"]),
     ]
 
 
@@ -44,7 +46,8 @@ class FilesApi:
         self._links = links
         self._max_file_bytes = settings.files.max_file_bytes
         self._upload_timeout_s = settings.files.upload_timeout_s
-        self._base_url = f"{settings.outputs.base_url}/v1/files"
+        self._service_url = settings.outputs.base_url
+        self._base_url = f"{self._service_url}{PATH}"
 
     async def create(self, request: Request) -> Response:
         async with self._files.upload() as upload:
@@ -67,9 +70,6 @@ class FilesApi:
 
     async def download(self, request: Request) -> Response:
         file_id = request.path_params["file_id"]
-        # `AuthMiddleware` has checked the token unless there is a signature.
-        if SIGNATURE_PARAMETER in request.query_params:
-            await self._links.check(content_key(file_id), request.query_params)
         file = await self._files.get(file_id)
         content_type = file.description.content_type
         content = StoredContent(
@@ -84,9 +84,13 @@ class FilesApi:
         except FileNotFoundError:
             raise self._files.not_found(file_id) from None
 
+    async def linked_download(self, request: Request) -> Response:
+        await self._links.check(content_key(request.path_params["file_id"]), request.path_params["ticket"])
+        return await self.download(request)
+
     async def _json(self, file: StoredFile) -> dict[str, Any]:
         url = f"{self._base_url}/{file.id}"
-        query = await self._links.query(content_key(file.id))
+        link = f"{self._service_url}{PREFIX}{await self._links.ticket(content_key(file.id))}"
         return {
             "id": file.id,
             "name": file.description.name,
@@ -97,7 +101,7 @@ class FilesApi:
             "metadata": file.description.metadata,
             "created_at": _rfc3339(file.created_s),
             "expires_at": _rfc3339(file.expires_s),
-            "urls": {"get": url, "download": f"{url}/download?{query}"},
+            "urls": {"get": url, "download": f"{link}{PATH}/{file.id}/download"},
         }
 
 

@@ -1,11 +1,11 @@
-"""Route that serves finished images, to clients with the token or with a signed link."""
+"""Routes that serve finished images, to clients with the token or with a signed link."""
 
 from starlette.requests import Request
 from starlette.responses import Response
 from starlette.routing import Route
 
 from serve.api.stored_content import StoredContent, stored_response
-from serve.media.links import SIGNATURE_PARAMETER, LinkSigner
+from serve.media.links import PREFIX, LinkSigner
 from serve.media.object_store import ObjectStore
 from serve.media.output_store import OutputStore, file_name, media_type
 from serve.settings import Settings
@@ -21,15 +21,19 @@ def routes(outputs: OutputStore, store: ObjectStore, links: LinkSigner, settings
     async def output(request: Request) -> Response:
         prediction_id, name = request.path_params["prediction_id"], request.path_params["name"]
         key = outputs.key(prediction_id, name)
-        # `AuthMiddleware` has checked the token unless there is a signature.
-        if SIGNATURE_PARAMETER in request.query_params:
-            await links.check(key, request.query_params)
-        image_name = f"{prediction_id}-{file_name(name)}"
+        content = StoredContent(key, media_type(name), "inline", f"{prediction_id}-{file_name(name)}")
         try:
-            return await stored_response(
-                request, store, StoredContent(key, media_type(name), "inline", image_name), headers
-            )
+            return await stored_response(request, store, content, headers)
         except FileNotFoundError:
             raise outputs.not_found() from None
 
-    return [Route("/outputs/{prediction_id}/{name:path}", output, methods=["GET"])]
+    async def linked_output(request: Request) -> Response:
+        parameters = request.path_params
+        await links.check(outputs.key(parameters["prediction_id"], parameters["name"]), parameters["ticket"])
+        return await output(request)
+
+    path = "/outputs/{prediction_id}/{name:path}"
+    return [
+        Route(path, output, methods=["GET"]),
+        Route(f"{PREFIX}{{ticket}}{path}", linked_output, methods=["GET"]),
+    ]

@@ -1,19 +1,20 @@
-"""Signs links to stored files, which can be read with a link and without a token until it expires."""
+"""Signs links to stored files, which can be read with a link and without a token until it expires.
+
+The signature is a part of the path, so that the URL of an image ends with its name: `/links/{ticket}/outputs/...`.
+"""
 
 import base64
 import hashlib
 import hmac
 import re
 import time
-from collections.abc import Awaitable, Callable, Mapping
+from collections.abc import Awaitable, Callable
 
 from serve.errors import InvalidLink
 
-SIGNATURE_PARAMETER = "signature"
-EXPIRY_PARAMETER = "expires"
-MAX_DIGITS = 12
+PREFIX = "/links/"
 
-_SECONDS = re.compile(rf"[0-9]{{1,{MAX_DIGITS}}}")
+_TICKET = re.compile(r"(?P<expiry_s>[0-9]{1,12})-(?P<signature>[A-Za-z0-9_-]{43})")
 
 
 class LinkSigner:
@@ -30,20 +31,18 @@ class LinkSigner:
         self._now = now
         self._key: bytes | None = None
 
-    async def query(self, key: str) -> str:
-        """The query of a link to the file with this key."""
+    async def ticket(self, key: str) -> str:
+        """The part of a link that allows to read the file with this key."""
         expiry_s = int((self._now() // self._max_age_s + 2) * self._max_age_s)
-        return f"{EXPIRY_PARAMETER}={expiry_s}&{SIGNATURE_PARAMETER}={await self._sign(key, expiry_s)}"
+        return f"{expiry_s}-{await self._sign(key, expiry_s)}"
 
-    async def check(self, key: str, query: Mapping[str, str]) -> None:
-        """Raises `InvalidLink` unless `query` is one that `query` has returned for this key, and is still valid."""
-        expiry = query.get(EXPIRY_PARAMETER, "")
-        if not _SECONDS.fullmatch(expiry):
+    async def check(self, key: str, ticket: str) -> None:
+        """Raises `InvalidLink` unless `ticket` is one for this key, and is still valid."""
+        match = _TICKET.fullmatch(ticket)
+        if match is None:
             raise InvalidLink
-        signature = await self._sign(key, int(expiry))
-        if not hmac.compare_digest(query.get(SIGNATURE_PARAMETER, "").encode(), signature.encode()):
-            raise InvalidLink
-        if int(expiry) <= self._now():
+        signature = await self._sign(key, int(match["expiry_s"]))
+        if not hmac.compare_digest(match["signature"], signature) or int(match["expiry_s"]) <= self._now():
             raise InvalidLink
 
     async def _sign(self, key: str, expiry_s: int) -> str:

@@ -11,7 +11,7 @@ from datetime import UTC, datetime, timedelta
 
 from serve.errors import NotFound
 from serve.media.image_codec import MEDIA_TYPES
-from serve.media.links import LinkSigner
+from serve.media.links import PREFIX, LinkSigner
 from serve.media.object_store import ObjectStore
 from serve.model_specs import ImageFormat
 from serve.settings import OutputSettings
@@ -70,7 +70,7 @@ class OutputStore:
             content, kind = await self.read(prediction_id, name)
             return f"data:{kind};base64,{base64.b64encode(content).decode('ascii')}"
         presigned = await self._store.presigned_url(key, self._settings.link_max_age_s)
-        return presigned or f"{self._settings.base_url}/{key}?{await self._links.query(key)}"
+        return presigned or f"{self._settings.base_url}{PREFIX}{await self._links.ticket(key)}/{key}"
 
     def key(self, prediction_id: str, name: str) -> str:
         """The key of an output. Raises `NotFound` for invalid ids and names."""

@@ -27,9 +27,9 @@ READ_PATIENCE_S = 60.0
 
 Result = TypeVar("Result")
 
-_FILE = re.compile(r"(?P<base>.*)/v1/files/(?P<file_id>[^/]+?)(?:/download)?/?")
+_FILE = re.compile(r"(?P<base>.*?)(?:/links/[^/]+)?/v1/files/(?P<file_id>[^/]+?)(?:/download)?/?")
 # In a bucket, the path of an output ends in the same way.
-_OUTPUT = re.compile(r"(?P<base>.*)/outputs/(?P<prediction_id>[^/]+)/(?P<name>(?:[0-9]+/)?[^/]+)")
+_OUTPUT = re.compile(r"(?P<base>.*?)(?:/links/[^/]+)?/outputs/(?P<prediction_id>[^/]+)/(?P<name>(?:[0-9]+/)?[^/]+)")
 
 
 @dataclass(frozen=True, slots=True)
