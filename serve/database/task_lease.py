@@ -17,9 +17,7 @@ SECOND_US = 1_000_000
 class TaskLease:
     """The lease of a process on the task `name`, for `duration_s`. `now` returns seconds since 1970."""
 
-    def __init__(
-        self, database: Database, name: str, duration_s: float, now: Callable[[], float] = time.time
-    ) -> None:
+    def __init__(self, database: Database, name: str, duration_s: float, now: Callable[[], float] = time.time) -> None:
         self._database = database
         self._name = name
         self._duration_s = duration_s

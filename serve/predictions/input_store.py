@@ -1,12 +1,15 @@
 """Stores the full inputs of unfinished predictions whose records have only shortened ones."""
 
 import json
+import logging
 from collections.abc import Mapping
 from typing import Any
 
-from serve.errors import NotFound
+from serve.errors import NotFound, StorageUnavailable
 from serve.media.object_store import ObjectStore
 from serve.predictions.prediction import Prediction
+
+log = logging.getLogger(__name__)
 
 
 class InputStore:
@@ -33,6 +36,13 @@ class InputStore:
         """Raises `StorageUnavailable`."""
         if prediction.has_shortened_inputs:
             await self._store.delete_folder(f"inputs/{prediction.id}")
+
+    async def try_delete(self, prediction: Prediction) -> None:
+        """Like `delete`; what cannot be deleted now is deleted with the data of the prediction."""
+        try:
+            await self.delete(prediction)
+        except StorageUnavailable:
+            log.warning("prediction %s: its inputs are deleted later", prediction.id)
 
 
 def _key(prediction_id: str) -> str:

@@ -98,7 +98,7 @@ class PredictionService:
         try:
             await with_patience(lambda: self._store.create(prediction, attached))
         except ServiceError:
-            await self._delete_inputs(prediction)
+            await self._input_store.try_delete(prediction)
             raise
         self._start(prediction, self._runner.run(prediction.id, images, request.references))
         return prediction
@@ -232,15 +232,9 @@ class PredictionService:
             await self._store.release(prediction.id)
             # Another process may still need the inputs.
             if prediction.has_shortened_inputs and (await self._store.get(prediction.id)).ended:
-                await self._delete_inputs(prediction)
+                await self._input_store.try_delete(prediction)
         except DatabaseUnavailable:
             log.warning("prediction %s: its place in the pool is freed later", prediction.id)
-
-    async def _delete_inputs(self, prediction: Prediction) -> None:
-        try:
-            await self._input_store.delete(prediction)
-        except StorageUnavailable:
-            log.warning("prediction %s: its inputs are deleted later", prediction.id)
 
     def _stop(self, prediction_id: str) -> None:
         """Stops the work on a prediction that another process has ended or taken up."""

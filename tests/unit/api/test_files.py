@@ -321,7 +321,9 @@ async def predict(app: AppUnderTest, **inputs: Any) -> httpx.Response:
 
 
 @pytest.mark.parametrize("suffix", ["", "/", "/download", "/download?expiry=1&signature=x"])
-@pytest.mark.parametrize("base", ["http://127.0.0.1:8000", "https://other.example/prefix", "http://127.0.0.1:8000/links/x"])
+@pytest.mark.parametrize(
+    "base", ["http://127.0.0.1:8000", "https://other.example/prefix", "http://127.0.0.1:8000/links/x"]
+)
 async def test_url_of_a_file_is_an_input_image_also_with_a_token(base: str, suffix: str) -> None:
     pool = FakePool(ONE_IMAGE)
     app = make_app(pool, token="secret")

@@ -46,7 +46,11 @@ def test_entity_tags_are_compared(header: str, expected: bool) -> None:
 
 @pytest.mark.parametrize(
     ("name", "expected"),
-    [("cat.png", 'inline; filename="cat.png"'), ('a"b', "inline; filename*=utf-8''a%22b"), ("\u043a", "inline; filename*=utf-8''%D0%BA")],
+    [
+        ("cat.png", 'inline; filename="cat.png"'),
+        ('a"b', "inline; filename*=utf-8''a%22b"),
+        ("\u043a", "inline; filename*=utf-8''%D0%BA"),
+    ],
 )
 def test_file_name_is_quoted(name: str, expected: str) -> None:
     assert content_disposition("inline", name) == expected

@@ -133,7 +133,9 @@ async def test_expired_file_is_not_found_and_removed_by_a_sweep(stores: StoresUn
 
 
 @pytest.mark.parametrize("limits", [{"max_files": 2}, {"max_bytes": 20}])
-async def test_oldest_files_are_removed_when_a_limit_is_reached(stores: StoresUnderTest, limits: dict[str, int]) -> None:
+async def test_oldest_files_are_removed_when_a_limit_is_reached(
+    stores: StoresUnderTest, limits: dict[str, int]
+) -> None:
     ids = [(await stores.store_file(stores.make(**limits), b"x" * 10)).id for _ in range(4)]
     assert await stored_ids(stores.make()) == [ids[3], ids[2]]
     assert stores.disk_bytes == [10, 10]

@@ -17,6 +17,11 @@ from serve.media.object_store import ObjectStore
 KEY = "outputs/p1/1/out-0.webp"
 
 
+async def download(url: str) -> httpx.Response:
+    async with httpx.AsyncClient() as client:
+        return await client.get(url)
+
+
 async def put(store: ObjectStore, key: str, content: bytes = b"image") -> None:
     await store.put(key, content, "image/webp", "out-0.webp")
 
@@ -91,7 +96,7 @@ async def test_bucket_has_media_type_and_name_behind_a_presigned_url(s3_store: O
     url = await s3_store.presigned_url(KEY, 60)
     assert url is not None
     assert urlsplit(url).path.endswith(KEY)
-    response = httpx.get(url)
+    response = await download(url)
     assert (response.status_code, response.content) == (200, b"image")
     assert response.headers["Content-Type"] == "image/webp"
     assert "out-0.webp" in response.headers["Content-Disposition"]

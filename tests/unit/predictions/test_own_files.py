@@ -57,7 +57,10 @@ async def test_other_path_on_the_same_host_is_not_an_own_file(tmp_path: Path, pu
 
 
 @pytest.mark.parametrize("public_url", [PUBLIC_URL, f"{PUBLIC_URL}/"])
-@pytest.mark.parametrize("path", ["outputs/summer/boat.png", "links/1-x/outputs/summer/1/out-0.png", "v1/files/0123", "v1/files/0123/download"])
+@pytest.mark.parametrize(
+    "path",
+    ["outputs/summer/boat.png", "links/1-x/outputs/summer/1/out-0.png", "v1/files/0123", "v1/files/0123/download"],
+)
 async def test_own_file_that_does_not_exist_is_an_error(tmp_path: Path, public_url: str, path: str) -> None:
     with pytest.raises(FetchFailed):
         await OwnFilesHarness(tmp_path, public_url).read(f"{PUBLIC_URL}/{path}")
