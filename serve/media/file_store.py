@@ -10,7 +10,7 @@ import logging
 import re
 import secrets
 import time
-from collections.abc import AsyncGenerator, Callable, Iterator, Sequence
+from collections.abc import AsyncGenerator, Callable, Sequence
 from contextlib import asynccontextmanager, suppress
 from pathlib import Path
 from typing import IO
@@ -45,7 +45,7 @@ class Upload:
         self.recorded_bytes: int | None = None
         """None without a record."""
         self.is_stored = False
-        self.copying: asyncio.Future[tuple[int, str]] | None = None
+        self.copying: asyncio.Task[tuple[int, str]] | None = None
 
     async def grow(self, size_bytes: int) -> None:
         """Counts received bytes and removes the oldest files to make room.
@@ -108,7 +108,7 @@ class FileStore:
 
     async def save(self, upload: Upload, content: IO[bytes], description: FileDescription) -> StoredFile:
         """Stores `content` and ends `upload`. Raises `UploadsFull`, `UploadTimedOut` and `StorageFailed`."""
-        upload.copying = asyncio.ensure_future(asyncio.to_thread(self._copy, content, content_key(upload.id)))
+        upload.copying = asyncio.get_running_loop().create_task(self._copy(content, content_key(upload.id)))
         upload.received_bytes, sha256 = await asyncio.shield(upload.copying)
         await self.record(upload)
         created_s = self._now()
@@ -168,7 +168,7 @@ class FileStore:
 
     async def _discard(self, upload: Upload) -> None:
         if upload.copying is not None:
-            # A thread cannot be cancelled: what it still writes is deleted when it has ended.
+            # It ends soon, because its file is closed at the end of the request. What it still writes is deleted.
             await asyncio.gather(upload.copying, return_exceptions=True)
         # Otherwise, the upload expires and is swept.
         with suppress(DatabaseUnavailable):
@@ -189,18 +189,22 @@ class FileStore:
         if removed:
             await self._database.write(lambda connection: rows.delete_rows(connection, removed))
 
-    def _copy(self, content: IO[bytes], key: str) -> tuple[int, str]:
+    async def _copy(self, content: IO[bytes], key: str) -> tuple[int, str]:
         """Copies `content` to the store, and returns its size in bytes and its SHA-256."""
         digest, size_bytes = hashlib.sha256(), 0
 
-        def chunks() -> Iterator[bytes]:
+        def read() -> bytes:
+            chunk = content.read(COPY_CHUNK_BYTES)
+            digest.update(chunk)
+            return chunk
+
+        async def chunks() -> AsyncGenerator[bytes, None]:
             nonlocal size_bytes
-            while chunk := content.read(COPY_CHUNK_BYTES):
-                digest.update(chunk)
+            while chunk := await asyncio.to_thread(read):
                 size_bytes += len(chunk)
                 yield chunk
 
-        self._store.put_chunks(key, chunks())
+        await self._store.put_chunks(key, chunks())
         return size_bytes, digest.hexdigest()
 
     def not_found(self, file_id: str) -> NotFound:

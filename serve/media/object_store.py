@@ -58,10 +58,10 @@ class ObjectStore:
         with _write_errors(key):
             await obstore.put_async(self._store, key, content, attributes=self._attributes(media_type, file_name))
 
-    def put_chunks(self, key: str, chunks: Iterator[bytes]) -> None:
-        """Stores what `chunks` yields. It blocks. Raises `StorageFailed`, and what `chunks` raises."""
+    async def put_chunks(self, key: str, chunks: AsyncIterator[bytes]) -> None:
+        """Stores what `chunks` yields. Raises `StorageFailed`, and what `chunks` raises."""
         with _write_errors(key):
-            obstore.put(self._store, key, chunks)
+            await obstore.put_async(self._store, key, chunks)
 
     async def head(self, key: str) -> ObjectInfo:
         with _read_errors(key):
