@@ -19,8 +19,13 @@ from serve.settings import Settings
 
 CORS_METHODS = ("GET", "POST", "PUT", "DELETE", "QUERY")
 EXPOSED_HEADERS = (
-    *("Content-Disposition", "Content-Range", "ETag", "Preference-Applied", "Retry-After"),
-    *("Server-Timing", "X-Request-ID"),
+    "Content-Disposition",
+    "Content-Range",
+    "ETag",
+    "Preference-Applied",
+    "Retry-After",
+    "Server-Timing",
+    "X-Request-ID",
 )
 
 

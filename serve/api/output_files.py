@@ -19,7 +19,7 @@ def routes(outputs: OutputStore, store: ObjectStore, links: LinkSigner, settings
     }
 
     async def output(request: Request) -> Response:
-        prediction_id, name = request.path_params["prediction_id"], request.path_params["name"]
+        prediction_id, name = _parameters(request)
         key = outputs.key(prediction_id, name)
         content = StoredContent(key, media_type(name), "inline", f"{prediction_id}-{file_name(name)}")
         try:
@@ -28,12 +28,17 @@ def routes(outputs: OutputStore, store: ObjectStore, links: LinkSigner, settings
             raise outputs.not_found() from None
 
     async def linked_output(request: Request) -> Response:
-        parameters = request.path_params
-        await links.check(outputs.key(parameters["prediction_id"], parameters["name"]), parameters["ticket"])
+        await links.check(outputs.key(*_parameters(request)), request.path_params["ticket"])
         return await output(request)
 
-    path = "/outputs/{prediction_id}/{name:path}"
+    path = "/outputs/{prediction_id}/{number}/{name}"
     return [
         Route(path, output, methods=["GET"]),
         Route(f"{PREFIX}{{ticket}}{path}", linked_output, methods=["GET"]),
     ]
+
+
+def _parameters(request: Request) -> tuple[str, str]:
+    """The id of the prediction, and the name of the output in the store."""
+    parameters = request.path_params
+    return parameters["prediction_id"], f"{parameters['number']}/{parameters['name']}"

@@ -17,8 +17,7 @@ from serve.model_specs import ImageFormat
 from serve.settings import OutputSettings
 
 PREDICTION_ID = re.compile(r"[A-Za-z0-9][A-Za-z0-9_-]{0,99}")
-# Records of earlier versions have names without a lease number.
-NAME = re.compile(rf"(?:[0-9]{{1,9}}/)?out-(?:0|[1-9][0-9]{{0,2}})\.(?:{'|'.join(MEDIA_TYPES)})")
+NAME = re.compile(rf"[0-9]{{1,9}}/out-(?:0|[1-9][0-9]{{0,2}})\.(?:{'|'.join(MEDIA_TYPES)})")
 
 
 def _utc_now() -> datetime:
