@@ -38,6 +38,6 @@ class TaskLease:
             statement = insert_into(connection, task_leases).values(values)
             changes = {"owner": self._owner, "expires_us": values["expires_us"]}
             taken = statement.on_conflict_do_update(index_elements=["name"], set_=changes, where=is_free)
-            return (await connection.execute(taken)).rowcount == 1
+            return (await connection.execute(taken.returning(task_leases.c.owner))).one_or_none() is not None
 
         return await self._database.write(work)

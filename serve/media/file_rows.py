@@ -5,11 +5,10 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from sqlalchemy import ColumnElement, Row, and_, delete, func, literal, or_, select, update
+from sqlalchemy import ColumnElement, Row, and_, delete, func, insert, literal, or_, select, update
 from sqlalchemy.ext.asyncio import AsyncConnection
 
 from serve.database.tables import files
-from serve.database.upsert import insert_into
 from serve.errors import UploadsFull
 from serve.settings import FileSettings
 
@@ -42,8 +41,8 @@ async def lock(connection: AsyncConnection) -> None:
         await connection.execute(select(func.pg_advisory_xact_lock(func.hashtext(literal("files")))))
 
 
-async def write_upload(connection: AsyncConnection, file_id: str, size_bytes: int, now_s: float, end_s: float) -> None:
-    """Stores the size of an upload in progress, which begins with its first call and is lost at `end_s`."""
+async def insert_upload(connection: AsyncConnection, file_id: str, size_bytes: int, now_s: float, end_s: float) -> None:
+    """Stores an upload in progress, which is taken for lost at `end_s`."""
     values = {
         "id": file_id,
         "state": "uploading",
@@ -51,12 +50,13 @@ async def write_upload(connection: AsyncConnection, file_id: str, size_bytes: in
         "created_us": _to_us(now_s),
         "expires_us": _to_us(end_s),
     }
-    statement = insert_into(connection, files).values(values)
-    await connection.execute(
-        statement.on_conflict_do_update(
-            index_elements=["id"], set_={"size_bytes": size_bytes}, where=files.c.state == "uploading"
-        )
-    )
+    await connection.execute(insert(files).values(values))
+
+
+async def update_upload(connection: AsyncConnection, file_id: str, size_bytes: int, end_s: float) -> bool:
+    """Returns False if the upload was taken for lost."""
+    values = {"size_bytes": size_bytes, "expires_us": _to_us(end_s)}
+    return (await connection.execute(update(files).where(_is_uploading(file_id)).values(values))).rowcount == 1
 
 
 async def make_room(connection: AsyncConnection, settings: FileSettings, now_s: float) -> list[str]:
@@ -77,7 +77,8 @@ async def make_room(connection: AsyncConnection, settings: FileSettings, now_s: 
         # All files that are older than one without room are removed, too.
         if removed or count > settings.max_files or size_bytes > settings.max_bytes:
             removed.append(row.id)
-    await _mark_removed(connection, files.c.id.in_(removed))
+    if removed:
+        await _mark_removed(connection, files.c.id.in_(removed))
     return removed
 
 
@@ -93,8 +94,7 @@ async def write_stored(connection: AsyncConnection, file: StoredFile) -> bool:
         "metadata": json.dumps(dict(file.description.metadata)),
         "sha256": file.sha256,
     }
-    is_uploading = and_(files.c.id == file.id, files.c.state == "uploading")
-    return (await connection.execute(update(files).where(is_uploading).values(values))).rowcount == 1
+    return (await connection.execute(update(files).where(_is_uploading(file.id)).values(values))).rowcount == 1
 
 
 async def read_file(connection: AsyncConnection, file_id: str, now_s: float) -> StoredFile | None:
@@ -138,6 +138,10 @@ async def delete_rows(connection: AsyncConnection, file_ids: Sequence[str]) -> N
 
 async def _mark_removed(connection: AsyncConnection, condition: ColumnElement[bool]) -> None:
     await connection.execute(update(files).where(condition).values(state="removed"))
+
+
+def _is_uploading(file_id: str) -> ColumnElement[bool]:
+    return and_(files.c.id == file_id, files.c.state == "uploading")
 
 
 def _is_readable(now_s: float) -> ColumnElement[bool]:

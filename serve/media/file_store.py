@@ -93,13 +93,16 @@ class FileStore:
                     await asyncio.shield(task)
 
     async def record(self, upload: Upload) -> None:
-        """Records the size of an upload, and makes room for it."""
-        now_s, size_bytes = self._now(), upload.received_bytes
+        """Records the size of an upload, and makes room for it. Raises `UploadsFull` and `UploadTimedOut`."""
+        now_s, size_bytes, is_new = self._now(), upload.received_bytes, upload.recorded_bytes is None
         end_s = now_s + self._settings.upload_timeout_s + SAVE_TIME_S
 
         async def work(connection: AsyncConnection) -> list[str]:
             await rows.lock(connection)
-            await rows.write_upload(connection, upload.id, size_bytes, now_s, end_s)
+            if is_new:
+                await rows.insert_upload(connection, upload.id, size_bytes, now_s, end_s)
+            elif not await rows.update_upload(connection, upload.id, size_bytes, end_s):
+                raise UploadTimedOut(self._settings.upload_timeout_s)
             return await rows.make_room(connection, self._settings, now_s)
 
         removed = await self._database.write(work)
