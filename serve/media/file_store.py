@@ -84,7 +84,7 @@ class FileStore:
         try:
             yield upload
         finally:
-            if upload.recorded_bytes is not None and not upload.is_stored:
+            if not upload.is_stored and (upload.recorded_bytes is not None or upload.copying is not None):
                 # In a task of its own, because this one may have been cancelled.
                 task = asyncio.get_running_loop().create_task(self._discard(upload))
                 self._discarding.add(task)
@@ -105,8 +105,9 @@ class FileStore:
                 raise UploadTimedOut(self._settings.upload_timeout_s)
             return await rows.make_room(connection, self._settings, now_s)
 
-        removed = await self._database.write(work)
+        # Before the call, because a transaction is committed even if its caller is cancelled.
         upload.recorded_bytes = size_bytes
+        removed = await self._database.write(work)
         await self._try_delete(removed)
 
     async def save(self, upload: Upload, content: IO[bytes], description: FileDescription) -> StoredFile:
