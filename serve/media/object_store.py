@@ -19,8 +19,7 @@ from obstore.store import LocalStore, from_url
 from serve.errors import StorageFailed, StorageUnavailable
 
 CHUNK_BYTES = 2**20
-CONNECT_TIMEOUT_S, REQUEST_TIMEOUT_S, RETRY_TIMEOUT_S = 5, 60, 120
-MAX_RETRIES = 5
+MAX_RETRIES, RETRY_TIMEOUT_S = 5, 120
 
 log = logging.getLogger(__name__)
 
@@ -47,11 +46,9 @@ class ObjectStore:
         if self.folder is not None:
             self._store = LocalStore(self.folder, mkdir=True)
             return
-        self._store = from_url(
-            url,
-            client_options={"connect_timeout": f"{CONNECT_TIMEOUT_S}s", "timeout": f"{REQUEST_TIMEOUT_S}s"},
-            retry_config={"max_retries": MAX_RETRIES, "retry_timeout": timedelta(seconds=RETRY_TIMEOUT_S)},
-        )
+        # Options of the HTTP client would replace those of the environment. Its own timeouts are 5 s and 30 s.
+        retry_timeout = timedelta(seconds=RETRY_TIMEOUT_S)
+        self._store = from_url(url, retry_config={"max_retries": MAX_RETRIES, "retry_timeout": retry_timeout})
 
     async def put(self, key: str, content: bytes, media_type: str, file_name: str) -> None:
         """Raises `StorageFailed`. The last two are for clients that read the bucket."""
