@@ -69,7 +69,7 @@ async def make_room(connection: AsyncConnection, settings: FileSettings, now_s: 
     count, size_bytes = (await connection.execute(query)).one()
     if count > settings.max_files or size_bytes > settings.max_bytes:
         raise UploadsFull
-    removed = []
+    removed: list[str] = []
     newest_first = select(files.c.id, files.c.size_bytes).where(files.c.state == "stored")
     for row in await connection.execute(newest_first.order_by(files.c.created_us.desc(), files.c.id.desc())):
         count += 1

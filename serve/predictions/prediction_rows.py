@@ -2,6 +2,7 @@
 
 from collections.abc import Collection
 from datetime import UTC, datetime, timedelta
+from typing import Any
 
 from sqlalchemy import ColumnElement, Select, and_, delete, func, insert, literal, or_, select, update
 from sqlalchemy.ext.asyncio import AsyncConnection
@@ -185,7 +186,7 @@ async def delete_old(connection: AsyncConnection, ended_before_us: int, limit: i
     return int((await connection.execute(statement)).rowcount)
 
 
-async def _read_records(connection: AsyncConnection, query: Select[tuple[str]]) -> list[Prediction]:
+async def _read_records(connection: AsyncConnection, query: Select[Any]) -> list[Prediction]:
     records = (await connection.execute(query)).scalars().all()
     return [Prediction.model_validate_json(record) for record in records]
 

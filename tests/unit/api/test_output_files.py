@@ -30,7 +30,7 @@ async def predict(app: AppUnderTest, **inputs: Any) -> dict[str, Any]:
 
 async def output_path(app: AppUnderTest) -> str:
     """The path of a signed link."""
-    [url] = (await predict(app))["output"]
+    url: str = (await predict(app))["output"][0]
     return urlsplit(url).path
 
 

@@ -317,7 +317,8 @@ async def test_process_that_lost_its_lease_stops_its_work() -> None:
     await successor.service.renew_leases()
     await app.service.renew_leases()
     assert pool.stop_count == 1
-    assert (await asyncio.wait_for(app.service.wait(prediction.id), 5)).status == "succeeded"
+    await asyncio.wait_for(successor.service.wait(prediction.id), 5)
+    assert (await app.service.get(prediction.id)).status == "succeeded"
 
 
 class HangingPool(FakePool):
