@@ -158,10 +158,10 @@ class Ingress:
         application = serve.get_replica_context().app_name
         while not await asyncio.to_thread(_are_healthy, application, self._pools):
             await asyncio.sleep(READY_POLL_S)
-        for problem in unshared_state(self._settings, await asyncio.to_thread(_count_nodes, application)):
-            log.error("%s", problem)
         self._predictions.open()
         self._ready.set()
+        for problem in unshared_state(self._settings, await asyncio.to_thread(_count_nodes, application)):
+            log.error("%s", problem)
 
     async def _sweep_stores(self) -> None:
         """Removes old predictions and files, in one of the ingress replicas."""
@@ -189,4 +189,4 @@ def _count_nodes(application: str) -> int:
     name = serve.get_replica_context().deployment
     deployments = _get_global_client().get_serve_details()["applications"].get(application, {}).get("deployments", {})
     replicas = deployments.get(name, {}).get("replicas", [])
-    return len({replica["node_id"] for replica in replicas})
+    return len({replica.get("node_id") for replica in replicas})
