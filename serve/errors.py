@@ -4,6 +4,7 @@ ServiceError
 ├── MalformedBody      400  the body is not JSON
 ├── Unauthenticated    401
 ├── NotPermitted       403  a change of what is in the operator's settings
+├── InvalidLink        403  a link to a file is forged or has expired
 ├── NotFound           404
 ├── UploadTimedOut     408  an upload did not arrive within its time limit
 ├── BodyTooLarge       413
@@ -13,6 +14,7 @@ ServiceError
 ├── PoolFull           429  retry after `retry_after_s`
 ├── NotReady           503  the service is starting or stopping
 ├── DatabaseUnavailable  503  the database of the predictions cannot be reached
+├── StorageUnavailable   503  the store of images and files cannot be reached
 ├── UploadsFull        507  the files that are being uploaded take all the space for files
 └── PredictionFailed   500  an accepted prediction ended without images
     ├── FetchFailed           a URL of the request could not be fetched
@@ -20,7 +22,7 @@ ServiceError
     ├── InvalidLora           a file is not a LoRA that fits the model
     ├── LorasTooLarge         the LoRAs of one prediction do not fit on a device together
     ├── LorasMissing          weights could not be read; the runner makes up to three attempts
-    ├── StorageFailed         the images were generated and could not be stored
+    ├── StorageFailed         an image or a file could not be stored
     ├── AllImagesFlagged      the safety checker flagged every image
     └── EngineFailed          an internal error: the log has the cause, the message does not
 
@@ -74,6 +76,17 @@ class Unauthenticated(ServiceError):
 class NotPermitted(ServiceError):
     status = 403
     title = "Not permitted"
+
+
+class InvalidLink(ServiceError):
+    status = 403
+    title = "Not permitted"
+
+    def __init__(self) -> None:
+        super().__init__()
+
+    def __str__(self) -> str:
+        return "the link is not valid or has expired; get the prediction or the file again for a new link"
 
 
 class NotFound(ServiceError):
@@ -183,6 +196,21 @@ class DatabaseUnavailable(ServiceError):
         return f"the records of predictions cannot be reached; try again in {self.retry_after_s:g} s"
 
 
+class StorageUnavailable(ServiceError):
+    status = 503
+    title = "Service unavailable"
+
+    def __init__(self) -> None:
+        super().__init__()
+
+    @property
+    def retry_after_s(self) -> float:
+        return 5.0
+
+    def __str__(self) -> str:
+        return f"stored files cannot be reached; try again in {self.retry_after_s:g} s"
+
+
 class UploadsFull(ServiceError):
     status = 507
     title = "Insufficient storage"
@@ -272,7 +300,7 @@ class StorageFailed(PredictionFailed):
         super().__init__()
 
     def __str__(self) -> str:
-        return "the image could not be stored; the operator's log has the cause"
+        return "the content could not be stored; the operator's log has the cause"
 
 
 class AllImagesFlagged(PredictionFailed):

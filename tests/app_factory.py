@@ -17,8 +17,11 @@ from starlette.applications import Starlette
 from serve.api import cog, deployments, discovery, files, models, openai, output_files, probes, replicate
 from serve.api.application import http_application
 from serve.database.connection import Database
+from serve.database.signing_keys import signing_key
 from serve.database.tables import metadata
 from serve.media.file_store import FileStore
+from serve.media.links import LinkSigner
+from serve.media.object_store import ObjectStore
 from serve.media.output_store import OutputStore
 from serve.predictions.change_notifier import ChangeNotifier
 from serve.predictions.input_images import Fetcher, InputImages
@@ -51,10 +54,10 @@ class AppUnderTest:
     app: Starlette
     prediction_ids: list[str]
     files: FileStore
+    links: LinkSigner
     database: Database
     state: Path
-    file_folder: Path
-    """Folder of the contents of uploaded files."""
+    """The folder of records, outputs and files."""
 
     @property
     def http(self) -> httpx.AsyncClient:
@@ -95,32 +98,34 @@ def make_app(
     database = SqliteForTests(folder / "predictions.db")
     limits = {name: each.max_in_flight for name, each in settings.pools.items()}
     store = RecordingStore(database, ChangeNotifier(database), limits)
-    outputs = OutputStore(settings.outputs.model_copy(update={"folder": folder / "outputs"}))
-    file_store = FileStore(settings.files.model_copy(update={"folder": folder / "files"}))
+    stored = ObjectStore(folder.as_uri())
+    links = LinkSigner(lambda: signing_key(database, "links"), settings.outputs.link_max_age_s)
+    outputs = OutputStore(settings.outputs, stored, links)
+    file_store = FileStore(settings.files, database, stored)
     own_files = OwnFiles(file_store, outputs, settings.outputs.public_url)
     fetcher = OwnFilesFirst(own_files, fetcher or FakeFetcher({}), settings.fetch.max_bytes)
     input_images = InputImages(settings, fetcher)
     runner = PredictionRunner(
         store, dict.fromkeys(settings.pools, pool), input_images, loras or FakeLoraCache(), outputs
     )
-    input_store = InputStore(folder / "inputs")
+    input_store = InputStore(stored)
     service = PredictionService(settings, store, runner, input_images, input_store, own_files)
     if opened:
         service.open()
     routes = [
         *replicate.routes(service, outputs, settings),
-        *files.routes(file_store, settings),
+        *files.routes(file_store, stored, links, settings),
         *models.routes(service, settings),
         *openai.routes(service, outputs, settings),
         *deployments.routes(service, settings),
         *discovery.routes(service, settings),
         *cog.routes(service, outputs, settings),
         *probes.routes(service),
-        *output_files.routes(outputs, settings),
+        *output_files.routes(outputs, stored, links, settings),
     ]
     app = http_application(routes, settings, SecretStr(token) if token else None)
     app_under_test = AppUnderTest(
-        service, resolve_version(settings, None), app, prediction_ids, file_store, database, folder, folder / "files"
+        service, resolve_version(settings, None), app, prediction_ids, file_store, links, database, folder
     )
     _open_apps.append(app_under_test)
     return app_under_test
@@ -138,6 +143,7 @@ async def close_apps() -> None:
             # Some fake pools never stop.
             async with asyncio.timeout(1):
                 await app.service.close(grace_s=0)
+        await app.files.aclose()
         await app.database.aclose()
     for folder in folders:
         shutil.rmtree(folder)

@@ -18,7 +18,15 @@ from serve.api.security_headers import SecurityHeadersMiddleware
 from serve.settings import Settings
 
 CORS_METHODS = ("GET", "POST", "PUT", "DELETE", "QUERY")
-EXPOSED_HEADERS = ("Content-Disposition", "ETag", "Preference-Applied", "Retry-After", "Server-Timing", "X-Request-ID")
+EXPOSED_HEADERS = (
+    "Content-Disposition",
+    "Content-Range",
+    "ETag",
+    "Preference-Applied",
+    "Retry-After",
+    "Server-Timing",
+    "X-Request-ID",
+)
 
 
 def http_application(

@@ -154,7 +154,7 @@ def server_timing_header(prediction: Prediction) -> dict[str, str]:
 
 async def output_uris(prediction: Prediction, outputs: OutputStore) -> list[str] | None:
     """The URIs of the images; None if the prediction has not succeeded or its images have been removed."""
-    if prediction.status != "succeeded":
+    if prediction.status != "succeeded" or not outputs.is_kept(prediction.completed_at):
         return None
     try:
         return [await outputs.uri(prediction.id, output.name) for output in prediction.outputs]

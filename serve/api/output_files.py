@@ -1,14 +1,17 @@
-"""Route that serves finished images."""
+"""Routes that serve finished images, to clients with the token or with a signed link."""
 
 from starlette.requests import Request
 from starlette.responses import Response
 from starlette.routing import Route
 
-from serve.media.output_store import OutputStore
+from serve.api.stored_content import StoredContent, stored_response
+from serve.media.links import PREFIX, LinkSigner
+from serve.media.object_store import ObjectStore
+from serve.media.output_store import OutputStore, file_name, media_type
 from serve.settings import Settings
 
 
-def routes(outputs: OutputStore, settings: Settings) -> list[Route]:
+def routes(outputs: OutputStore, store: ObjectStore, links: LinkSigner, settings: Settings) -> list[Route]:
     headers = {
         # The image under a name never changes. `private` keeps it out of shared caches, which do not check the token.
         "Cache-Control": f"private, max-age={settings.outputs.max_age_s:.0f}, immutable",
@@ -16,7 +19,26 @@ def routes(outputs: OutputStore, settings: Settings) -> list[Route]:
     }
 
     async def output(request: Request) -> Response:
-        content, media_type = await outputs.read(request.path_params["prediction_id"], request.path_params["name"])
-        return Response(content, headers=headers, media_type=media_type)
+        prediction_id, name = _parameters(request)
+        key = outputs.key(prediction_id, name)
+        content = StoredContent(key, media_type(name), "inline", f"{prediction_id}-{file_name(name)}")
+        try:
+            return await stored_response(request, store, content, headers)
+        except FileNotFoundError:
+            raise outputs.not_found() from None
 
-    return [Route("/outputs/{prediction_id}/{name}", output, methods=["GET"])]
+    async def linked_output(request: Request) -> Response:
+        await links.check(outputs.key(*_parameters(request)), request.path_params["ticket"])
+        return await output(request)
+
+    path = "/outputs/{prediction_id}/{number}/{name}"
+    return [
+        Route(path, output, methods=["GET"]),
+        Route(f"{PREFIX}{{ticket}}{path}", linked_output, methods=["GET"]),
+    ]
+
+
+def _parameters(request: Request) -> tuple[str, str]:
+    """The id of the prediction, and the name of the output in the store."""
+    parameters = request.path_params
+    return parameters["prediction_id"], f"{parameters['number']}/{parameters['name']}"

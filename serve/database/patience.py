@@ -13,11 +13,11 @@ RETRY_S = 0.25
 Result = TypeVar("Result")
 
 
-async def with_patience(call: Callable[[], Awaitable[Result]]) -> Result:
+async def with_patience(call: Callable[[], Awaitable[Result]], patience_s: float = PATIENCE_S) -> Result:
     """The result of a call that needs the database, which may be away for a moment. Raises `DatabaseUnavailable`."""
     cause = "it did not answer in time"
     try:
-        async with asyncio.timeout(PATIENCE_S):
+        async with asyncio.timeout(patience_s):
             while True:
                 try:
                     return await call()

@@ -38,6 +38,7 @@ class EventRecorder:
         self._plan = plan
         self._store = store
         self._outputs = outputs
+        self._lease_number = store.lease_number(prediction_id)
         self._clock = clock
         self._start_s = time.perf_counter()
         self._first_event_ms: float | None = None
@@ -92,8 +93,11 @@ class EventRecorder:
 
     async def _save_image(self, event: ImageFinished) -> None:
         start_s = time.perf_counter()
-        name = await self._outputs.save(self._id, event.index, event.content, self._plan.output_format)
-        output, stages_ms = Output(index=event.index, name=name), {"store": elapsed_ms(start_s)}
+        name = await self._outputs.save(
+            self._id, self._lease_number, event.index, event.content, self._plan.output_format
+        )
+        output = Output(index=event.index, name=name, size_bytes=len(event.content))
+        stages_ms = {"store": elapsed_ms(start_s)}
         self._saved.add(event.index)
         await self._update(lambda prediction: prediction.with_output(output).with_stage_times(stages_ms))
 

@@ -9,22 +9,27 @@ from dataclasses import dataclass
 from typing import Any, TypeVar
 from urllib.parse import urlsplit
 
+from serve.database.patience import with_patience
 from serve.errors import FetchFailed, FieldError, NotFound
 from serve.lora.parse_reference import MAX_CHARS, split_member, unquoted
 from serve.lora.parse_site_url import UnrecognizedForm
 from serve.lora.reference import ArchiveMember, Reference
 from serve.lora.uploaded_file import UploadedFile
-from serve.media.file_store import FileStore, StoredFile
+from serve.media.file_rows import StoredFile
+from serve.media.file_store import FileStore
 from serve.media.output_store import OutputStore
 from serve.predictions.input_images import Fetcher
 
 IMAGE_FIELDS = ("image", "mask")
 LORA_FIELDS = ("replicate_weights", "extra_lora")
+READ_PATIENCE_S = 60.0
+"""How long an accepted prediction waits for the database."""
 
 Result = TypeVar("Result")
 
-_FILE = re.compile(r"(?P<base>.*)/v1/files/(?P<file_id>[^/]+?)(?:/download)?/?")
-_OUTPUT = re.compile(r"(?P<base>.*)/outputs/(?P<prediction_id>[^/]+)/(?P<name>[^/]+)")
+_FILE = re.compile(r"(?P<base>.*?)(?:/links/[^/]+)?/v1/files/(?P<file_id>[^/]+?)(?:/download)?/?")
+# In a bucket, the path of an output ends in the same way.
+_OUTPUT = re.compile(r"(?P<base>.*?)(?:/links/[^/]+)?/outputs/(?P<prediction_id>[^/]+)/(?P<name>(?:[0-9]+/)?[^/]+)")
 
 
 @dataclass(frozen=True, slots=True)
@@ -78,7 +83,7 @@ class OwnFiles:
         """The content of a file or an output, or None if `url` is not this service's. Raises `FetchFailed`."""
         _, path = _origin_and_path(url)
         try:
-            file = await self._find_file(url)
+            file = await with_patience(lambda: self._find_file(url), READ_PATIENCE_S)
             if file is not None and file.size_bytes > max_bytes:
                 raise FetchFailed(path, f"it has more than {max_bytes} bytes")
             return await self._files.read(file.id) if file else await self._read_output(url)

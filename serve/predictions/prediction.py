@@ -20,12 +20,13 @@ FINAL_STATUSES: frozenset[Status] = frozenset({"succeeded", "failed", "canceled"
 
 
 class Output(BaseModel):
-    """A stored image: its index among the requested images, and its file name."""
+    """A stored image: its index among the requested images, and its name in the `OutputStore`."""
 
     model_config = ConfigDict(frozen=True)
 
     index: int
     name: str
+    size_bytes: int = 0
 
 
 class Prediction(BaseModel):

@@ -15,7 +15,7 @@ from datetime import datetime
 from typing import Any, Literal
 
 from serve.database.patience import with_patience
-from serve.errors import DatabaseUnavailable, NotReady, ServiceError
+from serve.errors import DatabaseUnavailable, NotReady, ServiceError, StorageUnavailable
 from serve.predictions.input_images import InputImages
 from serve.predictions.input_store import InputStore
 from serve.predictions.lease import Claim
@@ -85,7 +85,7 @@ class PredictionService:
         """
         self._check_ready()
         start_s = time.perf_counter()
-        uploads = await self._own_files.find(raw_inputs)
+        uploads = await with_patience(lambda: self._own_files.find(raw_inputs))
         request = prepare_request(raw_inputs, served, self._settings, secrets.randbits(32), uploads)
         await with_patience(lambda: self._store.check_capacity(request.plan.pool))
         stages_ms = {"plan": elapsed_ms(start_s)}
@@ -95,7 +95,11 @@ class PredictionService:
         self._check_ready()
         prediction = request.new_prediction(images.plan, self._clock()).with_stage_times(stages_ms)
         await self._input_store.save(prediction, raw_inputs)
-        await with_patience(lambda: self._store.create(prediction, attached))
+        try:
+            await with_patience(lambda: self._store.create(prediction, attached))
+        except ServiceError:
+            await self._input_store.try_delete(prediction)
+            raise
         self._start(prediction, self._runner.run(prediction.id, images, request.references))
         return prediction
 
@@ -198,6 +202,9 @@ class PredictionService:
             uploads = await self._own_files.find(raw_inputs)
             request = resume_request(prediction, raw_inputs, self._settings, uploads)
             images = await self._input_images.load(request.inputs, request.plan)
+        except (DatabaseUnavailable, StorageUnavailable):
+            log.warning("prediction %s: its inputs cannot be read; it starts again later", prediction.id)
+            return
         except ServiceError as error:
             text = str(error)
             await self._store.finish(prediction.id, lambda each: each.failed(self._clock(), text), release=True)
@@ -225,8 +232,8 @@ class PredictionService:
             await self._store.release(prediction.id)
             # Another process may still need the inputs.
             if prediction.has_shortened_inputs and (await self._store.get(prediction.id)).ended:
-                await self._input_store.delete(prediction)
-        except (DatabaseUnavailable, OSError):
+                await self._input_store.try_delete(prediction)
+        except DatabaseUnavailable:
             log.warning("prediction %s: its place in the pool is freed later", prediction.id)
 
     def _stop(self, prediction_id: str) -> None:

@@ -128,6 +128,11 @@ class PredictionStore:
             held.abandon()
             await self._database.write(lambda connection: rows.release(connection, held.lease))
 
+    def lease_number(self, prediction_id: str) -> int:
+        """The number of this process' lease; 0 if it has lost the lease, so that nothing it does is recorded."""
+        held = self._held.get(prediction_id)
+        return 0 if held is None else held.lease.number
+
     async def count_loss(self, prediction_id: str) -> int:
         """Counts a replica that was lost while it generated this prediction. Returns the number of all losses."""
         held = self._held[prediction_id]

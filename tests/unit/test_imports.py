@@ -33,7 +33,7 @@ ALLOWED_UNITS = {
     "generation_plan": BASE | {"inputs", "output_sizes"},
     "database": {"errors"},
     "net": {"__init__", "errors", "settings"},
-    "media": {"errors", "model_specs", "settings"},
+    "media": {"database", "errors", "model_specs", "settings"},
     "lora": BASE | {"media", "net"},
     "engine": BASE | {"events", "lora"},
     "lora_cache_actor": BASE | {"engine", "lora"},
@@ -70,7 +70,8 @@ LIBRARY_USERS = {
     "httpcore": {"net"},
     "httpx": {"lora", "net"},
     "regex": {"lora"},
-    "sqlalchemy": {"database", "predictions"},
+    "sqlalchemy": {"database", "media", "predictions"},
+    "obstore": {"media"},
     "alembic": {"database"},
     "yaml": {"launch"},
 }

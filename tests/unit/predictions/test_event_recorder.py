@@ -14,7 +14,7 @@ from serve.lora.reference import ReplicateModel
 from serve.lora.resolved_lora import CacheHandle, LoraMetadata, ResolvedLora
 from serve.predictions.event_recorder import ProgressBar, lora_log_lines, lora_metrics
 from tests.app_factory import make_app
-from tests.fakes import DONE, ONE_IMAGE, FakeClock, FakePool, image_finished
+from tests.fakes import DONE, ONE_IMAGE, WEBP, FakeClock, FakePool, image_finished
 from tests.unit.predictions.helpers import CAT, run_to_end
 
 REFERENCE = ReplicateModel("me", "sketch")
@@ -60,7 +60,8 @@ async def test_queue_stage_includes_the_wait_for_a_replica() -> None:
 async def test_flagged_images_are_withheld_and_the_others_keep_their_index() -> None:
     events = (Started(), image_finished(2), ImageFlagged(1), image_finished(0), DONE)
     last = await run_to_end(make_app(FakePool(events)), CAT | {"num_outputs": 3})
-    assert [output.name for output in last.outputs] == ["out-0.webp", "out-2.webp"]
+    assert [output.name for output in last.outputs] == ["1/out-0.webp", "1/out-2.webp"]
+    assert [output.size_bytes for output in last.outputs] == [len(WEBP)] * 2
     [line] = [line for line in last.logs.splitlines() if "withheld" in line]
     assert "1" in line
 

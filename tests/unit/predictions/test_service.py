@@ -11,10 +11,12 @@ from PIL import Image
 from sqlalchemy import update
 
 from serve.database.tables import predictions
-from serve.errors import InvalidInput, NotFound, NotReady, PoolFull
+from serve.errors import DatabaseUnavailable, InvalidInput, NotFound, NotReady, PoolFull, StorageUnavailable
 from serve.events import Event, Started
+from serve.predictions.input_store import InputStore
 from serve.predictions.prediction import Prediction
 from serve.predictions.prediction_rows import read_prediction
+from serve.predictions.store import PredictionStore
 from serve.settings import PoolSettings, Settings
 from tests.app_factory import AppUnderTest, make_app
 from tests.fakes import ONE_IMAGE, FakePool
@@ -251,6 +253,48 @@ async def test_prediction_of_a_lost_process_runs_again_with_the_same_plan_and_in
     assert plan == lost_plan
     assert (image is None) == (lost_image is None)
     assert image is None or (image == lost_image).all()
+
+
+async def test_inputs_of_a_prediction_that_is_not_accepted_are_deleted(monkeypatch: pytest.MonkeyPatch) -> None:
+    async def fail(*_: Any) -> None:
+        raise PoolFull("dev-bf16", 1.0)
+
+    app = make_app(FakePool(ONE_IMAGE))
+    monkeypatch.setattr(PredictionStore, "create", fail)
+    with pytest.raises(PoolFull):
+        await app.create(CAT | {"image": data_uri(random_png())})
+    assert [path for path in (app.state / "inputs").rglob("*") if path.is_file()] == []
+
+
+async def test_output_of_a_lost_process_is_not_replaced_and_not_used() -> None:
+    app = make_app(FakePool(ONE_IMAGE, may_start=False))
+    prediction = await app.create(CAT)
+    await expire_leases(app)
+    successor = make_app(FakePool(ONE_IMAGE), state=app.state)
+    await successor.service.renew_leases()
+    last = await asyncio.wait_for(successor.service.wait(prediction.id), 5)
+    assert [output.name for output in last.outputs] == ["2/out-0.webp"]
+
+
+@pytest.mark.parametrize("error", [StorageUnavailable(), DatabaseUnavailable("away")])
+async def test_prediction_is_taken_up_later_if_its_inputs_cannot_be_read(
+    monkeypatch: pytest.MonkeyPatch, error: Exception
+) -> None:
+    async def fail(*_: Any) -> None:
+        raise error
+
+    app = make_app(FakePool(ONE_IMAGE, may_start=False))
+    prediction = await app.create(CAT)
+    await expire_leases(app)
+    successor = make_app(FakePool(ONE_IMAGE), state=app.state)
+    with monkeypatch.context() as patched:
+        patched.setattr(InputStore, "load", fail)
+        await successor.service.renew_leases()
+        while successor.service._tasks:
+            await asyncio.sleep(0.01)
+    assert not (await successor.service.get(prediction.id)).ended
+    await successor.service.renew_leases()
+    assert (await asyncio.wait_for(successor.service.wait(prediction.id), 5)).status == "succeeded"
 
 
 async def test_attached_prediction_of_a_lost_process_is_canceled() -> None:
