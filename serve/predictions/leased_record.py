@@ -23,6 +23,11 @@ RETRY_S = 0.5
 log = logging.getLogger(__name__)
 
 
+def log_end(prediction: Prediction) -> None:
+    reason = "" if prediction.error is None else f": {prediction.error!r}"
+    log.info("%s: %s after %.1f s%s", prediction.log_id, prediction.status, prediction.metrics["total_time"], reason)
+
+
 class LeasedRecord:
     """`on_lost` is called once if the lease turns out to be lost, or the prediction to have been ended elsewhere."""
 
@@ -65,6 +70,7 @@ class LeasedRecord:
             self.prediction = ended
         self._stop_storing()
         self._notifier.notify(ended.id)
+        log_end(ended)
         return True
 
     def abandon(self) -> None:
@@ -108,6 +114,6 @@ class LeasedRecord:
                 return written
             except DatabaseUnavailable as error:
                 if is_first:
-                    log.warning("prediction %s: its record waits for the database: %s", prediction.id, error.cause)
+                    log.warning("%s: its record waits for the database: %s", prediction.log_id, error.cause)
                 is_first = False
                 await asyncio.sleep(RETRY_S)

@@ -11,11 +11,13 @@ import secrets
 import time
 from collections.abc import AsyncGenerator, Callable, Coroutine, Mapping
 from contextlib import asynccontextmanager, suppress
-from datetime import datetime
+from datetime import datetime, timedelta
 from typing import Any, Literal
 
 from serve.database.patience import with_patience
 from serve.errors import DatabaseUnavailable, NotReady, ServiceError
+from serve.logs import request_id
+from serve.predictions.idempotency import IdempotencyKey
 from serve.predictions.input_images import InputImages
 from serve.predictions.input_store import InputStore
 from serve.predictions.lease import Claim
@@ -77,13 +79,25 @@ class PredictionService:
         """Starts accepting predictions."""
         self.opened_at = self._clock()
 
-    async def create(self, raw_inputs: Mapping[str, Any], served: ServedVersion, attached: bool = False) -> Prediction:
+    async def create(
+        self,
+        raw_inputs: Mapping[str, Any],
+        served: ServedVersion,
+        attached: bool = False,
+        idempotency: IdempotencyKey | None = None,
+        lifetime: timedelta | None = None,
+    ) -> Prediction:
         """Accepts a prediction and starts it. An `attached` one is cancelled if this process is lost.
 
-        Raises `PoolFull`, `NotReady`, `DatabaseUnavailable`, and `InvalidInput`, also for an invalid image in a `data:`
-        URI.
+        Returns the prediction of an earlier request with the same key, if there is one. A prediction that has not ended
+        after `lifetime` is canceled.
+
+        Raises `PoolFull`, `NotReady`, `DatabaseUnavailable`, `IdempotencyKeyReused`, and `InvalidInput`, also for an
+        invalid image in a `data:` URI.
         """
         self._check_ready()
+        if idempotency is not None and (earlier := await self._store.find_earlier(idempotency)):
+            return earlier
         start_s = time.perf_counter()
         uploads = await self._own_files.find(raw_inputs)
         request = prepare_request(raw_inputs, served, self._settings, secrets.randbits(32), uploads)
@@ -93,9 +107,14 @@ class PredictionService:
         if request.inputs.image is not None:
             stages_ms["fetch"] = elapsed_ms(start_s) - stages_ms["plan"]
         self._check_ready()
-        prediction = request.new_prediction(images.plan, self._clock()).with_stage_times(stages_ms)
+        new = request.new_prediction(images.plan, self._clock(), request_id.get(), lifetime)
+        prediction = new.with_stage_times(stages_ms)
         await self._input_store.save(prediction, raw_inputs)
-        await with_patience(lambda: self._store.create(prediction, attached))
+        stored = await with_patience(lambda: self._store.create(prediction, attached, idempotency))
+        if stored.id != prediction.id:
+            await self._input_store.delete(prediction)
+            return stored
+        log.info("%s: accepted for %s", prediction.log_id, prediction.plan.pool)
         self._start(prediction, self._runner.run(prediction.id, images, request.references))
         return prediction
 
@@ -153,8 +172,10 @@ class PredictionService:
             await asyncio.sleep(RENEW_PERIOD_S)
 
     async def renew_leases(self) -> None:
-        """Renews the leases of running predictions, and takes up those whose processes were lost."""
+        """Renews the leases of running predictions, cancels overdue ones, and takes up those of lost processes."""
         await self._store.renew_leases()
+        for prediction_id in self._store.overdue():
+            await self.cancel(prediction_id)
         if self.opened_at is not None and not self._closing:
             for claim in await self._store.claim(MAX_CLAIMS):
                 await self._resume(claim)
@@ -182,14 +203,14 @@ class PredictionService:
 
     async def _resume(self, claim: Claim) -> None:
         prediction = claim.prediction
-        if claim.attached:
+        if claim.attached or prediction.is_overdue(self._clock()):
             await self._store.finish(prediction.id, lambda each: each.canceled(self._clock()), release=True)
         elif claim.losses >= MAX_LOSSES:
             await self._store.finish(
                 prediction.id, lambda each: each.failed(self._clock(), LOST_TOO_OFTEN), release=True
             )
         else:
-            log.warning("prediction %s: its process was lost; it starts again", prediction.id)
+            log.warning("%s: its process was lost; it starts again", prediction.log_id)
             self._start(prediction, self._run_again(prediction))
 
     async def _run_again(self, prediction: Prediction) -> None:
