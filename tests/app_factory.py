@@ -21,6 +21,8 @@ from serve.database.tables import metadata
 from serve.media.file_store import FileStore
 from serve.media.output_store import OutputStore
 from serve.predictions.change_notifier import ChangeNotifier
+from serve.predictions.create_options import NO_OPTIONS, CreateOptions
+from serve.predictions.idempotency import IdempotencyKey
 from serve.predictions.input_images import Fetcher, InputImages
 from serve.predictions.input_store import InputStore
 from serve.predictions.own_files import OwnFiles, OwnFilesFirst
@@ -67,8 +69,8 @@ class AppUnderTest:
         async with listening(self.app) as url:
             yield url
 
-    async def create(self, inputs: Mapping[str, Any]) -> Prediction:
-        return await self.service.create(inputs, self.served)
+    async def create(self, inputs: Mapping[str, Any], options: CreateOptions = NO_OPTIONS) -> Prediction:
+        return await self.service.create(inputs, self.served, options)
 
 
 def make_app(
@@ -87,9 +89,13 @@ def make_app(
     prediction_ids: list[str] = []
 
     class RecordingStore(PredictionStore):
-        async def create(self, prediction: Prediction, attached: bool) -> None:
-            await super().create(prediction, attached)
-            prediction_ids.append(prediction.id)
+        async def create(
+            self, prediction: Prediction, attached: bool, idempotency: IdempotencyKey | None = None
+        ) -> Prediction:
+            stored = await super().create(prediction, attached, idempotency)
+            if stored is prediction:
+                prediction_ids.append(prediction.id)
+            return stored
 
     settings, folder = settings or Settings(), state or Path(tempfile.mkdtemp(prefix="flux-serve-test-"))
     database = SqliteForTests(folder / "predictions.db")

@@ -11,13 +11,13 @@ import secrets
 import time
 from collections.abc import AsyncGenerator, Callable, Coroutine, Mapping
 from contextlib import asynccontextmanager, suppress
-from datetime import datetime, timedelta
+from datetime import datetime
 from typing import Any, Literal
 
 from serve.database.patience import with_patience
 from serve.errors import DatabaseUnavailable, NotReady, ServiceError
 from serve.logs import request_id
-from serve.predictions.idempotency import IdempotencyKey
+from serve.predictions.create_options import NO_OPTIONS, CreateOptions
 from serve.predictions.input_images import InputImages
 from serve.predictions.input_store import InputStore
 from serve.predictions.lease import Claim
@@ -80,23 +80,15 @@ class PredictionService:
         self.opened_at = self._clock()
 
     async def create(
-        self,
-        raw_inputs: Mapping[str, Any],
-        served: ServedVersion,
-        attached: bool = False,
-        idempotency: IdempotencyKey | None = None,
-        lifetime: timedelta | None = None,
+        self, raw_inputs: Mapping[str, Any], served: ServedVersion, options: CreateOptions = NO_OPTIONS
     ) -> Prediction:
-        """Accepts a prediction and starts it. An `attached` one is cancelled if this process is lost.
-
-        Returns the prediction of an earlier request with the same key, if there is one. A prediction that has not ended
-        after `lifetime` is canceled.
+        """Accepts a prediction and starts it.
 
         Raises `PoolFull`, `NotReady`, `DatabaseUnavailable`, `IdempotencyKeyReused`, and `InvalidInput`, also for an
         invalid image in a `data:` URI.
         """
         self._check_ready()
-        if idempotency is not None and (earlier := await self._store.find_earlier(idempotency)):
+        if options.idempotency and (earlier := await self._store.find_earlier(options.idempotency)):
             return earlier
         start_s = time.perf_counter()
         uploads = await self._own_files.find(raw_inputs)
@@ -107,10 +99,10 @@ class PredictionService:
         if request.inputs.image is not None:
             stages_ms["fetch"] = elapsed_ms(start_s) - stages_ms["plan"]
         self._check_ready()
-        new = request.new_prediction(images.plan, self._clock(), request_id.get(), lifetime)
+        new = request.new_prediction(images.plan, self._clock(), request_id.get(), options.lifetime)
         prediction = new.with_stage_times(stages_ms)
         await self._input_store.save(prediction, raw_inputs)
-        stored = await with_patience(lambda: self._store.create(prediction, attached, idempotency))
+        stored = await with_patience(lambda: self._store.create(prediction, options.attached, options.idempotency))
         if stored.id != prediction.id:
             await self._input_store.delete(prediction)
             return stored
@@ -154,7 +146,7 @@ class PredictionService:
         self, raw_inputs: Mapping[str, Any], served: ServedVersion
     ) -> AsyncGenerator[Prediction, None]:
         """Like `create`, but the prediction is cancelled if the block is left before it has ended."""
-        prediction = await self.create(raw_inputs, served, attached=True)
+        prediction = await self.create(raw_inputs, served, CreateOptions(attached=True))
         try:
             yield prediction
         finally:
@@ -185,8 +177,7 @@ class PredictionService:
         self._closing = True
         if self._tasks:
             await asyncio.wait(self._tasks.values(), timeout=grace_s)
-        unfinished = dict(self._tasks)
-        for prediction_id, task in unfinished.items():
+        for prediction_id, task in dict(self._tasks).items():
             # Without the lease, the cancelled task cannot end the record.
             with suppress(DatabaseUnavailable):
                 await self._store.release(prediction_id)
@@ -202,13 +193,11 @@ class PredictionService:
             raise NotReady("the service is starting; try again soon")
 
     async def _resume(self, claim: Claim) -> None:
-        prediction = claim.prediction
-        if claim.attached or prediction.is_overdue(self._clock()):
-            await self._store.finish(prediction.id, lambda each: each.canceled(self._clock()), release=True)
+        prediction, now = claim.prediction, self._clock()
+        if claim.attached or prediction.is_overdue(now):
+            await self._store.finish(prediction.id, lambda each: each.canceled(now), release=True)
         elif claim.losses >= MAX_LOSSES:
-            await self._store.finish(
-                prediction.id, lambda each: each.failed(self._clock(), LOST_TOO_OFTEN), release=True
-            )
+            await self._store.finish(prediction.id, lambda each: each.failed(now, LOST_TOO_OFTEN), release=True)
         else:
             log.warning("%s: its process was lost; it starts again", prediction.log_id)
             self._start(prediction, self._run_again(prediction))
@@ -252,8 +241,7 @@ class PredictionService:
 
     def _stop(self, prediction_id: str) -> None:
         """Stops the work on a prediction that another process has ended or taken up."""
-        task = self._tasks.get(prediction_id)
-        if task is not None:
+        if task := self._tasks.get(prediction_id):
             task.cancel()
 
     async def _end(self, prediction_id: str, ending: PredictionUpdate) -> None:
