@@ -65,7 +65,7 @@ class _EventWriter:
         self._outputs = outputs
         self._position = position
         self._with_progress = with_progress
-        self._progress: set[Progress] = set()
+        self._progress: dict[int, Progress] = {}
 
     async def events(self, prediction: Prediction) -> Events:
         """The events that the client has not received when the prediction has this state."""
@@ -95,8 +95,8 @@ class _EventWriter:
     def _new_progress(self, prediction: Prediction) -> list[Progress]:
         if not self._with_progress:
             return []
-        new = [each for each in prediction.progress if each not in self._progress]
-        self._progress.update(new)
+        new = [each for each in prediction.progress if self._progress.get(each.index) != each]
+        self._progress.update((each.index, each) for each in new)
         return new
 
     async def _new_output(self, prediction: Prediction, output: Output) -> str | None:

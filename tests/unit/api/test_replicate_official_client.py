@@ -251,9 +251,26 @@ async def test_version_has_a_schema() -> None:
     assert version.openapi_schema["components"]["schemas"]["Output"]["type"] == "array"
 
 
-async def test_client_rejects_streaming() -> None:
+async def test_stream_has_logs_files_and_an_end() -> None:
     async with client(FakePool(ONE_IMAGE)) as replicate:
-        with pytest.raises(ReplicateError, match="streaming"):
+        events = await asyncio.to_thread(lambda: list(replicate.stream(MODEL, input=CAT)))
+    assert [event.event.value for event in events if event.event.value != "logs"] == ["output", "done"]
+    [output] = [event.data for event in events if event.event.value == "output"]
+    assert isinstance(output, FileOutput)
+    assert output.read() == WEBP
+    assert "Using seed" in "".join(event.data for event in events if event.event.value == "logs")
+
+
+async def test_async_stream_of_a_prediction() -> None:
+    async with client(FakePool(ONE_IMAGE)) as replicate:
+        prediction = await replicate.predictions.async_create(version="d592f697", input=CAT)
+        names = [event.event.value async for event in await prediction.async_stream()]
+    assert names[-2:] == ["output", "done"]
+
+
+async def test_stream_of_a_failed_prediction_raises_its_error() -> None:
+    async with client(FakePool((Started(), ImageFlagged(0), DONE))) as replicate:
+        with pytest.raises(RuntimeError, match="NSFW"):
             await asyncio.to_thread(lambda: list(replicate.stream(MODEL, input=CAT)))
 
 
