@@ -23,7 +23,10 @@ class _Followed:
         self._published = asyncio.Event()
 
     def publish(self, latest: Prediction | Exception) -> None:
-        self._latest = latest
+        """Wakes the waiters, but not for an unchanged record: SQLite tells of the changes of all records."""
+        before, self._latest = self._latest, latest
+        if isinstance(before, Prediction) and isinstance(latest, Prediction) and before.revision == latest.revision:
+            return
         self._published.set()
         self._published = asyncio.Event()
 
