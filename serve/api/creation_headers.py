@@ -40,13 +40,15 @@ def parse_cancel_after(text: str) -> timedelta:
         lifetime = timedelta(hours=hours, minutes=minutes, seconds=seconds)
         if MIN_LIFETIME <= lifetime <= MAX_LIFETIME:
             return lifetime
-    message = f"{shorten_name(text)} is not a duration from 5s to 24h; send one such as 90s, 10m or 1h30m"
+    message = f"{shorten_name(text)!r} is not a duration from 5s to 24h; send one such as 90s, 10m or 1h30m"
     raise InvalidHeader((FieldError("Cancel-After", message, "cancel_after"),))
 
 
 def _check_key(key: str) -> str:
     if not _KEY.fullmatch(key):
-        message = f"{shorten_name(key)} does not have 1 to {MAX_KEY_CHARS} visible ASCII characters; send a random UUID"
+        message = (
+            f"{shorten_name(key)!r} does not have 1 to {MAX_KEY_CHARS} visible ASCII characters; send a random UUID"
+        )
         raise InvalidHeader((FieldError("Idempotency-Key", message, "idempotency_key"),))
     return key
 

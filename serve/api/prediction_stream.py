@@ -41,7 +41,9 @@ class Position:
         """The position after an event. Raises `InvalidHeader` if the prediction has no event with this id."""
         match = _EVENT_ID.fullmatch(event_id)
         if match is None or int(match[1]) != _timestamp(prediction):
-            message = f"{shorten_name(event_id)} is not the id of an event of this prediction; leave it out to get all"
+            message = (
+                f"{shorten_name(event_id)!r} is not the id of an event of this prediction; leave it out to get all"
+            )
             raise InvalidHeader((FieldError("Last-Event-ID", message, "last_event_id"),))
         rest, ended = divmod(int(match[2]), 2)
         count = len(prediction.plan.seeds)
