@@ -2,6 +2,7 @@
 
 import asyncio
 import shutil
+import socket
 import tempfile
 from collections.abc import AsyncGenerator, Mapping
 from contextlib import asynccontextmanager, suppress
@@ -64,9 +65,9 @@ class AppUnderTest:
         return httpx.AsyncClient(transport=httpx.ASGITransport(self.app), base_url="http://service")
 
     @asynccontextmanager
-    async def listening(self) -> AsyncGenerator[str, None]:
+    async def listening(self, listener: socket.socket | None = None) -> AsyncGenerator[str, None]:
         """Runs the application on a loopback port and yields its base URL."""
-        async with listening(self.app) as url:
+        async with listening(self.app, listener) as url:
             yield url
 
     async def create(self, inputs: Mapping[str, Any], options: CreateOptions = NO_OPTIONS) -> Prediction:

@@ -13,6 +13,7 @@ import pytest
 from serve.events import ImageFlagged, Started
 from serve.settings import DeploymentSettings, Settings
 from tests.app_factory import make_app
+from tests.asgi_server import listen, outputs_at
 from tests.fakes import DONE, ONE_IMAGE, WEBP, FakeFetcher, FakeLoraCache, FakePool
 from tests.images import png
 from tests.js_client import JsClient
@@ -34,8 +35,10 @@ async def service(
     pool: FakePool, loras: FakeLoraCache | None = None, token: str | None = "secret", **settings: Any
 ) -> AsyncGenerator[str, None]:
     """Runs the application with the token that the client sends."""
-    app = make_app(pool, Settings(**settings), FakeFetcher({IMAGE_URL: IMAGE}), loras, token=token)
-    async with app.listening() as url:
+    listener = listen()
+    app_settings = Settings(**{"outputs": outputs_at(listener), **settings})
+    app = make_app(pool, app_settings, FakeFetcher({IMAGE_URL: IMAGE}), loras, token=token)
+    async with app.listening(listener) as url:
         yield url
 
 

@@ -33,9 +33,7 @@ def add_line(record: Prediction) -> Prediction:
 
 
 def make_store(database: Database, clock: FakeClock | None = None, limit: int = 100) -> PredictionStore:
-    return PredictionStore(
-        database, ChangeNotifier(database), {POOL: limit, OTHER_POOL: limit}, (clock or FakeClock()).now
-    )
+    return PredictionStore(database, ChangeNotifier(database), {POOL: limit}, (clock or FakeClock()).now)
 
 
 async def make_running(database: Database, *ids: str) -> PredictionStore:
@@ -251,7 +249,8 @@ async def test_key_of_another_request_is_an_error(database: Database) -> None:
 
 async def test_two_processes_create_one_prediction_with_one_key(database: Database) -> None:
     """The pools differ, so that the lock of a pool does not help."""
-    stores = [make_store(database) for _ in range(2)]
+    limits = {POOL: 100, OTHER_POOL: 100}
+    stores = [PredictionStore(database, ChangeNotifier(database), limits) for _ in range(2)]
     ids = [f"{number:026}" for number in range(10)]
     records = [
         prediction(each).model_copy(update={"plan": plan(pool=(POOL, OTHER_POOL)[number % 2])})
