@@ -4,11 +4,14 @@ import asyncio
 from datetime import timedelta
 
 import pytest
+from sqlalchemy.ext.asyncio import AsyncConnection
 
 from serve.database.connection import Database
 from serve.errors import IdempotencyKeyReused, NotFound, PoolFull
+from serve.predictions import prediction_rows as rows
 from serve.predictions.change_notifier import ChangeNotifier
 from serve.predictions.idempotency import IdempotencyKey
+from serve.predictions.lease import Lease
 from serve.predictions.prediction import Prediction
 from serve.predictions.prediction_pages import PageQuery
 from serve.predictions.store import LEASE_S, PredictionStore
@@ -248,16 +251,10 @@ async def test_key_of_another_request_is_an_error(database: Database) -> None:
 
 
 async def test_two_processes_create_one_prediction_with_one_key(database: Database) -> None:
-    """The pools differ, so that the lock of a pool does not help."""
-    limits = {POOL: 100, OTHER_POOL: 100}
-    stores = [PredictionStore(database, ChangeNotifier(database), limits) for _ in range(2)]
+    stores = [make_store(database) for _ in range(2)]
     ids = [f"{number:026}" for number in range(10)]
-    records = [
-        prediction(each).model_copy(update={"plan": plan(pool=(POOL, OTHER_POOL)[number % 2])})
-        for number, each in enumerate(ids)
-    ]
     creating = [
-        stores[number % 2].create(record, attached=False, idempotency=KEY) for number, record in enumerate(records)
+        stores[number % 2].create(prediction(each), attached=False, idempotency=KEY) for number, each in enumerate(ids)
     ]
     created = await asyncio.gather(*creating)
     assert len({record.id for record in created}) == 1
@@ -284,3 +281,21 @@ async def test_only_the_holder_reports_an_overdue_prediction(database: Database)
     assert (owner.overdue(), other.overdue()) == ([A], [])
     await owner.finish(A, cancel)
     assert owner.overdue() == []
+
+
+async def test_key_that_another_process_stores_at_the_same_time_is_found(database: Database) -> None:
+    """The lock of a pool does not help, as the pools differ."""
+    may_commit = asyncio.Event()
+    other = prediction(B).model_copy(update={"plan": plan(pool=OTHER_POOL)})
+
+    async def insert(connection: AsyncConnection) -> None:
+        await rows.insert_prediction(connection, other, Lease(B, "another process", 1), 2**50, 1.0, False, KEY)
+        await may_commit.wait()
+
+    inserting = asyncio.create_task(database.write(insert))
+    await asyncio.sleep(0.1)
+    creating = asyncio.create_task(make_store(database).create(prediction(A), attached=False, idempotency=KEY))
+    await asyncio.sleep(0.3)
+    may_commit.set()
+    await inserting
+    assert await creating == other
