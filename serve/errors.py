@@ -11,6 +11,7 @@ ServiceError
 ├── UnknownEncoding    415  the body's Content-Encoding
 ├── InvalidInput       422  inputs that can never succeed; lists every invalid field
 ├── UnknownVersion     422  no served model has this version
+├── IdempotencyKeyReused  422  another request had the same `Idempotency-Key`
 ├── PoolFull           429  retry after `retry_after_s`
 ├── NotReady           503  the service is starting or stopping
 ├── DatabaseUnavailable  503  the database of the predictions cannot be reached
@@ -154,6 +155,18 @@ class UnknownVersion(ServiceError):
 
     def __str__(self) -> str:
         return f"no model served here has the version {self.version[:100]!r}"
+
+
+class IdempotencyKeyReused(ServiceError):
+    status = 422
+    title = "Idempotency key reused"
+
+    def __init__(self, key: str) -> None:
+        super().__init__(key)
+        self.key = key
+
+    def __str__(self) -> str:
+        return f"Idempotency-Key: {self.key[:100]!r} was sent with another request before; use a new key"
 
 
 class PoolFull(ServiceError):

@@ -2,6 +2,7 @@
 
 import asyncio
 import shutil
+import socket
 import tempfile
 from collections.abc import AsyncGenerator, Mapping
 from contextlib import asynccontextmanager, suppress
@@ -24,6 +25,8 @@ from serve.media.links import LinkSigner
 from serve.media.object_store import ObjectStore
 from serve.media.output_store import OutputStore
 from serve.predictions.change_notifier import ChangeNotifier
+from serve.predictions.create_options import NO_OPTIONS, CreateOptions
+from serve.predictions.idempotency import IdempotencyKey
 from serve.predictions.input_images import Fetcher, InputImages
 from serve.predictions.input_store import InputStore
 from serve.predictions.own_files import OwnFiles, OwnFilesFirst
@@ -65,13 +68,13 @@ class AppUnderTest:
         return httpx.AsyncClient(transport=httpx.ASGITransport(self.app), base_url="http://service")
 
     @asynccontextmanager
-    async def listening(self) -> AsyncGenerator[str, None]:
+    async def listening(self, listener: socket.socket | None = None) -> AsyncGenerator[str, None]:
         """Runs the application on a loopback port and yields its base URL."""
-        async with listening(self.app) as url:
+        async with listening(self.app, listener) as url:
             yield url
 
-    async def create(self, inputs: Mapping[str, Any]) -> Prediction:
-        return await self.service.create(inputs, self.served)
+    async def create(self, inputs: Mapping[str, Any], options: CreateOptions = NO_OPTIONS) -> Prediction:
+        return await self.service.create(inputs, self.served, options)
 
 
 def make_app(
@@ -90,9 +93,13 @@ def make_app(
     prediction_ids: list[str] = []
 
     class RecordingStore(PredictionStore):
-        async def create(self, prediction: Prediction, attached: bool) -> None:
-            await super().create(prediction, attached)
-            prediction_ids.append(prediction.id)
+        async def create(
+            self, prediction: Prediction, attached: bool, idempotency: IdempotencyKey | None = None
+        ) -> Prediction:
+            stored = await super().create(prediction, attached, idempotency)
+            if stored is prediction:
+                prediction_ids.append(prediction.id)
+            return stored
 
     settings, folder = settings or Settings(), state or Path(tempfile.mkdtemp(prefix="flux-serve-test-"))
     database = SqliteForTests(folder / "predictions.db")

@@ -9,6 +9,7 @@ from pydantic import SecretStr
 from starlette.datastructures import Headers
 from starlette.types import ASGIApp, Receive, Scope, Send
 
+from serve import logs
 from serve.errors import Unauthenticated
 from serve.media.links import PREFIX as LINKS
 
@@ -36,7 +37,9 @@ class AuthMiddleware:
             return
         headers = Headers(scope=scope)
         # Serve's proxy gives every request an id and adds it to the response.
-        scope.setdefault("state", {})["request_id"] = _request_id(headers.get(REQUEST_ID_HEADER))
+        request_id = _request_id(headers.get(REQUEST_ID_HEADER))
+        scope.setdefault("state", {})["request_id"] = request_id
+        logs.request_id.set(request_id)
         if not self._is_allowed(scope["path"], headers.get("authorization")):
             raise Unauthenticated
         await self._app(scope, receive, send)

@@ -1,13 +1,17 @@
 """The predictions endpoints of the Replicate API, for Replicate's official clients."""
 
+from contextlib import aclosing
 from typing import Any
 
 from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
 from starlette.routing import Route
 
+from serve.api.creation_headers import parse_create_options
+from serve.api.event_stream import EventStream
 from serve.api.http_messages import (
     PAGE_SIZE,
+    InvalidQuery,
     check_body_keys,
     output_uris,
     parse_prefer,
@@ -15,15 +19,18 @@ from serve.api.http_messages import (
     server_timing_header,
 )
 from serve.api.pages import both_ways_page, parse_page_query
+from serve.api.prediction_stream import Position, prediction_events
+from serve.errors import FieldError
 from serve.media.output_store import OutputStore
-from serve.predictions.prediction import Prediction, timestamps
+from serve.predictions.prediction import Prediction, rfc3339, timestamps
 from serve.predictions.request import ServedVersion, resolve_deployment, resolve_model, resolve_version
 from serve.predictions.service import PredictionService
 from serve.settings import Settings
 
 KEYS: dict[str, type] = {"input": dict, "version": str, "stream": bool}
-"""`stream` is ignored: it requests streamed text, and responses have no `urls.stream`."""
+"""`stream` is ignored: every prediction has `urls.stream`."""
 MODEL_KEYS: dict[str, type] = {"input": dict, "stream": bool}
+FLAGS = {"true": True, "false": False}
 UNSUPPORTED_KEYS = frozenset({"webhook", "webhook_completed", "webhook_events_filter"})
 
 
@@ -34,6 +41,7 @@ def routes(service: PredictionService, outputs: OutputStore, settings: Settings)
         Route("/v1/predictions", api.page, methods=["GET"]),
         Route("/v1/predictions/{prediction_id}", api.get, methods=["GET"]),
         Route("/v1/predictions/{prediction_id}/cancel", api.cancel, methods=["POST"]),
+        Route("/v1/predictions/{prediction_id}/stream", api.stream, methods=["GET"]),
         Route("/v1/models/{owner}/{name}/predictions", api.create_for_model, methods=["POST"]),
         Route("/v1/deployments/{owner}/{name}/predictions", api.create_for_deployment, methods=["POST"]),
     ]
@@ -50,7 +58,7 @@ class ReplicateApi:
     async def create(self, request: Request) -> Response:
         body = await read_json_object(request, self._settings.max_body_bytes)
         check_body_keys(body, KEYS, UNSUPPORTED_KEYS)
-        return await self._create(request, body["input"], resolve_version(self._settings, body.get("version")))
+        return await self._create(request, body, resolve_version(self._settings, body.get("version")))
 
     async def create_for_model(self, request: Request) -> Response:
         served = resolve_model(self._settings, request.path_params["owner"], request.path_params["name"])
@@ -73,14 +81,26 @@ class ReplicateApi:
     async def cancel(self, request: Request) -> Response:
         return await self._respond(await self._service.cancel(request.path_params["prediction_id"]))
 
+    async def stream(self, request: Request) -> Response:
+        """The events of a prediction, or 204 if the client has them all, so that browsers do not reconnect again."""
+        prediction = await self._service.get(request.path_params["prediction_id"])
+        last_id = request.headers.get("last-event-id")
+        position = Position() if last_id is None else Position.parse(last_id, prediction)
+        if position.ended:
+            return Response(status_code=204)
+        with_progress = _parse_flag(request, "progress")
+        updates = self._service.watch(prediction.id)
+        return EventStream(aclosing(prediction_events(updates, self._outputs, position, with_progress)))
+
     async def _create_for(self, request: Request, served: ServedVersion) -> Response:
         body = await read_json_object(request, self._settings.max_body_bytes)
         check_body_keys(body, MODEL_KEYS, UNSUPPORTED_KEYS)
-        return await self._create(request, body["input"], served)
+        return await self._create(request, body, served)
 
-    async def _create(self, request: Request, inputs: dict[str, Any], served: ServedVersion) -> Response:
+    async def _create(self, request: Request, body: dict[str, Any], served: ServedVersion) -> Response:
         preference = parse_prefer(request.headers.getlist("prefer"), self._settings.max_wait_s)
-        prediction = await self._service.create(served.rename_inputs(inputs), served)
+        options = parse_create_options(request, body)
+        prediction = await self._service.create(served.rename_inputs(body["input"]), served, options)
         if preference.wait_s is not None:
             prediction = await self._service.wait(prediction.id, preference.wait_s)
         response = await self._respond(prediction if prediction.ended else _as_starting(prediction), 201)
@@ -96,6 +116,14 @@ class ReplicateApi:
     async def _respond(self, prediction: Prediction, status: int = 200) -> Response:
         body = await prediction_json(prediction, self._outputs, self._settings)
         return JSONResponse(body, status, server_timing_header(prediction))
+
+
+def _parse_flag(request: Request, name: str) -> bool:
+    """A query parameter, which is false without it. Raises `InvalidQuery`."""
+    value = request.query_params.get(name, "false")
+    if value not in FLAGS:
+        raise InvalidQuery((FieldError(name, f"Input should be {' or '.join(FLAGS)}", "bool_parsing"),))
+    return FLAGS[value]
 
 
 async def prediction_json(prediction: Prediction, outputs: OutputStore, settings: Settings) -> dict[str, Any]:
@@ -117,7 +145,8 @@ def _prediction_body(prediction: Prediction, uris: list[str] | None, settings: S
         "metrics": prediction.metrics,
         "data_removed": prediction.data_removed or (prediction.status == "succeeded" and uris is None),
         **timestamps(prediction),
-        "urls": {"get": url, "cancel": f"{url}/cancel", "web": url},
+        **({} if prediction.deadline is None else {"deadline": rfc3339(prediction.deadline)}),
+        "urls": {"get": url, "cancel": f"{url}/cancel", "stream": f"{url}/stream", "web": url},
     }
 
 

@@ -28,6 +28,9 @@ predictions = Table(
     Column("lease_expires_us", BigInteger, nullable=False),
     # How many processes or replicas were lost while they generated this prediction.
     Column("losses", Integer, nullable=False),
+    # Of the request that created the prediction, if it had one, with the hash of its body.
+    Column("idempotency_key", String(255)),
+    Column("request_hash", String(64)),
     # `Prediction` as JSON.
     Column("record", Text, nullable=False),
     # The total size of the stored outputs.
@@ -39,6 +42,7 @@ is_active = or_(predictions.c.ended_us.is_(None), predictions.c.lease_owner.is_n
 
 has_data = and_(predictions.c.ended_us.is_not(None), predictions.c.data_removed.is_(False))
 
+Index("predictions_idempotency_key", predictions.c.idempotency_key, unique=True)
 Index("predictions_newest", predictions.c.created_us.desc(), predictions.c.id.desc())
 Index("predictions_active", predictions.c.pool, sqlite_where=is_active, postgresql_where=is_active)
 Index("predictions_ended", predictions.c.ended_us)

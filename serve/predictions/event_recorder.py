@@ -14,7 +14,7 @@ from serve.generation_plan import GenerationPlan, PlannedLora
 from serve.lora.reference import Reference
 from serve.lora.resolved_lora import ResolvedLora
 from serve.media.output_store import OutputStore
-from serve.predictions.prediction import Output, elapsed_ms
+from serve.predictions.prediction import Output, Progress, elapsed_ms
 from serve.predictions.store import PredictionStore, PredictionUpdate
 
 MAX_LISTED_TENSORS = 3
@@ -57,9 +57,10 @@ class EventRecorder:
             case ImageFinished(image) | ImageFlagged(image) if image in self._saved | self._flagged:
                 # A replica was lost, and another one generates the same images again.
                 return
-            case StepDone():
-                if self._progress and (bar := self._progress.update(event)):
-                    await self._update(lambda prediction: prediction.with_log_lines(bar))
+            case StepDone(index, step, total):
+                bar = self._progress.update(event) if self._progress else None
+                progress, lines = Progress(index=index, step=step, total=total), (bar,) if bar else ()
+                await self._update(lambda prediction: prediction.with_progress(progress).with_log_lines(*lines))
             case ImageFinished():
                 await self._save_image(event)
             case ImageFlagged(image):

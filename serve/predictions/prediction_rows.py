@@ -9,6 +9,7 @@ from sqlalchemy.ext.asyncio import AsyncConnection
 
 from serve.database.tables import has_data, is_active, predictions
 from serve.predictions.admission import PoolLoad
+from serve.predictions.idempotency import IdempotencyKey
 from serve.predictions.lease import Claim, Lease
 from serve.predictions.prediction import Prediction
 
@@ -59,8 +60,15 @@ async def read_load(connection: AsyncConnection, pool: str, now_us: int) -> Pool
 
 
 async def insert_prediction(
-    connection: AsyncConnection, prediction: Prediction, lease: Lease, expires_us: int, work: float, attached: bool
+    connection: AsyncConnection,
+    prediction: Prediction,
+    lease: Lease,
+    expires_us: int,
+    work: float,
+    attached: bool,
+    idempotency: IdempotencyKey | None = None,
 ) -> None:
+    """Raises `IntegrityError` if there is a prediction with this id or idempotency key."""
     values = {
         "id": prediction.id,
         "created_us": to_us(prediction.created_at),
@@ -74,6 +82,8 @@ async def insert_prediction(
         "lease_number": lease.number,
         "lease_expires_us": expires_us,
         "losses": 0,
+        "idempotency_key": None if idempotency is None else idempotency.key,
+        "request_hash": None if idempotency is None else idempotency.request_hash,
         "record": prediction.model_dump_json(),
     }
     await connection.execute(insert(predictions).values(values))

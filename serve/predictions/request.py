@@ -2,7 +2,7 @@
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from datetime import datetime
+from datetime import datetime, timedelta
 from typing import Any, NamedTuple
 
 from serve.errors import FieldError, InvalidInput, NotFound, UnknownVersion
@@ -55,7 +55,9 @@ class PreparedRequest:
     references: Mapping[str, Reference]
     """The LoRAs of the plan, by the input that names them."""
 
-    def new_prediction(self, plan: GenerationPlan, at: datetime) -> Prediction:
+    def new_prediction(
+        self, plan: GenerationPlan, at: datetime, request_id: str = "", lifetime: timedelta | None = None
+    ) -> Prediction:
         """The initial record, `plan` has the image size if it is already known."""
         seed = plan.seeds[0]
         inputs = {key: value for key, value in self.raw_inputs.items() if key in Inputs.model_fields}
@@ -68,6 +70,8 @@ class PreparedRequest:
             has_shortened_inputs=shortened != inputs,
             plan=plan,
             created_at=at,
+            deadline=None if lifetime is None else at + lifetime,
+            request_id=request_id,
             metrics={"seed": seed, "pool": plan.pool},
         )
         return prediction.with_log_lines(*_ignored_keys_line(self.ignored_keys), *plan.notes, f"Using seed: {seed}")

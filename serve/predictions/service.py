@@ -16,6 +16,8 @@ from typing import Any, Literal
 
 from serve.database.patience import with_patience
 from serve.errors import DatabaseUnavailable, NotReady, ServiceError, StorageUnavailable
+from serve.logs import request_id
+from serve.predictions.create_options import NO_OPTIONS, CreateOptions
 from serve.predictions.input_images import InputImages
 from serve.predictions.input_store import InputStore
 from serve.predictions.lease import Claim
@@ -77,13 +79,18 @@ class PredictionService:
         """Starts accepting predictions."""
         self.opened_at = self._clock()
 
-    async def create(self, raw_inputs: Mapping[str, Any], served: ServedVersion, attached: bool = False) -> Prediction:
-        """Accepts a prediction and starts it. An `attached` one is cancelled if this process is lost.
+    async def create(
+        self, raw_inputs: Mapping[str, Any], served: ServedVersion, options: CreateOptions = NO_OPTIONS
+    ) -> Prediction:
+        """Accepts a prediction and starts it.
 
-        Raises `PoolFull`, `NotReady`, `DatabaseUnavailable`, and `InvalidInput`, also for an invalid image in a `data:`
-        URI.
+        Raises `PoolFull`, `NotReady`, `DatabaseUnavailable`, `IdempotencyKeyReused`, and `InvalidInput`, also for an
+        invalid image in a `data:` URI.
         """
         self._check_ready()
+        key = options.idempotency
+        if key and (earlier := await with_patience(lambda: self._store.find_earlier(key))):
+            return earlier
         start_s = time.perf_counter()
         uploads = await with_patience(lambda: self._own_files.find(raw_inputs))
         request = prepare_request(raw_inputs, served, self._settings, secrets.randbits(32), uploads)
@@ -93,13 +100,18 @@ class PredictionService:
         if request.inputs.image is not None:
             stages_ms["fetch"] = elapsed_ms(start_s) - stages_ms["plan"]
         self._check_ready()
-        prediction = request.new_prediction(images.plan, self._clock()).with_stage_times(stages_ms)
+        new = request.new_prediction(images.plan, self._clock(), request_id.get(), options.lifetime)
+        prediction = new.with_stage_times(stages_ms)
         await self._input_store.save(prediction, raw_inputs)
         try:
-            await with_patience(lambda: self._store.create(prediction, attached))
+            stored = await with_patience(lambda: self._store.create(prediction, options.attached, key))
         except ServiceError:
             await self._input_store.try_delete(prediction)
             raise
+        if stored.id != prediction.id:
+            await self._input_store.try_delete(prediction)
+            return stored
+        log.info("%s: accepted for %s", prediction.log_id, prediction.plan.pool)
         self._start(prediction, self._runner.run(prediction.id, images, request.references))
         return prediction
 
@@ -139,7 +151,7 @@ class PredictionService:
         self, raw_inputs: Mapping[str, Any], served: ServedVersion
     ) -> AsyncGenerator[Prediction, None]:
         """Like `create`, but the prediction is cancelled if the block is left before it has ended."""
-        prediction = await self.create(raw_inputs, served, attached=True)
+        prediction = await self.create(raw_inputs, served, CreateOptions(attached=True))
         try:
             yield prediction
         finally:
@@ -157,8 +169,10 @@ class PredictionService:
             await asyncio.sleep(RENEW_PERIOD_S)
 
     async def renew_leases(self) -> None:
-        """Renews the leases of running predictions, and takes up those whose processes were lost."""
+        """Renews the leases of running predictions, cancels overdue ones, and takes up those of lost processes."""
         await self._store.renew_leases()
+        for prediction_id in self._store.overdue():
+            await self.cancel(prediction_id)
         if self.opened_at is not None and not self._closing:
             for claim in await self._store.claim(MAX_CLAIMS):
                 await self._resume(claim)
@@ -168,8 +182,7 @@ class PredictionService:
         self._closing = True
         if self._tasks:
             await asyncio.wait(self._tasks.values(), timeout=grace_s)
-        unfinished = dict(self._tasks)
-        for prediction_id, task in unfinished.items():
+        for prediction_id, task in dict(self._tasks).items():
             # Without the lease, the cancelled task cannot end the record.
             with suppress(DatabaseUnavailable):
                 await self._store.release(prediction_id)
@@ -185,15 +198,13 @@ class PredictionService:
             raise NotReady("the service is starting; try again soon")
 
     async def _resume(self, claim: Claim) -> None:
-        prediction = claim.prediction
-        if claim.attached:
-            await self._store.finish(prediction.id, lambda each: each.canceled(self._clock()), release=True)
+        prediction, now = claim.prediction, self._clock()
+        if claim.attached or prediction.is_overdue(now):
+            await self._store.finish(prediction.id, lambda each: each.canceled(now), release=True)
         elif claim.losses >= MAX_LOSSES:
-            await self._store.finish(
-                prediction.id, lambda each: each.failed(self._clock(), LOST_TOO_OFTEN), release=True
-            )
+            await self._store.finish(prediction.id, lambda each: each.failed(now, LOST_TOO_OFTEN), release=True)
         else:
-            log.warning("prediction %s: its process was lost; it starts again", prediction.id)
+            log.warning("%s: its process was lost; it starts again", prediction.log_id)
             self._start(prediction, self._run_again(prediction))
 
     async def _run_again(self, prediction: Prediction) -> None:
@@ -203,7 +214,7 @@ class PredictionService:
             request = resume_request(prediction, raw_inputs, self._settings, uploads)
             images = await self._input_images.load(request.inputs, request.plan)
         except (DatabaseUnavailable, StorageUnavailable):
-            log.warning("prediction %s: its inputs cannot be read; it starts again later", prediction.id)
+            log.warning("%s: its inputs cannot be read; it starts again later", prediction.log_id)
             return
         except ServiceError as error:
             text = str(error)
@@ -234,12 +245,11 @@ class PredictionService:
             if prediction.has_shortened_inputs and (await self._store.get(prediction.id)).ended:
                 await self._input_store.try_delete(prediction)
         except DatabaseUnavailable:
-            log.warning("prediction %s: its place in the pool is freed later", prediction.id)
+            log.warning("%s: its place in the pool is freed later", prediction.log_id)
 
     def _stop(self, prediction_id: str) -> None:
         """Stops the work on a prediction that another process has ended or taken up."""
-        task = self._tasks.get(prediction_id)
-        if task is not None:
+        if task := self._tasks.get(prediction_id):
             task.cancel()
 
     async def _end(self, prediction_id: str, ending: PredictionUpdate) -> None:

@@ -1,10 +1,10 @@
 """Stores prediction records in the database, with the leases of the processes that run them."""
 
-import asyncio
 import secrets
 from collections.abc import Callable, Collection, Mapping
 from datetime import datetime
 
+from sqlalchemy.exc import IntegrityError
 from sqlalchemy.ext.asyncio import AsyncConnection
 
 from serve.database.connection import Database
@@ -12,16 +12,16 @@ from serve.errors import NotFound, PoolFull
 from serve.predictions import prediction_rows as rows
 from serve.predictions.admission import RetryEstimates, work_of
 from serve.predictions.change_notifier import ChangeNotifier
+from serve.predictions.followers import Followers
+from serve.predictions.idempotency import IdempotencyKey, find_earlier
 from serve.predictions.lease import Claim, Lease
-from serve.predictions.leased_record import LeasedRecord, RecordWriter
+from serve.predictions.leased_record import LeasedRecord, RecordWriter, log_end
 from serve.predictions.prediction import Prediction, utc_now
 from serve.predictions.prediction_pages import PageQuery, read_page
 
 LEASE_S = 8.0
 """A process that does not renew its leases for this long loses them. The clocks of all nodes must agree within seconds;
 otherwise predictions are generated twice, and recorded once."""
-RECHECK_S = 5.0
-"""Waiters look at the record again after this time, in case that a notification was lost."""
 
 PredictionUpdate = Callable[[Prediction], Prediction]
 
@@ -50,6 +50,7 @@ class PredictionStore:
         self._owner = secrets.token_hex(16)
         self._writer = RecordWriter(database, notifier)
         self._held: dict[str, LeasedRecord] = {}
+        self._followers = Followers(notifier, self.get)
         self._estimates = RetryEstimates(clock)
         self.on_lost: Callable[[str], None] = lambda _: None
 
@@ -62,21 +63,37 @@ class PredictionStore:
         counts = await self._database.read(rows.count_active_by_pool)
         return all(counts.get(pool, 0) >= limit for pool, limit in self._limits.items())
 
-    async def create(self, prediction: Prediction, attached: bool) -> None:
-        """Stores a new prediction and takes its lease. Raises `PoolFull`.
+    async def find_earlier(self, idempotency: IdempotencyKey) -> Prediction | None:
+        """The prediction that an earlier request with this key created. Raises `IdempotencyKeyReused`."""
+        return await self._database.read(lambda connection: find_earlier(connection, idempotency))
 
-        An `attached` prediction is cancelled instead of taken up if this process is lost.
+    async def create(
+        self, prediction: Prediction, attached: bool, idempotency: IdempotencyKey | None = None
+    ) -> Prediction:
+        """Stores a new prediction, takes its lease, and returns it; or returns that of an earlier request with the key.
+
+        Raises `PoolFull` and `IdempotencyKeyReused`. An `attached` prediction is cancelled instead of taken up if this
+        process is lost.
         """
         pool, lease = prediction.plan.pool, Lease(prediction.id, self._owner, 1)
         work, expires_us = work_of(prediction.plan), self._expires_us()
 
-        async def insert(connection: AsyncConnection) -> None:
+        async def insert(connection: AsyncConnection) -> Prediction:
             await rows.lock_pool(connection, pool)
+            if earlier := await _find_attempt(connection, prediction.id, idempotency):
+                return earlier
             await self._check_capacity(connection, pool)
-            await rows.insert_prediction(connection, prediction, lease, expires_us, work, attached)
+            await rows.insert_prediction(connection, prediction, lease, expires_us, work, attached, idempotency)
+            return prediction
 
-        await self._database.write(insert)
-        self._hold(lease, prediction)
+        try:
+            stored = await self._database.write(insert)
+        except IntegrityError:
+            # A request for another pool has stored the same key since this one looked for it.
+            stored = await self._database.write(insert)
+        if stored.id == prediction.id:
+            self._hold(lease, prediction)
+        return stored
 
     async def get(self, prediction_id: str) -> Prediction:
         held = self._held.get(prediction_id)
@@ -139,19 +156,13 @@ class PredictionStore:
         return await self._database.write(lambda connection: rows.count_loss(connection, held.lease))
 
     async def wait_for_change(self, seen: Prediction) -> Prediction:
-        """The record once it is newer than `seen`; at once if `seen` has ended."""
-        with self._notifier.subscription(seen.id) as changed:
-            while True:
-                changed.clear()
-                current = await self.get(seen.id)
-                # After a take-over, the record goes on from the last stored change, so its revision may be lower.
-                if current.revision > seen.revision or current.ended:
-                    return current
-                try:
-                    async with asyncio.timeout(RECHECK_S):
-                        await changed.wait()
-                except TimeoutError:
-                    pass
+        """The record once it is newer than `seen` or has ended."""
+        return await self._followers.wait_for_change(seen)
+
+    def overdue(self) -> list[str]:
+        """The ids of the predictions of this process whose deadlines have passed."""
+        now = self._clock()
+        return [held.prediction.id for held in self._held.values() if held.prediction.is_overdue(now)]
 
     async def renew_leases(self) -> Collection[str]:
         """Extends the leases of this process. Returns the ids of those that it has lost, or that have ended."""
@@ -198,20 +209,32 @@ class PredictionStore:
         self.on_lost(prediction_id)
 
     async def _finish_elsewhere(self, prediction_id: str, change: PredictionUpdate) -> bool:
-        async def work(connection: AsyncConnection) -> bool | None:
-            """None if there was another change at the same time."""
+        async def work(connection: AsyncConnection) -> Prediction | bool | None:
+            """The ended prediction; False if it had ended before; None if there was another change at the same time."""
             seen = await rows.read_prediction(connection, prediction_id)
             if seen is None or seen.ended:
                 return False
-            if not await rows.write_unleased(connection, change(seen), seen.revision):
+            ended = change(seen)
+            if not await rows.write_unleased(connection, ended, seen.revision):
                 return None
             await self._notifier.publish(connection, prediction_id)
-            return True
+            return ended
 
         while (finished := await self._database.write(work)) is None:
             pass
         self._notifier.notify(prediction_id)
-        return finished
+        if isinstance(finished, Prediction):
+            log_end(finished)
+        return finished is not False
 
     def _expires_us(self) -> int:
         return rows.to_us(self._clock()) + int(self._lease_s * rows.SECOND_US)
+
+
+async def _find_attempt(
+    connection: AsyncConnection, prediction_id: str, idempotency: IdempotencyKey | None
+) -> Prediction | None:
+    """What an earlier attempt has stored: a request with the same key, or a transaction whose answer was lost."""
+    if idempotency is not None:
+        return await find_earlier(connection, idempotency)
+    return await rows.read_prediction(connection, prediction_id)

@@ -38,8 +38,8 @@ ALLOWED_UNITS = {
     "engine": BASE | {"events", "lora"},
     "lora_cache_actor": BASE | {"engine", "lora"},
     "lora_cache_client": BASE | {"__init__", "aio", "lora", "lora_cache_actor"},
-    "predictions": REQUEST | {"aio", "database", "events", "lora", "media"},
-    "api": BASE | {"inputs", "media", "output_sizes", "predictions"},
+    "predictions": REQUEST | {"aio", "database", "events", "logs", "lora", "media"},
+    "api": BASE | {"inputs", "logs", "media", "output_sizes", "predictions"},
     "pool_client": BASE | {"events", "lora", "generation_plan"},
     "model_replica": BASE | {"engine", "events", "logs", "lora", "lora_cache_actor", "media", "generation_plan"},
     "ingress": BASE

@@ -9,6 +9,7 @@ from starlette.requests import Request
 from starlette.responses import JSONResponse
 from starlette.routing import Route
 
+from serve import logs
 from serve.api.auth import AuthMiddleware, check_bind_address
 from serve.api.error_responses import ErrorMiddleware
 
@@ -17,6 +18,7 @@ async def get(headers: dict[str, str], token: str | None = "sésame", path: str 
     """Calls an endpoint behind `AuthMiddleware` that responds with the request id."""
 
     async def request_id(request: Request) -> JSONResponse:
+        assert logs.request_id.get() == request.state.request_id
         return JSONResponse(request.state.request_id)
 
     auth = Middleware(AuthMiddleware, token=SecretStr(token) if token else None)

@@ -13,9 +13,13 @@ from serve.errors import NotReady
 
 
 class Client:
-    """The messages that a client receives, until it sets `disconnected`."""
+    """The messages that a client receives, until it sets `disconnected`.
 
-    def __init__(self) -> None:
+    A client that stops reading never finishes to receive the first body.
+    """
+
+    def __init__(self, stops_reading: bool = False) -> None:
+        self._stops_reading = stops_reading
         self.received: list[dict[str, Any]] = []
         self.disconnected = asyncio.Event()
 
@@ -30,6 +34,8 @@ class Client:
 
         async def send(message: Any) -> None:
             self.received.append(message)
+            if self._stops_reading and message.get("body"):
+                await asyncio.Event().wait()
 
         await asyncio.wait_for(response({"type": "http"}, receive, send), 5)
 
@@ -115,3 +121,15 @@ async def test_disconnect_before_the_response_starts_is_raised() -> None:
     client.disconnected.set()
     with pytest.raises(ClientDisconnect):
         await client.call(EventStream(slow()))
+
+
+async def test_client_that_stops_reading_is_dropped() -> None:
+    client, source = Client(stops_reading=True), Source(b"1", b"2", b"3")
+    source.may_end.clear()
+    await client.call(EventStream(source.opened(), send_timeout_s=0.01))
+    assert client.body == b"1"
+    assert not source.is_open
+
+
+def test_event_has_an_id() -> None:
+    assert encode_event("done", {}, "1:2") == b"event: done\nid: 1:2\ndata: {}\n\n"

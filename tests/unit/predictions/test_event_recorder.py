@@ -28,6 +28,12 @@ async def test_logs_contain_seed_summary_and_progress() -> None:
     assert [line.split("|")[0].strip() for line in progress] == ["50%", "100%"]
 
 
+async def test_progress_of_each_image_is_recorded() -> None:
+    events = (Started(), StepDone(0, 1, 4), StepDone(1, 1, 4), StepDone(0, 2, 4))
+    last = await run_to_end(make_app(FakePool(events)), CAT | {"num_outputs": 2})
+    assert [(each.index, each.step, each.total) for each in last.progress] == [(0, 2, 4), (1, 1, 4)]
+
+
 async def test_notes_of_the_engine_are_logged_once_if_a_replica_is_replaced() -> None:
     started = Started(("T5 reads only the first 128 of the prompt's 300 tokens",))
     logs = (await run_to_end(make_app(FakePool((started, started, *ONE_IMAGE[1:]))), CAT)).logs
