@@ -91,7 +91,7 @@ class Ingress:
     def __serve_build_asgi_app__(self) -> Starlette:
         shared = (self._predictions, self._outputs, self._settings)
         routes = [
-            *replicate.routes(*shared),
+            *replicate.routes(self._predictions, self._outputs, self._links, self._settings),
             *files.routes(self._files, self._stored, self._links, self._settings),
             *models.routes(self._predictions, self._settings),
             *openai.routes(*shared),
@@ -126,7 +126,7 @@ class Ingress:
                 yield await self._to_json(state)
 
     async def _to_json(self, prediction: Prediction) -> dict[str, Any]:
-        return await prediction_json(prediction, self._outputs, self._settings)
+        return await prediction_json(prediction, self._outputs, self._links, self._settings)
 
     @asynccontextmanager
     async def _lifespan(self, app: Starlette) -> AsyncGenerator[None, None]:

@@ -120,7 +120,7 @@ def make_app(
     if opened:
         service.open()
     routes = [
-        *replicate.routes(service, outputs, settings),
+        *replicate.routes(service, outputs, links, settings),
         *files.routes(file_store, stored, links, settings),
         *models.routes(service, settings),
         *openai.routes(service, outputs, settings),

@@ -21,6 +21,7 @@ from serve.api.http_messages import (
 from serve.api.pages import both_ways_page, parse_page_query
 from serve.api.prediction_stream import Position, prediction_events
 from serve.errors import FieldError
+from serve.media.links import PREFIX, LinkSigner
 from serve.media.output_store import OutputStore
 from serve.predictions.prediction import Prediction, rfc3339, timestamps
 from serve.predictions.request import ServedVersion, resolve_deployment, resolve_model, resolve_version
@@ -34,14 +35,15 @@ FLAGS = {"true": True, "false": False}
 UNSUPPORTED_KEYS = frozenset({"webhook", "webhook_completed", "webhook_events_filter"})
 
 
-def routes(service: PredictionService, outputs: OutputStore, settings: Settings) -> list[Route]:
-    api = ReplicateApi(service, outputs, settings)
+def routes(service: PredictionService, outputs: OutputStore, links: LinkSigner, settings: Settings) -> list[Route]:
+    api = ReplicateApi(service, outputs, links, settings)
     return [
         Route("/v1/predictions", api.create, methods=["POST"]),
         Route("/v1/predictions", api.page, methods=["GET"]),
         Route("/v1/predictions/{prediction_id}", api.get, methods=["GET"]),
         Route("/v1/predictions/{prediction_id}/cancel", api.cancel, methods=["POST"]),
         Route("/v1/predictions/{prediction_id}/stream", api.stream, methods=["GET"]),
+        Route(f"{PREFIX}{{ticket}}/v1/predictions/{{prediction_id}}/stream", api.linked_stream, methods=["GET"]),
         Route("/v1/models/{owner}/{name}/predictions", api.create_for_model, methods=["POST"]),
         Route("/v1/deployments/{owner}/{name}/predictions", api.create_for_deployment, methods=["POST"]),
     ]
@@ -50,9 +52,10 @@ def routes(service: PredictionService, outputs: OutputStore, settings: Settings)
 class ReplicateApi:
     """Endpoints for predictions. An accepted prediction keeps running if its client disconnects."""
 
-    def __init__(self, service: PredictionService, outputs: OutputStore, settings: Settings) -> None:
+    def __init__(self, service: PredictionService, outputs: OutputStore, links: LinkSigner, settings: Settings) -> None:
         self._service = service
         self._outputs = outputs
+        self._links = links
         self._settings = settings
 
     async def create(self, request: Request) -> Response:
@@ -92,6 +95,10 @@ class ReplicateApi:
         updates = self._service.watch(prediction.id)
         return EventStream(aclosing(prediction_events(updates, self._outputs, position, with_progress)))
 
+    async def linked_stream(self, request: Request) -> Response:
+        await self._links.check(_stream_path(request.path_params["prediction_id"]), request.path_params["ticket"])
+        return await self.stream(request)
+
     async def _create_for(self, request: Request, served: ServedVersion) -> Response:
         body = await read_json_object(request, self._settings.max_body_bytes)
         check_body_keys(body, MODEL_KEYS, UNSUPPORTED_KEYS)
@@ -110,12 +117,16 @@ class ReplicateApi:
 
     async def _listed(self, prediction: Prediction) -> dict[str, Any]:
         if self._settings.outputs.uses_data_uris:
-            return _prediction_body(prediction, None, self._settings) | {"data_removed": prediction.data_removed}
-        return await prediction_json(prediction, self._outputs, self._settings)
+            body = await _prediction_body(prediction, None, self._links, self._settings)
+            return body | {"data_removed": prediction.data_removed}
+        return await self._json(prediction)
 
     async def _respond(self, prediction: Prediction, status: int = 200) -> Response:
-        body = await prediction_json(prediction, self._outputs, self._settings)
+        body = await self._json(prediction)
         return JSONResponse(body, status, server_timing_header(prediction))
+
+    async def _json(self, prediction: Prediction) -> dict[str, Any]:
+        return await prediction_json(prediction, self._outputs, self._links, self._settings)
 
 
 def _parse_flag(request: Request, name: str) -> bool:
@@ -126,13 +137,20 @@ def _parse_flag(request: Request, name: str) -> bool:
     return FLAGS[value]
 
 
-async def prediction_json(prediction: Prediction, outputs: OutputStore, settings: Settings) -> dict[str, Any]:
+async def prediction_json(
+    prediction: Prediction, outputs: OutputStore, links: LinkSigner, settings: Settings
+) -> dict[str, Any]:
     """The prediction object of the Replicate API."""
-    return _prediction_body(prediction, await output_uris(prediction, outputs), settings)
+    return await _prediction_body(prediction, await output_uris(prediction, outputs), links, settings)
 
 
-def _prediction_body(prediction: Prediction, uris: list[str] | None, settings: Settings) -> dict[str, Any]:
+async def _prediction_body(
+    prediction: Prediction, uris: list[str] | None, links: LinkSigner, settings: Settings
+) -> dict[str, Any]:
     url = f"{settings.outputs.base_url}/v1/predictions/{prediction.id}"
+    stream_path = _stream_path(prediction.id)
+    # Replicate's JavaScript client sends no token with the request for a stream.
+    stream_url = f"{settings.outputs.base_url}{PREFIX}{await links.ticket(stream_path)}/{stream_path}"
     return {
         "id": prediction.id,
         "model": prediction.model,
@@ -146,8 +164,13 @@ def _prediction_body(prediction: Prediction, uris: list[str] | None, settings: S
         "data_removed": prediction.data_removed or (prediction.status == "succeeded" and uris is None),
         **timestamps(prediction),
         **({} if prediction.deadline is None else {"deadline": rfc3339(prediction.deadline)}),
-        "urls": {"get": url, "cancel": f"{url}/cancel", "stream": f"{url}/stream", "web": url},
+        "urls": {"get": url, "cancel": f"{url}/cancel", "stream": stream_url, "web": url},
     }
+
+
+def _stream_path(prediction_id: str) -> str:
+    """The path that a link to the stream of a prediction signs."""
+    return f"v1/predictions/{prediction_id}/stream"
 
 
 def _as_starting(prediction: Prediction) -> Prediction:

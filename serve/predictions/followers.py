@@ -25,10 +25,9 @@ class _Followed:
     def publish(self, latest: Prediction | Exception) -> None:
         """Wakes the waiters, but not for an unchanged record: SQLite tells of the changes of all records."""
         before, self._latest = self._latest, latest
-        if isinstance(before, Prediction) and isinstance(latest, Prediction) and before.revision == latest.revision:
-            return
-        self._published.set()
-        self._published = asyncio.Event()
+        if latest != before:
+            self._published.set()
+            self._published = asyncio.Event()
 
     async def newer_than(self, seen: Prediction) -> Prediction:
         while True:

@@ -42,7 +42,7 @@ class InputStore:
         try:
             await self.delete(prediction)
         except StorageUnavailable:
-            log.warning("prediction %s: its inputs are deleted later", prediction.id)
+            log.warning("%s: its inputs are deleted later", prediction.log_id)
 
 
 def _key(prediction_id: str) -> str:

@@ -5,11 +5,10 @@ process is lost, another one takes the prediction up.
 """
 
 import asyncio
-import contextvars
 import logging
 import secrets
 import time
-from collections.abc import AsyncGenerator, Callable, Coroutine, Mapping
+from collections.abc import AsyncGenerator, Callable, Mapping
 from contextlib import asynccontextmanager, suppress
 from datetime import datetime
 from typing import Any, Literal
@@ -27,6 +26,7 @@ from serve.predictions.prediction_pages import PageQuery
 from serve.predictions.request import ServedVersion, prepare_request
 from serve.predictions.resume import resume_request
 from serve.predictions.runner import LOST_TOO_OFTEN, MAX_LOSSES, PredictionRunner
+from serve.predictions.running_tasks import RunningTasks
 from serve.predictions.store import PredictionStore, PredictionUpdate
 from serve.settings import Settings
 
@@ -62,11 +62,11 @@ class PredictionService:
         self._input_store = input_store
         self._own_files = own_files
         self._clock = clock
-        self._tasks: dict[str, asyncio.Task[None]] = {}
+        self._tasks = RunningTasks(self._release)
         self._closing = False
         self.created_at = clock()
         self.opened_at: datetime | None = None
-        store.on_lost = self._stop
+        store.on_lost = self._tasks.stop
 
     async def state(self) -> ServiceState:
         if self._closing:
@@ -105,14 +105,16 @@ class PredictionService:
         await self._input_store.save(prediction, raw_inputs)
         try:
             stored = await with_patience(lambda: self._store.create(prediction, options.attached, key))
-        except ServiceError:
-            await self._input_store.try_delete(prediction)
+        except ServiceError as error:
+            # If the database is away, the prediction may be stored, and another request with its key returns it.
+            if key is None or not isinstance(error, DatabaseUnavailable):
+                await self._input_store.try_delete(prediction)
             raise
         if stored.id != prediction.id:
             await self._input_store.try_delete(prediction)
             return stored
         log.info("%s: accepted for %s", prediction.log_id, prediction.plan.pool)
-        self._start(prediction, self._runner.run(prediction.id, images, request.references))
+        self._tasks.start(prediction, self._runner.run(prediction.id, images, request.references))
         return prediction
 
     async def get(self, prediction_id: str) -> Prediction:
@@ -180,16 +182,13 @@ class PredictionService:
     async def close(self, grace_s: float) -> None:
         """Stops accepting predictions, waits `grace_s` for running ones, and leaves the rest to other processes."""
         self._closing = True
-        if self._tasks:
-            await asyncio.wait(self._tasks.values(), timeout=grace_s)
-        for prediction_id, task in dict(self._tasks).items():
+
+        async def release(prediction_id: str) -> None:
             # Without the lease, the cancelled task cannot end the record.
             with suppress(DatabaseUnavailable):
                 await self._store.release(prediction_id)
-            task.cancel()
-        while self._tasks:  # a task that has ended is followed by one that gives its lease back
-            await asyncio.gather(*self._tasks.values(), return_exceptions=True)
-            await asyncio.sleep(0)
+
+        await self._tasks.close(grace_s, release)
 
     def _check_ready(self) -> None:
         if self._closing:
@@ -205,7 +204,7 @@ class PredictionService:
             await self._store.finish(prediction.id, lambda each: each.failed(now, LOST_TOO_OFTEN), release=True)
         else:
             log.warning("%s: its process was lost; it starts again", prediction.log_id)
-            self._start(prediction, self._run_again(prediction))
+            self._tasks.start(prediction, self._run_again(prediction))
 
     async def _run_again(self, prediction: Prediction) -> None:
         try:
@@ -223,20 +222,6 @@ class PredictionService:
         await self._store.update(prediction.id, lambda each: each.resumed())
         await self._runner.run(prediction.id, images, request.references)
 
-    def _start(self, prediction: Prediction, run: Coroutine[Any, Any, None]) -> None:
-        # When a client disconnects, Ray cancels everything that was called from the context of its request, even if it
-        # is shielded. A task with an empty context is not affected.
-        task = asyncio.get_running_loop().create_task(run, context=contextvars.Context())
-        self._tasks[prediction.id] = task
-
-        def on_done(_: asyncio.Task[None]) -> None:
-            # Not in the task itself: a task that is cancelled before its first step never runs.
-            releasing = asyncio.get_running_loop().create_task(self._release(prediction))
-            self._tasks[prediction.id] = releasing
-            releasing.add_done_callback(lambda _: self._tasks.pop(prediction.id, None))
-
-        task.add_done_callback(on_done)
-
     async def _release(self, prediction: Prediction) -> None:
         """Frees the place in the pool. Until it succeeds, the lease expires and another process frees it."""
         try:
@@ -247,12 +232,7 @@ class PredictionService:
         except DatabaseUnavailable:
             log.warning("%s: its place in the pool is freed later", prediction.log_id)
 
-    def _stop(self, prediction_id: str) -> None:
-        """Stops the work on a prediction that another process has ended or taken up."""
-        if task := self._tasks.get(prediction_id):
-            task.cancel()
-
     async def _end(self, prediction_id: str, ending: PredictionUpdate) -> None:
         """Ends the record first, so that the cancelled runner finds it ended. Its place is free when its task ends."""
         if await with_patience(lambda: self._store.finish(prediction_id, ending)):
-            self._stop(prediction_id)
+            self._tasks.stop(prediction_id)

@@ -43,7 +43,7 @@ def expected_row(name: str, field: dict[str, Any]) -> list[str]:
 def test_path_tables_match_the_routes() -> None:
     settings = Settings()
     routes: list[Route] = [
-        *replicate.routes(UNUSED, UNUSED, settings),
+        *replicate.routes(UNUSED, UNUSED, UNUSED, settings),
         *files.routes(UNUSED, UNUSED, UNUSED, settings),
         *models.routes(UNUSED, settings),
         *openai.routes(UNUSED, UNUSED, settings),

@@ -5,6 +5,7 @@ import json
 from collections.abc import AsyncIterator
 from pathlib import Path
 from typing import NamedTuple
+from urllib.parse import urlsplit
 
 import httpx
 import pytest
@@ -19,6 +20,7 @@ from tests.unit.predictions.helpers import run_to_end
 
 URL = "https://flux.example"
 SETTINGS = Settings(outputs=OutputSettings(public_url=URL))
+TOKEN = {"Authorization": "Bearer secret"}
 TWO_CATS = {"prompt": "a cat", "seed": 7, "num_outputs": 2}
 TWO_IMAGES: tuple[Event, ...] = (
     *(Started(), StepDone(0, 1, 2), StepDone(1, 1, 2), StepDone(0, 2, 2), image_finished(0)),
@@ -138,6 +140,37 @@ async def test_progress_is_sent_only_if_it_is_requested() -> None:
     assert "progress" not in {event.name for event in await events_of(app, ended.id, query="?progress=false")}
     rejected = await request(app, ended.id, query="?progress=1")
     assert (rejected.status_code, rejected.json()["invalid_fields"][0]["field"]) == (422, "progress")
+
+
+async def link_of(app: AppUnderTest, prediction_id: str) -> str:
+    """The path of `urls.stream`."""
+    async with app.http as client:
+        response = await client.get(f"/v1/predictions/{prediction_id}", headers=TOKEN)
+    return urlsplit(response.json()["urls"]["stream"]).path
+
+
+async def test_link_of_any_process_needs_no_token_and_the_path_alone_does() -> None:
+    app, pool = make_app(FakePool(TWO_IMAGES), SETTINGS, token="secret"), FakePool(TWO_IMAGES)
+    other = make_app(pool, SETTINGS, token="secret", state=app.state)
+    ended = await run_to_end(app, TWO_CATS)
+    link = await link_of(other, ended.id)
+    async with app.http as client:
+        linked = await client.get(link, params={"progress": "true"})
+        assert (await client.get(f"/v1/predictions/{ended.id}/stream")).status_code == 401
+        assert (await client.get(f"/v1/predictions/{ended.id}/stream", headers=TOKEN)).status_code == 200
+    assert [event.name for event in parse(linked.text)] == ["logs", "progress", "progress", "output", "output", "done"]
+
+
+async def test_link_reads_only_its_stream() -> None:
+    app = make_app(FakePool(TWO_IMAGES), SETTINGS, token="secret")
+    first, second = await run_to_end(app, TWO_CATS), await run_to_end(app, TWO_CATS)
+    link = await link_of(app, first.id)
+    ticket = link.split("/")[2]
+    async with app.http as client:
+        for forged in (link.replace(first.id, second.id), link.replace(ticket, "1-x")):
+            assert (await client.get(forged)).status_code == 403
+        for other in (link.removesuffix("/stream"), f"/links/{ticket}/outputs/{first.id}/1/out-0.webp"):
+            assert (await client.get(other)).status_code in (403, 404)
 
 
 async def test_unknown_prediction_is_404() -> None:

@@ -65,7 +65,9 @@ async def test_prediction_has_every_field() -> None:
         for name in ("created", "started", "completed")
     )
     url = f"http://127.0.0.1:8000/v1/predictions/{prediction_id}"
-    assert created["urls"] == {"get": url, "cancel": f"{url}/cancel", "stream": f"{url}/stream", "web": url}
+    stream_url = created["urls"].pop("stream")
+    assert created["urls"] == {"get": url, "cancel": f"{url}/cancel", "web": url}
+    assert re.fullmatch(rf"http://127.0.0.1:8000/links/[^/]+/v1/predictions/{prediction_id}/stream", stream_url)
 
 
 async def test_prefer_wait_returns_the_ended_prediction() -> None:

@@ -31,13 +31,11 @@ def image_file(tmp_path: Path) -> Path:
 
 
 @asynccontextmanager
-async def service(
-    pool: FakePool, loras: FakeLoraCache | None = None, token: str | None = "secret", **settings: Any
-) -> AsyncGenerator[str, None]:
-    """Runs the application with the token that the client sends."""
+async def service(pool: FakePool, loras: FakeLoraCache | None = None, **settings: Any) -> AsyncGenerator[str, None]:
+    """Runs the application with a token, which the client sends."""
     listener = listen()
     app_settings = Settings(**{"outputs": outputs_at(listener), **settings})
-    app = make_app(pool, app_settings, FakeFetcher({IMAGE_URL: IMAGE}), loras, token=token)
+    app = make_app(pool, app_settings, FakeFetcher({IMAGE_URL: IMAGE}), loras, token="secret")
     async with app.listening(listener) as url:
         yield url
 
@@ -101,7 +99,7 @@ async def test_invalid_input_is_an_error_with_its_field(js_client: JsClient) -> 
 
 async def test_stream_has_outputs_and_an_end(js_client: JsClient) -> None:
     """The client does not send its token with the request for a stream."""
-    async with service(FakePool(ONE_IMAGE), token=None) as url:
+    async with service(FakePool(ONE_IMAGE)) as url:
         events = await js_client.run("stream", url)
     assert [each["event"] for each in events if each["event"] != "logs"] == ["output", "done"]
     [output] = [each["data"] for each in events if each["event"] == "output"]
@@ -109,7 +107,7 @@ async def test_stream_has_outputs_and_an_end(js_client: JsClient) -> None:
 
 
 async def test_stream_of_a_failed_prediction_is_an_error(js_client: JsClient) -> None:
-    async with service(FakePool((Started(), ImageFlagged(0), DONE)), token=None) as url:
+    async with service(FakePool((Started(), ImageFlagged(0), DONE))) as url:
         assert "NSFW" in (await js_client.run("streamFailure", url))["message"]
 
 

@@ -85,6 +85,18 @@ async def test_removed_record_raises_not_found() -> None:
             await task
 
 
+async def test_end_after_a_take_over_is_noticed_if_the_record_has_as_many_changes_as_before() -> None:
+    """The changes that the lost process had not stored are made by another one again."""
+    records = Records()
+    records.result = unstored = prediction().with_log_lines("a line")
+    waiting = asyncio.create_task(records.followers.wait_for_change(unstored))
+    await asyncio.sleep(0.01)
+    ended = prediction().canceled(NOON)
+    assert ended.revision == unstored.revision
+    await records.change(ended)
+    assert await asyncio.wait_for(waiting, 1) == ended
+
+
 async def test_ended_record_is_returned_even_if_it_has_fewer_changes_than_the_client_has_seen() -> None:
     records = Records()
     records.result = prediction().canceled(NOON)

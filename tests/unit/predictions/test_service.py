@@ -16,7 +16,9 @@ from serve.database.tables import predictions
 from serve.errors import DatabaseUnavailable, InvalidInput, NotFound, NotReady, PoolFull, StorageUnavailable
 from serve.events import Event, Started
 from serve.logs import request_id
+from serve.predictions import service
 from serve.predictions.create_options import CreateOptions
+from serve.predictions.idempotency import IdempotencyKey
 from serve.predictions.input_store import InputStore
 from serve.predictions.prediction import Prediction
 from serve.predictions.prediction_rows import read_prediction
@@ -271,6 +273,28 @@ async def test_inputs_of_a_prediction_that_is_not_accepted_are_deleted(monkeypat
     assert [path for path in (app.state / "inputs").rglob("*") if path.is_file()] == []
 
 
+async def test_request_that_is_sent_again_after_the_answer_of_the_database_was_lost_has_its_inputs(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    app, options = make_app(FakePool(ONE_IMAGE)), CreateOptions(idempotency=IdempotencyKey("a key", "a hash"))
+    inputs = CAT | {"image": data_uri(random_png())}
+    write = app.database.write
+
+    async def lose_answer(work: Any) -> None:
+        await write(work)
+        raise DatabaseUnavailable("away")
+
+    with monkeypatch.context() as patched:
+        patched.setattr(app.database, "write", lose_answer)
+        patched.setattr(service, "with_patience", lambda call: call())
+        with pytest.raises(DatabaseUnavailable):
+            await app.create(inputs, options)
+    created = await app.create(inputs, options)
+    await expire_leases(app)
+    await app.service.renew_leases()
+    assert (await asyncio.wait_for(app.service.wait(created.id), 5)).status == "succeeded"
+
+
 async def test_output_of_a_lost_process_is_not_replaced_and_not_used() -> None:
     app = make_app(FakePool(ONE_IMAGE, may_start=False))
     prediction = await app.create(CAT)
@@ -295,8 +319,7 @@ async def test_prediction_is_taken_up_later_if_its_inputs_cannot_be_read(
     with monkeypatch.context() as patched:
         patched.setattr(InputStore, "load", fail)
         await successor.service.renew_leases()
-        while successor.service._tasks:
-            await asyncio.sleep(0.01)
+        await successor.service._tasks.join()
     assert not (await successor.service.get(prediction.id)).ended
     await successor.service.renew_leases()
     assert (await asyncio.wait_for(successor.service.wait(prediction.id), 5)).status == "succeeded"
