@@ -146,7 +146,8 @@ async def link_of(app: AppUnderTest, prediction_id: str) -> str:
     """The path of `urls.stream`."""
     async with app.http as client:
         response = await client.get(f"/v1/predictions/{prediction_id}", headers=TOKEN)
-    return urlsplit(response.json()["urls"]["stream"]).path
+    url: str = response.json()["urls"]["stream"]
+    return urlsplit(url).path
 
 
 async def test_link_of_any_process_needs_no_token_and_the_path_alone_does() -> None:
