@@ -40,6 +40,17 @@ def test_predictions_and_images_are_the_same_for_all(service: LocalService) -> N
     assert statuses(service, "GET", urlsplit(prediction["output"][0]).path) == {200}
 
 
+def test_keys_and_streams_are_the_same_for_all(service: LocalService) -> None:
+    body = {"input": {"prompt": "a boat", **SMALL}}
+    with connect(service) as client:
+        headers = {"Idempotency-Key": "a-key"}
+        created = [client.post("/v1/predictions", json=body, headers=headers).json() for _ in range(ATTEMPTS)]
+        assert len({each["id"] for each in created}) == 1
+        streams = [client.get(urlsplit(each["urls"]["stream"]).path).text for each in created]
+    events = [[line for line in text.splitlines() if line.startswith("event: ")] for text in streams]
+    assert all(each[-2:] == ["event: output", "event: done"] for each in events)
+
+
 def test_files_are_the_same_for_all(service: LocalService) -> None:
     with connect(service) as client:
         file = client.post("/v1/files", files={"content": ("a.png", white_png(320, 256))}).raise_for_status().json()
