@@ -4,6 +4,7 @@ ServiceError
 ├── MalformedBody      400  the body is not JSON
 ├── Unauthenticated    401
 ├── NotPermitted       403  the token's scope does not include it, or it is set by the operator only
+├── InvalidLink        403  a link to a file is forged or has expired
 ├── NotFound           404
 ├── UploadTimedOut     408  an upload did not arrive within its time limit
 ├── BodyTimedOut       408  the body arrives too slowly, and other requests need its place
@@ -11,12 +12,14 @@ ServiceError
 ├── UnknownEncoding    415  the body's Content-Encoding
 ├── InvalidInput       422  inputs that can never succeed; lists every invalid field
 ├── UnknownVersion     422  no served model has this version
+├── IdempotencyKeyReused  422  another request had the same `Idempotency-Key`
 ├── PoolFull           429  retry after `retry_after_s`
 ├── TooManyPredictions 429  the caller's token has too many unfinished predictions
 ├── RateLimited        429  the caller's token sent too many requests in a minute
 ├── NotReady           503  the service is starting or stopping
 ├── IngressLost        503  the ingress died while it handled the request
 ├── DatabaseUnavailable  503  the database of the predictions cannot be reached
+├── StorageUnavailable   503  the store of images and files cannot be reached
 ├── UploadsFull        507  the files that are being uploaded take all the space for files
 └── PredictionFailed   500  an accepted prediction ended without images
     ├── FetchFailed           a URL of the request could not be fetched
@@ -24,7 +27,7 @@ ServiceError
     ├── InvalidLora           a file is not a LoRA that fits the model
     ├── LorasTooLarge         the LoRAs of one prediction do not fit on a device together
     ├── LorasMissing          weights could not be read; the runner makes up to three attempts
-    ├── StorageFailed         the images were generated and could not be stored
+    ├── StorageFailed         an image or a file could not be stored
     ├── AllImagesFlagged      the safety checker flagged every image
     └── EngineFailed          an internal error: the log has the cause, the message does not
 
@@ -79,6 +82,17 @@ class Unauthenticated(ServiceError):
 class NotPermitted(ServiceError):
     status = 403
     title = "Not permitted"
+
+
+class InvalidLink(ServiceError):
+    status = 403
+    title = "Not permitted"
+
+    def __init__(self) -> None:
+        super().__init__()
+
+    def __str__(self) -> str:
+        return "the link is not valid or has expired; get the prediction or the file again for a new link"
 
 
 class NotFound(ServiceError):
@@ -157,6 +171,18 @@ class UnknownVersion(ServiceError):
 
     def __str__(self) -> str:
         return f"no model served here has the version {self.version[:100]!r}"
+
+
+class IdempotencyKeyReused(ServiceError):
+    status = 422
+    title = "Idempotency key reused"
+
+    def __init__(self, key: str) -> None:
+        super().__init__(key)
+        self.key = key
+
+    def __str__(self) -> str:
+        return f"Idempotency-Key: {self.key[:100]!r} was sent with another request before; use a new key"
 
 
 class PoolFull(ServiceError):
@@ -255,6 +281,21 @@ class DatabaseUnavailable(ServiceError):
         return f"the records of predictions cannot be reached; try again in {self.retry_after_s:g} s"
 
 
+class StorageUnavailable(ServiceError):
+    status = 503
+    title = "Service unavailable"
+
+    def __init__(self) -> None:
+        super().__init__()
+
+    @property
+    def retry_after_s(self) -> float:
+        return 5.0
+
+    def __str__(self) -> str:
+        return f"stored files cannot be reached; try again in {self.retry_after_s:g} s"
+
+
 class UploadsFull(ServiceError):
     status = 507
     title = "Insufficient storage"
@@ -344,7 +385,7 @@ class StorageFailed(PredictionFailed):
         super().__init__()
 
     def __str__(self) -> str:
-        return "the image could not be stored; the operator's log has the cause"
+        return "the content could not be stored; the operator's log has the cause"
 
 
 class AllImagesFlagged(PredictionFailed):

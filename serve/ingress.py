@@ -22,11 +22,15 @@ from serve.api.application import http_application
 from serve.api.auth import check_bind_address
 from serve.api.replicate import prediction_json
 from serve.database.connection import Database
-from serve.errors import DatabaseUnavailable
+from serve.database.signing_keys import signing_key
+from serve.database.task_lease import TaskLease
+from serve.errors import DatabaseUnavailable, StorageUnavailable
 from serve.logs import use_replica_log
 from serve.lora.parse_reference import check_aliases
 from serve.lora_cache_client import LoraCacheClient
 from serve.media.file_store import FileStore
+from serve.media.links import LinkSigner
+from serve.media.object_store import ObjectStore
 from serve.media.output_store import OutputStore
 from serve.net.http_client import HttpClient
 from serve.net.url_fetcher import UrlFetcher
@@ -41,16 +45,18 @@ from serve.predictions.retention import Retention
 from serve.predictions.runner import PredictionRunner
 from serve.predictions.service import PredictionService
 from serve.predictions.store import PredictionStore
-from serve.settings import Settings, database_url, read_secrets, state_folder
+from serve.settings import Settings, database_url, read_secrets, state_folder, unshared_state
 from serve.webhooks.deliverer import WebhookDeliverer
 from serve.webhooks.sender import WebhookSender
 from serve.webhooks.signing_secrets import SigningSecrets
 
 READY_POLL_S = 0.5
 SHUTDOWN_GRACE_S = 60.0
-SWEEP_PERIOD_S = 60.0
 LAST_POLLS_S = 3.0
 """After the last prediction of a stopping service has ended, so that clients learn of it."""
+SWEEP_PERIOD_S = 30.0
+SWEEP_LEASE_S = 120.0
+"""Longer than one batch of deletions takes, and than the time between two sweeps."""
 
 log = logging.getLogger(__name__)
 
@@ -71,25 +77,27 @@ class Ingress:
         self._database = Database(database_url(settings, http.port))
         self._request_counter = RequestCounter(self._database)
         self._access = AccessControl(token, self._database, self._request_counter) if requires_token else None
-        outputs = settings.outputs.folder or folder / "outputs"
-        self._outputs = OutputStore(settings.outputs.model_copy(update={"folder": outputs}))
-        self._files = FileStore(settings.files)
-        own_files = OwnFiles(self._files, self._outputs, settings.outputs.public_url)
-        self._http_client = HttpClient(settings.fetch)
-        fetcher = OwnFilesFirst(own_files, UrlFetcher(settings.fetch, self._http_client), settings.fetch.max_bytes)
-        input_images = InputImages(settings, fetcher)
+        self._stored = ObjectStore(settings.storage_url or folder.absolute().as_uri())
+        self._links = LinkSigner(lambda: signing_key(self._database, "links"), settings.outputs.link_max_age_s)
+        self._outputs = OutputStore(settings.outputs, self._stored, self._links)
+        self._files = FileStore(settings.files, self._database, self._stored)
         self._notifier = ChangeNotifier(self._database)
         limits = {name: pool.max_in_flight for name, pool in settings.pools.items()}
         store = PredictionStore(self._database, self._notifier, limits)
-        self._retention = Retention(self._database, settings.outputs.max_age_s, settings.record_max_age_s)
+        own_files = OwnFiles(self._files, self._outputs, store, self._links, settings.outputs.public_url)
+        self._http_client = HttpClient(settings.fetch)
+        fetcher = OwnFilesFirst(own_files, UrlFetcher(settings.fetch, self._http_client), settings.fetch.max_bytes)
+        input_images = InputImages(settings, fetcher)
+        input_store = InputStore(self._stored)
+        self._sweeping = TaskLease(self._database, "sweep", SWEEP_LEASE_S)
+        self._retention = Retention(settings, self._database, self._sweeping, self._outputs, input_store)
         pools = {name: PoolClient(name, handle) for name, handle in handles.items()}
-        self._lora_cache = LoraCacheClient(settings, serve.get_replica_context().app_name, self._files.path)
+        self._lora_cache = LoraCacheClient(settings, serve.get_replica_context().app_name, self._files.local_copy)
         runner = PredictionRunner(store, pools, input_images, self._lora_cache, self._outputs)
-        input_store = InputStore(folder / "inputs")
         self._predictions = PredictionService(settings, store, runner, input_images, input_store, own_files)
         self._signing_secrets = SigningSecrets(self._database)
         webhook_client = HttpClient(settings.webhooks.http, settings_name="webhooks")
-        render = webhooks.webhook_renderer(self._outputs, settings)
+        render = webhooks.webhook_renderer(self._outputs, self._links, settings)
         sender = WebhookSender(webhook_client, self._signing_secrets, render, settings.webhooks.total_timeout_s)
         self._webhooks = WebhookDeliverer(settings.webhooks, self._database, store, sender)
         self._pools = tuple(handles)
@@ -99,8 +107,8 @@ class Ingress:
     def __serve_build_asgi_app__(self) -> Starlette:
         shared = (self._predictions, self._outputs, self._settings)
         routes = [
-            *replicate.routes(*shared),
-            *files.routes(self._files, self._settings),
+            *replicate.routes(self._predictions, self._outputs, self._links, self._settings),
+            *files.routes(self._files, self._stored, self._links, self._settings),
             *models.routes(self._predictions, self._settings),
             *openai.routes(*shared),
             *deployments.routes(self._predictions, self._settings),
@@ -108,7 +116,7 @@ class Ingress:
             *cog.routes(*shared),
             *webhooks.routes(self._signing_secrets),
             *probes.routes(self._predictions),
-            *output_files.routes(self._outputs, self._settings),
+            *output_files.routes(self._predictions, self._outputs, self._stored, self._links, self._settings),
         ]
         return http_application(routes, self._settings, self._access, self._lifespan)
 
@@ -142,7 +150,7 @@ class Ingress:
                 yield await self._to_json(state)
 
     async def _to_json(self, prediction: Prediction) -> dict[str, Any]:
-        return await prediction_json(prediction, self._outputs, self._settings)
+        return await prediction_json(prediction, self._outputs, self._links, self._settings)
 
     @asynccontextmanager
     async def _lifespan(self, app: Starlette) -> AsyncGenerator[None, None]:
@@ -164,10 +172,9 @@ class Ingress:
             task.cancel()
         await asyncio.wait(tasks)
         await self._webhooks.aclose()
+        await self._files.aclose()
         await self._database.aclose()
         self._http_client.close()
-        await self._outputs.aclose()
-        await self._files.aclose()
 
     async def _start(self) -> None:
         while True:
@@ -183,20 +190,25 @@ class Ingress:
             await asyncio.sleep(READY_POLL_S)
         self._predictions.open()
         self._ready.set()
+        for problem in unshared_state(self._settings, await asyncio.to_thread(_count_nodes, application)):
+            log.error("%s", problem)
 
     async def _deliver_webhooks(self) -> None:
         await self._has_tables.wait()
         await self._webhooks.run()
 
     async def _sweep_stores(self) -> None:
+        """Removes old predictions and files, in one of the ingress replicas."""
         while True:
             await asyncio.sleep(SWEEP_PERIOD_S)
-            await self._outputs.sweep()
-            await self._files.sweep()
             try:
                 await self._retention.sweep()
-            except DatabaseUnavailable as error:
-                log.warning("old predictions are removed later: %s", error.cause)
+                if await self._sweeping.take():
+                    await self._files.sweep()
+            except (DatabaseUnavailable, StorageUnavailable) as error:
+                log.warning("old predictions and files are removed later: %s", type(error).__name__)
+            except Exception:
+                log.exception("old predictions and files are removed later")
 
 
 def _are_healthy(application: str, pools: Sequence[str]) -> bool:
@@ -204,3 +216,11 @@ def _are_healthy(application: str, pools: Sequence[str]) -> bool:
     status = serve.status().applications.get(application)
     deployments = status.deployments if status else {}
     return all(name in deployments and deployments[name].status == DeploymentStatus.HEALTHY for name in pools)
+
+
+def _count_nodes(application: str) -> int:
+    """The number of nodes that run replicas of the ingress."""
+    name = serve.get_replica_context().deployment
+    deployments = _get_global_client().get_serve_details()["applications"].get(application, {}).get("deployments", {})
+    replicas = deployments.get(name, {}).get("replicas", [])
+    return len({replica.get("node_id") for replica in replicas})

@@ -2,6 +2,7 @@
 
 import asyncio
 import shutil
+import socket
 import tempfile
 from collections.abc import AsyncGenerator, Mapping
 from contextlib import asynccontextmanager, suppress
@@ -20,11 +21,16 @@ from serve.access.request_counter import RequestCounter
 from serve.api import cog, deployments, discovery, files, models, openai, output_files, probes, replicate, webhooks
 from serve.api.application import http_application
 from serve.database.connection import Database
+from serve.database.signing_keys import signing_key
 from serve.database.tables import metadata
 from serve.media.file_store import FileStore
+from serve.media.links import LinkSigner
+from serve.media.object_store import ObjectStore
 from serve.media.output_store import OutputStore
 from serve.net.http_client import HttpClient
 from serve.predictions.change_notifier import ChangeNotifier
+from serve.predictions.create_options import NO_OPTIONS, CreateOptions
+from serve.predictions.idempotency import IdempotencyKey
 from serve.predictions.input_images import Fetcher, InputImages
 from serve.predictions.input_store import InputStore
 from serve.predictions.own_files import OwnFiles, OwnFilesFirst
@@ -59,10 +65,10 @@ class AppUnderTest:
     app: Starlette
     prediction_ids: list[str]
     files: FileStore
+    links: LinkSigner
     database: Database
     state: Path
-    file_folder: Path
-    """Folder of the contents of uploaded files."""
+    """The folder of records, outputs and files."""
     webhooks: WebhookDeliverer
     """Sends nothing unless its `run` is called."""
 
@@ -72,13 +78,13 @@ class AppUnderTest:
         return httpx.AsyncClient(transport=httpx.ASGITransport(self.app), base_url="http://service")
 
     @asynccontextmanager
-    async def listening(self) -> AsyncGenerator[str, None]:
+    async def listening(self, listener: socket.socket | None = None) -> AsyncGenerator[str, None]:
         """Runs the application on a loopback port and yields its base URL."""
-        async with listening(self.app) as url:
+        async with listening(self.app, listener) as url:
             yield url
 
-    async def create(self, inputs: Mapping[str, Any]) -> Prediction:
-        return await self.service.create(inputs, self.served)
+    async def create(self, inputs: Mapping[str, Any], options: CreateOptions = NO_OPTIONS) -> Prediction:
+        return await self.service.create(inputs, self.served, options)
 
 
 def make_app(
@@ -97,34 +103,44 @@ def make_app(
     prediction_ids: list[str] = []
 
     class RecordingStore(PredictionStore):
-        async def create(self, prediction: Prediction, attached: bool, caller: Caller = ANONYMOUS) -> None:
-            await super().create(prediction, attached, caller)
-            prediction_ids.append(prediction.id)
+        async def create(
+            self,
+            prediction: Prediction,
+            attached: bool,
+            caller: Caller = ANONYMOUS,
+            idempotency: IdempotencyKey | None = None,
+        ) -> Prediction:
+            stored = await super().create(prediction, attached, caller, idempotency)
+            if stored is prediction:
+                prediction_ids.append(prediction.id)
+            return stored
 
     settings, folder = settings or Settings(), state or Path(tempfile.mkdtemp(prefix="flux-serve-test-"))
     database = SqliteForTests(folder / "predictions.db")
     limits = {name: each.max_in_flight for name, each in settings.pools.items()}
     store = RecordingStore(database, ChangeNotifier(database), limits)
-    outputs = OutputStore(settings.outputs.model_copy(update={"folder": folder / "outputs"}))
-    file_store = FileStore(settings.files.model_copy(update={"folder": folder / "files"}))
-    own_files = OwnFiles(file_store, outputs, settings.outputs.public_url)
+    stored = ObjectStore(folder.as_uri())
+    links = LinkSigner(lambda: signing_key(database, "links"), settings.outputs.link_max_age_s)
+    outputs = OutputStore(settings.outputs, stored, links)
+    file_store = FileStore(settings.files, database, stored)
+    own_files = OwnFiles(file_store, outputs, store, links, settings.outputs.public_url)
     fetcher = OwnFilesFirst(own_files, fetcher or FakeFetcher({}), settings.fetch.max_bytes)
     input_images = InputImages(settings, fetcher)
     runner = PredictionRunner(
         store, dict.fromkeys(settings.pools, pool), input_images, loras or FakeLoraCache(), outputs
     )
-    input_store = InputStore(folder / "inputs")
+    input_store = InputStore(stored)
     service = PredictionService(settings, store, runner, input_images, input_store, own_files)
     if opened:
         service.open()
     secrets = SigningSecrets(database)
     client = HttpClient(settings.webhooks.http, tls=EMPTY_TRUST_STORE, settings_name="webhooks")
-    render = webhooks.webhook_renderer(outputs, settings)
+    render = webhooks.webhook_renderer(outputs, links, settings)
     sender = WebhookSender(client, secrets, render, settings.webhooks.total_timeout_s)
     deliverer = WebhookDeliverer(settings.webhooks, database, store, sender)
     routes = [
-        *replicate.routes(service, outputs, settings),
-        *files.routes(file_store, settings),
+        *replicate.routes(service, outputs, links, settings),
+        *files.routes(file_store, stored, links, settings),
         *models.routes(service, settings),
         *openai.routes(service, outputs, settings),
         *deployments.routes(service, settings),
@@ -132,7 +148,7 @@ def make_app(
         *cog.routes(service, outputs, settings),
         *webhooks.routes(secrets),
         *probes.routes(service),
-        *output_files.routes(outputs, settings),
+        *output_files.routes(service, outputs, stored, links, settings),
     ]
     access = AccessControl(SecretStr(token), database, RequestCounter(database)) if token else None
     app = http_application(routes, settings, access)
@@ -142,9 +158,9 @@ def make_app(
         app,
         prediction_ids,
         file_store,
+        links,
         database,
         folder,
-        folder / "files",
         deliverer,
     )
     _open_apps.append(app_under_test)
@@ -175,6 +191,7 @@ async def close_apps() -> None:
             async with asyncio.timeout(1):
                 await app.webhooks.aclose()
                 await app.service.close(grace_s=0)
+        await app.files.aclose()
         await app.database.aclose()
     for folder in folders:
         shutil.rmtree(folder)

@@ -21,6 +21,7 @@ from serve.settings import Settings
 CORS_METHODS = ("GET", "POST", "PUT", "DELETE", "QUERY")
 EXPOSED_HEADERS = (
     "Content-Disposition",
+    "Content-Range",
     "ETag",
     "Preference-Applied",
     "Retry-After",

@@ -9,11 +9,13 @@ from starlette.datastructures import Headers, MutableHeaders
 from starlette.requests import Request
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
+from serve import logs
 from serve.access.access_control import AccessControl
-from serve.access.caller import OPERATOR, Caller
+from serve.access.caller import ANONYMOUS, OPERATOR, Caller
 from serve.access.caller import Scope as TokenScope
 from serve.access.request_rate import RateState
 from serve.errors import RateLimited
+from serve.media.links import PREFIX as LINKS
 
 REQUEST_ID_HEADER = "x-request-id"
 RATE_HEADERS = ("ratelimit-limit", "ratelimit-remaining", "ratelimit-reset")
@@ -42,9 +44,14 @@ class AuthMiddleware:
             return
         headers, state = Headers(scope=scope), scope.setdefault("state", {})
         # Serve's proxy gives every request an id and adds it to the response.
-        state["request_id"] = _request_id(headers.get(REQUEST_ID_HEADER))
-        state["caller"] = OPERATOR
-        if self._access is not None and scope["path"] not in PUBLIC_PATHS:
+        request_id = _request_id(headers.get(REQUEST_ID_HEADER))
+        state["request_id"] = request_id
+        logs.request_id.set(request_id)
+        if self._access is None:
+            state["caller"] = OPERATOR
+        elif _is_public(scope["path"]):
+            state["caller"] = ANONYMOUS
+        else:
             state["caller"] = caller = await self._access.find_caller(headers.get("authorization"))
             caller.check_scope(_needed_scope(scope["method"], scope["path"]))
             state["rate"] = rate = self._access.count_request(caller)
@@ -85,6 +92,11 @@ def check_bind_address(host: str, requires_token: bool, allow_unauthenticated: b
         f"{host} can be reached from other machines: set FLUX_SERVE_TOKEN to a secret, or require_token=true if all"
         " callers have tokens of their own, or allow_unauthenticated=true if something else authenticates requests"
     )
+
+
+def _is_public(path: str) -> bool:
+    # The routes of links check their signatures.
+    return path in PUBLIC_PATHS or path.startswith(LINKS)
 
 
 def _needed_scope(method: str, path: str) -> TokenScope:

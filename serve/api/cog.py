@@ -6,7 +6,6 @@ from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
 from starlette.routing import Route
 
-from serve.access.caller import Caller
 from serve.api.auth import caller_of
 from serve.api.client_disconnect import cancel_on_disconnect
 from serve.api.http_messages import check_body_keys, output_uris, prefers_async, read_json_object, server_timing_header
@@ -16,10 +15,10 @@ from serve.api.webhook_fields import WEBHOOK_KEYS, parse_webhook
 from serve.errors import NotFound
 from serve.inputs import Inputs
 from serve.media.output_store import OutputStore
+from serve.predictions.create_options import CreateOptions
 from serve.predictions.prediction import Prediction, rfc3339, timestamps
 from serve.predictions.request import ServedVersion, resolve_version
 from serve.predictions.service import PredictionService, ServiceState
-from serve.predictions.webhook import Webhook
 from serve.settings import Settings
 
 KEYS: dict[str, type] = {"input": dict} | WEBHOOK_KEYS
@@ -89,11 +88,11 @@ class CogApi:
         """
         body = await read_json_object(request, self._settings.max_body_bytes)
         check_body_keys(body, KEYS, UNSUPPORTED_KEYS)
-        inputs, webhook = self._served.rename_inputs(body["input"]), parse_webhook(body, "cog")
+        inputs = self._served.rename_inputs(body["input"])
+        options = CreateOptions(caller_of(request), webhook=parse_webhook(body, "cog"))
         if prefers_async(request.headers.getlist("prefer")):
-            created = await self._service.create(inputs, self._served, caller_of(request), webhook=webhook)
-            return await self._respond(created, 202)
-        running = self._run(inputs, caller_of(request), webhook)
+            return await self._respond(await self._service.create(inputs, self._served, options), 202)
+        running = self._run(inputs, options)
         return await self._respond(await cancel_on_disconnect(request.receive, running))
 
     async def cancel(self, request: Request) -> Response:
@@ -103,8 +102,8 @@ class CogApi:
             return JSONResponse({}, 404)
         return JSONResponse({})
 
-    async def _run(self, inputs: dict[str, Any], caller: Caller, webhook: Webhook | None) -> Prediction:
-        async with self._service.create_attached(inputs, self._served, caller, webhook) as prediction:
+    async def _run(self, inputs: dict[str, Any], options: CreateOptions) -> Prediction:
+        async with self._service.create_attached(inputs, self._served, options) as prediction:
             return await self._service.wait(prediction.id)
 
     async def _respond(self, prediction: Prediction, status: int = 200) -> Response:

@@ -17,7 +17,7 @@ from starlette.routing import Match, Route
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from serve.api.openai.errors import is_images_path, openai_error, openai_status
-from serve.errors import InvalidInput, ServiceError, Unauthenticated, UnknownEncoding, public_error
+from serve.errors import DatabaseUnavailable, InvalidInput, ServiceError, Unauthenticated, UnknownEncoding, public_error
 
 log = logging.getLogger(__name__)
 
@@ -120,6 +120,8 @@ def error_response(error: Exception, scope: Scope) -> Response:
         # The path may contain line breaks, which `%r` escapes.
         log.error("request %s failed: %s %r", request_id, scope["method"], scope["path"], exc_info=error)
         service_error = ServiceError(f"internal error; the server log has the cause of request {request_id}")
+    elif isinstance(service_error, DatabaseUnavailable):
+        log.warning("request %s: the database is unavailable: %s", request_id, service_error.cause)
     return _formatted(service_error, scope)
 
 

@@ -158,7 +158,8 @@ async def output_uris(prediction: Prediction, outputs: OutputStore, with_unfinis
     If `with_unfinished`, a running prediction has those of the images that exist so far, and None without any.
     """
     is_running = with_unfinished and prediction.status == "processing" and prediction.outputs
-    if prediction.status != "succeeded" and not is_running:
+    is_kept = prediction.status == "succeeded" and outputs.is_kept(prediction.completed_at)
+    if not is_running and not is_kept:
         return None
     try:
         return [await outputs.uri(prediction.id, output.name) for output in prediction.outputs]

@@ -28,6 +28,7 @@ SCHEMAS: dict[str, dict[str, Schema]] = {
         "created_at": TIME,
         "started_at": TIME_OR_NULL,
         "completed_at": TIME_OR_NULL,
+        "deadline": TIME,
         "urls": URLS,
     },
     "File": {

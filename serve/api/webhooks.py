@@ -9,6 +9,7 @@ from starlette.routing import Route
 from serve.api.auth import caller_of
 from serve.api.cog import prediction_response
 from serve.api.replicate import prediction_json
+from serve.media.links import LinkSigner
 from serve.media.output_store import OutputStore
 from serve.predictions.prediction import Prediction
 from serve.predictions.request import resolve_version
@@ -26,13 +27,13 @@ def routes(secrets: SigningSecrets) -> list[Route]:
     return [Route("/v1/webhooks/default/secret", secret, methods=["GET"])]
 
 
-def webhook_renderer(outputs: OutputStore, settings: Settings) -> Render:
+def webhook_renderer(outputs: OutputStore, links: LinkSigner, settings: Settings) -> Render:
     """Renders the prediction object of the API that has accepted the webhook, with the images that exist so far."""
     cog_model = resolve_version(settings, None)
 
     async def render(webhook: Webhook, prediction: Prediction) -> dict[str, Any]:
         if webhook.api == "cog":
             return await prediction_response(prediction, outputs, cog_model, with_unfinished=True)
-        return await prediction_json(prediction, outputs, settings, with_unfinished=True)
+        return await prediction_json(prediction, outputs, links, settings, with_unfinished=True)
 
     return render

@@ -30,8 +30,13 @@ predictions = Table(
     Column("lease_expires_us", BigInteger, nullable=False),
     # How many processes or replicas were lost while they generated this prediction.
     Column("losses", Integer, nullable=False),
+    # Of the request that created the prediction, if it had one, with the hash of its body.
+    Column("idempotency_key", String(255)),
+    Column("request_hash", String(64)),
     # `Prediction` as JSON.
     Column("record", Text, nullable=False),
+    # The total size of the stored outputs.
+    Column("output_bytes", BigInteger, nullable=False, server_default="0"),
 )
 
 is_active = or_(predictions.c.ended_us.is_(None), predictions.c.lease_owner.is_not(None))
@@ -39,13 +44,58 @@ is_active = or_(predictions.c.ended_us.is_(None), predictions.c.lease_owner.is_n
 
 has_data = and_(predictions.c.ended_us.is_not(None), predictions.c.data_removed.is_(False))
 
+Index("predictions_idempotency_key", predictions.c.owner, predictions.c.idempotency_key, unique=True)
 Index("predictions_newest", predictions.c.created_us.desc(), predictions.c.id.desc())
 Index("predictions_active", predictions.c.pool, sqlite_where=is_active, postgresql_where=is_active)
 Index("predictions_by_owner", predictions.c.owner, predictions.c.created_us.desc(), predictions.c.id.desc())
 Index("predictions_active_by_owner", predictions.c.owner, sqlite_where=is_active, postgresql_where=is_active)
 Index("predictions_ended", predictions.c.ended_us)
 Index("predictions_by_pool", predictions.c.pool, predictions.c.status, predictions.c.ended_us)
-Index("predictions_with_data", predictions.c.ended_us, sqlite_where=has_data, postgresql_where=has_data)
+Index(
+    "predictions_with_data",
+    predictions.c.ended_us,
+    predictions.c.output_bytes,
+    sqlite_where=has_data,
+    postgresql_where=has_data,
+)
+
+files = Table(
+    "files",
+    metadata,
+    Column("id", String(64), primary_key=True),
+    # The id of the token that uploaded the file; empty if it was uploaded without one.
+    Column("owner", String(16), nullable=False, server_default=""),
+    # `uploading`, `stored`, or `removed` while its content is being deleted.
+    Column("state", String(16), nullable=False),
+    Column("size_bytes", BigInteger, nullable=False),
+    Column("created_us", BigInteger, nullable=False),
+    # Of an upload: when its process is taken for lost.
+    Column("expires_us", BigInteger, nullable=False),
+    # Null until the file is stored.
+    Column("name", String(255)),
+    Column("content_type", String(255)),
+    # An object as JSON.
+    Column("metadata", Text),
+    Column("sha256", String(64)),
+)
+
+Index("files_newest", files.c.state, files.c.created_us, files.c.id)
+
+signing_keys = Table(
+    "signing_keys",
+    metadata,
+    Column("name", String(64), primary_key=True),
+    # Hexadecimal.
+    Column("key", String(128), nullable=False),
+)
+
+task_leases = Table(
+    "task_leases",
+    metadata,
+    Column("name", String(64), primary_key=True),
+    Column("owner", String(64), nullable=False),
+    Column("expires_us", BigInteger, nullable=False),
+)
 
 webhook_deliveries = Table(
     "webhook_deliveries",

@@ -14,7 +14,7 @@ from serve.generation_plan import GenerationPlan, PlannedLora
 from serve.lora.reference import Reference
 from serve.lora.resolved_lora import ResolvedLora
 from serve.media.output_store import OutputStore
-from serve.predictions.prediction import Output, elapsed_ms
+from serve.predictions.prediction import Output, Progress, elapsed_ms
 from serve.predictions.store import PredictionStore, PredictionUpdate
 
 MAX_LISTED_TENSORS = 3
@@ -38,6 +38,7 @@ class EventRecorder:
         self._plan = plan
         self._store = store
         self._outputs = outputs
+        self._lease_number = store.lease_number(prediction_id)
         self._clock = clock
         self._start_s = time.perf_counter()
         self._first_event_ms: float | None = None
@@ -56,9 +57,10 @@ class EventRecorder:
             case ImageFinished(image) | ImageFlagged(image) if image in self._saved | self._flagged:
                 # A replica was lost, and another one generates the same images again.
                 return
-            case StepDone():
-                if self._progress and (bar := self._progress.update(event)):
-                    await self._update(lambda prediction: prediction.with_log_lines(bar))
+            case StepDone(index, step, total):
+                bar = self._progress.update(event) if self._progress else None
+                progress, lines = Progress(index=index, step=step, total=total), (bar,) if bar else ()
+                await self._update(lambda prediction: prediction.with_progress(progress).with_log_lines(*lines))
             case ImageFinished():
                 await self._save_image(event)
             case ImageFlagged(image):
@@ -92,8 +94,11 @@ class EventRecorder:
 
     async def _save_image(self, event: ImageFinished) -> None:
         start_s = time.perf_counter()
-        name = await self._outputs.save(self._id, event.index, event.content, self._plan.output_format)
-        output, stages_ms = Output(index=event.index, name=name), {"store": elapsed_ms(start_s)}
+        name = await self._outputs.save(
+            self._id, self._lease_number, event.index, event.content, self._plan.output_format
+        )
+        output = Output(index=event.index, name=name, size_bytes=len(event.content))
+        stages_ms = {"store": elapsed_ms(start_s)}
         self._saved.add(event.index)
         await self._update(lambda prediction: prediction.with_output(output).with_stage_times(stages_ms))
 

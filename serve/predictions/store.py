@@ -1,10 +1,10 @@
 """Stores prediction records in the database, with the leases of the processes that run them."""
 
-import asyncio
 import secrets
 from collections.abc import Callable, Collection, Mapping
 from datetime import datetime
 
+from sqlalchemy.exc import IntegrityError
 from sqlalchemy.ext.asyncio import AsyncConnection
 
 from serve.access.caller import ANONYMOUS, Caller
@@ -14,16 +14,16 @@ from serve.errors import NotFound, PoolFull, TooManyPredictions
 from serve.predictions import prediction_rows as rows
 from serve.predictions.admission import RetryEstimates, own_retry_after_s, work_of
 from serve.predictions.change_notifier import ChangeNotifier
+from serve.predictions.followers import Followers
+from serve.predictions.idempotency import IdempotencyKey, find_earlier
 from serve.predictions.lease import Claim, Lease
-from serve.predictions.leased_record import LeasedRecord, RecordWriter
+from serve.predictions.leased_record import LeasedRecord, RecordWriter, log_end
 from serve.predictions.prediction import Prediction, utc_now
 from serve.predictions.prediction_pages import PageQuery, read_page
 
 LEASE_S = 8.0
 """A process that does not renew its leases for this long loses them. The clocks of all nodes must agree within seconds;
 otherwise predictions are generated twice, and recorded once."""
-RECHECK_S = 5.0
-"""Waiters look at the record again after this time, in case that a notification was lost."""
 
 PredictionUpdate = Callable[[Prediction], Prediction]
 
@@ -52,6 +52,7 @@ class PredictionStore:
         self._owner = secrets.token_hex(16)
         self._writer = RecordWriter(database, notifier)
         self._held: dict[str, LeasedRecord] = {}
+        self._followers = Followers(notifier, self.get)
         self._estimates = RetryEstimates(clock)
         self.on_lost: Callable[[str], None] = lambda _: None
 
@@ -64,23 +65,43 @@ class PredictionStore:
         counts = await self._database.read(rows.count_active_by_pool)
         return all(counts.get(pool, 0) >= limit for pool, limit in self._limits.items())
 
-    async def create(self, prediction: Prediction, attached: bool, caller: Caller = ANONYMOUS) -> None:
-        """Stores a new prediction and takes its lease. Raises `PoolFull` and `TooManyPredictions`.
+    async def find_earlier(self, idempotency: IdempotencyKey, owner: str) -> Prediction | None:
+        """The prediction that an earlier request of the owner with this key created. Raises `IdempotencyKeyReused`."""
+        return await self._database.read(lambda connection: find_earlier(connection, idempotency, owner))
 
-        An `attached` prediction is cancelled instead of taken up if this process is lost.
+    async def create(
+        self,
+        prediction: Prediction,
+        attached: bool,
+        caller: Caller = ANONYMOUS,
+        idempotency: IdempotencyKey | None = None,
+    ) -> Prediction:
+        """Stores a new prediction, takes its lease, and returns it; or returns that of an earlier request with the key.
+
+        Raises `PoolFull`, `TooManyPredictions` and `IdempotencyKeyReused`. An `attached` prediction is cancelled
+        instead of taken up if this process is lost.
         """
         pool, lease = prediction.plan.pool, Lease(prediction.id, self._owner, 1)
         work, expires_us = work_of(prediction.plan), self._expires_us()
 
-        async def insert(connection: AsyncConnection) -> None:
+        async def insert(connection: AsyncConnection) -> Prediction:
             if caller.max_in_flight is not None:
                 await rows.lock_owner(connection, caller.owner)
             await rows.lock_pool(connection, pool)
+            if earlier := await _find_attempt(connection, prediction, idempotency):
+                return earlier
             await self._check_capacity(connection, pool, caller)
-            await rows.insert_prediction(connection, prediction, lease, expires_us, work, attached)
+            await rows.insert_prediction(connection, prediction, lease, expires_us, work, attached, idempotency)
+            return prediction
 
-        await self._database.write(insert)
-        self._hold(lease, prediction)
+        try:
+            stored = await self._database.write(insert)
+        except IntegrityError:
+            # A request for another pool has stored the same key since this one looked for it.
+            stored = await self._database.write(insert)
+        if stored.id == prediction.id:
+            self._hold(lease, prediction)
+        return stored
 
     async def get(self, prediction_id: str) -> Prediction:
         held = self._held.get(prediction_id)
@@ -132,27 +153,24 @@ class PredictionStore:
             held.abandon()
             await self._database.write(lambda connection: rows.release(connection, held.lease))
 
+    def lease_number(self, prediction_id: str) -> int:
+        """The number of this process' lease; 0 if it has lost the lease, so that nothing it does is recorded."""
+        held = self._held.get(prediction_id)
+        return 0 if held is None else held.lease.number
+
     async def count_loss(self, prediction_id: str) -> int:
         """Counts a replica that was lost while it generated this prediction. Returns the number of all losses."""
         held = self._held[prediction_id]
         return await self._database.write(lambda connection: rows.count_loss(connection, held.lease))
 
     async def wait_for_change(self, seen: Prediction) -> Prediction:
-        """The record once it is newer than `seen` or has ended.
+        """The record once it is newer than `seen` or has ended."""
+        return await self._followers.wait_for_change(seen)
 
-        The end may have a lower revision: another process goes on from the last record that this one has stored.
-        """
-        with self._notifier.subscription(seen.id) as changed:
-            while True:
-                changed.clear()
-                current = await self.get(seen.id)
-                if current.revision > seen.revision or current.ended:
-                    return current
-                try:
-                    async with asyncio.timeout(RECHECK_S):
-                        await changed.wait()
-                except TimeoutError:
-                    pass
+    def overdue(self) -> list[str]:
+        """The ids of the predictions of this process whose deadlines have passed."""
+        now = self._clock()
+        return [held.prediction.id for held in self._held.values() if held.prediction.is_overdue(now)]
 
     async def renew_leases(self) -> Collection[str]:
         """Extends the leases of this process. Returns the ids of those that it has lost, or that have ended."""
@@ -210,20 +228,23 @@ class PredictionStore:
         self.on_lost(prediction_id)
 
     async def _finish_elsewhere(self, prediction_id: str, change: PredictionUpdate) -> bool:
-        async def work(connection: AsyncConnection) -> bool | None:
-            """None if there was another change at the same time."""
+        async def work(connection: AsyncConnection) -> Prediction | bool | None:
+            """The ended prediction; False if it had ended before; None if there was another change at the same time."""
             seen = await rows.read_prediction(connection, prediction_id)
             if seen is None or seen.ended:
                 return False
-            if not await rows.write_unleased(connection, change(seen), seen.revision):
+            ended = change(seen)
+            if not await rows.write_unleased(connection, ended, seen.revision):
                 return None
             await self._notifier.publish(connection, prediction_id)
-            return True
+            return ended
 
         while (finished := await self._database.write(work)) is None:
             pass
         self._notifier.notify(prediction_id)
-        return finished
+        if isinstance(finished, Prediction):
+            log_end(finished)
+        return finished is not False
 
     def _expires_us(self) -> int:
         return to_us(self._clock()) + int(self._lease_s * rows.SECOND_US)
@@ -231,3 +252,12 @@ class PredictionStore:
 
 def unknown_prediction(prediction_id: str) -> NotFound:
     return NotFound(f"there is no prediction {prediction_id[:64]!r}; it may have expired")
+
+
+async def _find_attempt(
+    connection: AsyncConnection, prediction: Prediction, idempotency: IdempotencyKey | None
+) -> Prediction | None:
+    """What an earlier attempt has stored: a request with the same key, or a transaction whose answer was lost."""
+    if idempotency is not None:
+        return await find_earlier(connection, idempotency, prediction.owner)
+    return await rows.read_prediction(connection, prediction.id)

@@ -33,6 +33,7 @@ from serve.settings.pools import (
 )
 from serve.settings.root import Settings
 from serve.settings.safety import SafetySettings
+from serve.settings.shared_state import unshared_state
 from serve.settings.storage import FileSettings, OutputSettings
 from serve.settings.webhooks import WebhookSettings
 
@@ -69,6 +70,7 @@ __all__ = [
     "is_same_id",
     "read_secrets",
     "state_folder",
+    "unshared_state",
     "use_compile_cache",
     "use_proxy_middleware",
     "use_slow_control_loop",

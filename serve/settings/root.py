@@ -2,7 +2,7 @@
 
 from itertools import combinations
 from pathlib import Path
-from typing import Annotated, Literal, Self
+from typing import Annotated, Self
 
 from pydantic import Field, model_validator
 
@@ -59,6 +59,11 @@ class Settings(StrictModel):
     """Input images with larger dimensions in their header are rejected before they are decoded."""
     database_url: Annotated[str | None, Field(pattern="^(sqlite|postgresql)://")] = None
     """Where the records of predictions are; None means an SQLite file in the state folder."""
+    storage_url: Annotated[str | None, Field(pattern=r"^(file:///|(s3|gs|az)://[^/]+)")] = None
+    """Where images, long inputs and uploaded files are; None means the state folder.
+
+    The credentials of buckets are in the environment variables of their own tools, such as `AWS_ACCESS_KEY_ID`.
+    """
     record_max_age_s: Seconds = 30 * 24 * 3600
     """How long the record of a prediction is kept after its end. Its data is removed after `outputs.max_age_s`."""
     max_wait_s: Seconds = 55
@@ -68,15 +73,17 @@ class Settings(StrictModel):
     """
     cors_origins: tuple[Origin, ...] = ()
     """Origins of web pages whose scripts may call the service; `*` allows all."""
-    ingress_replicas: Literal[1] = 1
-    """Only one is supported: the records of uploaded files are in its memory, so replicas could not share them."""
+    ingress_replicas: Positive = 1
+    """On several nodes, ingress replicas need a PostgreSQL `database_url` and a `storage_url` that all can read."""
+    ingress_scaling: Scaling | None = None
+    """Scales the ingress with its load, instead of `ingress_replicas`."""
     ingress_num_cpus: Annotated[float, Field(ge=0)] = 0.4
     require_token: bool = False
     """Require a token of `python -m serve tokens` on every path but the probes. FLUX_SERVE_TOKEN alone does so too."""
     allow_unauthenticated: bool = False
     """Allow listening on other addresses than loopback without a token. Use only behind a proxy that authenticates."""
     state_folder: Path | None = None
-    """Folder of the default database and of images; None means `flux-serve/port-PORT` in the user's state folder.
+    """Folder of the default database and of files; None means `flux-serve/port-PORT` in the user's state folder.
 
     Two services must not share it.
     """
@@ -97,6 +104,12 @@ class Settings(StrictModel):
                 raise ValueError(f"pools.{name}.model: no model is named {pool.model!r} in models")
             if pool.device not in pool.dtypes:
                 raise ValueError(f"pools.{name}.dtypes: has no entry for device {pool.device!r}")
+        return self
+
+    @model_validator(mode="after")
+    def _ingress_is_reachable(self) -> Self:
+        if self.ingress_scaling is not None and self.ingress_scaling.min_replicas < 1:
+            raise ValueError("ingress_scaling.min_replicas: must be at least 1, as nothing else starts a replica")
         return self
 
     @model_validator(mode="after")

@@ -43,8 +43,8 @@ def expected_row(name: str, field: dict[str, Any]) -> list[str]:
 def test_path_tables_match_the_routes() -> None:
     settings = Settings()
     routes: list[Route] = [
-        *replicate.routes(UNUSED, UNUSED, settings),
-        *files.routes(UNUSED, settings),
+        *replicate.routes(UNUSED, UNUSED, UNUSED, settings),
+        *files.routes(UNUSED, UNUSED, UNUSED, settings),
         *models.routes(UNUSED, settings),
         *openai.routes(UNUSED, UNUSED, settings),
         *deployments.routes(UNUSED, settings),
@@ -52,7 +52,7 @@ def test_path_tables_match_the_routes() -> None:
         *cog.routes(UNUSED, UNUSED, settings),
         *webhooks.routes(UNUSED),
         *probes.routes(UNUSED),
-        *output_files.routes(UNUSED, settings),
+        *output_files.routes(UNUSED, UNUSED, UNUSED, UNUSED, settings),
     ]
     documented = {(row[0], row[1].strip("`")) for table in tables(API) for row in table if row[0] in HTTP_METHODS}
     served = {(method, route.path) for route in routes for method in route.methods or () if method != "HEAD"}

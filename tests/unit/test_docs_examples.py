@@ -27,7 +27,7 @@ from tests.markdown import DOCUMENTS, ROOT, blocks, commands, options
 SETTINGS = Settings()
 UNUSED = cast(Any, None)
 ROUTES: list[Route] = [
-    *replicate.routes(UNUSED, UNUSED, SETTINGS),
+    *replicate.routes(UNUSED, UNUSED, UNUSED, SETTINGS),
     *cog.routes(UNUSED, UNUSED, SETTINGS),
     *openai.routes(UNUSED, UNUSED, SETTINGS),
 ]

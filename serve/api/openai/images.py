@@ -24,6 +24,7 @@ from serve.api.openai.stream import image_events
 from serve.errors import FieldError, InvalidImage, InvalidInput
 from serve.media.edit_files import convert_edit
 from serve.media.output_store import OutputStore
+from serve.predictions.create_options import CreateOptions
 from serve.predictions.prediction import Prediction
 from serve.predictions.service import PredictionService
 from serve.settings import Settings
@@ -101,10 +102,11 @@ class ImagesApi:
         self, image_request: ImageRequest, inputs: PredictionInputs, caller: Caller
     ) -> AsyncGenerator[list[Prediction], None]:
         """Creates the predictions, and cancels those that have not ended when the block is left."""
+        options = CreateOptions(caller)
         async with AsyncExitStack() as stack:
             try:
                 predictions = [
-                    await stack.enter_async_context(self._service.create_attached(each, image_request.served, caller))
+                    await stack.enter_async_context(self._service.create_attached(each, image_request.served, options))
                     for each in inputs
                 ]
             except InvalidInput as error:

@@ -55,6 +55,16 @@ const CASES = {
     return run({ image: `data:image/png;base64,${content}` });
   },
   url: () => run({ image: imageFile }),
+  stream: async () => {
+    const events = [];
+    for await (const { event, data } of replicate.stream(REFERENCE, { input: CAT })) {
+      events.push({ event, data });
+    }
+    return events;
+  },
+  streamFailure: () => failureOf(async () => {
+    for await (const _ of replicate.stream(REFERENCE, { input: CAT }));
+  }),
   failure: () => failureOf(() => run()),
   invalid: () => failureOf(() => run({ num_outputs: 9 })),
   cancel: async () => {

@@ -11,6 +11,7 @@ from starlette.requests import Request
 from starlette.responses import JSONResponse
 from starlette.routing import Route
 
+from serve import logs
 from serve.access.access_control import AccessControl
 from serve.access.caller import Scope
 from serve.access.request_counter import RequestCounter
@@ -43,6 +44,7 @@ class Harness:
 
 
 async def endpoint(request: Request) -> JSONResponse:
+    assert logs.request_id.get() == request.state.request_id
     caller = request.state.caller
     return JSONResponse({"id": request.state.request_id, "owner": caller.owner, "scope": caller.scope})
 

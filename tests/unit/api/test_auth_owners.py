@@ -7,17 +7,19 @@ import httpx
 import pytest
 from starlette.routing import Route
 
+from serve.events import ImageFinished, Started
 from serve.settings import OutputSettings, Settings
 from tests.access import add_token
 from tests.app_factory import AppUnderTest, make_app
-from tests.fakes import ONE_IMAGE, FakePool
+from tests.fakes import DONE, ONE_IMAGE, FakePool
+from tests.images import png
 
 CAT = {"prompt": "a cat", "seed": 7, "num_inference_steps": 2}
 OPERATOR = {"Authorization": "Bearer operator"}
 BASE = "https://flux.example"
 PUBLIC = Settings(outputs=OutputSettings(public_url=BASE))
-OUTPUT_LINK = "/outputs/{prediction_id}/{name}"
-"""The id of a prediction is a secret, so an output needs no owner."""
+LINKS = "/links/"
+"""Links have a signature instead of an owner."""
 
 Headers = Mapping[str, str]
 
@@ -30,6 +32,8 @@ class Harness:
         self.owner = owner
         self.other = other
         self.prediction_id = ""
+        self.links: list[str] = []
+        """To the output, the stream and the file."""
         self.file_id = ""
 
     async def request(self, headers: Headers, method: str, path: str, **arguments: Any) -> httpx.Response:
@@ -39,9 +43,13 @@ class Harness:
     async def ids(self, headers: Headers, path: str) -> list[str]:
         return [each["id"] for each in (await self.request(headers, "GET", path)).json()["results"]]
 
-    async def upload(self, headers: Headers) -> str:
-        response = await self.request(headers, "POST", "/v1/files", files={"content": ("a.bin", b"abc")})
-        return str(response.json()["id"])
+    async def upload(self, headers: Headers) -> httpx.Response:
+        return await self.request(headers, "POST", "/v1/files", files={"content": ("a.bin", b"abc")})
+
+    @property
+    def output(self) -> str:
+        """The path of the output, which needs a token."""
+        return "/outputs/" + self.links[0].partition("/outputs/")[2]
 
     async def create(self, headers: Headers, **inputs: Any) -> httpx.Response:
         waiting = {**headers, "Prefer": "wait"}
@@ -53,18 +61,21 @@ async def harness() -> Harness:
     app = make_app(FakePool(ONE_IMAGE), PUBLIC, token="operator")
     (_, owner), (_, other) = await add_token(app.database), await add_token(app.database)
     harness = Harness(app, owner, other)
-    harness.prediction_id = (await harness.create(owner)).json()["id"]
-    harness.file_id = await harness.upload(owner)
+    prediction, file = (await harness.create(owner)).json(), (await harness.upload(owner)).json()
+    harness.prediction_id, harness.file_id = prediction["id"], file["id"]
+    urls = prediction["output"][0], prediction["urls"]["stream"], file["urls"]["download"]
+    harness.links = [url.removeprefix(BASE) for url in urls]
     return harness
 
 
 async def test_every_route_with_an_id_is_unknown_to_others(harness: Harness) -> None:
     routes = [route for route in harness.app.app.routes if isinstance(route, Route)]
     owned = [route for route in routes if {"prediction_id", "file_id"} & route.param_convertors.keys()]
-    checked = [route for route in owned if route.path != OUTPUT_LINK]
-    assert len(checked) >= 6
+    checked = [route for route in owned if not route.path.startswith(LINKS)]
+    assert len(checked) >= 8
+    *_, number, name = harness.output.split("/")
     for route in checked:
-        path = route.path.format(prediction_id=harness.prediction_id, file_id=harness.file_id)
+        path = route.path.format(prediction_id=harness.prediction_id, file_id=harness.file_id, number=number, name=name)
         for method in sorted(route.methods or ()):
             response = await harness.request(harness.other, method, path)
             assert (method, path, response.status_code) == (method, path, 404)
@@ -72,7 +83,8 @@ async def test_every_route_with_an_id_is_unknown_to_others(harness: Harness) -> 
 
 async def test_owner_and_operator_reach_prediction_and_file(harness: Harness) -> None:
     for headers in (harness.owner, OPERATOR):
-        for path in (f"/v1/predictions/{harness.prediction_id}", f"/v1/files/{harness.file_id}"):
+        prediction, file = f"/v1/predictions/{harness.prediction_id}", f"/v1/files/{harness.file_id}"
+        for path in (prediction, f"{prediction}/stream", harness.output, file, f"{file}/download"):
             assert (await harness.request(headers, "GET", path)).status_code == 200
         cancel = f"/predictions/{harness.prediction_id}/cancel"
         assert (await harness.request(headers, "POST", cancel)).status_code == 200
@@ -96,17 +108,48 @@ async def test_cursor_of_another_token_is_unknown(harness: Harness, path: str, a
     assert (await harness.request(harness.other, "GET", query)).status_code == 404
 
 
+async def test_links_need_no_token_and_work_with_any(harness: Harness) -> None:
+    for path in harness.links:
+        assert path.startswith(LINKS)
+        for headers in ({}, harness.other, {"Authorization": "Bearer wrong"}):
+            assert (await harness.request(headers, "GET", path)).status_code == 200
+
+
+async def test_unknown_and_foreign_outputs_get_the_same_answer(harness: Harness) -> None:
+    foreign = await harness.request(harness.other, "GET", harness.output)
+    unknown = await harness.request(harness.other, "GET", harness.output.replace(harness.prediction_id, "nothing"))
+    assert (foreign.status_code, foreign.json()) == (404, unknown.json())
+
+
 async def test_unknown_and_foreign_ids_get_the_same_answer(harness: Harness) -> None:
     foreign = await harness.request(harness.other, "GET", f"/v1/predictions/{harness.prediction_id}")
     unknown = await harness.request(harness.other, "GET", "/v1/predictions/nothing")
     assert foreign.json()["detail"].replace(harness.prediction_id, "nothing") == unknown.json()["detail"]
 
 
+@pytest.mark.parametrize("base", [BASE, "https://other.example"])
 @pytest.mark.parametrize("field", ["image", "replicate_weights"])
-async def test_file_of_another_token_is_no_input(harness: Harness, field: str) -> None:
-    url = f"{BASE}/v1/files/{harness.file_id}"
+async def test_file_of_another_token_is_no_input(harness: Harness, field: str, base: str) -> None:
+    url = f"{base}/v1/files/{harness.file_id}"
     response = await harness.create(harness.other, **{field: url})
     assert (response.status_code, response.json()["invalid_fields"][0]["field"]) == (422, f"input.{field}")
+
+
+@pytest.mark.parametrize("base", [BASE, "https://other.example"])
+@pytest.mark.parametrize("ticket", ["", "/links/1-x", f"/links/9999999999-{'x' * 43}"])
+async def test_output_of_another_token_is_no_input(harness: Harness, base: str, ticket: str) -> None:
+    response = await harness.create(harness.other, image=f"{base}{ticket}{harness.output}")
+    assert (response.status_code, response.json()["invalid_fields"][0]["field"]) == (422, "input.image")
+
+
+async def test_output_is_an_input_for_its_owner_and_with_a_link() -> None:
+    app = make_app(FakePool((Started(), ImageFinished(0, png(64, 64)), DONE)), PUBLIC, token="operator")
+    (_, owner), (_, other) = await add_token(app.database), await add_token(app.database)
+    harness = Harness(app, owner, other)
+    link = (await harness.create(owner)).json()["output"][0]
+    direct = f"{BASE}/outputs/" + link.partition("/outputs/")[2]
+    for headers, url in ((owner, direct), (OPERATOR, direct), (owner, link), (other, link)):
+        assert (await harness.create(headers, image=url)).json()["status"] == "succeeded"
 
 
 @pytest.mark.parametrize("path", ["/v1/predictions", "/predictions", "/v1/images/generations"])

@@ -65,7 +65,9 @@ async def test_prediction_has_every_field() -> None:
         for name in ("created", "started", "completed")
     )
     url = f"http://127.0.0.1:8000/v1/predictions/{prediction_id}"
+    stream_url = created["urls"].pop("stream")
     assert created["urls"] == {"get": url, "cancel": f"{url}/cancel", "web": url}
+    assert re.fullmatch(rf"http://127.0.0.1:8000/links/[^/]+/v1/predictions/{prediction_id}/stream", stream_url)
 
 
 async def test_prefer_wait_returns_the_ended_prediction() -> None:
@@ -140,8 +142,9 @@ async def test_flagged_images_leave_gaps_in_the_file_names() -> None:
         FakePool((Started(), image_finished(0), ImageFlagged(1), image_finished(2), DONE)), settings=settings
     )
     created = (await post(app, {"input": CAT | {"num_outputs": 3}}, WAIT)).json()
-    base = f"https://flux.example/outputs/{created['id']}"
-    assert created["output"] == [f"{base}/out-0.webp", f"{base}/out-2.webp"]
+    for url, name in zip(created["output"], ("out-0.webp", "out-2.webp"), strict=True):
+        assert url.startswith("https://flux.example/links/")
+        assert url.endswith(f"/outputs/{created['id']}/1/{name}")
     assert created["urls"]["get"] == f"https://flux.example/v1/predictions/{created['id']}"
 
 

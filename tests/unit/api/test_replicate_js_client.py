@@ -14,6 +14,7 @@ import pytest
 from serve.events import ImageFlagged, Started
 from serve.settings import DeploymentSettings, Settings, WebhookSettings
 from tests.app_factory import delivering, make_app
+from tests.asgi_server import listen, outputs_at
 from tests.fakes import DONE, ONE_IMAGE, WEBP, FakeFetcher, FakeLoraCache, FakePool
 from tests.images import png
 from tests.js_client import JsClient
@@ -34,8 +35,10 @@ def image_file(tmp_path: Path) -> Path:
 @asynccontextmanager
 async def service(pool: FakePool, loras: FakeLoraCache | None = None, **settings: Any) -> AsyncGenerator[str, None]:
     """Runs the application with a token, which the client sends."""
-    app = make_app(pool, Settings(**settings), FakeFetcher({IMAGE_URL: IMAGE}), loras, token="secret")
-    async with app.listening() as url:
+    listener = listen()
+    app_settings = Settings(**{"outputs": outputs_at(listener), **settings})
+    app = make_app(pool, app_settings, FakeFetcher({IMAGE_URL: IMAGE}), loras, token="secret")
+    async with app.listening(listener) as url:
         yield url
 
 
@@ -94,6 +97,20 @@ async def test_invalid_input_is_an_error_with_its_field(js_client: JsClient) -> 
         error = await js_client.run("invalid", url)
     assert error["status"] == 422
     assert "num_outputs" in error["message"]
+
+
+async def test_stream_has_outputs_and_an_end(js_client: JsClient) -> None:
+    """The client does not send its token with the request for a stream."""
+    async with service(FakePool(ONE_IMAGE)) as url:
+        events = await js_client.run("stream", url)
+    assert [each["event"] for each in events if each["event"] != "logs"] == ["output", "done"]
+    [output] = [each["data"] for each in events if each["event"] == "output"]
+    assert output.endswith(base64.b64encode(WEBP).decode())
+
+
+async def test_stream_of_a_failed_prediction_is_an_error(js_client: JsClient) -> None:
+    async with service(FakePool((Started(), ImageFlagged(0), DONE))) as url:
+        assert "NSFW" in (await js_client.run("streamFailure", url))["message"]
 
 
 async def test_prediction_is_cancelled(js_client: JsClient) -> None:

@@ -1,4 +1,4 @@
-"""Creates the tables of tokens, and gives predictions an owner."""
+"""Creates the tables of tokens, and gives predictions and files an owner."""
 
 import sqlalchemy as sa
 from alembic import op
@@ -28,6 +28,9 @@ def upgrade() -> None:
         sa.Column("requests", sa.Integer, nullable=False),
     )
     op.add_column("predictions", sa.Column("owner", sa.String(16), nullable=False, server_default=""))
+    op.add_column("files", sa.Column("owner", sa.String(16), nullable=False, server_default=""))
+    op.drop_index("predictions_idempotency_key", "predictions")
+    op.create_index("predictions_idempotency_key", "predictions", ["owner", "idempotency_key"], unique=True)
     op.create_index("predictions_by_owner", "predictions", ["owner", sa.text("created_us DESC"), sa.text("id DESC")])
     op.create_index(
         "predictions_active_by_owner", "predictions", ["owner"], sqlite_where=ACTIVE, postgresql_where=ACTIVE
