@@ -6,6 +6,7 @@ ServiceError
 ├── NotPermitted       403  the token's scope does not include it, or it is set by the operator only
 ├── InvalidLink        403  a link to a file is forged or has expired
 ├── NotFound           404
+├── PredictionExists   409  another prediction has the id that the client chose
 ├── UploadTimedOut     408  an upload did not arrive within its time limit
 ├── BodyTimedOut       408  the body arrives too slowly, and other requests need its place
 ├── BodyTooLarge       413
@@ -28,6 +29,7 @@ ServiceError
     ├── LorasTooLarge         the LoRAs of one prediction do not fit on a device together
     ├── LorasMissing          weights could not be read; the runner makes up to three attempts
     ├── StorageFailed         an image or a file could not be stored
+    ├── OutputUploadFailed    an image could not be sent to the caller's or the operator's URL
     ├── AllImagesFlagged      the safety checker flagged every image
     └── EngineFailed          an internal error: the log has the cause, the message does not
 
@@ -98,6 +100,18 @@ class InvalidLink(ServiceError):
 class NotFound(ServiceError):
     status = 404
     title = "Not found"
+
+
+class PredictionExists(ServiceError):
+    status = 409
+    title = "Prediction exists"
+
+    def __init__(self, prediction_id: str) -> None:
+        super().__init__(prediction_id)
+        self.prediction_id = prediction_id
+
+    def __str__(self) -> str:
+        return f"there is a prediction with the id {self.prediction_id}; choose another id, or send it with PUT"
 
 
 class UploadTimedOut(ServiceError):
@@ -386,6 +400,17 @@ class StorageFailed(PredictionFailed):
 
     def __str__(self) -> str:
         return "the content could not be stored; the operator's log has the cause"
+
+
+class OutputUploadFailed(PredictionFailed):
+    """`why` is a reason to act on."""
+
+    def __init__(self, why: str) -> None:
+        super().__init__(why)
+        self.why = why
+
+    def __str__(self) -> str:
+        return f"an image could not be uploaded: {self.why}"
 
 
 class AllImagesFlagged(PredictionFailed):

@@ -33,6 +33,7 @@ from serve.media.links import LinkSigner
 from serve.media.object_store import ObjectStore
 from serve.media.output_store import OutputStore
 from serve.net.http_client import HttpClient
+from serve.net.output_uploads import OutputUploads
 from serve.net.url_fetcher import UrlFetcher
 from serve.pool_client import PoolClient
 from serve.predictions.change_notifier import ChangeNotifier
@@ -52,6 +53,7 @@ from serve.webhooks.signing_secrets import SigningSecrets
 
 READY_POLL_S = 0.5
 SHUTDOWN_GRACE_S = 60.0
+HEALTHY = DeploymentStatus.HEALTHY
 LAST_POLLS_S = 3.0
 """After the last prediction of a stopping service has ended, so that clients learn of it."""
 SWEEP_PERIOD_S = 30.0
@@ -93,7 +95,8 @@ class Ingress:
         self._retention = Retention(settings, self._database, self._sweeping, self._outputs, input_store)
         pools = {name: PoolClient(name, handle) for name, handle in handles.items()}
         self._lora_cache = LoraCacheClient(settings, serve.get_replica_context().app_name, self._files.local_copy)
-        runner = PredictionRunner(store, pools, input_images, self._lora_cache, self._outputs)
+        uploads = OutputUploads(self._http_client)
+        runner = PredictionRunner(store, pools, input_images, self._lora_cache, self._outputs, uploads)
         self._predictions = PredictionService(settings, store, runner, input_images, input_store, own_files)
         self._signing_secrets = SigningSecrets(self._database)
         webhook_client = HttpClient(settings.webhooks.http, settings_name="webhooks")
@@ -113,7 +116,7 @@ class Ingress:
             *openai.routes(*shared),
             *deployments.routes(self._predictions, self._settings),
             *discovery.routes(self._predictions, self._settings),
-            *cog.routes(*shared),
+            *cog.routes(*shared, self._shut_down),
             *webhooks.routes(self._signing_secrets),
             *probes.routes(self._predictions),
             *output_files.routes(self._predictions, self._outputs, self._stored, self._links, self._settings),
@@ -124,12 +127,17 @@ class Ingress:
         """Returns when predictions are accepted."""
         await self._ready.wait()
 
-    async def close(self) -> None:
+    async def _close(self) -> None:
         """Rejects new predictions from now on. Returns when clients have had time to read the running ones."""
         is_busy = self._predictions.is_busy
         await self._predictions.close(SHUTDOWN_GRACE_S)
         if is_busy:
             await asyncio.sleep(LAST_POLLS_S)
+
+    async def _shut_down(self) -> None:
+        """Deletes the application when running predictions have ended."""
+        await self._close()
+        await asyncio.to_thread(serve.delete, serve.get_replica_context().app_name, _blocking=False)
 
     async def predict(self, inputs: Mapping[str, Any], version: str | None = None) -> dict[str, Any]:
         """Runs a prediction and returns it as `/v1` shows it. Cancelling the call cancels the prediction.
@@ -186,7 +194,9 @@ class Ingress:
             await asyncio.sleep(READY_POLL_S)
         self._has_tables.set()
         application = serve.get_replica_context().app_name
-        while not await asyncio.to_thread(_are_healthy, application, self._pools):
+        while (statuses := await asyncio.to_thread(_pool_statuses, application, self._pools)) != {HEALTHY}:
+            if DeploymentStatus.DEPLOY_FAILED in statuses:
+                self._predictions.fail_setup()
             await asyncio.sleep(READY_POLL_S)
         self._predictions.open()
         self._ready.set()
@@ -211,11 +221,11 @@ class Ingress:
                 log.exception("old predictions and files are removed later")
 
 
-def _are_healthy(application: str, pools: Sequence[str]) -> bool:
-    """Whether every pool has its target number of replicas, which may be zero."""
+def _pool_statuses(application: str, pools: Sequence[str]) -> set[DeploymentStatus | None]:
+    """A pool is healthy if it has its target number of replicas, which may be zero."""
     status = serve.status().applications.get(application)
     deployments = status.deployments if status else {}
-    return all(name in deployments and deployments[name].status == DeploymentStatus.HEALTHY for name in pools)
+    return {deployments[name].status if name in deployments else None for name in pools}
 
 
 def _count_nodes(application: str) -> int:

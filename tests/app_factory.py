@@ -28,6 +28,7 @@ from serve.media.links import LinkSigner
 from serve.media.object_store import ObjectStore
 from serve.media.output_store import OutputStore
 from serve.net.http_client import HttpClient
+from serve.net.output_uploads import OutputUploads
 from serve.predictions.change_notifier import ChangeNotifier
 from serve.predictions.create_options import NO_OPTIONS, CreateOptions
 from serve.predictions.idempotency import IdempotencyKey
@@ -71,6 +72,8 @@ class AppUnderTest:
     """The folder of records, outputs and files."""
     webhooks: WebhookDeliverer
     """Sends nothing unless its `run` is called."""
+    shutdowns: list[None]
+    """An entry for each request to stop the service."""
 
     @property
     def http(self) -> httpx.AsyncClient:
@@ -127,8 +130,18 @@ def make_app(
     fetcher = OwnFilesFirst(own_files, fetcher or FakeFetcher({}), settings.fetch.max_bytes)
     input_images = InputImages(settings, fetcher)
     runner = PredictionRunner(
-        store, dict.fromkeys(settings.pools, pool), input_images, loras or FakeLoraCache(), outputs
+        store,
+        dict.fromkeys(settings.pools, pool),
+        input_images,
+        loras or FakeLoraCache(),
+        outputs,
+        OutputUploads(HttpClient(settings.fetch, tls=EMPTY_TRUST_STORE)),
     )
+    shutdowns: list[None] = []
+
+    async def shut_down() -> None:
+        shutdowns.append(None)
+
     input_store = InputStore(stored)
     service = PredictionService(settings, store, runner, input_images, input_store, own_files)
     if opened:
@@ -145,7 +158,7 @@ def make_app(
         *openai.routes(service, outputs, settings),
         *deployments.routes(service, settings),
         *discovery.routes(service, settings),
-        *cog.routes(service, outputs, settings),
+        *cog.routes(service, outputs, settings, shut_down),
         *webhooks.routes(secrets),
         *probes.routes(service),
         *output_files.routes(service, outputs, stored, links, settings),
@@ -162,6 +175,7 @@ def make_app(
         database,
         folder,
         deliverer,
+        shutdowns,
     )
     _open_apps.append(app_under_test)
     return app_under_test

@@ -162,6 +162,6 @@ async def output_uris(prediction: Prediction, outputs: OutputStore, with_unfinis
     if not is_running and not is_kept:
         return None
     try:
-        return [await outputs.uri(prediction.id, output.name) for output in prediction.outputs]
+        return [output.url or await outputs.uri(prediction.id, output.name) for output in prediction.outputs]
     except NotFound:
         return None

@@ -24,18 +24,24 @@ def parse_webhook(body: Mapping[str, Any], api: WebhookApi) -> Webhook | None:
     unknown = [event for event in events or () if event not in WEBHOOK_EVENTS]
     if unknown:
         errors.append(FieldError("webhook_events_filter", f"Input should have only {EVENT_LIST}", "enum"))
-    parsed = None
-    if url is not None:
-        try:
-            if len(url) > MAX_URL_CHARS:
-                raise InvalidUrl(f"it has more than {MAX_URL_CHARS} characters")
-            parsed = parse_url(url)
-        except InvalidUrl as error:
-            errors.append(FieldError("webhook", f"is not accepted: {error}", "url"))
+    if url is not None and (reason := why_invalid(url)):
+        errors.append(FieldError("webhook", f"is not accepted: {reason}", "url"))
     if errors:
         raise InvalidBody(tuple(errors))
     wanted = tuple(event for event in WEBHOOK_EVENTS if events is None or event in events)
-    if parsed is None or not wanted:
+    if url is None or not wanted:
         return None
+    parsed = parse_url(url)
     _, host, port = origin(parsed)
     return Webhook(url=str(parsed), host=f"{host}:{port}", events=wanted, api=api)
+
+
+def why_invalid(url: str) -> str | None:
+    """Why requests cannot be sent to a URL of a caller; None if they can."""
+    if len(url) > MAX_URL_CHARS:
+        return f"it has more than {MAX_URL_CHARS} characters"
+    try:
+        parse_url(url)
+    except InvalidUrl as error:
+        return str(error)
+    return None

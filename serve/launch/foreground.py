@@ -11,7 +11,9 @@ from collections.abc import Iterator, Mapping
 import psutil
 import ray
 from ray import serve
+from ray.exceptions import RayError
 from ray.serve.context import _get_global_client
+from ray.serve.exceptions import RayServeException
 from ray.serve.schema import ApplicationStatus, DeploymentStatus, DeploymentStatusOverview, ServeDeploySchema
 
 from serve.settings import use_proxy_middleware, use_slow_control_loop
@@ -51,28 +53,33 @@ def run(schema: ServeDeploySchema, num_cpus: int | None, num_gpus: int | None) -
         is_running = _wait_until_running(application, stop)
         if is_running:
             print(f"ready: http://{http.host}:{http.port} (Ray at {address}; Ctrl-C to stop)", flush=True)
-            _wait_until_stopped(stop)
+            _wait_until_stopped(application, stop)
         print("stopping; press Ctrl-C again to stop without waiting for running predictions", flush=True)
         if is_running:
             _close(application)
         _delete(application)
 
 
-def _wait_until_stopped(stop: threading.Event) -> None:
-    """Raises `ServiceLost` if Ray ends before."""
+def _wait_until_stopped(application: str, stop: threading.Event) -> None:
+    """Also returns if the application was deleted. Raises `ServiceLost` if Ray ends before."""
     while not stop.wait(WATCH_PERIOD_S):
         if not any(node["Alive"] for node in ray.nodes()):
             raise ServiceLost("Ray has stopped, and the service with it; start it again")
+        with contextlib.suppress(RayError):  # The controller starts again after a loss.
+            if application not in serve.status().applications:
+                return
 
 
 def _close(application: str) -> None:
     """Every ingress rejects new predictions, and answers polls until the running ones have ended.
 
-    Deleting the application first would end its routes first.
+    Deleting the application first would end its routes first. If it was deleted already, nothing happens.
     """
-    closing = serve.get_app_handle(application).broadcast("close")
     try:
+        closing = serve.get_app_handle(application).broadcast("_close")
         closing.results(timeout_s=CLOSE_TIMEOUT_S, return_exceptions=True)
+    except RayServeException:
+        return
     except TimeoutError:
         print("predictions that still run go on at the next start", flush=True)
 

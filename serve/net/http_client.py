@@ -134,8 +134,19 @@ class HttpClient:
 
         The body of the response is not read. Raises `RequestFailed`.
         """
-        async with self._request(url, headers, "", content) as response:
+        async with self._request(url, headers, "", content, "POST") as response:
             return response.status
+
+    async def put(self, url: httpx.URL, content: bytes, headers: Mapping[str, str]) -> str | None:
+        """Sends a PUT request and returns the `Location` of the response. Redirects are not followed.
+
+        Raises `RequestFailed`, also for a status other than success.
+        """
+        async with self._request(url, headers, "", content, "PUT") as response:
+            if not 200 <= response.status < 300:
+                raise response.status_error()
+            location: str | None = response.headers.get("location")
+            return location
 
     async def with_retries(self, attempt: Callable[[], Awaitable[Result]]) -> Result:
         """Calls `attempt` until it succeeds, at most `settings.max_attempts` times, with growing random pauses.
@@ -167,9 +178,14 @@ class HttpClient:
 
     @asynccontextmanager
     async def _request(
-        self, url: httpx.URL, headers: Mapping[str, str], prefix: str, content: bytes | None = None
+        self,
+        url: httpx.URL,
+        headers: Mapping[str, str],
+        prefix: str,
+        content: bytes | None = None,
+        method: str = "GET",
     ) -> AsyncIterator[Response]:
-        """Sends a POST of `content`, or else a GET, on a new connection. `prefix` starts the reasons of errors."""
+        """Sends a request on a new connection. `prefix` starts the reasons of errors."""
         target = httpcore.URL(scheme=url.raw_scheme, host=url.raw_host, port=url.port, target=url.raw_path)
         all_headers = {
             "Host": url.netloc.decode("ascii"),
@@ -184,7 +200,7 @@ class HttpClient:
             async with (
                 httpcore.AsyncHTTPConnection(target.origin, self._tls, network_backend=self._network) as connection,
                 connection.stream(
-                    "GET" if content is None else "POST",
+                    method,
                     target,
                     headers=list(all_headers.items()),
                     content=content,

@@ -18,6 +18,10 @@ class CreateOptions:
     lifetime: timedelta | None = None
     """The prediction is canceled if it has not ended after this time."""
     webhook: Webhook | None = None
+    id: str | None = None
+    """The id of the prediction, if the client chose it."""
+    upload_url: str | None = None
+    """Images are sent there with PUT."""
 
 
 NO_OPTIONS = CreateOptions()

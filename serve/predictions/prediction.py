@@ -29,6 +29,8 @@ class Output(BaseModel):
     index: int
     name: str
     size_bytes: int = 0
+    url: str | None = None
+    """Where it was uploaded for the caller."""
 
 
 class Progress(BaseModel):
@@ -58,6 +60,8 @@ class Prediction(BaseModel):
     """Whether `inputs` has only the beginning of long texts, such as images in `data:` URIs."""
     plan: GenerationPlan
     webhook: Webhook | None = None
+    upload_url: str | None = None
+    """Images are sent there with PUT."""
     created_at: AwareDatetime
     deadline: AwareDatetime | None = None
     """The prediction is canceled if it has not ended by then."""

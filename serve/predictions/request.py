@@ -64,7 +64,7 @@ class PreparedRequest:
         inputs = {key: value for key, value in self.raw_inputs.items() if key in Inputs.model_fields}
         shortened = {key: _shorten(value) for key, value in inputs.items()}
         prediction = Prediction(
-            id=new_id(),
+            id=options.id or new_id(),
             owner=options.caller.owner,
             model=self.served.model.full_name,
             version=self.served.version,
@@ -72,6 +72,7 @@ class PreparedRequest:
             has_shortened_inputs=shortened != inputs,
             plan=plan,
             webhook=options.webhook,
+            upload_url=options.upload_url,
             created_at=at,
             deadline=None if options.lifetime is None else at + options.lifetime,
             request_id=request_id,

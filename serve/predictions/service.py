@@ -29,10 +29,10 @@ from serve.predictions.request import ServedVersion, prepare_request
 from serve.predictions.resume import resume_request
 from serve.predictions.runner import LOST_TOO_OFTEN, MAX_LOSSES, PredictionRunner
 from serve.predictions.running_tasks import RunningTasks
-from serve.predictions.store import PredictionStore, PredictionUpdate, unknown_prediction
+from serve.predictions.store import PredictionStore, PredictionUpdate, is_same_creation, unknown_prediction
 from serve.settings import Settings
 
-ServiceState = Literal["starting", "ready", "full", "closing"]
+ServiceState = Literal["starting", "ready", "full", "failed", "closing"]
 
 RENEW_PERIOD_S = 2.0
 MAX_CLAIMS = 16
@@ -67,6 +67,7 @@ class PredictionService:
         self._clock = clock
         self._tasks = RunningTasks(self._release)
         self._closing = False
+        self._setup_failed = False
         self.created_at = clock()
         self.opened_at: datetime | None = None
         store.on_lost = self._tasks.stop
@@ -75,8 +76,12 @@ class PredictionService:
         if self._closing:
             return "closing"
         if self.opened_at is None:
-            return "starting"
+            return "failed" if self._setup_failed else "starting"
         return "full" if await self._store.is_full() else "ready"
+
+    def fail_setup(self) -> None:
+        """A pool cannot start; it may start later, after a change of the operator."""
+        self._setup_failed = True
 
     def open(self) -> None:
         self.opened_at = self._clock()
@@ -112,8 +117,9 @@ class PredictionService:
             if key is None or not isinstance(error, DatabaseUnavailable):
                 await self._input_store.try_delete(prediction)
             raise
-        if stored.id != prediction.id:
-            await self._input_store.try_delete(prediction)
+        if not is_same_creation(stored, prediction):
+            if stored.id != prediction.id:
+                await self._input_store.try_delete(prediction)
             return stored
         log.info("%s: accepted for %s", prediction.log_id, prediction.plan.pool)
         self._tasks.start(prediction, self._runner.run(prediction.id, images, request.references))
@@ -188,7 +194,7 @@ class PredictionService:
     @property
     def is_busy(self) -> bool:
         """Whether this process runs a prediction."""
-        return bool(self._tasks)
+        return self._tasks.count > 0
 
     async def close(self, grace_s: float) -> None:
         """Stops accepting predictions, waits `grace_s` for running ones, and leaves the rest to other processes."""

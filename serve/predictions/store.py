@@ -76,7 +76,9 @@ class PredictionStore:
         caller: Caller = ANONYMOUS,
         idempotency: IdempotencyKey | None = None,
     ) -> Prediction:
-        """Stores a new prediction, takes its lease, and returns it; or returns that of an earlier request with the key.
+        """Stores a new prediction, takes its lease, and returns it.
+
+        Returns that of an earlier request with the same key or id, if there is one.
 
         Raises `PoolFull`, `TooManyPredictions` and `IdempotencyKeyReused`. An `attached` prediction is cancelled
         instead of taken up if this process is lost.
@@ -99,7 +101,7 @@ class PredictionStore:
         except IntegrityError:
             # A request for another pool has stored the same key since this one looked for it.
             stored = await self._database.write(insert)
-        if stored.id == prediction.id:
+        if is_same_creation(stored, prediction):
             self._hold(lease, prediction)
         return stored
 
@@ -261,3 +263,8 @@ async def _find_attempt(
     if idempotency is not None:
         return await find_earlier(connection, idempotency, prediction.owner)
     return await rows.read_prediction(connection, prediction.id)
+
+
+def is_same_creation(stored: Prediction, prediction: Prediction) -> bool:
+    """Whether a stored record is that of this request; a client may choose an id twice."""
+    return (stored.id, stored.created_at) == (prediction.id, prediction.created_at)

@@ -4,6 +4,7 @@ Other code imports them from this package. `serve_config.yaml` has the productio
 """
 
 from serve.settings.base import Device
+from serve.settings.cog import CogSettings
 from serve.settings.downloads import FetchSettings
 from serve.settings.environment import (
     ENVIRONMENT_VARIABLES,
@@ -40,6 +41,7 @@ from serve.settings.webhooks import WebhookSettings
 __all__ = [
     "ENVIRONMENT_VARIABLES",
     "AttentionKernel",
+    "CogSettings",
     "CompiledPart",
     "DeploymentSettings",
     "Device",

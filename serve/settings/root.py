@@ -8,6 +8,7 @@ from pydantic import Field, model_validator
 
 from serve.model_specs import VariantName
 from serve.settings.base import Positive, Seconds, StrictModel
+from serve.settings.cog import CogSettings
 from serve.settings.downloads import FetchSettings
 from serve.settings.loras import LoraSettings
 from serve.settings.models import DEFAULT_SERVED_MODELS, DeploymentSettings, ModelSettings, ServedModel, is_same_id
@@ -94,6 +95,7 @@ class Settings(StrictModel):
     outputs: OutputSettings = OutputSettings()
     files: FileSettings = FileSettings()
     safety: SafetySettings = SafetySettings()
+    cog: CogSettings = CogSettings()
     openai: OpenAiSettings = OpenAiSettings()
     webhooks: WebhookSettings = WebhookSettings()
 

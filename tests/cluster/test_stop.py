@@ -5,6 +5,7 @@ import signal
 import subprocess
 import sys
 from collections.abc import Iterator
+from typing import Any
 
 import httpx
 import psutil
@@ -12,6 +13,8 @@ import pytest
 
 from serve.launch.subprocess_service import ROOT, LocalService, local_service
 from tests.cluster.client import SMALL, connect, create, get, until
+
+INPUTS: dict[str, Any] = SMALL | {"prompt": "a red sailboat", "num_inference_steps": 20}
 
 
 @pytest.fixture
@@ -21,7 +24,7 @@ def service(environment: dict[str, str]) -> Iterator[LocalService]:
 
 
 def test_stopping_service_answers_polls_until_running_predictions_have_ended(service: LocalService) -> None:
-    prediction_id = create(service, **SMALL | {"prompt": "a red sailboat", "num_inference_steps": 20})["id"]
+    prediction_id = create(service, **INPUTS)["id"]
     process = psutil.Process(service.process_id)
     os.kill(service.process_id, signal.SIGTERM)
 

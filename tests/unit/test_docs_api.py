@@ -9,7 +9,7 @@ from starlette.routing import Route
 from serve import errors
 from serve.api import cog, deployments, discovery, files, models, openai, output_files, probes, replicate, webhooks
 from serve.inputs import Inputs
-from serve.settings import Settings
+from serve.settings import CogSettings, Settings
 from tests.markdown import ROOT, table_with, tables
 
 API = (ROOT / "docs" / "api.md").read_text()
@@ -41,7 +41,7 @@ def expected_row(name: str, field: dict[str, Any]) -> list[str]:
 
 
 def test_path_tables_match_the_routes() -> None:
-    settings = Settings()
+    settings = Settings(cog=CogSettings(shutdown=True))
     routes: list[Route] = [
         *replicate.routes(UNUSED, UNUSED, UNUSED, settings),
         *files.routes(UNUSED, UNUSED, UNUSED, settings),
@@ -49,7 +49,7 @@ def test_path_tables_match_the_routes() -> None:
         *openai.routes(UNUSED, UNUSED, settings),
         *deployments.routes(UNUSED, settings),
         *discovery.routes(UNUSED, settings),
-        *cog.routes(UNUSED, UNUSED, settings),
+        *cog.routes(UNUSED, UNUSED, settings, UNUSED),
         *webhooks.routes(UNUSED),
         *probes.routes(UNUSED),
         *output_files.routes(UNUSED, UNUSED, UNUSED, UNUSED, settings),
