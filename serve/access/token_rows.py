@@ -5,12 +5,12 @@ from datetime import datetime
 from typing import Any
 
 from sqlalchemy import Row, delete, insert, select, update
-from sqlalchemy.dialects import postgresql, sqlite
 from sqlalchemy.ext.asyncio import AsyncConnection
 
 from serve.access.token import Token
 from serve.database.tables import request_counts, tokens
 from serve.database.times import from_us, to_us
+from serve.database.upsert import insert_into
 
 Counts = Mapping[tuple[str, int], int]
 """Numbers of requests by the id of the token and the minute since 1970."""
@@ -49,8 +49,7 @@ async def revoke_token(connection: AsyncConnection, token_id: str, at: datetime)
 
 async def add_requests(connection: AsyncConnection, counts: Counts) -> None:
     """Adds to the numbers of requests."""
-    dialect = postgresql if connection.dialect.name == "postgresql" else sqlite
-    statement = dialect.insert(request_counts)
+    statement = insert_into(connection, request_counts)
     statement = statement.on_conflict_do_update(
         index_elements=[request_counts.c.token_id, request_counts.c.minute],
         set_={"requests": request_counts.c.requests + statement.excluded.requests},

@@ -10,9 +10,10 @@ from sqlalchemy.ext.asyncio import AsyncConnection
 from serve.access.caller import ANONYMOUS, Caller
 from serve.database.connection import Database
 from serve.database.times import to_us
-from serve.errors import NotFound, PoolFull, TooManyPredictions
+from serve.errors import NotFound
 from serve.predictions import prediction_rows as rows
-from serve.predictions.admission import RetryEstimates, own_retry_after_s, work_of
+from serve.predictions.admission import work_of
+from serve.predictions.capacity import Capacity
 from serve.predictions.change_notifier import ChangeNotifier
 from serve.predictions.followers import Followers
 from serve.predictions.idempotency import IdempotencyKey, find_earlier
@@ -46,24 +47,23 @@ class PredictionStore:
     ) -> None:
         self._database = database
         self._notifier = notifier
-        self._limits = limits
+        self._pools = limits.keys()
         self._clock = clock
         self._lease_s = lease_s
         self._owner = secrets.token_hex(16)
         self._writer = RecordWriter(database, notifier)
         self._held: dict[str, LeasedRecord] = {}
         self._followers = Followers(notifier, self.get)
-        self._estimates = RetryEstimates(clock)
+        self._capacity = Capacity(limits, clock)
         self.on_lost: Callable[[str], None] = lambda _: None
 
     async def check_capacity(self, pool: str, caller: Caller = ANONYMOUS) -> None:
         """Raises `PoolFull` or `TooManyPredictions` if a prediction for `pool` would be rejected now."""
-        await self._database.read(lambda connection: self._check_capacity(connection, pool, caller))
+        await self._database.read(lambda connection: self._capacity.check(connection, pool, caller))
 
     async def is_full(self) -> bool:
         """Whether every pool is full."""
-        counts = await self._database.read(rows.count_active_by_pool)
-        return all(counts.get(pool, 0) >= limit for pool, limit in self._limits.items())
+        return await self._database.read(self._capacity.is_full)
 
     async def find_earlier(self, idempotency: IdempotencyKey, owner: str) -> Prediction | None:
         """The prediction that an earlier request of the owner with this key created. Raises `IdempotencyKeyReused`."""
@@ -87,12 +87,10 @@ class PredictionStore:
         work, expires_us = work_of(prediction.plan), self._expires_us()
 
         async def insert(connection: AsyncConnection) -> Prediction:
-            if caller.max_in_flight is not None:
-                await rows.lock_owner(connection, caller.owner)
-            await rows.lock_pool(connection, pool)
+            await self._capacity.lock(connection, pool, caller)
             if earlier := await _find_attempt(connection, prediction, idempotency):
                 return earlier
-            await self._check_capacity(connection, pool, caller)
+            await self._capacity.check(connection, pool, caller)
             await rows.insert_prediction(connection, prediction, lease, expires_us, work, attached, idempotency)
             return prediction
 
@@ -106,8 +104,7 @@ class PredictionStore:
         return stored
 
     async def get(self, prediction_id: str) -> Prediction:
-        held = self._held.get(prediction_id)
-        if held is not None:
+        if held := self._held.get(prediction_id):
             return held.prediction
         prediction = None
         if "\0" not in prediction_id:  # PostgreSQL rejects it in a text
@@ -194,12 +191,11 @@ class PredictionStore:
 
     async def claim(self, limit: int) -> list[Claim]:
         """Takes up to `limit` predictions whose processes were lost or stopped."""
-        now_us = to_us(self._clock())
-        expires_us = self._expires_us()
+        now_us, expires_us = to_us(self._clock()), self._expires_us()
 
         async def work(connection: AsyncConnection) -> list[Claim]:
             await rows.free_abandoned_places(connection, now_us)
-            return await rows.claim(connection, self._owner, self._limits.keys(), now_us, expires_us, limit)
+            return await rows.claim(connection, self._owner, self._pools, now_us, expires_us, limit)
 
         claims = await self._database.write(work)
         for each in claims:
@@ -211,16 +207,6 @@ class PredictionStore:
         if prediction is not None and owner not in (None, prediction.owner):
             raise unknown_prediction(prediction.id)
         return prediction
-
-    async def _check_capacity(self, connection: AsyncConnection, pool: str, caller: Caller) -> None:
-        if caller.max_in_flight is not None:
-            own = await rows.count_active_of_owner(connection, caller.owner)
-            if own >= caller.max_in_flight:
-                load = await rows.read_load(connection, pool, to_us(self._clock()))
-                raise TooManyPredictions(caller.max_in_flight, own_retry_after_s(load, own))
-        if await rows.count_active(connection, pool) >= self._limits[pool]:
-            load = await rows.read_load(connection, pool, to_us(self._clock()))
-            raise PoolFull(pool, self._estimates.retry_after_s(pool, load))
 
     def _hold(self, lease: Lease, prediction: Prediction) -> None:
         self._held[prediction.id] = LeasedRecord(self._writer, lease, prediction, self._lose)
