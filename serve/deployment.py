@@ -36,13 +36,19 @@ def _ingress_deployment(settings: Settings) -> Deployment:
     max_predictions = sum(pool.max_in_flight for pool in settings.pools.values())
     options: dict[str, Any] = {
         "name": INGRESS,
-        "num_replicas": settings.ingress_replicas,
+        **ingress_size(settings),
         "max_ongoing_requests": max_predictions + EXTRA_ONGOING_REQUESTS,
         # Serve kills the process after this time, so it is longer than the ingress waits for running predictions.
         "graceful_shutdown_timeout_s": SHUTDOWN_GRACE_S + 15,
         "ray_actor_options": {"num_cpus": settings.ingress_num_cpus, "num_gpus": 0},
     }
     return serve.deployment(**options)(serve.ingress()(Ingress))
+
+
+def ingress_size(settings: Settings) -> dict[str, Any]:
+    if settings.ingress_scaling is None:
+        return {"num_replicas": settings.ingress_replicas}
+    return {"autoscaling_config": settings.ingress_scaling.model_dump(exclude_none=True)}
 
 
 def _model_deployment(name: str, pool: PoolSettings) -> Deployment:

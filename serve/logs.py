@@ -1,6 +1,10 @@
-"""Writes this package's log messages to the log file of the Ray Serve replica that the process runs."""
+"""Log messages of replicas: their file, and the id of the HTTP request that a message belongs to."""
 
 import logging
+from contextvars import ContextVar
+
+request_id: ContextVar[str] = ContextVar("request_id", default="")
+"""The id of the HTTP request that runs; empty in a task that outlives its request."""
 
 
 def use_replica_log() -> None:

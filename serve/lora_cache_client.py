@@ -4,6 +4,7 @@ import asyncio
 import hashlib
 import logging
 from collections.abc import Awaitable, Callable, Collection, Mapping
+from contextlib import AbstractAsyncContextManager
 from pathlib import Path
 from typing import Any, TypeVar
 from weakref import WeakValueDictionary
@@ -39,12 +40,14 @@ class LoraCacheClient:
     """Calls the LoRA cache of one application, and starts it if necessary.
 
     The actor's name depends on the settings. An actor with other settings is not used, and exits when it is idle.
-    `upload_path` returns the path of an uploaded file by its id, or raises `NotFound`.
+    `local_copy` yields a local file with the content of an uploaded file by its id, or raises `NotFound`.
     """
 
-    def __init__(self, settings: Settings, application: str, upload_path: Callable[[str], Awaitable[Path]]) -> None:
+    def __init__(
+        self, settings: Settings, application: str, local_copy: Callable[[str], AbstractAsyncContextManager[Path]]
+    ) -> None:
         self._settings = settings
-        self._upload_path = upload_path
+        self._local_copy = local_copy
         self._send_locks: WeakValueDictionary[str, asyncio.Lock] = WeakValueDictionary()
         """By key of the reference."""
         self._sends = asyncio.Semaphore(CONCURRENT_SENDS)
@@ -102,8 +105,9 @@ class LoraCacheClient:
     async def _send(self, upload: UploadedFile, reference: Reference, *arguments: Any) -> ResolvedLora[Any]:
         """Calls `LoraCacheActor.get` with the content of `upload`."""
         async with self._sends:
-            path = await self._upload_path(upload.file_id)
-            content = await asyncio.to_thread(_put_file, path, self._settings.lora.fetch.max_bytes, upload.display_name)
+            max_bytes = self._settings.lora.fetch.max_bytes
+            async with self._local_copy(upload.file_id) as path:
+                content = await asyncio.to_thread(_put_file, path, max_bytes, upload.display_name)
             return await self._call(lambda actor: actor.get.remote(reference, *arguments, content))
 
     async def _call(self, method: Callable[[Any], Awaitable[Result]]) -> Result:

@@ -74,15 +74,19 @@ class ModelReplica:
         image: ImageArray | None = None,
         mask: MaskArray | None = None,
         loras: Sequence[ResolvedLora[BlockRef]] = (),
+        log_id: str = "",
     ) -> AsyncGenerator[Event, None]:
         """The events of one prediction; `Finished` is the last.
 
         `image` is uint8 [height, width, 3] and `mask` uint8 [height, width] (white is repainted), both of the plan's
         size; `loras` are all LoRAs of the plan. Closing the generator, or cancelling its consumer, ends the work within
         one denoising step; the caller's slot is held until the engine has dropped the request. Raises `ServiceError`.
+        Log messages about the prediction begin with `log_id`.
         """
         yield Alive()
+        log.info("%s: arrived, %d images of %s in %d steps", log_id, len(plan.seeds), plan.size, plan.steps)
         events = self._engine.stream(_engine_request(plan, image, mask, await self._read_weights(loras)))
+        outcome = "stopped"
         postprocessing: list[asyncio.Task[Event]] = []
         stages_ms: dict[str, float] = {}
         try:
@@ -94,8 +98,10 @@ class ModelReplica:
                         case Completed():
                             for finished in asyncio.as_completed(postprocessing):
                                 yield await finished
+                            outcome = "finished"
                             yield Finished(event.stages_ms | stages_ms, event.mean_batch, self._engine.compute_dtype)
                         case Failed():
+                            outcome = "failed"
                             raise event.error
                         case Alive() | Started() | StepDone():
                             yield event
@@ -103,6 +109,7 @@ class ModelReplica:
             for task in postprocessing:
                 task.cancel()
             await events.cancel()
+            log.info("%s: %s", log_id, outcome)
 
     async def _read_weights(self, loras: Sequence[ResolvedLora[BlockRef]]) -> "dict[str, LoraWeights]":
         """The weights of all LoRAs by key, resident ones included: they may be evicted before the request is scheduled.

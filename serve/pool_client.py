@@ -39,20 +39,23 @@ class PoolClient:
         image: ImageArray | None = None,
         mask: MaskArray | None = None,
         loras: Sequence[ResolvedLora[Any]] = (),
+        log_id: str = "",
     ) -> AsyncGenerator[Event, None]:
         """The events of one prediction, up to `Finished`. Closing the generator cancels the work within one step.
+
+        Log messages about the prediction begin with `log_id`, here and in the replica.
 
         Raises `ServiceError`, and `ReplicaLost` if the replica dies or sends no event for `SILENCE_LIMIT_S`.
         """
         started, limit_s = False, None
-        async with aclosing(self._call(plan, image, mask, list(loras))) as events:
+        async with aclosing(self._call(plan, image, mask, list(loras), log_id)) as events:
             while True:
                 try:
                     # The first event may take long: a replica has to start, or to have a place.
                     async with asyncio.timeout(limit_s):
                         event = await anext(events, None)
                 except REPLICA_ERRORS as error:
-                    log.warning("a replica of %s was lost: %s", self._name, type(error).__name__)
+                    log.warning("%s: a replica of %s was lost: %s", log_id, self._name, type(error).__name__)
                     raise ReplicaLost(started) from None
                 if event is None:
                     return
@@ -60,6 +63,7 @@ class PoolClient:
                 yield event
 
     async def _call(self, *arguments: object) -> AsyncGenerator[Event, None]:
+        """Calls a replica. The last one of `arguments` is the `log_id`."""
         stream = self._handle.remote(*arguments)
         ended = False
         try:
@@ -77,7 +81,7 @@ class PoolClient:
             cause = error.cause
             if isinstance(cause, ServiceError):
                 raise cause from None
-            log.error("a replica of %s failed: %s", self._name, error)
+            log.error("%s: a replica of %s failed: %s", arguments[-1], self._name, error)
             raise EngineFailed from None
         finally:
             if not ended:

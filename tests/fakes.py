@@ -45,6 +45,8 @@ class FakePool:
         """The plan, image and mask of each call of `generate`."""
         self.loras: list[Sequence[ResolvedLora[Any]]] = []
         """The LoRAs of each call of `generate`."""
+        self.log_ids: list[str] = []
+        """The `log_id` of each call of `generate`."""
         self.stop_count = 0
         """How many calls have returned or were closed."""
         self.may_stop = asyncio.Event()
@@ -59,9 +61,11 @@ class FakePool:
         image: NDArray[uint8] | None,
         mask: NDArray[uint8] | None,
         loras: Sequence[ResolvedLora[Any]],
+        log_id: str,
     ) -> AsyncGenerator[Event, None]:
         self.calls.append((plan, image, mask))
         self.loras.append(loras)
+        self.log_ids.append(log_id)
         try:
             await self.may_start.wait()
             for event in self.events:

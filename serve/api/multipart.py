@@ -15,7 +15,7 @@ from starlette.types import Message
 from serve.api.http_messages import InvalidBody
 from serve.errors import BodyTooLarge, FieldError, MalformedBody, UploadTimedOut
 from serve.inputs import shorten_name
-from serve.media.file_store import FileDescription
+from serve.media.file_rows import FileDescription
 
 PARTS = ("content", "metadata", "filename", "type")
 MAX_METADATA_BYTES = 64 * 2**10

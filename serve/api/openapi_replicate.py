@@ -1,6 +1,7 @@
 """Adds the endpoints of the Replicate API to the OpenAPI document."""
 
 import re
+from collections.abc import Iterable
 from typing import NamedTuple
 
 from serve.api.openapi import Schema, openapi_document
@@ -41,6 +42,7 @@ OPERATIONS = (
     Operation("get", "/v1/predictions", "200", _page("Prediction")),
     Operation("get", "/v1/predictions/{prediction_id}", "200", _reference("Prediction")),
     Operation("post", "/v1/predictions/{prediction_id}/cancel", "200", _reference("Prediction")),
+    Operation("get", "/v1/predictions/{prediction_id}/stream", "200", None),
     Operation("post", f"{MODEL}/predictions", "201", _reference("Prediction")),
     Operation("post", f"{DEPLOYMENT}/predictions", "201", _reference("Prediction")),
     Operation("get", "/v1/models", "200", _model_list()),
@@ -57,6 +59,7 @@ OPERATIONS = (
     Operation("get", "/v1/collections", "200", _page("Collection")),
     Operation("get", "/v1/collections/{slug}", "200", _reference("Collection")),
     Operation("get", "/v1/search", "200", _reference("SearchResults")),
+    Operation("get", "/v1/webhooks/default/secret", "200", _reference("WebhookSecret")),
     Operation("get", "/v1/account", "200", _reference("Account")),
     Operation("post", "/v1/files", "201", _reference("File")),
     Operation("get", "/v1/files", "200", _page("File")),
@@ -82,15 +85,17 @@ BODIES: dict[str, dict[str, Schema]] = {
     f"{DEPLOYMENT}/predictions": {"application/json": {"schema": MODEL_PREDICTION_BODY}},
 }
 """By the path of a POST."""
-MEDIA_TYPES = {"readme": "text/plain", "download": "application/octet-stream"}
+MEDIA_TYPES = {"readme": "text/plain", "download": "application/octet-stream", "stream": "text/event-stream"}
 """Of responses that are not JSON, by the end of the path."""
 QUERIES: dict[str, dict[str, Schema]] = {
     "/v1/predictions": {"cursor": TEXT},
+    "/v1/predictions/{prediction_id}/stream": {"progress": {"type": "boolean"}},
     "/v1/files": {"cursor": TEXT},
     "/v1/search": {"query": TEXT, "limit": {"type": "integer", "minimum": 1, "maximum": 50}},
 }
 """The query parameters of GET, by path."""
-PREFER: Schema = {"name": "Prefer", "in": "header", "required": False, "schema": TEXT}
+CREATION_HEADERS = ("Prefer", "Cancel-After", "Idempotency-Key")
+STREAM_HEADERS = ("Last-Event-ID",)
 
 
 def service_document(model: ServedModel) -> Schema:
@@ -132,7 +137,13 @@ def _operation(operation: Operation) -> Schema:
     if method == "post" and path in BODIES:
         described["requestBody"] = {"required": True, "content": BODIES[path]}
     if path.endswith("predictions") and method == "post":
-        described["parameters"].append(PREFER)
+        described["parameters"] += _headers(CREATION_HEADERS)
+    if path.endswith("stream"):
+        described["parameters"] += _headers(STREAM_HEADERS)
     if method == "x-query":
         described["requestBody"] = {"required": True, "content": {"text/plain": {"schema": TEXT}}}
     return described
+
+
+def _headers(names: Iterable[str]) -> list[Schema]:
+    return [{"name": name, "in": "header", "required": False, "schema": TEXT} for name in names]

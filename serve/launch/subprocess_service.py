@@ -15,7 +15,8 @@ from pathlib import Path
 
 ROOT = Path(__file__).parents[2]
 READY = "ready: "
-STOP_TIMEOUT_S = 60.0
+STOP_TIMEOUT_S = 100.0
+"""Longer than a service waits for running predictions and for its replicas."""
 
 _RAY_WORKER_PORTS = range(10002, 20000)
 

@@ -1,50 +1,38 @@
-"""Stores uploaded files in a local folder, bounded by age, number and total size, with their records in memory.
+"""Stores uploaded files, bounded by age, number and total size, for all processes of the service.
 
-When space is needed, the oldest files are removed first. A restart loses all files.
+Their records are in the database, their contents in the object store. When space is needed, the oldest files are
+removed first. The content of a file is deleted before its record, so that nothing is forgotten if a process is lost.
 """
 
 import asyncio
 import hashlib
-import os
+import logging
 import re
 import secrets
 import time
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
-from dataclasses import dataclass
-from itertools import dropwhile, islice
+from collections.abc import AsyncGenerator, Callable, Sequence
+from contextlib import asynccontextmanager, suppress
 from pathlib import Path
-from typing import IO, Any, TypeVar
+from typing import IO
 
-from serve.errors import NotFound, UploadsFull
-from serve.media.store_folder import StoreFolder
+from sqlalchemy.ext.asyncio import AsyncConnection
+
+from serve.database.connection import Database
+from serve.errors import DatabaseUnavailable, NotFound, StorageUnavailable, UploadTimedOut
+from serve.media import file_rows as rows
+from serve.media.file_rows import FileDescription, StoredFile
+from serve.media.object_store import ObjectStore
 from serve.settings import FileSettings
 
-CONTENT_NAME = re.compile(r"[0-9a-f]{32}\.file")
 COPY_CHUNK_BYTES = 2**20
-Result = TypeVar("Result")
+RECORD_STEP_BYTES = 16 * 2**20
+"""The record of an upload in progress lags behind by less than this."""
+SAVE_TIME_S = 600
+"""For copying a received file to the store. After this time and that of an upload, a process is taken for lost."""
+BATCH = 100
+FILE_ID = re.compile(r"[0-9a-f]{32}")
 
-
-@dataclass(frozen=True, slots=True)
-class FileDescription:
-    """What the caller says about a file. It is never used as a path."""
-
-    name: str
-    content_type: str
-    metadata: Mapping[str, Any]
-
-
-@dataclass(frozen=True, slots=True)
-class StoredFile:
-    id: str
-    path: Path
-    """The content. It is deleted when the file is removed."""
-    description: FileDescription
-    size_bytes: int
-    sha256: str
-    created_s: float
-    """Seconds since 1970."""
-    expires_s: float
+log = logging.getLogger(__name__)
 
 
 class Upload:
@@ -52,162 +40,184 @@ class Upload:
 
     def __init__(self, store: "FileStore") -> None:
         self._store = store
+        self.id = secrets.token_hex(16)
         self.received_bytes = 0
+        self.recorded_bytes: int | None = None
+        """None without a record."""
+        self.is_stored = False
+        self.copying: asyncio.Task[tuple[int, str]] | None = None
 
     async def grow(self, size_bytes: int) -> None:
         """Counts received bytes and removes the oldest files to make room.
 
-        Raises `UploadsFull` if the uploads in progress alone are over a limit.
+        Raises `UploadsFull` if the uploads in progress alone are over a limit, and `DatabaseUnavailable`.
         """
         self.received_bytes += size_bytes
-        self._store.check_uploads()
-        await self._store.sweep()
+        if self.recorded_bytes is None or self.received_bytes - self.recorded_bytes >= RECORD_STEP_BYTES:
+            await self._store.record(self)
 
-    async def save(self, content: IO[bytes], description: FileDescription) -> StoredFile:
-        """Stores `content`. Nothing is left on disk if this fails or is cancelled."""
-        return await self._store.save(self, content, description)
+    async def save(self, content: IO[bytes], description: FileDescription, owner: str = "") -> StoredFile:
+        """Stores `content`. Nothing is kept if this fails or is cancelled."""
+        return await self._store.save(self, content, description, owner)
 
 
 class FileStore:
-    """An instance belongs to one event loop, and its folder to one instance.
+    """`now` returns seconds since 1970.
 
-    Without a folder, a temporary one is used and removed by `aclose`. `now` returns seconds since 1970. Methods with an
-    id raise `NotFound` for a file that has expired or was removed.
+    Methods with an id raise `NotFound` for a file that has expired or was removed, and for one of another `owner` if
+    that is given. All methods raise `DatabaseUnavailable`, and those that read or delete contents `StorageUnavailable`.
     """
 
-    def __init__(self, settings: FileSettings, now: Callable[[], float] = time.time) -> None:
+    def __init__(
+        self, settings: FileSettings, database: Database, store: ObjectStore, now: Callable[[], float] = time.time
+    ) -> None:
         self._settings = settings
+        self._database = database
+        self._store = store
         self._now = now
-        self._files: dict[str, StoredFile] = {}
-        """By id, the oldest first."""
-        self._uploads: set[Upload] = set()
-        self._store_folder = StoreFolder(settings.folder, "flux-serve-files-")
-        self._folder = self._store_folder.path
-        _remove_contents(self._folder)
+        self._discarding: set[asyncio.Task[None]] = set()
 
-    @contextmanager
-    def upload(self) -> Iterator[Upload]:
+    @asynccontextmanager
+    async def upload(self) -> AsyncGenerator[Upload, None]:
         """Counts an upload while the block runs."""
         upload = Upload(self)
-        self._uploads.add(upload)
         try:
             yield upload
         finally:
-            self._uploads.discard(upload)
+            if not upload.is_stored and (upload.recorded_bytes is not None or upload.copying is not None):
+                # In a task of its own, because this one may have been cancelled.
+                task = asyncio.get_running_loop().create_task(self._discard(upload))
+                self._discarding.add(task)
+                task.add_done_callback(self._discarding.discard)
+                if upload.copying is None or upload.copying.done():
+                    await asyncio.shield(task)
 
-    async def save(self, upload: Upload, content: IO[bytes], description: FileDescription) -> StoredFile:
-        """Stores `content` and ends `upload`."""
-        file_id = secrets.token_hex(16)
-        path = self._folder / f"{file_id}.file"
-        copying = asyncio.ensure_future(asyncio.to_thread(_copy, content, path))
-        try:
-            size_bytes, sha256 = await asyncio.shield(copying)
-        except BaseException:
-            # A thread cannot be cancelled: what it still writes is removed when it has ended.
-            copying.add_done_callback(lambda _: path.unlink(missing_ok=True))
-            raise
+    async def record(self, upload: Upload) -> None:
+        """Records the size of an upload, and makes room for it. Raises `UploadsFull` and `UploadTimedOut`."""
+        now_s, size_bytes, is_new = self._now(), upload.received_bytes, upload.recorded_bytes is None
+        end_s = now_s + self._settings.upload_timeout_s + SAVE_TIME_S
+
+        async def work(connection: AsyncConnection) -> list[str]:
+            await rows.lock(connection)
+            if is_new:
+                await rows.insert_upload(connection, upload.id, size_bytes, now_s, end_s)
+            elif not await rows.update_upload(connection, upload.id, size_bytes, end_s):
+                raise UploadTimedOut(self._settings.upload_timeout_s)
+            return await rows.make_room(connection, self._settings, now_s)
+
+        # Before the call, because a transaction is committed even if its caller is cancelled.
+        upload.recorded_bytes = size_bytes
+        removed = await self._database.write(work)
+        await self._try_delete(removed)
+
+    async def save(self, upload: Upload, content: IO[bytes], description: FileDescription, owner: str) -> StoredFile:
+        """Stores `content` and ends `upload`. Raises `UploadsFull`, `UploadTimedOut` and `StorageFailed`."""
+        upload.copying = asyncio.get_running_loop().create_task(self._copy(content, content_key(upload.id)))
+        upload.received_bytes, sha256 = await asyncio.shield(upload.copying)
+        await self.record(upload)
         created_s = self._now()
         expires_s = created_s + self._settings.max_age_s
-        file = StoredFile(file_id, path, description, size_bytes, sha256, created_s, expires_s)
-        self._files[file_id] = file
-        self._uploads.discard(upload)
+        file = StoredFile(upload.id, description, owner, upload.received_bytes, sha256, created_s, expires_s)
+        if not await self._database.write(lambda connection: rows.write_stored(connection, file)):
+            raise UploadTimedOut(self._settings.upload_timeout_s)
+        upload.is_stored = True
         return file
 
-    async def get(self, file_id: str) -> StoredFile:
-        file = self._files.get(file_id)
-        if file is None or file.expires_s <= self._now():
-            raise self._not_found(file_id)
-        return file
-
-    async def page(self, before: str | None, limit: int) -> list[StoredFile]:
-        """Up to `limit` files, newest first, older than the file `before` if given."""
-        newest_first: Iterator[StoredFile] = reversed(self._files.values())
-        if before is not None:
-            start = await self.get(before)
-            newest_first = dropwhile(lambda file: file is not start, newest_first)
-            next(newest_first)
+    async def get(self, file_id: str, owner: str | None = None) -> StoredFile:
         now_s = self._now()
-        return list(islice((file for file in newest_first if file.expires_s > now_s), limit))
+        if FILE_ID.fullmatch(file_id):
+            file = await self._database.read(lambda connection: rows.read_file(connection, file_id, now_s))
+            if file is not None and owner in (None, file.owner):
+                return file
+        raise self.not_found(file_id)
 
-    async def delete(self, file_id: str) -> None:
-        await self._remove([await self.get(file_id)])
+    async def page(self, before: str | None, limit: int, owner: str | None = None) -> list[StoredFile]:
+        """Up to `limit` files, newest first, older than the file `before` if given."""
+        older_than = None if before is None else await self.get(before, owner)
+        now_s = self._now()
+        return await self._database.read(lambda connection: rows.read_page(connection, older_than, limit, now_s, owner))
 
-    async def path(self, file_id: str) -> Path:
-        return (await self.get(file_id)).path
-
-    async def stat(self, file_id: str) -> tuple[StoredFile, os.stat_result]:
-        file = await self.get(file_id)
-        return file, await self._on_disk(file, file.path.stat)
+    async def delete(self, file_id: str, owner: str | None = None) -> None:
+        await self.get(file_id, owner)
+        await self._database.write(lambda connection: rows.mark_removed(connection, file_id))
+        await self._try_delete([file_id])
 
     async def read(self, file_id: str) -> bytes:
         file = await self.get(file_id)
-        return await self._on_disk(file, file.path.read_bytes)
+        try:
+            return await self._store.read(content_key(file.id))
+        except FileNotFoundError:
+            raise self.not_found(file_id) from None
 
-    def check_uploads(self) -> None:
-        """Raises `UploadsFull` if the uploads in progress alone are over a limit."""
-        if len(self._uploads) > self._settings.max_files or self._uploading_bytes() > self._settings.max_bytes:
-            raise UploadsFull
+    @asynccontextmanager
+    async def local_copy(self, file_id: str) -> AsyncGenerator[Path, None]:
+        """A local file with the content, while the block runs."""
+        file = await self.get(file_id)
+        try:
+            async with self._store.local_copy(content_key(file.id)) as path:
+                yield path
+        except FileNotFoundError:
+            raise self.not_found(file_id) from None
 
     async def sweep(self) -> None:
-        """Removes files that are too old, then the oldest ones until the rest and the uploads are within the limits."""
+        """Removes files that have expired, and what lost processes have left."""
         now_s = self._now()
-        count = len(self._uploads) + len(self._files)
-        size_bytes = self._uploading_bytes() + sum(file.size_bytes for file in self._files.values())
-        removed = []
-        for file in self._files.values():
-            is_within = count <= self._settings.max_files and size_bytes <= self._settings.max_bytes
-            if is_within and file.expires_s > now_s:
-                break
-            removed.append(file)
-            count -= 1
-            size_bytes -= file.size_bytes
-        await self._remove(removed)
+        await self._database.write(lambda connection: rows.mark_expired(connection, now_s))
+        while removed := await self._database.read(lambda connection: rows.removed_ids(connection, BATCH)):
+            await self._delete(removed)
 
     async def aclose(self) -> None:
-        """Removes the temporary folder, if one is used."""
-        await self._store_folder.aclose()
+        """Waits until the contents of failed uploads are deleted."""
+        await asyncio.gather(*self._discarding, return_exceptions=True)
 
-    def _uploading_bytes(self) -> int:
-        return sum(upload.received_bytes for upload in self._uploads)
+    async def _discard(self, upload: Upload) -> None:
+        if upload.copying is not None:
+            # It ends soon, because its file is closed at the end of the request. What it still writes is deleted.
+            await asyncio.gather(upload.copying, return_exceptions=True)
+        # Otherwise, the upload expires and is swept.
+        with suppress(DatabaseUnavailable):
+            await self._database.write(lambda connection: rows.mark_removed(connection, upload.id))
+            await self._try_delete([upload.id])
 
-    async def _remove(self, files: list[StoredFile]) -> None:
-        for file in files:
-            del self._files[file.id]
-        if files:
-            await asyncio.to_thread(_unlink, [file.path for file in files])
-
-    async def _on_disk(self, file: StoredFile, call: Callable[[], Result]) -> Result:
-        """Runs `call` in a thread. Raises `NotFound` if it finds that the content was removed meanwhile."""
+    async def _try_delete(self, removed: Sequence[str]) -> None:
+        """Like `_delete`; `sweep` deletes later what cannot be deleted now."""
         try:
-            return await asyncio.to_thread(call)
-        except FileNotFoundError:
-            raise self._not_found(file.id) from None
+            await self._delete(removed)
+        except (DatabaseUnavailable, StorageUnavailable):
+            log.warning("the contents of %d removed files are deleted later", len(removed))
 
-    def _not_found(self, file_id: str) -> NotFound:
+    async def _delete(self, removed: Sequence[str]) -> None:
+        """Deletes the contents, and then the records, of files that are marked as removed."""
+        for file_id in removed:
+            await self._store.delete_folder(f"files/{file_id}")
+        if removed:
+            await self._database.write(lambda connection: rows.delete_rows(connection, removed))
+
+    async def _copy(self, content: IO[bytes], key: str) -> tuple[int, str]:
+        """Copies `content` to the store, and returns its size in bytes and its SHA-256."""
+        digest, size_bytes = hashlib.sha256(), 0
+
+        def read() -> bytes:
+            chunk = content.read(COPY_CHUNK_BYTES)
+            digest.update(chunk)
+            return chunk
+
+        async def chunks() -> AsyncGenerator[bytes, None]:
+            nonlocal size_bytes
+            while chunk := await asyncio.to_thread(read):
+                size_bytes += len(chunk)
+                yield chunk
+
+        await self._store.put_chunks(key, chunks())
+        return size_bytes, digest.hexdigest()
+
+    def not_found(self, file_id: str) -> NotFound:
         return NotFound(
             f"there is no file {file_id[:64]!r}: it was removed, or it has expired;"
             f" files are kept for at most {self._settings.max_age_s / 3600:g} hours, so upload it again"
         )
 
 
-def _copy(content: IO[bytes], path: Path) -> tuple[int, str]:
-    """Copies `content` to `path`, and returns its size in bytes and its SHA-256."""
-    digest, size_bytes = hashlib.sha256(), 0
-    with path.open("xb") as file:
-        while chunk := content.read(COPY_CHUNK_BYTES):
-            file.write(chunk)
-            digest.update(chunk)
-            size_bytes += len(chunk)
-    return size_bytes, digest.hexdigest()
-
-
-def _unlink(paths: list[Path]) -> None:
-    for path in paths:
-        path.unlink(missing_ok=True)
-
-
-def _remove_contents(folder: Path) -> None:
-    """Removes what an earlier process left; files of other names are not touched."""
-    for path in folder.iterdir():
-        if CONTENT_NAME.fullmatch(path.name):
-            path.unlink(missing_ok=True)
+def content_key(file_id: str) -> str:
+    """The key of the content of a file. `file_id` must be that of a file."""
+    return f"files/{file_id}/content"

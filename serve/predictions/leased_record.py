@@ -24,6 +24,11 @@ RETRY_S = 0.5
 log = logging.getLogger(__name__)
 
 
+def log_end(prediction: Prediction) -> None:
+    reason = "" if prediction.error is None else f": {prediction.error!r}"
+    log.info("%s: %s after %.1f s%s", prediction.log_id, prediction.status, prediction.metrics["total_time"], reason)
+
+
 class LeasedRecord:
     """`on_lost` is called once if the lease turns out to be lost, or the prediction to have been ended elsewhere."""
 
@@ -66,6 +71,7 @@ class LeasedRecord:
                 return False
             self.prediction = ended
         self._writer.notify(ended.id)
+        log_end(ended)
         return True
 
     def abandon(self) -> None:
@@ -110,7 +116,7 @@ class RecordWriter:
                 )
             except DatabaseUnavailable as error:
                 if is_first:
-                    log.warning("prediction %s: its end waits for the database: %s", prediction.id, error.cause)
+                    log.warning("%s: its end waits for the database: %s", prediction.log_id, error.cause)
                 is_first = False
                 await asyncio.sleep(RETRY_S)
 

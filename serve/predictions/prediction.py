@@ -12,7 +12,9 @@ from typing import Any, Literal, Self
 
 from pydantic import AwareDatetime, BaseModel, ConfigDict
 
+from serve.access.caller import NO_OWNER
 from serve.generation_plan import GenerationPlan
+from serve.predictions.webhook import Webhook
 
 Status = Literal["starting", "processing", "succeeded", "failed", "canceled"]
 
@@ -20,12 +22,25 @@ FINAL_STATUSES: frozenset[Status] = frozenset({"succeeded", "failed", "canceled"
 
 
 class Output(BaseModel):
-    """A stored image: its index among the requested images, and its file name."""
+    """A stored image: its index among the requested images, and its name in the `OutputStore`."""
 
     model_config = ConfigDict(frozen=True)
 
     index: int
     name: str
+    size_bytes: int = 0
+    url: str | None = None
+    """Where it was uploaded for the caller."""
+
+
+class Progress(BaseModel):
+    """Image `index` has completed `step` of its `total` denoising steps."""
+
+    model_config = ConfigDict(frozen=True)
+
+    index: int
+    step: int
+    total: int
 
 
 class Prediction(BaseModel):
@@ -34,6 +49,8 @@ class Prediction(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid")
 
     id: str
+    owner: str = NO_OWNER
+    """The id of the token that created it."""
     model: str
     """`owner/name` of the served model."""
     version: str
@@ -42,12 +59,21 @@ class Prediction(BaseModel):
     has_shortened_inputs: bool = False
     """Whether `inputs` has only the beginning of long texts, such as images in `data:` URIs."""
     plan: GenerationPlan
+    webhook: Webhook | None = None
+    upload_url: str | None = None
+    """Images are sent there with PUT."""
     created_at: AwareDatetime
+    deadline: AwareDatetime | None = None
+    """The prediction is canceled if it has not ended by then."""
+    request_id: str = ""
+    """Of the HTTP request that created the prediction, for the log."""
     started_at: AwareDatetime | None = None
     completed_at: AwareDatetime | None = None
     status: Status = "starting"
     outputs: tuple[Output, ...] = ()
     """By index; withheld images are missing."""
+    progress: tuple[Progress, ...] = ()
+    """By index; images whose first step has not ended are missing."""
     error: str | None = None
     logs: str = ""
     metrics: dict[str, Any] = {}
@@ -63,6 +89,15 @@ class Prediction(BaseModel):
     def ended(self) -> bool:
         return self.status in FINAL_STATUSES
 
+    @property
+    def log_id(self) -> str:
+        """The beginning of log lines about the prediction."""
+        request = f" (request {self.request_id})" if self.request_id else ""
+        return f"prediction {self.id}{request}"
+
+    def is_overdue(self, now: datetime) -> bool:
+        return not self.ended and self.deadline is not None and self.deadline <= now
+
     def started(self, at: datetime) -> Self:
         """The prediction with status `processing`; the first denoising step is about to run."""
         return self._changed(status="processing", started_at=at) if self.status == "starting" else self
@@ -76,6 +111,10 @@ class Prediction(BaseModel):
     def with_output(self, output: Output) -> Self:
         return self._changed(outputs=tuple(sorted((*self.outputs, output), key=lambda each: each.index)))
 
+    def with_progress(self, progress: Progress) -> Self:
+        others = (each for each in self.progress if each.index != progress.index)
+        return self._changed(progress=tuple(sorted((*others, progress), key=lambda each: each.index)))
+
     def with_stage_times(self, stages_ms: Mapping[str, float]) -> Self:
         """Adds milliseconds to stages."""
         sums = {stage: self.stages_ms.get(stage, 0.0) + duration_ms for stage, duration_ms in stages_ms.items()}
@@ -87,7 +126,7 @@ class Prediction(BaseModel):
     def resumed(self) -> Self:
         """The prediction when another process takes it up: its images are generated again, from the same seeds."""
         line = "The process that ran this prediction was lost; another one starts it again"
-        return self._changed(outputs=(), stages_ms={}, logs=f"{self.logs}{line}\n")
+        return self._changed(outputs=(), progress=(), stages_ms={}, logs=f"{self.logs}{line}\n")
 
     def succeeded(self, at: datetime) -> Self:
         return self._end("succeeded", at)

@@ -1,32 +1,38 @@
 """The SQL statements on the table of predictions. Each function runs in the caller's transaction."""
 
-from collections.abc import Collection, Sequence
-from datetime import UTC, datetime, timedelta
+from collections.abc import Collection
+from typing import Any
 
-from sqlalchemy import ColumnElement, and_, delete, func, insert, literal, or_, select, update
+from sqlalchemy import ColumnElement, Select, and_, delete, func, insert, literal, or_, select, update
 from sqlalchemy.ext.asyncio import AsyncConnection
 
-from serve.database.tables import has_data, is_active, predictions
+from serve.database.tables import has_data, is_active, predictions, webhook_deliveries
+from serve.database.times import to_us
 from serve.predictions.admission import PoolLoad
+from serve.predictions.idempotency import IdempotencyKey
 from serve.predictions.lease import Claim, Lease
 from serve.predictions.prediction import Prediction
 
-EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
-MICROSECOND = timedelta(microseconds=1)
 SECOND_US = 1_000_000
 RECENT_PREDICTIONS = 32
 """The speed of a pool is that of this many predictions that have succeeded last."""
-
-
-def to_us(moment: datetime) -> int:
-    """Microseconds since 1970."""
-    return (moment - EPOCH) // MICROSECOND
 
 
 async def lock_pool(connection: AsyncConnection, pool: str) -> None:
     """Makes other admissions to the pool wait for the end of the transaction. SQLite has one writer anyway."""
     if connection.dialect.name == "postgresql":
         await connection.execute(select(func.pg_advisory_xact_lock(func.hashtext(literal(f"pool {pool}")))))
+
+
+async def lock_owner(connection: AsyncConnection, owner: str) -> None:
+    """Makes other admissions for the owner wait for the end of the transaction, as `lock_pool` does for a pool."""
+    if connection.dialect.name == "postgresql":
+        await connection.execute(select(func.pg_advisory_xact_lock(func.hashtext(literal(f"owner {owner}")))))
+
+
+async def count_active_of_owner(connection: AsyncConnection, owner: str) -> int:
+    query = select(func.count()).select_from(predictions).where(is_active, predictions.c.owner == owner)
+    return int((await connection.execute(query)).scalar_one())
 
 
 async def count_active(connection: AsyncConnection, pool: str) -> int:
@@ -58,11 +64,19 @@ async def read_load(connection: AsyncConnection, pool: str, now_us: int) -> Pool
 
 
 async def insert_prediction(
-    connection: AsyncConnection, prediction: Prediction, lease: Lease, expires_us: int, work: float, attached: bool
+    connection: AsyncConnection,
+    prediction: Prediction,
+    lease: Lease,
+    expires_us: int,
+    work: float,
+    attached: bool,
+    idempotency: IdempotencyKey | None = None,
 ) -> None:
+    """Raises `IntegrityError` if there is a prediction with this id or idempotency key."""
     values = {
         "id": prediction.id,
         "created_us": to_us(prediction.created_at),
+        "owner": prediction.owner,
         "pool": prediction.plan.pool,
         "status": prediction.status,
         "work": work,
@@ -73,9 +87,23 @@ async def insert_prediction(
         "lease_number": lease.number,
         "lease_expires_us": expires_us,
         "losses": 0,
+        "idempotency_key": None if idempotency is None else idempotency.key,
+        "request_hash": None if idempotency is None else idempotency.request_hash,
         "record": prediction.model_dump_json(),
     }
     await connection.execute(insert(predictions).values(values))
+    if prediction.webhook is not None:
+        # In this transaction, so that a recorded prediction never lacks its delivery.
+        await connection.execute(
+            insert(webhook_deliveries).values(
+                prediction_id=prediction.id,
+                host=prediction.webhook.host,
+                due_us=to_us(prediction.created_at),
+                attempts=0,
+                lease_number=0,
+                lease_expires_us=0,
+            )
+        )
 
 
 async def read_prediction(connection: AsyncConnection, prediction_id: str) -> Prediction | None:
@@ -153,9 +181,22 @@ async def free_abandoned_places(connection: AsyncConnection, now_us: int) -> Non
     await connection.execute(update(predictions).where(is_abandoned).values(lease_owner=None))
 
 
-async def ids_with_old_data(connection: AsyncConnection, ended_before_us: int, limit: int) -> Sequence[str]:
-    query = select(predictions.c.id).where(has_data, predictions.c.ended_us < ended_before_us).limit(limit)
-    return (await connection.execute(query)).scalars().all()
+async def with_old_data(connection: AsyncConnection, ended_before_us: int, limit: int) -> list[Prediction]:
+    """Up to `limit` predictions that ended before, whose data has not been removed."""
+    query = select(predictions.c.record).where(has_data, predictions.c.ended_us < ended_before_us).limit(limit)
+    return await _read_records(connection, query)
+
+
+async def count_output_bytes(connection: AsyncConnection) -> int:
+    """The size of the outputs of all predictions that have ended."""
+    query = select(func.coalesce(func.sum(predictions.c.output_bytes), 0)).where(has_data)
+    return int((await connection.execute(query)).scalar_one())
+
+
+async def oldest_with_outputs(connection: AsyncConnection, limit: int) -> list[Prediction]:
+    """Up to `limit` ended predictions that have outputs, the oldest first."""
+    query = select(predictions.c.record).where(has_data, predictions.c.output_bytes > 0)
+    return await _read_records(connection, query.order_by(predictions.c.ended_us).limit(limit))
 
 
 async def remove_data(connection: AsyncConnection, prediction: Prediction) -> None:
@@ -164,10 +205,16 @@ async def remove_data(connection: AsyncConnection, prediction: Prediction) -> No
 
 
 async def delete_old(connection: AsyncConnection, ended_before_us: int, limit: int) -> int:
-    """Deletes up to `limit` predictions and returns their number."""
-    old = select(predictions.c.id).where(predictions.c.ended_us < ended_before_us).limit(limit).scalar_subquery()
+    """Deletes up to `limit` predictions without data and returns their number."""
+    is_old = and_(predictions.c.ended_us < ended_before_us, predictions.c.data_removed.is_(True))
+    old = select(predictions.c.id).where(is_old).limit(limit).scalar_subquery()
     statement = delete(predictions).where(predictions.c.id.in_(old))
     return int((await connection.execute(statement)).rowcount)
+
+
+async def _read_records(connection: AsyncConnection, query: Select[Any]) -> list[Prediction]:
+    records = (await connection.execute(query)).scalars().all()
+    return [Prediction.model_validate_json(record) for record in records]
 
 
 def _changed_values(prediction: Prediction) -> dict[str, object]:
@@ -177,6 +224,7 @@ def _changed_values(prediction: Prediction) -> dict[str, object]:
         "revision": prediction.revision,
         "record": prediction.model_dump_json(),
         "ended_us": ended_us,
+        "output_bytes": sum(output.size_bytes for output in prediction.outputs),
     }
 
 

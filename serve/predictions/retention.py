@@ -1,51 +1,98 @@
 """Removes old predictions: first their data, and after a longer time their records, in small batches."""
 
-from collections.abc import Callable
+import asyncio
+from collections.abc import Callable, Sequence
 from datetime import datetime, timedelta
 
 from sqlalchemy.ext.asyncio import AsyncConnection
 
+from serve.aio import first_error_task_group
 from serve.database.connection import Database
+from serve.database.task_lease import TaskLease
+from serve.database.times import to_us
+from serve.media.output_store import OutputStore
 from serve.predictions import prediction_rows as rows
-from serve.predictions.prediction import utc_now
+from serve.predictions.input_store import InputStore
+from serve.predictions.prediction import Prediction, utc_now
+from serve.settings import Settings
 
 BATCH = 200
 """Other writers wait for one batch at most."""
+CONCURRENT_DELETIONS = 8
 
 
 class Retention:
-    """`data_max_age_s` and `record_max_age_s` count from the end of a prediction."""
+    """Ages count from the end of a prediction. Only the process that has `lease` removes something."""
 
     def __init__(
         self,
+        settings: Settings,
         database: Database,
-        data_max_age_s: float,
-        record_max_age_s: float,
+        lease: TaskLease,
+        outputs: OutputStore,
+        inputs: InputStore,
         clock: Callable[[], datetime] = utc_now,
     ) -> None:
         self._database = database
-        self._data_max_age = timedelta(seconds=data_max_age_s)
-        self._record_max_age = timedelta(seconds=record_max_age_s)
+        self._lease = lease
+        self._outputs = outputs
+        self._inputs = inputs
+        self._record_max_age = timedelta(seconds=settings.record_max_age_s)
+        self._data_max_age = min(timedelta(seconds=settings.outputs.max_age_s), self._record_max_age)
+        self._max_bytes = settings.outputs.max_bytes
         self._clock = clock
+        self._deletions = asyncio.Semaphore(CONCURRENT_DELETIONS)
 
     async def sweep(self) -> None:
-        """Removes what is too old. Raises `DatabaseUnavailable`."""
+        """Removes what is too old or too much. Raises `DatabaseUnavailable` and `StorageUnavailable`."""
         now = self._clock()
-        while await self._remove_data(rows.to_us(now - self._data_max_age)) == BATCH:
+        data_limit_us, record_limit_us = to_us(now - self._data_max_age), to_us(now - self._record_max_age)
+        while await self._lease.take() and await self._remove_old_data(data_limit_us):
             pass
-        while await self._delete(rows.to_us(now - self._record_max_age)) == BATCH:
+        while await self._lease.take() and await self._free_space():
+            pass
+        while await self._lease.take() and await self._delete_records(record_limit_us):
             pass
 
-    async def _remove_data(self, ended_before_us: int) -> int:
-        async def work(connection: AsyncConnection) -> int:
-            ids = await rows.ids_with_old_data(connection, ended_before_us, BATCH)
-            for prediction_id in ids:
-                prediction = await rows.read_prediction(connection, prediction_id)
-                if prediction is not None:
-                    await rows.remove_data(connection, prediction.without_data())
-            return len(ids)
+    async def _remove_old_data(self, ended_before_us: int) -> bool:
+        """Whether there may be more."""
+        old = await self._database.read(lambda connection: rows.with_old_data(connection, ended_before_us, BATCH))
+        await self._remove_data(old)
+        return len(old) == BATCH
 
-        return await self._database.write(work)
+    async def _free_space(self) -> bool:
+        """Removes the data of the oldest predictions if their outputs take too much space."""
+        excess_bytes = await self._database.read(rows.count_output_bytes) - self._max_bytes
+        if excess_bytes <= 0:
+            return False
+        oldest = await self._database.read(lambda connection: rows.oldest_with_outputs(connection, BATCH))
+        removed = []
+        for prediction in oldest:
+            if excess_bytes <= 0:
+                break
+            removed.append(prediction)
+            excess_bytes -= sum(output.size_bytes for output in prediction.outputs)
+        await self._remove_data(removed)
+        return bool(removed)
 
-    async def _delete(self, ended_before_us: int) -> int:
-        return await self._database.write(lambda connection: rows.delete_old(connection, ended_before_us, BATCH))
+    async def _remove_data(self, removed: Sequence[Prediction]) -> None:
+        """The files first: if this process is lost before it has changed the records, another one does both again."""
+        async with first_error_task_group() as group:
+            for prediction in removed:
+                group.create_task(self._delete_files(prediction))
+
+        async def change(connection: AsyncConnection) -> None:
+            for prediction in removed:
+                await rows.remove_data(connection, prediction.without_data())
+
+        if removed:
+            await self._database.write(change)
+
+    async def _delete_files(self, prediction: Prediction) -> None:
+        async with self._deletions:
+            await self._outputs.delete(prediction.id)
+            await self._inputs.delete(prediction)
+
+    async def _delete_records(self, ended_before_us: int) -> bool:
+        deleted = await self._database.write(lambda connection: rows.delete_old(connection, ended_before_us, BATCH))
+        return deleted == BATCH

@@ -16,7 +16,7 @@ from serve.lora.reference import Reference
 from serve.lora.resolved_lora import ResolvedLora
 from serve.media.output_store import OutputStore
 from serve.model_specs import ImageArray, MaskArray
-from serve.predictions.event_recorder import EventRecorder, lora_log_lines, lora_metrics
+from serve.predictions.event_recorder import EventRecorder, Uploads, lora_log_lines, lora_metrics
 from serve.predictions.input_images import InputImages, LoadedImages, UnfetchedImages
 from serve.predictions.prediction import elapsed_ms, utc_now
 from serve.predictions.store import PredictionStore
@@ -38,9 +38,16 @@ class Pool(Protocol):
     """A pool of replicas."""
 
     def generate(
-        self, plan: GenerationPlan, image: ImageArray | None, mask: MaskArray | None, loras: Sequence[ResolvedLora[Any]]
+        self,
+        plan: GenerationPlan,
+        image: ImageArray | None,
+        mask: MaskArray | None,
+        loras: Sequence[ResolvedLora[Any]],
+        log_id: str,
     ) -> AsyncGenerator[Event, None]:
         """The events of one prediction; an image may be reported twice. `image` and `mask` have the plan's size.
+
+        Log messages about the prediction begin with `log_id`.
 
         Closing the generator, or cancelling its consumer, cancels the work within one step. Raises `LorasMissing` if a
         replica cannot read some of `loras`, and `ReplicaLost`.
@@ -69,6 +76,7 @@ class PredictionRunner:
         input_images: InputImages,
         lora_cache: LoraCache,
         outputs: OutputStore,
+        uploads: Uploads,
         clock: Callable[[], datetime] = utc_now,
     ) -> None:
         self._store = store
@@ -76,6 +84,7 @@ class PredictionRunner:
         self._input_images = input_images
         self._lora_cache = lora_cache
         self._outputs = outputs
+        self._uploads = uploads
         self._clock = clock
 
     async def run(
@@ -148,15 +157,16 @@ class PredictionRunner:
         self, prediction_id: str, images: LoadedImages, loras: ResolvedLoras, references: Mapping[str, Reference]
     ) -> None:
         plan = images.plan
-        recorder = EventRecorder(prediction_id, plan, self._store, self._outputs, self._clock)
+        log_id = (await self._store.get(prediction_id)).log_id
+        recorder = EventRecorder(prediction_id, plan, self._store, self._outputs, self._uploads, self._clock)
         for attempt in range(1, CALL_ATTEMPTS + 1):
             try:
-                await self._call_pool(images, loras, recorder)
+                await self._call_pool(images, loras, recorder, log_id)
                 break
             except LorasMissing as missing:
                 if attempt == CALL_ATTEMPTS:
                     raise
-                log.warning("prediction %s: the weights of %d LoRAs were lost", prediction_id, len(missing.keys))
+                log.warning("%s: the weights of %d LoRAs were lost", log_id, len(missing.keys))
                 lost = [lora.handle.id for lora in loras.values() if lora.metadata.key in missing.keys]
                 loras = await self._resolve(references, plan.pool, lost)
             except ReplicaLost as error:
@@ -164,12 +174,14 @@ class PredictionRunner:
                 losses = await self._store.count_loss(prediction_id) if error.started else 0
                 if losses >= MAX_LOSSES or attempt == CALL_ATTEMPTS:
                     raise EngineFailed(LOST_TOO_OFTEN) from None
-                log.warning("prediction %s: its replica was lost; another one generates it", prediction_id)
+                log.warning("%s: its replica was lost; another one generates it", log_id)
         await recorder.finish()
 
-    async def _call_pool(self, images: LoadedImages, loras: ResolvedLoras, recorder: EventRecorder) -> None:
+    async def _call_pool(
+        self, images: LoadedImages, loras: ResolvedLoras, recorder: EventRecorder, log_id: str
+    ) -> None:
         plan = _with_weights(images.plan, loras)
-        stream = self._pools[plan.pool].generate(plan, images.image, images.mask, tuple(loras.values()))
+        stream = self._pools[plan.pool].generate(plan, images.image, images.mask, tuple(loras.values()), log_id)
         async with aclosing(stream) as events:
             async for event in events:
                 await recorder.record(event)

@@ -5,17 +5,20 @@ process is lost, another one takes the prediction up.
 """
 
 import asyncio
-import contextvars
 import logging
 import secrets
 import time
-from collections.abc import AsyncGenerator, Callable, Coroutine, Mapping
+from collections.abc import AsyncGenerator, Callable, Mapping
 from contextlib import asynccontextmanager, suppress
+from dataclasses import replace
 from datetime import datetime
 from typing import Any, Literal
 
+from serve.access.caller import ANONYMOUS, OPERATOR, Caller
 from serve.database.patience import with_patience
-from serve.errors import DatabaseUnavailable, NotReady, ServiceError
+from serve.errors import DatabaseUnavailable, NotReady, ServiceError, StorageUnavailable
+from serve.logs import request_id
+from serve.predictions.create_options import NO_OPTIONS, CreateOptions
 from serve.predictions.input_images import InputImages
 from serve.predictions.input_store import InputStore
 from serve.predictions.lease import Claim
@@ -25,10 +28,11 @@ from serve.predictions.prediction_pages import PageQuery
 from serve.predictions.request import ServedVersion, prepare_request
 from serve.predictions.resume import resume_request
 from serve.predictions.runner import LOST_TOO_OFTEN, MAX_LOSSES, PredictionRunner
-from serve.predictions.store import PredictionStore, PredictionUpdate
+from serve.predictions.running_tasks import RunningTasks
+from serve.predictions.store import PredictionStore, PredictionUpdate, is_same_creation, unknown_prediction
 from serve.settings import Settings
 
-ServiceState = Literal["starting", "ready", "full", "closing"]
+ServiceState = Literal["starting", "ready", "full", "failed", "closing"]
 
 RENEW_PERIOD_S = 2.0
 MAX_CLAIMS = 16
@@ -40,6 +44,7 @@ log = logging.getLogger(__name__)
 class PredictionService:
     """Accepts predictions between `open` and `close`. Methods with an id raise `NotFound` for an unknown id.
 
+    With a `caller`, ids of predictions that it may not see are unknown. `wait` and `watch` do not check that.
     `keep_leases` must run in a task of its own.
     """
 
@@ -60,51 +65,75 @@ class PredictionService:
         self._input_store = input_store
         self._own_files = own_files
         self._clock = clock
-        self._tasks: dict[str, asyncio.Task[None]] = {}
+        self._tasks = RunningTasks(self._release)
         self._closing = False
+        self._setup_failed = False
         self.created_at = clock()
         self.opened_at: datetime | None = None
-        store.on_lost = self._stop
+        store.on_lost = self._tasks.stop
 
     async def state(self) -> ServiceState:
         if self._closing:
             return "closing"
         if self.opened_at is None:
-            return "starting"
+            return "failed" if self._setup_failed else "starting"
         return "full" if await self._store.is_full() else "ready"
 
+    def fail_setup(self) -> None:
+        """A pool cannot start; it may start later, after a change of the operator."""
+        self._setup_failed = True
+
     def open(self) -> None:
-        """Starts accepting predictions."""
         self.opened_at = self._clock()
 
-    async def create(self, raw_inputs: Mapping[str, Any], served: ServedVersion, attached: bool = False) -> Prediction:
-        """Accepts a prediction and starts it. An `attached` one is cancelled if this process is lost.
+    async def create(
+        self, raw_inputs: Mapping[str, Any], served: ServedVersion, options: CreateOptions = NO_OPTIONS
+    ) -> Prediction:
+        """Accepts a prediction and starts it.
 
-        Raises `PoolFull`, `NotReady`, `DatabaseUnavailable`, and `InvalidInput`, also for an invalid image in a `data:`
-        URI.
+        Raises `PoolFull`, `TooManyPredictions`, `NotReady`, `DatabaseUnavailable`, `IdempotencyKeyReused`, and
+        `InvalidInput`, also for an invalid image in a `data:` URI.
         """
         self._check_ready()
+        key, caller = options.idempotency, options.caller
+        if key and (earlier := await with_patience(lambda: self._store.find_earlier(key, caller.owner))):
+            return earlier
         start_s = time.perf_counter()
-        uploads = await self._own_files.find(raw_inputs)
+        uploads = await with_patience(lambda: self._own_files.find(raw_inputs, caller))
         request = prepare_request(raw_inputs, served, self._settings, secrets.randbits(32), uploads)
-        await with_patience(lambda: self._store.check_capacity(request.plan.pool))
+        await with_patience(lambda: self._store.check_capacity(request.plan.pool, caller))
         stages_ms = {"plan": elapsed_ms(start_s)}
         images = await self._input_images.load(request.inputs, request.plan)
         if request.inputs.image is not None:
             stages_ms["fetch"] = elapsed_ms(start_s) - stages_ms["plan"]
         self._check_ready()
-        prediction = request.new_prediction(images.plan, self._clock()).with_stage_times(stages_ms)
+        new = request.new_prediction(images.plan, self._clock(), request_id.get(), options)
+        prediction = new.with_stage_times(stages_ms)
         await self._input_store.save(prediction, raw_inputs)
-        await with_patience(lambda: self._store.create(prediction, attached))
-        self._start(prediction, self._runner.run(prediction.id, images, request.references))
+        try:
+            stored = await with_patience(lambda: self._store.create(prediction, options.attached, caller, key))
+        except ServiceError as error:
+            # If the database is away, the prediction may be stored, and another request with its key returns it.
+            if key is None or not isinstance(error, DatabaseUnavailable):
+                await self._input_store.try_delete(prediction)
+            raise
+        if not is_same_creation(stored, prediction):
+            if stored.id != prediction.id:
+                await self._input_store.try_delete(prediction)
+            return stored
+        log.info("%s: accepted for %s", prediction.log_id, prediction.plan.pool)
+        self._tasks.start(prediction, self._runner.run(prediction.id, images, request.references))
         return prediction
 
-    async def get(self, prediction_id: str) -> Prediction:
-        return await self._store.get(prediction_id)
+    async def get(self, prediction_id: str, caller: Caller = ANONYMOUS) -> Prediction:
+        prediction = await self._store.get(prediction_id)
+        if not caller.may_see(prediction.owner):
+            raise unknown_prediction(prediction_id)
+        return prediction
 
-    async def page(self, query: PageQuery) -> list[Prediction]:
-        """A page of predictions, the newest first."""
-        return await self._store.page(query)
+    async def page(self, query: PageQuery, caller: Caller = ANONYMOUS) -> list[Prediction]:
+        """A page of the caller's predictions, the newest first."""
+        return await self._store.page(replace(query, owner=caller.visible_owner))
 
     async def wait(self, prediction_id: str, timeout_s: float | None = None) -> Prediction:
         """The prediction when it has ended, or its current state after `timeout_s`."""
@@ -125,17 +154,18 @@ class PredictionService:
             current = await self._store.wait_for_change(current)
             yield current
 
-    async def cancel(self, prediction_id: str) -> Prediction:
+    async def cancel(self, prediction_id: str, caller: Caller = ANONYMOUS) -> Prediction:
         """Ends the prediction as canceled; its replica stops within one step. An ended prediction is not changed."""
+        await self.get(prediction_id, caller)
         await self._end(prediction_id, lambda prediction: prediction.canceled(self._clock()))
         return await self._store.get(prediction_id)
 
     @asynccontextmanager
     async def create_attached(
-        self, raw_inputs: Mapping[str, Any], served: ServedVersion
+        self, raw_inputs: Mapping[str, Any], served: ServedVersion, options: CreateOptions = NO_OPTIONS
     ) -> AsyncGenerator[Prediction, None]:
         """Like `create`, but the prediction is cancelled if the block is left before it has ended."""
-        prediction = await self.create(raw_inputs, served, attached=True)
+        prediction = await self.create(raw_inputs, served, replace(options, attached=True))
         try:
             yield prediction
         finally:
@@ -153,26 +183,29 @@ class PredictionService:
             await asyncio.sleep(RENEW_PERIOD_S)
 
     async def renew_leases(self) -> None:
-        """Renews the leases of running predictions, and takes up those whose processes were lost."""
+        """Renews the leases of running predictions, cancels overdue ones, and takes up those of lost processes."""
         await self._store.renew_leases()
+        for prediction_id in self._store.overdue():
+            await self.cancel(prediction_id)
         if self.opened_at is not None and not self._closing:
             for claim in await self._store.claim(MAX_CLAIMS):
                 await self._resume(claim)
 
+    @property
+    def is_busy(self) -> bool:
+        """Whether this process runs a prediction."""
+        return self._tasks.count > 0
+
     async def close(self, grace_s: float) -> None:
         """Stops accepting predictions, waits `grace_s` for running ones, and leaves the rest to other processes."""
         self._closing = True
-        if self._tasks:
-            await asyncio.wait(self._tasks.values(), timeout=grace_s)
-        unfinished = dict(self._tasks)
-        for prediction_id, task in unfinished.items():
+
+        async def release(prediction_id: str) -> None:
             # Without the lease, the cancelled task cannot end the record.
             with suppress(DatabaseUnavailable):
                 await self._store.release(prediction_id)
-            task.cancel()
-        while self._tasks:  # a task that has ended is followed by one that gives its lease back
-            await asyncio.gather(*self._tasks.values(), return_exceptions=True)
-            await asyncio.sleep(0)
+
+        await self._tasks.close(grace_s, release)
 
     def _check_ready(self) -> None:
         if self._closing:
@@ -181,23 +214,24 @@ class PredictionService:
             raise NotReady("the service is starting; try again soon")
 
     async def _resume(self, claim: Claim) -> None:
-        prediction = claim.prediction
-        if claim.attached:
-            await self._store.finish(prediction.id, lambda each: each.canceled(self._clock()), release=True)
+        prediction, now = claim.prediction, self._clock()
+        if claim.attached or prediction.is_overdue(now):
+            await self._store.finish(prediction.id, lambda each: each.canceled(now), release=True)
         elif claim.losses >= MAX_LOSSES:
-            await self._store.finish(
-                prediction.id, lambda each: each.failed(self._clock(), LOST_TOO_OFTEN), release=True
-            )
+            await self._store.finish(prediction.id, lambda each: each.failed(now, LOST_TOO_OFTEN), release=True)
         else:
-            log.warning("prediction %s: its process was lost; it starts again", prediction.id)
-            self._start(prediction, self._run_again(prediction))
+            log.warning("%s: its process was lost; it starts again", prediction.log_id)
+            self._tasks.start(prediction, self._run_again(prediction))
 
     async def _run_again(self, prediction: Prediction) -> None:
         try:
             raw_inputs = await self._input_store.load(prediction)
-            uploads = await self._own_files.find(raw_inputs)
+            uploads = await self._own_files.find(raw_inputs, OPERATOR)
             request = resume_request(prediction, raw_inputs, self._settings, uploads)
             images = await self._input_images.load(request.inputs, request.plan)
+        except (DatabaseUnavailable, StorageUnavailable):
+            log.warning("%s: its inputs cannot be read; it starts again later", prediction.log_id)
+            return
         except ServiceError as error:
             text = str(error)
             await self._store.finish(prediction.id, lambda each: each.failed(self._clock(), text), release=True)
@@ -205,37 +239,17 @@ class PredictionService:
         await self._store.update(prediction.id, lambda each: each.resumed())
         await self._runner.run(prediction.id, images, request.references)
 
-    def _start(self, prediction: Prediction, run: Coroutine[Any, Any, None]) -> None:
-        # When a client disconnects, Ray cancels everything that was called from the context of its request, even if it
-        # is shielded. A task with an empty context is not affected.
-        task = asyncio.get_running_loop().create_task(run, context=contextvars.Context())
-        self._tasks[prediction.id] = task
-
-        def on_done(_: asyncio.Task[None]) -> None:
-            # Not in the task itself: a task that is cancelled before its first step never runs.
-            releasing = asyncio.get_running_loop().create_task(self._release(prediction))
-            self._tasks[prediction.id] = releasing
-            releasing.add_done_callback(lambda _: self._tasks.pop(prediction.id, None))
-
-        task.add_done_callback(on_done)
-
     async def _release(self, prediction: Prediction) -> None:
         """Frees the place in the pool. Until it succeeds, the lease expires and another process frees it."""
         try:
             await self._store.release(prediction.id)
             # Another process may still need the inputs.
             if prediction.has_shortened_inputs and (await self._store.get(prediction.id)).ended:
-                await self._input_store.delete(prediction)
-        except (DatabaseUnavailable, OSError):
-            log.warning("prediction %s: its place in the pool is freed later", prediction.id)
-
-    def _stop(self, prediction_id: str) -> None:
-        """Stops the work on a prediction that another process has ended or taken up."""
-        task = self._tasks.get(prediction_id)
-        if task is not None:
-            task.cancel()
+                await self._input_store.try_delete(prediction)
+        except DatabaseUnavailable:
+            log.warning("%s: its place in the pool is freed later", prediction.log_id)
 
     async def _end(self, prediction_id: str, ending: PredictionUpdate) -> None:
         """Ends the record first, so that the cancelled runner finds it ended. Its place is free when its task ends."""
         if await with_patience(lambda: self._store.finish(prediction_id, ending)):
-            self._stop(prediction_id)
+            self._tasks.stop(prediction_id)

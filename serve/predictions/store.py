@@ -1,27 +1,30 @@
 """Stores prediction records in the database, with the leases of the processes that run them."""
 
-import asyncio
 import secrets
 from collections.abc import Callable, Collection, Mapping
 from datetime import datetime
 
+from sqlalchemy.exc import IntegrityError
 from sqlalchemy.ext.asyncio import AsyncConnection
 
+from serve.access.caller import ANONYMOUS, Caller
 from serve.database.connection import Database
-from serve.errors import NotFound, PoolFull
+from serve.database.times import to_us
+from serve.errors import NotFound
 from serve.predictions import prediction_rows as rows
-from serve.predictions.admission import RetryEstimates, work_of
+from serve.predictions.admission import work_of
+from serve.predictions.capacity import Capacity
 from serve.predictions.change_notifier import ChangeNotifier
+from serve.predictions.followers import Followers
+from serve.predictions.idempotency import IdempotencyKey, find_earlier
 from serve.predictions.lease import Claim, Lease
-from serve.predictions.leased_record import LeasedRecord, RecordWriter
+from serve.predictions.leased_record import LeasedRecord, RecordWriter, log_end
 from serve.predictions.prediction import Prediction, utc_now
 from serve.predictions.prediction_pages import PageQuery, read_page
 
 LEASE_S = 8.0
 """A process that does not renew its leases for this long loses them. The clocks of all nodes must agree within seconds;
 otherwise predictions are generated twice, and recorded once."""
-RECHECK_S = 5.0
-"""Waiters look at the record again after this time, in case that a notification was lost."""
 
 PredictionUpdate = Callable[[Prediction], Prediction]
 
@@ -44,55 +47,76 @@ class PredictionStore:
     ) -> None:
         self._database = database
         self._notifier = notifier
-        self._limits = limits
+        self._pools = limits.keys()
         self._clock = clock
         self._lease_s = lease_s
         self._owner = secrets.token_hex(16)
         self._writer = RecordWriter(database, notifier)
         self._held: dict[str, LeasedRecord] = {}
-        self._estimates = RetryEstimates(clock)
+        self._followers = Followers(notifier, self.get)
+        self._capacity = Capacity(limits, clock)
         self.on_lost: Callable[[str], None] = lambda _: None
 
-    async def check_capacity(self, pool: str) -> None:
-        """Raises `PoolFull` if a prediction for `pool` would be rejected now."""
-        await self._database.read(lambda connection: self._check_capacity(connection, pool))
+    async def check_capacity(self, pool: str, caller: Caller = ANONYMOUS) -> None:
+        """Raises `PoolFull` or `TooManyPredictions` if a prediction for `pool` would be rejected now."""
+        await self._database.read(lambda connection: self._capacity.check(connection, pool, caller))
 
     async def is_full(self) -> bool:
         """Whether every pool is full."""
-        counts = await self._database.read(rows.count_active_by_pool)
-        return all(counts.get(pool, 0) >= limit for pool, limit in self._limits.items())
+        return await self._database.read(self._capacity.is_full)
 
-    async def create(self, prediction: Prediction, attached: bool) -> None:
-        """Stores a new prediction and takes its lease. Raises `PoolFull`.
+    async def find_earlier(self, idempotency: IdempotencyKey, owner: str) -> Prediction | None:
+        """The prediction that an earlier request of the owner with this key created. Raises `IdempotencyKeyReused`."""
+        return await self._database.read(lambda connection: find_earlier(connection, idempotency, owner))
 
-        An `attached` prediction is cancelled instead of taken up if this process is lost.
+    async def create(
+        self,
+        prediction: Prediction,
+        attached: bool,
+        caller: Caller = ANONYMOUS,
+        idempotency: IdempotencyKey | None = None,
+    ) -> Prediction:
+        """Stores a new prediction, takes its lease, and returns it.
+
+        Returns that of an earlier request with the same key or id, if there is one.
+
+        Raises `PoolFull`, `TooManyPredictions` and `IdempotencyKeyReused`. An `attached` prediction is cancelled
+        instead of taken up if this process is lost.
         """
         pool, lease = prediction.plan.pool, Lease(prediction.id, self._owner, 1)
         work, expires_us = work_of(prediction.plan), self._expires_us()
 
-        async def insert(connection: AsyncConnection) -> None:
-            await rows.lock_pool(connection, pool)
-            await self._check_capacity(connection, pool)
-            await rows.insert_prediction(connection, prediction, lease, expires_us, work, attached)
+        async def insert(connection: AsyncConnection) -> Prediction:
+            await self._capacity.lock(connection, pool, caller)
+            if earlier := await _find_attempt(connection, prediction, idempotency):
+                return earlier
+            await self._capacity.check(connection, pool, caller)
+            await rows.insert_prediction(connection, prediction, lease, expires_us, work, attached, idempotency)
+            return prediction
 
-        await self._database.write(insert)
-        self._hold(lease, prediction)
+        try:
+            stored = await self._database.write(insert)
+        except IntegrityError:
+            # A request for another pool has stored the same key since this one looked for it.
+            stored = await self._database.write(insert)
+        if is_same_creation(stored, prediction):
+            self._hold(lease, prediction)
+        return stored
 
     async def get(self, prediction_id: str) -> Prediction:
-        held = self._held.get(prediction_id)
-        if held is not None:
+        if held := self._held.get(prediction_id):
             return held.prediction
         prediction = None
         if "\0" not in prediction_id:  # PostgreSQL rejects it in a text
             prediction = await self._database.read(lambda connection: rows.read_prediction(connection, prediction_id))
         if prediction is None:
-            raise NotFound(f"there is no prediction {prediction_id[:64]!r}; it may have expired")
+            raise unknown_prediction(prediction_id)
         return prediction
 
     async def page(self, query: PageQuery) -> list[Prediction]:
         """A page of predictions, the newest first."""
-        older_than = None if query.older_than is None else await self.get(query.older_than)
-        newer_than = None if query.newer_than is None else await self.get(query.newer_than)
+        older_than = await self._cursor(query.older_than, query.owner)
+        newer_than = await self._cursor(query.newer_than, query.owner)
         found = await self._database.read(lambda connection: read_page(connection, query, older_than, newer_than))
         return [self._held[each.id].prediction if each.id in self._held else each for each in found]
 
@@ -128,25 +152,24 @@ class PredictionStore:
             held.abandon()
             await self._database.write(lambda connection: rows.release(connection, held.lease))
 
+    def lease_number(self, prediction_id: str) -> int:
+        """The number of this process' lease; 0 if it has lost the lease, so that nothing it does is recorded."""
+        held = self._held.get(prediction_id)
+        return 0 if held is None else held.lease.number
+
     async def count_loss(self, prediction_id: str) -> int:
         """Counts a replica that was lost while it generated this prediction. Returns the number of all losses."""
         held = self._held[prediction_id]
         return await self._database.write(lambda connection: rows.count_loss(connection, held.lease))
 
     async def wait_for_change(self, seen: Prediction) -> Prediction:
-        """The record once it is newer than `seen`; at once if `seen` has ended."""
-        with self._notifier.subscription(seen.id) as changed:
-            while True:
-                changed.clear()
-                current = await self.get(seen.id)
-                # After a take-over, the record goes on from the last stored change, so its revision may be lower.
-                if current.revision > seen.revision or current.ended:
-                    return current
-                try:
-                    async with asyncio.timeout(RECHECK_S):
-                        await changed.wait()
-                except TimeoutError:
-                    pass
+        """The record once it is newer than `seen` or has ended."""
+        return await self._followers.wait_for_change(seen)
+
+    def overdue(self) -> list[str]:
+        """The ids of the predictions of this process whose deadlines have passed."""
+        now = self._clock()
+        return [held.prediction.id for held in self._held.values() if held.prediction.is_overdue(now)]
 
     async def renew_leases(self) -> Collection[str]:
         """Extends the leases of this process. Returns the ids of those that it has lost, or that have ended."""
@@ -168,22 +191,22 @@ class PredictionStore:
 
     async def claim(self, limit: int) -> list[Claim]:
         """Takes up to `limit` predictions whose processes were lost or stopped."""
-        now_us = rows.to_us(self._clock())
-        expires_us = self._expires_us()
+        now_us, expires_us = to_us(self._clock()), self._expires_us()
 
         async def work(connection: AsyncConnection) -> list[Claim]:
             await rows.free_abandoned_places(connection, now_us)
-            return await rows.claim(connection, self._owner, self._limits.keys(), now_us, expires_us, limit)
+            return await rows.claim(connection, self._owner, self._pools, now_us, expires_us, limit)
 
         claims = await self._database.write(work)
         for each in claims:
             self._hold(each.lease, each.prediction)
         return claims
 
-    async def _check_capacity(self, connection: AsyncConnection, pool: str) -> None:
-        if await rows.count_active(connection, pool) >= self._limits[pool]:
-            load = await rows.read_load(connection, pool, rows.to_us(self._clock()))
-            raise PoolFull(pool, self._estimates.retry_after_s(pool, load))
+    async def _cursor(self, prediction_id: str | None, owner: str | None) -> Prediction | None:
+        prediction = None if prediction_id is None else await self.get(prediction_id)
+        if prediction is not None and owner not in (None, prediction.owner):
+            raise unknown_prediction(prediction.id)
+        return prediction
 
     def _hold(self, lease: Lease, prediction: Prediction) -> None:
         self._held[prediction.id] = LeasedRecord(self._writer, lease, prediction, self._lose)
@@ -193,20 +216,41 @@ class PredictionStore:
         self.on_lost(prediction_id)
 
     async def _finish_elsewhere(self, prediction_id: str, change: PredictionUpdate) -> bool:
-        async def work(connection: AsyncConnection) -> bool | None:
-            """None if there was another change at the same time."""
+        async def work(connection: AsyncConnection) -> Prediction | bool | None:
+            """The ended prediction; False if it had ended before; None if there was another change at the same time."""
             seen = await rows.read_prediction(connection, prediction_id)
             if seen is None or seen.ended:
                 return False
-            if not await rows.write_unleased(connection, change(seen), seen.revision):
+            ended = change(seen)
+            if not await rows.write_unleased(connection, ended, seen.revision):
                 return None
             await self._notifier.publish(connection, prediction_id)
-            return True
+            return ended
 
         while (finished := await self._database.write(work)) is None:
             pass
         self._notifier.notify(prediction_id)
-        return finished
+        if isinstance(finished, Prediction):
+            log_end(finished)
+        return finished is not False
 
     def _expires_us(self) -> int:
-        return rows.to_us(self._clock()) + int(self._lease_s * rows.SECOND_US)
+        return to_us(self._clock()) + int(self._lease_s * rows.SECOND_US)
+
+
+def unknown_prediction(prediction_id: str) -> NotFound:
+    return NotFound(f"there is no prediction {prediction_id[:64]!r}; it may have expired")
+
+
+async def _find_attempt(
+    connection: AsyncConnection, prediction: Prediction, idempotency: IdempotencyKey | None
+) -> Prediction | None:
+    """What an earlier attempt has stored: a request with the same key, or a transaction whose answer was lost."""
+    if idempotency is not None:
+        return await find_earlier(connection, idempotency, prediction.owner)
+    return await rows.read_prediction(connection, prediction.id)
+
+
+def is_same_creation(stored: Prediction, prediction: Prediction) -> bool:
+    """Whether a stored record is that of this request; a client may choose an id twice."""
+    return (stored.id, stored.created_at) == (prediction.id, prediction.created_at)

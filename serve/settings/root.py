@@ -2,12 +2,13 @@
 
 from itertools import combinations
 from pathlib import Path
-from typing import Annotated, Literal, Self
+from typing import Annotated, Self
 
 from pydantic import Field, model_validator
 
 from serve.model_specs import VariantName
 from serve.settings.base import Positive, Seconds, StrictModel
+from serve.settings.cog import CogSettings
 from serve.settings.downloads import FetchSettings
 from serve.settings.loras import LoraSettings
 from serve.settings.models import DEFAULT_SERVED_MODELS, DeploymentSettings, ModelSettings, ServedModel, is_same_id
@@ -15,6 +16,7 @@ from serve.settings.openai import OpenAiSettings
 from serve.settings.pools import PoolSettings, Scaling
 from serve.settings.safety import SafetySettings
 from serve.settings.storage import FileSettings, OutputSettings
+from serve.settings.webhooks import WebhookSettings
 
 Origin = Annotated[str, Field(pattern=r"^(\*|https?://[^/?#@\s]+)$")]
 
@@ -48,11 +50,21 @@ class Settings(StrictModel):
     fp8_lora_factor: Annotated[float, Field(gt=0)] = 1.5
     """Factor for LoRA scales in fp8 pools. Replicate documents that LoRAs have less effect on float8 weights."""
     max_body_bytes: Positive = 32 * 2**20
+    body_timeout_s: Seconds = 20
+    """Time in which a request body must arrive, plus a second for each `min_body_bytes_per_s` received."""
+    min_body_bytes_per_s: Positive = 2**14
+    max_concurrent_bodies: Positive = 256
+    """Bodies that may arrive at once. When another one begins, the one that has paused the longest is rejected."""
     max_prompt_chars: Positive = 10_000
     max_image_megapixels: Annotated[float, Field(gt=0)] = 50
     """Input images with larger dimensions in their header are rejected before they are decoded."""
     database_url: Annotated[str | None, Field(pattern="^(sqlite|postgresql)://")] = None
     """Where the records of predictions are; None means an SQLite file in the state folder."""
+    storage_url: Annotated[str | None, Field(pattern=r"^(file:///|(s3|gs|az)://[^/]+)")] = None
+    """Where images, long inputs and uploaded files are; None means the state folder.
+
+    The credentials of buckets are in the environment variables of their own tools, such as `AWS_ACCESS_KEY_ID`.
+    """
     record_max_age_s: Seconds = 30 * 24 * 3600
     """How long the record of a prediction is kept after its end. Its data is removed after `outputs.max_age_s`."""
     max_wait_s: Seconds = 55
@@ -62,13 +74,17 @@ class Settings(StrictModel):
     """
     cors_origins: tuple[Origin, ...] = ()
     """Origins of web pages whose scripts may call the service; `*` allows all."""
-    ingress_replicas: Literal[1] = 1
-    """Only one is supported: the records of uploaded files are in its memory, so replicas could not share them."""
+    ingress_replicas: Positive = 1
+    """On several nodes, ingress replicas need a PostgreSQL `database_url` and a `storage_url` that all can read."""
+    ingress_scaling: Scaling | None = None
+    """Scales the ingress with its load, instead of `ingress_replicas`."""
     ingress_num_cpus: Annotated[float, Field(ge=0)] = 0.4
+    require_token: bool = False
+    """Require a token of `python -m serve tokens` on every path but the probes. FLUX_SERVE_TOKEN alone does so too."""
     allow_unauthenticated: bool = False
     """Allow listening on other addresses than loopback without a token. Use only behind a proxy that authenticates."""
     state_folder: Path | None = None
-    """Folder of the default database and of images; None means `flux-serve/port-PORT` in the user's state folder.
+    """Folder of the default database and of files; None means `flux-serve/port-PORT` in the user's state folder.
 
     Two services must not share it.
     """
@@ -79,7 +95,9 @@ class Settings(StrictModel):
     outputs: OutputSettings = OutputSettings()
     files: FileSettings = FileSettings()
     safety: SafetySettings = SafetySettings()
+    cog: CogSettings = CogSettings()
     openai: OpenAiSettings = OpenAiSettings()
+    webhooks: WebhookSettings = WebhookSettings()
 
     @model_validator(mode="after")
     def _references_exist(self) -> Self:
@@ -88,6 +106,12 @@ class Settings(StrictModel):
                 raise ValueError(f"pools.{name}.model: no model is named {pool.model!r} in models")
             if pool.device not in pool.dtypes:
                 raise ValueError(f"pools.{name}.dtypes: has no entry for device {pool.device!r}")
+        return self
+
+    @model_validator(mode="after")
+    def _ingress_is_reachable(self) -> Self:
+        if self.ingress_scaling is not None and self.ingress_scaling.min_replicas < 1:
+            raise ValueError("ingress_scaling.min_replicas: must be at least 1, as nothing else starts a replica")
         return self
 
     @model_validator(mode="after")

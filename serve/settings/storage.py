@@ -1,9 +1,8 @@
 """Settings of stored files: finished images, and files that clients upload."""
 
-from pathlib import Path
-from typing import Literal, Self
+from typing import Annotated, Literal, Self
 
-from pydantic import model_validator
+from pydantic import Field, model_validator
 
 from serve.settings.base import Positive, Seconds, StrictModel
 
@@ -11,14 +10,16 @@ from serve.settings.base import Positive, Seconds, StrictModel
 class OutputSettings(StrictModel):
     """Where finished images are stored, and how responses refer to them."""
 
-    folder: Path | None = None
-    """Local folder; None means one in the state folder. With several nodes, use a shared file system."""
     public_url: str = "http://127.0.0.1:8000"
     """Base of every URL in a response. The Host header is not used, because clients choose it."""
     delivery: Literal["auto", "data", "url"] = "auto"
     """`auto` means `data:` URIs if `public_url` is plain http, as official clients handle only https: and data:."""
     max_age_s: Seconds = 3600
+    """How long images, inputs and logs are kept after the end of their prediction."""
     max_bytes: Positive = 2 * 2**30
+    """Total size of the images of ended predictions. When it is exceeded, the oldest are removed first."""
+    link_max_age_s: Annotated[float, Field(ge=1, le=7 * 24 * 3600)] = 3600
+    """How long a URL of an image or a file can be read without a token, at least. Stores sign for 7 days at most."""
 
     @property
     def base_url(self) -> str:
@@ -34,8 +35,6 @@ class OutputSettings(StrictModel):
 class FileSettings(StrictModel):
     """Files that clients upload to `/v1/files`, as inputs of later predictions."""
 
-    folder: Path | None = None
-    """Local folder of one ingress; None means a temporary one. Files of an earlier process in it are removed."""
     max_file_bytes: Positive = 2**30
     max_bytes: Positive = 4 * 2**30
     """Total size. When it is reached, the oldest files are removed first; uploads in progress count too."""

@@ -52,7 +52,7 @@ def test_request_runs_in_the_expected_pool(service: LocalService, inputs: dict[s
     prediction = predict(service, **{**SMALL, "prompt": "a boat", **inputs, **images})
     assert prediction["metrics"]["pool"] == pool
     assert prediction["status"] == "succeeded", prediction["error"]
-    assert prediction["output"][0].startswith(f"{PUBLIC_URL}/outputs/")
+    assert prediction["output"][0].startswith(f"{PUBLIC_URL}/links/")
     with connect(service) as client:
         response = client.get(prediction["output"][0].removeprefix(PUBLIC_URL)).raise_for_status()
     assert response.headers["content-type"] == "image/png"

@@ -16,10 +16,12 @@ INPUTS: dict[str, Any] = SMALL | {"num_inference_steps": 4, "aspect_ratio": "cus
 COUNT = 8
 
 
-@pytest.fixture
-def settings(tmp_path: Path) -> tuple[str, ...]:
+@pytest.fixture(params=[1, 3])
+def settings(request: pytest.FixtureRequest, tmp_path: Path) -> tuple[str, ...]:
+    """With one and with several ingress replicas."""
     assignments = {
         "state_folder": str(tmp_path / "state"),
+        "ingress_replicas": str(request.param),
         "pools.dev-fp8.scaling.min_replicas": "0",
         "pools.schnell.scaling.min_replicas": "0",
     }
@@ -70,8 +72,7 @@ def test_no_prediction_is_lost(settings: tuple[str, ...], environment: dict[str,
         for title in ("flux:ingress", "flux:dev-bf16"):
             ids = create_all(service)
             until(partial(get, service, ids[0]), lambda prediction: prediction["status"] != "starting", 60)
-            (process,) = processes(service, title)
-            process.kill()
+            processes(service, title)[0].kill()
             assert images_of(service, ids) == expected
 
         finished = ids[0]

@@ -1,14 +1,18 @@
-"""The fake service, and databases: SQLite, and PostgreSQL where it is installed."""
+"""The fake service, databases (SQLite, and PostgreSQL where it is installed), and stores of files."""
 
+import uuid
 from collections.abc import AsyncGenerator, Iterator
 from pathlib import Path
 
 import pytest
+from sqlalchemy import text
 from sqlalchemy.ext.asyncio import AsyncConnection
 
 from serve.database.connection import Database
 from serve.database.tables import metadata
 from serve.launch import subprocess_service
+from serve.media.object_store import ObjectStore
+from tests import s3_server
 from tests.fake_service import FakeService
 from tests.postgres_server import PostgresServer, find_binaries, postgres_server
 
@@ -50,3 +54,44 @@ async def database(database_url: str) -> AsyncGenerator[Database, None]:
     await database.write(create_tables)
     yield database
     await database.aclose()
+
+
+@pytest.fixture
+async def migrated(database: Database) -> AsyncGenerator[Database, None]:
+    """An empty database with the tables and the version of the migrations."""
+
+    async def drop_tables(connection: AsyncConnection) -> None:
+        await connection.run_sync(metadata.drop_all)
+        await connection.execute(text("DROP TABLE IF EXISTS alembic_version"))
+
+    await database.write(drop_tables)
+    await database.migrate()
+    yield database
+    await database.write(drop_tables)
+
+
+@pytest.fixture(scope="session")
+def s3_url() -> Iterator[str]:
+    """The URL of an S3 server with a bucket."""
+    command = s3_server.find_server()
+    if command is None:
+        pytest.skip("moto_server is not installed: pip install 'moto[server]' in an environment on the PATH")
+    with s3_server.s3_server(command) as url:
+        yield url
+
+
+@pytest.fixture
+def s3_store(s3_url: str, monkeypatch: pytest.MonkeyPatch) -> ObjectStore:
+    """An empty part of a bucket."""
+    for name, value in s3_server.environment(s3_url).items():
+        monkeypatch.setenv(name, value)
+    return ObjectStore(f"s3://{s3_server.BUCKET}/{uuid.uuid4().hex}/part")
+
+
+@pytest.fixture(params=["folder", "bucket"])
+def object_store(request: pytest.FixtureRequest, tmp_path: Path) -> ObjectStore:
+    """An empty store, of each kind."""
+    if request.param == "bucket":
+        store: ObjectStore = request.getfixturevalue("s3_store")
+        return store
+    return ObjectStore((tmp_path / "stored").as_uri())

@@ -78,6 +78,7 @@ def test_on_demand_workers_start_before_spot_workers() -> None:
 
 def test_ingress_fits_on_the_head() -> None:
     _, settings = config_file.validate_config(config_file.read_config(ROOT / "serve_config.yaml"))
+    assert settings.ingress_scaling is None
     assert settings.ingress_replicas * settings.ingress_num_cpus <= HEAD["resources"]["CPU"]
 
 

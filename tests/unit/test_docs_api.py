@@ -7,9 +7,9 @@ from typing import Any, cast
 from starlette.routing import Route
 
 from serve import errors
-from serve.api import cog, deployments, discovery, files, models, openai, output_files, probes, replicate
+from serve.api import cog, deployments, discovery, files, models, openai, output_files, probes, replicate, webhooks
 from serve.inputs import Inputs
-from serve.settings import Settings
+from serve.settings import CogSettings, Settings
 from tests.markdown import ROOT, table_with, tables
 
 API = (ROOT / "docs" / "api.md").read_text()
@@ -41,17 +41,18 @@ def expected_row(name: str, field: dict[str, Any]) -> list[str]:
 
 
 def test_path_tables_match_the_routes() -> None:
-    settings = Settings()
+    settings = Settings(cog=CogSettings(shutdown=True))
     routes: list[Route] = [
-        *replicate.routes(UNUSED, UNUSED, settings),
-        *files.routes(UNUSED, settings),
+        *replicate.routes(UNUSED, UNUSED, UNUSED, settings),
+        *files.routes(UNUSED, UNUSED, UNUSED, settings),
         *models.routes(UNUSED, settings),
         *openai.routes(UNUSED, UNUSED, settings),
         *deployments.routes(UNUSED, settings),
         *discovery.routes(UNUSED, settings),
-        *cog.routes(UNUSED, UNUSED, settings),
+        *cog.routes(UNUSED, UNUSED, settings, UNUSED),
+        *webhooks.routes(UNUSED),
         *probes.routes(UNUSED),
-        *output_files.routes(UNUSED, settings),
+        *output_files.routes(UNUSED, UNUSED, UNUSED, UNUSED, settings),
     ]
     documented = {(row[0], row[1].strip("`")) for table in tables(API) for row in table if row[0] in HTTP_METHODS}
     served = {(method, route.path) for route in routes for method in route.methods or () if method != "HEAD"}

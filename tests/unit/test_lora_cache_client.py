@@ -1,6 +1,8 @@
 """`LoraCacheClient` with fake actors: concurrency, actor deaths and error handling."""
 
 import asyncio
+from collections.abc import AsyncGenerator
+from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Any
 
@@ -44,14 +46,15 @@ class ClientWithFakeActors(LoraCacheClient):
     """Connects to `actors`, one after another."""
 
     def __init__(self, *actors: FakeActor, settings: Settings | None = None) -> None:
-        super().__init__(settings or Settings(), "flux", self.upload_path)
+        super().__init__(settings or Settings(), "flux", self.local_copy)
         self._actors = list(actors)
         self.uploads = Path()
         self.requested_files: list[str] = []
 
-    async def upload_path(self, file_id: str) -> Path:
+    @asynccontextmanager
+    async def local_copy(self, file_id: str) -> AsyncGenerator[Path, None]:
         self.requested_files.append(file_id)
-        return self.uploads / file_id
+        yield self.uploads / file_id
 
     def _get_or_create_actor(self) -> Any:
         return self._actors.pop(0)

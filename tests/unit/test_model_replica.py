@@ -100,6 +100,21 @@ def test_start_logs_the_number_of_compiled_graphs(logs: Logs, monkeypatch: pytes
     assert "compiled graphs: " in message
 
 
+async def test_log_names_the_prediction_when_it_arrives_and_ends(replica: ModelReplica, logs: Logs) -> None:
+    model_replica.log.setLevel(logging.INFO)
+    finished, stopped = "prediction a (request b)", "prediction c (request d)"
+    assert [event async for event in replica.generate(plan(), log_id=finished)]
+    events = replica.generate(plan(steps=50), log_id=stopped)
+    async for event in events:
+        if isinstance(event, StepDone):
+            break
+    await events.aclose()
+    model_replica.log.setLevel(logging.NOTSET)
+    lines = [record.getMessage() for record in logs.records if record.name == model_replica.log.name]
+    assert [line.partition(": ")[0] for line in lines] == [finished, finished, stopped, stopped]
+    assert ("finished" in lines[1], "stopped" in lines[3]) == (True, True)
+
+
 async def test_flagged_image_is_withheld(replica: ModelReplica, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(replica, "_checker", FlagsFirstImage())
     events = [event async for event in replica.generate(plan())]

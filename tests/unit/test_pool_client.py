@@ -46,12 +46,15 @@ class FakeHandle:
     def __init__(self, *scripts: Script) -> None:
         self._scripts = list(scripts)
         self.streams: list[FakeStream] = []
+        self.calls: list[tuple[object, ...]] = []
+        """The arguments of each call."""
 
     def options(self, **options: Any) -> "FakeHandle":
         assert options == {"method_name": "generate", "stream": True}
         return self
 
     def remote(self, *arguments: object) -> FakeStream:
+        self.calls.append(arguments)
         self.streams.append(FakeStream(self._scripts.pop(0)))
         return self.streams[-1]
 
@@ -122,3 +125,10 @@ async def test_closing_the_generator_cancels_the_call() -> None:
     await anext(events)
     await events.aclose()
     assert handle.streams[0].cancelled
+
+
+async def test_replica_gets_the_id_for_its_log() -> None:
+    handle = FakeHandle(ALL_EVENTS)
+    assert [event async for event in client(handle).generate(plan(), log_id="prediction a (request b)")]
+    [arguments] = handle.calls
+    assert arguments[-1] == "prediction a (request b)"

@@ -14,6 +14,7 @@ from serve.settings import (
     Settings,
     cache_folder,
     read_secrets,
+    unshared_state,
     use_compile_cache,
     use_slow_control_loop,
 )
@@ -31,7 +32,12 @@ SEED_MODEL = "fofr/flux-handwriting-and-sketch"
         {"pools": {"dev": {"model": "dev", "scaling": {"min_replicas": 2, "max_replicas": 1}}}},
         {"pools": {"dev": {"model": "dev", "graceful_shutdown_timeout_s": 20}}},
         {"pools": {}},
-        {"ingress_replicas": 2},
+        {"ingress_replicas": 0},
+        {"ingress_scaling": {"min_replicas": 0, "max_replicas": 2}},
+        {"storage_url": "http://example.org"},
+        {"storage_url": "file://relative"},
+        {"storage_url": "s3://"},
+        {"outputs": {"link_max_age_s": 700_000}},
         {
             "served_models": [
                 {"owner": "a", "name": "b", "versions": ["1"]},
@@ -159,3 +165,22 @@ def test_control_loop_is_slower_unless_the_environment_says_otherwise() -> None:
     other = {name: "0.1"}
     use_slow_control_loop(other)
     assert other == {name: "0.1"}
+
+
+SHARED = {"database_url": "postgresql://db/flux", "storage_url": "s3://flux"}
+
+
+@pytest.mark.parametrize(
+    ("tree", "nodes", "named"),
+    [
+        ({}, 1, []),
+        ({}, 2, ["database_url", "storage_url"]),
+        ({"database_url": "sqlite:////x"}, 2, ["database_url", "storage_url"]),
+        ({"storage_url": "file:///mnt/shared"}, 3, ["database_url", "storage_url"]),
+        (SHARED | {"storage_url": "file:///mnt/shared"}, 2, ["storage_url"]),
+        (SHARED, 2, []),
+    ],
+)
+def test_state_that_several_nodes_do_not_share_is_named(tree: dict[str, str], nodes: int, named: list[str]) -> None:
+    problems = unshared_state(Settings.model_validate(tree), nodes)
+    assert [problem.partition(":")[0] for problem in problems] == named

@@ -1,4 +1,5 @@
-// Calls the service with Replicate's JavaScript client: `node cases.js BASE_URL CASE IMAGE_FILE`.
+// Calls the service with Replicate's JavaScript client: `node cases.js BASE_URL CASE [ARGUMENT]`. The argument is an image
+// file, or JSON.
 // It prints what the case returns as one line of JSON.
 const fs = require("node:fs/promises");
 const Replicate = require("replicate");
@@ -54,6 +55,16 @@ const CASES = {
     return run({ image: `data:image/png;base64,${content}` });
   },
   url: () => run({ image: imageFile }),
+  stream: async () => {
+    const events = [];
+    for await (const { event, data } of replicate.stream(REFERENCE, { input: CAT })) {
+      events.push({ event, data });
+    }
+    return events;
+  },
+  streamFailure: () => failureOf(async () => {
+    for await (const _ of replicate.stream(REFERENCE, { input: CAT }));
+  }),
   failure: () => failureOf(() => run()),
   invalid: () => failureOf(() => run({ num_outputs: 9 })),
   cancel: async () => {
@@ -108,11 +119,11 @@ const CASES = {
     return { listed, deployment, status, model, refused };
   },
   notServed: async () => {
-    const calls = [
-      () => replicate.trainings.list(),
-      () => replicate.webhooks.default.secret.get(),
-    ];
-    return Promise.all(calls.map(failureOf));
+    return failureOf(() => replicate.trainings.list());
+  },
+  validateWebhooks: async () => {
+    const { key } = await replicate.webhooks.default.secret.get();
+    return Promise.all(JSON.parse(imageFile).map((request) => Replicate.validateWebhook(request, key)));
   },
 };
 

@@ -122,6 +122,15 @@ def deployments() -> dict[str, Any]:
     }
 
 
+def headers() -> dict[str, Any]:
+    """A prediction with a deadline that is created twice with one key."""
+    key = {"Idempotency-Key": "a-key"}
+    first, second = (
+        client.predictions.create(version=VERSION, input=CAT, cancel_after="10m", extra_headers=key) for _ in range(2)
+    )
+    return {"same": first.id == second.id, "deadline": first.deadline is not None, "stream": bool(first.urls.stream)}
+
+
 CASES: dict[str, Callable[[], Any]] = {
     "text": run,
     "textWithVersion": lambda: run(f"{REFERENCE}:{VERSION}"),
@@ -139,6 +148,7 @@ CASES: dict[str, Callable[[], Any]] = {
     "models": models,
     "discovery": discovery,
     "deployments": deployments,
+    "headers": headers,
 }
 
 print(json.dumps(CASES[CASE]()))

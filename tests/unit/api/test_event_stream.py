@@ -13,9 +13,13 @@ from serve.errors import NotReady
 
 
 class Client:
-    """The messages that a client receives, until it sets `disconnected`."""
+    """The messages that a client receives, until it sets `disconnected`.
 
-    def __init__(self) -> None:
+    A client that stops reading never finishes to receive the first body.
+    """
+
+    def __init__(self, stops_reading: bool = False) -> None:
+        self._stops_reading = stops_reading
         self.received: list[dict[str, Any]] = []
         self.disconnected = asyncio.Event()
 
@@ -23,15 +27,17 @@ class Client:
     def body(self) -> bytes:
         return b"".join(message.get("body", b"") for message in self.received)
 
-    async def call(self, response: EventStream) -> None:
+    async def call(self, response: EventStream, method: str = "GET") -> None:
         async def receive() -> dict[str, Any]:
             await self.disconnected.wait()
             return {"type": "http.disconnect"}
 
         async def send(message: Any) -> None:
             self.received.append(message)
+            if self._stops_reading and message.get("body"):
+                await asyncio.Event().wait()
 
-        await asyncio.wait_for(response({"type": "http"}, receive, send), 5)
+        await asyncio.wait_for(response({"type": "http", "method": method}, receive, send), 5)
 
 
 class Source:
@@ -76,6 +82,16 @@ async def test_events_are_sent_one_by_one() -> None:
     assert not source.is_open
 
 
+async def test_head_gets_the_headers_at_once() -> None:
+    client, source = Client(), Source(b"1")
+    source.may_end.clear()
+    await client.call(EventStream(source.opened()), "HEAD")
+    start, end = client.received
+    assert start["status"] == 200
+    assert dict(start["headers"])[b"content-type"].startswith(b"text/event-stream")
+    assert end == {"type": "http.response.body", "body": b"", "more_body": False}
+
+
 async def test_comment_is_sent_while_no_event_comes() -> None:
     client, source = Client(), Source(b"1")
     source.may_end.clear()
@@ -115,3 +131,15 @@ async def test_disconnect_before_the_response_starts_is_raised() -> None:
     client.disconnected.set()
     with pytest.raises(ClientDisconnect):
         await client.call(EventStream(slow()))
+
+
+async def test_client_that_stops_reading_is_dropped() -> None:
+    client, source = Client(stops_reading=True), Source(b"1", b"2", b"3")
+    source.may_end.clear()
+    await client.call(EventStream(source.opened(), send_timeout_s=0.01))
+    assert client.body == b"1"
+    assert not source.is_open
+
+
+def test_event_has_an_id() -> None:
+    assert encode_event("done", {}, "1:2") == b"event: done\nid: 1:2\ndata: {}\n\n"

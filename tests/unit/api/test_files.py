@@ -39,7 +39,7 @@ async def request(app: AppUnderTest, method: str, path: str, **options: Any) -> 
 
 
 def files_on_disk(app: AppUnderTest) -> int:
-    return len(list(app.file_folder.iterdir()))
+    return len([path for path in (app.state / "files").rglob("*") if path.is_file()])
 
 
 async def upload_image(app: AppUnderTest, content: bytes = IMAGE) -> dict[str, Any]:
@@ -64,7 +64,8 @@ async def test_file_object_has_every_field() -> None:
     assert file["created_at"].endswith("Z")
     assert file["created_at"] < file["expires_at"]
     url = f"http://127.0.0.1:8000/v1/files/{file['id']}"
-    assert file["urls"] == {"get": url, "download": f"{url}/download"}
+    assert file["urls"]["get"] == url
+    assert file["urls"]["download"].endswith(f"/v1/files/{file['id']}/download")
     assert (await request(app, "GET", f"/v1/files/{file['id']}")).json() == file
 
 
@@ -244,7 +245,7 @@ async def test_oversized_body_is_not_read_to_its_end() -> None:
 
 async def test_uploads_that_take_all_the_space_are_rejected_with_507() -> None:
     app = app_with(max_file_bytes=150_000, max_bytes=200_000)
-    with app.files.upload() as other:
+    async with app.files.upload() as other:
         await other.grow(150_000)
         response = await request(app, "POST", "/v1/files", content=pieces(1), headers=MULTIPART)
     assert (response.status_code, response.headers["Content-Type"]) == (507, PROBLEM)
@@ -270,7 +271,7 @@ async def test_disconnect_during_an_upload_leaves_nothing() -> None:
     scope = {"type": "http", "method": "POST", "path": "/v1/files", "headers": headers, "query_string": b""}
     await app.app(scope, receive, send)
     assert files_on_disk(app) == 0
-    with app.files.upload() as upload_of_all_space:
+    async with app.files.upload() as upload_of_all_space:
         await upload_of_all_space.grow(3_000_000)
 
 
@@ -287,7 +288,7 @@ async def test_stalled_upload_is_rejected_with_408_and_leaves_nothing() -> None:
     assert (response.status_code, response.headers["Content-Type"]) == (408, PROBLEM)
     assert "0.2" in response.json()["detail"]
     assert files_on_disk(app) == 0
-    with app.files.upload() as upload_of_all_space:
+    async with app.files.upload() as upload_of_all_space:
         await upload_of_all_space.grow(3_000_000)
 
 
@@ -307,7 +308,7 @@ async def test_download_that_the_client_has_is_not_sent_again(if_none_match: str
 async def test_file_whose_content_is_missing_on_disk_is_not_found() -> None:
     app = app_with()
     file = await upload_image(app)
-    (app.file_folder / f"{file['id']}.file").unlink()
+    (app.state / "files" / file["id"] / "content").unlink()
     missing = await request(app, "GET", f"/v1/files/{file['id']}/download")
     unknown = await request(app, "GET", "/v1/files/unknown/download")
     assert (missing.status_code, unknown.status_code) == (404, 404)
@@ -320,7 +321,9 @@ async def predict(app: AppUnderTest, **inputs: Any) -> httpx.Response:
 
 
 @pytest.mark.parametrize("suffix", ["", "/", "/download", "/download?expiry=1&signature=x"])
-@pytest.mark.parametrize("base", ["http://127.0.0.1:8000", "https://other.example/prefix"])
+@pytest.mark.parametrize(
+    "base", ["http://127.0.0.1:8000", "https://other.example/prefix", "http://127.0.0.1:8000/links/x"]
+)
 async def test_url_of_a_file_is_an_input_image_also_with_a_token(base: str, suffix: str) -> None:
     pool = FakePool(ONE_IMAGE)
     app = make_app(pool, token="secret")
@@ -341,6 +344,40 @@ async def test_every_files_path_requires_the_token() -> None:
     for method, each in (("GET", path), ("GET", f"{path}/download"), ("DELETE", path), ("POST", "/v1/files")):
         assert (await request(app, method, each)).status_code == 401
     assert (await request(app, "GET", f"{path}/download", headers=TOKEN)).content == IMAGE
+
+
+async def test_download_link_needs_no_token() -> None:
+    app = make_app(FakePool(ONE_IMAGE), token="secret")
+    created = await request(app, "POST", "/v1/files", files={"content": ("a.png", IMAGE)}, headers=TOKEN)
+    url = created.json()["urls"]["download"]
+    assert (await request(app, "GET", url)).content == IMAGE
+    for forged in (url.replace("/links/", "/links/1"), url.replace("/files/", "/files/0")):
+        refused = await request(app, "GET", forged)
+        assert refused.status_code == 403
+        assert "link" in refused.json()["detail"]
+    for method in ("DELETE", "POST"):
+        assert (await request(app, method, url)).status_code == 405
+    for path in (url.replace("/download", ""), url.partition("/v1/")[0], "/links/x/v1/predictions"):
+        assert (await request(app, "GET", path)).status_code == 404
+
+
+@pytest.mark.parametrize(
+    ("header", "status", "span"), [("bytes=2-5", 206, (2, 6)), ("bytes=0-1,3-4", 200, (0, None)), ("", 200, (0, None))]
+)
+async def test_part_of_a_file_is_downloaded(header: str, status: int, span: tuple[int, int | None]) -> None:
+    app = app_with()
+    file = await upload_image(app)
+    part = await request(app, "GET", f"/v1/files/{file['id']}/download", headers={"Range": header})
+    assert (part.status_code, part.content) == (status, IMAGE[slice(*span)])
+
+
+async def test_file_is_found_by_another_process_and_after_a_restart() -> None:
+    first = app_with()
+    file = await upload_image(first)
+    second = make_app(FakePool(ONE_IMAGE), state=first.state)
+    assert (await request(second, "GET", "/v1/files")).json()["results"] == [file]
+    assert (await request(second, "GET", f"/v1/files/{file['id']}/download")).content == IMAGE
+    assert (await predict(second, image=file["urls"]["get"])).json()["status"] == "succeeded"
 
 
 async def test_url_of_an_output_is_an_input_image() -> None:

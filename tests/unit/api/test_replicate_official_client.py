@@ -16,6 +16,7 @@ from replicate.version import Versions
 from serve.events import Event, ImageFlagged, Started, StepDone
 from serve.settings import DeploymentSettings, OutputSettings, PoolSettings, Settings
 from tests.app_factory import make_app
+from tests.asgi_server import listen, outputs_at
 from tests.fakes import DONE, ONE_IMAGE, WEBP, FakeFetcher, FakeLoraCache, FakePool, image_finished
 from tests.images import data_uri, png
 
@@ -28,8 +29,10 @@ CAT = {"prompt": "a cat", "num_inference_steps": 2}
 async def client(
     pool: FakePool, settings: Settings | None = None, loras: FakeLoraCache | None = None
 ) -> AsyncGenerator[Client, None]:
+    listener = listen()
+    settings = settings or Settings(outputs=outputs_at(listener))
     app = make_app(pool, settings, FakeFetcher({IMAGE_URL: IMAGE}), loras, token="a token")
-    async with app.listening() as url:
+    async with app.listening(listener) as url:
         # The client has no method to close its connections, so the server must close them.
         replicate = Client(api_token="a token", base_url=url, headers={"Connection": "close"})
         replicate.poll_interval = 0.02
@@ -251,9 +254,26 @@ async def test_version_has_a_schema() -> None:
     assert version.openapi_schema["components"]["schemas"]["Output"]["type"] == "array"
 
 
-async def test_client_rejects_streaming() -> None:
+async def test_stream_has_logs_files_and_an_end() -> None:
     async with client(FakePool(ONE_IMAGE)) as replicate:
-        with pytest.raises(ReplicateError, match="streaming"):
+        events = await asyncio.to_thread(lambda: list(replicate.stream(MODEL, input=CAT)))
+    assert [event.event.value for event in events if event.event.value != "logs"] == ["output", "done"]
+    [output] = [event.data for event in events if event.event.value == "output"]
+    assert isinstance(output, FileOutput)
+    assert output.read() == WEBP
+    assert "Using seed" in "".join(event.data for event in events if event.event.value == "logs")
+
+
+async def test_async_stream_of_a_prediction() -> None:
+    async with client(FakePool(ONE_IMAGE)) as replicate:
+        prediction = await replicate.predictions.async_create(version="d592f697", input=CAT)
+        names = [event.event.value async for event in prediction.async_stream()]
+    assert names[-2:] == ["output", "done"]
+
+
+async def test_stream_of_a_failed_prediction_raises_its_error() -> None:
+    async with client(FakePool((Started(), ImageFlagged(0), DONE))) as replicate:
+        with pytest.raises(RuntimeError, match="NSFW"):
             await asyncio.to_thread(lambda: list(replicate.stream(MODEL, input=CAT)))
 
 
@@ -262,7 +282,7 @@ async def test_client_rejects_streaming() -> None:
     [
         ("d592f697", {"input": {}}, 422, "Input validation failed", "- prompt: "),
         ("unknown", {"input": CAT}, 422, "Invalid version or not permitted", "'unknown'"),
-        ("d592f697", {"input": CAT, "webhook": "https://me.example"}, 422, "Input validation failed", "- webhook: "),
+        ("d592f697", {"input": CAT, "webhook": "ftp://me.example"}, 422, "Input validation failed", "- webhook: "),
         ("d592f697", {"input": {**CAT, "image": "data:,x"}}, 422, "Input validation failed", "- image: "),
     ],
 )

@@ -88,6 +88,10 @@ async def test_rejected_request_is_an_error_with_its_reason(
     assert word in error["message"]
 
 
+async def test_headers_of_a_prediction_are_applied(python2_client: Python2Client) -> None:
+    assert await run(python2_client, "headers") == {"same": True, "deadline": True, "stream": True}
+
+
 async def test_prediction_is_cancelled_and_listed(python2_client: Python2Client) -> None:
     assert await run(python2_client, "cancel", FakePool(ONE_IMAGE, may_start=False)) == [
         "starting",

@@ -14,7 +14,7 @@ from serve.lora.reference import ReplicateModel
 from serve.lora.resolved_lora import CacheHandle, LoraMetadata, ResolvedLora
 from serve.predictions.event_recorder import ProgressBar, lora_log_lines, lora_metrics
 from tests.app_factory import make_app
-from tests.fakes import DONE, ONE_IMAGE, FakeClock, FakePool, image_finished
+from tests.fakes import DONE, ONE_IMAGE, WEBP, FakeClock, FakePool, image_finished
 from tests.unit.predictions.helpers import CAT, run_to_end
 
 REFERENCE = ReplicateModel("me", "sketch")
@@ -26,6 +26,12 @@ async def test_logs_contain_seed_summary_and_progress() -> None:
     assert seed == "Using seed: 7"
     assert all(fact in summary for fact in ("1 image ", "1024x1024", "2 steps", "dev-bf16"))
     assert [line.split("|")[0].strip() for line in progress] == ["50%", "100%"]
+
+
+async def test_progress_of_each_image_is_recorded() -> None:
+    events = (Started(), StepDone(0, 1, 4), StepDone(1, 1, 4), StepDone(0, 2, 4))
+    last = await run_to_end(make_app(FakePool(events)), CAT | {"num_outputs": 2})
+    assert [(each.index, each.step, each.total) for each in last.progress] == [(0, 2, 4), (1, 1, 4)]
 
 
 async def test_notes_of_the_engine_are_logged_once_if_a_replica_is_replaced() -> None:
@@ -60,7 +66,8 @@ async def test_queue_stage_includes_the_wait_for_a_replica() -> None:
 async def test_flagged_images_are_withheld_and_the_others_keep_their_index() -> None:
     events = (Started(), image_finished(2), ImageFlagged(1), image_finished(0), DONE)
     last = await run_to_end(make_app(FakePool(events)), CAT | {"num_outputs": 3})
-    assert [output.name for output in last.outputs] == ["out-0.webp", "out-2.webp"]
+    assert [output.name for output in last.outputs] == ["1/out-0.webp", "1/out-2.webp"]
+    assert [output.size_bytes for output in last.outputs] == [len(WEBP)] * 2
     [line] = [line for line in last.logs.splitlines() if "withheld" in line]
     assert "1" in line
 

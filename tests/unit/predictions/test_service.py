@@ -2,7 +2,9 @@
 
 import asyncio
 import contextvars
+import logging
 from collections.abc import AsyncGenerator
+from datetime import timedelta
 from io import BytesIO
 from typing import Any
 
@@ -11,14 +13,21 @@ from PIL import Image
 from sqlalchemy import update
 
 from serve.database.tables import predictions
-from serve.errors import InvalidInput, NotFound, NotReady, PoolFull
+from serve.errors import DatabaseUnavailable, InvalidInput, NotFound, NotReady, PoolFull, StorageUnavailable
 from serve.events import Event, Started
+from serve.logs import request_id
+from serve.predictions import service
+from serve.predictions.create_options import CreateOptions
+from serve.predictions.idempotency import IdempotencyKey
+from serve.predictions.input_store import InputStore
 from serve.predictions.prediction import Prediction
 from serve.predictions.prediction_rows import read_prediction
+from serve.predictions.store import PredictionStore
 from serve.settings import PoolSettings, Settings
 from tests.app_factory import AppUnderTest, make_app
 from tests.fakes import ONE_IMAGE, FakePool
 from tests.images import data_uri
+from tests.logs import Logs
 from tests.unit.predictions.helpers import CAT, run_to_end
 
 ONE_IN_FLIGHT = Settings(pools={"dev-bf16": PoolSettings(model="dev", max_in_flight=1)})
@@ -253,9 +262,72 @@ async def test_prediction_of_a_lost_process_runs_again_with_the_same_plan_and_in
     assert image is None or (image == lost_image).all()
 
 
+async def test_inputs_of_a_prediction_that_is_not_accepted_are_deleted(monkeypatch: pytest.MonkeyPatch) -> None:
+    async def fail(*_: Any) -> None:
+        raise PoolFull("dev-bf16", 1.0)
+
+    app = make_app(FakePool(ONE_IMAGE))
+    monkeypatch.setattr(PredictionStore, "create", fail)
+    with pytest.raises(PoolFull):
+        await app.create(CAT | {"image": data_uri(random_png())})
+    assert [path for path in (app.state / "inputs").rglob("*") if path.is_file()] == []
+
+
+async def test_request_that_is_sent_again_after_the_answer_of_the_database_was_lost_has_its_inputs(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    app, options = make_app(FakePool(ONE_IMAGE)), CreateOptions(idempotency=IdempotencyKey("a key", "a hash"))
+    inputs = CAT | {"image": data_uri(random_png())}
+    write = app.database.write
+
+    async def lose_answer(work: Any) -> None:
+        await write(work)
+        raise DatabaseUnavailable("away")
+
+    with monkeypatch.context() as patched:
+        patched.setattr(app.database, "write", lose_answer)
+        patched.setattr(service, "with_patience", lambda call: call())
+        with pytest.raises(DatabaseUnavailable):
+            await app.create(inputs, options)
+    created = await app.create(inputs, options)
+    await expire_leases(app)
+    await app.service.renew_leases()
+    assert (await asyncio.wait_for(app.service.wait(created.id), 5)).status == "succeeded"
+
+
+async def test_output_of_a_lost_process_is_not_replaced_and_not_used() -> None:
+    app = make_app(FakePool(ONE_IMAGE, may_start=False))
+    prediction = await app.create(CAT)
+    await expire_leases(app)
+    successor = make_app(FakePool(ONE_IMAGE), state=app.state)
+    await successor.service.renew_leases()
+    last = await asyncio.wait_for(successor.service.wait(prediction.id), 5)
+    assert [output.name for output in last.outputs] == ["2/out-0.webp"]
+
+
+@pytest.mark.parametrize("error", [StorageUnavailable(), DatabaseUnavailable("away")])
+async def test_prediction_is_taken_up_later_if_its_inputs_cannot_be_read(
+    monkeypatch: pytest.MonkeyPatch, error: Exception
+) -> None:
+    async def fail(*_: Any) -> None:
+        raise error
+
+    app = make_app(FakePool(ONE_IMAGE, may_start=False))
+    prediction = await app.create(CAT)
+    await expire_leases(app)
+    successor = make_app(FakePool(ONE_IMAGE), state=app.state)
+    with monkeypatch.context() as patched:
+        patched.setattr(InputStore, "load", fail)
+        await successor.service.renew_leases()
+        await successor.service._tasks.join()
+    assert not (await successor.service.get(prediction.id)).ended
+    await successor.service.renew_leases()
+    assert (await asyncio.wait_for(successor.service.wait(prediction.id), 5)).status == "succeeded"
+
+
 async def test_attached_prediction_of_a_lost_process_is_canceled() -> None:
     app, pool = make_app(FakePool(ONE_IMAGE, may_start=False)), FakePool(ONE_IMAGE)
-    prediction = await app.service.create(CAT, app.served, attached=True)
+    prediction = await app.create(CAT, CreateOptions(attached=True))
     await expire_leases(app)
     successor = make_app(pool, state=app.state)
     await successor.service.renew_leases()
@@ -304,3 +376,48 @@ async def test_prediction_whose_process_is_lost_twice_while_generating_fails() -
     last = await apps[-1].service.get(prediction.id)
     assert last.status == "failed"
     assert "lost" in (last.error or "")
+
+
+async def test_prediction_is_canceled_after_its_deadline() -> None:
+    pool = FakePool(ONE_IMAGE, may_start=False)
+    app = make_app(pool)
+    late = await app.create(CAT, CreateOptions(lifetime=timedelta(0)))
+    in_time = await app.create(CAT, CreateOptions(lifetime=timedelta(hours=1)))
+    while len(pool.calls) < 2:
+        await asyncio.sleep(0.01)
+    await app.service.renew_leases()
+    assert (await app.service.get(late.id)).status == "canceled"
+    assert (await app.service.get(in_time.id)).status == "starting"
+    await asyncio.sleep(0.01)
+    assert pool.stop_count == 1
+
+
+async def test_deadline_outlives_the_process() -> None:
+    app, pool = make_app(FakePool(ONE_IMAGE, may_start=False)), FakePool(ONE_IMAGE)
+    late = await app.create(CAT, CreateOptions(lifetime=timedelta(0)))
+    await app.service.close(grace_s=0)
+    successor = make_app(pool, state=app.state)
+    await successor.service.renew_leases()
+    assert (await successor.service.get(late.id)).status == "canceled"
+    assert pool.calls == []
+
+
+async def test_prediction_and_request_are_in_the_log_of_the_process_and_in_the_call_of_the_pool() -> None:
+    pool, logs = FakePool(ONE_IMAGE), Logs()
+    logger = logging.getLogger("serve.predictions")
+    before = logger.level
+    logger.addHandler(logs)
+    logger.setLevel(logging.INFO)
+    token = request_id.set("my-request")
+    try:
+        ended = await run_to_end(make_app(pool), CAT)
+    finally:
+        request_id.reset(token)
+        logger.removeHandler(logs)
+        logger.setLevel(before)
+    log_id = f"prediction {ended.id} (request my-request)"
+    lines = [record.getMessage() for record in logs.records]
+    assert [line.startswith(log_id) for line in lines] == [True, True]
+    assert "accepted" in lines[0]
+    assert "succeeded" in lines[1]
+    assert pool.log_ids == [log_id]

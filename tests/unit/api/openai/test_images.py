@@ -125,7 +125,7 @@ async def test_response_format_depends_on_the_model(parameters: dict[str, Any], 
     [image] = (await generate(make_app(FakePool(ONE_IMAGE), settings), **parameters)).json()["data"]
     assert image.keys() == ({"url"} if is_url else {"b64_json"})
     if is_url:
-        assert image["url"].startswith("https://flux.example/outputs/")
+        assert image["url"].startswith("https://flux.example/links/")
 
 
 async def test_url_is_a_data_uri_without_a_public_https_url() -> None:

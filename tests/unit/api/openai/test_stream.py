@@ -10,6 +10,8 @@ from serve.api.openai.previews import Preview, Watch
 from serve.api.openai.request import parse_request
 from serve.api.openai.responses import ResponseWriter
 from serve.api.openai.stream import image_events
+from serve.media.links import LinkSigner
+from serve.media.object_store import ObjectStore
 from serve.media.output_store import OutputStore
 from serve.predictions.prediction import Output, Prediction
 from serve.settings import OutputSettings, Settings
@@ -22,9 +24,13 @@ SETTINGS = Settings()
 @pytest.fixture
 async def outputs(tmp_path: Any) -> OutputStore:
     """A store with two images of the prediction."""
-    store = OutputStore(OutputSettings(folder=tmp_path))
+
+    async def load_key() -> bytes:
+        return b"secret"
+
+    store = OutputStore(OutputSettings(), ObjectStore(tmp_path.as_uri()), LinkSigner(load_key, 60))
     for index in range(2):
-        await store.save(prediction().id, index, b"image %d" % index, "png")
+        await store.save(prediction().id, 1, index, b"image %d" % index, "png")
     return store
 
 
@@ -48,7 +54,7 @@ async def events(watch: Watch, outputs: OutputStore, partial_images: int = 2, co
 def with_outputs(*indices: int) -> Prediction:
     running = prediction()
     for index in indices:
-        running = running.with_output(Output(index=index, name=f"out-{index}.png"))
+        running = running.with_output(Output(index=index, name=f"1/out-{index}.png"))
     return running
 
 
