@@ -13,7 +13,7 @@ from ray import serve
 from ray.serve.context import _get_global_client
 from ray.serve.schema import ApplicationStatus, DeploymentStatus, DeploymentStatusOverview, ServeDeploySchema
 
-from serve.settings import use_slow_control_loop
+from serve.settings import use_slow_control_loop, uses_ray_token
 
 OBJECT_STORE_BYTES = 256 * 2**20
 RAY_HOST = "127.0.0.2"
@@ -39,7 +39,9 @@ def run(schema: ServeDeploySchema, num_cpus: int | None, num_gpus: int | None) -
         _install_signal_handlers(stop)
         _deploy(schema)
         if _wait_until_running(application, stop):
-            print(f"ready: http://{http.host}:{http.port} (Ray at {address}; Ctrl-C to stop)", flush=True)
+            # A client with an explicit address sends the token only if this variable is set.
+            token = ", RAY_AUTH_MODE=token" if uses_ray_token() else ""
+            print(f"ready: http://{http.host}:{http.port} (Ray at {address}{token}; Ctrl-C to stop)", flush=True)
         stop.wait()
         print("stopping; press Ctrl-C again to stop without waiting for running predictions", flush=True)
         serve.delete(application)

@@ -17,3 +17,4 @@ class CreateOptions:
 
 
 NO_OPTIONS = CreateOptions()
+ATTACHED = CreateOptions(attached=True)

@@ -16,7 +16,7 @@ from typing import Any, Literal
 from serve.database.patience import with_patience
 from serve.errors import DatabaseUnavailable, NotReady, ServiceError, StorageUnavailable
 from serve.logs import request_id
-from serve.predictions.create_options import NO_OPTIONS, CreateOptions
+from serve.predictions.create_options import ATTACHED, NO_OPTIONS, CreateOptions
 from serve.predictions.input_images import InputImages
 from serve.predictions.input_store import InputStore
 from serve.predictions.lease import Claim
@@ -150,10 +150,10 @@ class PredictionService:
 
     @asynccontextmanager
     async def create_attached(
-        self, raw_inputs: Mapping[str, Any], served: ServedVersion
+        self, raw_inputs: Mapping[str, Any], served: ServedVersion, options: CreateOptions = ATTACHED
     ) -> AsyncGenerator[Prediction, None]:
         """Like `create`, but the prediction is cancelled if the block is left before it has ended."""
-        prediction = await self.create(raw_inputs, served, CreateOptions(attached=True))
+        prediction = await self.create(raw_inputs, served, options)
         try:
             yield prediction
         finally:

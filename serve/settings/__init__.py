@@ -13,6 +13,7 @@ from serve.settings.environment import (
     state_folder,
     use_compile_cache,
     use_slow_control_loop,
+    uses_ray_token,
 )
 from serve.settings.loras import LoraCacheSettings, LoraFetchSettings, LoraSettings
 from serve.settings.models import DeploymentSettings, InputBounds, ModelSettings, ServedModel, is_same_id
@@ -68,4 +69,5 @@ __all__ = [
     "unshared_state",
     "use_compile_cache",
     "use_slow_control_loop",
+    "uses_ray_token",
 ]

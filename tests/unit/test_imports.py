@@ -40,10 +40,14 @@ ALLOWED_UNITS = {
     "lora_cache_client": BASE | {"__init__", "aio", "lora", "lora_cache_actor"},
     "predictions": REQUEST | {"aio", "database", "events", "logs", "lora", "media"},
     "api": BASE | {"inputs", "logs", "media", "output_sizes", "predictions"},
-    "pool_client": BASE | {"events", "lora", "generation_plan"},
-    "model_replica": BASE | {"engine", "events", "logs", "lora", "lora_cache_actor", "media", "generation_plan"},
+    "owner_death": {"errors"},
+    "pool_client": BASE | {"events", "lora", "generation_plan", "owner_death"},
+    "model_replica": BASE
+    | {"engine", "events", "logs", "lora", "lora_cache_actor", "media", "generation_plan", "owner_death"},
+    "handle_api": BASE | {"api", "inputs", "media", "owner_death", "predictions"},
     "ingress": BASE
-    | {"api", "database", "logs", "lora", "lora_cache_client", "media", "net", "pool_client", "predictions"},
+    | {"api", "database", "handle_api", "logs", "lora", "lora_cache_client", "media", "net", "owner_death"}
+    | {"pool_client", "predictions"},
     "deployment": BASE | {"ingress", "model_replica"},
     "launch": BASE | {"lora", "predictions"},
     "__main__": BASE | {"api", "launch"},
@@ -51,7 +55,7 @@ ALLOWED_UNITS = {
 
 RAY_USERS = {
     *("__main__", "deployment", "ingress", "launch"),
-    *("lora_cache_actor", "lora_cache_client", "model_replica", "pool_client"),
+    *("lora_cache_actor", "lora_cache_client", "model_replica", "owner_death", "pool_client"),
 }
 LIBRARY_USERS = {
     "ray": RAY_USERS,
