@@ -68,7 +68,7 @@ def test_example_connects_to_the_printed_address(
 def test_replica_stops_the_work_of_a_killed_ingress(
     service: LocalService, client_environment: dict[str, str], probe: Probe
 ) -> None:
-    # The prediction of an attached call is not taken up, so what the replica still does is the work of the lost ingress.
+    # The prediction of an attached call is not taken up: what the replica still does is the work of the lost ingress.
     before: dict[str, Any] = probe.stats("dev-bf16")
     run_python(client_environment, "-c", CALL, service.ray_address, str(STEPS), str(IMAGES))
     (ingress,) = [

@@ -140,7 +140,7 @@ def test_errors_need_no_package_on_the_path(service: LocalService, environment: 
     result = run_python(without_package, "-c", program, service.ray_address, "waited for", folder=tmp_path)
     lines = [json.loads(line) for line in result.stdout.splitlines()]
     expected: list[tuple[str, str, int, str | None]] = [
-        ("predict", "ValueError", 422, "input.promt"),
+        ("predict", "ValueError", 422, "input.prompt"),
         ("create", "ValueError", 422, "input.image"),
         ("create", "ValueError", 422, "inputs"),
         ("create", "ValueError", 422, None),
