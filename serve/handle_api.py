@@ -30,7 +30,7 @@ from serve.errors import (
 from serve.inputs import shorten_name
 from serve.media.links import LinkSigner
 from serve.media.output_store import OutputStore
-from serve.owner_death import Owner, OwnerReference, check_reference
+from serve.owner_death import Owner, OwnerReference, is_reference
 from serve.predictions.create_options import CreateOptions
 from serve.predictions.prediction import Prediction
 from serve.predictions.request import ServedVersion, resolve_version
@@ -152,7 +152,11 @@ class HandleApi:
         self, inputs: Mapping[str, Any], version: str | None, options: CreateOptions, owner: OwnerReference
     ) -> AsyncGenerator[Prediction, None]:
         """A prediction that is cancelled when the block is left or when the process of `owner` has died."""
-        caller = Owner(check_reference("owner", owner))
+        if not is_reference(owner):
+            raise _invalid(
+                "owner", "should be a list with one reference to an object of yours, such as [ray.put(None)]"
+            )
+        caller = Owner(owner)
         served, given = self._prepare(inputs, version)
         async with self._predictions.create_attached(given, served, options) as prediction:
             watching = asyncio.create_task(self._cancel_without(caller, prediction))

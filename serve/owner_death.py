@@ -10,8 +10,6 @@ from collections.abc import Awaitable, Callable, Sequence
 import ray
 from ray.exceptions import ObjectLostError, RayError
 
-from serve.errors import FieldError, InvalidInput
-
 CHECK_PERIOD_S = 2.0
 READ_TIMEOUT_S = 5.0
 
@@ -24,13 +22,11 @@ def own_reference() -> OwnerReference:
     return [ray.put(None)]
 
 
-def check_reference(name: str, reference: object) -> OwnerReference:
-    """Raises `InvalidInput` naming the argument `name` if `reference` is not an `OwnerReference`."""
-    is_sequence = isinstance(reference, list | tuple)
-    if is_sequence and len(reference) <= 1 and all(isinstance(each, ray.ObjectRef) for each in reference):
-        return reference
-    message = "should be a list with one reference to an object of the caller, such as [ray.put(None)]"
-    raise InvalidInput((FieldError(name, message, "owner_type"),))
+def is_reference(value: object) -> bool:
+    """Whether `value` is an `OwnerReference` of Ray's references."""
+    return (
+        isinstance(value, list | tuple) and len(value) <= 1 and all(isinstance(each, ray.ObjectRef) for each in value)
+    )
 
 
 class Owner:

@@ -40,7 +40,7 @@ ALLOWED_UNITS = {
     "lora_cache_client": BASE | {"__init__", "aio", "lora", "lora_cache_actor"},
     "predictions": REQUEST | {"aio", "database", "events", "logs", "lora", "media"},
     "api": BASE | {"inputs", "logs", "media", "output_sizes", "predictions"},
-    "owner_death": {"errors"},
+    "owner_death": set[str](),
     "pool_client": BASE | {"events", "lora", "generation_plan", "owner_death"},
     "model_replica": BASE
     | {"engine", "events", "logs", "lora", "lora_cache_actor", "media", "generation_plan", "owner_death"},
@@ -197,7 +197,7 @@ assert sys.modules.get("ray") or process_state() == before, "importing changed t
 @pytest.mark.parametrize(
     ("unavailable", "excluded"),
     [
-        (("ray", "torch", "diffusers", "transformers", "starlette"), RAY_USERS | {"engine", "api"}),
+        (("ray", "torch", "diffusers", "transformers", "starlette"), RAY_USERS | {"engine", "api", "handle_api"}),
         (("torch", "diffusers", "transformers"), {"engine"}),
     ],
     ids=["without Ray, torch and Starlette", "without torch"],
