@@ -10,7 +10,7 @@ import psutil
 import pytest
 
 from serve.launch.subprocess_service import ROOT, LocalService, local_service
-from tests.cluster.client import SMALL, predict, until
+from tests.cluster.client import until
 from tests.cluster.probe import Probe, start_probe
 
 STEPS, IMAGES = 50, 4
@@ -79,4 +79,3 @@ def test_replica_stops_the_work_of_a_killed_ingress(
     ingress.kill()
     after = until(lambda: probe.stats("dev-bf16"), lambda stats: stats["images"] == 0, timeout_s=20)
     assert after["image_steps"] - before["image_steps"] < STEPS * IMAGES
-    assert predict(service, prompt="a boat", **SMALL)["status"] == "succeeded"
