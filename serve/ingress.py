@@ -7,7 +7,6 @@ import asyncio
 import logging
 from collections.abc import AsyncGenerator, Mapping, Sequence
 from contextlib import asynccontextmanager
-from typing import Any
 
 from ray import serve
 from ray.serve.context import _get_global_client
@@ -20,11 +19,11 @@ from serve.access.request_counter import RequestCounter
 from serve.api import cog, deployments, discovery, files, models, openai, output_files, probes, replicate, webhooks
 from serve.api.application import http_application
 from serve.api.auth import check_bind_address
-from serve.api.replicate import prediction_json
 from serve.database.connection import Database
 from serve.database.signing_keys import signing_key
 from serve.database.task_lease import TaskLease
 from serve.errors import DatabaseUnavailable, StorageUnavailable
+from serve.handle_api import HandleApi
 from serve.logs import use_replica_log
 from serve.lora.parse_reference import check_aliases
 from serve.lora_cache_client import LoraCacheClient
@@ -35,13 +34,13 @@ from serve.media.output_store import OutputStore
 from serve.net.http_client import HttpClient
 from serve.net.output_uploads import OutputUploads
 from serve.net.url_fetcher import UrlFetcher
+from serve.owner_death import own_reference
 from serve.pool_client import PoolClient
 from serve.predictions.change_notifier import ChangeNotifier
 from serve.predictions.input_images import InputImages
 from serve.predictions.input_store import InputStore
 from serve.predictions.own_files import OwnFiles, OwnFilesFirst
-from serve.predictions.prediction import Prediction
-from serve.predictions.request import check_served_models, resolve_version
+from serve.predictions.request import check_served_models
 from serve.predictions.retention import Retention
 from serve.predictions.runner import PredictionRunner
 from serve.predictions.service import PredictionService
@@ -63,7 +62,7 @@ SWEEP_LEASE_S = 120.0
 log = logging.getLogger(__name__)
 
 
-class Ingress:
+class Ingress(HandleApi):
     """Accepts predictions once every pool is healthy; a pool that may scale to zero is healthy without replicas."""
 
     def __init__(self, settings: Settings, handles: Mapping[str, DeploymentHandle]) -> None:
@@ -93,11 +92,13 @@ class Ingress:
         input_store = InputStore(self._stored)
         self._sweeping = TaskLease(self._database, "sweep", SWEEP_LEASE_S)
         self._retention = Retention(settings, self._database, self._sweeping, self._outputs, input_store)
-        pools = {name: PoolClient(name, handle) for name, handle in handles.items()}
+        owner = own_reference()
+        pools = {name: PoolClient(name, handle, owner) for name, handle in handles.items()}
         self._lora_cache = LoraCacheClient(settings, serve.get_replica_context().app_name, self._files.local_copy)
         uploads = OutputUploads(self._http_client)
         runner = PredictionRunner(store, pools, input_images, self._lora_cache, self._outputs, uploads)
-        self._predictions = PredictionService(settings, store, runner, input_images, input_store, own_files)
+        predictions = PredictionService(settings, store, runner, input_images, input_store, own_files)
+        super().__init__(predictions, self._outputs, self._links, settings)
         self._signing_secrets = SigningSecrets(self._database)
         webhook_client = HttpClient(settings.webhooks.http, settings_name="webhooks")
         render = webhooks.webhook_renderer(self._outputs, self._links, settings)
@@ -138,27 +139,6 @@ class Ingress:
         """Deletes the application when running predictions have ended."""
         await self._close()
         await asyncio.to_thread(serve.delete, serve.get_replica_context().app_name, _blocking=False)
-
-    async def predict(self, inputs: Mapping[str, Any], version: str | None = None) -> dict[str, Any]:
-        """Runs a prediction and returns it as `/v1` shows it. Cancelling the call cancels the prediction.
-
-        Raises `InvalidInput`, `PoolFull`, `NotReady` or `UnknownVersion` of `serve.errors`.
-        """
-        served = resolve_version(self._settings, version)
-        async with self._predictions.create_attached(served.rename_inputs(inputs), served) as prediction:
-            return await self._to_json(await self._predictions.wait(prediction.id))
-
-    async def stream(
-        self, inputs: Mapping[str, Any], version: str | None = None
-    ) -> AsyncGenerator[dict[str, Any], None]:
-        """Runs a prediction and yields it when it is accepted and after every change. Raises as `predict` does."""
-        served = resolve_version(self._settings, version)
-        async with self._predictions.create_attached(served.rename_inputs(inputs), served) as prediction:
-            async for state in self._predictions.watch(prediction.id):
-                yield await self._to_json(state)
-
-    async def _to_json(self, prediction: Prediction) -> dict[str, Any]:
-        return await prediction_json(prediction, self._outputs, self._links, self._settings)
 
     @asynccontextmanager
     async def _lifespan(self, app: Starlette) -> AsyncGenerator[None, None]:

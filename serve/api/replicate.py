@@ -76,10 +76,11 @@ class ReplicateApi:
         return await self._create_for(request, served)
 
     async def page(self, request: Request) -> Response:
-        """Predictions, newest first, without images that would be `data:` URIs of about a megabyte each."""
+        """Predictions, newest first."""
         query = parse_page_query(request.query_params, PAGE_SIZE + 1)
         found = await self._service.page(query, caller_of(request))
-        results = [await self._listed(prediction) for prediction in found]
+        arguments = (self._outputs, self._links, self._settings)
+        results = [await listed_prediction_json(prediction, *arguments) for prediction in found]
         return JSONResponse(both_ways_page(results, query, f"{self._settings.outputs.base_url}/v1/predictions"))
 
     async def get(self, request: Request) -> Response:
@@ -123,12 +124,6 @@ class ReplicateApi:
             response.headers["Preference-Applied"] = preference.applied
         return response
 
-    async def _listed(self, prediction: Prediction) -> dict[str, Any]:
-        if self._settings.outputs.uses_data_uris:
-            body = await _prediction_body(prediction, None, self._links, self._settings)
-            return body | {"data_removed": prediction.data_removed}
-        return await self._json(prediction)
-
     async def _respond(self, prediction: Prediction, status: int = 200) -> Response:
         body = await self._json(prediction)
         return JSONResponse(body, status, server_timing_header(prediction))
@@ -155,6 +150,16 @@ async def prediction_json(
     """The prediction object of the Replicate API; `with_unfinished` as for `output_uris`."""
     uris = await output_uris(prediction, outputs, with_unfinished)
     return await _prediction_body(prediction, uris, links, settings)
+
+
+async def listed_prediction_json(
+    prediction: Prediction, outputs: OutputStore, links: LinkSigner, settings: Settings
+) -> dict[str, Any]:
+    """The prediction in a list, without images that would be `data:` URIs of about a megabyte each."""
+    if settings.outputs.uses_data_uris:
+        body = await _prediction_body(prediction, None, links, settings)
+        return body | {"data_removed": prediction.data_removed}
+    return await prediction_json(prediction, outputs, links, settings)
 
 
 async def _prediction_body(

@@ -16,7 +16,7 @@ from ray.serve.context import _get_global_client
 from ray.serve.exceptions import RayServeException
 from ray.serve.schema import ApplicationStatus, DeploymentStatus, DeploymentStatusOverview, ServeDeploySchema
 
-from serve.settings import use_proxy_middleware, use_slow_control_loop
+from serve.settings import use_proxy_middleware, use_slow_control_loop, uses_ray_token
 
 OBJECT_STORE_BYTES = 256 * 2**20
 RAY_HOST = "127.0.0.2"
@@ -52,7 +52,9 @@ def run(schema: ServeDeploySchema, num_cpus: int | None, num_gpus: int | None) -
         _deploy(schema)
         is_running = _wait_until_running(application, stop)
         if is_running:
-            print(f"ready: http://{http.host}:{http.port} (Ray at {address}; Ctrl-C to stop)", flush=True)
+            # A client with an explicit address sends the token only if this variable is set.
+            token = ", RAY_AUTH_MODE=token" if uses_ray_token() else ""
+            print(f"ready: http://{http.host}:{http.port} (Ray at {address}{token}; Ctrl-C to stop)", flush=True)
             _wait_until_stopped(application, stop)
         print("stopping; press Ctrl-C again to stop without waiting for running predictions", flush=True)
         if is_running:

@@ -16,6 +16,7 @@ from serve.settings.environment import (
     use_compile_cache,
     use_proxy_middleware,
     use_slow_control_loop,
+    uses_ray_token,
 )
 from serve.settings.loras import LoraCacheSettings, LoraFetchSettings, LoraSettings
 from serve.settings.models import DeploymentSettings, InputBounds, ModelSettings, ServedModel, is_same_id
@@ -76,4 +77,5 @@ __all__ = [
     "use_compile_cache",
     "use_proxy_middleware",
     "use_slow_control_loop",
+    "uses_ray_token",
 ]

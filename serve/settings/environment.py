@@ -81,3 +81,8 @@ def use_slow_control_loop(environment: MutableMapping[str, str] = os.environ) ->
     Call it before Ray starts.
     """
     environment.setdefault("RAY_SERVE_CONTROL_LOOP_INTERVAL_S", "0.5")
+
+
+def uses_ray_token(environment: Mapping[str, str] = os.environ) -> bool:
+    """Whether this process's Ray cluster asks for Ray's token; Ray itself sets the variable when it starts."""
+    return environment.get("RAY_AUTH_MODE", "").lower() == "token"

@@ -2,12 +2,14 @@
 
 import ast
 import json
+import re
 from typing import Any, cast
 
 from starlette.routing import Route
 
 from serve import errors
 from serve.api import cog, deployments, discovery, files, models, openai, output_files, probes, replicate, webhooks
+from serve.handle_api import BUILTIN_ERRORS
 from serve.inputs import Inputs
 from serve.settings import CogSettings, Settings
 from tests.markdown import ROOT, table_with, tables
@@ -72,13 +74,28 @@ def all_subclasses(error: type[errors.ServiceError]) -> set[type[errors.ServiceE
     return direct.union(*(all_subclasses(subclass) for subclass in direct))
 
 
-def test_handle_table_matches_the_methods_of_the_ingress() -> None:
-    tree = ast.parse((ROOT / "serve/ingress.py").read_text())
-    (ingress,) = (node for node in tree.body if isinstance(node, ast.ClassDef) and node.name == "Ingress")
-    public = {
+def public_methods(file: str, name: str) -> set[str]:
+    """The methods of a class that Ray can call, with their arguments."""
+    tree = ast.parse((ROOT / file).read_text())
+    (definition,) = (node for node in tree.body if isinstance(node, ast.ClassDef) and node.name == name)
+    return {
         f"{node.name}({', '.join(argument.arg for argument in node.args.args[1:])})"
-        for node in ingress.body
+        for node in definition.body
         if isinstance(node, ast.AsyncFunctionDef) and not node.name.startswith("_")
     }
-    documented = {row[0].strip("`").replace("=None", "") for row in table_with(API, "`wait_until_open()`")}
+
+
+def test_handle_table_matches_the_methods_of_the_ingress() -> None:
+    public = public_methods("serve/ingress.py", "Ingress") | public_methods("serve/handle_api.py", "HandleApi")
+    rows = table_with(API, "`wait_until_open()`")
+    documented = {row[0].strip("`").replace("=None", "").replace("=()", "") for row in rows}
     assert documented == public
+
+
+def test_handle_errors_match_the_table_of_built_in_errors() -> None:
+    documented = {
+        name: row[0].strip("`") for row in table_with(API, "`LookupError`") for name in re.findall(r"`(\w+)`", row[1])
+    }
+    expected = {error.__name__: builtin.__name__ for error, builtin in BUILTIN_ERRORS.items()}
+    del expected["ServiceError"]
+    assert documented.items() >= expected.items()

@@ -43,23 +43,24 @@ ALLOWED_UNITS = {
     "predictions": REQUEST | {"access", "aio", "database", "events", "logs", "lora", "media"},
     "webhooks": BASE | {"database", "net", "predictions"},
     "api": BASE | {"access", "inputs", "logs", "media", "net", "output_sizes", "predictions", "webhooks"},
-    "pool_client": BASE | {"events", "lora", "generation_plan"},
+    "owner_death": set[str](),
+    "pool_client": BASE | {"events", "lora", "generation_plan", "owner_death"},
     "model_replica": BASE
-    | {"engine", "events", "generation_plan", "logs", "lora", "lora_cache_actor", "media", "stage_times"},
-    "ingress": BASE
     | {
-        "access",
-        "api",
-        "database",
+        "engine",
+        "events",
         "logs",
         "lora",
-        "lora_cache_client",
+        "lora_cache_actor",
         "media",
-        "net",
-        "pool_client",
-        "predictions",
-        "webhooks",
+        "generation_plan",
+        "owner_death",
+        "stage_times",
     },
+    "handle_api": BASE | {"api", "inputs", "media", "owner_death", "predictions"},
+    "ingress": BASE
+    | {"access", "api", "database", "handle_api", "logs", "lora", "lora_cache_client", "media", "net", "owner_death"}
+    | {"pool_client", "predictions", "webhooks"},
     "deployment": BASE | {"ingress", "model_replica"},
     "launch": BASE | {"access", "database", "lora", "predictions", "webhooks"},
     "__main__": BASE | {"api", "launch"},
@@ -67,7 +68,7 @@ ALLOWED_UNITS = {
 
 RAY_USERS = {
     *("__main__", "deployment", "ingress", "launch"),
-    *("lora_cache_actor", "lora_cache_client", "model_replica", "pool_client"),
+    *("lora_cache_actor", "lora_cache_client", "model_replica", "owner_death", "pool_client"),
 }
 LIBRARY_USERS = {
     "ray": RAY_USERS,
@@ -210,7 +211,7 @@ assert sys.modules.get("ray") or process_state() == before, "importing changed t
 @pytest.mark.parametrize(
     ("unavailable", "excluded"),
     [
-        (("ray", "torch", "diffusers", "transformers", "starlette"), RAY_USERS | {"engine", "api"}),
+        (("ray", "torch", "diffusers", "transformers", "starlette"), RAY_USERS | {"engine", "api", "handle_api"}),
         (("torch", "diffusers", "transformers"), {"engine"}),
     ],
     ids=["without Ray, torch and Starlette", "without torch"],
