@@ -1,16 +1,15 @@
 """Fills the table of predictions with copies of a prediction that the service has run."""
 
-import base64
 import hashlib
 import random
 import sqlite3
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
-from typing import Any
+from typing import Any, TypeVar
 
 import asyncpg
-from sqlalchemy import make_url, select
+from sqlalchemy import make_url, select, text
 from sqlalchemy.ext.asyncio import AsyncConnection
 
 from serve.database.connection import Database
@@ -19,7 +18,7 @@ from serve.predictions.prediction import Prediction
 from serve.predictions.prediction_rows import to_us
 
 PERIOD = timedelta(days=29)
-"""The copies were created in this time; the service removes records after 30 days."""
+"""The copies were created in this time. The service removes records after 30 days."""
 DATA_AGE = timedelta(hours=1)
 """Older copies have no data, because the service removes it."""
 PLACEHOLDER_ID = "the-id"
@@ -29,6 +28,7 @@ COPY_TIMEOUT_S = 600.0
 SQLITE_CACHE_KB = 200_000
 
 Row = Mapping[str, Any]
+Result = TypeVar("Result")
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,7 +41,7 @@ class StoredPrediction:
 
 @dataclass(frozen=True, slots=True)
 class StoredPredictions:
-    """The keys of all copies, the last of which were created at `until`."""
+    """The keys of all copies, the oldest first. The newest was created just before `until`."""
 
     count: int
     until: datetime
@@ -53,10 +53,9 @@ class StoredPredictions:
         return self._at(generator.randrange(self.count))
 
     def _at(self, number: int) -> StoredPrediction:
-        """The ids have the form and the random order of those of the service."""
-        digest = hashlib.blake2b(number.to_bytes(8, "big"), digest_size=16).digest()
-        prediction_id = base64.b32encode(digest).decode().rstrip("=").lower()
-        return StoredPrediction(prediction_id, self.until - PERIOD * (1 - number / self.count))
+        # As long as the ids of the service, and in random order too.
+        prediction_id = hashlib.blake2b(number.to_bytes(8, "big"), digest_size=13).hexdigest()
+        return StoredPrediction(prediction_id, self.until - PERIOD * ((self.count - number) / self.count))
 
 
 async def read_row(database_url: str, prediction_id: str) -> Row:
@@ -66,6 +65,21 @@ async def read_row(database_url: str, prediction_id: str) -> Row:
         query = select(predictions).where(predictions.c.id == prediction_id)
         return dict((await connection.execute(query)).one()._mapping)
 
+    return await _read(database_url, work)
+
+
+async def read_version(database_url: str) -> str:
+    """The version of the database."""
+
+    async def work(connection: AsyncConnection) -> str:
+        is_sqlite = connection.dialect.name == "sqlite"
+        query = text("SELECT sqlite_version()" if is_sqlite else "SHOW server_version")
+        return str((await connection.execute(query)).scalar_one())
+
+    return await _read(database_url, work)
+
+
+async def _read(database_url: str, work: Callable[[AsyncConnection], Awaitable[Result]]) -> Result:
     database = Database(database_url)
     try:
         return await database.read(work)
@@ -75,31 +89,25 @@ async def read_row(database_url: str, prediction_id: str) -> Row:
 
 def make_copies(row: Row, stored: StoredPredictions) -> Iterator[tuple[Any, ...]]:
     """The values of copies of `row`, in the order of its columns."""
-    prediction = Prediction.model_validate_json(row["record"]).model_copy(
-        update={
-            "id": PLACEHOLDER_ID,
-            "created_at": PLACEHOLDER_TIME,
-            "started_at": PLACEHOLDER_TIME,
-            "completed_at": PLACEHOLDER_TIME,
-        }
-    )
+    times = dict.fromkeys(("created_at", "started_at", "completed_at"), PLACEHOLDER_TIME)
+    prediction = Prediction.model_validate_json(row["record"]).model_copy(update={"id": PLACEHOLDER_ID, **times})
     full = dict(row) | {"record": prediction.model_dump_json()}
     reduced = full | {"record": prediction.without_data().model_dump_json(), "data_removed": True, "output_bytes": 0}
     for each in stored:
         yield _copy(full if stored.until - each.created_at < DATA_AGE else reduced, each)
 
 
-def _copy(row: Row, stored: StoredPrediction) -> tuple[Any, ...]:
-    # Text is replaced, as a million records would take pydantic a minute.
+def _copy(row: dict[str, Any], stored: StoredPrediction) -> tuple[Any, ...]:
+    # Text is replaced, because pydantic would need a minute for a million records.
     created_us = to_us(stored.created_at)
-    time_text = stored.created_at.isoformat(timespec="microseconds").replace("+00:00", "Z")
-    record = row["record"].replace(PLACEHOLDER_ID, stored.id).replace(PLACEHOLDER_TEXT, time_text)
+    created_text = stored.created_at.isoformat(timespec="microseconds").replace("+00:00", "Z")
+    record = row["record"].replace(PLACEHOLDER_ID, stored.id).replace(PLACEHOLDER_TEXT, created_text)
     values = {"id": stored.id, "created_us": created_us, "ended_us": created_us, "record": record}
     return tuple((row | values).values())
 
 
 async def insert_rows(database_url: str, columns: Sequence[str], rows: Iterator[tuple[Any, ...]]) -> None:
-    """Inserts into the table of predictions in the fastest way that the database has."""
+    """Inserts into the table of predictions in the fastest way that the database has. No other process may use it."""
     url = make_url(database_url)
     if url.get_backend_name() == "sqlite":
         _insert_into_sqlite(str(url.database), columns, rows)
