@@ -11,6 +11,7 @@ import argparse
 import asyncio
 import json
 import os
+import signal
 import tempfile
 import time
 from collections.abc import Iterator, Sequence
@@ -84,6 +85,8 @@ def _measure_operations(
 
 def main(arguments: Sequence[str] | None = None) -> None:
     options = _parse_options(arguments)
+    # Ends through the `finally` blocks, so that no server is left.
+    signal.signal(signal.SIGTERM, signal.default_int_handler)
     before = os.getloadavg()[0]
     rows = measure_all(options)
     print_progress(markdown_table(rows))
