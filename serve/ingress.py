@@ -15,7 +15,9 @@ from ray.serve.handle import DeploymentHandle
 from ray.serve.schema import DeploymentStatus
 from starlette.applications import Starlette
 
-from serve.api import cog, deployments, discovery, files, models, openai, output_files, probes, replicate
+from serve.access.access_control import AccessControl
+from serve.access.request_counter import RequestCounter
+from serve.api import cog, deployments, discovery, files, models, openai, output_files, probes, replicate, webhooks
 from serve.api.application import http_application
 from serve.api.auth import check_bind_address
 from serve.api.replicate import prediction_json
@@ -43,7 +45,10 @@ from serve.predictions.retention import Retention
 from serve.predictions.runner import PredictionRunner
 from serve.predictions.service import PredictionService
 from serve.predictions.store import PredictionStore
-from serve.settings import Settings, read_secrets, state_folder, unshared_state
+from serve.settings import Settings, database_url, read_secrets, state_folder, unshared_state
+from serve.webhooks.deliverer import WebhookDeliverer
+from serve.webhooks.sender import WebhookSender
+from serve.webhooks.signing_secrets import SigningSecrets
 
 READY_POLL_S = 0.5
 SHUTDOWN_GRACE_S = 60.0
@@ -60,24 +65,27 @@ class Ingress:
     def __init__(self, settings: Settings, handles: Mapping[str, DeploymentHandle]) -> None:
         use_replica_log()
         self._settings = settings
-        self._token = read_secrets().api_token
+        token = read_secrets().api_token
+        requires_token = token is not None or settings.require_token
         http = _get_global_client().http_config
-        check_bind_address(http.host, self._token is not None, settings.allow_unauthenticated)
+        check_bind_address(http.host, requires_token, settings.allow_unauthenticated)
         check_aliases(settings.lora)
         check_served_models(settings)
         folder = state_folder(settings, http.port)
-        self._database = Database(settings.database_url or f"sqlite:///{folder / 'predictions.db'}")
+        self._database = Database(database_url(settings, http.port))
+        self._request_counter = RequestCounter(self._database)
+        self._access = AccessControl(token, self._database, self._request_counter) if requires_token else None
         self._stored = ObjectStore(settings.storage_url or folder.absolute().as_uri())
         self._links = LinkSigner(lambda: signing_key(self._database, "links"), settings.outputs.link_max_age_s)
         self._outputs = OutputStore(settings.outputs, self._stored, self._links)
         self._files = FileStore(settings.files, self._database, self._stored)
-        own_files = OwnFiles(self._files, self._outputs, settings.outputs.public_url)
-        self._http_client = HttpClient(settings.fetch)
-        fetcher = OwnFilesFirst(own_files, UrlFetcher(settings.fetch, self._http_client), settings.fetch.max_bytes)
-        input_images = InputImages(settings, fetcher)
         self._notifier = ChangeNotifier(self._database)
         limits = {name: pool.max_in_flight for name, pool in settings.pools.items()}
         store = PredictionStore(self._database, self._notifier, limits)
+        own_files = OwnFiles(self._files, self._outputs, store, self._links, settings.outputs.public_url)
+        self._http_client = HttpClient(settings.fetch)
+        fetcher = OwnFilesFirst(own_files, UrlFetcher(settings.fetch, self._http_client), settings.fetch.max_bytes)
+        input_images = InputImages(settings, fetcher)
         input_store = InputStore(self._stored)
         self._sweeping = TaskLease(self._database, "sweep", SWEEP_LEASE_S)
         self._retention = Retention(settings, self._database, self._sweeping, self._outputs, input_store)
@@ -85,7 +93,13 @@ class Ingress:
         self._lora_cache = LoraCacheClient(settings, serve.get_replica_context().app_name, self._files.local_copy)
         runner = PredictionRunner(store, pools, input_images, self._lora_cache, self._outputs)
         self._predictions = PredictionService(settings, store, runner, input_images, input_store, own_files)
+        self._signing_secrets = SigningSecrets(self._database)
+        webhook_client = HttpClient(settings.webhooks.http, settings_name="webhooks")
+        render = webhooks.webhook_renderer(self._outputs, self._links, settings)
+        sender = WebhookSender(webhook_client, self._signing_secrets, render, settings.webhooks.total_timeout_s)
+        self._webhooks = WebhookDeliverer(settings.webhooks, self._database, store, sender)
         self._pools = tuple(handles)
+        self._has_tables = asyncio.Event()
         self._ready = asyncio.Event()
 
     def __serve_build_asgi_app__(self) -> Starlette:
@@ -98,10 +112,11 @@ class Ingress:
             *deployments.routes(self._predictions, self._settings),
             *discovery.routes(self._predictions, self._settings),
             *cog.routes(*shared),
+            *webhooks.routes(self._signing_secrets),
             *probes.routes(self._predictions),
-            *output_files.routes(self._outputs, self._stored, self._links, self._settings),
+            *output_files.routes(self._predictions, self._outputs, self._stored, self._links, self._settings),
         ]
-        return http_application(routes, self._settings, self._token, self._lifespan)
+        return http_application(routes, self._settings, self._access, self._lifespan)
 
     async def wait_until_open(self) -> None:
         """Returns when predictions are accepted."""
@@ -135,14 +150,19 @@ class Ingress:
             self._start(),
             self._notifier.run(),
             self._predictions.keep_leases(),
+            self._request_counter.run(),
             self._sweep_stores(),
             self._lora_cache.keep_alive(),
+            self._deliver_webhooks(),
         )
         tasks = [asyncio.create_task(work) for work in background]
         yield
+        # Running predictions still need their leases, the changes by other processes, and their webhooks.
+        await self._predictions.close(SHUTDOWN_GRACE_S)
         for task in tasks:
             task.cancel()
-        await self._predictions.close(SHUTDOWN_GRACE_S)
+        await asyncio.wait(tasks)
+        await self._webhooks.aclose()
         await self._files.aclose()
         await self._database.aclose()
         self._http_client.close()
@@ -155,6 +175,7 @@ class Ingress:
             except DatabaseUnavailable as error:
                 log.warning("the service starts when the database can be reached: %s", error.cause)
             await asyncio.sleep(READY_POLL_S)
+        self._has_tables.set()
         application = serve.get_replica_context().app_name
         while not await asyncio.to_thread(_are_healthy, application, self._pools):
             await asyncio.sleep(READY_POLL_S)
@@ -162,6 +183,10 @@ class Ingress:
         self._ready.set()
         for problem in unshared_state(self._settings, await asyncio.to_thread(_count_nodes, application)):
             log.error("%s", problem)
+
+    async def _deliver_webhooks(self) -> None:
+        await self._has_tables.wait()
+        await self._webhooks.run()
 
     async def _sweep_stores(self) -> None:
         """Removes old predictions and files, in one of the ingress replicas."""

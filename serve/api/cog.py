@@ -6,20 +6,23 @@ from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
 from starlette.routing import Route
 
+from serve.api.auth import caller_of
 from serve.api.client_disconnect import cancel_on_disconnect
 from serve.api.http_messages import check_body_keys, output_uris, prefers_async, read_json_object, server_timing_header
 from serve.api.openapi import COG_VERSION
 from serve.api.openapi_replicate import service_document
+from serve.api.webhook_fields import WEBHOOK_KEYS, parse_webhook
 from serve.errors import NotFound
 from serve.inputs import Inputs
 from serve.media.output_store import OutputStore
+from serve.predictions.create_options import CreateOptions
 from serve.predictions.prediction import Prediction, rfc3339, timestamps
 from serve.predictions.request import ServedVersion, resolve_version
 from serve.predictions.service import PredictionService, ServiceState
 from serve.settings import Settings
 
-KEYS: dict[str, type] = {"input": dict}
-UNSUPPORTED_KEYS = frozenset({"id", "created_at", "context", "output_file_prefix", "webhook", "webhook_events_filter"})
+KEYS: dict[str, type] = {"input": dict} | WEBHOOK_KEYS
+UNSUPPORTED_KEYS = frozenset({"id", "created_at", "context", "output_file_prefix"})
 HEALTH: dict[ServiceState, str] = {"starting": "STARTING", "ready": "READY", "full": "BUSY", "closing": "DEFUNCT"}
 
 INDEX = {
@@ -86,19 +89,21 @@ class CogApi:
         body = await read_json_object(request, self._settings.max_body_bytes)
         check_body_keys(body, KEYS, UNSUPPORTED_KEYS)
         inputs = self._served.rename_inputs(body["input"])
+        options = CreateOptions(caller_of(request), webhook=parse_webhook(body, "cog"))
         if prefers_async(request.headers.getlist("prefer")):
-            return await self._respond(await self._service.create(inputs, self._served), 202)
-        return await self._respond(await cancel_on_disconnect(request.receive, self._run(inputs)))
+            return await self._respond(await self._service.create(inputs, self._served, options), 202)
+        running = self._run(inputs, options)
+        return await self._respond(await cancel_on_disconnect(request.receive, running))
 
     async def cancel(self, request: Request) -> Response:
         try:
-            await self._service.cancel(request.path_params["prediction_id"])
+            await self._service.cancel(request.path_params["prediction_id"], caller_of(request))
         except NotFound:
             return JSONResponse({}, 404)
         return JSONResponse({})
 
-    async def _run(self, inputs: dict[str, Any]) -> Prediction:
-        async with self._service.create_attached(inputs, self._served) as prediction:
+    async def _run(self, inputs: dict[str, Any], options: CreateOptions) -> Prediction:
+        async with self._service.create_attached(inputs, self._served, options) as prediction:
             return await self._service.wait(prediction.id)
 
     async def _respond(self, prediction: Prediction, status: int = 200) -> Response:
@@ -106,12 +111,18 @@ class CogApi:
         return JSONResponse(body, status, server_timing_header(prediction))
 
 
-async def prediction_response(prediction: Prediction, outputs: OutputStore, served: ServedVersion) -> dict[str, Any]:
-    """The prediction as Cog's `PredictionResponse`; `input` has every input, defaults included."""
+async def prediction_response(
+    prediction: Prediction, outputs: OutputStore, served: ServedVersion, with_unfinished: bool = False
+) -> dict[str, Any]:
+    """The prediction as Cog's `PredictionResponse`; `input` has every input, defaults included.
+
+    `with_unfinished` is as for `output_uris`.
+    """
     given = {key: value for key, value in prediction.inputs.items() if value is not None}
+    inputs = {} if prediction.data_removed else Inputs.model_validate(served.model.default_inputs | given).model_dump()
     return {
-        "input": Inputs.model_validate(served.model.default_inputs | given).model_dump(),
-        "output": await output_uris(prediction, outputs),
+        "input": inputs,
+        "output": await output_uris(prediction, outputs, with_unfinished),
         "id": prediction.id,
         "version": prediction.version,
         **timestamps(prediction),

@@ -4,6 +4,7 @@ from typing import Any, get_args
 
 from serve.inputs import Inputs
 from serve.predictions.prediction import Status
+from serve.predictions.webhook import WEBHOOK_EVENTS
 from serve.settings import ServedModel
 
 COG_VERSION = "0.15.8"
@@ -57,8 +58,23 @@ def _components(model: ServedModel) -> dict[str, Schema]:
         "PredictionRequest": {
             "title": "PredictionRequest",
             "type": "object",
-            "properties": {"input": _reference("Input")},
+            "properties": {
+                "input": _reference("Input"),
+                "webhook": {"title": "Webhook", "type": "string", "format": "uri"},
+                "webhook_events_filter": {
+                    "title": "Webhook Events Filter",
+                    "type": "array",
+                    "items": _reference("WebhookEvent"),
+                    "default": list(WEBHOOK_EVENTS),
+                },
+            },
             "required": ["input"],
+        },
+        "WebhookEvent": {
+            "title": "WebhookEvent",
+            "type": "string",
+            "enum": list(WEBHOOK_EVENTS),
+            "description": "An enumeration.",
         },
         "PredictionResponse": _response(),
         "ValidationError": _validation_error(),

@@ -13,7 +13,7 @@ from ray import serve
 from ray.serve.context import _get_global_client
 from ray.serve.schema import ApplicationStatus, DeploymentStatus, DeploymentStatusOverview, ServeDeploySchema
 
-from serve.settings import use_slow_control_loop
+from serve.settings import use_proxy_middleware, use_slow_control_loop
 
 OBJECT_STORE_BYTES = 256 * 2**20
 RAY_HOST = "127.0.0.2"
@@ -62,6 +62,7 @@ def _install_signal_handlers(stop: threading.Event) -> None:
 def _local_ray(num_cpus: int | None, num_gpus: int | None) -> Iterator[str]:
     """Starts Ray, yields its address, and shuts it down."""
     use_slow_control_loop()
+    use_proxy_middleware()
     # In the system's temporary folder, because the paths of Ray's sockets have a length limit.
     with tempfile.TemporaryDirectory(prefix="flux-", ignore_cleanup_errors=True) as folder:
         context = ray.init(

@@ -12,7 +12,9 @@ from typing import Any, Literal, Self
 
 from pydantic import AwareDatetime, BaseModel, ConfigDict
 
+from serve.access.caller import NO_OWNER
 from serve.generation_plan import GenerationPlan
+from serve.predictions.webhook import Webhook
 
 Status = Literal["starting", "processing", "succeeded", "failed", "canceled"]
 
@@ -45,6 +47,8 @@ class Prediction(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid")
 
     id: str
+    owner: str = NO_OWNER
+    """The id of the token that created it."""
     model: str
     """`owner/name` of the served model."""
     version: str
@@ -53,6 +57,7 @@ class Prediction(BaseModel):
     has_shortened_inputs: bool = False
     """Whether `inputs` has only the beginning of long texts, such as images in `data:` URIs."""
     plan: GenerationPlan
+    webhook: Webhook | None = None
     created_at: AwareDatetime
     deadline: AwareDatetime | None = None
     """The prediction is canceled if it has not ended by then."""

@@ -8,8 +8,8 @@ from sqlalchemy import ColumnElement, literal, select, tuple_
 from sqlalchemy.ext.asyncio import AsyncConnection
 
 from serve.database.tables import predictions
+from serve.database.times import to_us
 from serve.predictions.prediction import Prediction
-from serve.predictions.prediction_rows import to_us
 
 
 @dataclass(frozen=True, slots=True)
@@ -21,6 +21,8 @@ class PageQuery:
     newer_than: str | None = None
     created_after: datetime | None = None
     created_before: datetime | None = None
+    owner: str | None = None
+    """None means the predictions of all owners."""
 
 
 async def read_page(
@@ -32,6 +34,8 @@ async def read_page(
         statement = statement.where(key < _place(older_than))
     if newer_than is not None:
         statement = statement.where(key > _place(newer_than))
+    if query.owner is not None:
+        statement = statement.where(predictions.c.owner == query.owner)
     if query.created_after is not None:
         statement = statement.where(predictions.c.created_us >= to_us(query.created_after))
     if query.created_before is not None:

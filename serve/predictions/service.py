@@ -10,9 +10,11 @@ import secrets
 import time
 from collections.abc import AsyncGenerator, Callable, Mapping
 from contextlib import asynccontextmanager, suppress
+from dataclasses import replace
 from datetime import datetime
 from typing import Any, Literal
 
+from serve.access.caller import ANONYMOUS, OPERATOR, Caller
 from serve.database.patience import with_patience
 from serve.errors import DatabaseUnavailable, NotReady, ServiceError, StorageUnavailable
 from serve.logs import request_id
@@ -27,7 +29,7 @@ from serve.predictions.request import ServedVersion, prepare_request
 from serve.predictions.resume import resume_request
 from serve.predictions.runner import LOST_TOO_OFTEN, MAX_LOSSES, PredictionRunner
 from serve.predictions.running_tasks import RunningTasks
-from serve.predictions.store import PredictionStore, PredictionUpdate
+from serve.predictions.store import PredictionStore, PredictionUpdate, unknown_prediction
 from serve.settings import Settings
 
 ServiceState = Literal["starting", "ready", "full", "closing"]
@@ -42,6 +44,7 @@ log = logging.getLogger(__name__)
 class PredictionService:
     """Accepts predictions between `open` and `close`. Methods with an id raise `NotFound` for an unknown id.
 
+    With a `caller`, ids of predictions that it may not see are unknown. `wait` and `watch` do not check that.
     `keep_leases` must run in a task of its own.
     """
 
@@ -76,7 +79,6 @@ class PredictionService:
         return "full" if await self._store.is_full() else "ready"
 
     def open(self) -> None:
-        """Starts accepting predictions."""
         self.opened_at = self._clock()
 
     async def create(
@@ -84,27 +86,27 @@ class PredictionService:
     ) -> Prediction:
         """Accepts a prediction and starts it.
 
-        Raises `PoolFull`, `NotReady`, `DatabaseUnavailable`, `IdempotencyKeyReused`, and `InvalidInput`, also for an
-        invalid image in a `data:` URI.
+        Raises `PoolFull`, `TooManyPredictions`, `NotReady`, `DatabaseUnavailable`, `IdempotencyKeyReused`, and
+        `InvalidInput`, also for an invalid image in a `data:` URI.
         """
         self._check_ready()
-        key = options.idempotency
-        if key and (earlier := await with_patience(lambda: self._store.find_earlier(key))):
+        key, caller = options.idempotency, options.caller
+        if key and (earlier := await with_patience(lambda: self._store.find_earlier(key, caller.owner))):
             return earlier
         start_s = time.perf_counter()
-        uploads = await with_patience(lambda: self._own_files.find(raw_inputs))
+        uploads = await with_patience(lambda: self._own_files.find(raw_inputs, caller))
         request = prepare_request(raw_inputs, served, self._settings, secrets.randbits(32), uploads)
-        await with_patience(lambda: self._store.check_capacity(request.plan.pool))
+        await with_patience(lambda: self._store.check_capacity(request.plan.pool, caller))
         stages_ms = {"plan": elapsed_ms(start_s)}
         images = await self._input_images.load(request.inputs, request.plan)
         if request.inputs.image is not None:
             stages_ms["fetch"] = elapsed_ms(start_s) - stages_ms["plan"]
         self._check_ready()
-        new = request.new_prediction(images.plan, self._clock(), request_id.get(), options.lifetime)
+        new = request.new_prediction(images.plan, self._clock(), request_id.get(), options)
         prediction = new.with_stage_times(stages_ms)
         await self._input_store.save(prediction, raw_inputs)
         try:
-            stored = await with_patience(lambda: self._store.create(prediction, options.attached, key))
+            stored = await with_patience(lambda: self._store.create(prediction, options.attached, caller, key))
         except ServiceError as error:
             # If the database is away, the prediction may be stored, and another request with its key returns it.
             if key is None or not isinstance(error, DatabaseUnavailable):
@@ -117,12 +119,15 @@ class PredictionService:
         self._tasks.start(prediction, self._runner.run(prediction.id, images, request.references))
         return prediction
 
-    async def get(self, prediction_id: str) -> Prediction:
-        return await self._store.get(prediction_id)
+    async def get(self, prediction_id: str, caller: Caller = ANONYMOUS) -> Prediction:
+        prediction = await self._store.get(prediction_id)
+        if not caller.may_see(prediction.owner):
+            raise unknown_prediction(prediction_id)
+        return prediction
 
-    async def page(self, query: PageQuery) -> list[Prediction]:
-        """A page of predictions, the newest first."""
-        return await self._store.page(query)
+    async def page(self, query: PageQuery, caller: Caller = ANONYMOUS) -> list[Prediction]:
+        """A page of the caller's predictions, the newest first."""
+        return await self._store.page(replace(query, owner=caller.visible_owner))
 
     async def wait(self, prediction_id: str, timeout_s: float | None = None) -> Prediction:
         """The prediction when it has ended, or its current state after `timeout_s`."""
@@ -143,17 +148,18 @@ class PredictionService:
             current = await self._store.wait_for_change(current)
             yield current
 
-    async def cancel(self, prediction_id: str) -> Prediction:
+    async def cancel(self, prediction_id: str, caller: Caller = ANONYMOUS) -> Prediction:
         """Ends the prediction as canceled; its replica stops within one step. An ended prediction is not changed."""
+        await self.get(prediction_id, caller)
         await self._end(prediction_id, lambda prediction: prediction.canceled(self._clock()))
         return await self._store.get(prediction_id)
 
     @asynccontextmanager
     async def create_attached(
-        self, raw_inputs: Mapping[str, Any], served: ServedVersion
+        self, raw_inputs: Mapping[str, Any], served: ServedVersion, options: CreateOptions = NO_OPTIONS
     ) -> AsyncGenerator[Prediction, None]:
         """Like `create`, but the prediction is cancelled if the block is left before it has ended."""
-        prediction = await self.create(raw_inputs, served, CreateOptions(attached=True))
+        prediction = await self.create(raw_inputs, served, replace(options, attached=True))
         try:
             yield prediction
         finally:
@@ -209,7 +215,7 @@ class PredictionService:
     async def _run_again(self, prediction: Prediction) -> None:
         try:
             raw_inputs = await self._input_store.load(prediction)
-            uploads = await self._own_files.find(raw_inputs)
+            uploads = await self._own_files.find(raw_inputs, OPERATOR)
             request = resume_request(prediction, raw_inputs, self._settings, uploads)
             images = await self._input_images.load(request.inputs, request.plan)
         except (DatabaseUnavailable, StorageUnavailable):

@@ -9,9 +9,11 @@ from serve.settings.environment import (
     ENVIRONMENT_VARIABLES,
     Secrets,
     cache_folder,
+    database_url,
     read_secrets,
     state_folder,
     use_compile_cache,
+    use_proxy_middleware,
     use_slow_control_loop,
 )
 from serve.settings.loras import LoraCacheSettings, LoraFetchSettings, LoraSettings
@@ -33,6 +35,7 @@ from serve.settings.root import Settings
 from serve.settings.safety import SafetySettings
 from serve.settings.shared_state import unshared_state
 from serve.settings.storage import FileSettings, OutputSettings
+from serve.settings.webhooks import WebhookSettings
 
 __all__ = [
     "ENVIRONMENT_VARIABLES",
@@ -61,11 +64,14 @@ __all__ = [
     "Secrets",
     "ServedModel",
     "Settings",
+    "WebhookSettings",
     "cache_folder",
+    "database_url",
     "is_same_id",
     "read_secrets",
     "state_folder",
     "unshared_state",
     "use_compile_cache",
+    "use_proxy_middleware",
     "use_slow_control_loop",
 ]

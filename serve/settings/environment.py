@@ -55,6 +55,11 @@ def state_folder(settings: Settings, port: int, environment: Mapping[str, str] =
     return Path(base) / "flux-serve" / f"port-{port}"
 
 
+def database_url(settings: Settings, port: int) -> str:
+    """The setting `database_url`, or else that of a file in the state folder."""
+    return settings.database_url or f"sqlite:///{state_folder(settings, port) / 'predictions.db'}"
+
+
 def use_compile_cache(settings: Settings, environment: MutableMapping[str, str] = os.environ) -> None:
     """Makes torch's compiler keep its results in the cache folder, where other replicas of this node find them.
 
@@ -63,6 +68,11 @@ def use_compile_cache(settings: Settings, environment: MutableMapping[str, str] 
     """
     folder = cache_folder(settings) / "compiled" / f"torch-{version('torch')}"
     environment.setdefault("TORCHINDUCTOR_CACHE_DIR", str(folder))
+
+
+def use_proxy_middleware(environment: MutableMapping[str, str] = os.environ) -> None:
+    """Makes Serve's proxies use `serve.api.proxy`. Call it before Ray starts."""
+    environment.setdefault("RAY_SERVE_HTTP_PROXY_CALLBACK_IMPORT_PATH", "serve.api.proxy:proxy_middleware")
 
 
 def use_slow_control_loop(environment: MutableMapping[str, str] = os.environ) -> None:

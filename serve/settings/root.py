@@ -15,6 +15,7 @@ from serve.settings.openai import OpenAiSettings
 from serve.settings.pools import PoolSettings, Scaling
 from serve.settings.safety import SafetySettings
 from serve.settings.storage import FileSettings, OutputSettings
+from serve.settings.webhooks import WebhookSettings
 
 Origin = Annotated[str, Field(pattern=r"^(\*|https?://[^/?#@\s]+)$")]
 
@@ -48,6 +49,11 @@ class Settings(StrictModel):
     fp8_lora_factor: Annotated[float, Field(gt=0)] = 1.5
     """Factor for LoRA scales in fp8 pools. Replicate documents that LoRAs have less effect on float8 weights."""
     max_body_bytes: Positive = 32 * 2**20
+    body_timeout_s: Seconds = 20
+    """Time in which a request body must arrive, plus a second for each `min_body_bytes_per_s` received."""
+    min_body_bytes_per_s: Positive = 2**14
+    max_concurrent_bodies: Positive = 256
+    """Bodies that may arrive at once. When another one begins, the one that has paused the longest is rejected."""
     max_prompt_chars: Positive = 10_000
     max_image_megapixels: Annotated[float, Field(gt=0)] = 50
     """Input images with larger dimensions in their header are rejected before they are decoded."""
@@ -72,6 +78,8 @@ class Settings(StrictModel):
     ingress_scaling: Scaling | None = None
     """Scales the ingress with its load, instead of `ingress_replicas`."""
     ingress_num_cpus: Annotated[float, Field(ge=0)] = 0.4
+    require_token: bool = False
+    """Require a token of `python -m serve tokens` on every path but the probes. FLUX_SERVE_TOKEN alone does so too."""
     allow_unauthenticated: bool = False
     """Allow listening on other addresses than loopback without a token. Use only behind a proxy that authenticates."""
     state_folder: Path | None = None
@@ -87,6 +95,7 @@ class Settings(StrictModel):
     files: FileSettings = FileSettings()
     safety: SafetySettings = SafetySettings()
     openai: OpenAiSettings = OpenAiSettings()
+    webhooks: WebhookSettings = WebhookSettings()
 
     @model_validator(mode="after")
     def _references_exist(self) -> Self:

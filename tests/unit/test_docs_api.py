@@ -7,7 +7,7 @@ from typing import Any, cast
 from starlette.routing import Route
 
 from serve import errors
-from serve.api import cog, deployments, discovery, files, models, openai, output_files, probes, replicate
+from serve.api import cog, deployments, discovery, files, models, openai, output_files, probes, replicate, webhooks
 from serve.inputs import Inputs
 from serve.settings import Settings
 from tests.markdown import ROOT, table_with, tables
@@ -50,8 +50,9 @@ def test_path_tables_match_the_routes() -> None:
         *deployments.routes(UNUSED, settings),
         *discovery.routes(UNUSED, settings),
         *cog.routes(UNUSED, UNUSED, settings),
+        *webhooks.routes(UNUSED),
         *probes.routes(UNUSED),
-        *output_files.routes(UNUSED, UNUSED, UNUSED, settings),
+        *output_files.routes(UNUSED, UNUSED, UNUSED, UNUSED, settings),
     ]
     documented = {(row[0], row[1].strip("`")) for table in tables(API) for row in table if row[0] in HTTP_METHODS}
     served = {(method, route.path) for route in routes for method in route.methods or () if method != "HEAD"}

@@ -1,6 +1,7 @@
 """The database: migrations, transactions, and a server that is away."""
 
 import asyncio
+from contextlib import AsyncExitStack
 
 import pytest
 from alembic.autogenerate import compare_metadata
@@ -8,6 +9,7 @@ from alembic.migration import MigrationContext
 from sqlalchemy import Connection, text
 from sqlalchemy.ext.asyncio import AsyncConnection
 
+from serve.database import connection
 from serve.database.connection import Database
 from serve.database.tables import metadata
 from serve.errors import DatabaseUnavailable
@@ -79,6 +81,19 @@ async def test_server_that_is_away_is_unavailable_until_it_is_back(postgres: Pos
     finally:
         postgres.start()
     assert await database.read(lambda connection: connection.execute(text("SELECT 1")))
+    await database.aclose()
+
+
+async def test_call_without_a_free_connection_is_unavailable(
+    postgres: PostgresServer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(connection, "POOL_TIMEOUT_S", 0.1)
+    database = Database(postgres.url)
+    async with AsyncExitStack() as stack:
+        for _ in range(connection.POOL_SIZE + connection.MAX_OVERFLOW):
+            await stack.enter_async_context(database.connection())
+        with pytest.raises(DatabaseUnavailable):
+            await database.read(lambda connection: connection.execute(text("SELECT 1")))
     await database.aclose()
 
 
