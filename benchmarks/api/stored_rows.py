@@ -14,8 +14,8 @@ from sqlalchemy.ext.asyncio import AsyncConnection
 
 from serve.database.connection import Database
 from serve.database.tables import predictions
+from serve.database.times import to_us
 from serve.predictions.prediction import Prediction
-from serve.predictions.prediction_rows import to_us
 
 PERIOD = timedelta(days=29)
 """The copies were created in this time. The service removes records after 30 days."""

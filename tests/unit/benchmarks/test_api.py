@@ -19,8 +19,8 @@ from benchmarks.api import postgres
 from benchmarks.api.operations import OPERATIONS, Limits, measure
 from benchmarks.api.stored_rows import DATA_AGE, PERIOD, Row, StoredPredictions, insert_rows, make_copies, read_row
 from serve.database.tables import predictions
+from serve.database.times import to_us
 from serve.predictions.prediction import Prediction
-from serve.predictions.prediction_rows import to_us
 from tests.app_factory import AppUnderTest, close_apps, make_app
 from tests.asgi_server import listening
 from tests.fakes import NOON, ONE_IMAGE, FakePool
