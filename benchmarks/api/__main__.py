@@ -5,6 +5,7 @@
 
 Processes of the ingress share one database. They run the application of the service, with pools that answer at once.
 The client and the database use the same machine. Each measurement is printed as a line of JSON; the last line has all.
+`--save` writes `benchmarks/results/api.json`, which `python -m benchmarks.performance` reads.
 """
 
 import argparse
@@ -26,9 +27,10 @@ from benchmarks.api.operations import OPERATIONS, Limits, create_prediction, mea
 from benchmarks.api.postgres import PostgresUnavailable, postgres_server
 from benchmarks.api.stored_rows import StoredPredictions, insert_rows, make_copies, read_row, read_version
 from benchmarks.api.table import markdown_table
-from benchmarks.report import print_progress, report
+from benchmarks.report import make_report, print_progress
 
 QUESTION = "how fast are the prediction endpoints with many stored predictions, without an engine?"
+RESULT_FILE = Path(__file__).parents[1] / "results" / "api.json"
 DATABASES = ("sqlite", "postgresql")
 LIBRARIES = ("aiosqlite", "asyncpg", "httpx", "pydantic", "sqlalchemy", "starlette", "uvicorn")
 
@@ -90,12 +92,15 @@ def main(arguments: Sequence[str] | None = None) -> None:
     before = os.getloadavg()[0]
     rows = measure_all(options)
     print_progress(markdown_table(rows))
-    result = {
+    figures = {
         "rows": rows,
         "libraries": {name: version(name) for name in LIBRARIES},
         "load_averages": {"start": before, "end": os.getloadavg()[0]},
     }
-    report(QUESTION, vars(options), result)
+    result = make_report(QUESTION, vars(options), figures)
+    print(json.dumps(result))
+    if options.save:
+        RESULT_FILE.write_text(json.dumps({"table": markdown_table(rows)} | result, indent=1) + "\n", encoding="utf-8")
 
 
 def _parse_options(arguments: Sequence[str] | None) -> argparse.Namespace:
@@ -109,6 +114,7 @@ def _parse_options(arguments: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--operations", nargs="+", choices=OPERATIONS, default=list(OPERATIONS), metavar="NAME")
     parser.add_argument("--requests", type=int, default=500, metavar="N", help="at most, of each measurement")
     parser.add_argument("--seconds", type=float, default=3, help="at most, of each measurement")
+    parser.add_argument("--save", action="store_true", help="write benchmarks/results/api.json")
     return parser.parse_args(arguments)
 
 

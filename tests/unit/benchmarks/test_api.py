@@ -18,12 +18,15 @@ from benchmarks.api import __main__ as benchmark
 from benchmarks.api import postgres
 from benchmarks.api.operations import OPERATIONS, Limits, measure
 from benchmarks.api.stored_rows import DATA_AGE, PERIOD, Row, StoredPredictions, insert_rows, make_copies, read_row
+from benchmarks.performance.page import render
+from benchmarks.performance.results import RESULTS
 from serve.database.tables import predictions
 from serve.database.times import to_us
 from serve.predictions.prediction import Prediction
 from tests.app_factory import AppUnderTest, close_apps, make_app
 from tests.asgi_server import listening
 from tests.fakes import NOON, ONE_IMAGE, FakePool
+from tests.markdown import section, tables
 
 STORED = StoredPredictions(2000, NOON)
 
@@ -155,6 +158,22 @@ def test_each_measurement_is_printed_and_reported(database: str, capsys: pytest.
         assert f"| {database}, {row['processes']}: {row['operation']} |" in table
     assert {"sqlalchemy", "asyncpg"} <= report["libraries"].keys()
     assert report["where"]["cpus"] >= 1
+
+
+def test_saved_result_is_a_table_of_the_performance_page(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The page needs the transcribed first run too."""
+    (first_run,) = RESULTS.glob("2026-11-26-*.jsonl")
+    (tmp_path / first_run.name).write_text(first_run.read_text())
+    assert "## API" not in render(tmp_path)
+    monkeypatch.setattr(benchmark, "RESULT_FILE", tmp_path / "api.json")
+    figures = {"per_s": 100.0, "p50_ms": 2.5, "p99_ms": 7.5, "cpu_ms": 1.5}
+    labels = {"database": "sqlite", "processes": 1, "operation": "get"}
+    rows = [labels | {"clients": clients} | figures for clients in (1, 8)]
+    monkeypatch.setattr(benchmark, "measure_all", lambda _: rows)
+    benchmark.main(["--save"])
+    (table,) = tables(section(render(tmp_path), "API"))
+    assert table[1:] == [["sqlite, 1: get", *["100.0", "2.5", "7.5", "1.5"] * 2]]
+    assert json.loads((tmp_path / "api.json").read_text())["where"]["cpus"] >= 1
 
 
 def test_database_that_is_not_installed_is_skipped(
