@@ -3,22 +3,20 @@
 SQLite chooses its plans by rules unless it has statistics, so an empty table shows those of a large one.
 """
 
-from collections.abc import AsyncGenerator, Awaitable, Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import AsyncGenerator, Awaitable, Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
-from sqlalchemy import Engine, event
 from sqlalchemy.ext.asyncio import AsyncConnection
 
 from serve.database.connection import Database
 from serve.predictions import prediction_rows as rows
 from serve.predictions.prediction_pages import PageQuery, read_page
 from tests.fakes import NOON, prediction
+from tests.unit.predictions.helpers import Statement, recorded_statements
 
 Work = Callable[[AsyncConnection], Awaitable[object]]
-Statement = tuple[str, Any]
 PREDICTION = prediction()
 OWNED, TIMES = {"owner": "x"}, {"created_after": NOON, "created_before": NOON}
 
@@ -60,28 +58,12 @@ def page(older: bool = False, newer: bool = False, **filters: Any) -> Work:
     ],
 )
 async def test_statement_uses_its_index_and_sorts_nothing(migrated: Database, work: Work, index: str) -> None:
-    with _statements() as statements:
+    with recorded_statements() as statements:
         await migrated.read(work)
     (statement,) = statements
     plan = await migrated.read(lambda connection: _explain(connection, statement))
     assert any(f"INDEX {index}" in step for step in plan), plan
     assert not [step for step in plan if "TEMP B-TREE" in step or step == "SCAN predictions"], plan
-
-
-@contextmanager
-def _statements() -> Iterator[list[Statement]]:
-    """The statements that are executed while the block runs."""
-    statements: list[Statement] = []
-
-    def record(_connection: object, _cursor: object, sql: str, parameters: Any, *_: object) -> None:
-        if not sql.startswith("BEGIN"):
-            statements.append((sql, parameters))
-
-    event.listen(Engine, "before_cursor_execute", record)
-    try:
-        yield statements
-    finally:
-        event.remove(Engine, "before_cursor_execute", record)
 
 
 async def _explain(connection: AsyncConnection, statement: Statement) -> list[str]:
