@@ -32,6 +32,24 @@ async def test_migrations_make_the_tables(database: Database) -> None:
     assert await database.read(lambda connection: connection.run_sync(differences)) == []
 
 
+async def test_migrations_make_the_indexes_with_their_conditions(database: Database) -> None:
+    """Alembic does not compare conditions, and SQLite uses an index only for queries that have its condition."""
+    expected = await database.read(index_definitions)
+    await database.write(drop_all)
+    await database.migrate()
+    assert await database.read(index_definitions) == expected
+
+
+async def index_definitions(connection: AsyncConnection) -> dict[str, str]:
+    """The SQL of each index, by name."""
+    query = {
+        "sqlite": "SELECT name, sql FROM sqlite_master WHERE type = 'index' AND sql IS NOT NULL",
+        "postgresql": "SELECT indexname, indexdef FROM pg_indexes WHERE schemaname = 'public'",
+    }[connection.dialect.name]
+    rows = (await connection.execute(text(query))).all()
+    return {name: sql for name, sql in rows if not name.startswith("alembic_version")}
+
+
 async def test_two_processes_may_migrate_at_once(database: Database) -> None:
     await database.write(drop_all)
     other = Database(database.url.render_as_string(hide_password=False))
