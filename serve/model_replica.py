@@ -3,7 +3,7 @@
 import asyncio
 import logging
 import time
-from collections.abc import AsyncGenerator, AsyncIterable, Callable, Sequence
+from collections.abc import AsyncGenerator, AsyncIterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import aclosing
 from dataclasses import asdict
@@ -21,6 +21,7 @@ from serve.lora_cache_actor import BlockRef
 from serve.media.image_codec import encode_image
 from serve.model_specs import ImageArray, MaskArray
 from serve.settings import Settings, read_secrets, use_compile_cache
+from serve.stage_times import StageTimes
 
 if TYPE_CHECKING:
     from serve.lora.weights import LoraWeights
@@ -30,24 +31,6 @@ LORA_READ_TIMEOUT_S = 60.0
 """Long enough to copy a LoRA from another node."""
 
 log = logging.getLogger(__name__)
-
-
-class StageTimes:
-    """Wall time of the stages of a start-up, for the log."""
-
-    def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
-        self._clock = clock
-        self._last_s = clock()
-        self._stages: list[str] = []
-
-    def end(self, stage: str) -> None:
-        """Ends the current stage, which began when the last one ended."""
-        now_s = self._clock()
-        self._stages.append(f"{stage} {now_s - self._last_s:.1f} s")
-        self._last_s = now_s
-
-    def __str__(self) -> str:
-        return ", ".join(self._stages)
 
 
 class ModelReplica:

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from fnmatch import fnmatch
 
 _PACKAGE = "benchmarks.gpu_check"
-MODULES = tuple(f"{_PACKAGE}.{name}" for name in ("limits", "steps", "loras", "replica", "gpu_tests"))
+MODULES = tuple(f"{_PACKAGE}.{name}" for name in ("limits", "kernels", "steps", "loras", "replica", "gpu_tests"))
 """Imported by a worker before its first part."""
 
 
@@ -40,22 +40,28 @@ def _loras(precision: str, estimate_s: float) -> Part:
     return _part(f"loras-dev-{precision}", "loras.measure_loras", (precision,), estimate_s)
 
 
+def _kernels(precision: str) -> Part:
+    return _part(f"kernels-dev-{precision}", "kernels.measure_kernels", (precision,), 100)
+
+
 def _ablation(precision: str, switch: str) -> Part:
     return _part(f"ablation-{precision}-{switch}", "steps.measure_ablation", (precision, switch), 15)
 
 
 _COMMON_SWITCHES = ("compile", "cuda_graphs", "run_ahead", "attention", "precompute_modulation", "lora_product")
 PARTS: tuple[Part, ...] = (
-    _part("limits", "limits.measure_limits", (), 20),
-    _replica("dev", "bf16", "first", 115),
-    _steps("dev", "bf16", 40),
-    _replica("dev", "fp8", "first", 75),
-    _steps("dev", "fp8", 35),
-    _loras("bf16", 40),
-    _replica("dev", "bf16", "second", 20),
-    _loras("fp8", 35),
-    _replica("schnell", "bf16", "first", 25),
-    _replica("schnell", "fp8", "first", 25),
+    _part("limits", "limits.measure_limits", (), 25),
+    _kernels("fp8"),
+    _steps("dev", "bf16", 80),
+    _loras("bf16", 110),
+    _steps("dev", "fp8", 90),
+    _loras("fp8", 110),
+    _kernels("bf16"),
+    _replica("dev", "bf16", "first", 320),
+    _replica("dev", "bf16", "second", 120),
+    _replica("dev", "fp8", "first", 320),
+    _replica("schnell", "bf16", "first", 250),
+    _replica("schnell", "fp8", "first", 250),
     _ablation("fp8", "none"),
     _ablation("fp8", "fp8_kernel"),
     _ablation("bf16", "none"),
@@ -63,7 +69,7 @@ PARTS: tuple[Part, ...] = (
     *(_ablation("fp8", switch) for switch in _COMMON_SWITCHES),
     _steps("schnell", "bf16", 15),
     _steps("schnell", "fp8", 15),
-    _part("tests", "gpu_tests.run_gpu_tests", (), 45),
+    _part("tests", "gpu_tests.run_gpu_tests", (), 75),
 )
 
 

@@ -8,6 +8,7 @@ FIGURES: Mapping[str, tuple[str, ...]] = {
     "limit": ("ms",),
     "step": ("step_ms", "peak_gb"),
     "lora": ("step_ms", "extra"),
+    "kernels": ("ms", "calls"),
     "lora_load": ("ms",),
     "image": ("seconds", "text_ms", "denoise_ms", "decode_ms"),
     "encode_image": ("ms",),

@@ -1,7 +1,7 @@
 """Measures the time of a step with the engine of a replica and random weights."""
 
 import statistics
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -9,6 +9,7 @@ import torch
 from benchmarks.engine_runs import RequestFailed, Run, generate, make_request, peak_gb, size_name
 from benchmarks.gpu_check.scale import Scale, make_checkpoint
 from serve.engine.checkpoint import Checkpoint
+from serve.engine.cuda_graphs import CAPTURE_USES
 from serve.engine.engine import Engine
 from serve.engine.request import GenerationRequest
 from serve.lora.weights import LoraWeights
@@ -16,7 +17,8 @@ from serve.model_specs import Size
 from serve.settings import ModelSettings, PoolSettings
 
 Row = dict[str, Any]
-WARMUP_STEPS = 3
+WARMUP_STEPS = CAPTURE_USES
+"""Until the CUDA graph of a step is captured."""
 BASE_STEPS = 2
 
 
@@ -43,18 +45,23 @@ class StepBenchmark:
         """Runs requests that start together. Raises `RequestFailed` if one fails."""
         return generate(self._engine, requests)
 
+    def run_on_device(self, action: Callable[[], object]) -> None:
+        """Calls `action` on the engine's thread."""
+        self._engine.run_on_device(action).result()
+
     def measure_step(self, size: Size, batch: int, loras: Sequence[Mapping[str, LoraWeights]] = ()) -> Row:
         """`step_ms`: milliseconds that one more step of `batch` images takes, from two runs that differ in their steps.
 
         Everything that a run does once, such as text encoding and decoding, cancels out. `mean_batch` is smaller than
-        `batch` if the images did not share all passes, as after running out of memory. `loras` has those of each
-        image; without it, no image has any.
+        `batch` if the images did not share all passes, as after running out of memory. `first_s`: seconds of the first
+        run, which compiles what is not compiled yet. `loras` has those of each image; without it, no image has any.
         """
-        self.run(_make_batch(size, batch, WARMUP_STEPS, loras))
+        first = self.run(_make_batch(size, batch, WARMUP_STEPS, loras))
         short = self.run(_make_batch(size, batch, BASE_STEPS, loras))
         long = self.run(_make_batch(size, batch, BASE_STEPS + self.scale.timed_steps, loras))
         return {
             "step_ms": round(1000 * (long.seconds - short.seconds) / self.scale.timed_steps, 3),
+            "first_s": round(first.seconds, 3),
             "mean_batch": min(end.mean_batch for end in long.ends),
             "decode_ms": median_ms([end.stages_ms for end in long.ends], "decode"),
         }

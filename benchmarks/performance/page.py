@@ -32,6 +32,7 @@ def _sections(folder: Path, notes: Mapping[str, Any]) -> Iterator[tuple[str, tup
     yield "Targets", (texts["targets"], targets_table(first, now))
     yield "Limits of the GPU", (texts["limits"], sections.limits_table(first, now))
     yield "Steps", sections.steps_paragraphs(first, now)
+    yield "Kernels", (texts["kernels"], sections.kernels_table(now))
     yield "LoRAs", (texts["loras"], sections.loras_table(first, now))
     yield "Images", (sections.images_table(first, now), sections.stages_table(first))
     yield "Start-up", (texts["start"], sections.start_table(now), sections.recompilations_table(now))

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from serve.engine.attention import Attention
 from serve.engine.batch_invariance import batch_invariant
-from serve.engine.compilation import Backend, Compiled
+from serve.engine.compilation import WHOLE_ROWS, Backend, Compiled
 from serve.engine.float8_linear import multiply
 from serve.engine.flux_blocks import Linears, Rotary, double_block, single_block
 from serve.engine.lora_layers import LoraSlots
@@ -117,8 +117,8 @@ class CompiledBlocks:
             frozenset(name for name in lora_slots.groups if name.startswith("transformer.")) - in_blocks
         )
         self._gathered = GatheredSlots(self._groups.values(), min(MAX_GATHERED, lora_slots.count // GATHERED_SHARE))
-        self._double = Compiled("the double blocks", _double_block, backend)
-        self._single = Compiled("the single blocks", _single_block, backend)
+        self._double = Compiled("the double blocks", _double_block, backend, WHOLE_ROWS)
+        self._single = Compiled("the single blocks", _single_block, backend, WHOLE_ROWS)
 
     def prepare(self, loras: BatchLoras | None) -> None:
         if loras is not None and _can_compile(loras):

@@ -20,6 +20,9 @@ _MAX_VARIANTS = 64
 """Of one function in one process. A block of FLUX has about five: one image or several, with and without LoRAs."""
 CHANNELS_LAST = {"force_layout_optimization": True}
 """For networks of convolutions. With dynamic sizes, inductor does not choose this layout itself."""
+WHOLE_ROWS = {"split_reductions": False}
+"""For blocks that quantize rows: otherwise inductor splits the rows of a wide layer over two kernels, and computes them
+twice."""
 _thread = threading.local()
 _log = logging.getLogger(__name__)
 

@@ -31,6 +31,7 @@ from serve.engine.watchdog import EngineHealth, Watchdog
 from serve.errors import EngineFailed, NotReady
 from serve.model_specs import Size
 from serve.settings import PoolSettings
+from serve.stage_times import StageTimes
 
 MAX_THREADS = 8
 """CPU threads by default. With more, the small products of a step do not get faster."""
@@ -98,15 +99,20 @@ class Engine:
         What only first runs do, such as compiling, is done before and not measured. Raises the error that a caller
         would get.
         """
+        times = StageTimes()
         if sizes and self._compiles_transformer:
             self.run_on_device(partial(self._scheduler.compile, sizes[0])).result()
+            times.end("compiling the transformer")
         if self._has_slow_first_runs:
             for size in _with_a_square_and_another_shape(sizes):
                 self._run_to_end(_warm_up_request(size, self._guidance_embeds, self._scheduler.denoiser.warm_up_steps))
             self.run_on_device(self._scheduler.costs.clear).result()
+            times.end("first runs")
         with self._watchdog.measure():
             for size in sizes:
                 self._run_to_end(_warm_up_request(size, self._guidance_embeds, steps=1))
+        times.end("measuring")
+        _log.info("warm-up of %d sizes: %s", len(sizes), times)
 
     def submit(self, request: GenerationRequest, listener: Listener) -> CancelToken:
         """Queues a request. `listener` is called on the engine's thread with its events, in order, up to the final one.

@@ -76,7 +76,10 @@ def quantize_rows(rows: Tensor) -> QuantizedRows:
 
 
 def rowwise_product(inputs: QuantizedRows, layer: Float8Linear) -> Tensor:
-    """The product in float8. On a GPU it needs capability 8.9 or higher, and a layer that computes in bf16."""
+    """The product in float8. On a GPU it needs capability 8.9 or higher, and a layer that computes in bf16.
+
+    cuBLAS has no kernel for a few rows, such as 16, of a deep layer with a bias; blocks have hundreds.
+    """
     outputs: Tensor = torch._scaled_mm(
         inputs.values.flatten(0, -2),
         layer.weight.t(),

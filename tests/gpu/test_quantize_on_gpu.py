@@ -28,7 +28,7 @@ def _float8_units() -> None:
 @pytest.mark.parametrize(
     ("inputs", "outputs"), [(3072, 9216), (15360, 3072), (192, 64)], ids=["wide", "deep", "embedded"]
 )
-@pytest.mark.parametrize("shape", [(1,), (2, 1), (1, 333), (4, 512)])
+@pytest.mark.parametrize("shape", [(333,), (1, 333), (4, 512)])
 def test_rowwise_product_equals_its_emulation(shape: tuple[int, ...], inputs: int, outputs: int, bias: bool) -> None:
     torch.manual_seed(0)
     linear = nn.Linear(inputs, outputs, bias, device=DEVICE, dtype=torch.bfloat16).requires_grad_(False)

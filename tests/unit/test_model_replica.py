@@ -20,7 +20,7 @@ from serve.generation_plan import GenerationPlan, PlannedLora, make_plan
 from serve.inputs import validate_inputs
 from serve.lora.resolved_lora import CacheHandle, LoraMetadata, ResolvedLora
 from serve.lora.weights import Block, LoraWeights, LowRank, pack
-from serve.model_replica import ModelReplica, StageTimes
+from serve.model_replica import ModelReplica
 from serve.model_specs import ImageArray
 from serve.settings import Settings
 from tests.logs import Logs
@@ -73,14 +73,6 @@ async def test_events_are_started_steps_images_and_finished(replica: ModelReplic
     assert set(events[-1].stages_ms) == {"queue", "text", "denoise", "decode", "safety", "encode"}
     assert events[-1].mean_batch == 2
     assert events[-1].compute_dtype in ("bfloat16", "float32")
-
-
-def test_stage_times_are_listed_in_order() -> None:
-    clock = iter([10.0, 12.0, 12.25])
-    times = StageTimes(lambda: next(clock))
-    times.end("imports")
-    times.end("warm-up")
-    assert str(times) == "imports 2.0 s, warm-up 0.2 s"
 
 
 def start_replica(monkeypatch: pytest.MonkeyPatch, compile_parts: list[str]) -> None:

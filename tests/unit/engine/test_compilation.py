@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 from torch._dynamo.exc import FailOnRecompileLimitHit
 
-from serve.engine.compilation import CHANNELS_LAST, Compiled, compile_forward, compiled_graphs
+from serve.engine.compilation import CHANNELS_LAST, WHOLE_ROWS, Compiled, compile_forward, compiled_graphs
 from tests.logs import Logs
 
 pytestmark = pytest.mark.usefixtures("_fresh_compiler")
@@ -94,7 +94,7 @@ def test_options_are_passed_to_inductor_only(monkeypatch: pytest.MonkeyPatch) ->
 
 
 def test_inductor_has_the_options() -> None:
-    assert CHANNELS_LAST.keys() <= set(torch._inductor.list_options())
+    assert CHANNELS_LAST.keys() | WHOLE_ROWS.keys() <= set(torch._inductor.list_options())
 
 
 @pytest.mark.slow_compile
