@@ -28,7 +28,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     try:
         schema, settings = validate_config(_config(options))
         _check_address(schema, settings)
-        foreground.run(schema, options.num_cpus, options.num_gpus)
+        foreground.run(schema, options.num_cpus, options.num_gpus, options.metrics_port)
     except (ConfigError, BindError) as error:
         return _fail(str(error))
     except foreground.StartupError as error:
@@ -57,6 +57,7 @@ def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     )
     parser.add_argument("--num-cpus", type=int, metavar="N", help="CPUs for Ray to schedule; default: all")
     parser.add_argument("--num-gpus", type=int, metavar="N", help="GPUs for Ray to schedule; default: all")
+    parser.add_argument("--metrics-port", type=int, metavar="PORT", help="port of the metrics; default: a free one")
     return parser.parse_args(arguments)
 
 

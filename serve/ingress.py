@@ -37,12 +37,14 @@ from serve.predictions.change_notifier import ChangeNotifier
 from serve.predictions.input_images import InputImages
 from serve.predictions.input_store import InputStore
 from serve.predictions.own_files import OwnFiles, OwnFilesFirst
+from serve.predictions.pool_metrics import PoolMetrics
 from serve.predictions.prediction import Prediction
 from serve.predictions.request import check_served_models, resolve_version
 from serve.predictions.retention import Retention
 from serve.predictions.runner import PredictionRunner
 from serve.predictions.service import PredictionService
 from serve.predictions.store import PredictionStore
+from serve.ray_metrics import use_ray_metrics
 from serve.settings import Settings, read_secrets, state_folder, unshared_state
 
 READY_POLL_S = 0.5
@@ -59,6 +61,7 @@ class Ingress:
 
     def __init__(self, settings: Settings, handles: Mapping[str, DeploymentHandle]) -> None:
         use_replica_log()
+        use_ray_metrics()
         self._settings = settings
         self._token = read_secrets().api_token
         http = _get_global_client().http_config
@@ -77,6 +80,7 @@ class Ingress:
         input_images = InputImages(settings, fetcher)
         self._notifier = ChangeNotifier(self._database)
         limits = {name: pool.max_in_flight for name, pool in settings.pools.items()}
+        self._pool_metrics = PoolMetrics(self._database, limits)
         store = PredictionStore(self._database, self._notifier, limits)
         input_store = InputStore(self._stored)
         self._sweeping = TaskLease(self._database, "sweep", SWEEP_LEASE_S)
@@ -137,6 +141,7 @@ class Ingress:
             self._predictions.keep_leases(),
             self._sweep_stores(),
             self._lora_cache.keep_alive(),
+            self._pool_metrics.run(),
         )
         tasks = [asyncio.create_task(work) for work in background]
         yield

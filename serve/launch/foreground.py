@@ -25,20 +25,22 @@ class StartupError(Exception):
     """The service cannot start. The message is a single line for the operator."""
 
 
-def run(schema: ServeDeploySchema, num_cpus: int | None, num_gpus: int | None) -> None:
+def run(schema: ServeDeploySchema, num_cpus: int | None, num_gpus: int | None, metrics_port: int | None = None) -> None:
     """Deploys the application and blocks until Ctrl-C or SIGTERM, then shuts it down. Raises `StartupError`.
 
-    `num_cpus` and `num_gpus` are the resources that Ray may schedule; None means all that the machine has.
+    `num_cpus` and `num_gpus` are the resources that Ray may schedule; None means all that the machine has. Prometheus
+    reads the metrics at `metrics_port`; None means a free port.
     """
     stop = threading.Event()
     _install_signal_handlers(stop)
     application, http = schema.applications[0].name, schema.http_options
     print("starting Ray", flush=True)
-    with _local_ray(num_cpus, num_gpus) as address:
+    with _local_ray(num_cpus, num_gpus, metrics_port) as address:
         # ray.init() has installed its own handlers, which abort.
         _install_signal_handlers(stop)
         _deploy(schema)
         if _wait_until_running(application, stop):
+            print(f"metrics: {_metrics_url()}", flush=True)
             print(f"ready: http://{http.host}:{http.port} (Ray at {address}; Ctrl-C to stop)", flush=True)
         stop.wait()
         print("stopping; press Ctrl-C again to stop without waiting for running predictions", flush=True)
@@ -59,7 +61,7 @@ def _install_signal_handlers(stop: threading.Event) -> None:
 
 
 @contextlib.contextmanager
-def _local_ray(num_cpus: int | None, num_gpus: int | None) -> Iterator[str]:
+def _local_ray(num_cpus: int | None, num_gpus: int | None, metrics_port: int | None) -> Iterator[str]:
     """Starts Ray, yields its address, and shuts it down."""
     use_slow_control_loop()
     # In the system's temporary folder, because the paths of Ray's sockets have a length limit.
@@ -74,11 +76,18 @@ def _local_ray(num_cpus: int | None, num_gpus: int | None) -> Iterator[str]:
             object_store_memory=OBJECT_STORE_BYTES,
             _temp_dir=folder,
             _node_ip_address=RAY_HOST,
+            _metrics_export_port=metrics_port,
         )
         try:
             yield context.address_info["gcs_address"]
         finally:
             ray.shutdown()
+
+
+def _metrics_url() -> str:
+    """Where Prometheus reads the metrics of the only node."""
+    (node,) = ray.nodes()
+    return f"http://{node['NodeManagerAddress']}:{node['MetricsExportPort']}/metrics"
 
 
 def _deploy(schema: ServeDeploySchema) -> None:

@@ -27,6 +27,9 @@ ALLOWED_UNITS = {
     "events": set[str](),
     "logs": set[str](),
     "stage_times": set[str](),
+    "telemetry": set[str](),
+    "ray_metrics": {"telemetry"},
+    "replica_metrics": {"engine", "telemetry"},
     "model_specs": {"errors"},
     "settings": {"errors", "model_specs"},
     "output_sizes": {"model_specs"},
@@ -35,17 +38,19 @@ ALLOWED_UNITS = {
     "database": {"errors"},
     "net": {"__init__", "errors", "settings"},
     "media": {"database", "errors", "model_specs", "settings"},
-    "lora": BASE | {"media", "net"},
+    "lora": BASE | {"media", "net", "telemetry"},
     "engine": BASE | {"events", "lora", "stage_times"},
-    "lora_cache_actor": BASE | {"engine", "lora"},
+    "lora_cache_actor": BASE | {"engine", "lora", "ray_metrics", "telemetry"},
     "lora_cache_client": BASE | {"__init__", "aio", "lora", "lora_cache_actor"},
-    "predictions": REQUEST | {"aio", "database", "events", "logs", "lora", "media"},
+    "predictions": REQUEST | {"aio", "database", "events", "logs", "lora", "media", "telemetry"},
     "api": BASE | {"inputs", "logs", "media", "output_sizes", "predictions"},
     "pool_client": BASE | {"events", "lora", "generation_plan"},
     "model_replica": BASE
-    | {"engine", "events", "generation_plan", "logs", "lora", "lora_cache_actor", "media", "stage_times"},
+    | {"engine", "events", "generation_plan", "logs", "lora", "lora_cache_actor", "media", "stage_times"}
+    | {"ray_metrics", "replica_metrics"},
     "ingress": BASE
-    | {"api", "database", "logs", "lora", "lora_cache_client", "media", "net", "pool_client", "predictions"},
+    | {"api", "database", "logs", "lora", "lora_cache_client", "media", "net", "pool_client", "predictions"}
+    | {"ray_metrics"},
     "deployment": BASE | {"ingress", "model_replica"},
     "launch": BASE | {"lora", "predictions"},
     "__main__": BASE | {"api", "launch"},
@@ -53,7 +58,7 @@ ALLOWED_UNITS = {
 
 RAY_USERS = {
     *("__main__", "deployment", "ingress", "launch"),
-    *("lora_cache_actor", "lora_cache_client", "model_replica", "pool_client"),
+    *("lora_cache_actor", "lora_cache_client", "model_replica", "pool_client", "ray_metrics"),
 }
 LIBRARY_USERS = {
     "ray": RAY_USERS,
@@ -82,7 +87,7 @@ IMPORTS_TORCH = {
     f"lora/{name}.py" for name in ("convert_state_dict", "decompositions", "key_mapping", "loader", "weights")
 }
 """The files outside `engine/` that import torch. LoRA references are parsed and fetched without it."""
-IMPORTS_TORCH_INDIRECTLY = {f"lora/{name}.py" for name in ("cache_manager", "disk_cache")}
+IMPORTS_TORCH_INDIRECTLY = {f"lora/{name}.py" for name in ("cache_manager", "disk_cache", "memory_cache")}
 
 
 def unit(module: str) -> str:

@@ -2,7 +2,7 @@
 
 import numpy as np
 
-from serve.lora.cache_manager import MemoryCache
+from serve.lora.memory_cache import MemoryCache
 from serve.lora.weights import Block
 
 
