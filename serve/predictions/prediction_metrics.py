@@ -5,7 +5,16 @@ from collections.abc import Awaitable, Callable, Iterable
 from typing import Literal, ParamSpec, TypeVar, get_args
 
 from serve import telemetry
-from serve.errors import DatabaseUnavailable, NotReady, PoolFull, ServiceError, StorageUnavailable
+from serve.errors import (
+    DatabaseUnavailable,
+    EngineFailed,
+    LorasMissing,
+    NotReady,
+    PoolFull,
+    ServiceError,
+    StorageFailed,
+    StorageUnavailable,
+)
 from serve.predictions.prediction import Prediction
 
 Lost = Literal["replica", "lora", "process"]
@@ -13,6 +22,8 @@ Lost = Literal["replica", "lora", "process"]
 STAGES = ("plan", "fetch", "lora", "text", "encode_image", "denoise", "decode", "safety", "encode", "store")
 """All but `queue`, which has a metric of its own."""
 OUTCOMES = ("succeeded", "failed", "canceled")
+FAULTS: tuple[type[ServiceError], ...] = (EngineFailed, LorasMissing, StorageFailed)
+"""Failures that are not due to the inputs of a prediction."""
 NO_POOL = "none"
 """The request was refused before its pool was chosen."""
 _REASONS = {
@@ -33,6 +44,8 @@ def export_pools(pools: Iterable[str]) -> None:
             telemetry.PREDICTIONS.add(0, pool=pool, outcome=outcome)
         for lost in get_args(Lost):
             telemetry.RETRIES.add(0, pool=pool, lost=lost)
+        for error in FAULTS:
+            telemetry.FAILURES.add(0, pool=pool, reason=error.__name__)
         telemetry.REFUSED.add(0, pool=pool, reason=_REASONS[PoolFull])
         for counter in (telemetry.IMAGES, telemetry.FLAGGED, telemetry.OUTPUT_BYTES):
             counter.add(0, pool=pool)

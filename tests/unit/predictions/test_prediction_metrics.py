@@ -62,6 +62,7 @@ async def test_prediction_counts_images_and_bytes(metrics: RecordedMetrics) -> N
 async def test_counters_of_all_pools_are_exported_before_they_count(metrics: RecordedMetrics) -> None:
     make_app(FakePool(()))
     assert metrics.values[telemetry.PREDICTIONS.name][("schnell", "failed")] == 0
+    assert metrics.values[telemetry.FAILURES.name][("schnell", "EngineFailed")] == 0
     assert metrics.values[telemetry.REFUSED.name][("schnell", "pool_full")] == 0
 
 
