@@ -10,7 +10,6 @@ from serve.launch.subprocess_service import LocalService, free_port, local_servi
 from tests.cluster.client import SMALL, predict, until
 from tests.prometheus import exported_names, expressions, metric_names
 
-PORT = free_port()
 NOT_AFTER_ONE_PREDICTION = {
     *telemetry.GPU_MEMORY.exported_names,
     *telemetry.LORA_DOWNLOAD_SECONDS.exported_names,
@@ -25,14 +24,22 @@ def lines() -> list[str]:
 
 
 @pytest.fixture(scope="module")
-def service(environment: dict[str, str], lines: list[str]) -> Iterator[LocalService]:
-    with local_service("--metrics-port", str(PORT), environment=environment, on_line=lines.append) as running_service:
+def metrics_port() -> int:
+    return free_port()
+
+
+@pytest.fixture(scope="module")
+def service(environment: dict[str, str], metrics_port: int, lines: list[str]) -> Iterator[LocalService]:
+    arguments = ("--metrics-port", str(metrics_port))
+    with local_service(*arguments, environment=environment, on_line=lines.append) as running_service:
         yield running_service
 
 
-def test_service_exports_every_metric_after_one_prediction(service: LocalService, lines: list[str]) -> None:
+def test_service_exports_every_metric_after_one_prediction(
+    service: LocalService, metrics_port: int, lines: list[str]
+) -> None:
     (url,) = [line.removeprefix("metrics: ") for line in lines if line.startswith("metrics: ")]
-    assert httpx.URL(url).port == PORT
+    assert httpx.URL(url).port == metrics_port
     assert predict(service, **SMALL, prompt="a red sailboat")["status"] == "succeeded"
     own = {name for metric in telemetry.METRICS for name in metric.exported_names}
     used = set[str]().union(*map(metric_names, expressions().values()))
