@@ -1,6 +1,7 @@
 """Exports the metrics of `serve.telemetry` with Ray's, from processes that Ray has started."""
 
 import threading
+import time
 from collections.abc import Mapping
 from typing import Any
 
@@ -40,8 +41,8 @@ class RayBackend:
         self._instruments[name]._record(value, dict(labels))
 
     def _run(self) -> None:
-        wait = threading.Event().wait
-        while not wait(PERIOD_S):
+        while True:
+            time.sleep(PERIOD_S)
             self.record_gauges()
 
 

@@ -1,6 +1,8 @@
 """Records the metrics of a replica. The engine only counts; every few seconds, a thread reads its counts."""
 
+import logging
 import threading
+import time
 from collections.abc import Mapping
 from typing import TYPE_CHECKING
 
@@ -12,6 +14,8 @@ if TYPE_CHECKING:
     from serve.engine.engine import Engine
 
 PERIOD_S = 5.0
+
+log = logging.getLogger(__name__)
 
 
 class ReplicaMetrics:
@@ -58,6 +62,9 @@ class ReplicaMetrics:
         telemetry.PROMPTS.add(stats.prompt_cache_misses - previous.prompt_cache_misses, pool=pool, result="miss")
 
     def _run(self) -> None:
-        wait = threading.Event().wait
-        while not wait(PERIOD_S):
-            self.update()
+        while True:
+            time.sleep(PERIOD_S)
+            try:
+                self.update()
+            except Exception:
+                log.exception("the metrics of the replica are not recorded")

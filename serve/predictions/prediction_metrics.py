@@ -1,8 +1,8 @@
 """Records the metrics of predictions: ends, failures, and requests that are refused."""
 
 import functools
-from collections.abc import Awaitable, Callable, Iterable
-from typing import Literal, ParamSpec, TypeVar, get_args
+from collections.abc import Callable, Coroutine, Iterable
+from typing import Any, Literal, ParamSpec, TypeVar, get_args
 
 from serve import telemetry
 from serve.errors import (
@@ -26,12 +26,13 @@ FAULTS: tuple[type[ServiceError], ...] = (EngineFailed, LorasMissing, StorageFai
 """Failures that are not due to the inputs of a prediction."""
 NO_POOL = "none"
 """The request was refused before its pool was chosen."""
-_REASONS = {
+_REASONS: dict[type[ServiceError], str] = {
     PoolFull: "pool_full",
     NotReady: "not_ready",
     DatabaseUnavailable: "database",
     StorageUnavailable: "storage",
 }
+_REFUSALS = tuple(_REASONS)
 
 Parameters = ParamSpec("Parameters")
 Result = TypeVar("Result")
@@ -75,14 +76,16 @@ def record_retry(pool: str, lost: Lost) -> None:
     telemetry.RETRIES.add(pool=pool, lost=lost)
 
 
-def record_refusals(create: Callable[Parameters, Awaitable[Result]]) -> Callable[Parameters, Awaitable[Result]]:
+def record_refusals(
+    create: Callable[Parameters, Coroutine[Any, Any, Result]],
+) -> Callable[Parameters, Coroutine[Any, Any, Result]]:
     """Counts the errors of `create` that are the fault of the service, not of the caller."""
 
     @functools.wraps(create)
     async def wrapper(*args: Parameters.args, **kwargs: Parameters.kwargs) -> Result:
         try:
             return await create(*args, **kwargs)
-        except tuple(_REASONS) as error:
+        except _REFUSALS as error:
             pool = error.pool if isinstance(error, PoolFull) else NO_POOL
             telemetry.REFUSED.add(pool=pool, reason=_REASONS[type(error)])
             raise

@@ -64,9 +64,10 @@ def test_values_go_to_the_backend(metrics: RecordedMetrics) -> None:
 
 
 def test_wrong_labels_raise_without_a_backend() -> None:
-    for labels in ({}, {"pool": "a", "prompt": "a cat"}):
-        with pytest.raises(TypeError, match="flux_images"):
-            telemetry.IMAGES.add(**labels)
+    with pytest.raises(TypeError, match="flux_images"):
+        telemetry.IMAGES.add()
+    with pytest.raises(TypeError, match="flux_images"):
+        telemetry.IMAGES.add(pool="a", prompt="a cat")
 
 
 @pytest.mark.parametrize(
