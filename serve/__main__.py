@@ -47,7 +47,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         _check_address(schema, settings)
         port = schema.http_options.port
         with service_lock(state_folder(settings, port)):
-            foreground.run(schema, options.num_cpus, options.num_gpus)
+            foreground.run(schema, options.num_cpus, options.num_gpus, options.metrics_port)
     except (ConfigError, BindError) as error:
         return _fail(str(error))
     except AlreadyRunning:
@@ -90,6 +90,7 @@ def _parse(arguments: Sequence[str]) -> argparse.Namespace:
     _add_overrides(parser)
     parser.add_argument("--num-cpus", type=int, metavar="N", help="CPUs for Ray to schedule; default: all")
     parser.add_argument("--num-gpus", type=int, metavar="N", help="GPUs for Ray to schedule; default: all")
+    parser.add_argument("--metrics-port", type=int, metavar="PORT", help="port of the metrics; default: a free one")
     return parser.parse_args(arguments)
 
 

@@ -40,11 +40,13 @@ from serve.predictions.change_notifier import ChangeNotifier
 from serve.predictions.input_images import InputImages
 from serve.predictions.input_store import InputStore
 from serve.predictions.own_files import OwnFiles, OwnFilesFirst
+from serve.predictions.pool_metrics import PoolMetrics
 from serve.predictions.request import check_served_models
 from serve.predictions.retention import Retention
 from serve.predictions.runner import PredictionRunner
 from serve.predictions.service import PredictionService
 from serve.predictions.store import PredictionStore
+from serve.ray_metrics import use_ray_metrics
 from serve.settings import Settings, database_url, read_secrets, state_folder, unshared_state
 from serve.webhooks.deliverer import WebhookDeliverer
 from serve.webhooks.sender import WebhookSender
@@ -67,6 +69,7 @@ class Ingress(HandleApi):
 
     def __init__(self, settings: Settings, handles: Mapping[str, DeploymentHandle]) -> None:
         use_replica_log()
+        use_ray_metrics()
         self._settings = settings
         token = read_secrets().api_token
         requires_token = token is not None or settings.require_token
@@ -84,6 +87,7 @@ class Ingress(HandleApi):
         self._files = FileStore(settings.files, self._database, self._stored)
         self._notifier = ChangeNotifier(self._database)
         limits = {name: pool.max_in_flight for name, pool in settings.pools.items()}
+        self._pool_metrics = PoolMetrics(self._database, limits)
         store = PredictionStore(self._database, self._notifier, limits)
         own_files = OwnFiles(self._files, self._outputs, store, self._links, settings.outputs.public_url)
         self._http_client = HttpClient(settings.fetch)
@@ -151,6 +155,7 @@ class Ingress(HandleApi):
             self._sweep_stores(),
             self._lora_cache.keep_alive(),
             self._deliver_webhooks(),
+            self._pool_metrics.run(),
         )
         tasks = [asyncio.create_task(work) for work in background]
         yield

@@ -10,14 +10,16 @@ import shutil
 import time
 from collections.abc import Collection
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, get_args
 
 import ray
 
+from serve import telemetry
 from serve.lora.model_geometry import ModelGeometry
 from serve.lora.reference import Reference
-from serve.lora.resolved_lora import ResolvedLora
+from serve.lora.resolved_lora import Origin, ResolvedLora
 from serve.lora.uploaded_file import with_content
+from serve.ray_metrics import use_ray_metrics
 from serve.settings import Settings, cache_folder, read_secrets
 
 if TYPE_CHECKING:
@@ -42,6 +44,10 @@ class LoraCacheActor:
         from serve.lora.download import create_http_client
         from serve.lora.loader import LoraLoader
 
+        use_ray_metrics()
+        for tier in get_args(Origin):
+            telemetry.LORA_REQUESTS.add(0, tier=tier)
+        telemetry.LORA_DOWNLOAD_BYTES.add(0)
         secrets = read_secrets()
         self._settings = settings
         self._hf_token = secrets.hf_token.get_secret_value() if secrets.hf_token else None
@@ -69,7 +75,9 @@ class LoraCacheActor:
         await self.heartbeat()
         if content is not None:
             reference = with_content(reference, memoryview(content))
-        return await self._manager.get(reference, await self._geometry(model), lost_handle_ids)
+        lora = await self._manager.get(reference, await self._geometry(model), lost_handle_ids)
+        _record(lora)
+        return lora
 
     async def heartbeat(self) -> None:
         """Restarts the idle timeout."""
@@ -97,6 +105,13 @@ class LoraCacheActor:
             await asyncio.sleep(remaining_s)
         log.info("LoRA cache exits: no call for %g s", self._idle_timeout_s)
         ray.kill(ray.get_runtime_context().current_actor)
+
+
+def _record(lora: ResolvedLora[BlockRef]) -> None:
+    telemetry.LORA_REQUESTS.add(tier=lora.origin)
+    if lora.origin == "download":
+        telemetry.LORA_DOWNLOAD_BYTES.add(lora.fetched_bytes)
+        telemetry.LORA_DOWNLOAD_SECONDS.observe(lora.fetch_s)
 
 
 def _prepare_scratch_folder(cache_folder: Path, max_age_s: float) -> Path | None:

@@ -21,6 +21,8 @@ from serve.lora_cache_actor import BlockRef
 from serve.media.image_codec import encode_image
 from serve.model_specs import ImageArray, MaskArray
 from serve.owner_death import Owner, OwnerReference
+from serve.ray_metrics import use_ray_metrics
+from serve.replica_metrics import ReplicaMetrics
 from serve.settings import Settings, read_secrets, use_compile_cache
 from serve.stage_times import StageTimes
 
@@ -40,6 +42,7 @@ class ModelReplica:
 
     def __init__(self, settings: Settings, pool: str) -> None:
         use_replica_log()
+        exports_metrics = use_ray_metrics()
         times = StageTimes()
         pool_settings = settings.pools[pool]
         if pool_settings.compiled_parts:
@@ -62,6 +65,10 @@ class ModelReplica:
         self._engine.start()
         self._engine.warm_up(pool_settings.warmup_sizes)
         times.end("warm-up")
+        metrics = ReplicaMetrics(self._engine, pool)
+        metrics.record_start(times.seconds)
+        if exports_metrics:
+            metrics.start()
         log.info(
             "replica of %s is ready: %s; compiled graphs: %d, of which %d were in the cache",
             pool,

@@ -5,6 +5,7 @@ import statistics
 from collections import deque
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import NamedTuple
 
 from torch import Tensor
 
@@ -23,9 +24,20 @@ QUEUE_MARGIN_S = 0.002
 """The next pass is queued this much earlier than it has to be, because threads do not wake up on time."""
 POLL_S = 0.005
 """How often a waiting thread checks whether a pass ended before its expected end."""
+MAX_PASS_TIMES = 4096
+"""Kept for the metrics; more than passes in the time between two readings."""
 _log = logging.getLogger(__name__)
 
 BatchItem = tuple[RequestState, ImageState]
+
+
+class PassTime(NamedTuple):
+    """How long the device computed a pass."""
+
+    seconds: float
+    images: int
+    pixels: int
+    """Of one image."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -77,6 +89,7 @@ class BatchExecutor:
         """Completed batches; a failed batch that is retried in parts counts by its parts."""
         self.image_steps = 0
         """Steps of single images in those batches."""
+        self._pass_times: deque[PassTime] = deque(maxlen=MAX_PASS_TIMES)
 
     def run_next(self, requests: Sequence[RequestState]) -> list[RequestState]:
         """Runs the next batch, or queues it and waits for the previous one. Returns the requests that failed.
@@ -98,6 +111,10 @@ class BatchExecutor:
     def finish(self) -> list[RequestState]:
         """Waits until the device has computed all passes. Returns the requests that failed."""
         return self._finish(len(self._passes))
+
+    def take_pass_times(self) -> list[PassTime]:
+        """The passes that ended since the last call. May be called from any thread."""
+        return [self._pass_times.popleft() for _ in range(len(self._pass_times))]
 
     def is_running(self, request: RequestState) -> bool:
         """Whether the device computes images of the request."""
@@ -190,6 +207,7 @@ class BatchExecutor:
             return False
         self._ended_s = self._clock()
         self._costs.record("step", each.tokens, seconds, len(each.members))
+        self._pass_times.append(PassTime(seconds, each.work.images, each.work.pixels))
         return True
 
     def _report(self, each: Pass) -> None:

@@ -102,6 +102,18 @@ def empty_cache(device: torch.device) -> None:
             _log.exception("cached memory was not returned to the device")
 
 
+def memory_bytes(device: torch.device) -> dict[str, int]:
+    """Memory of a GPU, of this process but for `total`. Empty for other devices."""
+    if device.type != "cuda":
+        return {}
+    return {
+        "allocated": torch.cuda.memory_allocated(device),
+        "peak": torch.cuda.max_memory_allocated(device),
+        "reserved": torch.cuda.memory_reserved(device),
+        "total": torch.cuda.get_device_properties(device).total_memory,
+    }
+
+
 def is_responsive(device: torch.device) -> bool:
     """Whether the device still computes; after some faults a GPU refuses all work until the process ends."""
     try:

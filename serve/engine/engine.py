@@ -3,9 +3,8 @@
 import itertools
 import logging
 import threading
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import Future
-from dataclasses import dataclass
 from functools import partial
 from queue import SimpleQueue
 from typing import TypeVar
@@ -14,17 +13,14 @@ import numpy as np
 import torch
 
 from serve.engine import device
+from serve.engine.batch_executor import PassTime
 from serve.engine.checkpoint import Checkpoint
+from serve.engine.compilation import compiled_graphs
 from serve.engine.compute_dtype import dtype_name
+from serve.engine.engine_stats import EngineStats
 from serve.engine.event_stream import EventStream
 from serve.engine.lora_staging import LoraStager
-from serve.engine.request import (
-    EngineEvent,
-    Failed,
-    FinalEvent,
-    GenerationRequest,
-    Listener,
-)
+from serve.engine.request import EngineEvent, Failed, FinalEvent, GenerationRequest, Listener
 from serve.engine.request_state import CancelToken, RequestState
 from serve.engine.scheduler import DeviceCall, Scheduler
 from serve.engine.watchdog import EngineHealth, Watchdog
@@ -40,28 +36,11 @@ Result = TypeVar("Result")
 _log = logging.getLogger(__name__)
 
 
-@dataclass(frozen=True, slots=True)
-class EngineStats:
-    """Totals since the engine was created, and its current load."""
-
-    batches: int
-    """Passes of the transformer."""
-    image_steps: int
-    """Steps of single images in those batches."""
-    images: int
-    """Images of submitted requests that have not ended."""
-    lora_loads: int
-    """LoRAs copied to the device."""
-
-    @property
-    def mean_batch(self) -> float:
-        return self.image_steps / self.batches if self.batches else 0.0
-
-
 class Engine:
     """Generates images for many requests at once, one denoising step at a time."""
 
     def __init__(self, checkpoint: Checkpoint, pool: PoolSettings) -> None:
+        self._device = checkpoint.device
         self._guidance_embeds = checkpoint.guidance_embeds
         self._num_threads = _num_threads(pool)
         self.compute_dtype = dtype_name(checkpoint.transformer.dtype)
@@ -162,7 +141,21 @@ class Engine:
                 image_steps=scheduler.executor.image_steps,
                 images=scheduler.unfinished_images + new_images,
                 lora_loads=scheduler.loras.loads,
+                resident_loras=scheduler.loras.residents,
+                lora_slots=scheduler.loras.slots.count,
+                lora_slots_used=scheduler.loras.slots_used,
+                prompt_cache_hits=scheduler.prompt_encoder.hits,
+                prompt_cache_misses=scheduler.prompt_encoder.misses,
+                compiled_graphs=compiled_graphs(),
             )
+
+    def take_pass_times(self) -> list[PassTime]:
+        """The passes that ended since the last call, the last ones if there were very many."""
+        return self._scheduler.executor.take_pass_times()
+
+    def memory_bytes(self) -> Mapping[str, int]:
+        """See `device.memory_bytes`."""
+        return device.memory_bytes(self._device)
 
     def _check_running(self) -> None:
         if not self._running:

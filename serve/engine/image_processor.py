@@ -18,7 +18,7 @@ class ImageProcessor:
     """What happens to images before their first step and after their last one."""
 
     def __init__(self, checkpoint: Checkpoint, pool: PoolSettings, denoiser: Denoiser) -> None:
-        self._prompt_encoder = PromptEncoder(checkpoint, pool.prompt_cache_entries)
+        self.prompt_encoder = PromptEncoder(checkpoint, pool.prompt_cache_entries)
         self.latent_space = LatentSpace(checkpoint)
         self._denoiser = denoiser
         self._noise_scheduler_config = checkpoint.noise_scheduler_config
@@ -30,7 +30,7 @@ class ImageProcessor:
     def encode_prompt(self, request: RequestState) -> None:
         """Encodes the prompt of a request and, without an input image, creates the request's images."""
         assert request.active_loras is not None
-        request.encoded_prompt = self._prompt_encoder.encode(request.parameters.prompt, request.active_loras)
+        request.encoded_prompt = self.prompt_encoder.encode(request.parameters.prompt, request.active_loras)
         if request.parameters.image is None:
             self._create(request, None)
 

@@ -57,6 +57,15 @@ class LoraManager:
         self.loads = 0
         """LoRAs copied to the device since the start."""
 
+    @property
+    def residents(self) -> int:
+        """LoRAs on the device."""
+        return len(self._residents)
+
+    @property
+    def slots_used(self) -> int:
+        return self.slots.count - len(self._free_slots)
+
     def are_resident(self, loras: Iterable[LoraRequest]) -> bool:
         """Whether all `loras` are on the device; those with scale 0 are not needed."""
         return dict(_sum_scales(loras)).keys() <= self._residents.keys()

@@ -34,12 +34,18 @@ class PromptEncoder:
         self._checkpoint = checkpoint
         self._cache_entries = cache_entries
         self._cache: OrderedDict[tuple[str, LoraScales], EncodedPrompt] = OrderedDict()
+        self.hits = 0
+        """Prompts that were in the cache."""
+        self.misses = 0
 
     @torch.no_grad()
     def encode(self, prompt: str, active_loras: ActiveLoras = NO_LORAS) -> EncodedPrompt:
         """Encodes `prompt` with the LoRAs that adapt CLIP."""
         key = (prompt, active_loras.clip_scales)
-        embeds = self._cache.get(key) or self._encode(prompt, active_loras)
+        cached = self._cache.get(key)
+        embeds = cached or self._encode(prompt, active_loras)
+        self.hits += cached is not None
+        self.misses += cached is None
         self._cache[key] = embeds
         self._cache.move_to_end(key)
         if len(self._cache) > self._cache_entries:

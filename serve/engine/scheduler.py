@@ -20,6 +20,7 @@ from serve.engine.denoiser import Denoiser
 from serve.engine.image_processor import ImageProcessor
 from serve.engine.lora_manager import NO_LORAS, LoraManager
 from serve.engine.lora_staging import LoraStager
+from serve.engine.prompt_encoder import PromptEncoder
 from serve.engine.request import ImageReady
 from serve.engine.request_state import ImageState, RequestState
 from serve.engine.step_costs import StepCosts
@@ -75,6 +76,10 @@ class Scheduler:
     def wait_s(self) -> float:
         """For how long, at least, the device is busy and no iteration is needed unless new work arrives."""
         return 0.0 if self._device_calls else self.executor.wait_s
+
+    @property
+    def prompt_encoder(self) -> PromptEncoder:
+        return self._images.prompt_encoder
 
     @property
     def unfinished_images(self) -> int:

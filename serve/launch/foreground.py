@@ -36,22 +36,23 @@ class ServiceLost(Exception):
     """Ray has stopped while the service ran. The message is a single line for the operator."""
 
 
-def run(schema: ServeDeploySchema, num_cpus: int | None, num_gpus: int | None) -> None:
+def run(schema: ServeDeploySchema, num_cpus: int | None, num_gpus: int | None, metrics_port: int | None = None) -> None:
     """Deploys the application and blocks until Ctrl-C or SIGTERM, then shuts it down.
 
-    Raises `StartupError` and `ServiceLost`.
-    `num_cpus` and `num_gpus` are the resources that Ray may schedule; None means all that the machine has.
+    `num_cpus` and `num_gpus` are the resources that Ray may schedule; None means all that the machine has. Prometheus
+    reads the metrics at `metrics_port`; None means a free port. Raises `StartupError` and `ServiceLost`.
     """
     stop = threading.Event()
     _install_signal_handlers(stop)
     application, http = schema.applications[0].name, schema.http_options
     print("starting Ray", flush=True)
-    with _local_ray(num_cpus, num_gpus) as address:
+    with _local_ray(num_cpus, num_gpus, metrics_port) as address:
         # ray.init() has installed its own handlers, which abort.
         _install_signal_handlers(stop)
         _deploy(schema)
         is_running = _wait_until_running(application, stop)
         if is_running:
+            print(f"metrics: {_metrics_url()}", flush=True)
             # A client with an explicit address sends the token only if this variable is set.
             token = ", RAY_AUTH_MODE=token" if uses_ray_token() else ""
             print(f"ready: http://{http.host}:{http.port} (Ray at {address}{token}; Ctrl-C to stop)", flush=True)
@@ -107,7 +108,7 @@ def _install_signal_handlers(stop: threading.Event) -> None:
 
 
 @contextlib.contextmanager
-def _local_ray(num_cpus: int | None, num_gpus: int | None) -> Iterator[str]:
+def _local_ray(num_cpus: int | None, num_gpus: int | None, metrics_port: int | None) -> Iterator[str]:
     """Starts Ray, yields its address, and shuts it down."""
     use_slow_control_loop()
     use_proxy_middleware()
@@ -123,6 +124,7 @@ def _local_ray(num_cpus: int | None, num_gpus: int | None) -> Iterator[str]:
             object_store_memory=OBJECT_STORE_BYTES,
             _temp_dir=folder,
             _node_ip_address=RAY_HOST,
+            _metrics_export_port=metrics_port,
         )
         try:
             yield context.address_info["gcs_address"]
@@ -139,6 +141,12 @@ def _stop_ray() -> None:
         for process in psutil.Process().children(recursive=True):
             with contextlib.suppress(psutil.NoSuchProcess):
                 process.kill()
+
+
+def _metrics_url() -> str:
+    """Where Prometheus reads the metrics of the only node."""
+    (node,) = ray.nodes()
+    return f"http://{node['NodeManagerAddress']}:{node['MetricsExportPort']}/metrics"
 
 
 def _deploy(schema: ServeDeploySchema) -> None:

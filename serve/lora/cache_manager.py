@@ -6,7 +6,6 @@ Concurrent requests for the same LoRA share one load.
 import asyncio
 import hashlib
 import logging
-import secrets
 import time
 from collections import OrderedDict
 from collections.abc import Callable, Collection
@@ -17,9 +16,10 @@ from typing import Generic, Protocol
 from serve.errors import FetchFailed, PredictionFailed
 from serve.lora.disk_cache import CacheEntry, DiskCache, block_key
 from serve.lora.loader import LoadedLora
+from serve.lora.memory_cache import MemoryCache
 from serve.lora.model_geometry import ModelGeometry
 from serve.lora.reference import Reference
-from serve.lora.resolved_lora import BlockRefT, CacheHandle, LoraMetadata, ResolvedLora
+from serve.lora.resolved_lora import BlockRefT, LoraMetadata, ResolvedLora
 from serve.lora.uploaded_file import ContentMissing, upload_of
 from serve.lora.weights import Block
 from serve.settings import LoraSettings
@@ -182,46 +182,6 @@ class LoraCacheManager(Generic[BlockRefT]):
         future = asyncio.get_running_loop().run_in_executor(self._disk_thread, write)
         self._disk_writes.add(future)
         future.add_done_callback(self._disk_writes.discard)
-
-
-class MemoryCache(Generic[BlockRefT]):
-    """Keeps at most `max_bytes` of blocks in memory and evicts the least recently used ones.
-
-    `put` stores a block in memory for as long as its return value is referenced.
-    """
-
-    def __init__(self, put: Callable[[Block], BlockRefT], max_bytes: int) -> None:
-        self._put = put
-        self._max_bytes = max_bytes
-        self._handles: OrderedDict[str, CacheHandle[BlockRefT]] = OrderedDict()
-        self._sizes: dict[str, int] = {}
-
-    def get(self, key: str) -> CacheHandle[BlockRefT] | None:
-        if key in self._handles:
-            self._handles.move_to_end(key)
-        return self._handles.get(key)
-
-    def put(self, key: str, block: Block) -> CacheHandle[BlockRefT]:
-        """The handle of `block`, which is stored if necessary. A block above `max_bytes` is not kept in the cache."""
-        if (cached := self.get(key)) is not None:
-            return cached
-        self._evict_for(block.nbytes)
-        handle = CacheHandle(self._put(block), secrets.token_hex(8))
-        if block.nbytes <= self._max_bytes:
-            self._handles[key], self._sizes[key] = handle, block.nbytes
-        return handle
-
-    def remove(self, ids: Collection[str]) -> None:
-        """Removes the handles with these ids. Newer handles of the same blocks stay."""
-        for key in [key for key, handle in self._handles.items() if handle.id in ids]:
-            self._remove_key(key)
-
-    def _evict_for(self, size_bytes: int) -> None:
-        while self._handles and sum(self._sizes.values()) + size_bytes > self._max_bytes:
-            self._remove_key(next(iter(self._handles)))
-
-    def _remove_key(self, key: str) -> None:
-        del self._handles[key], self._sizes[key]
 
 
 class NegativeCache:

@@ -13,6 +13,7 @@ from pathlib import Path
 
 import numpy as np
 
+from serve import telemetry
 from serve.lora.resolved_lora import LoraMetadata
 from serve.lora.weights import Block
 
@@ -45,6 +46,10 @@ class DiskCache:
     def __init__(self, folder: Path, max_bytes: int) -> None:
         self._folder = folder / _FORMAT
         self._max_bytes = max_bytes
+        telemetry.LORA_EVICTIONS.add(0, tier="disk")
+        telemetry.LORA_WRITE_ERRORS.add(0)
+        telemetry.LORA_CACHE_LIMIT_BYTES.set(max_bytes, tier="disk")
+        self._record_size()
 
     def entries(self) -> dict[str, CacheEntry]:
         """All entries by name; if a name has several, the most recently checked one."""
@@ -76,6 +81,7 @@ class DiskCache:
             folder = self._folder / entry.metadata.key
             if not (folder / _BLOCK_NAME).is_file() and self._evict_for(block.nbytes):
                 _write_atomically(folder / _BLOCK_NAME, block.data)
+                self._record_size()
         self.write_entry(name, entry)
 
     def write_entry(self, name: str, entry: CacheEntry) -> None:
@@ -92,14 +98,22 @@ class DiskCache:
         """Evicts blocks until `size_bytes` fit. Returns False if they never fit."""
         if size_bytes > self._max_bytes:
             return False
-        blocks = [(path.parent, path.stat()) for path in self._folder.glob(f"*/{_BLOCK_NAME}")]
+        blocks = self._blocks()
         used_bytes = sum(status.st_size for _, status in blocks)
         for folder, status in sorted(blocks, key=lambda block: block[1].st_mtime):
             if used_bytes + size_bytes <= self._max_bytes:
                 break
             shutil.rmtree(folder, ignore_errors=True)
             used_bytes -= status.st_size
+            telemetry.LORA_EVICTIONS.add(tier="disk")
         return True
+
+    def _blocks(self) -> list[tuple[Path, os.stat_result]]:
+        """The folder of each block, with the status of its file."""
+        return [(path.parent, path.stat()) for path in self._folder.glob(f"*/{_BLOCK_NAME}")]
+
+    def _record_size(self) -> None:
+        telemetry.LORA_CACHE_BYTES.set(sum(status.st_size for _, status in self._blocks()), tier="disk")
 
 
 def block_key(block: Block) -> str:
@@ -135,4 +149,5 @@ def _log_os_errors() -> Iterator[None]:
     try:
         yield
     except OSError:
+        telemetry.LORA_WRITE_ERRORS.add()
         log.warning("Writing to the LoRA disk cache failed", exc_info=True)

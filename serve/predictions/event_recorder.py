@@ -8,6 +8,7 @@ from typing import Any, Protocol
 
 from tqdm import tqdm
 
+from serve import telemetry
 from serve.errors import AllImagesFlagged, EngineFailed
 from serve.events import Alive, Event, Finished, ImageFinished, ImageFlagged, Started, StepDone
 from serve.generation_plan import GenerationPlan, PlannedLora
@@ -74,6 +75,7 @@ class EventRecorder:
                 await self._save_image(event)
             case ImageFlagged(image):
                 self._flagged.add(image)
+                telemetry.FLAGGED.add(pool=self._plan.pool)
                 line = f"Image {image} was withheld: the safety checker flagged it"
                 await self._update(lambda prediction: prediction.with_log_lines(line))
             case Finished():
@@ -113,6 +115,8 @@ class EventRecorder:
         output = Output(index=event.index, name=name, size_bytes=len(event.content), url=url)
         stages_ms = {"store": elapsed_ms(start_s)}
         self._saved.add(event.index)
+        telemetry.IMAGES.add(pool=self._plan.pool)
+        telemetry.OUTPUT_BYTES.add(output.size_bytes, pool=self._plan.pool)
         await self._update(lambda prediction: prediction.with_output(output).with_stage_times(stages_ms))
 
     async def _update(self, change: PredictionUpdate) -> None:

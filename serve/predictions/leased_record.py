@@ -17,6 +17,7 @@ from serve.predictions import prediction_rows as rows
 from serve.predictions.change_notifier import ChangeNotifier
 from serve.predictions.lease import Lease
 from serve.predictions.prediction import Prediction
+from serve.predictions.prediction_metrics import record_end
 
 STORE_PERIOD_S = 1.0
 RETRY_S = 0.5
@@ -27,6 +28,7 @@ log = logging.getLogger(__name__)
 def log_end(prediction: Prediction) -> None:
     reason = "" if prediction.error is None else f": {prediction.error!r}"
     log.info("%s: %s after %.1f s%s", prediction.log_id, prediction.status, prediction.metrics["total_time"], reason)
+    record_end(prediction)
 
 
 class LeasedRecord:

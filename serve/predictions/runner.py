@@ -19,6 +19,7 @@ from serve.model_specs import ImageArray, MaskArray
 from serve.predictions.event_recorder import EventRecorder, Uploads, lora_log_lines, lora_metrics
 from serve.predictions.input_images import InputImages, LoadedImages, UnfetchedImages
 from serve.predictions.prediction import elapsed_ms, utc_now
+from serve.predictions.prediction_metrics import record_failure, record_retry
 from serve.predictions.store import PredictionStore
 
 CALL_ATTEMPTS = 5
@@ -100,10 +101,12 @@ class PredictionRunner:
                 await self._generate(prediction_id, loaded, loras, references)
         except asyncio.CancelledError:
             # Also raised if the pool's call was cancelled elsewhere: then the record still has to end.
-            await self._fail(prediction_id, EngineFailed("the image engine was stopped before it had finished"))
+            await self._fail(
+                prediction_id, images.plan.pool, EngineFailed("the image engine was stopped before it had finished")
+            )
             raise
         except Exception as error:
-            await self._fail(prediction_id, error)
+            await self._fail(prediction_id, images.plan.pool, error)
 
     async def _prepare(
         self, prediction_id: str, images: LoadedImages | UnfetchedImages, references: Mapping[str, Reference]
@@ -166,6 +169,7 @@ class PredictionRunner:
             except LorasMissing as missing:
                 if attempt == CALL_ATTEMPTS:
                     raise
+                record_retry(plan.pool, "lora")
                 log.warning("%s: the weights of %d LoRAs were lost", log_id, len(missing.keys))
                 lost = [lora.handle.id for lora in loras.values() if lora.metadata.key in missing.keys]
                 loras = await self._resolve(references, plan.pool, lost)
@@ -174,6 +178,7 @@ class PredictionRunner:
                 losses = await self._store.count_loss(prediction_id) if error.started else 0
                 if losses >= MAX_LOSSES or attempt == CALL_ATTEMPTS:
                     raise EngineFailed(LOST_TOO_OFTEN) from None
+                record_retry(plan.pool, "replica")
                 log.warning("%s: its replica was lost; another one generates it", log_id)
         await recorder.finish()
 
@@ -186,13 +191,14 @@ class PredictionRunner:
             async for event in events:
                 await recorder.record(event)
 
-    async def _fail(self, prediction_id: str, error: Exception) -> None:
+    async def _fail(self, prediction_id: str, pool: str, error: Exception) -> None:
         public = public_error(error)
         if public is None:
             log.error("prediction %s failed", prediction_id, exc_info=error)
             public = EngineFailed(f"an internal error; the operator's log has its cause under {prediction_id}")
         text = str(public)
-        await self._store.finish(prediction_id, lambda prediction: prediction.failed(self._clock(), text), release=True)
+        if await self._store.finish(prediction_id, lambda each: each.failed(self._clock(), text), release=True):
+            record_failure(pool, public)
 
 
 async def _timed(call: Callable[[], Awaitable[Result]]) -> tuple[Result, float]:

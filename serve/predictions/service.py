@@ -16,7 +16,7 @@ from typing import Any, Literal
 
 from serve.access.caller import ANONYMOUS, OPERATOR, Caller
 from serve.database.patience import with_patience
-from serve.errors import DatabaseUnavailable, NotReady, ServiceError, StorageUnavailable
+from serve.errors import DatabaseUnavailable, EngineFailed, NotReady, ServiceError, StorageUnavailable
 from serve.logs import request_id
 from serve.predictions.create_options import NO_OPTIONS, CreateOptions
 from serve.predictions.input_images import InputImages
@@ -24,6 +24,7 @@ from serve.predictions.input_store import InputStore
 from serve.predictions.lease import Claim
 from serve.predictions.own_files import OwnFiles
 from serve.predictions.prediction import Prediction, elapsed_ms, utc_now
+from serve.predictions.prediction_metrics import export_pools, record_failure, record_refusals, record_retry
 from serve.predictions.prediction_pages import PageQuery
 from serve.predictions.request import ServedVersion, prepare_request
 from serve.predictions.resume import resume_request
@@ -66,6 +67,7 @@ class PredictionService:
         self._own_files = own_files
         self._clock = clock
         self._tasks = RunningTasks(self._release)
+        export_pools(settings.pools)
         self._closing = False
         self._setup_failed = False
         self.created_at = clock()
@@ -86,6 +88,7 @@ class PredictionService:
     def open(self) -> None:
         self.opened_at = self._clock()
 
+    @record_refusals
     async def create(
         self, raw_inputs: Mapping[str, Any], served: ServedVersion, options: CreateOptions = NO_OPTIONS
     ) -> Prediction:
@@ -218,8 +221,10 @@ class PredictionService:
         if claim.attached or prediction.is_overdue(now):
             await self._store.finish(prediction.id, lambda each: each.canceled(now), release=True)
         elif claim.losses >= MAX_LOSSES:
+            record_failure(prediction.plan.pool, EngineFailed())
             await self._store.finish(prediction.id, lambda each: each.failed(now, LOST_TOO_OFTEN), release=True)
         else:
+            record_retry(prediction.plan.pool, "process")
             log.warning("%s: its process was lost; it starts again", prediction.log_id)
             self._tasks.start(prediction, self._run_again(prediction))
 
@@ -234,6 +239,7 @@ class PredictionService:
             return
         except ServiceError as error:
             text = str(error)
+            record_failure(prediction.plan.pool, error)
             await self._store.finish(prediction.id, lambda each: each.failed(self._clock(), text), release=True)
             return
         await self._store.update(prediction.id, lambda each: each.resumed())

@@ -1,4 +1,4 @@
-"""The fake service, databases (SQLite, and PostgreSQL where it is installed), and stores of files."""
+"""The fake service, recorded metrics, databases (SQLite, and PostgreSQL where it is installed), and stores of files."""
 
 import uuid
 from collections.abc import AsyncGenerator, Iterator
@@ -8,12 +8,14 @@ import pytest
 from sqlalchemy import text
 from sqlalchemy.ext.asyncio import AsyncConnection
 
+from serve import telemetry
 from serve.database.connection import Database
 from serve.database.tables import metadata
 from serve.launch import subprocess_service
 from serve.media.object_store import ObjectStore
 from tests import s3_server
 from tests.fake_service import FakeService
+from tests.metrics import RecordedMetrics
 from tests.postgres_server import PostgresServer, find_binaries, postgres_server
 
 
@@ -23,6 +25,15 @@ def fake_service(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> FakeService
     service = FakeService(tmp_path / "service")
     monkeypatch.setattr(subprocess_service, "ROOT", service.folder)
     return service
+
+
+@pytest.fixture
+def metrics() -> Iterator[RecordedMetrics]:
+    """The metrics that the test records."""
+    recorded = RecordedMetrics()
+    previous = telemetry.use_backend(recorded)
+    yield recorded
+    telemetry.use_backend(previous)
 
 
 @pytest.fixture(scope="session")

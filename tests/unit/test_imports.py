@@ -27,6 +27,9 @@ ALLOWED_UNITS = {
     "events": set[str](),
     "logs": set[str](),
     "stage_times": set[str](),
+    "telemetry": set[str](),
+    "ray_metrics": {"telemetry"},
+    "replica_metrics": {"engine", "telemetry"},
     "model_specs": {"errors"},
     "settings": {"errors", "model_specs"},
     "output_sizes": {"model_specs"},
@@ -36,31 +39,22 @@ ALLOWED_UNITS = {
     "access": {"errors", "database"},
     "net": {"__init__", "errors", "settings"},
     "media": {"database", "errors", "model_specs", "settings"},
-    "lora": BASE | {"media", "net"},
+    "lora": BASE | {"media", "net", "telemetry"},
     "engine": BASE | {"events", "lora", "stage_times"},
-    "lora_cache_actor": BASE | {"engine", "lora"},
+    "lora_cache_actor": BASE | {"engine", "lora", "ray_metrics", "telemetry"},
     "lora_cache_client": BASE | {"__init__", "aio", "lora", "lora_cache_actor"},
-    "predictions": REQUEST | {"access", "aio", "database", "events", "logs", "lora", "media"},
+    "predictions": REQUEST | {"access", "aio", "database", "events", "logs", "lora", "media", "telemetry"},
     "webhooks": BASE | {"database", "net", "predictions"},
     "api": BASE | {"access", "inputs", "logs", "media", "net", "output_sizes", "predictions", "webhooks"},
     "owner_death": set[str](),
     "pool_client": BASE | {"events", "lora", "generation_plan", "owner_death"},
     "model_replica": BASE
-    | {
-        "engine",
-        "events",
-        "logs",
-        "lora",
-        "lora_cache_actor",
-        "media",
-        "generation_plan",
-        "owner_death",
-        "stage_times",
-    },
+    | {"engine", "events", "generation_plan", "logs", "lora", "lora_cache_actor", "media", "stage_times"}
+    | {"owner_death", "ray_metrics", "replica_metrics"},
     "handle_api": BASE | {"api", "inputs", "media", "owner_death", "predictions"},
     "ingress": BASE
     | {"access", "api", "database", "handle_api", "logs", "lora", "lora_cache_client", "media", "net", "owner_death"}
-    | {"pool_client", "predictions", "webhooks"},
+    | {"pool_client", "predictions", "ray_metrics", "webhooks"},
     "deployment": BASE | {"ingress", "model_replica"},
     "launch": BASE | {"access", "database", "lora", "predictions", "webhooks"},
     "__main__": BASE | {"api", "launch"},
@@ -68,7 +62,7 @@ ALLOWED_UNITS = {
 
 RAY_USERS = {
     *("__main__", "deployment", "ingress", "launch"),
-    *("lora_cache_actor", "lora_cache_client", "model_replica", "owner_death", "pool_client"),
+    *("lora_cache_actor", "lora_cache_client", "model_replica", "owner_death", "pool_client", "ray_metrics"),
 }
 LIBRARY_USERS = {
     "ray": RAY_USERS,
@@ -98,7 +92,7 @@ IMPORTS_TORCH = {
     f"lora/{name}.py" for name in ("convert_state_dict", "decompositions", "key_mapping", "loader", "weights")
 }
 """The files outside `engine/` that import torch. LoRA references are parsed and fetched without it."""
-IMPORTS_TORCH_INDIRECTLY = {f"lora/{name}.py" for name in ("cache_manager", "disk_cache")}
+IMPORTS_TORCH_INDIRECTLY = {f"lora/{name}.py" for name in ("cache_manager", "disk_cache", "memory_cache")}
 
 
 def unit(module: str) -> str:

@@ -11,12 +11,14 @@ import pytest
 import safetensors.torch
 import torch
 
+from serve import telemetry
 from serve.errors import FetchFailed, InvalidLora
 from serve.lora.reference import ArchiveMember, LocalFile
 from serve.lora.uploaded_file import ContentMissing, UploadedFile
 from serve.lora.weights import Block, unpack
 from serve.lora_cache_actor import LoraCacheActor
 from serve.settings import Settings
+from tests.metrics import RecordedMetrics
 from tests.unit.lora.archives import zip_of
 
 
@@ -55,6 +57,19 @@ async def test_lora_is_loaded_then_cached_in_memory_and_on_disk(tmp_path: Path) 
     restarted = LoraCacheActor(settings)
     assert (await restarted.get(reference, "schnell")).origin == "disk"
     await restarted.close()
+
+
+async def test_requests_and_downloads_are_recorded(tmp_path: Path, metrics: RecordedMetrics) -> None:
+    reference = write_lora(tmp_path)
+    actor = LoraCacheActor(settings_with(tmp_path))
+    tiers = {("memory",): 0, ("disk",): 0, ("download",): 0}
+    assert metrics.values[telemetry.LORA_REQUESTS.name] == tiers
+    for _ in range(3):
+        await actor.get(reference, "schnell")
+    assert metrics.values[telemetry.LORA_REQUESTS.name] == {**tiers, ("memory",): 2, ("download",): 1}
+    assert metrics.value(telemetry.LORA_DOWNLOAD_BYTES) == reference.path.stat().st_size
+    assert len(metrics.observed(telemetry.LORA_DOWNLOAD_SECONDS)) == 1
+    await actor.close()
 
 
 async def test_content_of_an_uploaded_file_is_needed_only_once(tmp_path: Path) -> None:

@@ -12,7 +12,7 @@ import torch
 from PIL import Image
 from ray.exceptions import ObjectLostError, OwnerDiedError
 
-from serve import model_replica, owner_death
+from serve import model_replica, owner_death, telemetry
 from serve.engine.checkpoint_files import read_geometry
 from serve.errors import EngineFailed, LorasMissing
 from serve.events import Alive, Event, Finished, ImageFinished, ImageFlagged, Started, StepDone
@@ -22,8 +22,10 @@ from serve.lora.resolved_lora import CacheHandle, LoraMetadata, ResolvedLora
 from serve.lora.weights import Block, LoraWeights, LowRank, pack
 from serve.model_replica import ModelReplica
 from serve.model_specs import ImageArray
+from serve.replica_metrics import ReplicaMetrics
 from serve.settings import Settings
 from tests.logs import Logs
+from tests.metrics import RecordedMetrics
 
 POOL = "schnell"
 
@@ -185,6 +187,23 @@ async def test_death_of_the_caller_ends_the_work(replica: ModelReplica, monkeypa
 async def consume(events: AsyncGenerator[Event, None]) -> None:
     async for _ in events:
         pass
+
+
+async def test_metrics_are_those_of_the_engine(replica: ModelReplica, metrics: RecordedMetrics) -> None:
+    replica_metrics = ReplicaMetrics(replica._engine, POOL)
+    await consume(replica.generate(plan(steps=3, images=2)))
+    replica_metrics.update()
+    assert metrics.value(telemetry.STEPS, POOL) == 6
+    assert len(metrics.observed(telemetry.STEP_SECONDS, POOL, "0.25", "2")) == 3
+    assert metrics.value(telemetry.LORA_SLOTS, POOL, "total") > 0
+
+
+def test_start_is_measured(metrics: RecordedMetrics) -> None:
+    replica = ModelReplica(settings(), POOL)
+    replica._engine.stop()
+    stages = metrics.values[telemetry.START_SECONDS.name]
+    assert {stage for _, stage in stages} == {"imports", "checkpoint", "safety checker", "warm-up"}
+    assert metrics.values[telemetry.STEPS.name] == {(POOL,): 0}
 
 
 def test_idle_replica_is_healthy(replica: ModelReplica) -> None:

@@ -6,4 +6,5 @@ def test_stage_times_are_listed_in_order() -> None:
     times = StageTimes(lambda: next(clock))
     times.end("imports")
     times.end("warm-up")
+    assert times.seconds == {"imports": 2.0, "warm-up": 0.25}
     assert str(times) == "imports 2.0 s, warm-up 0.2 s"

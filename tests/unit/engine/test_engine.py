@@ -156,6 +156,25 @@ def test_stats_count_batches_steps_and_unfinished_images(engine: Engine) -> None
     assert engine.stats.mean_batch == 3
 
 
+def test_pass_times_are_taken_once(engine: Engine) -> None:
+    assert engine.take_pass_times() == []
+    Client(engine, make_request(seeds=(1, 2, 3), steps=2, size=(64, 32))).remaining_events()
+    passes = engine.take_pass_times()
+    assert [(each.images, each.pixels) for each in passes] == [(3, 64 * 32)] * 2
+    assert all(each.seconds > 0 for each in passes)
+    assert engine.take_pass_times() == []
+
+
+def test_stats_have_the_state_of_caches_and_slots(engine: Engine) -> None:
+    for _ in range(3):
+        Client(engine, make_request(steps=1)).remaining_events()
+    stats = engine.stats
+    assert (stats.prompt_cache_misses, stats.prompt_cache_hits) == (1, 2)
+    assert (stats.resident_loras, stats.lora_slots_used) == (0, 0)
+    assert stats.lora_slots > 0
+    assert engine.memory_bytes() == {}
+
+
 def test_stop_fails_unfinished_requests(checkpoint: Checkpoint) -> None:
     engine = Engine(checkpoint, PoolSettings(model=""))
     engine.start()

@@ -69,6 +69,8 @@ def test_least_recently_used_loras_are_evicted(
     _acquire_and_release(manager, *requests)
     assert resident_keys(manager, LORAS) == set(resident)
     assert manager.loads == loads
+    assert manager.residents == len(set(resident))
+    assert manager.slots_used == sum(LORAS[key].slots for key in resident)
 
 
 def test_acquired_loras_stay_resident_until_released(manager: LoraManager) -> None:

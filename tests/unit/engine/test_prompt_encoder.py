@@ -90,6 +90,7 @@ def test_cache_keeps_recent_prompts(checkpoint: Checkpoint, cache_entries: int, 
     for prompt in prompts:
         encoder.encode(prompt)
     assert len(t5_calls) == calls
+    assert (encoder.misses, encoder.hits) == (calls, len(prompts) - calls)
 
 
 def test_cache_returns_equal_embeds(checkpoint: Checkpoint) -> None:

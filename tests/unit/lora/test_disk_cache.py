@@ -8,10 +8,12 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from serve import telemetry
 from serve.lora.disk_cache import CacheEntry, DiskCache, block_key
 from serve.lora.resolved_lora import LoraMetadata
 from serve.lora.weights import Block
 from tests.logs import Logs
+from tests.metrics import RecordedMetrics
 
 
 def block(value: int, size: int = 100) -> Block:
@@ -116,3 +118,19 @@ def test_interrupted_write_leaves_no_file(tmp_path: Path, monkeypatch: pytest.Mo
     cache = DiskCache(tmp_path, 1000)
     assert cache.read(write(cache, "a", block(1)).metadata.key) is None
     assert [path for path in tmp_path.rglob("*") if path.is_file()] == []
+
+
+def test_size_evictions_and_failed_writes_are_recorded(tmp_path: Path, metrics: RecordedMetrics) -> None:
+    write(DiskCache(tmp_path, 300), "a", block(0))
+    cache = DiskCache(tmp_path, 300)
+    assert metrics.value(telemetry.LORA_CACHE_BYTES, "disk") == 100
+    assert metrics.value(telemetry.LORA_CACHE_LIMIT_BYTES, "disk") == 300
+    for value in range(1, 5):
+        write(cache, f"name {value}", block(value))
+    assert metrics.value(telemetry.LORA_CACHE_BYTES, "disk") == 300
+    assert metrics.value(telemetry.LORA_EVICTIONS, "disk") == 2
+    assert metrics.value(telemetry.LORA_WRITE_ERRORS) == 0
+    file = tmp_path / "file"
+    file.touch()
+    write(DiskCache(file, 300), "a", block(1))
+    assert metrics.value(telemetry.LORA_WRITE_ERRORS) == 1

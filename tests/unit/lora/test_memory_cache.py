@@ -2,8 +2,10 @@
 
 import numpy as np
 
-from serve.lora.cache_manager import MemoryCache
+from serve import telemetry
+from serve.lora.memory_cache import MemoryCache
 from serve.lora.weights import Block
+from tests.metrics import RecordedMetrics
 
 
 class NumberingCache:
@@ -59,3 +61,15 @@ def test_removed_handle_is_replaced_once() -> None:
     for _ in range(2):
         cache.memory.remove(lost)
         assert cache.put("a", 10) == 2
+
+
+def test_size_and_evictions_are_recorded(metrics: RecordedMetrics) -> None:
+    cache = NumberingCache(100)
+    assert metrics.value(telemetry.LORA_CACHE_LIMIT_BYTES, "memory") == 100
+    for key in "abcd":
+        cache.put(key, 40)
+    assert metrics.value(telemetry.LORA_CACHE_BYTES, "memory") == 80
+    assert metrics.value(telemetry.LORA_EVICTIONS, "memory") == 2
+    cache.memory.remove([handle.id for handle in (cache.memory.get("d"),) if handle])
+    assert metrics.value(telemetry.LORA_CACHE_BYTES, "memory") == 40
+    assert metrics.value(telemetry.LORA_EVICTIONS, "memory") == 2
