@@ -17,6 +17,7 @@ from serve.api.pages import both_ways_page, parse_page_query
 from serve.api.replicate import listed_prediction_json, prediction_json
 from serve.errors import (
     BodyTooLarge,
+    DatabaseUnavailable,
     FieldError,
     IdempotencyKeyReused,
     InvalidInput,
@@ -48,6 +49,8 @@ BUILTIN_ERRORS: dict[type[ServiceError], type[Exception]] = {
     ServiceError: RuntimeError,
 }
 """The errors that callers get. An error without an entry gets that of its nearest base class."""
+
+CANCEL_RETRY_S = 2.0
 
 log = logging.getLogger(__name__)
 
@@ -168,7 +171,12 @@ class HandleApi:
     async def _cancel_without(self, caller: Owner, prediction: Prediction) -> None:
         await caller.wait_until_dead()
         log.info("%s: its caller has died", prediction.log_id)
-        await self._predictions.cancel(prediction.id)
+        while True:
+            try:
+                await self._predictions.cancel(prediction.id)
+                return
+            except DatabaseUnavailable:
+                await asyncio.sleep(CANCEL_RETRY_S)
 
     def _prepare(self, inputs: Mapping[str, Any], version: str | None) -> tuple[ServedVersion, dict[str, Any]]:
         served = resolve_version(self._settings, None if version is None else check_text("version", version))

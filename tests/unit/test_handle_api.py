@@ -13,6 +13,7 @@ from serve.errors import FieldError, InvalidInput, ServiceError
 from serve.handle_api import BUILTIN_ERRORS, HandleApi, to_builtin
 from serve.media.object_store import ObjectStore
 from serve.media.output_store import OutputStore
+from serve.predictions.prediction import Prediction
 from serve.settings import Settings
 from tests.app_factory import close_apps, make_app
 from tests.fakes import ONE_IMAGE, FakePool
@@ -54,7 +55,8 @@ def test_errors_are_built_in_ones_after_pickling(error: ServiceError, builtin: t
     received = pickle.loads(pickle.dumps(to_builtin(error)))
     assert type(received) is builtin
     assert received.args == (str(error),)
-    assert (received.problem["status"], received.problem["detail"]) == (error.status, str(error))
+    problem = vars(received)["problem"]
+    assert (problem["status"], problem["detail"]) == (error.status, str(error))
 
 
 def test_problem_has_the_invalid_fields_and_when_to_try_again() -> None:
@@ -134,7 +136,7 @@ WRONG: Any = object()
         (lambda api: api.create(WRONG), "inputs"),
         (lambda api: api.create({}), "input.prompt"),
         (lambda api: api.create({**INPUTS, "image": WRONG}), "input.image"),
-        (lambda api: api.create({**INPUTS, 1: WRONG}), "input.1"),
+        (lambda api: api.create(cast(Any, {1: WRONG})), "input.1"),
         (lambda api: api.create(INPUTS, version=WRONG), "version"),
         (lambda api: api.create(INPUTS, cancel_after=WRONG), "cancel_after"),
         (lambda api: api.create(INPUTS, idempotency_key=WRONG), "idempotency_key"),
@@ -189,3 +191,20 @@ async def test_attached_prediction_is_canceled_when_the_owner_has_died(monkeypat
         assert (await api.predict(INPUTS, owner=[ReferenceOfDeadProcess()]))["status"] == "canceled"
         states = api.stream(INPUTS, owner=[ReferenceOfDeadProcess()])
         assert [state["status"] async for state in states][-1] == "canceled"
+
+
+async def test_cancellation_waits_for_the_database(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(handle_api, "is_reference", bool)
+    monkeypatch.setattr(handle_api, "CANCEL_RETRY_S", 0)
+    monkeypatch.setattr(owner_death, "CHECK_PERIOD_S", 0)
+    api = make_api(FakePool(ONE_IMAGE, may_start=False))
+    cancel, failures = api._predictions.cancel, [errors.DatabaseUnavailable("away")]
+
+    async def cancel_later(prediction_id: str) -> Prediction:
+        if failures:
+            raise failures.pop()
+        return await cancel(prediction_id)
+
+    monkeypatch.setattr(api._predictions, "cancel", cancel_later)
+    async with asyncio.timeout(30):
+        assert (await api.predict(INPUTS, owner=[ReferenceOfDeadProcess()]))["status"] == "canceled"
