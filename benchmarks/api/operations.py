@@ -66,7 +66,8 @@ OPERATIONS: Mapping[str, Callable[[StoredPrediction], Request]] = {
 class Processes(Protocol):
     """The processes that answer."""
 
-    urls: Sequence[str]
+    @property
+    def urls(self) -> Sequence[str]: ...
 
     def cpu_s(self) -> float:
         """Their CPU time so far."""

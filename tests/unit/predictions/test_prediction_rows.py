@@ -18,7 +18,8 @@ from tests.unit.predictions.helpers import Statement, recorded_statements
 
 Work = Callable[[AsyncConnection], Awaitable[object]]
 PREDICTION = prediction()
-OWNED, TIMES = {"owner": "x"}, {"created_after": NOON, "created_before": NOON}
+OWNED: dict[str, Any] = {"owner": "x"}
+TIMES: dict[str, Any] = {"created_after": NOON, "created_before": NOON}
 
 
 @pytest.fixture
