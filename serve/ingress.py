@@ -15,7 +15,7 @@ from ray.serve.handle import DeploymentHandle
 from ray.serve.schema import DeploymentStatus
 from starlette.applications import Starlette
 
-from serve.api import cog, deployments, discovery, files, models, openai, output_files, probes, replicate
+from serve.api import cog, deployments, discovery, files, models, openai, output_files, playground, probes, replicate
 from serve.api.application import http_application
 from serve.api.auth import check_bind_address
 from serve.api.replicate import prediction_json
@@ -97,6 +97,8 @@ class Ingress:
             *openai.routes(*shared),
             *deployments.routes(self._predictions, self._settings),
             *discovery.routes(self._predictions, self._settings),
+            # Before the Cog API, which has the path `/` too.
+            *playground.routes(self._settings),
             *cog.routes(*shared),
             *probes.routes(self._predictions),
             *output_files.routes(self._outputs, self._stored, self._links, self._settings),

@@ -15,7 +15,7 @@ from pydantic import SecretStr
 from sqlalchemy import NullPool, create_engine
 from starlette.applications import Starlette
 
-from serve.api import cog, deployments, discovery, files, models, openai, output_files, probes, replicate
+from serve.api import cog, deployments, discovery, files, models, openai, output_files, playground, probes, replicate
 from serve.api.application import http_application
 from serve.database.connection import Database
 from serve.database.signing_keys import signing_key
@@ -126,6 +126,7 @@ def make_app(
         *openai.routes(service, outputs, settings),
         *deployments.routes(service, settings),
         *discovery.routes(service, settings),
+        *playground.routes(settings),
         *cog.routes(service, outputs, settings),
         *probes.routes(service),
         *output_files.routes(outputs, stored, links, settings),

@@ -10,6 +10,7 @@ from starlette.datastructures import Headers
 from starlette.types import ASGIApp, Receive, Scope, Send
 
 from serve import logs
+from serve.api import playground
 from serve.errors import Unauthenticated
 from serve.media.links import PREFIX as LINKS
 
@@ -40,14 +41,14 @@ class AuthMiddleware:
         request_id = _request_id(headers.get(REQUEST_ID_HEADER))
         scope.setdefault("state", {})["request_id"] = request_id
         logs.request_id.set(request_id)
-        if not self._is_allowed(scope["path"], headers.get("authorization")):
+        if not self._is_allowed(scope["path"], headers):
             raise Unauthenticated
         await self._app(scope, receive, send)
 
-    def _is_allowed(self, path: str, authorization: str | None) -> bool:
+    def _is_allowed(self, path: str, headers: Headers) -> bool:
         # The routes of links check their signatures.
-        is_public = path in PUBLIC_PATHS or path.startswith(LINKS)
-        return self._token is None or is_public or _is_valid(authorization, self._token)
+        is_public = path in PUBLIC_PATHS or path.startswith(LINKS) or playground.is_public(path, headers.get("accept"))
+        return self._token is None or is_public or _is_valid(headers.get("authorization"), self._token)
 
 
 def check_bind_address(host: str, has_token: bool, allow_unauthenticated: bool) -> None:
