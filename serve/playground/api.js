@@ -16,7 +16,8 @@ export class ApiError extends Error {
     super(detail || `the service answered with status ${status}`);
     this.status = status;
     this.retryAfterS = Number(body.retry_after ?? retryAfter ?? 0);
-    this.fields = Object.fromEntries((body.invalid_fields ?? []).map((each) => [each.field, each.description]));
+    const fields = body.invalid_fields ?? [];
+    this.fields = Object.fromEntries(fields.map((each) => [each.field.replace(/^input\./, ''), each.description]));
   }
 }
 
@@ -78,6 +79,12 @@ export function ownPath(url) {
   if (!/^https?:/.test(url)) return null;
   const match = OWN_PATH.exec(new URL(url).pathname);
   return match === null ? null : match[0];
+}
+
+/** The URL of a file or output under the name with which this page was opened; other URLs stay. */
+export function localUrl(uri) {
+  const path = ownPath(uri);
+  return path === null ? uri : `${baseUrl}/${path}`;
 }
 
 /** The content of an input or output: a `data:` URI, or a URL of this service. */

@@ -8,7 +8,7 @@ import { Editor } from './editor.js';
 import { Form } from './form.js';
 import { Gallery } from './gallery.js';
 import { Grid } from './grid.js';
-import { createCanvas, drawCrop, forgetUploads, readSource, readSourceFrom, sourceProblem, targetSize, uploadSource } from './image.js';
+import { forgetUploads, readSource, readSourceFrom, sourceProblem, targetSize, uploadSource } from './image.js';
 import { coverage, EMPTY_MASK, readMaskFrom, uploadMask } from './mask.js';
 import { Notice, noticeOf } from './notice.js';
 import { cancelPrediction, createPrediction, load, usePrediction } from './predictions.js';
@@ -58,7 +58,7 @@ function Playground({ models, config }) {
   const [sending, setSending] = useState(false);
   const starting = useStarting();
   const retry = useRef(null);
-  const state = usePrediction(shown?.id ?? null);
+  const state = usePrediction(shown);
   const model = models.find((each) => each.fullName === modelName);
   const megapixels = valueOf(model, values, 'megapixels');
   const tabShown = tab === 'image' && source === null ? 'result' : tab;
@@ -87,15 +87,15 @@ function Playground({ models, config }) {
     }
     setSending(false);
   };
-  const open = (id, before = null) => {
-    setShown({ id, before });
+  const open = (id) => {
+    setShown(id);
     setView('create');
     setTab('result');
   };
   const generate = () =>
     attempt(async () => {
       const input = { ...buildInput(model, values), ...(await uploadInputs()) };
-      open(await createPrediction(model.fullName, input), source && snapshot(source, targetSize(source, megapixels, config)));
+      open(await createPrediction(model.fullName, input));
       document.querySelector('.stage').scrollIntoView({ block: 'nearest' });
     });
   const uploadInputs = async () => {
@@ -149,7 +149,7 @@ function Playground({ models, config }) {
     vary: async (record, index) => {
       const changes = { seed: record.metrics.seed + index + 1, num_outputs: VARIATIONS };
       recall(record, changes);
-      await attempt(async () => open(await createPrediction(record.model, { ...record.input, ...changes }), shown?.before));
+      await attempt(async () => open(await createPrediction(record.model, { ...record.input, ...changes })));
     },
   };
   useEffect(() => {
@@ -212,7 +212,7 @@ function Playground({ models, config }) {
           <${Tabs} label="Stage" panel="stage-panel" selected=${tabShown} onSelect=${setTab}
             tabs=${[['result', 'Result'], ...(source ? [['image', 'Image and mask']] : []), ['code', 'Code']]} />
           <div id="stage-panel" role="tabpanel">
-            ${tabShown === 'result' && html`<${Stage} state=${state} actions=${actions} compare=${shown?.before}
+            ${tabShown === 'result' && html`<${Stage} state=${state} actions=${actions}
               aspect=${aspectOf(state.record, models, config)} />`}
             ${tabShown === 'image' && html`<${Editor} source=${source} mask=${mask} megapixels=${megapixels} config=${config}
               onSource=${setSource} onMask=${setMask} onRemove=${() => setImage(null)} />`}
@@ -222,13 +222,10 @@ function Playground({ models, config }) {
               defaults=${Object.fromEntries(model.fields.map((field) => [field.name, field.default]))} />`}
           </div>
         </div>`}
-        <${Gallery} selected=${shown?.id} onSelect=${open} />
+        <${Gallery} selected=${shown} onSelect=${open} />
       </div>
     </main>`;
 }
-
-/** The input image as it was sent, to compare results with it. */
-const snapshot = (source, size) => drawCrop(source, size, createCanvas(...size)).toDataURL('image/webp', 0.9);
 
 function aspectOf(record, models, config) {
   const model = models.find((each) => each.fullName === record?.model);

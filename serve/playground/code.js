@@ -1,7 +1,7 @@
 // The call on screen as code.
 
 import { useState } from './vendor/hooks.mjs';
-import { baseUrl, hasToken } from './api.js';
+import { baseUrl, hasToken, localUrl } from './api.js';
 import { LANGUAGES } from './codegen.js';
 import { copyText, html, Tabs } from './ui.js';
 
@@ -10,7 +10,9 @@ export function Code({ model, input, defaults, isPrediction, needsUpload }) {
   const [language, setLanguage] = useState('curl');
   const [copied, setCopied] = useState(null);
   const [, , generate] = LANGUAGES.find(([id]) => id === language);
-  const code = generate({ model, input, defaults, url: baseUrl, hasToken: hasToken() });
+  const files = ['image', 'mask'].filter((name) => input[name]).map((name) => [name, localUrl(input[name])]);
+  const call = { ...input, ...Object.fromEntries(files) };
+  const code = generate({ model, input: call, defaults, url: baseUrl, hasToken: hasToken() });
   const copy = async () => setCopied((await copyText(code)) ? code : null);
   return html`<section class="code" aria-label="As code">
     <div class="code-head">

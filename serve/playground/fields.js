@@ -24,7 +24,7 @@ export function Field({ field, value, error, note, disabled, suggestions, onChan
         onInput=${(event) => onChange(toNumber(event.target.value))} />`}
     </div>
     <${Control} ...${props} />
-    <p class="description" id=${`${id}-description`}>${note || plainText(field.description)}</p>
+    <p class=${field.kind === 'prompt' ? 'visually-hidden' : 'description'} id=${`${id}-description`}>${note || plainText(field.description)}</p>
     ${error && html`<p class="field-error" id=${`${id}-error`}>${error}</p>`}
   </div>`;
 }

@@ -9,6 +9,8 @@ import { html, IconButton } from './ui.js';
 
 const ALWAYS_OPEN = ['prompt'];
 const OPEN_AT_FIRST = ['size', 'model'];
+/** The width at which the style sheet shows the form above the result. */
+const NARROW = '(max-width: 860px)';
 /** Inputs of the size, which an input image decides. */
 const SIZE_INPUTS = ['aspect_ratio', 'width', 'height'];
 
@@ -40,7 +42,7 @@ export function Form({ model, values, errors, config, source, mask, onValue, onF
     );
     if (ALWAYS_OPEN.includes(group.id))
       return html`<div class="group" key=${group.id}>${content}
-        ${!values.prompt && config.examples.length > 0 &&
+        ${(!values.prompt || config.examples.includes(values.prompt)) &&
         html`<div class="chips">${config.examples.map(
           (example) => html`<button type="button" class="chip" onClick=${() => onValue('prompt', example)}>${example}</button>`,
         )}</div>`}
@@ -51,7 +53,7 @@ export function Form({ model, values, errors, config, source, mask, onValue, onF
 }
 
 function Group({ group, summary: text, forced, children }) {
-  const [open, setOpen] = useState(OPEN_AT_FIRST.includes(group.id));
+  const [open, setOpen] = useState(() => OPEN_AT_FIRST.includes(group.id) && !matchMedia(NARROW).matches);
   useEffect(() => {
     if (forced) setOpen(true);
   }, [forced]);

@@ -2,7 +2,7 @@
 
 import { useEffect, useState } from './vendor/hooks.mjs';
 import { ApiError, linkUrl, send, sendJson } from './api.js';
-import { remember } from './history.js';
+import { forget, remember } from './history.js';
 
 // Browsers open at most six connections to a server over HTTP/1.1; further predictions are polled.
 const MAX_STREAMS = 3;
@@ -41,7 +41,8 @@ export function usePrediction(id) {
 
 export async function createPrediction(fullName, input) {
   const record = await sendJson(`v1/models/${fullName}/predictions`, { method: 'POST', body: { input } });
-  change(record.id, { record });
+  // The clocks of the browser and of the service may differ.
+  change(record.id, { record, createdMs: Date.now() });
   remember(record.id);
   follow(record);
   return record.id;
@@ -57,9 +58,14 @@ export async function load(id) {
     const record = await read(id);
     if (!ENDED.includes(record.status)) follow(record);
   } catch (error) {
-    if (error instanceof ApiError && error.status === 404) change(id, { missing: true });
+    if (error instanceof ApiError && error.status === 404) drop(id);
   }
   return states.get(id);
+}
+
+function drop(id) {
+  change(id, { missing: true });
+  forget(id);
 }
 
 /** Resolves to the state of a prediction that has ended. */
@@ -81,7 +87,8 @@ async function read(id) {
   const record = await response.json();
   const stages = parseServerTiming(response.headers.get('Server-Timing') ?? '');
   const ended = ENDED.includes(record.status);
-  change(id, { record, stages, ...(ended ? { outputs: placeOutputs(record), missing: record.data_removed } : {}) });
+  change(id, { record, stages, ...(ended ? { outputs: placeOutputs(record) } : {}) });
+  if (record.data_removed) drop(id);
   return record;
 }
 
@@ -134,7 +141,7 @@ async function poll(id) {
       if (ENDED.includes(record.status)) return undefined;
       change(id, { progress: loggedProgress(record.logs) });
     } catch (error) {
-      if (error instanceof ApiError && error.status === 404) return change(id, { missing: true });
+      if (error instanceof ApiError && error.status === 404) return drop(id);
     }
     await new Promise((resolve) => setTimeout(resolve, POLL_MS));
   }

@@ -8,6 +8,7 @@ const GROUPS = [
   ['image', 'Image and mask', ['image', 'mask', 'prompt_strength']],
 ];
 const LABELS = {
+  model: 'Variant',
   num_outputs: 'Images',
   num_inference_steps: 'Steps',
   guidance_scale: 'Guidance',

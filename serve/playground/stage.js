@@ -1,11 +1,12 @@
 // The result: the images of one prediction with their progress, its state, and what can be done with them.
 
 import { useEffect, useState } from './vendor/hooks.mjs';
-import { linkUrl, readBlob } from './api.js';
+import { linkUrl, ownPath, readBlob } from './api.js';
 import { hasEnded, withheldImages } from './predictions.js';
 import { copyText, formatSeconds, html, IconButton } from './ui.js';
 
 const COLD_START_AFTER_S = 6;
+const GONE = html`<p>This prediction has been removed: the service keeps images for a limited time.</p>`;
 
 /** The URL that an `img` shows: without a request for `data:` URIs, and with the token for other ones. */
 export function useImageUrl(uri) {
@@ -35,12 +36,12 @@ export function imageCount(record) {
   return Number(record?.input?.num_outputs ?? 1);
 }
 
-export function Stage({ state, actions, aspect, compare }) {
+export function Stage({ state, actions, aspect }) {
   const { record } = state;
+  const compare = useImageUrl(ownImage(record));
   const [zoomed, setZoomed] = useState(null);
-  if (record === null) return html`<div class="stage-empty"><${EmptyState} missing=${state.missing} /></div>`;
-  if (state.missing)
-    return html`<div class="stage-empty"><p>The images of this prediction have been removed.</p></div>`;
+  if (record === null) return html`<div class="stage-empty">${state.missing ? GONE : html`<${EmptyState} />`}</div>`;
+  if (state.missing) return html`<div class="stage-empty">${GONE}</div>`;
   const count = imageCount(record);
   const withheld = withheldImages(record.logs);
   return html`<div class="result">
@@ -58,6 +59,12 @@ export function Stage({ state, actions, aspect, compare }) {
   </div>`;
 }
 
+/** The input image, if it is a file or an output of this service. */
+function ownImage(record) {
+  const uri = record?.input?.image;
+  return typeof uri === 'string' && ownPath(uri) !== null ? uri : undefined;
+}
+
 function EmptyState() {
   return html`<div class="empty">
     <svg viewBox="0 0 120 90" aria-hidden="true"><rect x="8" y="8" width="104" height="74" rx="6" /><circle cx="38" cy="34" r="8" /><path d="M8 70l30-24 20 15 24-24 30 26" /></svg>
@@ -66,14 +73,14 @@ function EmptyState() {
   </div>`;
 }
 
-function useElapsedS(record, ended) {
+function useElapsedS({ record, createdMs }, ended) {
   const [now, setNow] = useState(Date.now());
   useEffect(() => {
     if (ended) return undefined;
     const timer = setInterval(() => setNow(Date.now()), 250);
     return () => clearInterval(timer);
   }, [record.id, ended]);
-  return Math.max(0, (now - Date.parse(record.created_at)) / 1000);
+  return Math.max(0, (now - (createdMs ?? Date.parse(record.created_at))) / 1000);
 }
 
 const TITLES = { succeeded: 'Done', failed: 'Failed', canceled: 'Canceled', processing: 'Generating', starting: 'Waiting' };
@@ -81,7 +88,7 @@ const TITLES = { succeeded: 'Done', failed: 'Failed', canceled: 'Canceled', proc
 function Status({ state, onCancel }) {
   const { record, ahead } = state;
   const ended = hasEnded(state);
-  const elapsedS = useElapsedS(record, ended);
+  const elapsedS = useElapsedS(state, ended);
   const seconds = ended ? record.metrics.total_time : elapsedS;
   const waits = record.status === 'starting';
   return html`<div class=${`status is-${record.status}`}>
@@ -103,7 +110,7 @@ function Tile({ index, state, aspect, withheld, actions, onZoom, compare, single
   const { record } = state;
   const name = `Image ${index + 1}`;
   const [width, height] = aspect ?? [1, 1];
-  const style = { aspectRatio: `${width} / ${height}` };
+  const style = single ? {} : { aspectRatio: `${width} / ${height}` };
   if (uri === undefined)
     return html`<figure class="tile" style=${style}>
       <${Pending} name=${name} progress=${state.progress[index]} ended=${hasEnded(state)} status=${record.status} withheld=${withheld} />
