@@ -3,14 +3,16 @@
 import asyncio
 import base64
 import shutil
-from collections.abc import AsyncGenerator
-from contextlib import asynccontextmanager
+import subprocess
+import time
+from collections.abc import AsyncGenerator, Iterator
+from contextlib import asynccontextmanager, contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
 import httpx
 
-from tests.asgi_server import listen
+from tests.asgi_server import listen, url_of
 
 PROGRAMS = ("chromium", "chromedriver")
 ELEMENT = "element-6066-11e4-a52e-4f735466cecf"
@@ -85,6 +87,12 @@ class Browser:
             await self.command("POST", f"/element/{element}/clear")
         await self.command("POST", f"/element/{element}/value", text=text)
 
+    async def select(self, selector: str, value: str) -> None:
+        """Chooses an option of a `select` element."""
+        element = {ELEMENT: await self.find(selector)}
+        change = "arguments[0].dispatchEvent(new Event('change', {bubbles: true}))"
+        await self.script(f"arguments[0].value = arguments[1]; {change}", element, value)
+
     async def choose_file(self, selector: str, path: Path) -> None:
         elements = await self.command("POST", "/elements", using="css selector", value=selector)
         await self.command("POST", f"/element/{elements[0][ELEMENT]}/value", text=str(path))
@@ -135,42 +143,51 @@ class WebDriverError(Exception):
     """A command failed. The message is that of the driver."""
 
 
-@asynccontextmanager
-async def open_driver() -> AsyncGenerator[str, None]:
-    """Runs chromedriver for the duration of the block and yields its URL."""
+@contextmanager
+def open_session() -> Iterator[tuple[str, str]]:
+    """Runs chromedriver and Chromium for the duration of the block. Yields the driver's URL and the session's id."""
     with listen() as listener:
-        port = listener.getsockname()[1]
-    process = await asyncio.create_subprocess_exec("chromedriver", f"--port={port}", stdout=-3, stderr=-3)
+        url = url_of(listener)
+    process = subprocess.Popen(["chromedriver", f"--port={url.rpartition(':')[2]}"], stdout=-3, stderr=-3)
     try:
-        async with httpx.AsyncClient(base_url=f"http://127.0.0.1:{port}") as http:
-            async with asyncio.timeout(TIMEOUT_S):
-                while not await _is_ready(http):
-                    await asyncio.sleep(POLL_S)
-        yield f"http://127.0.0.1:{port}"
+        with httpx.Client(base_url=url, timeout=60) as http:
+            _wait_until_ready(http)
+            response = http.post("/session", json={"capabilities": {"alwaysMatch": _capabilities()}})
+            session = response.raise_for_status().json()["value"]["sessionId"]
+            try:
+                yield url, session
+            finally:
+                http.delete(f"/session/{session}")
     finally:
         process.terminate()
-        await process.wait()
-
-
-async def _is_ready(http: httpx.AsyncClient) -> bool:
-    try:
-        return bool((await http.get("/status")).json()["value"]["ready"])
-    except httpx.TransportError:
-        return False
+        process.wait()
 
 
 @asynccontextmanager
-async def open_browser(driver_url: str) -> AsyncGenerator[Browser, None]:
+async def open_browser(driver_url: str, session: str) -> AsyncGenerator[Browser, None]:
+    """The window of a session, with an empty page. Storage belongs to an origin, so each service has its own."""
+    async with httpx.AsyncClient(base_url=driver_url, timeout=60) as http:
+        browser = Browser(http, session)
+        await browser.open("about:blank")
+        await browser.resize(WIDE)
+        await browser.use_colour_scheme("light")
+        await browser.problems()
+        yield browser
+
+
+def _capabilities() -> dict[str, Any]:
     options = {
         "args": ["--headless=new", "--no-sandbox", "--disable-gpu", "--disable-dev-shm-usage", "--hide-scrollbars"],
         "binary": shutil.which("chromium"),
     }
-    always = {"browserName": "chrome", "goog:chromeOptions": options, "goog:loggingPrefs": {"browser": "WARNING"}}
-    async with httpx.AsyncClient(base_url=driver_url, timeout=60) as http:
-        response = await http.post("/session", json={"capabilities": {"alwaysMatch": always}})
-        browser = Browser(http, response.raise_for_status().json()["value"]["sessionId"])
-        try:
-            await browser.resize(WIDE)
-            yield browser
-        finally:
-            await browser.command("DELETE", "")
+    return {"browserName": "chrome", "goog:chromeOptions": options, "goog:loggingPrefs": {"browser": "WARNING"}}
+
+
+def _wait_until_ready(http: httpx.Client) -> None:
+    deadline_s = time.monotonic() + TIMEOUT_S
+    while time.monotonic() < deadline_s:
+        with suppress(httpx.TransportError):
+            if http.get("/status").json()["value"]["ready"]:
+                return
+        time.sleep(POLL_S)
+    raise TimeoutError(f"chromedriver is not ready after {TIMEOUT_S:g} s")

@@ -17,6 +17,7 @@ from serve.settings import Settings
 
 PATH = "/playground"
 PACKAGE = "serve.playground"
+LIBRARIES = "vendor"
 MEDIA_TYPES = {
     "html": "text/html",
     "css": "text/css",
@@ -53,7 +54,7 @@ def routes(settings: Settings) -> list[Route]:
         return JSONResponse(config, headers={"Cache-Control": "no-cache"})
 
     async def file(request: Request) -> Response:
-        found = files.get(request.path_params["name"])
+        found = files.get("/".join(request.path_params.values()))
         if found is None:
             raise HTTPException(404)
         return _respond(request, *found, {})
@@ -62,7 +63,8 @@ def routes(settings: Settings) -> list[Route]:
         HtmlRoute("/", page, methods=["GET"]),
         Route(PATH, page, methods=["GET"]),
         Route(f"{PATH}/config.json", configuration, methods=["GET"]),
-        Route(f"{PATH}/{{name:path}}", file, methods=["GET"]),
+        Route(f"{PATH}/{{name}}", file, methods=["GET"]),
+        Route(f"{PATH}/{{folder}}/{{name}}", file, methods=["GET"]),
     ]
 
 
@@ -102,7 +104,7 @@ def _load_files() -> dict[str, tuple[bytes, str]]:
     """The content and the media type of each file, by its path below the package."""
     package = resources.files(PACKAGE)
     found = [(each.name, each) for each in package.iterdir() if each.is_file()]
-    found += [(f"vendor/{each.name}", each) for each in (package / "vendor").iterdir()]
+    found += [(f"{LIBRARIES}/{each.name}", each) for each in (package / LIBRARIES).iterdir()]
     return {
         name: (each.read_bytes(), MEDIA_TYPES[suffix])
         for name, each in found

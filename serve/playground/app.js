@@ -179,7 +179,7 @@ function Playground({ models, config }) {
   const isPrediction = tab === 'code' && state.record !== null && !state.missing;
   const input = buildInput(model, values);
   return html`<header class="top">
-      <a class="brand" href=${`${baseUrl}/playground`}><img src=${`${baseUrl}/playground/favicon.svg`} alt="" />flux-serve</a>
+      <a class="brand" href=${`${baseUrl}/playground`}><img src=${`${baseUrl}/playground/favicon.svg`} alt="" /><span>flux-serve</span></a>
       <${Tabs} label="View" panel="view" selected=${view} onSelect=${setView} tabs=${[['create', 'Create'], ['grid', 'Compare']]} />
       <span class="spacer"></span>
       <a class="button quiet" href=${`${baseUrl}/openapi.json`}>API</a>
