@@ -91,12 +91,12 @@ function Playground({ models, config }) {
     setShown(id);
     setView('create');
     setTab('result');
+    document.querySelector('.stage')?.scrollIntoView({ block: 'start' });
   };
   const generate = () =>
     attempt(async () => {
       const input = { ...buildInput(model, values), ...(await uploadInputs()) };
       open(await createPrediction(model.fullName, input));
-      document.querySelector('.stage').scrollIntoView({ block: 'nearest' });
     });
   const uploadInputs = async () => {
     if (source === null) return {};
