@@ -7,7 +7,7 @@ from typing import Any, cast
 from starlette.routing import Route
 
 from serve import errors
-from serve.api import cog, deployments, discovery, files, models, openai, output_files, probes, replicate
+from serve.api import cog, deployments, discovery, files, models, openai, output_files, playground, probes, replicate
 from serve.inputs import Inputs
 from serve.settings import Settings
 from tests.markdown import ROOT, table_with, tables
@@ -49,6 +49,7 @@ def test_path_tables_match_the_routes() -> None:
         *openai.routes(UNUSED, UNUSED, settings),
         *deployments.routes(UNUSED, settings),
         *discovery.routes(UNUSED, settings),
+        *playground.routes(settings),
         *cog.routes(UNUSED, UNUSED, settings),
         *probes.routes(UNUSED),
         *output_files.routes(UNUSED, UNUSED, UNUSED, settings),
