@@ -131,8 +131,9 @@ class Browser:
             part,
         )
 
-    async def screenshot(self, path: Path) -> None:
-        path.write_bytes(base64.b64decode(await self.command("GET", "/screenshot")))
+    async def screenshot(self) -> bytes:
+        """The visible part of the page as a png file."""
+        return base64.b64decode(await self.command("GET", "/screenshot"))
 
     async def problems(self) -> list[str]:
         """The errors and warnings in the console since the last call, such as violations of a security policy."""

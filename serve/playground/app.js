@@ -2,23 +2,23 @@
 
 import { render } from './vendor/preact.mjs';
 import { useEffect, useRef, useState } from './vendor/hooks.mjs';
-import { ApiError, baseUrl, send, sendJson } from './api.js';
+import { ApiError, baseUrl, sendJson } from './api.js';
 import { Code } from './code.js';
 import { Editor } from './editor.js';
-import { Form } from './form.js';
+import { focusField, Form } from './form.js';
 import { Gallery } from './gallery.js';
 import { Grid } from './grid.js';
 import { forgetUploads, readSource, readSourceFrom, sourceProblem, targetSize, uploadSource } from './image.js';
 import { coverage, EMPTY_MASK, readMaskFrom, uploadMask } from './mask.js';
 import { Notice, noticeOf } from './notice.js';
+import { useImageFiles, useStarting } from './page_hooks.js';
 import { cancelPrediction, createPrediction, load, usePrediction } from './predictions.js';
-import { buildInput, describeModel, plannedSize, valueOf } from './schema.js';
+import { buildInput, describeModel, fittingValues, plannedSize, valueOf } from './schema.js';
 import { Stage } from './stage.js';
 import { TokenDialog } from './token.js';
 import { html, Tabs } from './ui.js';
 
 const LINK = /^#prediction=([\w-]+)$/;
-const HEALTH_POLL_MS = 2000;
 const VARIATIONS = 4;
 
 function App() {
@@ -33,17 +33,14 @@ function App() {
       setFailure(noticeOf(error));
     }
   };
-  useEffect(loadAllOnce(loadAll), []);
+  useEffect(() => {
+    loadAll();
+  }, []);
   return html`<${TokenDialog} />
     ${loaded ? html`<${Playground} ...${loaded} />` : html`<main class="loading">${failure
       ? html`<${Notice} notice=${{ ...failure, retryAt: Date.now() }} onRetry=${loadAll} onClose=${() => setFailure(null)} />`
       : html`<p class="muted">Loading</p>`}</main>`}`;
 }
-
-// An effect must not return the promise.
-const loadAllOnce = (loadAll) => () => {
-  loadAll();
-};
 
 function Playground({ models, config }) {
   const [modelName, setModelName] = useState(models[0].fullName);
@@ -230,76 +227,6 @@ function Playground({ models, config }) {
 function aspectOf(record, models, config) {
   const model = models.find((each) => each.fullName === record?.model);
   return model && !record.input.image ? plannedSize(model, record.input, config) : null;
-}
-
-/** The values that another model accepts too. */
-function fittingValues(model, values) {
-  const fits = ([name, value]) => {
-    const field = model.fields.find((each) => each.name === name);
-    if (!field) return false;
-    if (field.options) return field.options.includes(value);
-    return typeof value !== 'number' || !(value < field.minimum || value > field.maximum);
-  };
-  return Object.fromEntries(Object.entries(values).filter(fits));
-}
-
-/** Focuses the control of an input, after its group has been opened. */
-function focusField(name) {
-  setTimeout(() => {
-    const field = document.querySelector(`[data-field="${name === 'mask' ? 'image' : name}"]`);
-    field?.closest('details')?.setAttribute('open', '');
-    const control = field?.querySelector('input:not(.visually-hidden), textarea, select, button');
-    control?.focus();
-    field?.scrollIntoView({ block: 'center' });
-  }, 50);
-}
-
-/** Takes image files that are dropped on the page or pasted. */
-function useImageFiles(onFile) {
-  const latest = useRef(onFile);
-  latest.current = onFile;
-  useEffect(() => {
-    const take = (event, files) => {
-      const image = [...(files ?? [])].find((file) => file.type.startsWith('image/'));
-      if (!image) return;
-      event.preventDefault();
-      latest.current(image);
-    };
-    const onDrop = (event) => {
-      document.body.classList.remove('dragging');
-      if (event.dataTransfer?.files.length > 0) event.preventDefault();
-      take(event, event.dataTransfer?.files);
-    };
-    const onDragOver = (event) => {
-      if (![...(event.dataTransfer?.types ?? [])].includes('Files')) return;
-      event.preventDefault();
-      document.body.classList.add('dragging');
-    };
-    const onDragLeave = (event) => event.relatedTarget === null && document.body.classList.remove('dragging');
-    const onPaste = (event) => take(event, event.clipboardData?.files);
-    const handlers = { drop: onDrop, dragover: onDragOver, dragleave: onDragLeave, paste: onPaste };
-    Object.entries(handlers).forEach(([name, handler]) => addEventListener(name, handler));
-    return () => Object.entries(handlers).forEach(([name, handler]) => removeEventListener(name, handler));
-  }, []);
-}
-
-/** Whether the service still starts; it is asked until it is ready. */
-function useStarting() {
-  const [starting, setStarting] = useState(false);
-  useEffect(() => {
-    let stopped = false;
-    const check = async () => {
-      const status = await send('health-check').then((response) => response.json()).catch(() => ({}));
-      if (stopped) return;
-      setStarting(status.status === 'STARTING');
-      if (status.status === 'STARTING') setTimeout(check, HEALTH_POLL_MS);
-    };
-    check();
-    return () => {
-      stopped = true;
-    };
-  }, []);
-  return starting;
 }
 
 render(html`<${App} />`, document.getElementById('app'));

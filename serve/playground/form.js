@@ -121,3 +121,14 @@ function Thumbnail({ source, mask, size, onEdit, onRemove }) {
     </div>
   </div>`;
 }
+
+/** Focuses the control of an input, after its group has been opened. */
+export function focusField(name) {
+  setTimeout(() => {
+    const field = document.querySelector(`[data-field="${name === 'mask' ? 'image' : name}"]`);
+    field?.closest('details')?.setAttribute('open', '');
+    const control = field?.querySelector('input:not(.visually-hidden), textarea, select, button');
+    control?.focus();
+    field?.scrollIntoView({ block: 'center' });
+  }, 50);
+}

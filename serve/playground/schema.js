@@ -107,3 +107,14 @@ export function inputImageSize([width, height], config) {
 function nearestMultiple(side, multiple) {
   return Math.max(multiple, Math.floor((side + multiple / 2) / multiple) * multiple);
 }
+
+/** The values that another model accepts too. */
+export function fittingValues(model, values) {
+  const fits = ([name, value]) => {
+    const field = model.fields.find((each) => each.name === name);
+    if (!field) return false;
+    if (field.options) return field.options.includes(value);
+    return typeof value !== 'number' || !(value < field.minimum || value > field.maximum);
+  };
+  return Object.fromEntries(Object.entries(values).filter(fits));
+}

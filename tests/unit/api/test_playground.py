@@ -31,7 +31,9 @@ async def load_page() -> dict[str, httpx.Response]:
             path = waiting.pop()
             response = responses[path] = await client.get(path)
             if path.endswith(("js", "mjs")):
-                found = [str(httpx.URL(f"http://x{path}").join(name).path) for name in MODULE_IMPORT.findall(response.text)]
+                found = [
+                    str(httpx.URL(f"http://x{path}").join(name).path) for name in MODULE_IMPORT.findall(response.text)
+                ]
                 waiting += [each for each in found if each not in {*responses, *waiting}]
     return responses
 
@@ -79,7 +81,9 @@ async def test_page_and_files_need_no_token_but_the_api_does() -> None:
 
 
 async def test_policy_allows_no_inline_code_and_no_other_host() -> None:
-    policy = dict(each.split(" ", 1) for each in (await get("/playground")).headers["content-security-policy"].split("; "))
+    policy = dict(
+        each.split(" ", 1) for each in (await get("/playground")).headers["content-security-policy"].split("; ")
+    )
     assert policy["default-src"] == "'none'"
     assert policy["script-src"] == policy["style-src"] == policy["connect-src"] == "'self'"
     assert policy["frame-ancestors"] == policy["base-uri"] == policy["form-action"] == "'none'"
@@ -89,14 +93,18 @@ async def test_policy_allows_no_inline_code_and_no_other_host() -> None:
 
 async def test_page_loads_few_bytes_from_this_service_only() -> None:
     responses = await load_page()
-    assert {"/playground/app.js", "/playground/app.css", "/playground/vendor/preact.mjs"} <= responses.keys()
+    assert {"/playground/app.js", "/playground/base.css", "/playground/vendor/preact.mjs"} <= responses.keys()
     assert all(response.status_code == 200 for response in responses.values())
     assert sum(response.num_bytes_downloaded for response in responses.values()) < MAX_BYTES
     assert not [path for path in responses if not path.startswith("/playground")]
 
 
 async def test_files_have_their_media_types_and_are_compressed() -> None:
-    for name, media_type in (("app.js", "text/javascript"), ("vendor/htm.mjs", "text/javascript"), ("app.css", "text/css")):
+    for name, media_type in (
+        ("app.js", "text/javascript"),
+        ("vendor/htm.mjs", "text/javascript"),
+        ("base.css", "text/css"),
+    ):
         response = await get(f"/playground/{name}")
         assert response.headers["content-type"] == f"{media_type}; charset=utf-8"
     assert (await get("/playground/app.js", {"Accept-Encoding": "gzip"})).headers["content-encoding"] == "gzip"
@@ -109,7 +117,9 @@ async def test_unchanged_file_is_not_sent_again() -> None:
     assert (await get("/playground/app.js", {"If-None-Match": '"other"'})).status_code == 200
 
 
-@pytest.mark.parametrize("name", ["", "index", "__init__.py", "vendor/README.md", "vendor/LICENSE-htm", "../ingress.py", "x.js"])
+@pytest.mark.parametrize(
+    "name", ["", "index", "__init__.py", "vendor/README.md", "vendor/LICENSE-htm", "../ingress.py", "x.js"]
+)
 async def test_other_files_are_not_found(name: str) -> None:
     assert (await get(f"/playground/{name}")).status_code == 404
 

@@ -17,9 +17,7 @@ WIDTHS = "return [document.documentElement.scrollWidth, window.innerWidth]"
 
 def limited(max_in_flight: int) -> Settings:
     settings = Settings()
-    pools = {
-        name: pool.model_copy(update={"max_in_flight": max_in_flight}) for name, pool in settings.pools.items()
-    }
+    pools = {name: pool.model_copy(update={"max_in_flight": max_in_flight}) for name, pool in settings.pools.items()}
     return settings.model_copy(update={"pools": pools})
 
 
@@ -54,9 +52,9 @@ async def test_bounds_and_defaults_are_those_of_the_chosen_model(browser: Browse
         await browser.wait_for(f"document.querySelector('{STEPS}').max == 4")
         # 20 steps do not fit.
         assert await browser.script(f"return document.querySelector('{STEPS}').value") == "4"
-        assert await browser.script("return [...document.querySelectorAll('#input-model input')].map((e) => e.value)") == [
-            "schnell"
-        ]
+        assert await browser.script(
+            "return [...document.querySelectorAll('#input-model input')].map((e) => e.value)"
+        ) == ["schnell"]
 
 
 async def test_images_appear_after_live_progress(browser: Browser) -> None:

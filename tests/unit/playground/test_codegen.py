@@ -45,7 +45,7 @@ async def open_page(browser: Browser, url: str, image: Path | None = None) -> No
     await browser.open(url + "/playground")
     await browser.type("#token", TOKEN)
     await browser.click(".token-dialog .primary")
-    await browser.type("#input-prompt", "it's a \"red\" boat \\ $HOME `x` ü")
+    await browser.type("#input-prompt", 'it\'s a "red" boat \\ $HOME `x` ü')
     await browser.type("[data-test=number-num_inference_steps]", "6")
     await browser.click("#input-megapixels input[value='0.25']")
     if image is not None:

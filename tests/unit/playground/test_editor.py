@@ -29,6 +29,10 @@ def image(tmp_path: Path) -> Path:
     return path
 
 
+def base64_of(path: Path) -> str:
+    return base64.b64encode(path.read_bytes()).decode()
+
+
 async def open_editor(browser: Browser, url: str, image: Path) -> None:
     await browser.open(url + "/playground")
     await browser.find(GENERATE)
@@ -103,9 +107,9 @@ async def test_crop_has_the_size_that_is_announced(browser: Browser, image: Path
     pool = DrawingPool()
     async with make_app(pool).listening() as url:
         await open_editor(browser, url, image)
-        await browser.wait_for_text(SENT_AS, "1008 × 640")
+        await browser.wait_for_text(SENT_AS, "640 pixels")
         await browser.select(".crop select", "1:1")
-        await browser.wait_for_text(SENT_AS, "1024 × 1024")
+        await browser.wait_for_text(SENT_AS, "1024 pixels")
         await browser.click("[aria-label='Move the crop by dragging']")
         # The left edge of the image is dragged into view, so that the ellipse starts at its place in the image.
         await browser.drag(OVERLAY, (0.2, 0.5), (0.9, 0.5))
@@ -123,8 +127,8 @@ async def test_image_is_pasted_or_dropped(browser: Browser, image: Path, event: 
     async with make_app(DrawingPool()).listening() as url:
         await browser.open(url + "/playground")
         await browser.find(GENERATE)
-        await browser.script(WITH_FILE + event, base64.b64encode(image.read_bytes()).decode())
-        await browser.wait_for_text(SENT_AS, "1008 × 640")
+        await browser.script(WITH_FILE + event, base64_of(image))
+        await browser.wait_for_text(SENT_AS, "640 pixels")
 
 
 async def test_file_that_is_no_image_is_reported(browser: Browser, tmp_path: Path) -> None:
@@ -174,7 +178,7 @@ async def test_result_becomes_the_input_image(browser: Browser) -> None:
         await browser.open(url + "/playground")
         await generate(browser)
         await browser.click("[aria-label^=Edit]")
-        await browser.wait_for_text(SENT_AS, "1024 × 1024")
+        await browser.wait_for_text(SENT_AS, "1024 pixels")
         await generate(browser)
     sent = pool.images[-1][0]
     assert sent is not None

@@ -18,8 +18,17 @@ async def test_each_combination_is_generated_once(browser: Browser) -> None:
         await browser.type("[data-test=grid-seeds]", "3, 4")
         await browser.click("[data-test=grid-run]")
         await browser.wait_for(f"document.querySelectorAll('{IMAGE}').length == 8")
-        headers = await browser.script("return [...document.querySelectorAll('tbody th')].map((each) => each.textContent)")
-        assert headers == ["a red cup", "No LoRA", "embedded:sketch at 0.5", "a blue cup", "No LoRA", "embedded:sketch at 0.5"]
+        headers = await browser.script(
+            "return [...document.querySelectorAll('tbody th')].map((each) => each.textContent)"
+        )
+        assert headers == [
+            "a red cup",
+            "No LoRA",
+            "embedded:sketch at 0.5",
+            "a blue cup",
+            "No LoRA",
+            "embedded:sketch at 0.5",
+        ]
         await browser.click(".table-frame .image-button")
         await browser.wait_for_text(".prompt-text", "a red cup")
         assert await browser.problems() == []
