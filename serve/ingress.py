@@ -16,7 +16,19 @@ from starlette.applications import Starlette
 
 from serve.access.access_control import AccessControl
 from serve.access.request_counter import RequestCounter
-from serve.api import cog, deployments, discovery, files, models, openai, output_files, probes, replicate, webhooks
+from serve.api import (
+    cog,
+    deployments,
+    discovery,
+    files,
+    models,
+    openai,
+    output_files,
+    playground,
+    probes,
+    replicate,
+    webhooks,
+)
 from serve.api.application import http_application
 from serve.api.auth import check_bind_address
 from serve.database.connection import Database
@@ -121,6 +133,8 @@ class Ingress(HandleApi):
             *openai.routes(*shared),
             *deployments.routes(self._predictions, self._settings),
             *discovery.routes(self._predictions, self._settings),
+            # Before the Cog API, which has the path `/` too.
+            *playground.routes(self._settings),
             *cog.routes(*shared, self._shut_down),
             *webhooks.routes(self._signing_secrets),
             *probes.routes(self._predictions),

@@ -18,7 +18,19 @@ from starlette.applications import Starlette
 from serve.access.access_control import AccessControl
 from serve.access.caller import ANONYMOUS, Caller
 from serve.access.request_counter import RequestCounter
-from serve.api import cog, deployments, discovery, files, models, openai, output_files, probes, replicate, webhooks
+from serve.api import (
+    cog,
+    deployments,
+    discovery,
+    files,
+    models,
+    openai,
+    output_files,
+    playground,
+    probes,
+    replicate,
+    webhooks,
+)
 from serve.api.application import http_application
 from serve.database.connection import Database
 from serve.database.signing_keys import signing_key
@@ -158,6 +170,7 @@ def make_app(
         *openai.routes(service, outputs, settings),
         *deployments.routes(service, settings),
         *discovery.routes(service, settings),
+        *playground.routes(settings),
         *cog.routes(service, outputs, settings, shut_down),
         *webhooks.routes(secrets),
         *probes.routes(service),

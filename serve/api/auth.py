@@ -14,6 +14,7 @@ from serve.access.access_control import AccessControl
 from serve.access.caller import ANONYMOUS, OPERATOR, Caller
 from serve.access.caller import Scope as TokenScope
 from serve.access.request_rate import RateState
+from serve.api import playground
 from serve.errors import RateLimited
 from serve.media.links import PREFIX as LINKS
 
@@ -49,7 +50,7 @@ class AuthMiddleware:
         logs.request_id.set(request_id)
         if self._access is None:
             state["caller"] = OPERATOR
-        elif _is_public(scope["path"]):
+        elif _is_public(scope["path"], headers.get("accept")):
             state["caller"] = ANONYMOUS
         else:
             state["caller"] = caller = await self._access.find_caller(headers.get("authorization"))
@@ -94,9 +95,9 @@ def check_bind_address(host: str, requires_token: bool, allow_unauthenticated: b
     )
 
 
-def _is_public(path: str) -> bool:
+def _is_public(path: str, accept: str | None) -> bool:
     # The routes of links check their signatures.
-    return path in PUBLIC_PATHS or path.startswith(LINKS)
+    return path in PUBLIC_PATHS or path.startswith(LINKS) or playground.is_public(path, accept)
 
 
 def _needed_scope(method: str, path: str) -> TokenScope:

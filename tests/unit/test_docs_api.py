@@ -8,7 +8,19 @@ from typing import Any, cast
 from starlette.routing import Route
 
 from serve import errors
-from serve.api import cog, deployments, discovery, files, models, openai, output_files, probes, replicate, webhooks
+from serve.api import (
+    cog,
+    deployments,
+    discovery,
+    files,
+    models,
+    openai,
+    output_files,
+    playground,
+    probes,
+    replicate,
+    webhooks,
+)
 from serve.handle_api import BUILTIN_ERRORS
 from serve.inputs import Inputs
 from serve.settings import CogSettings, Settings
@@ -51,6 +63,7 @@ def test_path_tables_match_the_routes() -> None:
         *openai.routes(UNUSED, UNUSED, settings),
         *deployments.routes(UNUSED, settings),
         *discovery.routes(UNUSED, settings),
+        *playground.routes(settings),
         *cog.routes(UNUSED, UNUSED, settings, UNUSED),
         *webhooks.routes(UNUSED),
         *probes.routes(UNUSED),

@@ -33,6 +33,7 @@ ALLOWED_UNITS = {
     "model_specs": {"errors"},
     "settings": {"errors", "model_specs"},
     "output_sizes": {"model_specs"},
+    "playground": set[str](),
     "inputs": {"errors", "model_specs", "output_sizes"},
     "generation_plan": BASE | {"inputs", "output_sizes"},
     "database": {"errors"},
