@@ -9,7 +9,7 @@ from starlette.routing import Route
 
 from serve import errors
 from serve.api import cog, deployments, discovery, files, models, openai, output_files, probes, replicate
-from serve.handle_api import BUILTIN_ERRORS
+from serve.api.builtin_errors import BUILTIN_ERRORS
 from serve.inputs import Inputs
 from serve.settings import Settings
 from tests.markdown import ROOT, table_with, tables
