@@ -5,11 +5,30 @@ python examples/python_handle.py --address 127.0.0.1:6379 "a red sailboat"
 
 import argparse
 import base64
+import os
 import sys
 from pathlib import Path
+from typing import Any
+
+# Ray reads this variable when it is imported. A local service requires the token that Ray keeps in the home folder.
+if (Path.home() / ".ray" / "auth_token").exists():
+    os.environ.setdefault("RAY_AUTH_MODE", "token")
 
 import ray
 from ray import serve
+from ray.serve.handle import DeploymentHandle
+
+
+def predict(handle: DeploymentHandle, inputs: dict[str, Any], timeout_s: float) -> dict[str, Any]:
+    """Returns the finished prediction. It is cancelled if this call ends earlier, or if this process dies."""
+    # The service cannot read the object that `ray.put` makes when its owner, this process, has died.
+    response = handle.predict.remote(inputs, owner=[ray.put(None)])
+    try:
+        return dict(response.result(timeout_s=timeout_s))
+    except BaseException:
+        # A timeout here does not reach the service.
+        response.cancel()
+        raise
 
 
 def main() -> None:
@@ -22,8 +41,11 @@ def main() -> None:
     handle = serve.get_app_handle("flux")
     inputs = {"prompt": options.prompt, "model": "schnell", "num_inference_steps": 4, "megapixels": "0.25", "seed": 1}
 
-    # `predict` returns the finished prediction. Cancelling the call cancels the prediction.
-    prediction = handle.predict.remote(inputs).result(timeout_s=120)
+    # Errors are built-in exceptions. `problem` is what the HTTP API answers.
+    try:
+        prediction = predict(handle, inputs, timeout_s=120)
+    except (ValueError, RuntimeError) as error:
+        sys.exit(getattr(error, "problem", {}).get("detail", "the service was lost"))
     if prediction["status"] != "succeeded":
         sys.exit(prediction["error"])
     for index, uri in enumerate(prediction["output"]):
@@ -32,8 +54,13 @@ def main() -> None:
         print(file)
 
     # `stream` yields the prediction after every change, from `starting` to its end.
-    for state in handle.options(stream=True).stream.remote(inputs):
+    for state in handle.options(stream=True).stream.remote(inputs, owner=[ray.put(None)]):
         print(state["status"], state["logs"].splitlines()[-1])
+
+    # A prediction that is created goes on without its caller, and any process can wait for it.
+    created = handle.create.remote(inputs).result(timeout_s=30)
+    ended = handle.wait.remote(created["id"], timeout_s=120).result()
+    print(ended["status"], ended["id"])
 
 
 if __name__ == "__main__":

@@ -3,17 +3,22 @@
 ServiceError
 ├── MalformedBody      400  the body is not JSON
 ├── Unauthenticated    401
-├── NotPermitted       403  a change of what is in the operator's settings
+├── NotPermitted       403  the token's scope does not include it, or it is set by the operator only
 ├── InvalidLink        403  a link to a file is forged or has expired
 ├── NotFound           404
+├── PredictionExists   409  another prediction has the id that the client chose
 ├── UploadTimedOut     408  an upload did not arrive within its time limit
+├── BodyTimedOut       408  the body arrives too slowly, and other requests need its place
 ├── BodyTooLarge       413
 ├── UnknownEncoding    415  the body's Content-Encoding
 ├── InvalidInput       422  inputs that can never succeed; lists every invalid field
 ├── UnknownVersion     422  no served model has this version
 ├── IdempotencyKeyReused  422  another request had the same `Idempotency-Key`
 ├── PoolFull           429  retry after `retry_after_s`
+├── TooManyPredictions 429  the caller's token has too many unfinished predictions
+├── RateLimited        429  the caller's token sent too many requests in a minute
 ├── NotReady           503  the service is starting or stopping
+├── IngressLost        503  the ingress died while it handled the request
 ├── DatabaseUnavailable  503  the database of the predictions cannot be reached
 ├── StorageUnavailable   503  the store of images and files cannot be reached
 ├── UploadsFull        507  the files that are being uploaded take all the space for files
@@ -24,6 +29,7 @@ ServiceError
     ├── LorasTooLarge         the LoRAs of one prediction do not fit on a device together
     ├── LorasMissing          weights could not be read; the runner makes up to three attempts
     ├── StorageFailed         an image or a file could not be stored
+    ├── OutputUploadFailed    an image could not be sent to the caller's or the operator's URL
     ├── AllImagesFlagged      the safety checker flagged every image
     └── EngineFailed          an internal error: the log has the cause, the message does not
 
@@ -35,6 +41,7 @@ pickled between a replica and its caller. Callers read the messages: they must n
 or tokens.
 """
 
+import math
 from typing import NamedTuple
 
 
@@ -95,6 +102,18 @@ class NotFound(ServiceError):
     title = "Not found"
 
 
+class PredictionExists(ServiceError):
+    status = 409
+    title = "Prediction exists"
+
+    def __init__(self, prediction_id: str) -> None:
+        super().__init__(prediction_id)
+        self.prediction_id = prediction_id
+
+    def __str__(self) -> str:
+        return f"there is a prediction with the id {self.prediction_id}; choose another id, or send it with PUT"
+
+
 class UploadTimedOut(ServiceError):
     status = 408
     title = "Request timeout"
@@ -105,6 +124,17 @@ class UploadTimedOut(ServiceError):
 
     def __str__(self) -> str:
         return f"the upload did not arrive within {self.limit_s:g} s; send it again, or send a smaller file"
+
+
+class BodyTimedOut(ServiceError):
+    status = 408
+    title = "Request timeout"
+
+    def __init__(self) -> None:
+        super().__init__()
+
+    def __str__(self) -> str:
+        return "the request body did not arrive in time; send the request again, without pauses within its body"
 
 
 class BodyTooLarge(ServiceError):
@@ -186,9 +216,65 @@ class PoolFull(ServiceError):
         return f"the pool {self.pool!r} is full; try again in {self.retry_after:g} s"
 
 
+class TooManyPredictions(ServiceError):
+    status = 429
+    title = "Too many requests"
+
+    def __init__(self, limit: int, retry_after: float) -> None:
+        super().__init__(limit, retry_after)
+        self.limit = limit
+        self.retry_after = retry_after
+
+    @property
+    def retry_after_s(self) -> float:
+        return self.retry_after
+
+    def __str__(self) -> str:
+        return (
+            f"this token may have {self.limit} unfinished predictions at once; cancel one, or try again in"
+            f" {self.retry_after:g} s"
+        )
+
+
+class RateLimited(ServiceError):
+    status = 429
+    title = "Too many requests"
+
+    def __init__(self, limit: int, retry_after: float) -> None:
+        super().__init__(limit, retry_after)
+        self.limit = limit
+        self.retry_after = retry_after
+
+    @property
+    def retry_after_s(self) -> float:
+        return self.retry_after
+
+    def __str__(self) -> str:
+        return f"this token may send {self.limit} requests a minute; try again in {math.ceil(self.retry_after)} s"
+
+
 class NotReady(ServiceError):
     status = 503
     title = "Service unavailable"
+
+    @property
+    def retry_after_s(self) -> float:
+        return 5.0
+
+
+class IngressLost(ServiceError):
+    status = 503
+    title = "Service unavailable"
+
+    def __init__(self) -> None:
+        super().__init__()
+
+    @property
+    def retry_after_s(self) -> float:
+        return 5.0
+
+    def __str__(self) -> str:
+        return "the process that handled this request was lost; accepted predictions go on; try again in 5 s"
 
 
 class DatabaseUnavailable(ServiceError):
@@ -314,6 +400,17 @@ class StorageFailed(PredictionFailed):
 
     def __str__(self) -> str:
         return "the content could not be stored; the operator's log has the cause"
+
+
+class OutputUploadFailed(PredictionFailed):
+    """`why` is a reason to act on."""
+
+    def __init__(self, why: str) -> None:
+        super().__init__(why)
+        self.why = why
+
+    def __str__(self) -> str:
+        return f"an image could not be uploaded: {self.why}"
 
 
 class AllImagesFlagged(PredictionFailed):

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 from ray.exceptions import RayError
 
 from serve.engine.request import Completed, EngineEvent, Failed, GenerationRequest, ImageReady, LoraRequest
-from serve.errors import LorasMissing
+from serve.errors import EngineFailed, LorasMissing
 from serve.events import ALIVE_PERIOD_S, Alive, Event, Finished, ImageFinished, ImageFlagged, Started, StepDone
 from serve.generation_plan import GenerationPlan
 from serve.logs import use_replica_log
@@ -20,6 +20,7 @@ from serve.lora.resolved_lora import ResolvedLora
 from serve.lora_cache_actor import BlockRef
 from serve.media.image_codec import encode_image
 from serve.model_specs import ImageArray, MaskArray
+from serve.owner_death import Owner, OwnerReference
 from serve.ray_metrics import use_ray_metrics
 from serve.replica_metrics import ReplicaMetrics
 from serve.settings import Settings, read_secrets, use_compile_cache
@@ -31,6 +32,7 @@ if TYPE_CHECKING:
 POSTPROCESSING_THREADS = 2
 LORA_READ_TIMEOUT_S = 60.0
 """Long enough to copy a LoRA from another node."""
+CALLER_DIED = "the process that requested these images has died"
 
 log = logging.getLogger(__name__)
 
@@ -82,23 +84,28 @@ class ModelReplica:
         mask: MaskArray | None = None,
         loras: Sequence[ResolvedLora[BlockRef]] = (),
         log_id: str = "",
+        owner: OwnerReference = (),
     ) -> AsyncGenerator[Event, None]:
         """The events of one prediction; `Finished` is the last.
 
         `image` is uint8 [height, width, 3] and `mask` uint8 [height, width] (white is repainted), both of the plan's
         size; `loras` are all LoRAs of the plan. Closing the generator, or cancelling its consumer, ends the work within
         one denoising step; the caller's slot is held until the engine has dropped the request. Raises `ServiceError`.
-        Log messages about the prediction begin with `log_id`.
+        Log messages about the prediction begin with `log_id`. If the process of `owner` has died, the work ends too:
+        nobody can collect it, and another process takes the prediction up.
         """
         yield Alive()
         log.info("%s: arrived, %d images of %s in %d steps", log_id, len(plan.seeds), plan.size, plan.steps)
         events = self._engine.stream(_engine_request(plan, image, mask, await self._read_weights(loras)))
-        outcome = "stopped"
+        outcome, caller = "stopped", Owner(owner)
         postprocessing: list[asyncio.Task[Event]] = []
         stages_ms: dict[str, float] = {}
         try:
             async with aclosing(_with_signs_of_life(events)) as living:
                 async for event in living:
+                    if await caller.is_dead():
+                        outcome = "stopped, because its caller has died"
+                        raise EngineFailed(CALLER_DIED)
                     match event:
                         case ImageReady():
                             postprocessing.append(asyncio.create_task(self._postprocess(event, plan, stages_ms)))

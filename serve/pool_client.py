@@ -15,6 +15,7 @@ from serve.events import Event, Started
 from serve.generation_plan import GenerationPlan
 from serve.lora.resolved_lora import ResolvedLora
 from serve.model_specs import ImageArray, MaskArray
+from serve.owner_death import OwnerReference
 
 log = logging.getLogger(__name__)
 
@@ -26,10 +27,11 @@ REPLICA_ERRORS = (*LOST, TimeoutError)
 
 
 class PoolClient:
-    """Client of one pool."""
+    """Client of one pool. Its replicas stop the work of this client if the process of `owner` has died."""
 
-    def __init__(self, name: str, handle: DeploymentHandle) -> None:
+    def __init__(self, name: str, handle: DeploymentHandle, owner: OwnerReference = ()) -> None:
         self._name = name
+        self._owner = owner
         # Configured once: each `.options()` call on a fresh handle would start its own router tasks.
         self._handle = handle.options(method_name="generate", stream=True)
 
@@ -64,7 +66,7 @@ class PoolClient:
 
     async def _call(self, *arguments: object) -> AsyncGenerator[Event, None]:
         """Calls a replica. The last one of `arguments` is the `log_id`."""
-        stream = self._handle.remote(*arguments)
+        stream = self._handle.remote(*arguments, self._owner)
         ended = False
         try:
             async for event in stream:

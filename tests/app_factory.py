@@ -15,7 +15,22 @@ from pydantic import SecretStr
 from sqlalchemy import NullPool, create_engine
 from starlette.applications import Starlette
 
-from serve.api import cog, deployments, discovery, files, models, openai, output_files, probes, replicate
+from serve.access.access_control import AccessControl
+from serve.access.caller import ANONYMOUS, Caller
+from serve.access.request_counter import RequestCounter
+from serve.api import (
+    cog,
+    deployments,
+    discovery,
+    files,
+    models,
+    openai,
+    output_files,
+    playground,
+    probes,
+    replicate,
+    webhooks,
+)
 from serve.api.application import http_application
 from serve.database.connection import Database
 from serve.database.signing_keys import signing_key
@@ -24,6 +39,8 @@ from serve.media.file_store import FileStore
 from serve.media.links import LinkSigner
 from serve.media.object_store import ObjectStore
 from serve.media.output_store import OutputStore
+from serve.net.http_client import HttpClient
+from serve.net.output_uploads import OutputUploads
 from serve.predictions.change_notifier import ChangeNotifier
 from serve.predictions.create_options import NO_OPTIONS, CreateOptions
 from serve.predictions.idempotency import IdempotencyKey
@@ -36,8 +53,12 @@ from serve.predictions.runner import LoraCache, Pool, PredictionRunner
 from serve.predictions.service import PredictionService
 from serve.predictions.store import PredictionStore
 from serve.settings import Settings
+from serve.webhooks.deliverer import WebhookDeliverer
+from serve.webhooks.sender import WebhookSender
+from serve.webhooks.signing_secrets import SigningSecrets
 from tests.asgi_server import listening
 from tests.fakes import FakeFetcher, FakeLoraCache
+from tests.local_server import EMPTY_TRUST_STORE
 
 
 class SqliteForTests(Database):
@@ -61,6 +82,10 @@ class AppUnderTest:
     database: Database
     state: Path
     """The folder of records, outputs and files."""
+    webhooks: WebhookDeliverer
+    """Sends nothing unless its `run` is called."""
+    shutdowns: list[None]
+    """An entry for each request to stop the service."""
 
     @property
     def http(self) -> httpx.AsyncClient:
@@ -94,9 +119,13 @@ def make_app(
 
     class RecordingStore(PredictionStore):
         async def create(
-            self, prediction: Prediction, attached: bool, idempotency: IdempotencyKey | None = None
+            self,
+            prediction: Prediction,
+            attached: bool,
+            caller: Caller = ANONYMOUS,
+            idempotency: IdempotencyKey | None = None,
         ) -> Prediction:
-            stored = await super().create(prediction, attached, idempotency)
+            stored = await super().create(prediction, attached, caller, idempotency)
             if stored is prediction:
                 prediction_ids.append(prediction.id)
             return stored
@@ -109,16 +138,31 @@ def make_app(
     links = LinkSigner(lambda: signing_key(database, "links"), settings.outputs.link_max_age_s)
     outputs = OutputStore(settings.outputs, stored, links)
     file_store = FileStore(settings.files, database, stored)
-    own_files = OwnFiles(file_store, outputs, settings.outputs.public_url)
+    own_files = OwnFiles(file_store, outputs, store, links, settings.outputs.public_url)
     fetcher = OwnFilesFirst(own_files, fetcher or FakeFetcher({}), settings.fetch.max_bytes)
     input_images = InputImages(settings, fetcher)
     runner = PredictionRunner(
-        store, dict.fromkeys(settings.pools, pool), input_images, loras or FakeLoraCache(), outputs
+        store,
+        dict.fromkeys(settings.pools, pool),
+        input_images,
+        loras or FakeLoraCache(),
+        outputs,
+        OutputUploads(HttpClient(settings.fetch, tls=EMPTY_TRUST_STORE)),
     )
+    shutdowns: list[None] = []
+
+    async def shut_down() -> None:
+        shutdowns.append(None)
+
     input_store = InputStore(stored)
     service = PredictionService(settings, store, runner, input_images, input_store, own_files)
     if opened:
         service.open()
+    secrets = SigningSecrets(database)
+    client = HttpClient(settings.webhooks.http, tls=EMPTY_TRUST_STORE, settings_name="webhooks")
+    render = webhooks.webhook_renderer(outputs, links, settings)
+    sender = WebhookSender(client, secrets, render, settings.webhooks.total_timeout_s)
+    deliverer = WebhookDeliverer(settings.webhooks, database, store, sender)
     routes = [
         *replicate.routes(service, outputs, links, settings),
         *files.routes(file_store, stored, links, settings),
@@ -126,16 +170,39 @@ def make_app(
         *openai.routes(service, outputs, settings),
         *deployments.routes(service, settings),
         *discovery.routes(service, settings),
-        *cog.routes(service, outputs, settings),
+        *playground.routes(settings),
+        *cog.routes(service, outputs, settings, shut_down),
+        *webhooks.routes(secrets),
         *probes.routes(service),
-        *output_files.routes(outputs, stored, links, settings),
+        *output_files.routes(service, outputs, stored, links, settings),
     ]
-    app = http_application(routes, settings, SecretStr(token) if token else None)
+    access = AccessControl(SecretStr(token), database, RequestCounter(database)) if token else None
+    app = http_application(routes, settings, access)
     app_under_test = AppUnderTest(
-        service, resolve_version(settings, None), app, prediction_ids, file_store, links, database, folder
+        service,
+        resolve_version(settings, None),
+        app,
+        prediction_ids,
+        file_store,
+        links,
+        database,
+        folder,
+        deliverer,
+        shutdowns,
     )
     _open_apps.append(app_under_test)
     return app_under_test
+
+
+@asynccontextmanager
+async def delivering(app: AppUnderTest) -> AsyncGenerator[None, None]:
+    """Delivers webhooks while the block runs."""
+    task = asyncio.create_task(app.webhooks.run())
+    try:
+        yield
+    finally:
+        task.cancel()
+        await asyncio.gather(task, return_exceptions=True)
 
 
 _open_apps: list[AppUnderTest] = []
@@ -149,6 +216,7 @@ async def close_apps() -> None:
         with suppress(TimeoutError):
             # Some fake pools never stop.
             async with asyncio.timeout(1):
+                await app.webhooks.aclose()
                 await app.service.close(grace_s=0)
         await app.files.aclose()
         await app.database.aclose()

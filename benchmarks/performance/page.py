@@ -48,7 +48,7 @@ def _sections(folder: Path, notes: Mapping[str, Any]) -> Iterator[tuple[str, tup
 
 def _optional_sections(folder: Path, texts: dict[str, str]) -> Iterator[tuple[str, tuple[str, ...]]]:
     """Those whose results come from other benchmarks."""
-    for title, name in (("Peers", "peers"), ("Scheduling", "scheduling")):
+    for title, name in (("Peers", "peers"), ("Scheduling", "scheduling"), ("API", "api")):
         text = read_table(folder, name)
         if text is not None:
             has_image = (PAGE.parent / f"{name}.png").is_file()

@@ -2,7 +2,6 @@
 
 from collections.abc import Sequence
 
-from pydantic import SecretStr
 from starlette.applications import Starlette
 from starlette.exceptions import HTTPException
 from starlette.middleware import Middleware
@@ -10,7 +9,9 @@ from starlette.middleware.cors import CORSMiddleware
 from starlette.routing import BaseRoute
 from starlette.types import Lifespan
 
-from serve.api.auth import AuthMiddleware
+from serve.access.access_control import AccessControl
+from serve.api.auth import RATE_HEADERS, AuthMiddleware, RateHeadersMiddleware
+from serve.api.body_reader import BodyLimits, BodyReaderMiddleware
 from serve.api.error_responses import ErrorMiddleware, http_exception
 from serve.api.gzip_requests import GzipRequestMiddleware
 from serve.api.response_compression import ResponseCompressionMiddleware
@@ -26,24 +27,27 @@ EXPOSED_HEADERS = (
     "Retry-After",
     "Server-Timing",
     "X-Request-ID",
+    *RATE_HEADERS,
 )
 
 
 def http_application(
     routes: Sequence[BaseRoute],
     settings: Settings,
-    token: SecretStr | None,
+    access: AccessControl | None,
     lifespan: Lifespan[Starlette] | None = None,
 ) -> Starlette:
-    """The application. The outermost middleware is first."""
+    """The application. Without `access`, requests need no token. The outermost middleware is first."""
     app = Starlette(
         routes=routes,
         middleware=[
             Middleware(SecurityHeadersMiddleware),
             *_cors(settings),  # Outside of `AuthMiddleware`, as browsers send preflight requests without a token.
             Middleware(ResponseCompressionMiddleware),
+            Middleware(RateHeadersMiddleware),
             Middleware(ErrorMiddleware),
-            Middleware(AuthMiddleware, token=token),
+            Middleware(AuthMiddleware, access=access),
+            Middleware(BodyReaderMiddleware, limits=BodyLimits(settings)),
             Middleware(GzipRequestMiddleware),
         ],
         exception_handlers={HTTPException: http_exception},

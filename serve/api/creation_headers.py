@@ -27,7 +27,7 @@ def parse_create_options(request: Request, body: Mapping[str, Any]) -> CreateOpt
     """The options in the headers of a request with this body. Raises `InvalidHeader`."""
     key, lifetime = request.headers.get("idempotency-key"), request.headers.get("cancel-after")
     return CreateOptions(
-        idempotency=None if key is None else IdempotencyKey(_check_key(key), _hash(request.url.path, body)),
+        idempotency=None if key is None else parse_idempotency_key(key, request.url.path, body),
         lifetime=None if lifetime is None else parse_cancel_after(lifetime),
     )
 
@@ -42,6 +42,11 @@ def parse_cancel_after(text: str) -> timedelta:
             return lifetime
     message = f"{shorten_name(text)!r} is not a duration from 5s to 24h; send one such as 90s, 10m or 1h30m"
     raise InvalidHeader((FieldError("Cancel-After", message, "cancel_after"),))
+
+
+def parse_idempotency_key(key: str, path: str, body: Mapping[str, Any]) -> IdempotencyKey:
+    """The key of a request with this path and body. Raises `InvalidHeader`."""
+    return IdempotencyKey(_check_key(key), _hash(path, body))
 
 
 def _check_key(key: str) -> str:

@@ -7,7 +7,7 @@ elsewhere.
 import logging
 import math
 from collections.abc import Callable
-from http.client import METHOD_NOT_ALLOWED
+from http.client import METHOD_NOT_ALLOWED, REQUEST_TIMEOUT
 from typing import Any
 
 from starlette.exceptions import HTTPException
@@ -17,7 +17,7 @@ from starlette.routing import Match, Route
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from serve.api.openai.errors import is_images_path, openai_error, openai_status
-from serve.errors import InvalidInput, ServiceError, Unauthenticated, UnknownEncoding, public_error
+from serve.errors import DatabaseUnavailable, InvalidInput, ServiceError, Unauthenticated, UnknownEncoding, public_error
 
 log = logging.getLogger(__name__)
 
@@ -50,7 +50,7 @@ class ErrorMiddleware:
         except Exception as error:
             if response_started or scope["type"] != "http":
                 raise
-            await _error_response(error, scope)(scope, receive, send)
+            await error_response(error, scope)(scope, receive, send)
 
 
 async def http_exception(request: Request, error: Exception) -> Response:
@@ -110,7 +110,8 @@ MEDIA_TYPES: dict[BodyFormat, str] = {
 }
 
 
-def _error_response(error: Exception, scope: Scope) -> Response:
+def error_response(error: Exception, scope: Scope) -> Response:
+    """The response for an error, in the form of the API to which the path belongs."""
     request_id = scope.get("state", {}).get("request_id")
     if isinstance(error, ClientDisconnect):
         return Response(status_code=CLIENT_CLOSED_REQUEST)
@@ -119,6 +120,8 @@ def _error_response(error: Exception, scope: Scope) -> Response:
         # The path may contain line breaks, which `%r` escapes.
         log.error("request %s failed: %s %r", request_id, scope["method"], scope["path"], exc_info=error)
         service_error = ServiceError(f"internal error; the server log has the cause of request {request_id}")
+    elif isinstance(service_error, DatabaseUnavailable):
+        log.warning("request %s: the database is unavailable: %s", request_id, service_error.cause)
     return _formatted(service_error, scope)
 
 
@@ -130,6 +133,9 @@ def _formatted(error: ServiceError, scope: Scope) -> Response:
         response.headers["Retry-After"] = str(math.ceil(error.retry_after_s))
     if isinstance(error, Unauthenticated):
         response.headers["WWW-Authenticate"] = "Bearer"
+    if error.status == REQUEST_TIMEOUT:
+        # The rest of the body would follow.
+        response.headers["Connection"] = "close"
     if isinstance(error, UnknownEncoding):
         response.headers["Accept-Encoding"] = "gzip"
     return response

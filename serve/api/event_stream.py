@@ -37,7 +37,8 @@ class EventStream(Response):
     """Sends events as they come, and a comment after each `keep_alive_s` without one.
 
     `opened` is entered when the response is sent: an error that it raises becomes an ordinary error response. It is
-    left when the last event was sent, the client disconnects, or it reads nothing for `send_timeout_s`.
+    left when the last event was sent, the client disconnects, or it reads nothing for `send_timeout_s`. The response to
+    HEAD has headers only, and is sent at once.
     """
 
     media_type = "text/event-stream"
@@ -56,6 +57,10 @@ class EventStream(Response):
         self._started = False
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["method"] == "HEAD":
+            await self._send_start(send)
+            await send({"type": "http.response.body", "body": b"", "more_body": False})
+            return
         try:
             await cancel_on_disconnect(receive, self._send(send))
         except ClientDisconnect:
@@ -66,10 +71,13 @@ class EventStream(Response):
     async def _send(self, send: Send) -> None:
         async with self._opened as events, aclosing(_with_keep_alive(events, self._keep_alive_s)) as chunks:
             self._started = True
-            await send({"type": "http.response.start", "status": self.status_code, "headers": self.raw_headers})
+            await self._send_start(send)
             async for chunk in chunks:
                 await self._send_chunk(send, chunk)
             await send({"type": "http.response.body", "body": b"", "more_body": False})
+
+    async def _send_start(self, send: Send) -> None:
+        await send({"type": "http.response.start", "status": self.status_code, "headers": self.raw_headers})
 
     async def _send_chunk(self, send: Send, chunk: bytes) -> None:
         """Raises `ClientDisconnect` if the client does not read it in time."""

@@ -7,6 +7,8 @@ from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
 from starlette.routing import Route
 
+from serve.access.caller import OPERATOR, Caller
+from serve.api.auth import caller_of
 from serve.api.http_messages import PAGE_SIZE, page_json
 from serve.api.multipart import DEFAULT_CONTENT_TYPE, receive_file
 from serve.api.stored_content import StoredContent, stored_response
@@ -53,24 +55,33 @@ class FilesApi:
         async with self._files.upload() as upload:
             receiving = receive_file(request, self._max_file_bytes, self._upload_timeout_s, upload.grow)
             async with receiving as received:
-                stored = await upload.save(received.content, received.description)
+                stored = await upload.save(received.content, received.description, caller_of(request).owner)
         return JSONResponse(await self._json(stored), 201)
 
     async def page(self, request: Request) -> Response:
         """Files, newest first."""
-        page = await self._files.page(request.query_params.get("cursor"), PAGE_SIZE + 1)
+        owner = caller_of(request).visible_owner
+        page = await self._files.page(request.query_params.get("cursor"), PAGE_SIZE + 1, owner)
         return JSONResponse(page_json([await self._json(file) for file in page], PAGE_SIZE, self._base_url))
 
     async def get(self, request: Request) -> Response:
-        return JSONResponse(await self._json(await self._files.get(request.path_params["file_id"])))
+        file = await self._files.get(request.path_params["file_id"], caller_of(request).visible_owner)
+        return JSONResponse(await self._json(file))
 
     async def delete(self, request: Request) -> Response:
-        await self._files.delete(request.path_params["file_id"])
+        await self._files.delete(request.path_params["file_id"], caller_of(request).visible_owner)
         return Response(status_code=204)
 
     async def download(self, request: Request) -> Response:
+        return await self._download(request, caller_of(request))
+
+    async def linked_download(self, request: Request) -> Response:
+        await self._links.check(content_key(request.path_params["file_id"]), request.path_params["ticket"])
+        return await self._download(request, OPERATOR)
+
+    async def _download(self, request: Request, caller: Caller) -> Response:
         file_id = request.path_params["file_id"]
-        file = await self._files.get(file_id)
+        file = await self._files.get(file_id, caller.visible_owner)
         content_type = file.description.content_type
         content = StoredContent(
             content_key(file.id),
@@ -83,10 +94,6 @@ class FilesApi:
             return await stored_response(request, self._store, content, DOWNLOAD_HEADERS)
         except FileNotFoundError:
             raise self._files.not_found(file_id) from None
-
-    async def linked_download(self, request: Request) -> Response:
-        await self._links.check(content_key(request.path_params["file_id"]), request.path_params["ticket"])
-        return await self.download(request)
 
     async def _json(self, file: StoredFile) -> dict[str, Any]:
         url = f"{self._base_url}/{file.id}"

@@ -20,7 +20,7 @@ STAGES = (
 PAGE_SIZE = 100
 WAIT_LIMIT_S = 60
 
-_JSON_TYPES: dict[type, str] = {dict: "an object", str: "a string", bool: "a boolean"}
+_JSON_TYPES: dict[type, str] = {dict: "an object", list: "an array", str: "a string", bool: "a boolean"}
 DIGITS = re.compile(r"[0-9]{1,9}")
 _PREFERENCE = re.compile(r'^(?P<name>[a-z-]+)(?:\s*=\s*"?(?P<value>[^";]*)"?)?\s*(?:;.*)?$', re.IGNORECASE)
 
@@ -152,11 +152,16 @@ def server_timing_header(prediction: Prediction) -> dict[str, str]:
     return {"Server-Timing": ", ".join(stages)} if stages else {}
 
 
-async def output_uris(prediction: Prediction, outputs: OutputStore) -> list[str] | None:
-    """The URIs of the images; None if the prediction has not succeeded or its images have been removed."""
-    if prediction.status != "succeeded" or not outputs.is_kept(prediction.completed_at):
+async def output_uris(prediction: Prediction, outputs: OutputStore, with_unfinished: bool = False) -> list[str] | None:
+    """The URIs of the images; None if the prediction has not succeeded or its images have been removed.
+
+    If `with_unfinished`, a running prediction has those of the images that exist so far, and None without any.
+    """
+    is_running = with_unfinished and prediction.status == "processing" and prediction.outputs
+    is_kept = prediction.status == "succeeded" and outputs.is_kept(prediction.completed_at)
+    if not is_running and not is_kept:
         return None
     try:
-        return [await outputs.uri(prediction.id, output.name) for output in prediction.outputs]
+        return [output.url or await outputs.uri(prediction.id, output.name) for output in prediction.outputs]
     except NotFound:
         return None

@@ -3,7 +3,9 @@
 from typing import Any, get_args
 
 from serve.inputs import Inputs
+from serve.media.output_store import PREDICTION_ID
 from serve.predictions.prediction import Status
+from serve.predictions.webhook import WEBHOOK_EVENTS
 from serve.settings import ServedModel
 
 COG_VERSION = "0.15.8"
@@ -25,7 +27,8 @@ def openapi_document(model: ServedModel) -> Schema:
         "paths": {
             "/": {"get": _operation("Root", "root__get", {})},
             "/health-check": {"get": _operation("Healthcheck", "healthcheck_health_check_get", {})},
-            "/predictions": {"post": _predict_operation()},
+            "/predictions": {"post": _predict_operation("Predict", "predict_predictions_post")},
+            "/predictions/{prediction_id}": {"put": _put_operation()},
         },
         "components": {"schemas": _components(model)},
     }
@@ -57,8 +60,27 @@ def _components(model: ServedModel) -> dict[str, Schema]:
         "PredictionRequest": {
             "title": "PredictionRequest",
             "type": "object",
-            "properties": {"input": _reference("Input")},
+            "properties": {
+                "input": _reference("Input"),
+                "id": {"title": "Id", "type": "string", "pattern": f"^{PREDICTION_ID.pattern}$"},
+                "created_at": {"title": "Created At", "type": "string", "format": "date-time"},
+                "context": {"title": "Context", "type": "object", "additionalProperties": {"type": "string"}},
+                "output_file_prefix": {"title": "Output File Prefix", "type": "string", "format": "uri"},
+                "webhook": {"title": "Webhook", "type": "string", "format": "uri"},
+                "webhook_events_filter": {
+                    "title": "Webhook Events Filter",
+                    "type": "array",
+                    "items": _reference("WebhookEvent"),
+                    "default": list(WEBHOOK_EVENTS),
+                },
+            },
             "required": ["input"],
+        },
+        "WebhookEvent": {
+            "title": "WebhookEvent",
+            "type": "string",
+            "enum": list(WEBHOOK_EVENTS),
+            "description": "An enumeration.",
         },
         "PredictionResponse": _response(),
         "ValidationError": _validation_error(),
@@ -128,10 +150,16 @@ def _validation_error() -> Schema:
     }
 
 
-def _predict_operation() -> Schema:
+def _put_operation() -> Schema:
+    parameter = {"name": "prediction_id", "in": "path", "required": True, "schema": {"type": "string"}}
+    operation = _predict_operation("Predict Idempotent", "predict_idempotent_predictions__prediction_id__put")
+    return operation | {"parameters": [parameter]}
+
+
+def _predict_operation(summary: str, operation_id: str) -> Schema:
     invalid = {"description": "Validation Error", "content": _json(_reference("HTTPValidationError"))}
     return {
-        **_operation("Predict", "predict_predictions_post", _reference("PredictionResponse")),
+        **_operation(summary, operation_id, _reference("PredictionResponse")),
         "requestBody": {"required": True, "content": _json(_reference("PredictionRequest"))},
     } | {"responses": {"200": _success(_reference("PredictionResponse")), "422": invalid}}
 

@@ -59,6 +59,7 @@ OPERATIONS = (
     Operation("get", "/v1/collections", "200", _page("Collection")),
     Operation("get", "/v1/collections/{slug}", "200", _reference("Collection")),
     Operation("get", "/v1/search", "200", _reference("SearchResults")),
+    Operation("get", "/v1/webhooks/default/secret", "200", _reference("WebhookSecret")),
     Operation("get", "/v1/account", "200", _reference("Account")),
     Operation("post", "/v1/files", "201", _reference("File")),
     Operation("get", "/v1/files", "200", _page("File")),

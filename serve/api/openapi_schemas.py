@@ -1,6 +1,7 @@
 """The schemas of the Replicate API in the OpenAPI document."""
 
 from serve.api.openapi import Schema
+from serve.predictions.webhook import WEBHOOK_EVENTS
 
 TEXT: Schema = {"type": "string"}
 TIME: Schema = {"type": "string", "format": "date-time"}
@@ -89,6 +90,7 @@ SCHEMAS: dict[str, dict[str, Schema]] = {
         "collections": {"type": "array", "items": {"$ref": "#/components/schemas/Collection"}},
         "pages": {"type": "array", "items": OBJECT},
     },
+    "WebhookSecret": {"key": TEXT},
     "Readiness": {"status": TEXT},
     "Account": {"type": TEXT, "username": TEXT, "name": TEXT, "github_url": TEXT_OR_NULL},
     "Problem": {
@@ -109,13 +111,17 @@ UPLOAD: Schema = {
     },
     "required": ["content"],
 }
+WEBHOOK_FIELDS: dict[str, Schema] = {
+    "webhook": {"type": "string", "format": "uri"},
+    "webhook_events_filter": {"type": "array", "items": {"type": "string", "enum": list(WEBHOOK_EVENTS)}},
+}
 PREDICTION_BODY: Schema = {
     "type": "object",
-    "properties": {"input": {"$ref": "#/components/schemas/Input"}, "version": TEXT},
+    "properties": {"input": {"$ref": "#/components/schemas/Input"}, "version": TEXT} | WEBHOOK_FIELDS,
     "required": ["input"],
 }
 MODEL_PREDICTION_BODY: Schema = {
     "type": "object",
-    "properties": {"input": {"$ref": "#/components/schemas/Input"}},
+    "properties": {"input": {"$ref": "#/components/schemas/Input"}} | WEBHOOK_FIELDS,
     "required": ["input"],
 }

@@ -1,12 +1,15 @@
 """The predictions endpoints of the Replicate API, for Replicate's official clients."""
 
 from contextlib import aclosing
+from dataclasses import replace
 from typing import Any
 
 from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
 from starlette.routing import Route
 
+from serve.access.caller import OPERATOR, Caller
+from serve.api.auth import caller_of
 from serve.api.creation_headers import parse_create_options
 from serve.api.event_stream import EventStream
 from serve.api.http_messages import (
@@ -20,6 +23,7 @@ from serve.api.http_messages import (
 )
 from serve.api.pages import both_ways_page, parse_page_query
 from serve.api.prediction_stream import Position, prediction_events
+from serve.api.webhook_fields import WEBHOOK_KEYS, parse_webhook
 from serve.errors import FieldError
 from serve.media.links import PREFIX, LinkSigner
 from serve.media.output_store import OutputStore
@@ -28,11 +32,11 @@ from serve.predictions.request import ServedVersion, resolve_deployment, resolve
 from serve.predictions.service import PredictionService
 from serve.settings import Settings
 
-KEYS: dict[str, type] = {"input": dict, "version": str, "stream": bool}
+KEYS: dict[str, type] = {"input": dict, "version": str, "stream": bool} | WEBHOOK_KEYS
 """`stream` is ignored: every prediction has `urls.stream`."""
-MODEL_KEYS: dict[str, type] = {"input": dict, "stream": bool}
+MODEL_KEYS: dict[str, type] = {"input": dict, "stream": bool} | WEBHOOK_KEYS
 FLAGS = {"true": True, "false": False}
-UNSUPPORTED_KEYS = frozenset({"webhook", "webhook_completed", "webhook_events_filter"})
+UNSUPPORTED_KEYS = frozenset({"webhook_completed"})
 
 
 def routes(service: PredictionService, outputs: OutputStore, links: LinkSigner, settings: Settings) -> list[Route]:
@@ -72,21 +76,29 @@ class ReplicateApi:
         return await self._create_for(request, served)
 
     async def page(self, request: Request) -> Response:
-        """Predictions, newest first, without images that would be `data:` URIs of about a megabyte each."""
+        """Predictions, newest first."""
         query = parse_page_query(request.query_params, PAGE_SIZE + 1)
-        found = await self._service.page(query)
-        results = [await self._listed(prediction) for prediction in found]
+        found = await self._service.page(query, caller_of(request))
+        arguments = (self._outputs, self._links, self._settings)
+        results = [await listed_prediction_json(prediction, *arguments) for prediction in found]
         return JSONResponse(both_ways_page(results, query, f"{self._settings.outputs.base_url}/v1/predictions"))
 
     async def get(self, request: Request) -> Response:
-        return await self._respond(await self._service.get(request.path_params["prediction_id"]))
+        return await self._respond(await self._service.get(request.path_params["prediction_id"], caller_of(request)))
 
     async def cancel(self, request: Request) -> Response:
-        return await self._respond(await self._service.cancel(request.path_params["prediction_id"]))
+        return await self._respond(await self._service.cancel(request.path_params["prediction_id"], caller_of(request)))
 
     async def stream(self, request: Request) -> Response:
+        return await self._stream(request, caller_of(request))
+
+    async def linked_stream(self, request: Request) -> Response:
+        await self._links.check(_stream_path(request.path_params["prediction_id"]), request.path_params["ticket"])
+        return await self._stream(request, OPERATOR)
+
+    async def _stream(self, request: Request, caller: Caller) -> Response:
         """The events of a prediction, or 204 if the client has them all, so that browsers do not reconnect again."""
-        prediction = await self._service.get(request.path_params["prediction_id"])
+        prediction = await self._service.get(request.path_params["prediction_id"], caller)
         last_id = request.headers.get("last-event-id")
         position = Position() if last_id is None else Position.parse(last_id, prediction)
         if position.ended:
@@ -95,18 +107,15 @@ class ReplicateApi:
         updates = self._service.watch(prediction.id)
         return EventStream(aclosing(prediction_events(updates, self._outputs, position, with_progress)))
 
-    async def linked_stream(self, request: Request) -> Response:
-        await self._links.check(_stream_path(request.path_params["prediction_id"]), request.path_params["ticket"])
-        return await self.stream(request)
-
     async def _create_for(self, request: Request, served: ServedVersion) -> Response:
         body = await read_json_object(request, self._settings.max_body_bytes)
         check_body_keys(body, MODEL_KEYS, UNSUPPORTED_KEYS)
         return await self._create(request, body, served)
 
     async def _create(self, request: Request, body: dict[str, Any], served: ServedVersion) -> Response:
+        webhook = parse_webhook(body, "replicate")
         preference = parse_prefer(request.headers.getlist("prefer"), self._settings.max_wait_s)
-        options = parse_create_options(request, body)
+        options = replace(parse_create_options(request, body), caller=caller_of(request), webhook=webhook)
         prediction = await self._service.create(served.rename_inputs(body["input"]), served, options)
         if preference.wait_s is not None:
             prediction = await self._service.wait(prediction.id, preference.wait_s)
@@ -114,12 +123,6 @@ class ReplicateApi:
         if preference.applied:
             response.headers["Preference-Applied"] = preference.applied
         return response
-
-    async def _listed(self, prediction: Prediction) -> dict[str, Any]:
-        if self._settings.outputs.uses_data_uris:
-            body = await _prediction_body(prediction, None, self._links, self._settings)
-            return body | {"data_removed": prediction.data_removed}
-        return await self._json(prediction)
 
     async def _respond(self, prediction: Prediction, status: int = 200) -> Response:
         body = await self._json(prediction)
@@ -138,10 +141,25 @@ def _parse_flag(request: Request, name: str) -> bool:
 
 
 async def prediction_json(
+    prediction: Prediction,
+    outputs: OutputStore,
+    links: LinkSigner,
+    settings: Settings,
+    with_unfinished: bool = False,
+) -> dict[str, Any]:
+    """The prediction object of the Replicate API; `with_unfinished` as for `output_uris`."""
+    uris = await output_uris(prediction, outputs, with_unfinished)
+    return await _prediction_body(prediction, uris, links, settings)
+
+
+async def listed_prediction_json(
     prediction: Prediction, outputs: OutputStore, links: LinkSigner, settings: Settings
 ) -> dict[str, Any]:
-    """The prediction object of the Replicate API."""
-    return await _prediction_body(prediction, await output_uris(prediction, outputs), links, settings)
+    """The prediction in a list, without images that would be `data:` URIs of about a megabyte each."""
+    if settings.outputs.uses_data_uris:
+        body = await _prediction_body(prediction, None, links, settings)
+        return body | {"data_removed": prediction.data_removed}
+    return await prediction_json(prediction, outputs, links, settings)
 
 
 async def _prediction_body(

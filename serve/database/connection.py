@@ -14,6 +14,7 @@ from alembic import command
 from alembic.config import Config
 from sqlalchemy import URL, Connection, NullPool, event, make_url
 from sqlalchemy.exc import DBAPIError, OperationalError
+from sqlalchemy.exc import TimeoutError as PoolTimeout
 from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine, create_async_engine
 
 from serve.errors import DatabaseUnavailable
@@ -24,6 +25,11 @@ MIGRATIONS = Path(__file__).with_name("migrations")
 DRIVERS = {"sqlite": "sqlite+aiosqlite", "postgresql": "postgresql+asyncpg"}
 CONNECT_TIMEOUT_S = 3.0
 STATEMENT_TIMEOUT_S = 10.0
+POOL_TIMEOUT_S = 20.0
+"""How long a call waits while others use all connections, which under load happens although the database is there."""
+POOL_SIZE = 8
+MAX_OVERFLOW = 8
+"""Further connections, which are closed after use."""
 SQLITE_PRAGMAS = (
     "journal_mode = WAL",
     # A commit is on the disk when it returns, also after a power failure.
@@ -107,9 +113,9 @@ def _create_engine(url: URL, pooled: bool) -> AsyncEngine:
     if url.get_backend_name() == "postgresql":
         return create_async_engine(
             url,
-            pool_size=8,
-            max_overflow=8,
-            pool_timeout=CONNECT_TIMEOUT_S,
+            pool_size=POOL_SIZE,
+            max_overflow=MAX_OVERFLOW,
+            pool_timeout=POOL_TIMEOUT_S,
             pool_pre_ping=True,
             connect_args={"timeout": CONNECT_TIMEOUT_S, "command_timeout": STATEMENT_TIMEOUT_S},
         )
@@ -144,7 +150,7 @@ def _translated_errors() -> Iterator[None]:
         if error.connection_invalidated:
             raise DatabaseUnavailable(str(error.orig)) from error
         raise
-    except (OSError, TimeoutError) as error:
+    except (OSError, TimeoutError, PoolTimeout) as error:
         raise DatabaseUnavailable(type(error).__name__) from error
 
 

@@ -3,7 +3,7 @@
 Unknown keys are errors here; Ray Serve itself ignores them.
 """
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, cast, get_args
 
@@ -56,6 +56,17 @@ def apply_settings(config: Mapping[str, Any], assignments: Mapping[str, str]) ->
         default = {key: defaults[key]} if key in defaults else {}
         args = _override({**default, **args}, dotted, value)
     return {**config, "applications": [{**application, "args": args}]}
+
+
+def parse_assignments(texts: Iterable[str]) -> dict[str, str]:
+    """The assignments of `--set`. Raises `ConfigError`."""
+    assignments = {}
+    for text in texts:
+        key, equals, value = text.partition("=")
+        if not (key and equals):
+            raise ConfigError(f"--set {text}: should be KEY=VALUE")
+        assignments[key] = value
+    return assignments
 
 
 def _override(tree: Mapping[str, Any], dotted: str, value: str) -> dict[str, Any]:

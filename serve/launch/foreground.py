@@ -8,28 +8,39 @@ import threading
 import time
 from collections.abc import Iterator, Mapping
 
+import psutil
 import ray
 from ray import serve
+from ray.exceptions import RayError
 from ray.serve.context import _get_global_client
+from ray.serve.exceptions import RayServeException
 from ray.serve.schema import ApplicationStatus, DeploymentStatus, DeploymentStatusOverview, ServeDeploySchema
 
-from serve.settings import use_slow_control_loop
+from serve.settings import use_proxy_middleware, use_slow_control_loop, uses_ray_token
 
 OBJECT_STORE_BYTES = 256 * 2**20
 RAY_HOST = "127.0.0.2"
 """A loopback address, so that Ray survives a change of network. Ray would replace 127.0.0.1 by an external address."""
 POLL_S = 0.5
+WATCH_PERIOD_S = 3.0
+CLOSE_TIMEOUT_S = 70.0
+"""For all replicas of the ingress, which wait for running predictions for up to `SHUTDOWN_GRACE_S`."""
+RAY_STOP_TIMEOUT_S = 20.0
 
 
 class StartupError(Exception):
     """The service cannot start. The message is a single line for the operator."""
 
 
+class ServiceLost(Exception):
+    """Ray has stopped while the service ran. The message is a single line for the operator."""
+
+
 def run(schema: ServeDeploySchema, num_cpus: int | None, num_gpus: int | None, metrics_port: int | None = None) -> None:
-    """Deploys the application and blocks until Ctrl-C or SIGTERM, then shuts it down. Raises `StartupError`.
+    """Deploys the application and blocks until Ctrl-C or SIGTERM, then shuts it down.
 
     `num_cpus` and `num_gpus` are the resources that Ray may schedule; None means all that the machine has. Prometheus
-    reads the metrics at `metrics_port`; None means a free port.
+    reads the metrics at `metrics_port`; None means a free port. Raises `StartupError` and `ServiceLost`.
     """
     stop = threading.Event()
     _install_signal_handlers(stop)
@@ -39,12 +50,48 @@ def run(schema: ServeDeploySchema, num_cpus: int | None, num_gpus: int | None, m
         # ray.init() has installed its own handlers, which abort.
         _install_signal_handlers(stop)
         _deploy(schema)
-        if _wait_until_running(application, stop):
+        is_running = _wait_until_running(application, stop)
+        if is_running:
             print(f"metrics: {_metrics_url()}", flush=True)
-            print(f"ready: http://{http.host}:{http.port} (Ray at {address}; Ctrl-C to stop)", flush=True)
-        stop.wait()
+            # A client with an explicit address sends the token only if this variable is set.
+            token = ", RAY_AUTH_MODE=token" if uses_ray_token() else ""
+            print(f"ready: http://{http.host}:{http.port} (Ray at {address}{token}; Ctrl-C to stop)", flush=True)
+            _wait_until_stopped(application, stop)
         print("stopping; press Ctrl-C again to stop without waiting for running predictions", flush=True)
+        if is_running:
+            _close(application)
+        _delete(application)
+
+
+def _wait_until_stopped(application: str, stop: threading.Event) -> None:
+    """Also returns if the application was deleted. Raises `ServiceLost` if Ray ends before."""
+    while not stop.wait(WATCH_PERIOD_S):
+        if not any(node["Alive"] for node in ray.nodes()):
+            raise ServiceLost("Ray has stopped, and the service with it; start it again")
+        with contextlib.suppress(RayError):  # The controller starts again after a loss.
+            if application not in serve.status().applications:
+                return
+
+
+def _close(application: str) -> None:
+    """Every ingress rejects new predictions, and answers polls until the running ones have ended.
+
+    Deleting the application first would end its routes first. If it was deleted already, nothing happens.
+    """
+    try:
+        closing = serve.get_app_handle(application).broadcast("_close")
+        closing.results(timeout_s=CLOSE_TIMEOUT_S, return_exceptions=True)
+    except RayServeException:
+        return
+    except TimeoutError:
+        print("predictions that still run go on at the next start", flush=True)
+
+
+def _delete(application: str) -> None:
+    try:
         serve.delete(application)
+    except TimeoutError:
+        print("a replica did not end in time; it is stopped with Ray", flush=True)
 
 
 def _install_signal_handlers(stop: threading.Event) -> None:
@@ -64,6 +111,7 @@ def _install_signal_handlers(stop: threading.Event) -> None:
 def _local_ray(num_cpus: int | None, num_gpus: int | None, metrics_port: int | None) -> Iterator[str]:
     """Starts Ray, yields its address, and shuts it down."""
     use_slow_control_loop()
+    use_proxy_middleware()
     # In the system's temporary folder, because the paths of Ray's sockets have a length limit.
     with tempfile.TemporaryDirectory(prefix="flux-", ignore_cleanup_errors=True) as folder:
         context = ray.init(
@@ -81,7 +129,18 @@ def _local_ray(num_cpus: int | None, num_gpus: int | None, metrics_port: int | N
         try:
             yield context.address_info["gcs_address"]
         finally:
-            ray.shutdown()
+            _stop_ray()
+
+
+def _stop_ray() -> None:
+    """Without its raylet, Ray may never return from its shutdown; then its processes are killed."""
+    stopping = threading.Thread(target=ray.shutdown, daemon=True)
+    stopping.start()
+    stopping.join(RAY_STOP_TIMEOUT_S)
+    if stopping.is_alive():
+        for process in psutil.Process().children(recursive=True):
+            with contextlib.suppress(psutil.NoSuchProcess):
+                process.kill()
 
 
 def _metrics_url() -> str:

@@ -15,7 +15,8 @@ from pathlib import Path
 
 ROOT = Path(__file__).parents[2]
 READY = "ready: "
-STOP_TIMEOUT_S = 60.0
+STOP_TIMEOUT_S = 100.0
+"""Longer than a service waits for running predictions and for its replicas."""
 
 _RAY_WORKER_PORTS = range(10002, 20000)
 
@@ -71,7 +72,7 @@ def local_service(
     reader.start()
     try:
         words = _wait_until_ready(lines, on_line, start_timeout_s).split()
-        yield LocalService(url=words[1], ray_address=words[4].rstrip(";"), process_id=process.pid)
+        yield LocalService(url=words[1], ray_address=words[4].rstrip(",;"), process_id=process.pid)
     finally:
         _stop(process)
         reader.join(STOP_TIMEOUT_S)
@@ -80,7 +81,7 @@ def local_service(
 def _wait_until_ready(
     lines: "queue.SimpleQueue[str | None]", on_line: Callable[[str], object], timeout_s: float
 ) -> str:
-    """Returns the line `ready: URL (Ray at ADDRESS; ...)`."""
+    """Returns the line `ready: URL (Ray at ADDRESS; ...)`, or `ready: URL (Ray at ADDRESS, ...)`."""
     output: list[str] = []
     deadline = time.monotonic() + timeout_s
     while (remaining_s := deadline - time.monotonic()) > 0:

@@ -28,6 +28,8 @@ class FileDescription:
 class StoredFile:
     id: str
     description: FileDescription
+    owner: str
+    """The id of the token that uploaded it."""
     size_bytes: int
     sha256: str
     created_s: float
@@ -85,6 +87,7 @@ async def make_room(connection: AsyncConnection, settings: FileSettings, now_s: 
 async def write_stored(connection: AsyncConnection, file: StoredFile) -> bool:
     """Ends an upload. Returns False if it was taken for lost."""
     values = {
+        "owner": file.owner,
         "state": "stored",
         "size_bytes": file.size_bytes,
         "created_us": _to_us(file.created_s),
@@ -104,10 +107,12 @@ async def read_file(connection: AsyncConnection, file_id: str, now_s: float) -> 
 
 
 async def read_page(
-    connection: AsyncConnection, older_than: StoredFile | None, limit: int, now_s: float
+    connection: AsyncConnection, older_than: StoredFile | None, limit: int, now_s: float, owner: str | None
 ) -> list[StoredFile]:
-    """Up to `limit` files that have not expired, the newest first."""
+    """Up to `limit` files of `owner`, or of all, that have not expired, the newest first."""
     query = select(files).where(_is_readable(now_s))
+    if owner is not None:
+        query = query.where(files.c.owner == owner)
     if older_than is not None:
         created_us = _to_us(older_than.created_s)
         is_older = or_(
@@ -151,7 +156,7 @@ def _is_readable(now_s: float) -> ColumnElement[bool]:
 def _from_row(row: Row[Any]) -> StoredFile:
     description = FileDescription(row.name, row.content_type, json.loads(row.metadata))
     created_s, expires_s = row.created_us / SECOND_US, row.expires_us / SECOND_US
-    return StoredFile(row.id, description, row.size_bytes, row.sha256, created_s, expires_s)
+    return StoredFile(row.id, description, row.owner, row.size_bytes, row.sha256, created_s, expires_s)
 
 
 def _to_us(time_s: float) -> int:

@@ -56,16 +56,16 @@ class Upload:
         if self.recorded_bytes is None or self.received_bytes - self.recorded_bytes >= RECORD_STEP_BYTES:
             await self._store.record(self)
 
-    async def save(self, content: IO[bytes], description: FileDescription) -> StoredFile:
+    async def save(self, content: IO[bytes], description: FileDescription, owner: str = "") -> StoredFile:
         """Stores `content`. Nothing is kept if this fails or is cancelled."""
-        return await self._store.save(self, content, description)
+        return await self._store.save(self, content, description, owner)
 
 
 class FileStore:
     """`now` returns seconds since 1970.
 
-    Methods with an id raise `NotFound` for a file that has expired or was removed. All methods raise
-    `DatabaseUnavailable`, and those that read or delete contents `StorageUnavailable`.
+    Methods with an id raise `NotFound` for a file that has expired or was removed, and for one of another `owner` if
+    that is given. All methods raise `DatabaseUnavailable`, and those that read or delete contents `StorageUnavailable`.
     """
 
     def __init__(
@@ -110,35 +110,35 @@ class FileStore:
         removed = await self._database.write(work)
         await self._try_delete(removed)
 
-    async def save(self, upload: Upload, content: IO[bytes], description: FileDescription) -> StoredFile:
+    async def save(self, upload: Upload, content: IO[bytes], description: FileDescription, owner: str) -> StoredFile:
         """Stores `content` and ends `upload`. Raises `UploadsFull`, `UploadTimedOut` and `StorageFailed`."""
         upload.copying = asyncio.get_running_loop().create_task(self._copy(content, content_key(upload.id)))
         upload.received_bytes, sha256 = await asyncio.shield(upload.copying)
         await self.record(upload)
         created_s = self._now()
         expires_s = created_s + self._settings.max_age_s
-        file = StoredFile(upload.id, description, upload.received_bytes, sha256, created_s, expires_s)
+        file = StoredFile(upload.id, description, owner, upload.received_bytes, sha256, created_s, expires_s)
         if not await self._database.write(lambda connection: rows.write_stored(connection, file)):
             raise UploadTimedOut(self._settings.upload_timeout_s)
         upload.is_stored = True
         return file
 
-    async def get(self, file_id: str) -> StoredFile:
+    async def get(self, file_id: str, owner: str | None = None) -> StoredFile:
         now_s = self._now()
         if FILE_ID.fullmatch(file_id):
             file = await self._database.read(lambda connection: rows.read_file(connection, file_id, now_s))
-            if file is not None:
+            if file is not None and owner in (None, file.owner):
                 return file
         raise self.not_found(file_id)
 
-    async def page(self, before: str | None, limit: int) -> list[StoredFile]:
+    async def page(self, before: str | None, limit: int, owner: str | None = None) -> list[StoredFile]:
         """Up to `limit` files, newest first, older than the file `before` if given."""
-        older_than = None if before is None else await self.get(before)
+        older_than = None if before is None else await self.get(before, owner)
         now_s = self._now()
-        return await self._database.read(lambda connection: rows.read_page(connection, older_than, limit, now_s))
+        return await self._database.read(lambda connection: rows.read_page(connection, older_than, limit, now_s, owner))
 
-    async def delete(self, file_id: str) -> None:
-        await self.get(file_id)
+    async def delete(self, file_id: str, owner: str | None = None) -> None:
+        await self.get(file_id, owner)
         await self._database.write(lambda connection: rows.mark_removed(connection, file_id))
         await self._try_delete([file_id])
 

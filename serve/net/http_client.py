@@ -1,4 +1,4 @@
-"""HTTP GET client for URLs from callers: SSRF guard on every redirect, size limits, timeouts and retries.
+"""HTTP client for URLs from callers: SSRF guard on every redirect, size limits, timeouts and retries.
 
 Proxies, cookies and credentials from the environment are not used.
 """
@@ -82,7 +82,7 @@ class Response:
 
 
 class HttpClient:
-    """Sends GET requests within the limits of `settings`.
+    """Sends requests within the limits of `settings`.
 
     `resolver` and `tls` replace the system's DNS resolver and trusted certificates. `settings_name` is the path
     of `settings` in the configuration, for error messages. Redirects from https to http are refused unless
@@ -129,6 +129,25 @@ class HttpClient:
                 secret_headers = NO_HEADERS
         raise RequestFailed(f"it redirects more than {self._settings.max_redirects} times")
 
+    async def post(self, url: httpx.URL, content: bytes, headers: Mapping[str, str]) -> int:
+        """Sends a POST request and returns the status of the response. Redirects are not followed.
+
+        The body of the response is not read. Raises `RequestFailed`.
+        """
+        async with self._request(url, headers, "", content, "POST") as response:
+            return response.status
+
+    async def put(self, url: httpx.URL, content: bytes, headers: Mapping[str, str]) -> str | None:
+        """Sends a PUT request and returns the `Location` of the response. Redirects are not followed.
+
+        Raises `RequestFailed`, also for a status other than success.
+        """
+        async with self._request(url, headers, "", content, "PUT") as response:
+            if not 200 <= response.status < 300:
+                raise response.status_error()
+            location: str | None = response.headers.get("location")
+            return location
+
     async def with_retries(self, attempt: Callable[[], Awaitable[Result]]) -> Result:
         """Calls `attempt` until it succeeds, at most `settings.max_attempts` times, with growing random pauses.
 
@@ -158,8 +177,15 @@ class HttpClient:
         return target
 
     @asynccontextmanager
-    async def _request(self, url: httpx.URL, headers: Mapping[str, str], prefix: str) -> AsyncIterator[Response]:
-        """Sends one GET request on a new connection. `prefix` starts the reasons of errors."""
+    async def _request(
+        self,
+        url: httpx.URL,
+        headers: Mapping[str, str],
+        prefix: str,
+        content: bytes | None = None,
+        method: str = "GET",
+    ) -> AsyncIterator[Response]:
+        """Sends a request on a new connection. `prefix` starts the reasons of errors."""
         target = httpcore.URL(scheme=url.raw_scheme, host=url.raw_host, port=url.port, target=url.raw_path)
         all_headers = {
             "Host": url.netloc.decode("ascii"),
@@ -174,7 +200,11 @@ class HttpClient:
             async with (
                 httpcore.AsyncHTTPConnection(target.origin, self._tls, network_backend=self._network) as connection,
                 connection.stream(
-                    "GET", target, headers=list(all_headers.items()), extensions={"timeout": timeouts}
+                    method,
+                    target,
+                    headers=list(all_headers.items()),
+                    content=content,
+                    extensions={"timeout": timeouts},
                 ) as response,
             ):
                 yield Response(url, response.status, httpx.Headers(response.headers), response)

@@ -47,6 +47,16 @@ def seconds_per_place(load: PoolLoad) -> float:
     return sum(load.active_work) / count / speed
 
 
+def own_retry_after_s(load: PoolLoad, own_count: int) -> float:
+    """The time in which the pool ends one of a caller's `own_count` predictions on average."""
+    share = max(1, len(load.active_work)) / max(1, own_count)
+    return _bounded_s(max(1.0, share) * seconds_per_place(load))
+
+
+def _bounded_s(wait_s: float) -> float:
+    return float(math.ceil(min(max(wait_s, MIN_RETRY_AFTER_S), MAX_RETRY_AFTER_S)))
+
+
 def _busy_s(finished: Sequence[tuple[float, float, float]]) -> float:
     """The time in which at least one of the predictions was in the pool."""
     busy_s, until_s = 0.0, -math.inf
@@ -68,6 +78,6 @@ class RetryEstimates:
         now_s = self._clock().timestamp()
         promised_s = [at_s for at_s in self._promised_s.get(pool, ()) if at_s > now_s]
         place = len(promised_s) + 1
-        wait_s = math.ceil(min(max(place * seconds_per_place(load), MIN_RETRY_AFTER_S), MAX_RETRY_AFTER_S))
+        wait_s = _bounded_s(place * seconds_per_place(load))
         self._promised_s[pool] = [*promised_s, now_s + wait_s]
-        return float(wait_s)
+        return wait_s

@@ -4,7 +4,7 @@ import logging
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from datetime import datetime
-from typing import Any
+from typing import Any, Protocol
 
 from tqdm import tqdm
 
@@ -14,7 +14,7 @@ from serve.events import Alive, Event, Finished, ImageFinished, ImageFlagged, St
 from serve.generation_plan import GenerationPlan, PlannedLora
 from serve.lora.reference import Reference
 from serve.lora.resolved_lora import ResolvedLora
-from serve.media.output_store import OutputStore
+from serve.media.output_store import OutputStore, file_name, media_type
 from serve.predictions.prediction import Output, Progress, elapsed_ms
 from serve.predictions.store import PredictionStore, PredictionUpdate
 
@@ -22,6 +22,13 @@ MAX_LISTED_TENSORS = 3
 MEGABYTE = 1e6
 
 log = logging.getLogger(__name__)
+
+
+class Uploads(Protocol):
+    """Sends images to URLs of callers."""
+
+    async def upload(self, prefix: str, name: str, content: bytes, media_type: str, prediction_id: str) -> str:
+        """Sends an image to `prefix`/`name` and returns its URL. Raises `OutputUploadFailed`."""
 
 
 class EventRecorder:
@@ -33,12 +40,14 @@ class EventRecorder:
         plan: GenerationPlan,
         store: PredictionStore,
         outputs: OutputStore,
+        uploads: Uploads,
         clock: Callable[[], datetime],
     ) -> None:
         self._id = prediction_id
         self._plan = plan
         self._store = store
         self._outputs = outputs
+        self._uploads = uploads
         self._lease_number = store.lease_number(prediction_id)
         self._clock = clock
         self._start_s = time.perf_counter()
@@ -99,7 +108,11 @@ class EventRecorder:
         name = await self._outputs.save(
             self._id, self._lease_number, event.index, event.content, self._plan.output_format
         )
-        output = Output(index=event.index, name=name, size_bytes=len(event.content))
+        prefix = (await self._store.get(self._id)).upload_url
+        url = None
+        if prefix is not None:
+            url = await self._uploads.upload(prefix, file_name(name), event.content, media_type(name), self._id)
+        output = Output(index=event.index, name=name, size_bytes=len(event.content), url=url)
         stages_ms = {"store": elapsed_ms(start_s)}
         self._saved.add(event.index)
         telemetry.IMAGES.add(pool=self._plan.pool)

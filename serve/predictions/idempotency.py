@@ -2,7 +2,7 @@
 
 from dataclasses import dataclass
 
-from sqlalchemy import select
+from sqlalchemy import and_, select
 from sqlalchemy.ext.asyncio import AsyncConnection
 
 from serve.database.tables import predictions
@@ -12,20 +12,21 @@ from serve.predictions.prediction import Prediction
 
 @dataclass(frozen=True, slots=True)
 class IdempotencyKey:
-    """The key that a client chose for a request."""
+    """The key that a client chose for a request. Each owner has keys of its own."""
 
     key: str
     request_hash: str
     """Of everything that the request asks for."""
 
 
-async def find_earlier(connection: AsyncConnection, idempotency: IdempotencyKey) -> Prediction | None:
-    """The prediction that a request with the same key has created.
+async def find_earlier(connection: AsyncConnection, idempotency: IdempotencyKey, owner: str) -> Prediction | None:
+    """The prediction that a request of the same owner with the same key has created.
 
     Raises `IdempotencyKeyReused` if that was another request.
     """
     query = select(predictions.c.record, predictions.c.request_hash)
-    row = (await connection.execute(query.where(predictions.c.idempotency_key == idempotency.key))).one_or_none()
+    is_same = and_(predictions.c.owner == owner, predictions.c.idempotency_key == idempotency.key)
+    row = (await connection.execute(query.where(is_same))).one_or_none()
     if row is None:
         return None
     if row.request_hash != idempotency.request_hash:

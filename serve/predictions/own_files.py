@@ -9,16 +9,19 @@ from dataclasses import dataclass
 from typing import Any, TypeVar
 from urllib.parse import urlsplit
 
+from serve.access.caller import ANONYMOUS, Caller
 from serve.database.patience import with_patience
-from serve.errors import FetchFailed, FieldError, NotFound
+from serve.errors import FetchFailed, FieldError, InvalidLink, NotFound
 from serve.lora.parse_reference import MAX_CHARS, split_member, unquoted
 from serve.lora.parse_site_url import UnrecognizedForm
 from serve.lora.reference import ArchiveMember, Reference
 from serve.lora.uploaded_file import UploadedFile
 from serve.media.file_rows import StoredFile
-from serve.media.file_store import FileStore
+from serve.media.file_store import FileStore, content_key
+from serve.media.links import LinkSigner
 from serve.media.output_store import OutputStore
 from serve.predictions.input_images import Fetcher
+from serve.predictions.store import PredictionStore
 
 IMAGE_FIELDS = ("image", "mask")
 LORA_FIELDS = ("replicate_weights", "extra_lora")
@@ -27,9 +30,11 @@ READ_PATIENCE_S = 60.0
 
 Result = TypeVar("Result")
 
-_FILE = re.compile(r"(?P<base>.*?)(?:/links/[^/]+)?/v1/files/(?P<file_id>[^/]+?)(?:/download)?/?")
+_FILE = re.compile(r"(?P<base>.*?)(?:/links/(?P<ticket>[^/]+))?/v1/files/(?P<file_id>[^/]+?)(?:/download)?/?")
 # In a bucket, the path of an output ends in the same way.
-_OUTPUT = re.compile(r"(?P<base>.*?)(?:/links/[^/]+)?/outputs/(?P<prediction_id>[^/]+)/(?P<name>(?:[0-9]+/)?[^/]+)")
+_OUTPUT = re.compile(
+    r"(?P<base>.*?)(?:/links/(?P<ticket>[^/]+))?/outputs/(?P<prediction_id>[^/]+)/(?P<name>(?:[0-9]+/)?[^/]+)"
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -52,22 +57,39 @@ class OwnFiles:
     the id of a stored file or prediction is too: ids are long random numbers.
     """
 
-    def __init__(self, files: FileStore, outputs: OutputStore, public_url: str) -> None:
+    def __init__(
+        self,
+        files: FileStore,
+        outputs: OutputStore,
+        predictions: PredictionStore,
+        links: LinkSigner,
+        public_url: str,
+    ) -> None:
         self._files = files
         self._outputs = outputs
+        self._predictions = predictions
+        self._links = links
         origin, path = _origin_and_path(public_url)
         self._base = origin, path.rstrip("/")
 
-    async def find(self, inputs: Mapping[str, Any]) -> UploadedInputs:
-        """The uploaded files among the raw inputs of a request."""
+    async def find(self, inputs: Mapping[str, Any], caller: Caller = ANONYMOUS) -> UploadedInputs:
+        """The uploaded files among the raw inputs of a request.
+
+        Files and outputs that the caller may not see are errors, unless their URLs are signed links.
+        """
         loras: dict[str, Reference] = {}
         errors = []
         for field in (*IMAGE_FIELDS, *LORA_FIELDS):
             text = inputs.get(field)
             if not isinstance(text, str) or len(text) > MAX_CHARS:
                 continue
+            url = unquoted(text) if field in LORA_FIELDS else text
             try:
-                file = await self._find_file(unquoted(text) if field in LORA_FIELDS else text)
+                file = await self._find_file(url)
+                if file is not None:
+                    await self._check_file(url, file, caller)
+                elif field in IMAGE_FIELDS:
+                    await self._check_output(url, caller)
             except NotFound as error:
                 errors.append(FieldError(field, str(error)))
                 continue
@@ -80,7 +102,10 @@ class OwnFiles:
         return UploadedInputs(loras, tuple(errors))
 
     async def read(self, url: str, max_bytes: int) -> bytes | None:
-        """The content of a file or an output, or None if `url` is not this service's. Raises `FetchFailed`."""
+        """The content of a file or an output, or None if `url` is not this service's. Raises `FetchFailed`.
+
+        Call `find` before: only it checks who may see it.
+        """
         _, path = _origin_and_path(url)
         try:
             file = await with_patience(lambda: self._find_file(url), READ_PATIENCE_S)
@@ -89,6 +114,33 @@ class OwnFiles:
             return await self._files.read(file.id) if file else await self._read_output(url)
         except NotFound as error:
             raise FetchFailed(path, str(error)) from error
+
+    async def _check_file(self, url: str, file: StoredFile, caller: Caller) -> None:
+        """Raises `NotFound`."""
+        if not caller.may_see(file.owner) and not await self._is_link(url, _FILE, content_key(file.id)):
+            raise self._files.not_found(file.id)
+
+    async def _check_output(self, url: str, caller: Caller) -> None:
+        """Raises `NotFound` for an output that the caller may not see, at any URL, because `read` would return it."""
+        match = _OUTPUT.fullmatch(_origin_and_path(url)[1])
+        if match is None or caller.visible_owner is None:
+            return
+        try:
+            prediction = await self._predictions.get(match["prediction_id"])
+            key = self._outputs.key(prediction.id, match["name"])
+        except NotFound:
+            return
+        if not caller.may_see(prediction.owner) and not await self._is_link(url, _OUTPUT, key):
+            raise self._outputs.not_found()
+
+    async def _is_link(self, url: str, pattern: re.Pattern[str], key: str) -> bool:
+        """Whether `url` is a valid link to what has this key, for anyone."""
+        match = pattern.fullmatch(_origin_and_path(url)[1])
+        try:
+            await self._links.check(key, (match and match["ticket"]) or "")
+        except InvalidLink:
+            return False
+        return True
 
     async def _find_file(self, url: str) -> StoredFile | None:
         return await self._look_up(url, _FILE, lambda match: self._files.get(match["file_id"]))

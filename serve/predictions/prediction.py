@@ -12,7 +12,9 @@ from typing import Any, Literal, Self
 
 from pydantic import AwareDatetime, BaseModel, ConfigDict
 
+from serve.access.caller import NO_OWNER
 from serve.generation_plan import GenerationPlan
+from serve.predictions.webhook import Webhook
 
 Status = Literal["starting", "processing", "succeeded", "failed", "canceled"]
 
@@ -27,6 +29,8 @@ class Output(BaseModel):
     index: int
     name: str
     size_bytes: int = 0
+    url: str | None = None
+    """Where it was uploaded for the caller."""
 
 
 class Progress(BaseModel):
@@ -45,6 +49,8 @@ class Prediction(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid")
 
     id: str
+    owner: str = NO_OWNER
+    """The id of the token that created it."""
     model: str
     """`owner/name` of the served model."""
     version: str
@@ -53,6 +59,9 @@ class Prediction(BaseModel):
     has_shortened_inputs: bool = False
     """Whether `inputs` has only the beginning of long texts, such as images in `data:` URIs."""
     plan: GenerationPlan
+    webhook: Webhook | None = None
+    upload_url: str | None = None
+    """Images are sent there with PUT."""
     created_at: AwareDatetime
     deadline: AwareDatetime | None = None
     """The prediction is canceled if it has not ended by then."""

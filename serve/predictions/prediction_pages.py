@@ -8,8 +8,8 @@ from sqlalchemy import ColumnElement, literal, select, tuple_
 from sqlalchemy.ext.asyncio import AsyncConnection
 
 from serve.database.tables import predictions
+from serve.database.times import to_us
 from serve.predictions.prediction import Prediction
-from serve.predictions.prediction_rows import to_us
 
 
 @dataclass(frozen=True, slots=True)
@@ -21,6 +21,8 @@ class PageQuery:
     newer_than: str | None = None
     created_after: datetime | None = None
     created_before: datetime | None = None
+    owner: str | None = None
+    """None means the predictions of all owners."""
 
 
 async def read_page(
@@ -28,14 +30,18 @@ async def read_page(
 ) -> list[Prediction]:
     key = tuple_(predictions.c.created_us, predictions.c.id)
     statement = select(predictions.c.record)
-    if older_than is not None:
+    if query.owner is not None:
+        statement = statement.where(predictions.c.owner == query.owner)
+    # Of two limits, only the tighter one is a condition: databases may start at the other one and skip rows up to it.
+    before, after = query.created_before, query.created_after
+    if older_than is not None and (before is None or older_than.created_at < before):
         statement = statement.where(key < _place(older_than))
-    if newer_than is not None:
+    elif before is not None:
+        statement = statement.where(predictions.c.created_us < to_us(before))
+    if newer_than is not None and (after is None or newer_than.created_at >= after):
         statement = statement.where(key > _place(newer_than))
-    if query.created_after is not None:
-        statement = statement.where(predictions.c.created_us >= to_us(query.created_after))
-    if query.created_before is not None:
-        statement = statement.where(predictions.c.created_us < to_us(query.created_before))
+    elif after is not None:
+        statement = statement.where(predictions.c.created_us >= to_us(after))
     newest_first = predictions.c.created_us.desc(), predictions.c.id.desc()
     oldest_first = predictions.c.created_us, predictions.c.id
     # The page before a prediction has its nearest neighbours, so it is read backwards.

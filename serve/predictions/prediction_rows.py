@@ -1,34 +1,38 @@
 """The SQL statements on the table of predictions. Each function runs in the caller's transaction."""
 
 from collections.abc import Collection
-from datetime import UTC, datetime, timedelta
 from typing import Any
 
 from sqlalchemy import ColumnElement, Select, and_, delete, func, insert, literal, or_, select, update
 from sqlalchemy.ext.asyncio import AsyncConnection
 
-from serve.database.tables import has_data, is_active, predictions
+from serve.database.tables import has_data, is_active, predictions, webhook_deliveries
+from serve.database.times import to_us
 from serve.predictions.admission import PoolLoad
 from serve.predictions.idempotency import IdempotencyKey
 from serve.predictions.lease import Claim, Lease
 from serve.predictions.prediction import Prediction
 
-EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
-MICROSECOND = timedelta(microseconds=1)
 SECOND_US = 1_000_000
 RECENT_PREDICTIONS = 32
 """The speed of a pool is that of this many predictions that have succeeded last."""
-
-
-def to_us(moment: datetime) -> int:
-    """Microseconds since 1970."""
-    return (moment - EPOCH) // MICROSECOND
 
 
 async def lock_pool(connection: AsyncConnection, pool: str) -> None:
     """Makes other admissions to the pool wait for the end of the transaction. SQLite has one writer anyway."""
     if connection.dialect.name == "postgresql":
         await connection.execute(select(func.pg_advisory_xact_lock(func.hashtext(literal(f"pool {pool}")))))
+
+
+async def lock_owner(connection: AsyncConnection, owner: str) -> None:
+    """Makes other admissions for the owner wait for the end of the transaction, as `lock_pool` does for a pool."""
+    if connection.dialect.name == "postgresql":
+        await connection.execute(select(func.pg_advisory_xact_lock(func.hashtext(literal(f"owner {owner}")))))
+
+
+async def count_active_of_owner(connection: AsyncConnection, owner: str) -> int:
+    query = select(func.count()).select_from(predictions).where(is_active, predictions.c.owner == owner)
+    return int((await connection.execute(query)).scalar_one())
 
 
 async def count_active(connection: AsyncConnection, pool: str) -> int:
@@ -72,6 +76,7 @@ async def insert_prediction(
     values = {
         "id": prediction.id,
         "created_us": to_us(prediction.created_at),
+        "owner": prediction.owner,
         "pool": prediction.plan.pool,
         "status": prediction.status,
         "work": work,
@@ -87,6 +92,18 @@ async def insert_prediction(
         "record": prediction.model_dump_json(),
     }
     await connection.execute(insert(predictions).values(values))
+    if prediction.webhook is not None:
+        # In this transaction, so that a recorded prediction never lacks its delivery.
+        await connection.execute(
+            insert(webhook_deliveries).values(
+                prediction_id=prediction.id,
+                host=prediction.webhook.host,
+                due_us=to_us(prediction.created_at),
+                attempts=0,
+                lease_number=0,
+                lease_expires_us=0,
+            )
+        )
 
 
 async def read_prediction(connection: AsyncConnection, prediction_id: str) -> Prediction | None:

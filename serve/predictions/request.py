@@ -2,7 +2,7 @@
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from datetime import datetime, timedelta
+from datetime import datetime
 from typing import Any, NamedTuple
 
 from serve.errors import FieldError, InvalidInput, NotFound, UnknownVersion
@@ -10,6 +10,7 @@ from serve.generation_plan import LORA_SCALE_FIELDS, GenerationPlan, make_plan
 from serve.inputs import Inputs, validate_inputs
 from serve.lora.parse_reference import parse_reference
 from serve.lora.reference import InvalidReference, Reference
+from serve.predictions.create_options import NO_OPTIONS, CreateOptions
 from serve.predictions.own_files import NO_UPLOADS, UploadedInputs
 from serve.predictions.prediction import Prediction, new_id
 from serve.settings import DeploymentSettings, ServedModel, Settings, is_same_id
@@ -56,21 +57,24 @@ class PreparedRequest:
     """The LoRAs of the plan, by the input that names them."""
 
     def new_prediction(
-        self, plan: GenerationPlan, at: datetime, request_id: str = "", lifetime: timedelta | None = None
+        self, plan: GenerationPlan, at: datetime, request_id: str = "", options: CreateOptions = NO_OPTIONS
     ) -> Prediction:
         """The initial record, `plan` has the image size if it is already known."""
         seed = plan.seeds[0]
         inputs = {key: value for key, value in self.raw_inputs.items() if key in Inputs.model_fields}
         shortened = {key: _shorten(value) for key, value in inputs.items()}
         prediction = Prediction(
-            id=new_id(),
+            id=options.id or new_id(),
+            owner=options.caller.owner,
             model=self.served.model.full_name,
             version=self.served.version,
             inputs=shortened,
             has_shortened_inputs=shortened != inputs,
             plan=plan,
+            webhook=options.webhook,
+            upload_url=options.upload_url,
             created_at=at,
-            deadline=None if lifetime is None else at + lifetime,
+            deadline=None if options.lifetime is None else at + options.lifetime,
             request_id=request_id,
             metrics={"seed": seed, "pool": plan.pool},
         )

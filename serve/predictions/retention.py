@@ -9,6 +9,7 @@ from sqlalchemy.ext.asyncio import AsyncConnection
 from serve.aio import first_error_task_group
 from serve.database.connection import Database
 from serve.database.task_lease import TaskLease
+from serve.database.times import to_us
 from serve.media.output_store import OutputStore
 from serve.predictions import prediction_rows as rows
 from serve.predictions.input_store import InputStore
@@ -45,7 +46,7 @@ class Retention:
     async def sweep(self) -> None:
         """Removes what is too old or too much. Raises `DatabaseUnavailable` and `StorageUnavailable`."""
         now = self._clock()
-        data_limit_us, record_limit_us = rows.to_us(now - self._data_max_age), rows.to_us(now - self._record_max_age)
+        data_limit_us, record_limit_us = to_us(now - self._data_max_age), to_us(now - self._record_max_age)
         while await self._lease.take() and await self._remove_old_data(data_limit_us):
             pass
         while await self._lease.take() and await self._free_space():

@@ -16,7 +16,7 @@ from serve.lora.reference import Reference
 from serve.lora.resolved_lora import ResolvedLora
 from serve.media.output_store import OutputStore
 from serve.model_specs import ImageArray, MaskArray
-from serve.predictions.event_recorder import EventRecorder, lora_log_lines, lora_metrics
+from serve.predictions.event_recorder import EventRecorder, Uploads, lora_log_lines, lora_metrics
 from serve.predictions.input_images import InputImages, LoadedImages, UnfetchedImages
 from serve.predictions.prediction import elapsed_ms, utc_now
 from serve.predictions.prediction_metrics import record_failure, record_retry
@@ -77,6 +77,7 @@ class PredictionRunner:
         input_images: InputImages,
         lora_cache: LoraCache,
         outputs: OutputStore,
+        uploads: Uploads,
         clock: Callable[[], datetime] = utc_now,
     ) -> None:
         self._store = store
@@ -84,6 +85,7 @@ class PredictionRunner:
         self._input_images = input_images
         self._lora_cache = lora_cache
         self._outputs = outputs
+        self._uploads = uploads
         self._clock = clock
 
     async def run(
@@ -159,7 +161,7 @@ class PredictionRunner:
     ) -> None:
         plan = images.plan
         log_id = (await self._store.get(prediction_id)).log_id
-        recorder = EventRecorder(prediction_id, plan, self._store, self._outputs, self._clock)
+        recorder = EventRecorder(prediction_id, plan, self._store, self._outputs, self._uploads, self._clock)
         for attempt in range(1, CALL_ATTEMPTS + 1):
             try:
                 await self._call_pool(images, loras, recorder, log_id)

@@ -16,6 +16,10 @@ class RunningTasks:
         self._running: dict[str, asyncio.Task[None]] = {}
         self._ending: set[asyncio.Task[None]] = set()
 
+    @property
+    def count(self) -> int:
+        return len(self._running)
+
     def start(self, prediction: Prediction, run: Coroutine[Any, Any, None]) -> None:
         # When a client disconnects, Ray cancels everything that was called from the context of its request, even if it
         # is shielded. A task with an empty context is not affected.

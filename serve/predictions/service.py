@@ -10,9 +10,11 @@ import secrets
 import time
 from collections.abc import AsyncGenerator, Callable, Mapping
 from contextlib import asynccontextmanager, suppress
+from dataclasses import replace
 from datetime import datetime
 from typing import Any, Literal
 
+from serve.access.caller import ANONYMOUS, OPERATOR, Caller
 from serve.database.patience import with_patience
 from serve.errors import DatabaseUnavailable, EngineFailed, NotReady, ServiceError, StorageUnavailable
 from serve.logs import request_id
@@ -28,10 +30,10 @@ from serve.predictions.request import ServedVersion, prepare_request
 from serve.predictions.resume import resume_request
 from serve.predictions.runner import LOST_TOO_OFTEN, MAX_LOSSES, PredictionRunner
 from serve.predictions.running_tasks import RunningTasks
-from serve.predictions.store import PredictionStore, PredictionUpdate
+from serve.predictions.store import PredictionStore, PredictionUpdate, is_same_creation, unknown_prediction
 from serve.settings import Settings
 
-ServiceState = Literal["starting", "ready", "full", "closing"]
+ServiceState = Literal["starting", "ready", "full", "failed", "closing"]
 
 RENEW_PERIOD_S = 2.0
 MAX_CLAIMS = 16
@@ -43,6 +45,7 @@ log = logging.getLogger(__name__)
 class PredictionService:
     """Accepts predictions between `open` and `close`. Methods with an id raise `NotFound` for an unknown id.
 
+    With a `caller`, ids of predictions that it may not see are unknown. `wait` and `watch` do not check that.
     `keep_leases` must run in a task of its own.
     """
 
@@ -66,6 +69,7 @@ class PredictionService:
         self._tasks = RunningTasks(self._release)
         export_pools(settings.pools)
         self._closing = False
+        self._setup_failed = False
         self.created_at = clock()
         self.opened_at: datetime | None = None
         store.on_lost = self._tasks.stop
@@ -74,11 +78,14 @@ class PredictionService:
         if self._closing:
             return "closing"
         if self.opened_at is None:
-            return "starting"
+            return "failed" if self._setup_failed else "starting"
         return "full" if await self._store.is_full() else "ready"
 
+    def fail_setup(self) -> None:
+        """A pool cannot start; it may start later, after a change of the operator."""
+        self._setup_failed = True
+
     def open(self) -> None:
-        """Starts accepting predictions."""
         self.opened_at = self._clock()
 
     @record_refusals
@@ -87,45 +94,49 @@ class PredictionService:
     ) -> Prediction:
         """Accepts a prediction and starts it.
 
-        Raises `PoolFull`, `NotReady`, `DatabaseUnavailable`, `IdempotencyKeyReused`, and `InvalidInput`, also for an
-        invalid image in a `data:` URI.
+        Raises `PoolFull`, `TooManyPredictions`, `NotReady`, `DatabaseUnavailable`, `IdempotencyKeyReused`, and
+        `InvalidInput`, also for an invalid image in a `data:` URI.
         """
         self._check_ready()
-        key = options.idempotency
-        if key and (earlier := await with_patience(lambda: self._store.find_earlier(key))):
+        key, caller = options.idempotency, options.caller
+        if key and (earlier := await with_patience(lambda: self._store.find_earlier(key, caller.owner))):
             return earlier
         start_s = time.perf_counter()
-        uploads = await with_patience(lambda: self._own_files.find(raw_inputs))
+        uploads = await with_patience(lambda: self._own_files.find(raw_inputs, caller))
         request = prepare_request(raw_inputs, served, self._settings, secrets.randbits(32), uploads)
-        await with_patience(lambda: self._store.check_capacity(request.plan.pool))
+        await with_patience(lambda: self._store.check_capacity(request.plan.pool, caller))
         stages_ms = {"plan": elapsed_ms(start_s)}
         images = await self._input_images.load(request.inputs, request.plan)
         if request.inputs.image is not None:
             stages_ms["fetch"] = elapsed_ms(start_s) - stages_ms["plan"]
         self._check_ready()
-        new = request.new_prediction(images.plan, self._clock(), request_id.get(), options.lifetime)
+        new = request.new_prediction(images.plan, self._clock(), request_id.get(), options)
         prediction = new.with_stage_times(stages_ms)
         await self._input_store.save(prediction, raw_inputs)
         try:
-            stored = await with_patience(lambda: self._store.create(prediction, options.attached, key))
+            stored = await with_patience(lambda: self._store.create(prediction, options.attached, caller, key))
         except ServiceError as error:
             # If the database is away, the prediction may be stored, and another request with its key returns it.
             if key is None or not isinstance(error, DatabaseUnavailable):
                 await self._input_store.try_delete(prediction)
             raise
-        if stored.id != prediction.id:
-            await self._input_store.try_delete(prediction)
+        if not is_same_creation(stored, prediction):
+            if stored.id != prediction.id:
+                await self._input_store.try_delete(prediction)
             return stored
         log.info("%s: accepted for %s", prediction.log_id, prediction.plan.pool)
         self._tasks.start(prediction, self._runner.run(prediction.id, images, request.references))
         return prediction
 
-    async def get(self, prediction_id: str) -> Prediction:
-        return await self._store.get(prediction_id)
+    async def get(self, prediction_id: str, caller: Caller = ANONYMOUS) -> Prediction:
+        prediction = await self._store.get(prediction_id)
+        if not caller.may_see(prediction.owner):
+            raise unknown_prediction(prediction_id)
+        return prediction
 
-    async def page(self, query: PageQuery) -> list[Prediction]:
-        """A page of predictions, the newest first."""
-        return await self._store.page(query)
+    async def page(self, query: PageQuery, caller: Caller = ANONYMOUS) -> list[Prediction]:
+        """A page of the caller's predictions, the newest first."""
+        return await self._store.page(replace(query, owner=caller.visible_owner))
 
     async def wait(self, prediction_id: str, timeout_s: float | None = None) -> Prediction:
         """The prediction when it has ended, or its current state after `timeout_s`."""
@@ -146,17 +157,18 @@ class PredictionService:
             current = await self._store.wait_for_change(current)
             yield current
 
-    async def cancel(self, prediction_id: str) -> Prediction:
+    async def cancel(self, prediction_id: str, caller: Caller = ANONYMOUS) -> Prediction:
         """Ends the prediction as canceled; its replica stops within one step. An ended prediction is not changed."""
+        await self.get(prediction_id, caller)
         await self._end(prediction_id, lambda prediction: prediction.canceled(self._clock()))
         return await self._store.get(prediction_id)
 
     @asynccontextmanager
     async def create_attached(
-        self, raw_inputs: Mapping[str, Any], served: ServedVersion
+        self, raw_inputs: Mapping[str, Any], served: ServedVersion, options: CreateOptions = NO_OPTIONS
     ) -> AsyncGenerator[Prediction, None]:
         """Like `create`, but the prediction is cancelled if the block is left before it has ended."""
-        prediction = await self.create(raw_inputs, served, CreateOptions(attached=True))
+        prediction = await self.create(raw_inputs, served, replace(options, attached=True))
         try:
             yield prediction
         finally:
@@ -181,6 +193,11 @@ class PredictionService:
         if self.opened_at is not None and not self._closing:
             for claim in await self._store.claim(MAX_CLAIMS):
                 await self._resume(claim)
+
+    @property
+    def is_busy(self) -> bool:
+        """Whether this process runs a prediction."""
+        return self._tasks.count > 0
 
     async def close(self, grace_s: float) -> None:
         """Stops accepting predictions, waits `grace_s` for running ones, and leaves the rest to other processes."""
@@ -214,7 +231,7 @@ class PredictionService:
     async def _run_again(self, prediction: Prediction) -> None:
         try:
             raw_inputs = await self._input_store.load(prediction)
-            uploads = await self._own_files.find(raw_inputs)
+            uploads = await self._own_files.find(raw_inputs, OPERATOR)
             request = resume_request(prediction, raw_inputs, self._settings, uploads)
             images = await self._input_images.load(request.inputs, request.plan)
         except (DatabaseUnavailable, StorageUnavailable):

@@ -7,10 +7,13 @@ from datetime import datetime
 from sqlalchemy.exc import IntegrityError
 from sqlalchemy.ext.asyncio import AsyncConnection
 
+from serve.access.caller import ANONYMOUS, Caller
 from serve.database.connection import Database
-from serve.errors import NotFound, PoolFull
+from serve.database.times import to_us
+from serve.errors import NotFound
 from serve.predictions import prediction_rows as rows
-from serve.predictions.admission import RetryEstimates, work_of
+from serve.predictions.admission import work_of
+from serve.predictions.capacity import Capacity
 from serve.predictions.change_notifier import ChangeNotifier
 from serve.predictions.followers import Followers
 from serve.predictions.idempotency import IdempotencyKey, find_earlier
@@ -44,45 +47,50 @@ class PredictionStore:
     ) -> None:
         self._database = database
         self._notifier = notifier
-        self._limits = limits
+        self._pools = limits.keys()
         self._clock = clock
         self._lease_s = lease_s
         self._owner = secrets.token_hex(16)
         self._writer = RecordWriter(database, notifier)
         self._held: dict[str, LeasedRecord] = {}
         self._followers = Followers(notifier, self.get)
-        self._estimates = RetryEstimates(clock)
+        self._capacity = Capacity(limits, clock)
         self.on_lost: Callable[[str], None] = lambda _: None
 
-    async def check_capacity(self, pool: str) -> None:
-        """Raises `PoolFull` if a prediction for `pool` would be rejected now."""
-        await self._database.read(lambda connection: self._check_capacity(connection, pool))
+    async def check_capacity(self, pool: str, caller: Caller = ANONYMOUS) -> None:
+        """Raises `PoolFull` or `TooManyPredictions` if a prediction for `pool` would be rejected now."""
+        await self._database.read(lambda connection: self._capacity.check(connection, pool, caller))
 
     async def is_full(self) -> bool:
         """Whether every pool is full."""
-        counts = await self._database.read(rows.count_active_by_pool)
-        return all(counts.get(pool, 0) >= limit for pool, limit in self._limits.items())
+        return await self._database.read(self._capacity.is_full)
 
-    async def find_earlier(self, idempotency: IdempotencyKey) -> Prediction | None:
-        """The prediction that an earlier request with this key created. Raises `IdempotencyKeyReused`."""
-        return await self._database.read(lambda connection: find_earlier(connection, idempotency))
+    async def find_earlier(self, idempotency: IdempotencyKey, owner: str) -> Prediction | None:
+        """The prediction that an earlier request of the owner with this key created. Raises `IdempotencyKeyReused`."""
+        return await self._database.read(lambda connection: find_earlier(connection, idempotency, owner))
 
     async def create(
-        self, prediction: Prediction, attached: bool, idempotency: IdempotencyKey | None = None
+        self,
+        prediction: Prediction,
+        attached: bool,
+        caller: Caller = ANONYMOUS,
+        idempotency: IdempotencyKey | None = None,
     ) -> Prediction:
-        """Stores a new prediction, takes its lease, and returns it; or returns that of an earlier request with the key.
+        """Stores a new prediction, takes its lease, and returns it.
 
-        Raises `PoolFull` and `IdempotencyKeyReused`. An `attached` prediction is cancelled instead of taken up if this
-        process is lost.
+        Returns that of an earlier request with the same key or id, if there is one.
+
+        Raises `PoolFull`, `TooManyPredictions` and `IdempotencyKeyReused`. An `attached` prediction is cancelled
+        instead of taken up if this process is lost.
         """
         pool, lease = prediction.plan.pool, Lease(prediction.id, self._owner, 1)
         work, expires_us = work_of(prediction.plan), self._expires_us()
 
         async def insert(connection: AsyncConnection) -> Prediction:
-            await rows.lock_pool(connection, pool)
-            if earlier := await _find_attempt(connection, prediction.id, idempotency):
+            await self._capacity.lock(connection, pool, caller)
+            if earlier := await _find_attempt(connection, prediction, idempotency):
                 return earlier
-            await self._check_capacity(connection, pool)
+            await self._capacity.check(connection, pool, caller)
             await rows.insert_prediction(connection, prediction, lease, expires_us, work, attached, idempotency)
             return prediction
 
@@ -91,25 +99,24 @@ class PredictionStore:
         except IntegrityError:
             # A request for another pool has stored the same key since this one looked for it.
             stored = await self._database.write(insert)
-        if stored.id == prediction.id:
+        if is_same_creation(stored, prediction):
             self._hold(lease, prediction)
         return stored
 
     async def get(self, prediction_id: str) -> Prediction:
-        held = self._held.get(prediction_id)
-        if held is not None:
+        if held := self._held.get(prediction_id):
             return held.prediction
         prediction = None
         if "\0" not in prediction_id:  # PostgreSQL rejects it in a text
             prediction = await self._database.read(lambda connection: rows.read_prediction(connection, prediction_id))
         if prediction is None:
-            raise NotFound(f"there is no prediction {prediction_id[:64]!r}; it may have expired")
+            raise unknown_prediction(prediction_id)
         return prediction
 
     async def page(self, query: PageQuery) -> list[Prediction]:
         """A page of predictions, the newest first."""
-        older_than = None if query.older_than is None else await self.get(query.older_than)
-        newer_than = None if query.newer_than is None else await self.get(query.newer_than)
+        older_than = await self._cursor(query.older_than, query.owner)
+        newer_than = await self._cursor(query.newer_than, query.owner)
         found = await self._database.read(lambda connection: read_page(connection, query, older_than, newer_than))
         return [self._held[each.id].prediction if each.id in self._held else each for each in found]
 
@@ -184,22 +191,22 @@ class PredictionStore:
 
     async def claim(self, limit: int) -> list[Claim]:
         """Takes up to `limit` predictions whose processes were lost or stopped."""
-        now_us = rows.to_us(self._clock())
-        expires_us = self._expires_us()
+        now_us, expires_us = to_us(self._clock()), self._expires_us()
 
         async def work(connection: AsyncConnection) -> list[Claim]:
             await rows.free_abandoned_places(connection, now_us)
-            return await rows.claim(connection, self._owner, self._limits.keys(), now_us, expires_us, limit)
+            return await rows.claim(connection, self._owner, self._pools, now_us, expires_us, limit)
 
         claims = await self._database.write(work)
         for each in claims:
             self._hold(each.lease, each.prediction)
         return claims
 
-    async def _check_capacity(self, connection: AsyncConnection, pool: str) -> None:
-        if await rows.count_active(connection, pool) >= self._limits[pool]:
-            load = await rows.read_load(connection, pool, rows.to_us(self._clock()))
-            raise PoolFull(pool, self._estimates.retry_after_s(pool, load))
+    async def _cursor(self, prediction_id: str | None, owner: str | None) -> Prediction | None:
+        prediction = None if prediction_id is None else await self.get(prediction_id)
+        if prediction is not None and owner not in (None, prediction.owner):
+            raise unknown_prediction(prediction.id)
+        return prediction
 
     def _hold(self, lease: Lease, prediction: Prediction) -> None:
         self._held[prediction.id] = LeasedRecord(self._writer, lease, prediction, self._lose)
@@ -228,13 +235,22 @@ class PredictionStore:
         return finished is not False
 
     def _expires_us(self) -> int:
-        return rows.to_us(self._clock()) + int(self._lease_s * rows.SECOND_US)
+        return to_us(self._clock()) + int(self._lease_s * rows.SECOND_US)
+
+
+def unknown_prediction(prediction_id: str) -> NotFound:
+    return NotFound(f"there is no prediction {prediction_id[:64]!r}; it may have expired")
 
 
 async def _find_attempt(
-    connection: AsyncConnection, prediction_id: str, idempotency: IdempotencyKey | None
+    connection: AsyncConnection, prediction: Prediction, idempotency: IdempotencyKey | None
 ) -> Prediction | None:
     """What an earlier attempt has stored: a request with the same key, or a transaction whose answer was lost."""
     if idempotency is not None:
-        return await find_earlier(connection, idempotency)
-    return await rows.read_prediction(connection, prediction_id)
+        return await find_earlier(connection, idempotency, prediction.owner)
+    return await rows.read_prediction(connection, prediction.id)
+
+
+def is_same_creation(stored: Prediction, prediction: Prediction) -> bool:
+    """Whether a stored record is that of this request; a client may choose an id twice."""
+    return (stored.id, stored.created_at) == (prediction.id, prediction.created_at)

@@ -4,15 +4,19 @@ Other code imports them from this package. `serve_config.yaml` has the productio
 """
 
 from serve.settings.base import Device
+from serve.settings.cog import CogSettings
 from serve.settings.downloads import FetchSettings
 from serve.settings.environment import (
     ENVIRONMENT_VARIABLES,
     Secrets,
     cache_folder,
+    database_url,
     read_secrets,
     state_folder,
     use_compile_cache,
+    use_proxy_middleware,
     use_slow_control_loop,
+    uses_ray_token,
 )
 from serve.settings.loras import LoraCacheSettings, LoraFetchSettings, LoraSettings
 from serve.settings.models import DeploymentSettings, InputBounds, ModelSettings, ServedModel, is_same_id
@@ -33,10 +37,12 @@ from serve.settings.root import Settings
 from serve.settings.safety import SafetySettings
 from serve.settings.shared_state import unshared_state
 from serve.settings.storage import FileSettings, OutputSettings
+from serve.settings.webhooks import WebhookSettings
 
 __all__ = [
     "ENVIRONMENT_VARIABLES",
     "AttentionKernel",
+    "CogSettings",
     "CompiledPart",
     "DeploymentSettings",
     "Device",
@@ -61,11 +67,15 @@ __all__ = [
     "Secrets",
     "ServedModel",
     "Settings",
+    "WebhookSettings",
     "cache_folder",
+    "database_url",
     "is_same_id",
     "read_secrets",
     "state_folder",
     "unshared_state",
     "use_compile_cache",
+    "use_proxy_middleware",
     "use_slow_control_loop",
+    "uses_ray_token",
 ]

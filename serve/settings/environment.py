@@ -55,6 +55,11 @@ def state_folder(settings: Settings, port: int, environment: Mapping[str, str] =
     return Path(base) / "flux-serve" / f"port-{port}"
 
 
+def database_url(settings: Settings, port: int) -> str:
+    """The setting `database_url`, or else that of a file in the state folder."""
+    return settings.database_url or f"sqlite:///{state_folder(settings, port) / 'predictions.db'}"
+
+
 def use_compile_cache(settings: Settings, environment: MutableMapping[str, str] = os.environ) -> None:
     """Makes torch's compiler keep its results in the cache folder, where other replicas of this node find them.
 
@@ -65,9 +70,19 @@ def use_compile_cache(settings: Settings, environment: MutableMapping[str, str] 
     environment.setdefault("TORCHINDUCTOR_CACHE_DIR", str(folder))
 
 
+def use_proxy_middleware(environment: MutableMapping[str, str] = os.environ) -> None:
+    """Makes Serve's proxies use `serve.api.proxy`. Call it before Ray starts."""
+    environment.setdefault("RAY_SERVE_HTTP_PROXY_CALLBACK_IMPORT_PATH", "serve.api.proxy:proxy_middleware")
+
+
 def use_slow_control_loop(environment: MutableMapping[str, str] = os.environ) -> None:
     """Makes Serve's controller work twice a second. By default it does ten times, which takes 8 % of a core while idle.
 
     Call it before Ray starts.
     """
     environment.setdefault("RAY_SERVE_CONTROL_LOOP_INTERVAL_S", "0.5")
+
+
+def uses_ray_token(environment: Mapping[str, str] = os.environ) -> bool:
+    """Whether this process's Ray cluster asks for Ray's token; Ray itself sets the variable when it starts."""
+    return environment.get("RAY_AUTH_MODE", "").lower() == "token"

@@ -8,6 +8,7 @@ from pydantic import Field, model_validator
 
 from serve.model_specs import VariantName
 from serve.settings.base import Positive, Seconds, StrictModel
+from serve.settings.cog import CogSettings
 from serve.settings.downloads import FetchSettings
 from serve.settings.loras import LoraSettings
 from serve.settings.models import DEFAULT_SERVED_MODELS, DeploymentSettings, ModelSettings, ServedModel, is_same_id
@@ -15,6 +16,7 @@ from serve.settings.openai import OpenAiSettings
 from serve.settings.pools import PoolSettings, Scaling
 from serve.settings.safety import SafetySettings
 from serve.settings.storage import FileSettings, OutputSettings
+from serve.settings.webhooks import WebhookSettings
 
 Origin = Annotated[str, Field(pattern=r"^(\*|https?://[^/?#@\s]+)$")]
 
@@ -48,6 +50,11 @@ class Settings(StrictModel):
     fp8_lora_factor: Annotated[float, Field(gt=0)] = 1.5
     """Factor for LoRA scales in fp8 pools. Replicate documents that LoRAs have less effect on float8 weights."""
     max_body_bytes: Positive = 32 * 2**20
+    body_timeout_s: Seconds = 20
+    """Time in which a request body must arrive, plus a second for each `min_body_bytes_per_s` received."""
+    min_body_bytes_per_s: Positive = 2**14
+    max_concurrent_bodies: Positive = 256
+    """Bodies that may arrive at once. When another one begins, the one that has paused the longest is rejected."""
     max_prompt_chars: Positive = 10_000
     max_image_megapixels: Annotated[float, Field(gt=0)] = 50
     """Input images with larger dimensions in their header are rejected before they are decoded."""
@@ -72,6 +79,8 @@ class Settings(StrictModel):
     ingress_scaling: Scaling | None = None
     """Scales the ingress with its load, instead of `ingress_replicas`."""
     ingress_num_cpus: Annotated[float, Field(ge=0)] = 0.4
+    require_token: bool = False
+    """Require a token of `python -m serve tokens` on every path but the probes. FLUX_SERVE_TOKEN alone does so too."""
     allow_unauthenticated: bool = False
     """Allow listening on other addresses than loopback without a token. Use only behind a proxy that authenticates."""
     state_folder: Path | None = None
@@ -86,7 +95,9 @@ class Settings(StrictModel):
     outputs: OutputSettings = OutputSettings()
     files: FileSettings = FileSettings()
     safety: SafetySettings = SafetySettings()
+    cog: CogSettings = CogSettings()
     openai: OpenAiSettings = OpenAiSettings()
+    webhooks: WebhookSettings = WebhookSettings()
 
     @model_validator(mode="after")
     def _references_exist(self) -> Self:

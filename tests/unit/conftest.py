@@ -5,6 +5,7 @@ from collections.abc import AsyncGenerator, Iterator
 from pathlib import Path
 
 import pytest
+from sqlalchemy import text
 from sqlalchemy.ext.asyncio import AsyncConnection
 
 from serve import telemetry
@@ -64,6 +65,20 @@ async def database(database_url: str) -> AsyncGenerator[Database, None]:
     await database.write(create_tables)
     yield database
     await database.aclose()
+
+
+@pytest.fixture
+async def migrated(database: Database) -> AsyncGenerator[Database, None]:
+    """An empty database with the tables and the version of the migrations."""
+
+    async def drop_tables(connection: AsyncConnection) -> None:
+        await connection.run_sync(metadata.drop_all)
+        await connection.execute(text("DROP TABLE IF EXISTS alembic_version"))
+
+    await database.write(drop_tables)
+    await database.migrate()
+    yield database
+    await database.write(drop_tables)
 
 
 @pytest.fixture(scope="session")

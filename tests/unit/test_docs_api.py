@@ -2,14 +2,28 @@
 
 import ast
 import json
+import re
 from typing import Any, cast
 
 from starlette.routing import Route
 
 from serve import errors
-from serve.api import cog, deployments, discovery, files, models, openai, output_files, probes, replicate
+from serve.api import (
+    cog,
+    deployments,
+    discovery,
+    files,
+    models,
+    openai,
+    output_files,
+    playground,
+    probes,
+    replicate,
+    webhooks,
+)
+from serve.handle_api import BUILTIN_ERRORS
 from serve.inputs import Inputs
-from serve.settings import Settings
+from serve.settings import CogSettings, Settings
 from tests.markdown import ROOT, table_with, tables
 
 API = (ROOT / "docs" / "api.md").read_text()
@@ -41,7 +55,7 @@ def expected_row(name: str, field: dict[str, Any]) -> list[str]:
 
 
 def test_path_tables_match_the_routes() -> None:
-    settings = Settings()
+    settings = Settings(cog=CogSettings(shutdown=True))
     routes: list[Route] = [
         *replicate.routes(UNUSED, UNUSED, UNUSED, settings),
         *files.routes(UNUSED, UNUSED, UNUSED, settings),
@@ -49,9 +63,11 @@ def test_path_tables_match_the_routes() -> None:
         *openai.routes(UNUSED, UNUSED, settings),
         *deployments.routes(UNUSED, settings),
         *discovery.routes(UNUSED, settings),
-        *cog.routes(UNUSED, UNUSED, settings),
+        *playground.routes(settings),
+        *cog.routes(UNUSED, UNUSED, settings, UNUSED),
+        *webhooks.routes(UNUSED),
         *probes.routes(UNUSED),
-        *output_files.routes(UNUSED, UNUSED, UNUSED, settings),
+        *output_files.routes(UNUSED, UNUSED, UNUSED, UNUSED, settings),
     ]
     documented = {(row[0], row[1].strip("`")) for table in tables(API) for row in table if row[0] in HTTP_METHODS}
     served = {(method, route.path) for route in routes for method in route.methods or () if method != "HEAD"}
@@ -71,13 +87,28 @@ def all_subclasses(error: type[errors.ServiceError]) -> set[type[errors.ServiceE
     return direct.union(*(all_subclasses(subclass) for subclass in direct))
 
 
-def test_handle_table_matches_the_methods_of_the_ingress() -> None:
-    tree = ast.parse((ROOT / "serve/ingress.py").read_text())
-    (ingress,) = (node for node in tree.body if isinstance(node, ast.ClassDef) and node.name == "Ingress")
-    public = {
+def public_methods(file: str, name: str) -> set[str]:
+    """The methods of a class that Ray can call, with their arguments."""
+    tree = ast.parse((ROOT / file).read_text())
+    (definition,) = (node for node in tree.body if isinstance(node, ast.ClassDef) and node.name == name)
+    return {
         f"{node.name}({', '.join(argument.arg for argument in node.args.args[1:])})"
-        for node in ingress.body
+        for node in definition.body
         if isinstance(node, ast.AsyncFunctionDef) and not node.name.startswith("_")
     }
-    documented = {row[0].strip("`").replace("=None", "") for row in table_with(API, "`wait_until_open()`")}
+
+
+def test_handle_table_matches_the_methods_of_the_ingress() -> None:
+    public = public_methods("serve/ingress.py", "Ingress") | public_methods("serve/handle_api.py", "HandleApi")
+    rows = table_with(API, "`wait_until_open()`")
+    documented = {row[0].strip("`").replace("=None", "").replace("=()", "") for row in rows}
     assert documented == public
+
+
+def test_handle_errors_match_the_table_of_built_in_errors() -> None:
+    documented = {
+        name: row[0].strip("`") for row in table_with(API, "`LookupError`") for name in re.findall(r"`(\w+)`", row[1])
+    }
+    expected = {error.__name__: builtin.__name__ for error, builtin in BUILTIN_ERRORS.items()}
+    del expected["ServiceError"]
+    assert documented.items() >= expected.items()

@@ -14,7 +14,7 @@ import yaml
 from starlette.routing import Match, Route
 
 from scripts import demo
-from serve.api import cog, openai, replicate
+from serve.api import cog, cog_options, openai, replicate
 from serve.api.http_messages import check_body_keys
 from serve.api.openai.request import parse_request
 from serve.generation_plan import LORA_SCALE_FIELDS, make_plan
@@ -28,7 +28,7 @@ SETTINGS = Settings()
 UNUSED = cast(Any, None)
 ROUTES: list[Route] = [
     *replicate.routes(UNUSED, UNUSED, UNUSED, SETTINGS),
-    *cog.routes(UNUSED, UNUSED, SETTINGS),
+    *cog.routes(UNUSED, UNUSED, SETTINGS, UNUSED),
     *openai.routes(UNUSED, UNUSED, SETTINGS),
 ]
 
@@ -59,7 +59,7 @@ def inputs_of(path: str, body: dict[str, Any]) -> dict[str, Any]:
     """The inputs in the valid body of a request."""
     if path.startswith("/v1/images/"):
         return parse_request(body, SETTINGS).prediction_inputs()[0]
-    check_body_keys(body, replicate.KEYS if path.startswith("/v1/") else cog.KEYS, frozenset())
+    check_body_keys(body, replicate.KEYS if path.startswith("/v1/") else cog_options.KEYS, frozenset())
     resolve_version(SETTINGS, body.get("version"))
     return dict(body["input"])
 

@@ -33,32 +33,37 @@ ALLOWED_UNITS = {
     "model_specs": {"errors"},
     "settings": {"errors", "model_specs"},
     "output_sizes": {"model_specs"},
+    "playground": set[str](),
     "inputs": {"errors", "model_specs", "output_sizes"},
     "generation_plan": BASE | {"inputs", "output_sizes"},
     "database": {"errors"},
+    "access": {"errors", "database"},
     "net": {"__init__", "errors", "settings"},
     "media": {"database", "errors", "model_specs", "settings"},
     "lora": BASE | {"media", "net", "telemetry"},
     "engine": BASE | {"events", "lora", "stage_times"},
     "lora_cache_actor": BASE | {"engine", "lora", "ray_metrics", "telemetry"},
     "lora_cache_client": BASE | {"__init__", "aio", "lora", "lora_cache_actor"},
-    "predictions": REQUEST | {"aio", "database", "events", "logs", "lora", "media", "telemetry"},
-    "api": BASE | {"inputs", "logs", "media", "output_sizes", "predictions"},
-    "pool_client": BASE | {"events", "lora", "generation_plan"},
+    "predictions": REQUEST | {"access", "aio", "database", "events", "logs", "lora", "media", "telemetry"},
+    "webhooks": BASE | {"database", "net", "predictions"},
+    "api": BASE | {"access", "inputs", "logs", "media", "net", "output_sizes", "predictions", "webhooks"},
+    "owner_death": set[str](),
+    "pool_client": BASE | {"events", "lora", "generation_plan", "owner_death"},
     "model_replica": BASE
     | {"engine", "events", "generation_plan", "logs", "lora", "lora_cache_actor", "media", "stage_times"}
-    | {"ray_metrics", "replica_metrics"},
+    | {"owner_death", "ray_metrics", "replica_metrics"},
+    "handle_api": BASE | {"api", "inputs", "media", "owner_death", "predictions"},
     "ingress": BASE
-    | {"api", "database", "logs", "lora", "lora_cache_client", "media", "net", "pool_client", "predictions"}
-    | {"ray_metrics"},
+    | {"access", "api", "database", "handle_api", "logs", "lora", "lora_cache_client", "media", "net", "owner_death"}
+    | {"pool_client", "predictions", "ray_metrics", "webhooks"},
     "deployment": BASE | {"ingress", "model_replica"},
-    "launch": BASE | {"lora", "predictions"},
+    "launch": BASE | {"access", "database", "lora", "predictions", "webhooks"},
     "__main__": BASE | {"api", "launch"},
 }
 
 RAY_USERS = {
     *("__main__", "deployment", "ingress", "launch"),
-    *("lora_cache_actor", "lora_cache_client", "model_replica", "pool_client", "ray_metrics"),
+    *("lora_cache_actor", "lora_cache_client", "model_replica", "owner_death", "pool_client", "ray_metrics"),
 }
 LIBRARY_USERS = {
     "ray": RAY_USERS,
@@ -77,9 +82,10 @@ LIBRARY_USERS = {
     "httpcore": {"net"},
     "httpx": {"lora", "net"},
     "regex": {"lora"},
-    "sqlalchemy": {"database", "media", "predictions"},
+    "sqlalchemy": {"access", "database", "media", "predictions", "webhooks"},
     "obstore": {"media"},
     "alembic": {"database"},
+    "uvicorn": {"api"},
     "yaml": {"launch"},
 }
 
@@ -200,7 +206,7 @@ assert sys.modules.get("ray") or process_state() == before, "importing changed t
 @pytest.mark.parametrize(
     ("unavailable", "excluded"),
     [
-        (("ray", "torch", "diffusers", "transformers", "starlette"), RAY_USERS | {"engine", "api"}),
+        (("ray", "torch", "diffusers", "transformers", "starlette"), RAY_USERS | {"engine", "api", "handle_api"}),
         (("torch", "diffusers", "transformers"), {"engine"}),
     ],
     ids=["without Ray, torch and Starlette", "without torch"],

@@ -12,9 +12,9 @@ import torch
 from PIL import Image
 from ray.exceptions import ObjectLostError, OwnerDiedError
 
-from serve import model_replica, telemetry
+from serve import model_replica, owner_death, telemetry
 from serve.engine.checkpoint_files import read_geometry
-from serve.errors import LorasMissing
+from serve.errors import EngineFailed, LorasMissing
 from serve.events import Alive, Event, Finished, ImageFinished, ImageFlagged, Started, StepDone
 from serve.generation_plan import GenerationPlan, PlannedLora, make_plan
 from serve.inputs import validate_inputs
@@ -170,6 +170,18 @@ async def test_closing_or_cancelling_returns_after_the_engine_dropped_the_reques
     assert stats["images"] == 0
     await asyncio.sleep(0.1)
     assert replica.stats()["image_steps"] == stats["image_steps"]
+
+
+async def test_death_of_the_caller_ends_the_work(replica: ModelReplica, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(owner_death, "CHECK_PERIOD_S", 0)
+
+    async def read() -> None:
+        raise OwnerDiedError("0" * 40, None, "")
+
+    events = replica.generate(plan(steps=50), owner=[read()])
+    with pytest.raises(EngineFailed):
+        await asyncio.wait_for(consume(events), 30)
+    assert replica.stats()["images"] == 0
 
 
 async def consume(events: AsyncGenerator[Event, None]) -> None:

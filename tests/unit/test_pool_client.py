@@ -131,4 +131,13 @@ async def test_replica_gets_the_id_for_its_log() -> None:
     handle = FakeHandle(ALL_EVENTS)
     assert [event async for event in client(handle).generate(plan(), log_id="prediction a (request b)")]
     [arguments] = handle.calls
-    assert arguments[-1] == "prediction a (request b)"
+    assert arguments[-2] == "prediction a (request b)"
+
+
+async def test_replica_gets_the_reference_of_the_owner() -> None:
+    handle, owner = FakeHandle(ALL_EVENTS), [asyncio.Event().wait()]
+    pool = PoolClient("dev-bf16", cast(DeploymentHandle, handle), owner)
+    assert [event async for event in pool.generate(plan())]
+    [arguments] = handle.calls
+    assert arguments[-1] is owner
+    owner[0].close()

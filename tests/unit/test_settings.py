@@ -17,6 +17,7 @@ from serve.settings import (
     unshared_state,
     use_compile_cache,
     use_slow_control_loop,
+    uses_ray_token,
 )
 
 SEED_MODEL = "fofr/flux-handwriting-and-sketch"
@@ -155,6 +156,14 @@ def test_compile_cache_is_in_the_cache_folder_unless_the_environment_names_anoth
 )
 def test_valid_settings_are_accepted(tree: dict[str, object]) -> None:
     Settings.model_validate(tree)
+
+
+@pytest.mark.parametrize(
+    ("environment", "expected"),
+    [({}, False), ({"RAY_AUTH_MODE": "disabled"}, False), ({"RAY_AUTH_MODE": "token"}, True)],
+)
+def test_token_of_ray_is_used_if_the_environment_says_so(environment: dict[str, str], expected: bool) -> None:
+    assert uses_ray_token(environment) is expected
 
 
 def test_control_loop_is_slower_unless_the_environment_says_otherwise() -> None:

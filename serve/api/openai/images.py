@@ -10,6 +10,8 @@ from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
 from starlette.routing import Route
 
+from serve.access.caller import Caller
+from serve.api.auth import caller_of
 from serve.api.client_disconnect import cancel_on_disconnect
 from serve.api.event_stream import Events, EventStream
 from serve.api.http_messages import read_json_object
@@ -22,6 +24,7 @@ from serve.api.openai.stream import image_events
 from serve.errors import FieldError, InvalidImage, InvalidInput
 from serve.media.edit_files import convert_edit
 from serve.media.output_store import OutputStore
+from serve.predictions.create_options import CreateOptions
 from serve.predictions.prediction import Prediction
 from serve.predictions.service import PredictionService
 from serve.settings import Settings
@@ -75,8 +78,8 @@ class ImagesApi:
 
     async def _respond(self, request: Request, writer: ResponseWriter, inputs: PredictionInputs) -> Response:
         if writer.request.parameters.stream:
-            return EventStream(self._open_stream(writer, inputs))
-        return JSONResponse(await cancel_on_disconnect(request.receive, self._run(writer, inputs)))
+            return EventStream(self._open_stream(writer, inputs, caller_of(request)))
+        return JSONResponse(await cancel_on_disconnect(request.receive, self._run(writer, inputs, caller_of(request))))
 
     async def _convert(self, form: EditForm, image_request: ImageRequest) -> tuple[str, str | None]:
         """The image and the mask as `data:` URIs. Raises `InvalidInput`."""
@@ -87,22 +90,23 @@ class ImagesApi:
             except InvalidImage as error:
                 raise InvalidInput((FieldError(error.field, error.why),)) from error
 
-    async def _run(self, writer: ResponseWriter, inputs: PredictionInputs) -> dict[str, Any]:
+    async def _run(self, writer: ResponseWriter, inputs: PredictionInputs, caller: Caller) -> dict[str, Any]:
         """The body of the response. Raises `ImageFailed` if a prediction fails."""
-        async with self._create(writer.request, inputs) as predictions:
+        async with self._create(writer.request, inputs, caller) as predictions:
             ended = [await self._service.wait(prediction.id) for prediction in predictions]
         check_ended(ended)
         return await writer.response(ended)
 
     @asynccontextmanager
     async def _create(
-        self, image_request: ImageRequest, inputs: PredictionInputs
+        self, image_request: ImageRequest, inputs: PredictionInputs, caller: Caller
     ) -> AsyncGenerator[list[Prediction], None]:
         """Creates the predictions, and cancels those that have not ended when the block is left."""
+        options = CreateOptions(caller)
         async with AsyncExitStack() as stack:
             try:
                 predictions = [
-                    await stack.enter_async_context(self._service.create_attached(each, image_request.served))
+                    await stack.enter_async_context(self._service.create_attached(each, image_request.served, options))
                     for each in inputs
                 ]
             except InvalidInput as error:
@@ -110,8 +114,10 @@ class ImagesApi:
             yield predictions
 
     @asynccontextmanager
-    async def _open_stream(self, writer: ResponseWriter, inputs: PredictionInputs) -> AsyncGenerator[Events, None]:
-        async with self._create(writer.request, inputs) as predictions:
+    async def _open_stream(
+        self, writer: ResponseWriter, inputs: PredictionInputs, caller: Caller
+    ) -> AsyncGenerator[Events, None]:
+        async with self._create(writer.request, inputs, caller) as predictions:
             yield image_events(predictions, writer, self._watch)
 
 

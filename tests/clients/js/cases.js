@@ -1,4 +1,5 @@
-// Calls the service with Replicate's JavaScript client: `node cases.js BASE_URL CASE IMAGE_FILE`.
+// Calls the service with Replicate's JavaScript client: `node cases.js BASE_URL CASE [ARGUMENT]`. The argument is an image
+// file, or JSON.
 // It prints what the case returns as one line of JSON.
 const fs = require("node:fs/promises");
 const Replicate = require("replicate");
@@ -118,11 +119,11 @@ const CASES = {
     return { listed, deployment, status, model, refused };
   },
   notServed: async () => {
-    const calls = [
-      () => replicate.trainings.list(),
-      () => replicate.webhooks.default.secret.get(),
-    ];
-    return Promise.all(calls.map(failureOf));
+    return failureOf(() => replicate.trainings.list());
+  },
+  validateWebhooks: async () => {
+    const { key } = await replicate.webhooks.default.secret.get();
+    return Promise.all(JSON.parse(imageFile).map((request) => Replicate.validateWebhook(request, key)));
   },
 };
 

@@ -147,7 +147,8 @@ async def test_cancelled_request_task_cancels_its_prediction() -> None:
         ({"input": {"prompt": "a", "image": "data:,x"}}, [["body", "input", "image"]]),
         ({"input": {"prompt": "a", "mask": data_uri(png(64, 64))}}, [["body", "input", "mask"]]),
         ({}, [["body", "input"]]),
-        ({"input": CAT, "webhook": "https://me.example", "id": "mine"}, [["body", "webhook"], ["body", "id"]]),
+        ({"input": CAT, "webhook": 7, "id": 7}, [["body", "webhook"], ["body", "id"]]),
+        ({"input": CAT, "webhook": "ftp://me.example"}, [["body", "webhook"]]),
         ({"input": CAT, "version": "embedded"}, [["body", "version"]]),
     ],
 )

@@ -10,6 +10,7 @@ import pytest
 from serve.api.creation_headers import parse_cancel_after
 from serve.api.http_messages import InvalidHeader
 from serve.settings import PoolSettings, Settings
+from tests.access import add_token
 from tests.app_factory import AppUnderTest, make_app
 from tests.fakes import ONE_IMAGE, FakePool
 
@@ -49,6 +50,18 @@ async def test_same_key_with_another_request_is_rejected(inputs: dict[str, Any],
     rejected = await post(app, inputs, path, Idempotency_Key=KEY)
     assert (rejected.status_code, rejected.json()["title"]) == (422, "Idempotency key reused")
     assert KEY in rejected.json()["detail"]
+
+
+async def test_each_token_has_keys_of_its_own() -> None:
+    app = make_app(FakePool(ONE_IMAGE), token="operator")
+    (_, first), (_, second) = await add_token(app.database), await add_token(app.database)
+    responses = [await post(app, CAT, Idempotency_Key=KEY, **headers) for headers in (first, second, first, second)]
+    assert {each.status_code for each in responses} == {201}
+    ids = [each.json()["id"] for each in responses]
+    assert ids[:2] == ids[2:]
+    assert ids[0] != ids[1]
+    other = await post(app, {**CAT, "seed": 8}, Idempotency_Key=KEY, Authorization="Bearer operator")
+    assert other.status_code == 201
 
 
 async def test_other_keys_are_other_predictions() -> None:

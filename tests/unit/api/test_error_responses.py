@@ -1,5 +1,6 @@
 """Errors become HTTP responses, in the formats of both APIs."""
 
+import logging
 from collections.abc import AsyncGenerator, Awaitable, Callable
 from urllib.parse import quote
 
@@ -14,7 +15,16 @@ from starlette.types import ASGIApp, Receive, Scope, Send
 
 from serve.api.error_responses import ErrorMiddleware
 from serve.api.http_messages import InvalidBody, InvalidHeader, InvalidQuery
-from serve.errors import EngineFailed, FieldError, InvalidInput, NotFound, NotReady, PoolFull, Unauthenticated
+from serve.errors import (
+    DatabaseUnavailable,
+    EngineFailed,
+    FieldError,
+    InvalidInput,
+    NotFound,
+    NotReady,
+    PoolFull,
+    Unauthenticated,
+)
 from tests.logs import Logs
 
 PATHS = ["/v1/path", "/path"]
@@ -58,7 +68,7 @@ class WrappedError(NotReady):
     ("error", "status", "detail", "headers"),
     [
         (NotFound("there is no such thing"), 404, "there is no such thing", {}),
-        (NotReady("the service is stopping"), 503, "the service is stopping", {}),
+        (NotReady("the service is stopping"), 503, "the service is stopping", {"Retry-After": "5"}),
         (PoolFull("schnell", 2.4), 429, str(PoolFull("schnell", 2.4)), {"Retry-After": "3"}),
         (WrappedError("x"), 429, str(PoolFull("schnell", 2.4)), {"Retry-After": "3"}),
         (EngineFailed(), 500, str(EngineFailed()), {}),
@@ -108,6 +118,17 @@ async def test_unexpected_error_is_logged_and_responds_with_the_request_id_only(
     assert "request-1" in record.getMessage()
     assert record.exc_info is not None
     assert "secret" in str(record.exc_info[1])
+
+
+@pytest.mark.parametrize("path", PATHS)
+async def test_cause_of_an_unavailable_database_is_only_in_the_log(path: str, logs: Logs) -> None:
+    response = await get(path, raising(DatabaseUnavailable("refused by 10.0.0.1")))
+    assert response.status_code == 503
+    assert "10.0.0.1" not in response.text
+    [record] = logs.records
+    assert record.levelno == logging.WARNING
+    assert "request-1" in record.getMessage()
+    assert "10.0.0.1" in record.getMessage()
 
 
 async def test_line_break_in_a_path_is_escaped_in_the_log(logs: Logs) -> None:

@@ -27,7 +27,7 @@ class Client:
     def body(self) -> bytes:
         return b"".join(message.get("body", b"") for message in self.received)
 
-    async def call(self, response: EventStream) -> None:
+    async def call(self, response: EventStream, method: str = "GET") -> None:
         async def receive() -> dict[str, Any]:
             await self.disconnected.wait()
             return {"type": "http.disconnect"}
@@ -37,7 +37,7 @@ class Client:
             if self._stops_reading and message.get("body"):
                 await asyncio.Event().wait()
 
-        await asyncio.wait_for(response({"type": "http"}, receive, send), 5)
+        await asyncio.wait_for(response({"type": "http", "method": method}, receive, send), 5)
 
 
 class Source:
@@ -80,6 +80,16 @@ async def test_events_are_sent_one_by_one() -> None:
     assert b"content-length" not in headers
     assert [(body["body"], body["more_body"]) for body in bodies] == [(b"1", True), (b"2", True), (b"", False)]
     assert not source.is_open
+
+
+async def test_head_gets_the_headers_at_once() -> None:
+    client, source = Client(), Source(b"1")
+    source.may_end.clear()
+    await client.call(EventStream(source.opened()), "HEAD")
+    start, end = client.received
+    assert start["status"] == 200
+    assert dict(start["headers"])[b"content-type"].startswith(b"text/event-stream")
+    assert end == {"type": "http.response.body", "body": b"", "more_body": False}
 
 
 async def test_comment_is_sent_while_no_event_comes() -> None:

@@ -102,6 +102,7 @@ def strict(schema: Any) -> Any:
         ("GET", "/v1/search?query=schnell", "SearchResults"),
         ("GET", "/readyz", "Readiness"),
         ("GET", "/v1/account", "Account"),
+        ("GET", "/v1/webhooks/default/secret", "WebhookSecret"),
         ("GET", "/v1/models/black-forest-labs/none", "Problem"),
         ("POST", "/v1/models/black-forest-labs/flux-dev-lora/predictions", "Problem"),
     ],

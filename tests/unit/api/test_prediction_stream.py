@@ -104,6 +104,15 @@ async def test_canceled_prediction_ends_with_the_reason() -> None:
     assert (done.name, json.loads(done.data)) == ("done", {"reason": "canceled"})
 
 
+async def test_head_of_a_running_prediction_is_answered_at_once() -> None:
+    app = make_app(FakePool(TWO_IMAGES, may_start=False), SETTINGS)
+    created = await app.create(TWO_CATS)
+    async with app.http as client, asyncio.timeout(5):
+        response = await client.head(f"/v1/predictions/{created.id}/stream")
+    assert (response.status_code, response.content) == (200, b"")
+    assert response.headers["content-type"].startswith("text/event-stream")
+
+
 async def test_any_process_resumes_after_any_event() -> None:
     app = make_service()
     ended = await run_to_end(app, TWO_CATS)

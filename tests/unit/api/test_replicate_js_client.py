@@ -3,6 +3,7 @@
 import asyncio
 import base64
 import hashlib
+import json
 from collections.abc import AsyncGenerator
 from contextlib import asynccontextmanager
 from pathlib import Path
@@ -11,12 +12,13 @@ from typing import Any
 import pytest
 
 from serve.events import ImageFlagged, Started
-from serve.settings import DeploymentSettings, Settings
-from tests.app_factory import make_app
+from serve.settings import DeploymentSettings, Settings, WebhookSettings
+from tests.app_factory import delivering, make_app
 from tests.asgi_server import listen, outputs_at
 from tests.fakes import DONE, ONE_IMAGE, WEBP, FakeFetcher, FakeLoraCache, FakePool
 from tests.images import png
 from tests.js_client import JsClient
+from tests.webhook_receiver import webhook_receiver
 
 IMAGE = png(200, 100)
 IMAGE_URL = "https://images.example/boat.png"
@@ -169,7 +171,20 @@ async def test_deployments_are_read_and_run(js_client: JsClient) -> None:
 
 async def test_other_endpoints_are_errors_that_name_the_path(js_client: JsClient) -> None:
     async with service(FakePool(ONE_IMAGE)) as url:
-        errors = await js_client.run("notServed", url)
-    for error, path in zip(errors, ("trainings", "webhooks"), strict=True):
-        assert error["status"] == 404
-        assert f"does not serve GET /v1/{path}" in error["message"]
+        error = await js_client.run("notServed", url)
+    assert error["status"] == 404
+    assert "does not serve GET /v1/trainings" in error["message"]
+
+
+async def test_webhook_is_verified_with_the_secret(js_client: JsClient) -> None:
+    webhooks = WebhookSettings(allowed_hosts=("127.0.0.1",))
+    app = make_app(FakePool(ONE_IMAGE), Settings(webhooks=webhooks), token="secret")
+    async with webhook_receiver() as receiver, delivering(app), app.listening() as url:
+        body = {"input": {"prompt": "a cat"}, "webhook": receiver.url, "webhook_events_filter": ["completed"]}
+        async with app.http as client:
+            await client.post("/v1/predictions", json=body, headers={"Authorization": "Bearer secret"})
+        [received] = await receiver.wait_for(1)
+        content = received.content.decode()
+        request = {"headers": received.headers, "body": content}
+        forged = {"headers": received.headers, "body": content.replace("succeeded", "failed")}
+        assert await js_client.run("validateWebhooks", url, json.dumps([request, forged])) == [True, False]

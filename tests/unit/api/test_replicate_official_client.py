@@ -282,7 +282,7 @@ async def test_stream_of_a_failed_prediction_raises_its_error() -> None:
     [
         ("d592f697", {"input": {}}, 422, "Input validation failed", "- prompt: "),
         ("unknown", {"input": CAT}, 422, "Invalid version or not permitted", "'unknown'"),
-        ("d592f697", {"input": CAT, "webhook": "https://me.example"}, 422, "Input validation failed", "- webhook: "),
+        ("d592f697", {"input": CAT, "webhook": "ftp://me.example"}, 422, "Input validation failed", "- webhook: "),
         ("d592f697", {"input": {**CAT, "image": "data:,x"}}, 422, "Input validation failed", "- image: "),
     ],
 )

@@ -1,6 +1,7 @@
 """The database: migrations, transactions, and a server that is away."""
 
 import asyncio
+from contextlib import AsyncExitStack
 
 import pytest
 from alembic.autogenerate import compare_metadata
@@ -8,6 +9,7 @@ from alembic.migration import MigrationContext
 from sqlalchemy import Connection, text
 from sqlalchemy.ext.asyncio import AsyncConnection
 
+from serve.database import connection
 from serve.database.connection import Database
 from serve.database.tables import metadata
 from serve.errors import DatabaseUnavailable
@@ -28,6 +30,24 @@ async def test_migrations_make_the_tables(database: Database) -> None:
     await database.write(drop_all)
     await database.migrate()
     assert await database.read(lambda connection: connection.run_sync(differences)) == []
+
+
+async def test_migrations_make_the_indexes_with_their_conditions(database: Database) -> None:
+    """Alembic does not compare conditions, and SQLite uses an index only for queries that have its condition."""
+    expected = await database.read(index_definitions)
+    await database.write(drop_all)
+    await database.migrate()
+    assert await database.read(index_definitions) == expected
+
+
+async def index_definitions(connection: AsyncConnection) -> dict[str, str]:
+    """The SQL of each index, by name."""
+    query = {
+        "sqlite": "SELECT name, sql FROM sqlite_master WHERE type = 'index' AND sql IS NOT NULL",
+        "postgresql": "SELECT indexname, indexdef FROM pg_indexes WHERE schemaname = 'public'",
+    }[connection.dialect.name]
+    rows = (await connection.execute(text(query))).all()
+    return {name: sql for name, sql in rows if not name.startswith("alembic_version")}
 
 
 async def test_two_processes_may_migrate_at_once(database: Database) -> None:
@@ -79,6 +99,19 @@ async def test_server_that_is_away_is_unavailable_until_it_is_back(postgres: Pos
     finally:
         postgres.start()
     assert await database.read(lambda connection: connection.execute(text("SELECT 1")))
+    await database.aclose()
+
+
+async def test_call_without_a_free_connection_is_unavailable(
+    postgres: PostgresServer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(connection, "POOL_TIMEOUT_S", 0.1)
+    database = Database(postgres.url)
+    async with AsyncExitStack() as stack:
+        for _ in range(connection.POOL_SIZE + connection.MAX_OVERFLOW):
+            await stack.enter_async_context(database.connection())
+        with pytest.raises(DatabaseUnavailable):
+            await database.read(lambda connection: connection.execute(text("SELECT 1")))
     await database.aclose()
 
 

@@ -39,11 +39,11 @@ class StoresUnderTest:
         store = ObjectStore(self.folder.as_uri())
         return FileStore(FileSettings.model_validate(limits), self._database, store, self.clock)
 
-    async def store_file(self, store: FileStore, content: bytes) -> StoredFile:
+    async def store_file(self, store: FileStore, content: bytes, owner: str = "") -> StoredFile:
         self.clock.elapsed_s += 1
         async with store.upload() as upload:
             await upload.grow(len(content))
-            return await upload.save(io.BytesIO(content), DESCRIPTION)
+            return await upload.save(io.BytesIO(content), DESCRIPTION, owner)
 
     @property
     def disk_bytes(self) -> list[int]:
@@ -89,6 +89,22 @@ async def test_files_are_listed_newest_first(stores: StoresUnderTest) -> None:
     assert [file.id for file in await store.page(ids[2], 1)] == [ids[1]]
     with pytest.raises(NotFound):
         await store.page("unknown", 1)
+
+
+async def test_owner_sees_own_files_only_in_every_process(stores: StoresUnderTest) -> None:
+    store, other = stores.make(), stores.make()
+    first = await stores.store_file(store, b"x", "one")
+    second = await stores.store_file(store, b"x", "two")
+    third = await stores.store_file(store, b"x", "one")
+    assert (await other.get(first.id, "one")).owner == "one"
+    assert await other.page(None, 10, "one") == [third, first]
+    assert await other.page(third.id, 10, "one") == [first]
+    assert await other.page(None, 1, "two") == [second]
+    assert await stored_ids(other) == [third.id, second.id, first.id]
+    for call in (other.get(second.id, "one"), other.delete(second.id, "one"), other.page(second.id, 10, "one")):
+        with pytest.raises(NotFound):
+            await call
+    await other.delete(second.id, "two")
 
 
 @pytest.mark.parametrize("file_id", ["unknown", "", "../x", "0" * 32, "\0", "\ud800"])

@@ -1,5 +1,6 @@
 """Headers and secrets across redirects, downgrades to http, and limits of the HTTP client."""
 
+import asyncio
 from pathlib import Path
 
 import httpx
@@ -87,3 +88,41 @@ async def test_received_bytes_count_towards_the_limit(server: LocalServer) -> No
 )
 def test_origin_is_scheme_host_and_port(first: str, second: str, same: bool) -> None:
     assert (origin(httpx.URL(first)) == origin(httpx.URL(second))) is same
+
+
+async def post(client: HttpClient, url: str) -> int:
+    try:
+        return await client.post(httpx.URL(url), b"a body", {"X-Test": "1"})
+    finally:
+        client.close()
+
+
+async def test_post_sends_headers_and_content_length(server: LocalServer) -> None:
+    url = server.respond("/a", status="202 Accepted")
+    assert await post(HttpClient(ALLOW_LOOPBACK, None, EMPTY_TRUST_STORE), url) == 202
+    [head] = server.heads
+    assert head.startswith("POST /a ")
+    assert "X-Test: 1" in head
+    assert "Content-Length: 6" in head
+
+
+async def test_post_follows_no_redirect(server: LocalServer) -> None:
+    server.respond("/b")
+    url = server.respond("/a", status="302 Found", Location="/b")
+    assert await post(HttpClient(ALLOW_LOOPBACK, None, EMPTY_TRUST_STORE), url) == 302
+    assert server.requested_paths == ["/a"]
+
+
+async def test_post_reads_no_response_body(server: LocalServer) -> None:
+    async def endless(writer: asyncio.StreamWriter) -> None:
+        await server.drip(writer, b"x" * 2**16, 0.001)
+
+    url = server.respond_with("/a", endless)
+    assert await asyncio.wait_for(post(HttpClient(ALLOW_LOOPBACK, None, EMPTY_TRUST_STORE), url), 5) == 200
+
+
+async def test_post_to_a_private_address_is_refused(server: LocalServer) -> None:
+    url = server.respond("/a")
+    with pytest.raises(RequestFailed, match="not public"):
+        await post(HttpClient(FetchSettings(), None, EMPTY_TRUST_STORE), url)
+    assert server.requested_paths == []

@@ -2,7 +2,14 @@
 
 import pytest
 
-from serve.predictions.admission import MAX_RETRY_AFTER_S, PoolLoad, RetryEstimates, seconds_per_place, work_of
+from serve.predictions.admission import (
+    MAX_RETRY_AFTER_S,
+    PoolLoad,
+    RetryEstimates,
+    own_retry_after_s,
+    seconds_per_place,
+    work_of,
+)
 from tests.fakes import FakeClock, plan
 
 HOUR_S = 3600.0
@@ -50,6 +57,13 @@ def test_each_rejected_caller_gets_a_later_place() -> None:
     assert estimates.retry_after_s("other", load(10)) == 10
     clock.elapsed_s = 20
     assert estimates.retry_after_s("pool", load(10)) == 20
+
+
+def test_own_retry_time_is_that_of_a_place_by_the_callers_share() -> None:
+    assert own_retry_after_s(load(10, places=4), own_count=4) == 10
+    assert own_retry_after_s(load(10, places=4), own_count=1) == 40
+    assert own_retry_after_s(load(10, places=1), own_count=3) == 10
+    assert own_retry_after_s(load(0.01), own_count=1) == 1
 
 
 def test_retry_time_is_a_whole_number_of_seconds_within_bounds() -> None:

@@ -12,7 +12,9 @@ from serve.media.file_store import FileStore
 from serve.media.links import LinkSigner
 from serve.media.object_store import ObjectStore
 from serve.media.output_store import OutputStore
+from serve.predictions.change_notifier import ChangeNotifier
 from serve.predictions.own_files import OwnFiles
+from serve.predictions.store import PredictionStore
 from serve.settings import FileSettings, OutputSettings
 from tests.app_factory import SqliteForTests
 
@@ -27,13 +29,14 @@ class OwnFilesHarness:
         links = LinkSigner(lambda: signing_key(database, "links"), 60)
         self.files = FileStore(FileSettings(), database, store)
         self.outputs = OutputStore(OutputSettings(), store, links)
-        self.own_files = OwnFiles(self.files, self.outputs, public_url)
+        self.predictions = PredictionStore(database, ChangeNotifier(database), {"p": 1})
+        self.own_files = OwnFiles(self.files, self.outputs, self.predictions, links, public_url)
 
     async def upload(self, content: bytes) -> str:
         """Stores an uploaded file and returns its id."""
         async with self.files.upload() as upload:
             description = FileDescription("a.safetensors", "application/octet-stream", {})
-            return (await self.files.save(upload, io.BytesIO(content), description)).id
+            return (await upload.save(io.BytesIO(content), description)).id
 
     async def read(self, url: str) -> bytes | None:
         return await self.own_files.read(url, max_bytes=1000)

@@ -7,8 +7,9 @@ from typing import Any
 import pytest
 from sqlalchemy.ext.asyncio import AsyncConnection
 
+from serve.access.caller import NO_OWNER, Caller
 from serve.database.connection import Database
-from serve.errors import DatabaseUnavailable, IdempotencyKeyReused, NotFound, PoolFull
+from serve.errors import DatabaseUnavailable, IdempotencyKeyReused, NotFound, PoolFull, TooManyPredictions
 from serve.predictions import leased_record
 from serve.predictions import prediction_rows as rows
 from serve.predictions.change_notifier import ChangeNotifier
@@ -274,6 +275,21 @@ async def test_change_in_another_process_wakes_every_waiter(database: Database) 
     await asyncio.gather(listening, return_exceptions=True)
 
 
+async def test_waiter_in_a_process_that_lost_its_lease_gets_the_end(database: Database) -> None:
+    clock = FakeClock()
+    owner, other = make_store(database, clock), make_store(database, clock)
+    await owner.create(prediction(A), attached=False)
+    for _ in range(3):
+        seen = await owner.update(A, add_line)
+    clock.elapsed_s += LEASE_S + 1
+    await other.claim(10)
+    await other.finish(A, succeed, release=True)
+    await owner.renew_leases()
+    record = await asyncio.wait_for(owner.wait_for_change(seen), 2)
+    assert record.status == "succeeded"
+    assert record.revision < seen.revision
+
+
 async def test_pages_go_both_ways(database: Database) -> None:
     store = make_store(database)
     ids = [f"{number:026}" for number in range(5)]
@@ -296,19 +312,30 @@ async def test_pages_go_both_ways(database: Database) -> None:
 
 async def test_same_key_creates_one_prediction_also_if_the_pool_is_full(database: Database) -> None:
     first, second = make_store(database, limit=1), make_store(database, limit=1)
-    assert await first.find_earlier(KEY) is None
+    assert await first.find_earlier(KEY, NO_OWNER) is None
     created = await first.create(prediction(A), attached=False, idempotency=KEY)
     assert await second.create(prediction(B), attached=False, idempotency=KEY) == created == prediction(A)
-    assert await second.find_earlier(KEY) == created
+    assert await second.find_earlier(KEY, NO_OWNER) == created
     with pytest.raises(NotFound):
         await second.get(B)
+
+
+async def test_owners_have_keys_of_their_own(database: Database) -> None:
+    stores = [make_store(database) for _ in range(2)]
+    owned = [prediction(id_).model_copy(update={"owner": owner}) for id_, owner in ((A, "one"), (B, "other"))]
+    creating = [
+        store.create(record, attached=False, idempotency=KEY) for store, record in zip(stores, owned, strict=True)
+    ]
+    assert await asyncio.gather(*creating) == owned
+    assert await stores[0].find_earlier(KEY, "other") == owned[1]
+    assert await stores[0].find_earlier(KEY, NO_OWNER) is None
 
 
 async def test_key_of_another_request_is_an_error(database: Database) -> None:
     store, other = make_store(database), IdempotencyKey(KEY.key, "another hash")
     await store.create(prediction(A), attached=False, idempotency=KEY)
     with pytest.raises(IdempotencyKeyReused):
-        await store.find_earlier(other)
+        await store.find_earlier(other, NO_OWNER)
     with pytest.raises(IdempotencyKeyReused):
         await store.create(prediction(B), attached=False, idempotency=other)
 
@@ -362,3 +389,46 @@ async def test_key_that_another_process_stores_at_the_same_time_is_found(databas
     may_commit.set()
     await inserting
     assert await creating == other
+
+
+async def test_pages_have_the_predictions_of_one_owner(database: Database) -> None:
+    store = make_store(database)
+    for prediction_id, owner in ((A, "one"), (B, "other"), (C, "one")):
+        await store.create(prediction(prediction_id).model_copy(update={"owner": owner}), attached=False)
+
+    async def page(query: PageQuery) -> list[str]:
+        return [record.id for record in await store.page(query)]
+
+    assert await page(PageQuery(9)) == [C, B, A]
+    assert await page(PageQuery(9, owner="one")) == [C, A]
+    assert await page(PageQuery(9, owner="one", older_than=C)) == [A]
+    assert await page(PageQuery(9, owner="")) == []
+    with pytest.raises(NotFound):
+        await page(PageQuery(9, owner="one", older_than=B))
+
+
+async def test_owner_has_a_limited_number_of_unfinished_predictions(database: Database) -> None:
+    store, caller = make_store(database), Caller("one", max_in_flight=1)
+
+    async def create(prediction_id: str, caller: Caller) -> None:
+        record = prediction(prediction_id).model_copy(update={"owner": caller.owner})
+        await store.create(record, attached=False, caller=caller)
+
+    await create(A, caller)
+    for call in (create(B, caller), store.check_capacity(POOL, caller)):
+        with pytest.raises(TooManyPredictions) as error:
+            await call
+        assert error.value.limit == 1
+    await create(B, Caller("other", max_in_flight=1))
+    await store.finish(A, succeed, release=True)
+    await create(C, caller)
+
+
+async def test_processes_together_keep_the_limit_of_an_owner(database: Database) -> None:
+    stores, caller = [make_store(database) for _ in range(2)], Caller("one", max_in_flight=1)
+    records = [prediction(each).model_copy(update={"owner": "one"}) for each in (A, B)]
+    results = await asyncio.gather(
+        *(store.create(record, False, caller) for store, record in zip(stores, records, strict=True)),
+        return_exceptions=True,
+    )
+    assert sorted(type(result).__name__ for result in results) == ["Prediction", "TooManyPredictions"]

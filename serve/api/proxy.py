@@ -1,0 +1,71 @@
+"""What the service adds to Serve's HTTP proxy, which imports this module in its own process.
+
+The environment variable `RAY_SERVE_HTTP_PROXY_CALLBACK_IMPORT_PATH` names `proxy_middleware`.
+"""
+
+from typing import Any
+
+from starlette.middleware import Middleware
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
+
+from serve.api.connection_limits import limit_connections
+from serve.api.error_responses import error_response
+from serve.errors import BodyTimedOut, IngressLost, NotReady, ServiceError
+
+
+def proxy_middleware() -> list[Middleware]:
+    """Serve calls this once, before its proxy listens."""
+    limit_connections()
+    return [Middleware(ProxyErrorMiddleware)]
+
+
+SERVE_HEADERS = frozenset({b"x-request-timeout-seconds", b"x-request-disconnect-disabled"})
+"""Request headers by which callers would change how Serve handles their requests."""
+
+
+class ProxyErrorMiddleware:
+    """ASGI middleware that replaces the proxy's own error responses, which are plain text, by those of the API.
+
+    Without it, a request whose ingress is lost gets `500 Internal Server Error`, and a service without an ingress
+    responds with 404. It also removes `SERVE_HEADERS`.
+    """
+
+    def __init__(self, app: ASGIApp) -> None:
+        self._app = app
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] != "http" or scope["path"].startswith("/-/"):
+            await self._app(scope, receive, send)
+            return
+        response = _Response(send)
+        headers = [(name, value) for name, value in scope["headers"] if name not in SERVE_HEADERS]
+        await self._app({**scope, "headers": headers}, receive, response.send)
+        error = response.error or (None if response.started else IngressLost())
+        if error is not None:
+            await error_response(error, scope)(scope, receive, send)
+
+
+class _Response:
+    """Passes a response on, unless it is an error of the proxy."""
+
+    def __init__(self, send: Send) -> None:
+        self._send = send
+        self.started = False
+        self.error: ServiceError | None = None
+
+    async def send(self, message: Message) -> None:
+        if message["type"] == "http.response.start":
+            self.started = True
+            self.error = _proxy_error(message)
+        if self.error is None:
+            await self._send(message)
+
+
+def _proxy_error(start: dict[str, Any] | Message) -> ServiceError | None:
+    """The error for a response of the proxy itself. The ingress responds with JSON to requests that fail."""
+    content_type = dict(start["headers"]).get(b"content-type", b"")
+    if start["status"] < 400 or not content_type.startswith(b"text/plain"):
+        return None
+    if start["status"] == BodyTimedOut.status:
+        return BodyTimedOut()
+    return NotReady("the service is starting, stopping or overloaded; try again soon")

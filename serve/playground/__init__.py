@@ -1,0 +1,1 @@
+"""The static files of the playground: plain JavaScript modules, without a build step."""

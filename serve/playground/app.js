@@ -1,0 +1,232 @@
+// The page: it loads the served models, holds the form and the prediction on screen, and sends requests.
+
+import { render } from './vendor/preact.mjs';
+import { useEffect, useRef, useState } from './vendor/hooks.mjs';
+import { ApiError, baseUrl, sendJson } from './api.js';
+import { Code } from './code.js';
+import { Editor } from './editor.js';
+import { focusField, Form } from './form.js';
+import { Gallery } from './gallery.js';
+import { Grid } from './grid.js';
+import { forgetUploads, readSource, readSourceFrom, sourceProblem, targetSize, uploadSource } from './image.js';
+import { coverage, EMPTY_MASK, readMaskFrom, uploadMask } from './mask.js';
+import { Notice, noticeOf } from './notice.js';
+import { useImageFiles, useStarting } from './page_hooks.js';
+import { cancelPrediction, createPrediction, load, usePrediction } from './predictions.js';
+import { buildInput, describeModel, fittingValues, plannedSize, valueOf } from './schema.js';
+import { Stage } from './stage.js';
+import { TokenDialog } from './token.js';
+import { html, Tabs } from './ui.js';
+
+const LINK = /^#prediction=([\w-]+)$/;
+const VARIATIONS = 4;
+
+function App() {
+  const [loaded, setLoaded] = useState(null);
+  const [failure, setFailure] = useState(null);
+  const loadAll = async () => {
+    setFailure(null);
+    try {
+      const [models, config] = await Promise.all([sendJson('v1/models'), sendJson('playground/config.json')]);
+      setLoaded({ models: models.results.map(describeModel), config });
+    } catch (error) {
+      setFailure(noticeOf(error));
+    }
+  };
+  useEffect(() => {
+    loadAll();
+  }, []);
+  return html`<${TokenDialog} />
+    ${loaded ? html`<${Playground} ...${loaded} />` : html`<main class="loading">${failure
+      ? html`<${Notice} notice=${{ ...failure, retryAt: Date.now() }} onRetry=${loadAll} onClose=${() => setFailure(null)} />`
+      : html`<p class="muted">Loading</p>`}</main>`}`;
+}
+
+function Playground({ models, config }) {
+  const [modelName, setModelName] = useState(models[0].fullName);
+  const [values, setValues] = useState(config.examples.length > 0 ? { prompt: config.examples[0] } : {});
+  const [source, setSource] = useState(null);
+  const [mask, setMask] = useState(EMPTY_MASK);
+  const [errors, setErrors] = useState({});
+  const [notice, setNotice] = useState(null);
+  const [shown, setShown] = useState(null);
+  const [view, setView] = useState('create');
+  const [tab, setTab] = useState('result');
+  const [sending, setSending] = useState(false);
+  const starting = useStarting();
+  const retry = useRef(null);
+  const state = usePrediction(shown);
+  const model = models.find((each) => each.fullName === modelName);
+  const megapixels = valueOf(model, values, 'megapixels');
+  const tabShown = tab === 'image' && source === null ? 'result' : tab;
+
+  const setValue = (name, value) => {
+    setValues((before) => ({ ...before, [name]: value }));
+    setErrors(({ [name]: _, ...others }) => others);
+  };
+  const fail = (error) => {
+    if (error instanceof ApiError && error.fields.image) forgetUploads();
+    const fields = error instanceof ApiError ? error.fields : {};
+    setErrors(fields);
+    const known = Object.keys(fields).length > 0 && Object.keys(fields).every((name) => model.fields.some((each) => each.name === name));
+    setNotice(known ? null : noticeOf(error));
+    if (known) focusField(Object.keys(fields)[0]);
+  };
+  const attempt = async (action) => {
+    retry.current = action;
+    setNotice(null);
+    setErrors({});
+    setSending(true);
+    try {
+      await action();
+    } catch (error) {
+      fail(error);
+    }
+    setSending(false);
+  };
+  const open = (id) => {
+    setShown(id);
+    setView('create');
+    setTab('result');
+    document.querySelector('.stage')?.scrollIntoView({ block: 'start' });
+  };
+  const generate = () =>
+    attempt(async () => {
+      const input = { ...buildInput(model, values), ...(await uploadInputs()) };
+      open(await createPrediction(model.fullName, input));
+    });
+  const uploadInputs = async () => {
+    if (source === null) return {};
+    const problem = source.ratio === 'original' && sourceProblem(source, config);
+    if (problem) throw new ApiError(422, { title: problem, invalid_fields: [{ field: 'image', description: problem }] });
+    const size = targetSize(source, megapixels, config);
+    const image = await uploadSource(source, size);
+    return coverage(mask) === 0 ? { image } : { image, mask: await uploadMask(mask, size) };
+  };
+  const setImage = (next) => {
+    setSource(next);
+    setMask(EMPTY_MASK);
+    setValue('image', undefined);
+    setValue('mask', undefined);
+    setTab(next === null ? 'result' : 'image');
+    setView('create');
+  };
+  const takeFile = (file) => readSource(file, file.name || 'the image').then(setImage, (error) => setNotice(noticeOf(error)));
+  useImageFiles(takeFile);
+
+  /** Sets the form to the input of a prediction. */
+  const recall = async (record, changes = {}) => {
+    const target = models.find((each) => each.fullName === record.model) ?? model;
+    const { image, mask: maskUri, ...input } = record.input;
+    setModelName(target.fullName);
+    setValues({ ...input, seed: record.metrics.seed, ...changes });
+    setErrors({});
+    setNotice(null);
+    setSource(null);
+    setMask(EMPTY_MASK);
+    if (!image) return;
+    try {
+      setSource(await readSourceFrom(image, 'image'));
+      if (maskUri) setMask(await readMaskFrom(maskUri));
+    } catch {
+      setValue('image', /^https?:/.test(image) ? image : undefined);
+      setValue('mask', /^https?:/.test(maskUri ?? '') ? maskUri : undefined);
+      setNotice({ text: 'The input image of this prediction is no longer here, or is on another server.', retryAt: null });
+    }
+  };
+  const actions = {
+    cancel: (id) => cancelPrediction(id).catch((error) => setNotice(noticeOf(error))),
+    recall,
+    edit: (uri, name) => readSourceFrom(uri, name).then(setImage, (error) => setNotice(noticeOf(error))),
+    link: (record) => `${baseUrl}/playground#prediction=${record.id}`,
+    otherLora: async (record, index) => {
+      await recall(record, { seed: record.metrics.seed + index, num_outputs: 1 });
+      focusField('replicate_weights');
+    },
+    vary: async (record, index) => {
+      const changes = { seed: record.metrics.seed + index + 1, num_outputs: VARIATIONS };
+      recall(record, changes);
+      await attempt(async () => open(await createPrediction(record.model, { ...record.input, ...changes })));
+    },
+  };
+  useEffect(() => {
+    const follow = async () => {
+      const id = LINK.exec(location.hash)?.[1];
+      if (!id) return;
+      open(id);
+      const found = await load(id);
+      if (found?.record && !found.missing) recall(found.record);
+    };
+    addEventListener('hashchange', follow);
+    follow();
+    return () => removeEventListener('hashchange', follow);
+  }, []);
+  const chooseModel = (name) => {
+    const next = models.find((each) => each.fullName === name);
+    setModelName(name);
+    setValues((before) => fittingValues(next, before));
+    setErrors({});
+  };
+  const onKeyDown = (event) => {
+    if (event.key === 'Enter' && (event.ctrlKey || event.metaKey)) {
+      event.preventDefault();
+      generate();
+    }
+  };
+  const isPrediction = tab === 'code' && state.record !== null && !state.missing;
+  const input = buildInput(model, values);
+  return html`<header class="top">
+      <a class="brand" href=${`${baseUrl}/playground`}><img src=${`${baseUrl}/playground/favicon.svg`} alt="" /><span>flux-serve</span></a>
+      <${Tabs} label="View" panel="view" selected=${view} onSelect=${setView} tabs=${[['create', 'Create'], ['grid', 'Compare']]} />
+      <span class="spacer"></span>
+      <a class="button quiet" href=${`${baseUrl}/openapi.json`}>API</a>
+    </header>
+    <main class="layout" id="view">
+      <form class="panel" noValidate onSubmit=${(event) => { event.preventDefault(); generate(); }} onKeyDown=${onKeyDown}>
+        <div class="panel-scroll">
+          <div class="field model-field">
+            <label class="label" for="served-model">Model</label>
+            <select id="served-model" value=${modelName} onChange=${(event) => chooseModel(event.target.value)}>
+              ${models.map((each) => html`<option value=${each.fullName}>${each.fullName}</option>`)}
+            </select>
+            <p class="description">${model.description}</p>
+          </div>
+          <${Form} model=${model} values=${values} errors=${errors} config=${config} source=${source} mask=${mask}
+            onValue=${setValue} onFile=${takeFile} onEdit=${() => { setView('create'); setTab('image'); }} onRemoveImage=${() => setImage(null)} />
+        </div>
+        <div class="run-bar">
+          <button class="button primary" disabled=${sending} data-test="generate">${sending ? 'Sending' : 'Generate'}</button>
+          <button type="button" class="button quiet" onClick=${() => { setValues({}); setImage(null); setErrors({}); }}>Reset</button>
+        </div>
+      </form>
+      <div class="stage">
+        ${starting && html`<div class="notice info" role="status">The service is starting: it loads the models.</div>`}
+        ${notice && html`<${Notice} notice=${notice} onRetry=${() => attempt(retry.current)} onClose=${() => setNotice(null)} />`}
+        <div class="stage-view" hidden=${view !== 'grid'}>
+          <${Grid} key=${modelName} model=${model} input=${input} config=${config} onOpen=${open} />
+        </div>
+        ${view === 'create' && html`<div class="stage-view">
+          <${Tabs} label="Stage" panel="stage-panel" selected=${tabShown} onSelect=${setTab}
+            tabs=${[['result', 'Result'], ...(source ? [['image', 'Image and mask']] : []), ['code', 'Code']]} />
+          <div id="stage-panel" role="tabpanel">
+            ${tabShown === 'result' && html`<${Stage} state=${state} actions=${actions}
+              aspect=${aspectOf(state.record, models, config)} />`}
+            ${tabShown === 'image' && html`<${Editor} source=${source} mask=${mask} megapixels=${megapixels} config=${config}
+              onSource=${setSource} onMask=${setMask} onRemove=${() => setImage(null)} />`}
+            ${tabShown === 'code' && html`<${Code} isPrediction=${isPrediction} needsUpload=${!isPrediction && source !== null}
+              model=${isPrediction ? state.record.model : model.fullName}
+              input=${isPrediction ? { ...state.record.input, seed: state.record.metrics.seed } : input}
+              defaults=${Object.fromEntries(model.fields.map((field) => [field.name, field.default]))} />`}
+          </div>
+        </div>`}
+        <${Gallery} selected=${shown} onSelect=${open} />
+      </div>
+    </main>`;
+}
+
+function aspectOf(record, models, config) {
+  const model = models.find((each) => each.fullName === record?.model);
+  return model && !record.input.image ? plannedSize(model, record.input, config) : null;
+}
+
+render(html`<${App} />`, document.getElementById('app'));

@@ -1,0 +1,92 @@
+"""What the service adds to Serve's proxy."""
+
+from typing import Any
+
+import httpx
+import pytest
+from starlette.responses import JSONResponse, PlainTextResponse, Response
+from starlette.types import ASGIApp, Receive, Scope, Send
+from uvicorn.config import HTTP_PROTOCOLS, Config
+
+from serve.api.connection_limits import LimitedHttpProtocol
+from serve.api.proxy import ProxyErrorMiddleware, proxy_middleware
+
+
+async def no_response(scope: Scope, receive: Receive, send: Send) -> None:
+    """As Serve's proxy does if the ingress dies before it responds."""
+
+
+async def get(app: ASGIApp, path: str = "/v1/predictions") -> httpx.Response:
+    transport = httpx.ASGITransport(ProxyErrorMiddleware(app))
+    async with httpx.AsyncClient(transport=transport, base_url="http://service") as client:
+        return await client.get(path)
+
+
+@pytest.mark.parametrize(
+    ("path", "key"), [("/v1/predictions", "title"), ("/predictions", "detail"), ("/v1/images/generations", "error")]
+)
+async def test_lost_ingress_is_503_with_retry_after_in_the_form_of_each_api(path: str, key: str) -> None:
+    response = await get(no_response, path)
+    assert response.status_code == 503
+    assert int(response.headers["Retry-After"]) >= 1
+    assert key in response.json()
+
+
+@pytest.mark.parametrize(("own", "status"), [(404, 503), (503, 503), (429, 503), (500, 503), (408, 408)])
+async def test_text_errors_of_the_proxy_become_errors_of_the_api(own: int, status: int) -> None:
+    response = await get(PlainTextResponse("Path '/' not found.", own))
+    assert response.status_code == status
+    assert "status" in response.json()
+
+
+@pytest.mark.parametrize(
+    "response",
+    [
+        JSONResponse({"detail": "no"}, 404),
+        JSONResponse({"title": "no"}, 503, media_type="application/problem+json"),
+        PlainTextResponse("fine"),
+        Response(status_code=499),
+    ],
+)
+async def test_responses_of_the_ingress_pass_unchanged(response: Response) -> None:
+    passed = await get(response)
+    assert (passed.status_code, passed.content) == (response.status_code, response.body)
+
+
+async def test_headers_for_serve_are_removed() -> None:
+    async def echo(scope: Scope, receive: Receive, send: Send) -> None:
+        await JSONResponse([name.decode() for name, _ in scope["headers"]])(scope, receive, send)
+
+    async with httpx.AsyncClient(
+        transport=httpx.ASGITransport(ProxyErrorMiddleware(echo)), base_url="http://service"
+    ) as client:
+        headers = {"X-Request-Timeout-Seconds": "1", "X-Request-Disconnect-Disabled": "?1", "Prefer": "wait"}
+        names = (await client.get("/", headers=headers)).json()
+    assert "prefer" in names
+    assert not {"x-request-timeout-seconds", "x-request-disconnect-disabled"} & set(names)
+
+
+@pytest.mark.parametrize("path", ["/-/healthz", "/-/routes"])
+async def test_serves_own_endpoints_pass_unchanged(path: str) -> None:
+    assert (await get(PlainTextResponse("draining", 503), path)).text == "draining"
+
+
+async def test_websockets_pass_unchanged() -> None:
+    scopes: list[Scope] = []
+
+    async def app(scope: Scope, receive: Receive, send: Send) -> None:
+        scopes.append(scope)
+
+    unused: Any = None
+    await ProxyErrorMiddleware(app)({"type": "websocket", "path": "/"}, unused, unused)
+    assert scopes
+
+
+def test_servers_of_the_proxy_limit_connections(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(HTTP_PROTOCOLS, "auto", HTTP_PROTOCOLS["auto"])
+    (middleware,) = proxy_middleware()
+    added: object = middleware.cls
+    assert added is ProxyErrorMiddleware
+    config = Config(no_response, log_config=None)
+    config.load()
+    assert config.http_protocol_class is LimitedHttpProtocol

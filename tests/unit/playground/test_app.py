@@ -1,0 +1,210 @@
+"""The page in a real browser: its form, progress, errors, the token, and narrow windows."""
+
+from typing import Any
+
+import pytest
+
+from serve.inputs import Inputs
+from serve.settings import Settings
+from tests.app_factory import AppUnderTest, make_app
+from tests.browser import KEYS, PHONE, Browser
+from tests.drawing_pool import DrawingPool
+
+OUTPUT, GENERATE, STEPS = "[data-test=output]", "[data-test=generate]", "[data-test=number-num_inference_steps]"
+PROMPT = "#input-prompt"
+WIDTHS = "return [document.documentElement.scrollWidth, window.innerWidth]"
+
+
+def limited(max_in_flight: int) -> Settings:
+    settings = Settings()
+    pools = {name: pool.model_copy(update={"max_in_flight": max_in_flight}) for name, pool in settings.pools.items()}
+    return settings.model_copy(update={"pools": pools})
+
+
+async def fill_pool(app: AppUnderTest) -> str:
+    return (await app.create({"prompt": "an older prediction"})).id
+
+
+async def field_names(browser: Browser) -> set[str]:
+    script = "return [...document.querySelectorAll('[data-field]')].map((each) => each.dataset.field)"
+    return set(await browser.script(script))
+
+
+async def test_form_has_every_input_of_the_schema_once(browser: Browser) -> None:
+    async with make_app(DrawingPool()).listening() as url:
+        await browser.open(f"{url}/")
+        await browser.find(GENERATE)
+        shown = await field_names(browser)
+        await browser.click("input[value=custom]")
+        await browser.find("[data-field=width]")
+        # The mask and the strength appear with an image.
+        assert shown == set(Inputs.model_fields) - {"width", "height", "mask", "prompt_strength"}
+        assert await field_names(browser) == set(Inputs.model_fields) - {"mask", "prompt_strength"}
+        assert await browser.script(f"return document.querySelector('{STEPS}').max") == "50"
+        assert await browser.problems() == []
+
+
+async def test_bounds_and_defaults_are_those_of_the_chosen_model(browser: Browser) -> None:
+    async with make_app(DrawingPool()).listening() as url:
+        await browser.open(url + "/playground")
+        await browser.type(STEPS, "20")
+        await browser.select("#served-model", "black-forest-labs/flux-schnell")
+        await browser.wait_for(f"document.querySelector('{STEPS}').max == 4")
+        # 20 steps do not fit.
+        assert await browser.script(f"return document.querySelector('{STEPS}').value") == "4"
+        assert await browser.script(
+            "return [...document.querySelectorAll('#input-model input')].map((e) => e.value)"
+        ) == ["schnell"]
+
+
+async def test_images_appear_after_live_progress(browser: Browser) -> None:
+    pool = DrawingPool()
+    pool.may_finish.clear()
+    async with make_app(pool).listening() as url:
+        await browser.open(url + "/playground")
+        await browser.type(PROMPT, "a blue house", clear=True)
+        await browser.type(STEPS, "8")
+        await browser.type("[data-test=number-num_outputs]", "2")
+        await browser.type(PROMPT, KEYS["Control"] + KEYS["Enter"], clear=False)
+        await browser.wait_for_text("[data-test=progress]", "Step 4 of 8")
+        assert await browser.text("[data-test=status]") == "Generating"
+        pool.may_finish.set()
+        await browser.wait_for(f"document.querySelectorAll('{OUTPUT}').length == 2")
+        await browser.wait_for_text("[data-test=status]", "Done")
+        await browser.wait_for_text(".stages", "denoise")
+        assert await browser.problems() == []
+    (plan,) = pool.plans
+    assert (plan.prompt, plan.steps, len(plan.seeds)) == ("a blue house", 8, 2)
+    assert str(plan.seeds[0]) == await browser.text("[data-test=seed]")
+
+
+async def test_images_are_shown_if_outputs_are_links(browser: Browser) -> None:
+    settings = Settings()
+    outputs = settings.outputs.model_copy(update={"public_url": "https://flux.example/images"})
+    async with make_app(DrawingPool(), settings.model_copy(update={"outputs": outputs})).listening() as url:
+        await browser.open(url + "/playground")
+        await browser.click(GENERATE)
+        await browser.wait_for(f"document.querySelector('{OUTPUT}')?.naturalWidth == 1024")
+        assert (await browser.script(f"return document.querySelector('{OUTPUT}').src")).startswith(url)
+        assert await browser.problems() == []
+
+
+async def test_cancel_stops_the_prediction(browser: Browser) -> None:
+    pool = DrawingPool()
+    pool.may_finish.clear()
+    async with make_app(pool).listening() as url:
+        await browser.open(url + "/playground")
+        await browser.click(GENERATE)
+        await browser.wait_for_text("[data-test=progress]", "Step 14")
+        await browser.click("[data-test=cancel]")
+        await browser.wait_for_text("[data-test=status]", "Canceled")
+        assert await browser.count("[data-test=cancel]") == 0
+    assert pool.stop_count == 1
+
+
+async def test_withheld_image_is_shown_as_such(browser: Browser) -> None:
+    async with make_app(DrawingPool(flagged=(0,))).listening() as url:
+        await browser.open(url + "/playground")
+        await browser.type("[data-test=number-num_outputs]", "2")
+        await browser.click(GENERATE)
+        await browser.wait_for_text("[data-test=status]", "Done")
+        await browser.wait_for(f"document.querySelectorAll('{OUTPUT}').length == 1")
+        assert await browser.count("[data-test=withheld]") == 1
+        assert (await browser.script(f"return document.querySelector('{OUTPUT}').alt")).startswith("Image 2")
+
+
+async def test_reason_of_a_failed_prediction_is_shown(browser: Browser) -> None:
+    async with make_app(DrawingPool(flagged=(0,))).listening() as url:
+        await browser.open(url + "/playground")
+        await browser.click(GENERATE)
+        await browser.wait_for_text("[data-test=status]", "Failed")
+        await browser.wait_for_text(".failure", "NSFW")
+
+
+@pytest.mark.parametrize(
+    ("selector", "text", "field", "part"),
+    [
+        (STEPS, "99", "num_inference_steps", "50"),
+        ("#input-replicate_weights", "no lora at all", "replicate_weights", "huggingface"),
+        ("[aria-label='Address of an image']", "not an address", "image", "URL"),
+    ],
+)
+async def test_wrong_input_is_reported_at_its_field(
+    browser: Browser, selector: str, text: str, field: str, part: str
+) -> None:
+    pool = DrawingPool()
+    async with make_app(pool).listening() as url:
+        await browser.open(url + "/playground")
+        await browser.find(GENERATE)
+        await browser.script("document.querySelectorAll('details').forEach((each) => (each.open = true))")
+        await browser.type(selector, text)
+        await browser.script("document.querySelectorAll('details').forEach((each) => (each.open = false))")
+        await browser.click(GENERATE)
+        # The group of the field is opened, and its control has the focus.
+        await browser.wait_for_text(f"[data-field={field}] .field-error", part)
+        await browser.wait_for(f"document.activeElement.closest('[data-field={field}]')?.checkVisibility()")
+        assert await browser.count(".field-error") == 1
+        assert await browser.count("[data-test=notice]") == 0
+    assert pool.plans == []
+
+
+async def test_full_pool_shows_when_to_try_again(browser: Browser) -> None:
+    pool = DrawingPool()
+    pool.may_start.clear()
+    app = make_app(pool, limited(1))
+    async with app.listening() as url:
+        await fill_pool(app)
+        await browser.open(url + "/playground")
+        await browser.click(GENERATE)
+        await browser.wait_for_text("[data-test=retry]", "Try again in")
+        assert not await browser.script("return document.querySelector('[data-test=retry]').disabled === false")
+        pool.may_start.set()
+        await browser.wait_for("document.querySelector('[data-test=retry]').disabled === false")
+        await browser.click("[data-test=retry]")
+        await browser.find(OUTPUT)
+        assert await browser.count("[data-test=notice]") == 0
+
+
+async def test_token_is_asked_for_once_and_kept_for_the_tab(browser: Browser) -> None:
+    async with make_app(DrawingPool(), token="secret").listening() as url:
+        await browser.open(url + "/playground")
+        await browser.type("#token", "wrong")
+        await browser.click(".token-dialog .primary")
+        await browser.find("#token-error")
+        await browser.type("#token", "secret")
+        await browser.click(".token-dialog .primary")
+        await browser.click(GENERATE)
+        await browser.find(OUTPUT)
+        await browser.open(url + "/playground")
+        await browser.find("[data-test=entry] img")
+        storage: dict[str, Any] = await browser.script("return {...localStorage, url: location.href}")
+        assert "secret" not in str(storage)
+        assert "secret" in await browser.script("return Object.values({...sessionStorage})")
+
+
+async def test_page_fits_a_phone(browser: Browser) -> None:
+    async with make_app(DrawingPool()).listening() as url:
+        await browser.resize(PHONE)
+        await browser.open(url + "/playground")
+        await browser.find(GENERATE)
+        width, inner = await browser.script(WIDTHS)
+        assert width == inner == PHONE[0]
+        await browser.click(GENERATE)
+        await browser.find(OUTPUT)
+        assert await browser.script(WIDTHS) == [PHONE[0], PHONE[0]]
+        # The result is in view.
+        box = await browser.script(f"return document.querySelector('{OUTPUT}').getBoundingClientRect().top")
+        assert 0 < box < PHONE[1]
+
+
+async def test_controls_have_names_and_headings_are_in_order(browser: Browser) -> None:
+    async with make_app(DrawingPool()).listening() as url:
+        await browser.open(url + "/playground")
+        await browser.click(GENERATE)
+        await browser.find(OUTPUT)
+        await browser.script("document.querySelectorAll('details').forEach((each) => (each.open = true))")
+        tree = await browser.cdp("Accessibility.getFullAXTree")
+    interactive = {"button", "textbox", "slider", "combobox", "switch", "radio", "spinbutton", "tab", "link", "image"}
+    nodes = [node for node in tree["nodes"] if not node["ignored"] and node["role"]["value"] in interactive]
+    assert len(nodes) > 50
+    assert not [node for node in nodes if not node.get("name", {}).get("value")]
