@@ -10,10 +10,12 @@ from serve.errors import (
     EngineFailed,
     LorasMissing,
     NotReady,
+    OutputUploadFailed,
     PoolFull,
     ServiceError,
     StorageFailed,
     StorageUnavailable,
+    TooManyPredictions,
 )
 from serve.predictions.prediction import Prediction
 
@@ -22,12 +24,13 @@ Lost = Literal["replica", "lora", "process"]
 STAGES = ("plan", "fetch", "lora", "text", "encode_image", "denoise", "decode", "safety", "encode", "store")
 """All but `queue`, which has a metric of its own."""
 OUTCOMES = ("succeeded", "failed", "canceled")
-FAULTS: tuple[type[ServiceError], ...] = (EngineFailed, LorasMissing, StorageFailed)
+FAULTS: tuple[type[ServiceError], ...] = (EngineFailed, LorasMissing, OutputUploadFailed, StorageFailed)
 """Failures that are not due to the inputs of a prediction."""
 NO_POOL = "none"
-"""The request was refused before its pool was chosen."""
+"""The request was refused before its pool was chosen, or whatever its pool."""
 _REASONS: dict[type[ServiceError], str] = {
     PoolFull: "pool_full",
+    TooManyPredictions: "token_limit",
     NotReady: "not_ready",
     DatabaseUnavailable: "database",
     StorageUnavailable: "storage",

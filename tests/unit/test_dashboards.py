@@ -4,8 +4,10 @@ import json
 import re
 import shutil
 import subprocess
+from pathlib import Path
 
 import pytest
+import yaml
 
 from serve import errors, telemetry
 from serve.predictions.prediction_metrics import FAULTS
@@ -103,4 +105,16 @@ def promtool() -> str:
 )
 def test_promtool_accepts_the_rules(promtool: str, command: tuple[str, ...]) -> None:
     process = subprocess.run([promtool, *command], cwd=ROOT, capture_output=True, text=True, check=False)
+    assert process.returncode == 0, process.stdout + process.stderr
+
+
+def test_promtool_accepts_the_expressions_of_the_dashboard(promtool: str, tmp_path: Path) -> None:
+    queries = [target["expr"] for panel in panels() for target in panel["targets"]]
+    rules = [
+        {"record": f"query_{number}", "expr": query.replace("$__rate_interval", "5m").replace("$pool", ".*")}
+        for number, query in enumerate(queries)
+    ]
+    path = tmp_path / "rules.yaml"
+    path.write_text(yaml.safe_dump({"groups": [{"name": "dashboard", "rules": rules}]}))
+    process = subprocess.run([promtool, "check", "rules", str(path)], capture_output=True, text=True, check=False)
     assert process.returncode == 0, process.stdout + process.stderr

@@ -13,6 +13,7 @@ from serve.errors import (
     PoolFull,
     ReplicaLost,
     StorageUnavailable,
+    TooManyPredictions,
 )
 from serve.events import ImageFlagged, Started
 from serve.predictions.prediction import Prediction
@@ -96,6 +97,7 @@ async def test_prediction_that_was_cancelled_is_no_failure(metrics: RecordedMetr
     ("error", "labels"),
     [
         (PoolFull("schnell", 3.0), {("schnell", "pool_full"): 1}),
+        (TooManyPredictions(4, 3.0), {("none", "token_limit"): 1}),
         (NotReady("starting"), {("none", "not_ready"): 1}),
         (DatabaseUnavailable("refused"), {("none", "database"): 1}),
         (StorageUnavailable(), {("none", "storage"): 1}),
