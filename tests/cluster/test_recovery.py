@@ -16,7 +16,7 @@ INPUTS: dict[str, Any] = SMALL | {"num_inference_steps": 4, "aspect_ratio": "cus
 COUNT = 8
 
 
-@pytest.fixture(params=[1, 3])
+@pytest.fixture(params=[1, pytest.param(3, marks=pytest.mark.slow_cluster)])
 def settings(request: pytest.FixtureRequest, tmp_path: Path) -> tuple[str, ...]:
     """With one and with several ingress replicas."""
     assignments = {

@@ -23,7 +23,10 @@ def service(environment: dict[str, str]) -> Iterator[LocalService]:
         yield running
 
 
-def test_stopping_service_answers_polls_until_running_predictions_have_ended(service: LocalService) -> None:
+def test_second_service_is_refused_and_a_stopping_one_answers_polls_until_running_predictions_have_ended(
+    service: LocalService, environment: dict[str, str]
+) -> None:
+    assert_second_service_is_refused(service, environment)
     prediction_id = create(service, **INPUTS)["id"]
     process = psutil.Process(service.process_id)
     os.kill(service.process_id, signal.SIGTERM)
@@ -38,6 +41,7 @@ def test_stopping_service_answers_polls_until_running_predictions_have_ended(ser
     assert process.wait(90) == 0
 
 
+@pytest.mark.slow_cluster
 def test_service_ends_when_its_raylet_is_lost(service: LocalService) -> None:
     process = psutil.Process(service.process_id)
     (raylet,) = [each for each in process.children(recursive=True) if each.name() == "raylet"]
@@ -48,7 +52,7 @@ def test_service_ends_when_its_raylet_is_lost(service: LocalService) -> None:
         httpx.get(f"{service.url}/health-check", timeout=5)
 
 
-def test_second_service_on_a_port_is_refused(service: LocalService, environment: dict[str, str]) -> None:
+def assert_second_service_is_refused(service: LocalService, environment: dict[str, str]) -> None:
     port = service.url.rpartition(":")[2]
     second = subprocess.run(
         [sys.executable, "-m", "serve", "--port", port],

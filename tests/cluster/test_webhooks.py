@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import httpx
+import pytest
 from replicate.webhook import Webhooks, WebhookSigningSecret
 
 from serve.launch.subprocess_service import LocalService, local_service
@@ -58,6 +59,7 @@ def ended_ids(received: list[tuple[dict[str, str], str]]) -> set[str]:
     return {body["id"] for body in bodies if body["status"] == "succeeded"}
 
 
+@pytest.mark.slow_cluster
 def test_no_webhook_is_lost(tmp_path: Path, environment: dict[str, str]) -> None:
     settings = (
         *("--set", f"state_folder={tmp_path / 'state'}", "--set", 'webhooks.allowed_hosts=["127.0.0.1"]'),
