@@ -4,30 +4,18 @@ import asyncio
 import json
 import logging
 import math
-from collections.abc import AsyncGenerator, Iterator, Mapping
-from contextlib import asynccontextmanager, contextmanager
+from collections.abc import AsyncGenerator, Mapping
+from contextlib import asynccontextmanager
 from datetime import timedelta
 from typing import Any
 from urllib.parse import parse_qs, urlsplit
 
+from serve.api.builtin_errors import builtin_errors
 from serve.api.creation_headers import parse_cancel_after, parse_idempotency_key
-from serve.api.error_responses import problem_json
 from serve.api.http_messages import PAGE_SIZE, InvalidBody
 from serve.api.pages import both_ways_page, parse_page_query
 from serve.api.replicate import listed_prediction_json, prediction_json
-from serve.errors import (
-    BodyTooLarge,
-    DatabaseUnavailable,
-    FieldError,
-    IdempotencyKeyReused,
-    InvalidInput,
-    MalformedBody,
-    NotFound,
-    NotPermitted,
-    ServiceError,
-    UnknownVersion,
-    public_error,
-)
+from serve.errors import DatabaseUnavailable, FieldError, InvalidInput
 from serve.inputs import shorten_name
 from serve.media.links import LinkSigner
 from serve.media.output_store import OutputStore
@@ -37,18 +25,6 @@ from serve.predictions.prediction import Prediction
 from serve.predictions.request import ServedVersion, resolve_version
 from serve.predictions.service import PredictionService
 from serve.settings import Settings
-
-BUILTIN_ERRORS: dict[type[ServiceError], type[Exception]] = {
-    InvalidInput: ValueError,
-    UnknownVersion: ValueError,
-    IdempotencyKeyReused: ValueError,
-    MalformedBody: ValueError,
-    BodyTooLarge: ValueError,
-    NotFound: LookupError,
-    NotPermitted: PermissionError,
-    ServiceError: RuntimeError,
-}
-"""The errors that callers get. An error without an entry gets that of its nearest base class."""
 
 CANCEL_RETRY_S = 2.0
 
@@ -184,27 +160,6 @@ class HandleApi:
 
     async def _to_json(self, prediction: Prediction) -> dict[str, Any]:
         return await prediction_json(prediction, self._outputs, self._links, self._settings)
-
-
-@contextmanager
-def builtin_errors() -> Iterator[None]:
-    """Raises errors of the block as built-in ones, by `BUILTIN_ERRORS`."""
-    try:
-        yield
-    except Exception as error:
-        public = public_error(error)
-        if public is None:
-            log.error("a call of the Python handle failed", exc_info=error)
-            public = ServiceError("internal error; the operator's log has the cause")
-        raise to_builtin(public) from None
-
-
-def to_builtin(error: ServiceError) -> Exception:
-    """The built-in exception for `error`, with the problem object of the Replicate API in its attribute `problem`."""
-    builtin = next(BUILTIN_ERRORS[each] for each in type(error).__mro__ if each in BUILTIN_ERRORS)(str(error))
-    # Instance attributes survive pickling, and Ray copies them to the exception that it raises.
-    builtin.__dict__["problem"] = problem_json(error)
-    return builtin
 
 
 def check_json(inputs: object) -> dict[str, Any]:

@@ -35,8 +35,8 @@ class Browser:
         self._session = session
 
     async def command(self, method: str, path: str, **body: Any) -> Any:
-        arguments = {"json": body} if method == "POST" else {}
-        response = await self._http.request(method, f"/session/{self._session}{path}", **arguments)
+        content = body if method == "POST" else None
+        response = await self._http.request(method, f"/session/{self._session}{path}", json=content)
         value = response.json()["value"]
         if response.is_error:
             raise WebDriverError(value["message"].splitlines()[0])

@@ -41,6 +41,8 @@ CONTENT_SECURITY_POLICY = "; ".join(
 )
 EXAMPLES = ("a red sailboat", "a bicycle in green", "a blue sketch of a house and a tree")
 """Prompts that the embedded models were trained for."""
+FIRST_INPUTS = {"prompt": EXAMPLES[0], "megapixels": "0.25"}
+"""What the form has at first with the embedded models: an image that a CPU generates in seconds."""
 
 
 def routes(settings: Settings) -> list[Route]:
@@ -123,6 +125,7 @@ def _config(settings: Settings) -> dict[str, Any]:
         "image_ratio_max": IMAGE_RATIO_MAX,
         "loras": [*loras, *settings.lora.aliases],
         "examples": EXAMPLES if embedded else (),
+        "first_inputs": FIRST_INPUTS if embedded else {},
     }
 
 

@@ -44,7 +44,7 @@ function App() {
 
 function Playground({ models, config }) {
   const [modelName, setModelName] = useState(models[0].fullName);
-  const [values, setValues] = useState(config.examples.length > 0 ? { prompt: config.examples[0] } : {});
+  const [values, setValues] = useState(() => fittingValues(models[0], config.first_inputs));
   const [source, setSource] = useState(null);
   const [mask, setMask] = useState(EMPTY_MASK);
   const [errors, setErrors] = useState({});

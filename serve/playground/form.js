@@ -2,8 +2,8 @@
 
 import { useEffect, useRef, useState } from './vendor/hooks.mjs';
 import { Field } from './fields.js';
-import { drawCrop, targetSize } from './image.js';
-import { coverage, exportMask } from './mask.js';
+import { createCanvas, drawCrop, targetSize } from './image.js';
+import { coverage, drawMask } from './mask.js';
 import { plannedSize, valueOf } from './schema.js';
 import { html, IconButton } from './ui.js';
 
@@ -109,8 +109,8 @@ function Thumbnail({ source, mask, size, onEdit, onRemove }) {
     drawCrop(source, size, canvas.current);
     if (coverage(mask) === 0) return;
     const context = canvas.current.getContext('2d');
-    context.globalAlpha = 0.5;
-    context.drawImage(exportMask(mask, size), 0, 0);
+    context.globalAlpha = 0.55;
+    context.drawImage(drawMask(mask, size, createCanvas(...size)), 0, 0);
   }, [source, mask, ...size]);
   return html`<div class="thumbnail">
     <canvas ref=${canvas} role="img" aria-label=${`Input image ${source.name}`}></canvas>

@@ -12,6 +12,7 @@ from sqlalchemy.ext.asyncio import AsyncConnection
 from serve import telemetry
 from serve.database.connection import Database
 from serve.database.tables import is_active, predictions
+from serve.database.times import to_us
 from serve.errors import DatabaseUnavailable
 from serve.predictions import prediction_rows as rows
 from serve.predictions.admission import seconds_per_place
@@ -56,7 +57,7 @@ class PoolMetrics:
 
     async def update(self) -> None:
         """Records the load of each pool. Raises `DatabaseUnavailable`."""
-        now_us = rows.to_us(self._clock())
+        now_us = to_us(self._clock())
         states = await self._database.read(lambda connection: read_states(connection, self._limits, now_us))
         for pool, state in states.items():
             telemetry.POOL_LIMIT.set(self._limits[pool], pool=pool)

@@ -21,7 +21,7 @@ from serve.api import (
     replicate,
     webhooks,
 )
-from serve.handle_api import BUILTIN_ERRORS
+from serve.api.builtin_errors import BUILTIN_ERRORS
 from serve.inputs import Inputs
 from serve.settings import CogSettings, Settings
 from tests.markdown import ROOT, table_with, tables

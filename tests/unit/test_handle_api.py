@@ -1,7 +1,6 @@
 """The methods of the Python handle, without Ray."""
 
 import asyncio
-import pickle
 from collections.abc import AsyncGenerator, Callable, Coroutine
 from typing import Any, cast
 
@@ -9,8 +8,7 @@ import pytest
 from ray.exceptions import OwnerDiedError
 
 from serve import errors, handle_api, owner_death
-from serve.errors import FieldError, InvalidInput, ServiceError
-from serve.handle_api import BUILTIN_ERRORS, HandleApi, to_builtin
+from serve.handle_api import HandleApi
 from serve.media.object_store import ObjectStore
 from serve.media.output_store import OutputStore
 from serve.predictions.prediction import Prediction
@@ -19,22 +17,6 @@ from tests.app_factory import close_apps, make_app
 from tests.fakes import ONE_IMAGE, FakePool
 
 INPUTS = {"prompt": "a boat", "seed": 1}
-FIELD = (FieldError("prompt", "Field required", "missing"),)
-
-ERRORS: list[tuple[ServiceError, type[Exception]]] = [
-    (errors.MalformedBody("not JSON"), ValueError),
-    (errors.BodyTooLarge(1), ValueError),
-    (errors.InvalidInput(FIELD), ValueError),
-    (errors.UnknownVersion("1"), ValueError),
-    (errors.IdempotencyKeyReused("a"), ValueError),
-    (errors.NotFound("no prediction"), LookupError),
-    (errors.NotPermitted("no"), PermissionError),
-    (errors.PoolFull("dev", 2.5), RuntimeError),
-    (errors.NotReady("starting"), RuntimeError),
-    (errors.DatabaseUnavailable("10.0.0.1"), RuntimeError),
-    (errors.StorageUnavailable(), RuntimeError),
-    (errors.EngineFailed(), RuntimeError),
-]
 
 
 @pytest.fixture(autouse=True)
@@ -48,24 +30,6 @@ def make_api(pool: FakePool | None = None, opened: bool = True) -> HandleApi:
     app = make_app(pool or FakePool(ONE_IMAGE), settings, opened=opened)
     outputs = OutputStore(settings.outputs, ObjectStore(app.state.as_uri()), app.links)
     return HandleApi(app.service, outputs, app.links, settings)
-
-
-@pytest.mark.parametrize(("error", "builtin"), ERRORS, ids=lambda value: getattr(value, "__name__", None))
-def test_errors_are_built_in_ones_after_pickling(error: ServiceError, builtin: type[Exception]) -> None:
-    received = pickle.loads(pickle.dumps(to_builtin(error)))
-    assert type(received) is builtin
-    assert received.args == (str(error),)
-    problem = vars(received)["problem"]
-    assert (problem["status"], problem["detail"]) == (error.status, str(error))
-
-
-def test_problem_has_the_invalid_fields_and_when_to_try_again() -> None:
-    assert vars(to_builtin(InvalidInput(FIELD)))["problem"]["invalid_fields"][0]["field"] == "input.prompt"
-    assert vars(to_builtin(errors.PoolFull("dev", 2.5)))["problem"]["retry_after"] == 3
-
-
-def test_table_has_only_built_in_errors() -> None:
-    assert {error.__module__ for error in BUILTIN_ERRORS.values()} == {"builtins"}
 
 
 async def test_create_get_wait_and_list_return_the_same_prediction() -> None:

@@ -5,7 +5,7 @@ import re
 import httpx
 import pytest
 
-from serve.api.playground import EXAMPLES, prefers_html
+from serve.api.playground import EXAMPLES, FIRST_INPUTS, prefers_html
 from serve.output_sizes import SIZES
 from serve.settings import Settings
 from serve.settings.models import ModelSettings
@@ -128,7 +128,7 @@ async def test_configuration_has_the_sizes_of_the_service() -> None:
     config = (await get("/playground/config.json")).json()
     assert {key: {ratio: tuple(size) for ratio, size in each.items()} for key, each in config["sizes"].items()} == SIZES
     assert config["loras"] == ["embedded:handwriting", "embedded:sketch"]
-    assert config["examples"] == list(EXAMPLES)
+    assert (config["examples"], config["first_inputs"]) == (list(EXAMPLES), FIRST_INPUTS)
 
 
 async def test_configuration_of_other_models_has_only_the_aliases_of_loras() -> None:
@@ -142,4 +142,4 @@ async def test_configuration_of_other_models_has_only_the_aliases_of_loras() -> 
     )
     async with make_app(FakePool(ONE_IMAGE), changed).http as client:
         config = (await client.get("/playground/config.json")).json()
-    assert (config["loras"], config["examples"]) == (["ink"], [])
+    assert (config["loras"], config["examples"], config["first_inputs"]) == (["ink"], [], {})

@@ -84,7 +84,7 @@ async def test_images_are_shown_if_outputs_are_links(browser: Browser) -> None:
     async with make_app(DrawingPool(), settings.model_copy(update={"outputs": outputs})).listening() as url:
         await browser.open(url + "/playground")
         await browser.click(GENERATE)
-        await browser.wait_for(f"document.querySelector('{OUTPUT}')?.naturalWidth == 1024")
+        await browser.wait_for(f"document.querySelector('{OUTPUT}')?.naturalWidth == 512")
         assert (await browser.script(f"return document.querySelector('{OUTPUT}').src")).startswith(url)
         assert await browser.problems() == []
 

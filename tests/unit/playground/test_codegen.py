@@ -47,7 +47,7 @@ async def open_page(browser: Browser, url: str, image: Path | None = None) -> No
     await browser.click(".token-dialog .primary")
     await browser.type("#input-prompt", 'it\'s a "red" boat \\ $HOME `x` ü')
     await browser.type("[data-test=number-num_inference_steps]", "6")
-    await browser.click("#input-megapixels input[value='0.25']")
+    await browser.click("#input-aspect_ratio input[value='16:9']")
     if image is not None:
         await browser.choose_file("[data-test=image-file]", image)
         await browser.drag(".mask-overlay", (0.3, 0.3), (0.6, 0.3))
@@ -86,7 +86,9 @@ async def test_copied_code_gives_the_same_images(browser: Browser, image: Path, 
         for language in ("replicate", "openai"):
             await run(tmp_path, sys.executable, "-c", await copied(browser, language))
     check_same_calls(pool, 3)
-    assert (tmp_path / "image-0.webp").read_bytes() == draw((512, 512), pool.plans[0].seeds[0])
+    size = pool.plans[0].size
+    assert size is not None
+    assert (tmp_path / "image-0.webp").read_bytes() == draw(size, pool.plans[0].seeds[0])
 
 
 async def test_copied_javascript_gives_the_same_images(browser: Browser, image: Path, js_client: JsClient) -> None:

@@ -109,17 +109,17 @@ async def test_crop_has_the_size_that_is_announced(browser: Browser, image: Path
         await open_editor(browser, url, image)
         await browser.wait_for_text(SENT_AS, "640 pixels")
         await browser.select(".crop select", "1:1")
-        await browser.wait_for_text(SENT_AS, "1024 pixels")
+        await browser.wait_for_text(SENT_AS, "512 pixels")
         await browser.click("[aria-label='Move the crop by dragging']")
         # The left edge of the image is dragged into view, so that the ellipse starts at its place in the image.
         await browser.drag(OVERLAY, (0.2, 0.5), (0.9, 0.5))
         await generate(browser)
     sent = pool.images[-1][0]
     assert sent is not None
-    assert sent.shape == (1024, 1024, 3)
-    background, edge = sent[10, 10].astype(int), sent[round(0.45 * 1024), round((250 - 30) * 1.6)].astype(int)
+    assert sent.shape == (512, 512, 3)
+    background, edge = sent[5, 5].astype(int), sent[round(0.45 * 512), round((250 - 30) * 0.8)].astype(int)
     assert abs(background - edge).max() < 12
-    assert abs(background - sent[round(0.45 * 1024), round((250 + 60) * 1.6)].astype(int)).max() > 50
+    assert abs(background - sent[round(0.45 * 512), round((250 + 60) * 0.8)].astype(int)).max() > 50
 
 
 @pytest.mark.parametrize("event", [PASTE, DROP])
@@ -178,8 +178,8 @@ async def test_result_becomes_the_input_image(browser: Browser) -> None:
         await browser.open(url + "/playground")
         await generate(browser)
         await browser.click("[aria-label^=Edit]")
-        await browser.wait_for_text(SENT_AS, "1024 pixels")
+        await browser.wait_for_text(SENT_AS, "512 pixels")
         await generate(browser)
     sent = pool.images[-1][0]
     assert sent is not None
-    assert sent.shape == (1024, 1024, 3)
+    assert sent.shape == (512, 512, 3)
