@@ -18,6 +18,8 @@ PROGRAMS = ("chromium", "chromedriver")
 ELEMENT = "element-6066-11e4-a52e-4f735466cecf"
 """The key with which WebDriver marks references to elements."""
 KEYS = {"Control": "\ue009", "Enter": "\ue007", "ArrowRight": "\ue014"}
+SELECT_ALL = f"{KEYS['Control']}a\ue000"
+"""The last character releases the key Control."""
 TIMEOUT_S = 20.0
 POLL_S = 0.05
 WIDE, PHONE = (1360, 900), (390, 844)
@@ -83,9 +85,9 @@ class Browser:
 
     async def type(self, selector: str, text: str, clear: bool = True) -> None:
         element = await self.find(selector)
-        if clear:
-            await self.command("POST", f"/element/{element}/clear")
-        await self.command("POST", f"/element/{element}/value", text=text)
+        # WebDriver's own command to clear an element sends no `input` event, which the page listens to.
+        keys = SELECT_ALL + text if clear else text
+        await self.command("POST", f"/element/{element}/value", text=keys)
 
     async def select(self, selector: str, value: str) -> None:
         """Chooses an option of a `select` element."""

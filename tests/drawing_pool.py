@@ -5,7 +5,7 @@ from collections.abc import AsyncGenerator, Sequence
 from io import BytesIO
 from typing import Any
 
-from numpy import uint8
+from numpy import bool_, uint8
 from numpy.typing import NDArray
 from PIL import Image, ImageDraw
 
@@ -27,6 +27,13 @@ class DrawingPool:
         self.may_finish.set()
         self.stop_count = 0
         self._flagged = flagged
+
+    def edit(self, call: int = -1) -> tuple[NDArray[uint8], NDArray[bool_]]:
+        """The input image of a call, and a mask that is true where it is repainted."""
+        image, mask = self.images[call]
+        assert image is not None
+        assert mask is not None
+        return image, mask.reshape(*mask.shape[:2], -1)[:, :, 0] >= 128
 
     async def generate(
         self,

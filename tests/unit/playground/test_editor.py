@@ -3,7 +3,6 @@
 import base64
 from pathlib import Path
 
-import numpy as np
 import pytest
 from PIL import Image
 
@@ -45,13 +44,6 @@ async def generate(browser: Browser) -> None:
     await browser.find(OUTPUT)
 
 
-def repainted(pool: DrawingPool) -> np.ndarray:
-    """The mask of the last call of the pool: true where it is repainted."""
-    mask = pool.images[-1][1]
-    assert mask is not None
-    return mask.reshape(mask.shape[0], mask.shape[1], -1)[:, :, 0] >= 128
-
-
 async def test_painted_mask_is_inpainted(browser: Browser, image: Path) -> None:
     pool = DrawingPool()
     async with make_app(pool).listening() as url:
@@ -59,9 +51,8 @@ async def test_painted_mask_is_inpainted(browser: Browser, image: Path) -> None:
         await browser.drag(OVERLAY, (0.25, 0.5), (0.75, 0.5))
         await generate(browser)
         assert await browser.problems() == []
-    sent, mask = pool.images[-1][0], repainted(pool)
+    sent, mask = pool.edit()
     # 1000 is rounded to a multiple of 16.
-    assert sent is not None
     assert sent.shape == (640, 1008, 3)
     assert mask.shape == (640, 1008)
     assert mask[320, 300:700].all()
@@ -80,7 +71,7 @@ async def test_mask_is_erased_undone_inverted_and_filled(browser: Browser, image
         await browser.click("[aria-label='Fill the mask']")
         await browser.click("[aria-label='Undo']")
         await generate(browser)
-        mask = repainted(pool)
+        _, mask = pool.edit()
         assert mask[320, 504]
         # A circle of a tenth of the width.
         assert 0.009 < mask.mean() < 0.016
@@ -97,7 +88,7 @@ async def test_mask_is_painted_by_keyboard(browser: Browser, image: Path) -> Non
         await open_editor(browser, url, image)
         await browser.type(OVERLAY, " " + KEYS["ArrowRight"] * 10 + " ", clear=False)
         await generate(browser)
-    mask = repainted(pool)
+    _, mask = pool.edit()
     assert mask[320, 504]
     assert mask[320, round(504 + 10 * 0.02 * 1008)]
     assert not mask[320, 300]
@@ -142,18 +133,19 @@ async def test_file_that_is_no_image_is_reported(browser: Browser, tmp_path: Pat
 
 
 async def test_mask_file_replaces_the_painted_mask(browser: Browser, image: Path, tmp_path: Path) -> None:
-    mask = Image.new("L", (100, 64), 0)
-    mask.paste(255, (0, 0, 50, 64))
+    half = Image.new("L", (100, 64), 0)
+    half.paste(255, (0, 0, 50, 64))
     path = tmp_path / "mask.png"
-    mask.save(path)
+    half.save(path)
     pool = DrawingPool()
     async with make_app(pool).listening() as url:
         await open_editor(browser, url, image)
         await browser.choose_file("[data-test=mask-file]", path)
         await browser.wait_for_text(SENT_AS, "50 %")
         await generate(browser)
-    assert repainted(pool)[:, :490].all()
-    assert not repainted(pool)[:, 520:].any()
+    _, mask = pool.edit()
+    assert mask[:, :490].all()
+    assert not mask[:, 520:].any()
 
 
 async def test_result_is_compared_with_the_input_image(browser: Browser, image: Path) -> None:
