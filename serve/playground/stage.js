@@ -11,7 +11,7 @@ const GONE = html`<p>This prediction has been removed: the service keeps images 
 /** The URL that an `img` shows: without a request for `data:` URIs, and with the token for other ones. */
 export function useImageUrl(uri) {
   const direct = uri === undefined ? undefined : uri.startsWith('data:') ? uri : linkUrl(uri);
-  const [url, setUrl] = useState(null);
+  const [read, setRead] = useState(null);
   useEffect(() => {
     if (direct !== null) return undefined;
     let created = null;
@@ -20,7 +20,7 @@ export function useImageUrl(uri) {
       (blob) => {
         if (dropped) return;
         created = URL.createObjectURL(blob);
-        setUrl(created);
+        setRead({ uri, url: created });
       },
       () => {},
     );
@@ -29,7 +29,8 @@ export function useImageUrl(uri) {
       URL.revokeObjectURL(created);
     };
   }, [uri]);
-  return direct ?? url ?? undefined;
+  // After a change of `uri`, the state is that of the previous one until the next image was read.
+  return direct ?? (uri !== undefined && read?.uri === uri ? read.url : undefined);
 }
 
 export function imageCount(record) {

@@ -175,3 +175,16 @@ async def test_result_becomes_the_input_image(browser: Browser) -> None:
     sent = pool.images[-1][0]
     assert sent is not None
     assert sent.shape == (512, 512, 3)
+
+
+async def test_result_without_an_input_image_is_not_compared(browser: Browser, image: Path) -> None:
+    compare = "[aria-label='Compare with the input image']"
+    async with make_app(DrawingPool()).listening() as url:
+        await open_editor(browser, url, image)
+        await generate(browser)
+        await browser.find(compare)
+        await browser.click("[data-tab=image]")
+        await browser.click(".crop > button")
+        await generate(browser)
+        await browser.wait_for("document.querySelectorAll('[data-test=entry] img').length == 2")
+        assert await browser.count(compare) == 0
