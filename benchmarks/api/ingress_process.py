@@ -56,9 +56,11 @@ def ray_replacements(port: int) -> dict[str, Any]:
     return {
         "_get_global_client": lambda: SimpleNamespace(http_config=http_config),
         "serve": SimpleNamespace(get_replica_context=lambda: context),
+        "own_reference": lambda: (),
+        "use_ray_metrics": lambda: None,
         "PoolClient": InstantPool,
         "LoraCacheClient": NoLoraCache,
-        "_are_healthy": lambda *_: True,
+        "_pool_statuses": lambda *_: {ingress.HEALTHY},
         "_count_nodes": lambda *_: 1,
     }
 

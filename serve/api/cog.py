@@ -8,6 +8,7 @@ from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
 from starlette.routing import Route
 
+from serve.access.caller import OPERATOR
 from serve.api.auth import caller_of
 from serve.api.client_disconnect import cancel_on_disconnect
 from serve.api.cog_options import KEYS, create_options
@@ -144,7 +145,7 @@ class CogApi:
         """The prediction with the id. Raises `PredictionExists` if it is of another caller."""
         assert options.id is not None
         try:
-            prediction = await self._service.get(options.id)
+            prediction = await self._service.get(options.id, OPERATOR)
         except NotFound:
             return None
         if not options.caller.may_see(prediction.owner):

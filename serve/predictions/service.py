@@ -16,7 +16,14 @@ from typing import Any, Literal
 
 from serve.access.caller import ANONYMOUS, OPERATOR, Caller
 from serve.database.patience import with_patience
-from serve.errors import DatabaseUnavailable, EngineFailed, NotReady, ServiceError, StorageUnavailable
+from serve.errors import (
+    DatabaseUnavailable,
+    EngineFailed,
+    NotReady,
+    PredictionExists,
+    ServiceError,
+    StorageUnavailable,
+)
 from serve.logs import request_id
 from serve.predictions.create_options import NO_OPTIONS, CreateOptions
 from serve.predictions.input_images import InputImages
@@ -94,8 +101,8 @@ class PredictionService:
     ) -> Prediction:
         """Accepts a prediction and starts it.
 
-        Raises `PoolFull`, `TooManyPredictions`, `NotReady`, `DatabaseUnavailable`, `IdempotencyKeyReused`, and
-        `InvalidInput`, also for an invalid image in a `data:` URI.
+        Raises `PoolFull`, `TooManyPredictions`, `NotReady`, `DatabaseUnavailable`, `IdempotencyKeyReused`,
+        `PredictionExists`, and `InvalidInput`, also for an invalid image in a `data:` URI.
         """
         self._check_ready()
         key, caller = options.idempotency, options.caller
@@ -123,6 +130,8 @@ class PredictionService:
         if not is_same_creation(stored, prediction):
             if stored.id != prediction.id:
                 await self._input_store.try_delete(prediction)
+            if not caller.may_see(stored.owner):
+                raise PredictionExists(stored.id)
             return stored
         log.info("%s: accepted for %s", prediction.log_id, prediction.plan.pool)
         self._tasks.start(prediction, self._runner.run(prediction.id, images, request.references))

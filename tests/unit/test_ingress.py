@@ -36,9 +36,11 @@ def pool(monkeypatch: pytest.MonkeyPatch) -> FakePool:
     pool = FakePool(ONE_IMAGE, may_start=False)
     client = SimpleNamespace(http_config=SimpleNamespace(host="127.0.0.1", port=PORT))
     monkeypatch.setattr(ingress, "use_replica_log", lambda: None)
+    monkeypatch.setattr(ingress, "use_ray_metrics", lambda: None)
+    monkeypatch.setattr(ingress, "own_reference", lambda: ())
     monkeypatch.setattr(ingress, "_get_global_client", lambda: client)
     monkeypatch.setattr(serve, "get_replica_context", lambda: SimpleNamespace(app_name="flux"))
-    monkeypatch.setattr(ingress, "_are_healthy", lambda *_: True)
+    monkeypatch.setattr(ingress, "_pool_statuses", lambda *_: {ingress.HEALTHY})
     monkeypatch.setattr(ingress, "LoraCacheClient", lambda *_: LoraCache())
     monkeypatch.setattr(ingress, "PoolClient", lambda *_: pool)
     return pool

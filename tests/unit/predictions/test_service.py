@@ -12,8 +12,17 @@ import pytest
 from PIL import Image
 from sqlalchemy import update
 
+from serve.access.caller import Caller
 from serve.database.tables import predictions
-from serve.errors import DatabaseUnavailable, InvalidInput, NotFound, NotReady, PoolFull, StorageUnavailable
+from serve.errors import (
+    DatabaseUnavailable,
+    InvalidInput,
+    NotFound,
+    NotReady,
+    PoolFull,
+    PredictionExists,
+    StorageUnavailable,
+)
 from serve.events import Event, Started
 from serve.logs import request_id
 from serve.predictions import service
@@ -421,3 +430,11 @@ async def test_prediction_and_request_are_in_the_log_of_the_process_and_in_the_c
     assert "accepted" in lines[0]
     assert "succeeded" in lines[1]
     assert pool.log_ids == [log_id]
+
+
+async def test_id_that_another_token_takes_at_the_same_time_is_refused() -> None:
+    app = make_app(FakePool(ONE_IMAGE))
+    first, second = (CreateOptions(Caller(owner), id="p1") for owner in ("a", "b"))
+    await app.create(CAT, first)
+    with pytest.raises(PredictionExists):
+        await app.create(CAT, second)
