@@ -7,6 +7,7 @@ from typing import Any
 import yaml
 
 from benchmarks.performance import sections
+from benchmarks.performance.kernels import kernels_table
 from benchmarks.performance.markdown import table
 from benchmarks.performance.results import RESULTS, read_runs, read_table
 from benchmarks.performance.targets import targets_table
@@ -32,7 +33,7 @@ def _sections(folder: Path, notes: Mapping[str, Any]) -> Iterator[tuple[str, tup
     yield "Targets", (texts["targets"], targets_table(first, now))
     yield "Limits of the GPU", (texts["limits"], sections.limits_table(first, now))
     yield "Steps", sections.steps_paragraphs(first, now)
-    yield "Kernels", (texts["kernels"], sections.kernels_table(now))
+    yield "Kernels", (texts["kernels"], kernels_table(now))
     yield "LoRAs", (texts["loras"], sections.loras_table(first, now))
     yield "Images", (sections.images_table(first, now), sections.stages_table(first))
     yield "Start-up", (texts["start"], sections.start_table(now), sections.recompilations_table(now))

@@ -14,28 +14,20 @@ from dataclasses import replace
 from datetime import datetime
 from typing import Any, Literal
 
-from serve.access.caller import ANONYMOUS, OPERATOR, Caller
+from serve.access.caller import ANONYMOUS, Caller
 from serve.database.patience import with_patience
-from serve.errors import (
-    DatabaseUnavailable,
-    EngineFailed,
-    NotReady,
-    PredictionExists,
-    ServiceError,
-    StorageUnavailable,
-)
+from serve.errors import DatabaseUnavailable, NotReady, PredictionExists, ServiceError
 from serve.logs import request_id
 from serve.predictions.create_options import NO_OPTIONS, CreateOptions
 from serve.predictions.input_images import InputImages
 from serve.predictions.input_store import InputStore
-from serve.predictions.lease import Claim
 from serve.predictions.own_files import OwnFiles
 from serve.predictions.prediction import Prediction, elapsed_ms, utc_now
-from serve.predictions.prediction_metrics import export_pools, record_failure, record_refusals, record_retry
+from serve.predictions.prediction_metrics import export_pools, record_refusals
 from serve.predictions.prediction_pages import PageQuery
 from serve.predictions.request import ServedVersion, prepare_request
-from serve.predictions.resume import resume_request
-from serve.predictions.runner import LOST_TOO_OFTEN, MAX_LOSSES, PredictionRunner
+from serve.predictions.resume import Resumer
+from serve.predictions.runner import PredictionRunner
 from serve.predictions.running_tasks import RunningTasks
 from serve.predictions.store import PredictionStore, PredictionUpdate, is_same_creation, unknown_prediction
 from serve.settings import Settings
@@ -74,6 +66,7 @@ class PredictionService:
         self._own_files = own_files
         self._clock = clock
         self._tasks = RunningTasks(self._release)
+        self._resumer = Resumer(settings, store, runner, input_images, input_store, own_files, self._tasks, clock)
         export_pools(settings.pools)
         self._closing = False
         self._setup_failed = False
@@ -201,7 +194,7 @@ class PredictionService:
             await self.cancel(prediction_id)
         if self.opened_at is not None and not self._closing:
             for claim in await self._store.claim(MAX_CLAIMS):
-                await self._resume(claim)
+                await self._resumer.take_up(claim)
 
     @property
     def is_busy(self) -> bool:
@@ -224,35 +217,6 @@ class PredictionService:
             raise NotReady("the service is stopping")
         if self.opened_at is None:
             raise NotReady("the service is starting; try again soon")
-
-    async def _resume(self, claim: Claim) -> None:
-        prediction, now = claim.prediction, self._clock()
-        if claim.attached or prediction.is_overdue(now):
-            await self._store.finish(prediction.id, lambda each: each.canceled(now), release=True)
-        elif claim.losses >= MAX_LOSSES:
-            record_failure(prediction.plan.pool, EngineFailed())
-            await self._store.finish(prediction.id, lambda each: each.failed(now, LOST_TOO_OFTEN), release=True)
-        else:
-            record_retry(prediction.plan.pool, "process")
-            log.warning("%s: its process was lost; it starts again", prediction.log_id)
-            self._tasks.start(prediction, self._run_again(prediction))
-
-    async def _run_again(self, prediction: Prediction) -> None:
-        try:
-            raw_inputs = await self._input_store.load(prediction)
-            uploads = await self._own_files.find(raw_inputs, OPERATOR)
-            request = resume_request(prediction, raw_inputs, self._settings, uploads)
-            images = await self._input_images.load(request.inputs, request.plan)
-        except (DatabaseUnavailable, StorageUnavailable):
-            log.warning("%s: its inputs cannot be read; it starts again later", prediction.log_id)
-            return
-        except ServiceError as error:
-            text = str(error)
-            record_failure(prediction.plan.pool, error)
-            await self._store.finish(prediction.id, lambda each: each.failed(self._clock(), text), release=True)
-            return
-        await self._store.update(prediction.id, lambda each: each.resumed())
-        await self._runner.run(prediction.id, images, request.references)
 
     async def _release(self, prediction: Prediction) -> None:
         """Frees the place in the pool. Until it succeeds, the lease expires and another process frees it."""

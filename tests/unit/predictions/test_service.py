@@ -355,7 +355,8 @@ async def test_process_that_lost_its_lease_stops_its_work() -> None:
     await successor.service.renew_leases()
     await app.service.renew_leases()
     assert pool.stop_count == 1
-    assert (await asyncio.wait_for(app.service.wait(prediction.id), 5)).status == "succeeded"
+    await successor.service.wait(prediction.id, timeout_s=30)
+    assert (await app.service.wait(prediction.id, timeout_s=30)).status == "succeeded"
 
 
 async def is_stored_as_processing(app: AppUnderTest, prediction_id: str) -> bool:
