@@ -156,14 +156,14 @@ def _deploy(schema: ServeDeploySchema) -> None:
 
 
 def _wait_until_running(name: str, stop: threading.Event) -> bool:
-    """Waits until the application accepts predictions and prints status changes. False if `stop` was set first."""
+    """Waits until every ingress accepts predictions and prints status changes. False if `stop` was set first."""
     printed: dict[str, str] = {}
     while not stop.is_set():
         application = serve.status().applications.get(name)
         if application is not None:
             _print_changes(application.deployments, printed)
             if application.status == ApplicationStatus.RUNNING:
-                serve.get_app_handle(name).wait_until_open.remote().result()
+                serve.get_app_handle(name).broadcast("wait_until_open").results()
                 return True
             if application.status == ApplicationStatus.DEPLOY_FAILED:
                 raise StartupError(_failure_reason(application.message, application.deployments))

@@ -143,6 +143,7 @@ def test_served_model_has_a_default_lora(generate: Generate, service: LocalServi
     assert generate_with_model(replicate_weights="") == generate()
 
 
+@pytest.mark.slow_cluster
 def test_100_concurrent_requests_share_one_download(service: LocalService, providers: FakeProviders) -> None:
     file = PublishedFile(providers.file_host, "/shared.safetensors", providers.make_weights(2))
     inputs = {**INPUTS, "num_inference_steps": 1, "replicate_weights": file.url}
@@ -227,6 +228,7 @@ def test_invalid_lora_fails_its_prediction_only(
     assert generate(replicate_weights="fofr/style") == styled_image
 
 
+@pytest.mark.slow_cluster
 def test_images_without_lora_are_unchanged_among_100_requests_with_loras(
     service: LocalService, providers: FakeProviders, generate: Generate
 ) -> None:

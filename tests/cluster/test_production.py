@@ -13,6 +13,8 @@ from tests.cluster.probe import Probe
 from tests.images import data_uri
 from tests.safety_checkpoints import FLAGS_NONE, make_classifier, make_concepts
 
+pytestmark = pytest.mark.slow_cluster
+
 PUBLIC_URL = "https://flux.example.com"
 POOLS = ("dev-bf16", "dev-fp8", "schnell")
 

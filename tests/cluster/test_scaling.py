@@ -50,6 +50,7 @@ def test_pool_scales_up_from_zero_and_back_to_zero(service: LocalService, probe:
     until(lambda: probe.replicas("schnell"), lambda count: count == 0)
 
 
+@pytest.mark.slow_cluster
 def test_pool_scales_to_two_replicas_under_load_and_back_to_one(service: LocalService, probe: Probe) -> None:
     for _ in range(ROUNDS):
         until(lambda: probe.replicas("dev-bf16"), lambda count: count == 1)
