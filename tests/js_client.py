@@ -1,7 +1,5 @@
 """The JavaScript clients, installed from npm as `tests/clients/js` pins them, and run through node."""
 
-import asyncio
-import json
 import os
 import shutil
 import subprocess
@@ -9,9 +7,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from tests.client_process import run_case
+
 SOURCE = Path(__file__).parent / "clients" / "js"
 INSTALL_TIMEOUT_S = 90
-CASE_TIMEOUT_S = 120
 
 
 class JsClientUnavailable(Exception):
@@ -24,18 +23,7 @@ class JsClient:
 
     async def run(self, case: str, url: str, image: str | Path = "", script: str = "cases.js") -> Any:
         """The result of a case of `script` against the service at `url`. `image` is a file, or a URL."""
-        process = await asyncio.create_subprocess_exec(
-            "node", script, url, case, str(image), cwd=self.folder, stdout=-1, stderr=-1
-        )
-        try:
-            async with asyncio.timeout(CASE_TIMEOUT_S):
-                output, errors = await process.communicate()
-        except BaseException:
-            process.kill()
-            await process.wait()
-            raise
-        assert process.returncode == 0, errors.decode()
-        return json.loads(output)
+        return await run_case("node", script, url, case, str(image), folder=self.folder)
 
 
 def install(folder: Path) -> JsClient:

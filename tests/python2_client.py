@@ -3,8 +3,6 @@
 It has the import name of version 1, which other tests use, so it runs in processes of its own.
 """
 
-import asyncio
-import json
 import os
 import subprocess
 import sys
@@ -12,9 +10,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from tests.client_process import run_case
+
 SOURCE = Path(__file__).parent / "clients" / "python2"
 INSTALL_TIMEOUT_S = 90
-CASE_TIMEOUT_S = 120
 
 
 class Python2ClientUnavailable(Exception):
@@ -27,25 +26,8 @@ class Python2Client:
 
     async def run(self, case: str, url: str, image: str | Path = "") -> Any:
         """The result of a case of `cases.py` against the service at `url`. `image` is a file."""
-        process = await asyncio.create_subprocess_exec(
-            sys.executable,
-            str(SOURCE / "cases.py"),
-            url,
-            case,
-            str(image),
-            env={**os.environ, "PYTHONPATH": str(self.folder)},
-            stdout=-1,
-            stderr=-1,
-        )
-        try:
-            async with asyncio.timeout(CASE_TIMEOUT_S):
-                output, errors = await process.communicate()
-        except BaseException:
-            process.kill()
-            await process.wait()
-            raise
-        assert process.returncode == 0, errors.decode()
-        return json.loads(output)
+        command = (sys.executable, str(SOURCE / "cases.py"), url, case, str(image))
+        return await run_case(*command, environment={**os.environ, "PYTHONPATH": str(self.folder)})
 
 
 def install(folder: Path) -> Python2Client:

@@ -38,7 +38,6 @@ HEALTH: dict[ServiceState, str] = {
     "failed": "SETUP_FAILED",
     "closing": "DEFUNCT",
 }
-SETUP: dict[ServiceState, str] = {"starting": "starting", "failed": "failed"}
 
 INDEX = {
     "docs_url": ("GET", "/docs"),
@@ -98,10 +97,11 @@ class CogApi:
 
     async def health(self, request: Request) -> Response:
         opened_at, state = self._service.opened_at, await self._service.state()
+        unfinished = "failed" if state == "failed" else "starting"
         setup = {
             "started_at": rfc3339(self._service.created_at),
             "completed_at": rfc3339(opened_at) if opened_at else None,
-            "status": "succeeded" if opened_at else SETUP.get(state, "starting"),
+            "status": "succeeded" if opened_at else unfinished,
             "logs": "",
         }
         return JSONResponse({"status": HEALTH[state], "setup": setup})
