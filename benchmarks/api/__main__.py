@@ -52,7 +52,7 @@ def _measure_database(name: str, options: argparse.Namespace) -> Iterator[Figure
     with ExitStack() as stack:
         folder = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="bench-api-")))
         is_sqlite = name == "sqlite"
-        url = f"sqlite:///{folder / 'predictions.db'}" if is_sqlite else stack.enter_context(postgres_server())
+        url = f"sqlite:///{folder / 'predictions.db'}" if is_sqlite else stack.enter_context(postgres_server()).url
         stored = _fill(url, folder, options.rows)
         labels = {"database": name, "version": asyncio.run(read_version(url)), "rows": options.rows}
         for count in [1] if is_sqlite else options.processes:

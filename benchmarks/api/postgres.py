@@ -26,35 +26,52 @@ def find_binaries() -> Path | None:
     return found.parent if found else None
 
 
-@contextmanager
-def postgres_server() -> Iterator[str]:
-    """The URL of an empty database. The server runs for the duration of the block, with default settings.
+class PostgresServer:
+    """A server with one database, which is empty at first, and default settings."""
 
-    Raises `PostgresUnavailable`.
-    """
+    def __init__(self, binaries: Path, folder: Path) -> None:
+        self._binaries = binaries
+        self._folder = folder
+        # PostgreSQL refuses to run as root.
+        self._user = "postgres" if os.geteuid() == 0 else None
+        self.port = free_port()
+        self.url = f"postgresql://flux@127.0.0.1:{self.port}/postgres"
+
+    def create(self) -> None:
+        if self._user is not None:
+            os.chown(self._folder, pwd.getpwnam(self._user).pw_uid, -1)
+        self._run("initdb", "--username=flux", "--auth=trust", "--no-sync")
+
+    def start(self) -> None:
+        options = f"-p {self.port} -c listen_addresses=127.0.0.1 -c unix_socket_directories={self._folder}"
+        log = str(self._folder / "log")
+        self._run("pg_ctl", "start", "--timeout", str(START_TIMEOUT_S), "--log", log, "--options", options)
+
+    def stop(self) -> None:
+        """Ends all connections at once."""
+        self._run("pg_ctl", "stop", "--mode=immediate")
+
+    def _run(self, program: str, *arguments: str) -> None:
+        command = [str(self._binaries / program), "--pgdata", str(self._folder / "data"), *arguments]
+        output = subprocess.DEVNULL
+        subprocess.run(command, check=True, user=self._user, cwd=self._folder, stdout=output, stderr=output)
+
+
+@contextmanager
+def postgres_server() -> Iterator[PostgresServer]:
+    """A server that runs for the duration of the block. Raises `PostgresUnavailable`."""
     binaries = find_binaries()
     if binaries is None:
         raise PostgresUnavailable("it is not installed; on Debian, install the package postgresql")
-    # PostgreSQL refuses to run as root.
-    user = "postgres" if os.geteuid() == 0 else None
     # The paths of sockets have a length limit.
     with tempfile.TemporaryDirectory(prefix="pg-", ignore_cleanup_errors=True) as folder:
-
-        def run(program: str, *arguments: str) -> None:
-            command = [str(binaries / program), "--pgdata", f"{folder}/data", *arguments]
-            output = subprocess.DEVNULL
-            subprocess.run(command, check=True, user=user, cwd=folder, stdout=output, stderr=output)
-
-        port = free_port()
-        options = f"-p {port} -c listen_addresses=127.0.0.1 -c unix_socket_directories={folder}"
+        server = PostgresServer(binaries, Path(folder))
         try:
-            if user is not None:
-                os.chown(folder, pwd.getpwnam(user).pw_uid, -1)
-            run("initdb", "--username=flux", "--auth=trust", "--no-sync")
-            run("pg_ctl", "start", "--timeout", str(START_TIMEOUT_S), "--log", f"{folder}/log", "--options", options)
+            server.create()
+            server.start()
         except (OSError, KeyError, subprocess.CalledProcessError) as error:
             raise PostgresUnavailable(f"it does not start: {error}") from error
         try:
-            yield f"postgresql://flux@127.0.0.1:{port}/postgres"
+            yield server
         finally:
-            run("pg_ctl", "stop", "--mode=immediate")
+            server.stop()

@@ -8,6 +8,7 @@ import pytest
 from sqlalchemy import text
 from sqlalchemy.ext.asyncio import AsyncConnection
 
+from benchmarks.api.postgres import PostgresServer, find_binaries, postgres_server
 from serve import telemetry
 from serve.database.connection import Database
 from serve.database.tables import metadata
@@ -16,7 +17,6 @@ from serve.media.object_store import ObjectStore
 from tests import s3_server
 from tests.fake_service import FakeService
 from tests.metrics import RecordedMetrics
-from tests.postgres_server import PostgresServer, find_binaries, postgres_server
 
 
 @pytest.fixture
@@ -38,10 +38,9 @@ def metrics() -> Iterator[RecordedMetrics]:
 
 @pytest.fixture(scope="session")
 def postgres() -> Iterator[PostgresServer]:
-    binaries = find_binaries()
-    if binaries is None:
+    if find_binaries() is None:
         pytest.skip("PostgreSQL is not installed")
-    with postgres_server(binaries) as server:
+    with postgres_server() as server:
         yield server
 
 

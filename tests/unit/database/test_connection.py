@@ -9,11 +9,11 @@ from alembic.migration import MigrationContext
 from sqlalchemy import Connection, text
 from sqlalchemy.ext.asyncio import AsyncConnection
 
+from benchmarks.api.postgres import PostgresServer
 from serve.database import connection
 from serve.database.connection import Database
 from serve.database.tables import metadata
 from serve.errors import DatabaseUnavailable
-from tests.postgres_server import PostgresServer
 
 
 def differences(connection: Connection) -> list[object]:
