@@ -43,9 +43,7 @@ async def run_load(
     total = min(MAX_REQUESTS, int(rate * duration_s))
     results: list[RequestResult] = []
     start_s = time.perf_counter()
-    async with httpx.AsyncClient(
-        base_url=url, timeout=deadline_s, headers=_auth_headers(), limits=_no_connection_limits()
-    ) as client:
+    async with service_client(url, deadline_s) as client:
         progress = asyncio.create_task(_print_progress(results, total, start_s))
         async with asyncio.TaskGroup() as senders:
             for number in range(total):
@@ -121,13 +119,20 @@ def summarise(results: Sequence[RequestResult], elapsed_s: float) -> dict[str, A
     }
 
 
-def _auth_headers() -> dict[str, str]:
+def service_client(url: str, timeout_s: float) -> httpx.AsyncClient:
+    """A client that sends the operator's token, over as many connections as it has requests."""
     token = read_secrets().api_token
-    return {"Authorization": f"Bearer {token.get_secret_value()}"} if token else {}
+    return httpx.AsyncClient(
+        base_url=url,
+        timeout=timeout_s,
+        headers={"Authorization": f"Bearer {token.get_secret_value()}"} if token else {},
+        limits=httpx.Limits(max_connections=None, max_keepalive_connections=None),
+    )
 
 
-def _no_connection_limits() -> httpx.Limits:
-    return httpx.Limits(max_connections=None, max_keepalive_connections=None)
+def parse_inputs(texts: Sequence[str]) -> dict[str, Any]:
+    """The inputs of the API from `KEY=VALUE`. Values are JSON or text."""
+    return {"prompt": "a red sailboat", **dict(_parse_input(text) for text in texts)}
 
 
 def _parse_input(text: str) -> tuple[str, Any]:
@@ -146,7 +151,7 @@ def main() -> None:
     parser.add_argument("--deadline", type=float, default=60, help="seconds after which a request counts as late")
     parser.add_argument("--input", action="append", default=[], metavar="KEY=VALUE", help="an input of the API")
     options = parser.parse_args()
-    inputs = {"prompt": "a red sailboat", **dict(_parse_input(text) for text in options.input)}
+    inputs = parse_inputs(options.input)
     with contextlib.ExitStack() as stack:
         url = options.url or stack.enter_context(local_service(on_line=print)).url
         start_s = time.perf_counter()

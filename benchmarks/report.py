@@ -28,12 +28,12 @@ def print_progress(line: str) -> None:
     print(line, file=sys.stderr, flush=True)
 
 
-def percentiles(values_s: Iterable[float]) -> dict[str, float]:
-    """p50, p95 and p99 by the nearest-rank method; empty if there are no values."""
-    ordered = sorted(values_s)
+def percentiles(values: Iterable[float], unit: str = "_s") -> dict[str, float]:
+    """p50, p95 and p99 by the nearest-rank method, named with the unit; empty if there are no values."""
+    ordered = sorted(values)
     if not ordered:
         return {}
-    return {f"p{share}_s": round(ordered[max(0, -(-share * len(ordered) // 100) - 1)], 4) for share in (50, 95, 99)}
+    return {f"p{share}{unit}": round(ordered[max(0, -(-share * len(ordered) // 100) - 1)], 4) for share in (50, 95, 99)}
 
 
 def describe_machine() -> dict[str, Any]:

@@ -1,0 +1,41 @@
+"""The burst benchmark: its clients follow `Retry-After`, and its statistics."""
+
+import httpx
+import pytest
+
+from benchmarks import burst
+from benchmarks.burst import ClientResult, run_burst, summarise
+
+
+async def test_refused_client_sends_its_request_again_after_the_time_it_was_told(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(burst, "POLL_INTERVAL_S", 0)
+    responses = iter(
+        [
+            httpx.Response(429, headers={"Retry-After": "0.25"}),
+            httpx.Response(201, json={"id": "a", "status": "starting"}),
+            httpx.Response(200, json={"id": "a", "status": "succeeded"}),
+        ]
+    )
+    transport = httpx.MockTransport(lambda _: next(responses))
+    async with httpx.AsyncClient(transport=transport, base_url="http://service") as client:
+        (result,) = await run_burst(client, {}, 1)
+    assert (len(result.answer_s), result.retry_after_s, result.outcome) == (2, 0.25, "succeeded")
+    assert result.refused_at_s is not None
+    assert result.ended_at_s - result.refused_at_s >= 0.25
+
+
+def test_true_wait_of_a_refusal_ends_with_the_prediction_of_its_rank() -> None:
+    results = [
+        ClientResult([0.5], ended_at_s=10, outcome="succeeded"),
+        ClientResult([0.1], ended_at_s=20, outcome="succeeded"),
+        ClientResult([0.1, 0.1], refused_at_s=0, retry_after_s=15, ended_at_s=30, outcome="succeeded"),
+        ClientResult([0.1, 0.2], refused_at_s=1, retry_after_s=5, ended_at_s=40, outcome="failed"),
+    ]
+    summary = summarise(results)
+    assert summary["outcomes"] == {"succeeded": 3, "failed": 1}
+    assert (summary["posts"], summary["refused"], summary["good_estimates"]) == (6, 2, 1)
+    assert summary["true_wait"] == {"p50_s": 10, "p95_s": 19, "p99_s": 19}
+    assert summary["estimate_by_true_wait"]["p99"] == 1.5
+    assert summary["post"]["max_s"] == 0.5
