@@ -17,7 +17,7 @@ from typing import Any
 import httpx
 
 from benchmarks.load import parse_inputs, service_client
-from benchmarks.report import percentiles, report
+from benchmarks.report import percentiles, report, stop_on_sigterm
 from serve.launch.subprocess_service import local_service
 
 WARM_UP_PREDICTIONS = 4
@@ -110,6 +110,7 @@ def main() -> None:
     parser.add_argument("--timeout", type=float, default=1200, help="seconds until the benchmark is given up")
     parser.add_argument("--input", action="append", default=[], metavar="KEY=VALUE", help="an input of the API")
     options = parser.parse_args()
+    stop_on_sigterm()
     with contextlib.ExitStack() as stack:
         url = options.url or stack.enter_context(local_service(on_line=print)).url
         summary = asyncio.run(_measure(url, parse_inputs(options.input), options.requests, options.timeout))

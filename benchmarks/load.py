@@ -19,7 +19,7 @@ from typing import Any
 
 import httpx
 
-from benchmarks.report import percentiles, report
+from benchmarks.report import percentiles, report, stop_on_sigterm
 from serve.launch.subprocess_service import local_service
 from serve.settings import read_secrets
 
@@ -151,6 +151,7 @@ def main() -> None:
     parser.add_argument("--deadline", type=float, default=60, help="seconds after which a request counts as late")
     parser.add_argument("--input", action="append", default=[], metavar="KEY=VALUE", help="an input of the API")
     options = parser.parse_args()
+    stop_on_sigterm()
     inputs = parse_inputs(options.input)
     with contextlib.ExitStack() as stack:
         url = options.url or stack.enter_context(local_service(on_line=print)).url

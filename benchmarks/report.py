@@ -4,6 +4,7 @@ import importlib.metadata
 import json
 import os
 import platform
+import signal
 import subprocess
 import sys
 from collections.abc import Iterable, Mapping
@@ -34,6 +35,11 @@ def percentiles(values: Iterable[float], unit: str = "_s") -> dict[str, float]:
     if not ordered:
         return {}
     return {f"p{share}{unit}": round(ordered[max(0, -(-share * len(ordered) // 100) - 1)], 4) for share in (50, 95, 99)}
+
+
+def stop_on_sigterm() -> None:
+    """Lets SIGTERM end the benchmark through its `finally` blocks, so that no service is left running."""
+    signal.signal(signal.SIGTERM, signal.default_int_handler)
 
 
 def describe_machine() -> dict[str, Any]:

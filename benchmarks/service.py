@@ -19,7 +19,7 @@ from typing import Any
 
 import httpx
 
-from benchmarks.report import report
+from benchmarks.report import report, stop_on_sigterm
 from serve.deployment import replica_environment
 from serve.launch.subprocess_service import ROOT, LocalService, local_service
 from serve.settings import Settings
@@ -161,6 +161,7 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=3, help="rounds of each side")
     parser.add_argument("--bare", action="store_true", help=argparse.SUPPRESS)
     options = parser.parse_args()
+    stop_on_sigterm()
     if options.bare:
         asyncio.run(run_replica(options.rounds, options))
     else:

@@ -12,7 +12,6 @@ import argparse
 import asyncio
 import json
 import os
-import signal
 import tempfile
 import time
 from collections.abc import Iterator, Sequence
@@ -27,7 +26,7 @@ from benchmarks.api.operations import OPERATIONS, Limits, create_prediction, mea
 from benchmarks.api.postgres import PostgresUnavailable, postgres_server
 from benchmarks.api.stored_rows import StoredPredictions, insert_rows, make_copies, read_row, read_version
 from benchmarks.api.table import markdown_table
-from benchmarks.report import make_report, print_progress
+from benchmarks.report import make_report, print_progress, stop_on_sigterm
 
 QUESTION = "how fast are the prediction endpoints with many stored predictions, without an engine?"
 RESULT_FILE = Path(__file__).parents[1] / "results" / "api.json"
@@ -87,8 +86,7 @@ def _measure_operations(
 
 def main(arguments: Sequence[str] | None = None) -> None:
     options = _parse_options(arguments)
-    # Ends through the `finally` blocks, so that no server is left.
-    signal.signal(signal.SIGTERM, signal.default_int_handler)
+    stop_on_sigterm()
     before = os.getloadavg()[0]
     rows = measure_all(options)
     print_progress(markdown_table(rows))

@@ -11,7 +11,7 @@ from typing import Any
 import torch
 
 from benchmarks.lora import latency, steps, switching
-from benchmarks.report import report
+from benchmarks.report import report, stop_on_sigterm
 from serve.settings import Precision
 
 PRECISIONS: tuple[Precision, ...] = ("bf16", "fp8")
@@ -64,6 +64,7 @@ PARTS: Mapping[str, Callable[[argparse.Namespace], dict[str, Any]]] = {
 
 def main(arguments: Sequence[str] | None = None) -> None:
     options = _parse_options(arguments)
+    stop_on_sigterm()
     torch.set_num_threads(1)
     question = "what do LoRAs cost in latency, step time, switching, mixed batches and memory?"
     report(question, vars(options), {part: PARTS[part](options) for part in options.parts})

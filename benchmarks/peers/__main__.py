@@ -11,7 +11,6 @@ import argparse
 import asyncio
 import json
 import os
-import signal
 import subprocess
 import sys
 import time
@@ -24,7 +23,7 @@ from benchmarks.peers.overhead import overhead_table
 from benchmarks.peers.results import markdown_table
 from benchmarks.peers.servers import our_server, peers
 from benchmarks.peers.workload import SCENARIOS, make_scenarios
-from benchmarks.report import make_report, report
+from benchmarks.report import make_report, report, stop_on_sigterm
 from serve.launch.subprocess_service import ROOT
 
 QUESTION = "how does the service compare with other ways to serve the same checkpoint?"
@@ -78,8 +77,7 @@ def save(arguments: dict[str, Any], result: dict[str, Any]) -> None:
 
 def main(arguments: Sequence[str] | None = None) -> None:
     options = _parse_options(arguments)
-    # Ends through the `finally` blocks, so that no paused server is left.
-    signal.signal(signal.SIGTERM, signal.default_int_handler)
+    stop_on_sigterm()
     result = measure(options)
     print(markdown_table(result), overhead_table(result["overhead_ms"]), sep="\n\n", file=sys.stderr, flush=True)
     report(QUESTION, vars(options), result)
