@@ -6,7 +6,8 @@ from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
 from starlette.routing import Route
 
-from serve.api.model_objects import ACCOUNT, refuse_change, single_page
+from serve.api.model_objects import ACCOUNT, refuse_change
+from serve.api.pages import single_page
 from serve.predictions.prediction import rfc3339
 from serve.predictions.request import default_pool, find_deployment, resolve_deployment
 from serve.predictions.service import PredictionService

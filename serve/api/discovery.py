@@ -7,7 +7,8 @@ from starlette.responses import JSONResponse, Response
 from starlette.routing import Route
 
 from serve.api.http_messages import DIGITS, InvalidQuery
-from serve.api.model_objects import contains_words, find_models, model_json, single_page
+from serve.api.model_objects import contains_words, find_models, model_json
+from serve.api.pages import single_page
 from serve.errors import FieldError, NotFound
 from serve.predictions.service import PredictionService
 from serve.settings import Settings

@@ -9,8 +9,9 @@ from starlette.routing import Route
 
 from serve.access.caller import OPERATOR, Caller
 from serve.api.auth import caller_of
-from serve.api.http_messages import PAGE_SIZE, page_json
+from serve.api.http_messages import PAGE_SIZE
 from serve.api.multipart import DEFAULT_CONTENT_TYPE, receive_file
+from serve.api.pages import forward_page
 from serve.api.stored_content import StoredContent, stored_response
 from serve.media.file_rows import StoredFile
 from serve.media.file_store import FileStore, content_key
@@ -62,7 +63,7 @@ class FilesApi:
         """Files, newest first."""
         owner = caller_of(request).visible_owner
         page = await self._files.page(request.query_params.get("cursor"), PAGE_SIZE + 1, owner)
-        return JSONResponse(page_json([await self._json(file) for file in page], PAGE_SIZE, self._base_url))
+        return JSONResponse(forward_page([await self._json(file) for file in page], PAGE_SIZE, self._base_url))
 
     async def get(self, request: Request) -> Response:
         file = await self._files.get(request.path_params["file_id"], caller_of(request).visible_owner)

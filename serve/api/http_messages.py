@@ -139,13 +139,6 @@ def _parse_preferences(headers: Iterable[str]) -> dict[str, str | None]:
     return preferences
 
 
-def page_json(items: list[dict[str, Any]], page_size: int, url: str) -> dict[str, Any]:
-    """A page of the list at `url`. `items` has one object more than `page_size` if another page follows."""
-    results = items[:page_size]
-    following = f"{url}?cursor={results[-1]['id']}" if len(items) > page_size else None
-    return {"previous": None, "next": following, "results": results}
-
-
 def server_timing_header(prediction: Prediction) -> dict[str, str]:
     """The `Server-Timing` header with the milliseconds of each finished stage; empty if there is none."""
     stages = [f"{stage};dur={prediction.stages_ms[stage]:.1f}" for stage in STAGES if stage in prediction.stages_ms]

@@ -53,11 +53,6 @@ def openai_model_json(model: ServedModel, created_at: datetime) -> dict[str, Any
     }
 
 
-def single_page(results: list[dict[str, Any]]) -> dict[str, Any]:
-    """All results on one page: the settings list few models."""
-    return {"previous": None, "next": None, "results": results}
-
-
 def find_models(settings: Settings, query: str) -> list[ServedModel]:
     """The served models whose name and description contain all words of `query`."""
     return [each for each in settings.served_models if contains_words(f"{each.full_name} {each.description}", query)]

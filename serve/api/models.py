@@ -14,9 +14,9 @@ from serve.api.model_objects import (
     model_json,
     openai_model_json,
     refuse_change,
-    single_page,
     version_json,
 )
+from serve.api.pages import single_page
 from serve.errors import MalformedBody
 from serve.predictions.request import resolve_model, resolve_model_id, resolve_model_version
 from serve.predictions.service import PredictionService

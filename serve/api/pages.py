@@ -1,4 +1,4 @@
-"""Pages of predictions: their query parameters and links."""
+"""Pages of the lists of Replicate's API: their query parameters and links."""
 
 from collections.abc import Mapping
 from datetime import UTC, datetime
@@ -27,8 +27,20 @@ def parse_page_query(parameters: Mapping[str, str], limit: int) -> PageQuery:
     )
 
 
+def single_page(results: list[dict[str, Any]]) -> dict[str, Any]:
+    """All results on one page: the settings list few models."""
+    return {"previous": None, "next": None, "results": results}
+
+
+def forward_page(items: list[dict[str, Any]], page_size: int, url: str) -> dict[str, Any]:
+    """A page of the list at `url`. `items` has one object more than `page_size` if another page follows."""
+    results = items[:page_size]
+    following = f"{url}?cursor={results[-1]['id']}" if len(items) > page_size else None
+    return {"previous": None, "next": following, "results": results}
+
+
 def both_ways_page(results: list[dict[str, Any]], query: PageQuery, url: str) -> dict[str, Any]:
-    """A page of Replicate's API. `results` has `query.limit` predictions if another page follows."""
+    """A page of predictions. `results` has `query.limit` of them if another page follows."""
     times = {name: getattr(query, name).isoformat() for name in TIMES if getattr(query, name) is not None}
     size, backwards = query.limit - 1, query.newer_than is not None
     has_more = len(results) > size
