@@ -32,9 +32,10 @@ def missing_programs() -> list[str]:
 class Browser:
     """One window with an empty profile. Selectors are CSS; every action waits until an element matches."""
 
-    def __init__(self, http: httpx.AsyncClient, session: str) -> None:
+    def __init__(self, http: httpx.AsyncClient, session: str, timeout_s: float) -> None:
         self._http = http
         self._session = session
+        self._timeout_s = timeout_s
 
     async def command(self, method: str, path: str, **body: Any) -> Any:
         content = body if method == "POST" else None
@@ -67,11 +68,11 @@ class Browser:
     async def wait_for(self, condition: str, *arguments: Any) -> Any:
         """The value of a JavaScript expression as soon as it is true."""
         try:
-            async with asyncio.timeout(TIMEOUT_S):
+            async with asyncio.timeout(self._timeout_s):
                 while not (value := await self.script(f"return {condition}", *arguments)):
                     await asyncio.sleep(POLL_S)
         except TimeoutError:
-            raise AssertionError(f"{condition} {arguments} is still false after {TIMEOUT_S:g} s") from None
+            raise AssertionError(f"{condition} {arguments} is still false after {self._timeout_s:g} s") from None
         return value
 
     async def find(self, selector: str) -> str:
@@ -167,10 +168,10 @@ def open_session() -> Iterator[tuple[str, str]]:
 
 
 @asynccontextmanager
-async def open_browser(driver_url: str, session: str) -> AsyncGenerator[Browser, None]:
+async def open_browser(driver_url: str, session: str, timeout_s: float = TIMEOUT_S) -> AsyncGenerator[Browser, None]:
     """The window of a session, with an empty page. Storage belongs to an origin, so each service has its own."""
     async with httpx.AsyncClient(base_url=driver_url, timeout=60) as http:
-        browser = Browser(http, session)
+        browser = Browser(http, session, timeout_s)
         await browser.open("about:blank")
         await browser.resize(WIDE)
         await browser.use_colour_scheme("light")
