@@ -83,6 +83,15 @@ def use_slow_control_loop(environment: MutableMapping[str, str] = os.environ) ->
     environment.setdefault("RAY_SERVE_CONTROL_LOOP_INTERVAL_S", "0.5")
 
 
+def exports_traces(environment: Mapping[str, str] = os.environ) -> bool:
+    """Whether OpenTelemetry's variables name an exporter: an OTLP endpoint, or `OTEL_TRACES_EXPORTER=otlp`."""
+    if environment.get("OTEL_SDK_DISABLED", "").lower() == "true":
+        return False
+    exporter = environment.get("OTEL_TRACES_EXPORTER", "")
+    endpoints = ("OTEL_EXPORTER_OTLP_ENDPOINT", "OTEL_EXPORTER_OTLP_TRACES_ENDPOINT")
+    return exporter == "otlp" or (not exporter and any(environment.get(name) for name in endpoints))
+
+
 def uses_ray_token(environment: Mapping[str, str] = os.environ) -> bool:
     """Whether this process's Ray cluster asks for Ray's token; Ray itself sets the variable when it starts."""
     return environment.get("RAY_AUTH_MODE", "").lower() == "token"

@@ -80,7 +80,7 @@ async def test_events_are_started_steps_images_and_finished(replica: ModelReplic
 def start_replica(monkeypatch: pytest.MonkeyPatch, compile_parts: list[str]) -> None:
     """Starts a replica without warm-up, and stops its engine."""
     monkeypatch.setattr("serve.engine.engine.Engine.warm_up", lambda *_: None)
-    monkeypatch.setattr(model_replica, "use_replica_log", lambda: None)
+    monkeypatch.setattr(model_replica, "use_serve_log", lambda *_: None)
     pool = {"model": "schnell", "warmup_sizes": [], "compile": compile_parts}
     ModelReplica(Settings.model_validate({"pools": {POOL: pool}}), POOL)._engine.stop()
 
