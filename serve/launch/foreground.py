@@ -12,6 +12,7 @@ import psutil
 import ray
 from ray import serve
 from ray.exceptions import RayError
+from ray.serve._private.logging_utils import get_serve_logs_dir
 from ray.serve.context import _get_global_client
 from ray.serve.exceptions import RayServeException
 from ray.serve.schema import ApplicationStatus, DeploymentStatus, DeploymentStatusOverview, ServeDeploySchema
@@ -62,8 +63,8 @@ def run(
         _deploy(schema, settings)
         is_running = _wait_until_running(application, stop)
         if is_running:
-            url = http_url(http.host, http.port)
-            for line in report_lines(settings, read_pool_states(application, settings), url, _metrics_url()):
+            url, states = http_url(http.host, http.port), read_pool_states(application, settings)
+            for line in report_lines(settings, states, url, _metrics_url(), get_serve_logs_dir()):
                 log.info("%s", line)
             # A client with an explicit address sends the token only if this variable is set.
             token = ", RAY_AUTH_MODE=token" if uses_ray_token() else ""

@@ -26,9 +26,11 @@ class PoolState:
     """In which the transformer of a running replica computes; None without one."""
 
 
-def report_lines(settings: Settings, states: Mapping[str, PoolState], url: str, metrics_url: str) -> list[str]:
-    """The lines of the report. `url` is that of the service."""
-    addresses = (("service", url), ("playground", f"{url}/playground"), ("metrics", metrics_url))
+def report_lines(
+    settings: Settings, states: Mapping[str, PoolState], url: str, metrics_url: str, logs: str
+) -> list[str]:
+    """The lines of the report. `url` is that of the service, and `logs` the folder of its logs."""
+    addresses = (("service", url), ("playground", f"{url}/playground"), ("metrics", metrics_url), ("logs", logs))
     pools = (_cells(name, pool, states.get(name, PoolState())) for name, pool in settings.pools.items())
     return [*_aligned(addresses), *_aligned((_POOL_TITLES, *pools))]
 

@@ -19,19 +19,22 @@ SETTINGS = Settings.model_validate(
 
 
 def lines(**states: PoolState) -> list[str]:
-    return report_lines(SETTINGS, {name.replace("_", "-"): state for name, state in states.items()}, URL, METRICS)
+    return report_lines(
+        SETTINGS, {name.replace("_", "-"): state for name, state in states.items()}, URL, METRICS, "/logs"
+    )
 
 
 def test_addresses_of_the_service_the_playground_and_the_metrics_come_first() -> None:
-    assert dict(line.split() for line in lines()[:3]) == {
+    assert dict(line.split() for line in lines()[:4]) == {
         "service": URL,
         "playground": f"{URL}/playground",
         "metrics": METRICS,
+        "logs": "/logs",
     }
 
 
 def test_each_pool_has_its_device_precision_and_compute_dtype() -> None:
-    _, _, _, _, dev, fp8, schnell = lines(dev_bf16=PoolState(2, 1, "float32"))
+    *_, dev, fp8, schnell = lines(dev_bf16=PoolState(2, 1, "float32"))
     assert dev.split() == ["dev-bf16", "dev", "cpu", "bf16", "float32", "2", "running,", "1", "starting"]
     # Of pools without a replica, the setting is known.
     assert fp8.split()[:5] == ["fp8", "dev", "cuda", "fp8", "bfloat16"]
@@ -40,7 +43,7 @@ def test_each_pool_has_its_device_precision_and_compute_dtype() -> None:
 
 
 def test_columns_are_aligned() -> None:
-    table = lines(dev_bf16=PoolState(1, 0, "float32"))[3:]
+    table = lines(dev_bf16=PoolState(1, 0, "float32"))[4:]
     starts = {line.index(word, 9) for line, word in zip(table, ("DEVICE", "cpu", "cuda", "cpu"), strict=True)}
     assert len(starts) == 1
 
