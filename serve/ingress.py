@@ -184,6 +184,7 @@ class Ingress(HandleApi):
         await self._files.aclose()
         await self._database.aclose()
         self._http_client.close()
+        await asyncio.to_thread(tracing.shut_down)
 
     async def _start(self) -> None:
         while True:

@@ -81,11 +81,11 @@ class Tracer:
         from opentelemetry.trace.propagation.tracecontext import TraceContextTextMapPropagator
 
         resource = Resource.create({"service.name": SERVICE_NAME}).merge(OTELResourceDetector().detect())
-        provider = TracerProvider(resource=resource)
-        provider.add_span_processor(processor)
+        self._provider = TracerProvider(resource=resource)
+        self._provider.add_span_processor(processor)
         self._context = context
         self._trace = trace
-        self._tracer = provider.get_tracer("serve")
+        self._tracer = self._provider.get_tracer("serve")
         # Not the baggage, by which callers could add any data.
         self._propagator = TraceContextTextMapPropagator()
 
@@ -137,6 +137,9 @@ class Tracer:
             return None
         return self._propagator.extract(headers)
 
+    def shut_down(self) -> None:
+        self._provider.shutdown()
+
     @property
     def trace_id(self) -> str:
         context = self._trace.get_current_span().get_span_context()
@@ -166,6 +169,13 @@ def use_tracer(tracer: Tracer | None) -> Tracer | None:
     global _tracer
     previous, _tracer = _tracer, tracer
     return previous
+
+
+def shut_down() -> None:
+    """Exports the last spans. Blocks up to the exporter's timeout."""
+    tracer = use_tracer(None)
+    if tracer is not None:
+        tracer.shut_down()
 
 
 def is_on() -> bool:

@@ -71,8 +71,8 @@ def use_compile_cache(settings: Settings, environment: MutableMapping[str, str] 
 
 
 def use_proxy_middleware(environment: MutableMapping[str, str] = os.environ) -> None:
-    """Makes Serve's proxies use `serve.api.proxy`. Call it before Ray starts."""
-    environment.setdefault("RAY_SERVE_HTTP_PROXY_CALLBACK_IMPORT_PATH", "serve.api.proxy:proxy_middleware")
+    """Makes Serve's proxies use `serve.http_proxy`. Call it before Ray starts."""
+    environment.setdefault("RAY_SERVE_HTTP_PROXY_CALLBACK_IMPORT_PATH", "serve.http_proxy:proxy_middleware")
 
 
 def use_slow_control_loop(environment: MutableMapping[str, str] = os.environ) -> None:

