@@ -29,8 +29,8 @@ class OtlpReceiver:
             for scope_spans in resource_spans.scope_spans:
                 self.spans += scope_spans.spans
 
-    def names(self) -> set[str]:
-        return {span.name for span in self.spans}
+    def of_trace(self, trace_id: str) -> list[Span]:
+        return [span for span in self.spans if span.trace_id.hex() == trace_id]
 
     def one(self, name: str) -> Span:
         [span] = [each for each in self.spans if each.name == name]

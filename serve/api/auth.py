@@ -38,6 +38,7 @@ class AuthMiddleware:
     def __init__(self, app: ASGIApp, access: AccessControl | None) -> None:
         self._app = app
         self._access = access
+        telemetry.RATE_LIMITED.add(0)
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != "http":
