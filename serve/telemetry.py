@@ -125,7 +125,7 @@ WEBHOOKS = Counter("flux_webhooks", "Attempts to deliver the last event of a pre
 
 # Backlog of webhooks, from every ingress replica with the same values.
 WEBHOOKS_UNDELIVERED = Gauge(
-    "flux_webhooks_undelivered", "Webhooks of ended predictions: waiting, or dead.", ("state",)
+    "flux_webhooks_undelivered", "Webhooks of ended predictions: waiting, or dead.", ("status",)
 )
 
 # Load of the pools, from every ingress replica with the same values.

@@ -155,8 +155,8 @@ class WebhookDeliverer:
 
     async def measure(self) -> None:
         """Records the number of webhooks that are not delivered."""
-        for state, count in (await self._database.read(rows.count_undelivered)).items():
-            telemetry.WEBHOOKS_UNDELIVERED.set(count, state=state)
+        for status, count in (await self._database.read(rows.count_undelivered)).items():
+            telemetry.WEBHOOKS_UNDELIVERED.set(count, status=status)
 
     async def aclose(self) -> None:
         """Stops all deliveries and leaves them to other processes. Call it after `run` has ended."""

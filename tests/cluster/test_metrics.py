@@ -80,11 +80,12 @@ def test_every_line_of_the_logs_is_json(service: LocalService, lines: list[str])
     assert any(name.startswith("loras_") for name in ours)
     messages: list[dict[str, Any]] = [json.loads(line) for name in ours for line in texts[name].splitlines()]
     about = [each for each in messages if each.get("prediction_id") == prediction_id]
-    assert {each["deployment"] for each in about} == {"ingress", "dev-bf16"}
+    assert {each["deployment"] for each in about} == {"flux_ingress", "flux_dev-bf16"}
     assert len({each["request_id"] for each in about}) == 1
     for each in about:
         assert each["pool"] == "dev-bf16"
         assert each["replica"]
+        assert len(each["trace_id"]) == 32
         assert each["levelname"] == "INFO"
         assert each["name"].startswith("serve.")
 

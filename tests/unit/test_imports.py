@@ -219,7 +219,10 @@ assert sys.modules.get("ray") or process_state() == before, "importing changed t
 @pytest.mark.parametrize(
     ("unavailable", "excluded"),
     [
-        (("ray", "torch", "diffusers", "transformers", "starlette"), RAY_USERS | {"engine", "api", "handle_api"}),
+        (
+            ("ray", "torch", "diffusers", "transformers", "starlette", "opentelemetry"),
+            RAY_USERS | {"engine", "api", "handle_api", "http_proxy"},
+        ),
         (("torch", "diffusers", "transformers"), {"engine"}),
     ],
     ids=["without Ray, torch and Starlette", "without torch"],
