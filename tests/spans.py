@@ -27,7 +27,7 @@ class Spans:
 
     def parents(self) -> dict[str, str | None]:
         """The name of the parent of each span, by its own name; None if it is not of this process."""
-        names = {span.get_span_context().span_id: span.name for span in self.all}
+        names = {context.span_id: span.name for span in self.all if (context := span.get_span_context())}
         return {span.name: names.get(span.parent.span_id) if span.parent else None for span in self.all}
 
 
