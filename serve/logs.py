@@ -14,7 +14,11 @@ prediction_fields: ContextVar[Mapping[str, str]] = ContextVar("prediction_fields
 """Fields of JSON messages in the tasks of a prediction: its id, its pool, and the request that created it."""
 
 
-def set_prediction(prediction_id: str, request_id: str, pool: str) -> None:
+OF_MESSAGES = {"prediction_id", "pool"}
+"""Fields that a message about a prediction has itself where the context may be that of another one, or of none."""
+
+
+def set_prediction(prediction_id: str, request_id: str = "", pool: str = "") -> None:
     """From now on, JSON messages of this context have these fields."""
     prediction_fields.set({"prediction_id": prediction_id, "request_id": request_id, "pool": pool})
 
@@ -29,5 +33,6 @@ class ContextFilter(logging.Filter):
     def filter(self, record: logging.LogRecord) -> bool:
         current = {"request_id": request_id.get(), "trace_id": tracing.trace_id()}
         fields = self._fields | current | dict(prediction_fields.get())
-        record.__dict__.update({name: value for name, value in fields.items() if value})
+        given = OF_MESSAGES & record.__dict__.keys()
+        record.__dict__.update({name: value for name, value in fields.items() if value and name not in given})
         return True

@@ -21,6 +21,10 @@ class Spans:
     def all(self) -> tuple[ReadableSpan, ...]:
         return self._exporter.get_finished_spans()
 
+    @property
+    def trace_ids(self) -> set[int]:
+        return {context.trace_id for span in self.all if (context := span.get_span_context())}
+
     def one(self, name: str) -> ReadableSpan:
         [span] = [each for each in self.all if each.name == name]
         return span

@@ -132,7 +132,7 @@ class PredictionService:
             if not caller.may_see(stored.owner):
                 raise PredictionExists(stored.id)
             return stored
-        log.info("%s: accepted for %s", prediction.log_id, prediction.plan.pool)
+        log.info("%s: accepted for %s", prediction.log_id, prediction.plan.pool, extra=prediction.log_fields)
         self._tasks.start(prediction, self._runner.run(prediction.id, images, request.references))
         return prediction
 
@@ -232,7 +232,7 @@ class PredictionService:
             if prediction.has_shortened_inputs and (await self._store.get(prediction.id)).ended:
                 await self._input_store.try_delete(prediction)
         except DatabaseUnavailable:
-            log.warning("%s: its place in the pool is freed later", prediction.log_id)
+            log.warning("%s: its place in the pool is freed later", prediction.log_id, extra=prediction.log_fields)
 
     async def _end(self, prediction_id: str, ending: PredictionUpdate) -> None:
         """Ends the record first, so that the cancelled runner finds it ended. Its place is free when its task ends."""

@@ -16,6 +16,7 @@ from serve import telemetry
 from serve.database.connection import Database
 from serve.database.times import to_us
 from serve.errors import DatabaseUnavailable
+from serve.logs import set_prediction
 from serve.predictions.lease import Lease
 from serve.predictions.prediction import utc_now
 from serve.predictions.store import PredictionStore
@@ -185,14 +186,19 @@ class WebhookDeliverer:
     def _start(self, lease: Lease, attempts: int, renewed_s: float) -> None:
         prediction_id = lease.prediction_id
         delivery = ClaimedDelivery(lease, attempts, lambda: self._is_leased(lease))
-        task = asyncio.get_running_loop().create_task(self._runner.run(delivery), context=contextvars.Context())
+        context = contextvars.Context()
+        context.run(set_prediction, prediction_id)
+        task = asyncio.get_running_loop().create_task(self._runner.run(delivery), context=context)
         self._running[prediction_id] = _Running(lease, task, renewed_s)
 
         def on_done(done: asyncio.Task[None]) -> None:
             del self._running[prediction_id]
             self._ended.set()
             if not done.cancelled() and done.exception() is not None:
-                log.error("prediction %s: the delivery of its webhook failed", prediction_id, exc_info=done.exception())
+                fields, error = {"prediction_id": prediction_id}, done.exception()
+                log.error(
+                    "prediction %s: the delivery of its webhook failed", prediction_id, exc_info=error, extra=fields
+                )
 
         task.add_done_callback(on_done)
 

@@ -47,7 +47,7 @@ ALLOWED_UNITS = {
     "lora_cache_actor": BASE | {"engine", "lora", "ray_logs", "ray_metrics", "telemetry"},
     "lora_cache_client": BASE | {"__init__", "aio", "lora", "lora_cache_actor"},
     "predictions": REQUEST | {"access", "aio", "database", "events", "logs", "lora", "media", "telemetry", "tracing"},
-    "webhooks": BASE | {"database", "net", "predictions", "telemetry"},
+    "webhooks": BASE | {"database", "logs", "net", "predictions", "telemetry"},
     "api": BASE
     | {"access", "inputs", "logs", "media", "net", "output_sizes", "predictions", "telemetry", "tracing", "webhooks"},
     "http_proxy": {"api", "ray_metrics", "telemetry"},

@@ -8,11 +8,12 @@ from typing import Any
 
 import pytest
 
-from serve import logs
+from serve import logs, tracing
 from serve.errors import FetchFailed
 from tests.app_factory import close_apps, make_app
 from tests.fakes import ONE_IMAGE, FakePool
 from tests.logs import Logs
+from tests.spans import Spans
 
 
 def fields_of(filter_: logging.Filter) -> dict[str, Any]:
@@ -67,10 +68,28 @@ async def test_messages_of_a_running_prediction_have_its_id_pool_and_request(cap
             headers={"Prefer": "wait", "X-Request-ID": "of-the-client"},
         )
     assert response.json()["status"] == "succeeded"
-    ended = [record for record in captured.records if "succeeded" in record.getMessage()]
-    assert [vars(record)["prediction_id"] for record in ended] == app.prediction_ids
-    assert [vars(record)["request_id"] for record in ended] == ["of-the-client"]
-    assert [vars(record)["pool"] for record in ended] == ["dev-bf16"]
+    about = [record for record in captured.records if app.prediction_ids[0] in record.getMessage()]
+    assert [record.getMessage().split(": ")[1].split()[0] for record in about] == ["accepted", "succeeded"]
+    for record in about:
+        assert vars(record)["prediction_id"] == app.prediction_ids[0]
+        assert vars(record)["request_id"] == "of-the-client"
+        assert vars(record)["pool"] == "dev-bf16"
+
+
+async def test_message_about_a_canceled_prediction_has_its_id(captured: Logs) -> None:
+    app = make_app(FakePool(ONE_IMAGE, may_start=False))
+    async with app.http as client:
+        created = (await client.post("/v1/predictions", json={"input": {"prompt": "x"}})).json()
+        await client.post(f"/v1/predictions/{created['id']}/cancel", headers={"X-Request-ID": "of-the-cancel"})
+    [ended] = [record for record in captured.records if ": canceled" in record.getMessage()]
+    assert vars(ended)["prediction_id"] == created["id"]
+    assert vars(ended)["request_id"] == "of-the-cancel"
+
+
+def test_message_of_a_traced_request_has_the_id_of_its_trace(spans: Spans) -> None:
+    with tracing.span("a"):
+        assert fields_of(logs.ContextFilter({})) == {"trace_id": tracing.trace_id()}
+    assert spans.one("a")
 
 
 async def test_prompts_are_not_logged(captured: Logs) -> None:

@@ -46,7 +46,7 @@ async def predict(*events: Event | BaseException) -> None:
 
 async def test_spans_are_children_of_the_caller(spans: Spans) -> None:
     await predict()
-    assert {span.get_span_context().trace_id for span in spans.all} == {int(TRACE_ID, 16)}
+    assert spans.trace_ids == {int(TRACE_ID, 16)}
     parent = spans.one("HTTP").parent
     assert parent is not None
     assert parent.span_id == int(CALLER, 16)
