@@ -8,6 +8,7 @@ run in turns, so a change of the machine's speed affects all of them. Spans are 
 
 import argparse
 import asyncio
+import logging
 import statistics
 import tempfile
 import time
@@ -104,6 +105,7 @@ async def measure(options: argparse.Namespace, folder: Path) -> dict[str, Any]:
     variants.use(TRACES)  # The application traces requests only if tracing is on when it is built.
     with mock.patch.multiple(ingress, **ray_replacements(port=8000) | {"PoolClient": lambda *_: pool}):
         service = ingress.Ingress(settings, {POOL: mock.Mock()})
+        logging.getLogger("serve").setLevel(logging.WARNING)
         app = service.__serve_build_asgi_app__()
         async with app.router.lifespan_context(app):
             await service.wait_until_open()
