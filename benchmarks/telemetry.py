@@ -27,6 +27,7 @@ from benchmarks.report import print_progress, report
 from benchmarks.service import POOL, run_requests
 from serve import ingress, telemetry, tracing
 from serve.events import Event
+from serve.generation_plan import GenerationPlan
 from serve.model_replica import ModelReplica
 from serve.settings import Settings
 from serve.telemetry import NoBackend
@@ -54,8 +55,10 @@ class LocalPool:
     def __init__(self, replica: ModelReplica) -> None:
         self._replica = replica
 
-    async def generate(self, *arguments: Any) -> AsyncGenerator[Event, None]:
-        async for event in self._replica.generate(*arguments, trace=tracing.carrier()):
+    async def generate(
+        self, plan: GenerationPlan, image: Any, mask: Any, loras: Any, log_id: str
+    ) -> AsyncGenerator[Event, None]:
+        async for event in self._replica.generate(plan, image, mask, loras, log_id, trace=tracing.carrier()):
             yield event
 
 

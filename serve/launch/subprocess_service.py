@@ -102,7 +102,10 @@ def _wait_until_ready(
 
 def _message(line: str) -> str:
     """The message of a line, which is JSON with the setting `log_format=json`."""
-    return str(json.loads(line)["message"]) if line.startswith("{") else line
+    try:
+        return str(json.loads(line)["message"])
+    except (ValueError, TypeError, KeyError):
+        return line
 
 
 def _read_output(process: "subprocess.Popen[str]", lines: "queue.SimpleQueue[str | None]") -> None:
