@@ -6,6 +6,7 @@ the tokens of callers, and `python -m serve webhooks` has the operator's command
 
 import argparse
 import asyncio
+import logging
 import socket
 import sys
 from collections.abc import Sequence
@@ -25,9 +26,12 @@ from serve.launch.config_file import (
     read_config,
     validate_config,
 )
+from serve.launch.console import LOGGER, use_console
 from serve.launch.service_lock import AlreadyRunning, service_lock
 from serve.launch.tokens_command import TOKENS, manage_tokens
 from serve.settings import Settings, database_url, read_secrets, state_folder
+
+log = logging.getLogger(LOGGER)
 
 
 class BindError(Exception):
@@ -36,6 +40,7 @@ class BindError(Exception):
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Runs the service or a command and returns the exit status. Errors are printed to stderr."""
+    use_console("text")
     given = list(sys.argv[1:] if arguments is None else arguments)
     if given[:1] == ["webhooks"]:
         return _run_webhook_command(given[1:])
@@ -47,7 +52,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         _check_address(schema, settings)
         port = schema.http_options.port
         with service_lock(state_folder(settings, port)):
-            foreground.run(schema, options.num_cpus, options.num_gpus, options.metrics_port)
+            use_console(settings.log_format)
+            foreground.run(schema, settings, options.num_cpus, options.num_gpus, options.metrics_port)
     except (ConfigError, BindError) as error:
         return _fail(str(error))
     except AlreadyRunning:
@@ -80,7 +86,7 @@ def _run_webhook_command(arguments: Sequence[str]) -> int:
 
 
 def _fail(message: str) -> int:
-    print(f"serve: {message}", file=sys.stderr)
+    log.error("%s", message)
     return 1
 
 

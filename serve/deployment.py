@@ -13,6 +13,7 @@ from ray.serve import Application, Deployment
 
 from serve.ingress import SHUTDOWN_GRACE_S, Ingress
 from serve.model_replica import ModelReplica
+from serve.ray_logs import logging_config
 from serve.settings import PoolSettings, Settings
 
 INGRESS = "ingress"
@@ -28,7 +29,7 @@ _TRIM_THRESHOLD_BYTES = str(2**30)
 
 def build(args: Settings) -> Application:
     """The application: an ingress, and one model deployment for each entry of `args.pools`."""
-    pools = {name: _model_deployment(name, pool).bind(args, name) for name, pool in args.pools.items()}
+    pools = {name: _model_deployment(args, name, pool).bind(args, name) for name, pool in args.pools.items()}
     return _ingress_deployment(args).bind(args, pools)
 
 
@@ -38,6 +39,7 @@ def _ingress_deployment(settings: Settings) -> Deployment:
         "name": INGRESS,
         **ingress_size(settings),
         "max_ongoing_requests": max_predictions + EXTRA_ONGOING_REQUESTS,
+        "logging_config": logging_config(settings.log_format),
         # Serve kills the process after this time, so it is longer than the ingress waits for running predictions.
         "graceful_shutdown_timeout_s": SHUTDOWN_GRACE_S + 15,
         "ray_actor_options": {"num_cpus": settings.ingress_num_cpus, "num_gpus": 0},
@@ -51,7 +53,7 @@ def ingress_size(settings: Settings) -> dict[str, Any]:
     return {"autoscaling_config": settings.ingress_scaling.model_dump(exclude_none=True)}
 
 
-def _model_deployment(name: str, pool: PoolSettings) -> Deployment:
+def _model_deployment(settings: Settings, name: str, pool: PoolSettings) -> Deployment:
     options: dict[str, Any] = {
         "name": name,
         "autoscaling_config": pool.scaling.model_dump(exclude_none=True),
@@ -60,6 +62,7 @@ def _model_deployment(name: str, pool: PoolSettings) -> Deployment:
         "max_queued_requests": pool.max_in_flight,
         # A model that fails to load is usually missing, so further retries would only delay the error.
         "max_constructor_retry_count": 2,
+        "logging_config": logging_config(settings.log_format),
         "graceful_shutdown_timeout_s": pool.graceful_shutdown_timeout_s,
         "health_check_period_s": pool.health_check_period_s,
         "health_check_timeout_s": pool.health_check_timeout_s,

@@ -146,7 +146,7 @@ class HandleApi:
 
     async def _cancel_without(self, caller: Owner, prediction: Prediction) -> None:
         await caller.wait_until_dead()
-        log.info("%s: its caller has died", prediction.log_id)
+        log.info("%s: its caller has died", prediction.log_id, extra=prediction.log_fields)
         while True:
             try:
                 await self._predictions.cancel(prediction.id)

@@ -14,6 +14,7 @@ from ray.serve.handle import DeploymentHandle
 from ray.serve.schema import DeploymentStatus
 from starlette.applications import Starlette
 
+from serve import tracing
 from serve.access.access_control import AccessControl
 from serve.access.request_counter import RequestCounter
 from serve.api import (
@@ -36,7 +37,6 @@ from serve.database.signing_keys import signing_key
 from serve.database.task_lease import TaskLease
 from serve.errors import DatabaseUnavailable, StorageUnavailable
 from serve.handle_api import HandleApi
-from serve.logs import use_replica_log
 from serve.lora.parse_reference import check_aliases
 from serve.lora_cache_client import LoraCacheClient
 from serve.media.file_store import FileStore
@@ -58,6 +58,7 @@ from serve.predictions.retention import Retention
 from serve.predictions.runner import PredictionRunner
 from serve.predictions.service import PredictionService
 from serve.predictions.store import PredictionStore
+from serve.ray_logs import use_serve_log
 from serve.ray_metrics import use_ray_metrics
 from serve.settings import Settings, database_url, read_secrets, state_folder, unshared_state
 from serve.webhooks.deliverer import WebhookDeliverer
@@ -80,8 +81,9 @@ class Ingress(HandleApi):
     """Accepts predictions once every pool is healthy; a pool that may scale to zero is healthy without replicas."""
 
     def __init__(self, settings: Settings, handles: Mapping[str, DeploymentHandle]) -> None:
-        use_replica_log()
+        use_serve_log(settings.log_format)
         use_ray_metrics()
+        tracing.use_tracing()
         self._settings = settings
         token = read_secrets().api_token
         requires_token = token is not None or settings.require_token
@@ -182,6 +184,7 @@ class Ingress(HandleApi):
         await self._files.aclose()
         await self._database.aclose()
         self._http_client.close()
+        await asyncio.to_thread(tracing.shut_down)
 
     async def _start(self) -> None:
         while True:

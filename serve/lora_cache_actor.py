@@ -19,6 +19,7 @@ from serve.lora.model_geometry import ModelGeometry
 from serve.lora.reference import Reference
 from serve.lora.resolved_lora import Origin, ResolvedLora
 from serve.lora.uploaded_file import with_content
+from serve.ray_logs import use_actor_log
 from serve.ray_metrics import use_ray_metrics
 from serve.settings import Settings, cache_folder, read_secrets
 
@@ -44,6 +45,7 @@ class LoraCacheActor:
         from serve.lora.download import create_http_client
         from serve.lora.loader import LoraLoader
 
+        use_actor_log("loras", settings.log_format)
         use_ray_metrics()
         for tier in get_args(Origin):
             telemetry.LORA_REQUESTS.add(0, tier=tier)

@@ -3,7 +3,7 @@
 import asyncio
 import logging
 import time
-from collections.abc import AsyncGenerator, AsyncIterable, Sequence
+from collections.abc import AsyncGenerator, AsyncIterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import aclosing
 from dataclasses import asdict
@@ -11,16 +11,18 @@ from typing import TYPE_CHECKING
 
 from ray.exceptions import RayError
 
-from serve.engine.request import Completed, EngineEvent, Failed, GenerationRequest, ImageReady, LoraRequest
+from serve import tracing
+from serve.engine.request import Completed, EngineEvent, Failed, GenerationRequest, ImageReady, Interval, LoraRequest
 from serve.errors import EngineFailed, LorasMissing
 from serve.events import ALIVE_PERIOD_S, Alive, Event, Finished, ImageFinished, ImageFlagged, Started, StepDone
 from serve.generation_plan import GenerationPlan
-from serve.logs import use_replica_log
+from serve.logs import prediction_fields
 from serve.lora.resolved_lora import ResolvedLora
 from serve.lora_cache_actor import BlockRef
 from serve.media.image_codec import encode_image
 from serve.model_specs import ImageArray, MaskArray
 from serve.owner_death import Owner, OwnerReference
+from serve.ray_logs import use_serve_log
 from serve.ray_metrics import use_ray_metrics
 from serve.replica_metrics import ReplicaMetrics
 from serve.settings import Settings, read_secrets, use_compile_cache
@@ -41,8 +43,9 @@ class ModelReplica:
     """Ready when its constructor returns: the checkpoint is loaded and every warm-up size was generated once."""
 
     def __init__(self, settings: Settings, pool: str) -> None:
-        use_replica_log()
+        use_serve_log(settings.log_format, {"pool": pool})
         exports_metrics = use_ray_metrics()
+        tracing.use_tracing()
         times = StageTimes()
         pool_settings = settings.pools[pool]
         if pool_settings.compiled_parts:
@@ -85,6 +88,8 @@ class ModelReplica:
         loras: Sequence[ResolvedLora[BlockRef]] = (),
         log_id: str = "",
         owner: OwnerReference = (),
+        log_fields: Mapping[str, str] = {},
+        trace: Mapping[str, str] = {},
     ) -> AsyncGenerator[Event, None]:
         """The events of one prediction; `Finished` is the last.
 
@@ -92,12 +97,24 @@ class ModelReplica:
         size; `loras` are all LoRAs of the plan. Closing the generator, or cancelling its consumer, ends the work within
         one denoising step; the caller's slot is held until the engine has dropped the request. Raises `ServiceError`.
         Log messages about the prediction begin with `log_id`. If the process of `owner` has died, the work ends too:
-        nobody can collect it, and another process takes the prediction up.
+        nobody can collect it, and another process takes the prediction up. JSON messages have `log_fields`,
+        and spans are children of that in `trace`.
         """
+        prediction_fields.set(log_fields)
+        tracing.continue_from(trace)
         yield Alive()
         log.info("%s: arrived, %d images of %s in %d steps", log_id, len(plan.seeds), plan.size, plan.steps)
-        events = self._engine.stream(_engine_request(plan, image, mask, await self._read_weights(loras)))
-        outcome, caller = "stopped", Owner(owner)
+        with tracing.detached_span("generate") as span:
+            request = _engine_request(plan, image, mask, await self._read_weights(loras))
+            async with aclosing(self._generate(plan, request, log_id, Owner(owner), span)) as events:
+                async for event in events:
+                    yield event
+
+    async def _generate(
+        self, plan: GenerationPlan, request: GenerationRequest, log_id: str, caller: Owner, span: tracing.Span
+    ) -> AsyncGenerator[Event, None]:
+        events = self._engine.stream(request)
+        outcome = "stopped"
         postprocessing: list[asyncio.Task[Event]] = []
         stages_ms: dict[str, float] = {}
         try:
@@ -108,11 +125,13 @@ class ModelReplica:
                         raise EngineFailed(CALLER_DIED)
                     match event:
                         case ImageReady():
-                            postprocessing.append(asyncio.create_task(self._postprocess(event, plan, stages_ms)))
+                            postprocessing.append(asyncio.create_task(self._postprocess(event, plan, stages_ms, span)))
                         case Completed():
                             for finished in asyncio.as_completed(postprocessing):
                                 yield await finished
                             outcome = "finished"
+                            for stage, (start_s, end_s) in event.intervals_s.items():
+                                span.record(stage, start_s, end_s)
                             yield Finished(event.stages_ms | stages_ms, event.mean_batch, self._engine.compute_dtype)
                         case Failed():
                             outcome = "failed"
@@ -144,29 +163,30 @@ class ModelReplica:
         return weights
 
     async def _postprocess(
-        self, ready: ImageReady, plan: GenerationPlan, stages_ms: dict[str, float]
+        self, ready: ImageReady, plan: GenerationPlan, stages_ms: dict[str, float], span: tracing.Span
     ) -> ImageFinished | ImageFlagged:
-        """Checks and encodes an image in a thread; adds the time to `stages_ms`."""
-        event, times_ms = await asyncio.get_running_loop().run_in_executor(
+        """Checks and encodes an image in a thread; adds the times to `stages_ms` and `span`."""
+        event, intervals_s = await asyncio.get_running_loop().run_in_executor(
             self._postprocessors, self._check_and_encode, ready, plan
         )
-        for stage, milliseconds in times_ms.items():
-            stages_ms[stage] = stages_ms.get(stage, 0.0) + milliseconds
+        for stage, (start_s, end_s) in intervals_s.items():
+            stages_ms[stage] = stages_ms.get(stage, 0.0) + 1000 * (end_s - start_s)
+            span.record(stage, start_s, end_s)
         return event
 
     def _check_and_encode(
         self, ready: ImageReady, plan: GenerationPlan
-    ) -> tuple[ImageFinished | ImageFlagged, dict[str, float]]:
-        start_s = time.perf_counter()
+    ) -> tuple[ImageFinished | ImageFlagged, dict[str, Interval]]:
+        start_s = time.monotonic()
         array = ready.to_host()
         flagged = plan.check_safety and self._is_flagged(array)
-        checked_s = time.perf_counter()
-        times_ms = {"safety": 1000 * (checked_s - start_s)}
+        checked_s = time.monotonic()
+        intervals_s = {"safety": (start_s, checked_s)}
         if flagged:
-            return ImageFlagged(ready.index), times_ms
+            return ImageFlagged(ready.index), intervals_s
         content = encode_image(array, plan.output_format, plan.output_quality)
-        times_ms["encode"] = 1000 * (time.perf_counter() - checked_s)
-        return ImageFinished(ready.index, content), times_ms
+        intervals_s["encode"] = checked_s, time.monotonic()
+        return ImageFinished(ready.index, content), intervals_s
 
     def _is_flagged(self, array: ImageArray) -> bool:
         """Calls the safety checker; one on a device must share the engine's thread."""
@@ -178,6 +198,10 @@ class ModelReplica:
         """The engine's statistics since it started."""
         stats = self._engine.stats
         return {**asdict(stats), "mean_batch": stats.mean_batch}
+
+    def compute_dtype(self) -> str:
+        """The dtype in which the transformer computes: `bfloat16`, `float16` or `float32`."""
+        return self._engine.compute_dtype
 
     def check_health(self) -> None:
         """Raises RuntimeError if the engine's thread has died or hangs."""

@@ -10,9 +10,11 @@ from ray.exceptions import ObjectLostError, OutOfMemoryError, RayActorError, Ray
 from ray.serve.exceptions import BackPressureError, DeploymentUnavailableError
 from ray.serve.handle import DeploymentHandle
 
+from serve import tracing
 from serve.errors import EngineFailed, PoolFull, ReplicaLost, ServiceError
 from serve.events import Event, Started
 from serve.generation_plan import GenerationPlan
+from serve.logs import prediction_fields
 from serve.lora.resolved_lora import ResolvedLora
 from serve.model_specs import ImageArray, MaskArray
 from serve.owner_death import OwnerReference
@@ -66,7 +68,7 @@ class PoolClient:
 
     async def _call(self, *arguments: object) -> AsyncGenerator[Event, None]:
         """Calls a replica. The last one of `arguments` is the `log_id`."""
-        stream = self._handle.remote(*arguments, self._owner)
+        stream = self._handle.remote(*arguments, self._owner, dict(prediction_fields.get()), tracing.carrier())
         ended = False
         try:
             async for event in stream:

@@ -114,6 +114,20 @@ IMAGES = Counter("flux_images", "Stored images.", ("pool",))
 FLAGGED = Counter("flux_images_flagged", "Images that the safety checker withheld.", ("pool",))
 OUTPUT_BYTES = Counter("flux_output_bytes", "Size of the stored images.", ("pool",))
 
+# HTTP requests that Ray Serve's own metrics do not tell apart.
+RATE_LIMITED = Counter(
+    "flux_rate_limited_requests", "Requests beyond the limit a minute of their token, which got 429."
+)
+INGRESS_LOST = Counter("flux_ingress_lost_requests", "Requests whose ingress died, which got 503. From the proxies.")
+
+# Webhooks, from the ingress.
+WEBHOOKS = Counter("flux_webhooks", "Attempts to deliver the last event of a prediction, by result.", ("result",))
+
+# Backlog of webhooks, from every ingress replica with the same values.
+WEBHOOKS_UNDELIVERED = Gauge(
+    "flux_webhooks_undelivered", "Webhooks of ended predictions: waiting, or dead.", ("status",)
+)
+
 # Load of the pools, from every ingress replica with the same values.
 POOL_PREDICTIONS = Gauge("flux_pool_predictions", "Predictions that have not ended.", ("pool", "status"))
 POOL_LIMIT = Gauge("flux_pool_limit", "Unfinished predictions that the pool accepts.", ("pool",))

@@ -45,7 +45,8 @@ def label_names(expression: str) -> set[str]:
     """The labels by which an expression selects or groups."""
     selected = re.findall(r"(\w+)\s*(?:=~|!~|!=|=)\s*\"", expression)
     grouped = re.findall(r"\b(?:by|on)\s*\(([^)]*)\)", expression)
-    return set(selected) | {name.strip() for names in grouped for name in names.split(",")}
+    made = re.findall(r'"(\w+)", "[^"]*", "\w+", "[^"]*"\)', expression)  # By `label_replace`.
+    return (set(selected) | {name.strip() for names in grouped for name in names.split(",")}) - set(made)
 
 
 def own_labels() -> dict[str, set[str]]:

@@ -9,11 +9,13 @@ from starlette.middleware.cors import CORSMiddleware
 from starlette.routing import BaseRoute
 from starlette.types import Lifespan
 
+from serve import tracing
 from serve.access.access_control import AccessControl
 from serve.api.auth import RATE_HEADERS, AuthMiddleware, RateHeadersMiddleware
 from serve.api.body_reader import BodyLimits, BodyReaderMiddleware
 from serve.api.error_responses import ErrorMiddleware, http_exception
 from serve.api.gzip_requests import GzipRequestMiddleware
+from serve.api.request_spans import RequestSpanMiddleware
 from serve.api.response_compression import ResponseCompressionMiddleware
 from serve.api.security_headers import SecurityHeadersMiddleware
 from serve.settings import Settings
@@ -41,6 +43,7 @@ def http_application(
     app = Starlette(
         routes=routes,
         middleware=[
+            *((Middleware(RequestSpanMiddleware),) if tracing.is_on() else ()),
             Middleware(SecurityHeadersMiddleware),
             *_cors(settings),  # Outside of `AuthMiddleware`, as browsers send preflight requests without a token.
             Middleware(ResponseCompressionMiddleware),

@@ -9,7 +9,7 @@ from starlette.datastructures import Headers, MutableHeaders
 from starlette.requests import Request
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from serve import logs
+from serve import logs, telemetry
 from serve.access.access_control import AccessControl
 from serve.access.caller import ANONYMOUS, OPERATOR, Caller
 from serve.access.caller import Scope as TokenScope
@@ -38,6 +38,7 @@ class AuthMiddleware:
     def __init__(self, app: ASGIApp, access: AccessControl | None) -> None:
         self._app = app
         self._access = access
+        telemetry.RATE_LIMITED.add(0)
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != "http":
@@ -57,6 +58,7 @@ class AuthMiddleware:
             caller.check_scope(_needed_scope(scope["method"], scope["path"]))
             state["rate"] = rate = self._access.count_request(caller)
             if rate is not None and not rate.allowed:
+                telemetry.RATE_LIMITED.add()
                 raise RateLimited(rate.limit, rate.reset_s)
         await self._app(scope, receive, send)
 

@@ -1,23 +1,12 @@
-"""What the service adds to Serve's HTTP proxy, which imports this module in its own process.
-
-The environment variable `RAY_SERVE_HTTP_PROXY_CALLBACK_IMPORT_PATH` names `proxy_middleware`.
-"""
+"""Middleware of Serve's HTTP proxy."""
 
 from typing import Any
 
-from starlette.middleware import Middleware
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from serve.api.connection_limits import limit_connections
+from serve import telemetry
 from serve.api.error_responses import error_response
 from serve.errors import BodyTimedOut, IngressLost, NotReady, ServiceError
-
-
-def proxy_middleware() -> list[Middleware]:
-    """Serve calls this once, before its proxy listens."""
-    limit_connections()
-    return [Middleware(ProxyErrorMiddleware)]
-
 
 SERVE_HEADERS = frozenset({b"x-request-timeout-seconds", b"x-request-disconnect-disabled"})
 """Request headers by which callers would change how Serve handles their requests."""
@@ -40,7 +29,10 @@ class ProxyErrorMiddleware:
         response = _Response(send)
         headers = [(name, value) for name, value in scope["headers"] if name not in SERVE_HEADERS]
         await self._app({**scope, "headers": headers}, receive, response.send)
-        error = response.error or (None if response.started else IngressLost())
+        error = response.error
+        if error is None and not response.started:
+            telemetry.INGRESS_LOST.add()
+            error = IngressLost()
         if error is not None:
             await error_response(error, scope)(scope, receive, send)
 

@@ -61,6 +61,10 @@ class GenerationRequest:
             raise ValueError(f"the mask should be {(height, width)}, it is {self.mask.shape}")
 
 
+Interval = tuple[float, float]
+"""Start and end, by `time.monotonic`."""
+
+
 @dataclass(frozen=True, slots=True)
 class ImageReady:
     """Image `image` is generated."""
@@ -77,6 +81,9 @@ class Completed:
 
     stages_ms: dict[str, float]
     mean_batch: float
+    intervals_s: dict[str, Interval] = field(default_factory=dict)
+    """When each stage began and ended first and last. They overlap: the request is in the queue, up to its first step,
+    while its prompt is encoded."""
 
 
 @dataclass(frozen=True, slots=True)

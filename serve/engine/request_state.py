@@ -19,6 +19,7 @@ from serve.engine.request import (
     Failed,
     FinalEvent,
     GenerationRequest,
+    Interval,
     Listener,
 )
 from serve.engine.sigmas import SigmaSchedule
@@ -103,6 +104,7 @@ class RequestState:
     _started_s: float | None = None
     _last_step_s: float | None = None
     _times_s: dict[str, float] = field(default_factory=dict)
+    _intervals_s: dict[str, Interval] = field(default_factory=dict)
     _batches: int = 0
     _batched_images: int = 0
 
@@ -154,6 +156,9 @@ class RequestState:
     def record_time(self, stage: str, seconds: float) -> None:
         """Adds time that was spent on this request alone."""
         self._times_s[stage] = self._times_s.get(stage, 0.0) + seconds
+        now_s = time.monotonic()
+        start_s, _ = self._intervals_s.get(stage, (now_s - seconds, now_s))
+        self._intervals_s[stage] = start_s, now_s
 
     def record_batch(self, size: int) -> None:
         """A batch of `size` images, with at least one of this request, has done a step."""
@@ -163,7 +168,7 @@ class RequestState:
 
     def complete(self) -> None:
         mean_batch = self._batched_images / self._batches if self._batches else 0.0
-        self._end(Completed(self._stages_ms(), mean_batch))
+        self._end(Completed(self._stages_ms(), mean_batch, self._all_intervals_s()))
 
     def fail(self, error: ServiceError) -> None:
         self._end(Failed(error))
@@ -179,6 +184,15 @@ class RequestState:
     def _end_staging(self) -> None:
         self.staging.release()
         self.staging = Staging()
+
+    def _all_intervals_s(self) -> dict[str, Interval]:
+        """With those of the queue and of the steps."""
+        intervals = dict(self._intervals_s)
+        if self._started_s is not None:
+            intervals["queue"] = self.submitted_s, self._started_s
+            if self._last_step_s is not None:
+                intervals["denoise"] = self._started_s, self._last_step_s
+        return intervals
 
     def _stages_ms(self) -> dict[str, float]:
         """Wall time by stage, without overlap: the time before the first step, less preparation, is `queue`, and the

@@ -12,11 +12,14 @@ import psutil
 import ray
 from ray import serve
 from ray.exceptions import RayError
+from ray.serve._private.logging_utils import get_serve_logs_dir
 from ray.serve.context import _get_global_client
 from ray.serve.exceptions import RayServeException
 from ray.serve.schema import ApplicationStatus, DeploymentStatus, DeploymentStatusOverview, ServeDeploySchema
 
-from serve.settings import use_proxy_middleware, use_slow_control_loop, uses_ray_token
+from serve.launch.ready_report import http_url, read_pool_states, report_lines
+from serve.ray_logs import logging_config
+from serve.settings import Settings, use_proxy_middleware, use_slow_control_loop, uses_ray_token
 
 OBJECT_STORE_BYTES = 256 * 2**20
 RAY_HOST = "127.0.0.2"
@@ -27,6 +30,8 @@ CLOSE_TIMEOUT_S = 70.0
 """For all replicas of the ingress, which wait for running predictions for up to `SHUTDOWN_GRACE_S`."""
 RAY_STOP_TIMEOUT_S = 20.0
 
+log = logging.getLogger(__name__)
+
 
 class StartupError(Exception):
     """The service cannot start. The message is a single line for the operator."""
@@ -36,7 +41,13 @@ class ServiceLost(Exception):
     """Ray has stopped while the service ran. The message is a single line for the operator."""
 
 
-def run(schema: ServeDeploySchema, num_cpus: int | None, num_gpus: int | None, metrics_port: int | None = None) -> None:
+def run(
+    schema: ServeDeploySchema,
+    settings: Settings,
+    num_cpus: int | None = None,
+    num_gpus: int | None = None,
+    metrics_port: int | None = None,
+) -> None:
     """Deploys the application and blocks until Ctrl-C or SIGTERM, then shuts it down.
 
     `num_cpus` and `num_gpus` are the resources that Ray may schedule; None means all that the machine has. Prometheus
@@ -45,19 +56,21 @@ def run(schema: ServeDeploySchema, num_cpus: int | None, num_gpus: int | None, m
     stop = threading.Event()
     _install_signal_handlers(stop)
     application, http = schema.applications[0].name, schema.http_options
-    print("starting Ray", flush=True)
+    log.info("starting Ray")
     with _local_ray(num_cpus, num_gpus, metrics_port) as address:
         # ray.init() has installed its own handlers, which abort.
         _install_signal_handlers(stop)
-        _deploy(schema)
+        _deploy(schema, settings)
         is_running = _wait_until_running(application, stop)
         if is_running:
-            print(f"metrics: {_metrics_url()}", flush=True)
+            url, states = http_url(http.host, http.port), read_pool_states(application, settings)
+            for line in report_lines(settings, states, url, _metrics_url(), get_serve_logs_dir()):
+                log.info("%s", line)
             # A client with an explicit address sends the token only if this variable is set.
             token = ", RAY_AUTH_MODE=token" if uses_ray_token() else ""
-            print(f"ready: http://{http.host}:{http.port} (Ray at {address}{token}; Ctrl-C to stop)", flush=True)
+            log.info("ready: %s (Ray at %s%s; Ctrl-C to stop)", url, address, token)
             _wait_until_stopped(application, stop)
-        print("stopping; press Ctrl-C again to stop without waiting for running predictions", flush=True)
+        log.info("stopping; press Ctrl-C again to stop without waiting for running predictions")
         if is_running:
             _close(application)
         _delete(application)
@@ -84,14 +97,14 @@ def _close(application: str) -> None:
     except RayServeException:
         return
     except TimeoutError:
-        print("predictions that still run go on at the next start", flush=True)
+        log.info("predictions that still run go on at the next start")
 
 
 def _delete(application: str) -> None:
     try:
         serve.delete(application)
     except TimeoutError:
-        print("a replica did not end in time; it is stopped with Ray", flush=True)
+        log.info("a replica did not end in time; it is stopped with Ray")
 
 
 def _install_signal_handlers(stop: threading.Event) -> None:
@@ -149,9 +162,13 @@ def _metrics_url() -> str:
     return f"http://{node['NodeManagerAddress']}:{node['MetricsExportPort']}/metrics"
 
 
-def _deploy(schema: ServeDeploySchema) -> None:
+def _deploy(schema: ServeDeploySchema, settings: Settings) -> None:
     logging.getLogger("ray.serve").setLevel(logging.ERROR)
-    serve.start(http_options=schema.http_options.model_dump(), proxy_location=schema.proxy_location)
+    serve.start(
+        http_options=schema.http_options.model_dump(),
+        proxy_location=schema.proxy_location,
+        logging_config=schema.logging_config or logging_config(settings.log_format),
+    )
     _get_global_client().deploy_apps(schema)
 
 
@@ -175,7 +192,7 @@ def _print_changes(deployments: Mapping[str, DeploymentStatusOverview], printed:
     for name, deployment in deployments.items():
         if printed.get(name) != deployment.status:
             printed[name] = deployment.status
-            print(f"{name}: {deployment.status.value.lower().replace('_', ' ')}", flush=True)
+            log.info("%s: %s", name, deployment.status.value.lower().replace("_", " "))
 
 
 def _failure_reason(message: str, deployments: Mapping[str, DeploymentStatusOverview]) -> str:

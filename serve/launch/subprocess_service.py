@@ -1,5 +1,6 @@
 """Starts the service as a subprocess, for the demo, benchmarks and tests."""
 
+import json
 import os
 import queue
 import signal
@@ -91,11 +92,20 @@ def _wait_until_ready(
             break
         if line is None:
             break
-        if line.startswith(READY):
-            return line
+        message = _message(line)
+        if message.startswith(READY):
+            return message
         output.append(line)
         on_line(line.rstrip())
     raise ServiceStartError("".join(output).strip() or f"no output within {timeout_s:g} s")
+
+
+def _message(line: str) -> str:
+    """The message of a line, which is JSON with the setting `log_format=json`."""
+    try:
+        return str(json.loads(line)["message"])
+    except (ValueError, TypeError, KeyError):
+        return line
 
 
 def _read_output(process: "subprocess.Popen[str]", lines: "queue.SimpleQueue[str | None]") -> None:

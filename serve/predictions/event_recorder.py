@@ -8,7 +8,7 @@ from typing import Any, Protocol
 
 from tqdm import tqdm
 
-from serve import telemetry
+from serve import telemetry, tracing
 from serve.errors import AllImagesFlagged, EngineFailed
 from serve.events import Alive, Event, Finished, ImageFinished, ImageFlagged, Started, StepDone
 from serve.generation_plan import GenerationPlan, PlannedLora
@@ -72,7 +72,8 @@ class EventRecorder:
                 progress, lines = Progress(index=index, step=step, total=total), (bar,) if bar else ()
                 await self._update(lambda prediction: prediction.with_progress(progress).with_log_lines(*lines))
             case ImageFinished():
-                await self._save_image(event)
+                with tracing.span("store"):
+                    await self._save_image(event)
             case ImageFlagged(image):
                 self._flagged.add(image)
                 telemetry.FLAGGED.add(pool=self._plan.pool)

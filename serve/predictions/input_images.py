@@ -8,6 +8,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import ParamSpec, Protocol, TypeVar
 
+from serve import tracing
 from serve.aio import first_error_task_group
 from serve.errors import FetchFailed, FieldError, InvalidImage, InvalidInput
 from serve.generation_plan import GenerationPlan
@@ -65,16 +66,18 @@ class InputImages:
         """Decodes `data:` URIs; fetches nothing. Raises `InvalidInput` with all errors."""
         if inputs.image is None:
             return LoadedImages(plan)
-        async with self._decoders:
-            return await asyncio.to_thread(self._load, inputs.image, inputs.mask, plan)
+        with tracing.span("decode_inputs"):
+            async with self._decoders:
+                return await asyncio.to_thread(self._load, inputs.image, inputs.mask, plan)
 
     async def fetch(self, images: LoadedImages | UnfetchedImages) -> LoadedImages:
         """Fetches and decodes what is pending. Raises `FetchFailed`, and `InvalidInput` as `load` does."""
         if isinstance(images, LoadedImages):
             return images
-        image, mask = await self._fetch_both(images)
-        async with self._decoders:
-            return await asyncio.to_thread(self._decode, images.plan, image, mask)
+        with tracing.span("fetch"):
+            image, mask = await self._fetch_both(images)
+            async with self._decoders:
+                return await asyncio.to_thread(self._decode, images.plan, image, mask)
 
     async def _fetch_both(self, images: UnfetchedImages) -> tuple[bytes, bytes | None]:
         async with first_error_task_group() as group:

@@ -42,7 +42,7 @@ class InputStore:
         try:
             await self.delete(prediction)
         except StorageUnavailable:
-            log.warning("%s: its inputs are deleted later", prediction.log_id)
+            log.warning("%s: its inputs are deleted later", prediction.log_id, extra=prediction.log_fields)
 
 
 def _key(prediction_id: str) -> str:

@@ -27,7 +27,8 @@ log = logging.getLogger(__name__)
 
 def log_end(prediction: Prediction) -> None:
     reason = "" if prediction.error is None else f": {prediction.error!r}"
-    log.info("%s: %s after %.1f s%s", prediction.log_id, prediction.status, prediction.metrics["total_time"], reason)
+    values = prediction.log_id, prediction.status, prediction.metrics["total_time"], reason
+    log.info("%s: %s after %.1f s%s", *values, extra=prediction.log_fields)
     record_end(prediction)
 
 
@@ -118,7 +119,8 @@ class RecordWriter:
                 )
             except DatabaseUnavailable as error:
                 if is_first:
-                    log.warning("%s: its end waits for the database: %s", prediction.log_id, error.cause)
+                    values = prediction.log_id, error.cause
+                    log.warning("%s: its end waits for the database: %s", *values, extra=prediction.log_fields)
                 is_first = False
                 await asyncio.sleep(RETRY_S)
 

@@ -95,6 +95,11 @@ class Prediction(BaseModel):
         request = f" (request {self.request_id})" if self.request_id else ""
         return f"prediction {self.id}{request}"
 
+    @property
+    def log_fields(self) -> dict[str, str]:
+        """Fields of JSON messages that are logged outside of the prediction's task, as `extra`."""
+        return {"prediction_id": self.id, "pool": self.plan.pool}
+
     def is_overdue(self, now: datetime) -> bool:
         return not self.ended and self.deadline is not None and self.deadline <= now
 

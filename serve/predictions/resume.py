@@ -56,7 +56,7 @@ class Resumer:
             await self._store.finish(prediction.id, lambda each: each.failed(now, LOST_TOO_OFTEN), release=True)
         else:
             record_retry(prediction.plan.pool, "process")
-            log.warning("%s: its process was lost; it starts again", prediction.log_id)
+            log.warning("%s: its process was lost; it starts again", prediction.log_id, extra=prediction.log_fields)
             self._tasks.start(prediction, self._run(prediction))
 
     async def _run(self, prediction: Prediction) -> None:

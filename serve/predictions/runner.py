@@ -8,6 +8,7 @@ from contextlib import aclosing
 from datetime import datetime
 from typing import Any, Protocol, TypeVar
 
+from serve import tracing
 from serve.aio import first_error_task_group
 from serve.errors import EngineFailed, LorasMissing, ReplicaLost, public_error
 from serve.events import Event
@@ -95,6 +96,12 @@ class PredictionRunner:
 
         Raises only `CancelledError`. To cancel a prediction, end its record before cancelling its task.
         """
+        with tracing.span("prediction", _attributes(images.plan)):
+            await self._run(prediction_id, images, references)
+
+    async def _run(
+        self, prediction_id: str, images: LoadedImages | UnfetchedImages, references: Mapping[str, Reference]
+    ) -> None:
         try:
             if not (await self._store.get(prediction_id)).ended:
                 loaded, loras = await self._prepare(prediction_id, images, references)
@@ -149,7 +156,10 @@ class PredictionRunner:
     async def _resolve(
         self, references: Mapping[str, Reference], pool: str, lost: Collection[str] = ()
     ) -> ResolvedLoras:
-        resolved = await self._lora_cache.get(references, pool, lost)
+        if not references:
+            return {}
+        with tracing.span("lora"):
+            resolved = await self._lora_cache.get(references, pool, lost)
         loras: dict[str, ResolvedLora[Any]] = {}
         for field, reference in references.items():
             # If two inputs name one LoRA, the first one has caused the download.
@@ -186,16 +196,23 @@ class PredictionRunner:
         self, images: LoadedImages, loras: ResolvedLoras, recorder: EventRecorder, log_id: str
     ) -> None:
         plan = _with_weights(images.plan, loras)
-        stream = self._pools[plan.pool].generate(plan, images.image, images.mask, tuple(loras.values()), log_id)
-        async with aclosing(stream) as events:
-            async for event in events:
-                await recorder.record(event)
+        with tracing.span("call_replica", {"flux.pool": plan.pool}) as span:
+            stream = self._pools[plan.pool].generate(plan, images.image, images.mask, tuple(loras.values()), log_id)
+            call_s, is_waiting = time.monotonic(), True
+            async with aclosing(stream) as events:
+                async for event in events:
+                    if is_waiting:
+                        # A replica reports at once that it has the prediction.
+                        span.record("wait_for_replica", call_s, time.monotonic())
+                        is_waiting = False
+                    await recorder.record(event)
 
     async def _fail(self, prediction_id: str, pool: str, error: Exception) -> None:
         public = public_error(error)
         if public is None:
             log.error("prediction %s failed", prediction_id, exc_info=error)
             public = EngineFailed(f"an internal error; the operator's log has its cause under {prediction_id}")
+        tracing.current().fail(public)
         text = str(public)
         if await self._store.finish(prediction_id, lambda each: each.failed(self._clock(), text), release=True):
             record_failure(pool, public)
@@ -209,6 +226,11 @@ async def _timed(call: Callable[[], Awaitable[Result]]) -> tuple[Result, float]:
 
 def _with_weights(plan: GenerationPlan, loras: ResolvedLoras) -> GenerationPlan:
     return plan.with_weights({reference_key: lora.metadata.key for reference_key, lora in loras.items()})
+
+
+def _attributes(plan: GenerationPlan) -> tracing.Attributes:
+    size = {} if plan.size is None else {"flux.size": "x".join(map(str, plan.size))}
+    return {"flux.pool": plan.pool, "flux.steps": plan.steps, "flux.outputs": len(plan.seeds), **size}
 
 
 def _summary(plan: GenerationPlan) -> str:

@@ -5,6 +5,8 @@ import contextvars
 from collections.abc import Awaitable, Callable, Coroutine
 from typing import Any
 
+from serve import tracing
+from serve.logs import set_prediction
 from serve.predictions.prediction import Prediction
 
 
@@ -22,8 +24,11 @@ class RunningTasks:
 
     def start(self, prediction: Prediction, run: Coroutine[Any, Any, None]) -> None:
         # When a client disconnects, Ray cancels everything that was called from the context of its request, even if it
-        # is shielded. A task with an empty context is not affected.
-        task = asyncio.get_running_loop().create_task(run, context=contextvars.Context())
+        # is shielded. A task with a new context is not affected.
+        context = contextvars.Context()
+        context.run(set_prediction, prediction.id, prediction.request_id, prediction.plan.pool)
+        context.run(tracing.continue_from, tracing.carrier())
+        task = asyncio.get_running_loop().create_task(run, context=context)
         self._running[prediction.id] = task
 
         def on_done(_: asyncio.Task[None]) -> None:

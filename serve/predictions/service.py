@@ -14,6 +14,7 @@ from dataclasses import replace
 from datetime import datetime
 from typing import Any, Literal
 
+from serve import tracing
 from serve.access.caller import ANONYMOUS, Caller
 from serve.database.patience import with_patience
 from serve.errors import DatabaseUnavailable, NotReady, PredictionExists, ServiceError
@@ -97,6 +98,10 @@ class PredictionService:
         Raises `PoolFull`, `TooManyPredictions`, `NotReady`, `DatabaseUnavailable`, `IdempotencyKeyReused`,
         `PredictionExists`, and `InvalidInput`, also for an invalid image in a `data:` URI.
         """
+        with tracing.span("create"):
+            return await self._create(raw_inputs, served, options)
+
+    async def _create(self, raw_inputs: Mapping[str, Any], served: ServedVersion, options: CreateOptions) -> Prediction:
         self._check_ready()
         key, caller = options.idempotency, options.caller
         if key and (earlier := await with_patience(lambda: self._store.find_earlier(key, caller.owner))):
@@ -114,7 +119,8 @@ class PredictionService:
         prediction = new.with_stage_times(stages_ms)
         await self._input_store.save(prediction, raw_inputs)
         try:
-            stored = await with_patience(lambda: self._store.create(prediction, options.attached, caller, key))
+            with tracing.span("admit", {"flux.pool": prediction.plan.pool}):
+                stored = await with_patience(lambda: self._store.create(prediction, options.attached, caller, key))
         except ServiceError as error:
             # If the database is away, the prediction may be stored, and another request with its key returns it.
             if key is None or not isinstance(error, DatabaseUnavailable):
@@ -126,7 +132,7 @@ class PredictionService:
             if not caller.may_see(stored.owner):
                 raise PredictionExists(stored.id)
             return stored
-        log.info("%s: accepted for %s", prediction.log_id, prediction.plan.pool)
+        log.info("%s: accepted for %s", prediction.log_id, prediction.plan.pool, extra=prediction.log_fields)
         self._tasks.start(prediction, self._runner.run(prediction.id, images, request.references))
         return prediction
 
@@ -226,7 +232,7 @@ class PredictionService:
             if prediction.has_shortened_inputs and (await self._store.get(prediction.id)).ended:
                 await self._input_store.try_delete(prediction)
         except DatabaseUnavailable:
-            log.warning("%s: its place in the pool is freed later", prediction.log_id)
+            log.warning("%s: its place in the pool is freed later", prediction.log_id, extra=prediction.log_fields)
 
     async def _end(self, prediction_id: str, ending: PredictionUpdate) -> None:
         """Ends the record first, so that the cancelled runner finds it ended. Its place is free when its task ends."""

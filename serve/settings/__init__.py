@@ -3,7 +3,7 @@
 Other code imports them from this package. `serve_config.yaml` has the production settings.
 """
 
-from serve.settings.base import Device
+from serve.settings.base import Device, LogFormat
 from serve.settings.cog import CogSettings
 from serve.settings.downloads import FetchSettings
 from serve.settings.environment import (
@@ -11,6 +11,7 @@ from serve.settings.environment import (
     Secrets,
     cache_folder,
     database_url,
+    exports_traces,
     read_secrets,
     state_folder,
     use_compile_cache,
@@ -52,6 +53,7 @@ __all__ = [
     "FileSettings",
     "Fp8Kernel",
     "InputBounds",
+    "LogFormat",
     "LoraCacheSettings",
     "LoraFetchSettings",
     "LoraProduct",
@@ -70,6 +72,7 @@ __all__ = [
     "WebhookSettings",
     "cache_folder",
     "database_url",
+    "exports_traces",
     "is_same_id",
     "read_secrets",
     "state_folder",

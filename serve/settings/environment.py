@@ -71,8 +71,8 @@ def use_compile_cache(settings: Settings, environment: MutableMapping[str, str] 
 
 
 def use_proxy_middleware(environment: MutableMapping[str, str] = os.environ) -> None:
-    """Makes Serve's proxies use `serve.api.proxy`. Call it before Ray starts."""
-    environment.setdefault("RAY_SERVE_HTTP_PROXY_CALLBACK_IMPORT_PATH", "serve.api.proxy:proxy_middleware")
+    """Makes Serve's proxies use `serve.http_proxy`. Call it before Ray starts."""
+    environment.setdefault("RAY_SERVE_HTTP_PROXY_CALLBACK_IMPORT_PATH", "serve.http_proxy:proxy_middleware")
 
 
 def use_slow_control_loop(environment: MutableMapping[str, str] = os.environ) -> None:
@@ -81,6 +81,15 @@ def use_slow_control_loop(environment: MutableMapping[str, str] = os.environ) ->
     Call it before Ray starts.
     """
     environment.setdefault("RAY_SERVE_CONTROL_LOOP_INTERVAL_S", "0.5")
+
+
+def exports_traces(environment: Mapping[str, str] = os.environ) -> bool:
+    """Whether OpenTelemetry's variables name an exporter: an OTLP endpoint, or `OTEL_TRACES_EXPORTER=otlp`."""
+    if environment.get("OTEL_SDK_DISABLED", "").lower() == "true":
+        return False
+    exporter = environment.get("OTEL_TRACES_EXPORTER", "")
+    endpoints = ("OTEL_EXPORTER_OTLP_ENDPOINT", "OTEL_EXPORTER_OTLP_TRACES_ENDPOINT")
+    return exporter == "otlp" or (not exporter and any(environment.get(name) for name in endpoints))
 
 
 def uses_ray_token(environment: Mapping[str, str] = os.environ) -> bool:

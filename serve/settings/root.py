@@ -7,7 +7,7 @@ from typing import Annotated, Self
 from pydantic import Field, model_validator
 
 from serve.model_specs import VariantName
-from serve.settings.base import Positive, Seconds, StrictModel
+from serve.settings.base import LogFormat, Positive, Seconds, StrictModel
 from serve.settings.cog import CogSettings
 from serve.settings.downloads import FetchSettings
 from serve.settings.loras import LoraSettings
@@ -90,6 +90,8 @@ class Settings(StrictModel):
     """
     cache_folder: Path | None = None
     """Parent of the default LoRA cache folder; None means the user's cache folder."""
+    log_format: LogFormat = "text"
+    """Of all processes: lines for people, or one JSON object per message."""
     fetch: FetchSettings = FetchSettings()
     lora: LoraSettings = LoraSettings()
     outputs: OutputSettings = OutputSettings()

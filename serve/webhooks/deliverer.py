@@ -12,15 +12,17 @@ from datetime import datetime, timedelta
 
 from sqlalchemy.ext.asyncio import AsyncConnection
 
+from serve import telemetry
 from serve.database.connection import Database
 from serve.database.times import to_us
 from serve.errors import DatabaseUnavailable
+from serve.logs import set_prediction
 from serve.predictions.lease import Lease
 from serve.predictions.prediction import utc_now
 from serve.predictions.store import PredictionStore
 from serve.settings import WebhookSettings
 from serve.webhooks import delivery_rows as rows
-from serve.webhooks.delivery import ClaimedDelivery, DeliveryRunner
+from serve.webhooks.delivery import RESULTS, ClaimedDelivery, DeliveryRunner
 from serve.webhooks.host_slots import HostSlots
 from serve.webhooks.sender import WebhookSender
 
@@ -30,6 +32,8 @@ RENEW_PERIOD_S = 5.0
 LEASE_MARGIN_S = 20.0
 """A lease lasts for this time and a request."""
 SWEEP_PERIOD_S = 60.0
+MEASURE_PERIOD_S = 10.0
+"""Ray exports as often."""
 MAX_CLAIMS = 100
 MAX_DELIVERIES = 1000
 """Deliveries of one process at once; most of them wait for a change of their prediction."""
@@ -68,6 +72,8 @@ class WebhookDeliverer:
         self._owner = secrets.token_hex(16)
         self._lease_s = settings.total_timeout_s + LEASE_MARGIN_S
         self._running: dict[str, _Running] = {}
+        for result in RESULTS:
+            telemetry.WEBHOOKS.add(0, result=result)
         self._ended = asyncio.Event()
         """Set when a delivery has ended, so that another one may start."""
 
@@ -78,7 +84,7 @@ class WebhookDeliverer:
 
     async def run(self) -> None:
         """Delivers until cancelled."""
-        renew_s = sweep_s = self._monotonic()
+        renew_s = sweep_s = measure_s = self._monotonic()
         while True:
             self._ended.clear()
             try:
@@ -89,6 +95,9 @@ class WebhookDeliverer:
                 if now_s >= sweep_s:
                     await self.sweep()
                     sweep_s = now_s + SWEEP_PERIOD_S
+                if now_s >= measure_s:
+                    await self.measure()
+                    measure_s = now_s + MEASURE_PERIOD_S
                 await self.claim()
             except DatabaseUnavailable as error:
                 log.warning("webhooks wait for the database: %s", error.cause)
@@ -145,6 +154,11 @@ class WebhookDeliverer:
         while await self._database.write(work) == SWEEP_BATCH:
             pass
 
+    async def measure(self) -> None:
+        """Records the number of webhooks that are not delivered."""
+        for status, count in (await self._database.read(rows.count_undelivered)).items():
+            telemetry.WEBHOOKS_UNDELIVERED.set(count, status=status)
+
     async def aclose(self) -> None:
         """Stops all deliveries and leaves them to other processes. Call it after `run` has ended."""
         tasks = [running.task for running in self._running.values()]
@@ -172,14 +186,19 @@ class WebhookDeliverer:
     def _start(self, lease: Lease, attempts: int, renewed_s: float) -> None:
         prediction_id = lease.prediction_id
         delivery = ClaimedDelivery(lease, attempts, lambda: self._is_leased(lease))
-        task = asyncio.get_running_loop().create_task(self._runner.run(delivery), context=contextvars.Context())
+        context = contextvars.Context()
+        context.run(set_prediction, prediction_id)
+        task = asyncio.get_running_loop().create_task(self._runner.run(delivery), context=context)
         self._running[prediction_id] = _Running(lease, task, renewed_s)
 
         def on_done(done: asyncio.Task[None]) -> None:
             del self._running[prediction_id]
             self._ended.set()
             if not done.cancelled() and done.exception() is not None:
-                log.error("prediction %s: the delivery of its webhook failed", prediction_id, exc_info=done.exception())
+                fields, error = {"prediction_id": prediction_id}, done.exception()
+                log.error(
+                    "prediction %s: the delivery of its webhook failed", prediction_id, exc_info=error, extra=fields
+                )
 
         task.add_done_callback(on_done)
 

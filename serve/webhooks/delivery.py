@@ -12,6 +12,7 @@ from typing import TypeVar
 
 from sqlalchemy.ext.asyncio import AsyncConnection
 
+from serve import telemetry
 from serve.database.connection import Database
 from serve.database.times import to_us
 from serve.errors import DatabaseUnavailable, NotFound
@@ -26,6 +27,8 @@ from serve.webhooks.retries import retry_delay_s
 from serve.webhooks.sender import WebhookSender
 
 DATABASE_RETRY_S = 0.5
+RESULTS = ("delivered", "failed", "dead")
+"""Of an attempt. A dead webhook has no more of them."""
 INTERNAL_ERROR = "an internal error; the log has its cause"
 
 Result = TypeVar("Result")
@@ -136,6 +139,7 @@ class DeliveryRunner:
             await self._write(lambda connection: rows.postpone(connection, delivery.lease, now_us))
             return
         if error is None:
+            telemetry.WEBHOOKS.add(result="delivered")
             await self._finish(delivery)
             return
         now, delay_s = self._clock(), retry_delay_s(attempts, self._uniform)
@@ -143,6 +147,7 @@ class DeliveryRunner:
         await self._write(
             lambda connection: rows.record_failure(connection, delivery.lease, attempts, error, to_us(now), due_us)
         )
+        telemetry.WEBHOOKS.add(result="dead" if delay_s is None else "failed")
         outcome = "it is dead" if delay_s is None else f"again in {delay_s:.0f} s"
         log.warning("prediction %s: its webhook at %s failed: %s; %s", state.id, webhook.host, error, outcome)
 

@@ -3,7 +3,7 @@
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 
-from sqlalchemy import ColumnElement, and_, delete, exists, or_, select, update
+from sqlalchemy import ColumnElement, and_, delete, exists, func, or_, select, update
 from sqlalchemy.ext.asyncio import AsyncConnection
 
 from serve.database.tables import is_open, predictions
@@ -112,6 +112,17 @@ async def read_dead(connection: AsyncConnection, limit: int) -> list[DeadDeliver
         DeadDelivery(row.prediction_id, row.host, row.attempts, row.dead_us, row.error)
         for row in await connection.execute(query)
     ]
+
+
+async def count_undelivered(connection: AsyncConnection) -> dict[str, int]:
+    """The numbers of deliveries of ended predictions with more attempts (`waiting`), and without (`dead`)."""
+    has_ended = exists().where(predictions.c.id == deliveries.c.prediction_id, predictions.c.ended_us.is_not(None))
+    waiting = select(func.count()).select_from(deliveries).where(is_open, has_ended)
+    dead = select(func.count()).select_from(deliveries).where(~is_open)
+    return {
+        "waiting": (await connection.execute(waiting)).scalar_one(),
+        "dead": (await connection.execute(dead)).scalar_one(),
+    }
 
 
 async def replay(connection: AsyncConnection, prediction_ids: Sequence[str] | None, now_us: int) -> int:

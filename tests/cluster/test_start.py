@@ -5,6 +5,7 @@ import signal
 import socket
 import subprocess
 import sys
+from pathlib import Path
 
 import httpx
 import pytest
@@ -75,12 +76,32 @@ def test_sigterm_during_start_stops_the_service_cleanly(environment: dict[str, s
 
 
 def test_token_protects_every_api_and_sigterm_stops_the_service(environment: dict[str, str]) -> None:
+    lines: list[str] = []
     cors = ("--set", "cors_origins=[https://app.example]")
-    with local_service(*cors, environment=environment | {"FLUX_SERVE_TOKEN": "sesame"}) as service:
+    token = {"FLUX_SERVE_TOKEN": "sesame"}
+    with local_service(*cors, environment=environment | token, on_line=lines.append) as service:
+        _assert_report(lines, service)
         _assert_every_api_requires_the_token(service)
         _assert_preflight_needs_no_token(service)
         os.kill(service.process_id, signal.SIGTERM)
         until(lambda: _responds(service), lambda responds: not responds)
+
+
+def _assert_report(lines: list[str], service: LocalService) -> None:
+    """The last lines before the service is ready: its addresses, and its pools."""
+    *_, service_line, playground, metrics, logs, titles, started, fp8, schnell = [line.split() for line in lines]
+    assert service_line == ["service", service.url]
+    assert playground == ["playground", f"{service.url}/playground"]
+    assert metrics[0] == "metrics"
+    assert httpx.get(metrics[1]).status_code == 200
+    assert logs[0] == "logs"
+    assert list(Path(logs[1]).glob("replica_*.log"))
+    assert titles[:5] == ["POOL", "MODEL", "DEVICE", "PRECISION", "COMPUTE"]
+    assert started[:4] == ["dev-bf16", "dev", "cpu", "bf16"]
+    assert started[4] in {"bfloat16", "float32"}
+    assert started[5:] == ["1", "running"]
+    assert fp8[:6] == ["dev-fp8", "dev", "cpu", "fp8", "auto", "none:"]
+    assert schnell[:6] == ["schnell", "schnell", "cpu", "bf16", "auto", "none:"]
 
 
 def _assert_preflight_needs_no_token(service: LocalService) -> None:

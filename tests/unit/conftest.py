@@ -1,4 +1,4 @@
-"""The fake service, recorded metrics, databases (SQLite, and PostgreSQL where it is installed), and stores of files."""
+"""Fixtures: the fake service, recorded metrics and spans, both databases, and stores of files."""
 
 import uuid
 from collections.abc import AsyncGenerator, Iterator
@@ -17,6 +17,7 @@ from serve.media.object_store import ObjectStore
 from tests import s3_server
 from tests.fake_service import FakeService
 from tests.metrics import RecordedMetrics
+from tests.spans import Spans, recorded_spans
 
 
 @pytest.fixture
@@ -34,6 +35,13 @@ def metrics() -> Iterator[RecordedMetrics]:
     previous = telemetry.use_backend(recorded)
     yield recorded
     telemetry.use_backend(previous)
+
+
+@pytest.fixture
+def spans() -> Iterator[Spans]:
+    """The spans that the test records."""
+    with recorded_spans() as recorded:
+        yield recorded
 
 
 @pytest.fixture(scope="session")

@@ -25,6 +25,7 @@ from tests.prometheus import (
 )
 
 OF_EVERY_SERIES = {"application", "deployment", "replica", "le"}
+OPERATIONS = ROOT / "docs" / "operations.md"
 CONFIG = RULES.with_name("prometheus.yaml")
 SCENARIOS = ROOT / "tests" / "data" / "rules_test.yaml"
 
@@ -80,6 +81,15 @@ def test_alerts_have_a_severity_and_say_what_to_do() -> None:
     for alert in alerts():
         assert alert["labels"]["severity"] in {"warning", "critical"}
         assert alert["annotations"].keys() == {"summary", "description"}
+
+
+def test_operations_have_a_row_for_every_alert_with_existing_panels() -> None:
+    rows = [line.split("|")[1:-1] for line in OPERATIONS.read_text().splitlines() if line.startswith("| `Flux")]
+    assert {row[0].strip(" `") for row in rows} == {alert["alert"] for alert in alerts()}
+    titles = {panel["title"] for panel in panels()}
+    for alert, shown, action in rows:
+        assert {title.strip() for title in shown.split(";")} <= titles, alert
+        assert action.strip()
 
 
 def test_only_faults_of_the_service_count_as_failures() -> None:

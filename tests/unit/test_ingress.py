@@ -35,7 +35,7 @@ def pool(monkeypatch: pytest.MonkeyPatch) -> FakePool:
     """Every pool of the ingress."""
     pool = FakePool(ONE_IMAGE, may_start=False)
     client = SimpleNamespace(http_config=SimpleNamespace(host="127.0.0.1", port=PORT))
-    monkeypatch.setattr(ingress, "use_replica_log", lambda: None)
+    monkeypatch.setattr(ingress, "use_serve_log", lambda *_: None)
     monkeypatch.setattr(ingress, "use_ray_metrics", lambda: None)
     monkeypatch.setattr(ingress, "own_reference", lambda: ())
     monkeypatch.setattr(ingress, "_get_global_client", lambda: client)

@@ -26,6 +26,7 @@ from serve.replica_metrics import ReplicaMetrics
 from serve.settings import Settings
 from tests.logs import Logs
 from tests.metrics import RecordedMetrics
+from tests.spans import Spans
 
 POOL = "schnell"
 
@@ -77,10 +78,34 @@ async def test_events_are_started_steps_images_and_finished(replica: ModelReplic
     assert events[-1].compute_dtype in ("bfloat16", "float32")
 
 
+async def test_spans_of_a_request_are_children_of_the_caller(replica: ModelReplica, spans: Spans) -> None:
+    trace = {"traceparent": f"00-{'a' * 32}-{'b' * 16}-01"}
+    assert [event async for event in replica.generate(plan(images=2), trace=trace)]
+    generate = spans.one("generate")
+    assert generate.parent is not None
+    assert generate.parent.span_id == int("b" * 16, 16)
+    assert spans.parents() == {"generate": None} | dict.fromkeys(
+        ("queue", "text", "denoise", "decode", "safety", "encode"), "generate"
+    )
+    # One for the steps of all images, one for each image that is encoded.
+    assert sorted(span.name for span in spans.all).count("denoise") == 1
+    assert sorted(span.name for span in spans.all).count("encode") == 2
+    assert all(span.start_time <= span.end_time for span in spans.all if span.start_time and span.end_time)
+
+
+async def test_span_of_a_failed_request_has_the_class_of_its_error(replica: ModelReplica, spans: Spans) -> None:
+    async def read() -> Block:
+        raise OwnerDiedError("0" * 40, None, "")
+
+    with pytest.raises(LorasMissing):
+        await generate_one(replica, plan_with_lora(1.0), resolved_lora(read()))
+    assert (spans.one("generate").attributes or {})["error.type"] == "LorasMissing"
+
+
 def start_replica(monkeypatch: pytest.MonkeyPatch, compile_parts: list[str]) -> None:
     """Starts a replica without warm-up, and stops its engine."""
     monkeypatch.setattr("serve.engine.engine.Engine.warm_up", lambda *_: None)
-    monkeypatch.setattr(model_replica, "use_replica_log", lambda: None)
+    monkeypatch.setattr(model_replica, "use_serve_log", lambda *_: None)
     pool = {"model": "schnell", "warmup_sizes": [], "compile": compile_parts}
     ModelReplica(Settings.model_validate({"pools": {POOL: pool}}), POOL)._engine.stop()
 

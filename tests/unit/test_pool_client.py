@@ -1,6 +1,7 @@
 """The pool client: events, errors that Ray raises, and replacement of a lost replica."""
 
 import asyncio
+import contextvars
 from collections.abc import AsyncIterator, Sequence
 from typing import Any, cast
 
@@ -14,6 +15,7 @@ from serve.errors import AllImagesFlagged, EngineFailed, PoolFull, ReplicaLost, 
 from serve.events import Alive, Event, Finished, ImageFinished, Started
 from serve.generation_plan import GenerationPlan, make_plan
 from serve.inputs import validate_inputs
+from serve.logs import set_prediction
 from serve.pool_client import PoolClient
 from serve.settings import Settings
 
@@ -131,7 +133,19 @@ async def test_replica_gets_the_id_for_its_log() -> None:
     handle = FakeHandle(ALL_EVENTS)
     assert [event async for event in client(handle).generate(plan(), log_id="prediction a (request b)")]
     [arguments] = handle.calls
-    assert arguments[-2] == "prediction a (request b)"
+    assert arguments[4] == "prediction a (request b)"
+
+
+async def test_replica_gets_the_fields_of_its_log_messages() -> None:
+    handle = FakeHandle(ALL_EVENTS)
+
+    async def call() -> None:
+        set_prediction("a", "b", "dev-bf16")
+        await generate(handle)
+
+    await asyncio.create_task(call(), context=contextvars.Context())
+    [arguments] = handle.calls
+    assert arguments[6] == {"prediction_id": "a", "request_id": "b", "pool": "dev-bf16"}
 
 
 async def test_replica_gets_the_reference_of_the_owner() -> None:
@@ -139,5 +153,5 @@ async def test_replica_gets_the_reference_of_the_owner() -> None:
     pool = PoolClient("dev-bf16", cast(DeploymentHandle, handle), owner)
     assert [event async for event in pool.generate(plan())]
     [arguments] = handle.calls
-    assert arguments[-1] is owner
+    assert arguments[5] is owner
     owner[0].close()

@@ -40,8 +40,12 @@ def test_lock_has_no_urls_hashes_or_options(lock: str) -> None:
 
 @pytest.mark.parametrize(
     ("dependencies", "locks"),
-    [(PROJECT["project"]["dependencies"], LOCKS[:1]), (PROJECT["dependency-groups"]["dev"], LOCKS)],
-    ids=["product", "dev"],
+    [
+        (PROJECT["project"]["dependencies"], LOCKS[:1]),
+        (PROJECT["project"]["optional-dependencies"]["tracing"], LOCKS),
+        (PROJECT["dependency-groups"]["dev"], LOCKS),
+    ],
+    ids=["product", "tracing", "dev"],
 )
 def test_lock_has_every_declared_dependency(dependencies: list[str], locks: tuple[str, ...]) -> None:
     locked = pins(*locks)
@@ -60,8 +64,8 @@ PACKAGES = {"PIL": "pillow", "yaml": "pyyaml", "optimum": "optimum-quanto"}
 """Package names of libraries whose import name differs."""
 PEERS = ROOT / "benchmarks" / "peers"
 """It has requirements of its own."""
-OPTIONAL = {"flash_attn"}
-"""Used only where an operator has installed them."""
+OPTIONAL = {"flash_attn", "opentelemetry"}
+"""Used only where an operator has installed them, as the extra `tracing` does."""
 
 
 @pytest.mark.parametrize("folder", ["serve", "test_checkpoints", "benchmarks", "scripts", "examples"])

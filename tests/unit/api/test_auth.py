@@ -11,7 +11,7 @@ from starlette.requests import Request
 from starlette.responses import JSONResponse
 from starlette.routing import Route
 
-from serve import logs
+from serve import logs, telemetry
 from serve.access.access_control import AccessControl
 from serve.access.caller import Scope
 from serve.access.request_counter import RequestCounter
@@ -20,6 +20,7 @@ from serve.api.error_responses import ErrorMiddleware
 from serve.database.connection import Database
 from tests.access import add_token
 from tests.fakes import FakeClock
+from tests.metrics import RecordedMetrics
 
 METHODS = ("GET", "HEAD", "QUERY", "POST", "PUT", "DELETE")
 PATHS = ("/v1/id", "/predictions", "/v1/images/generations")
@@ -108,10 +109,13 @@ async def test_scope_limits_methods(harness: Harness, scope: Scope, method: str,
 
 
 @pytest.mark.parametrize("path", PATHS)
-async def test_requests_above_the_limit_are_rejected_with_429(harness: Harness, path: str) -> None:
+async def test_requests_above_the_limit_are_rejected_with_429(
+    harness: Harness, path: str, metrics: RecordedMetrics
+) -> None:
     _, headers = await add_token(harness.database, requests_per_minute=2)
     responses = [await harness.request(headers, path) for _ in range(3)]
     assert [response.status_code for response in responses] == [200, 200, 429]
+    assert metrics.value(telemetry.RATE_LIMITED) == 1
     assert [response.headers["ratelimit-limit"] for response in responses] == ["2"] * 3
     assert [response.headers["ratelimit-remaining"] for response in responses] == ["1", "0", "0"]
     assert [response.headers["ratelimit-reset"] for response in responses] == ["60", "90", "90"]

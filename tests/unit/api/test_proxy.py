@@ -6,10 +6,10 @@ import httpx
 import pytest
 from starlette.responses import JSONResponse, PlainTextResponse, Response
 from starlette.types import ASGIApp, Receive, Scope, Send
-from uvicorn.config import HTTP_PROTOCOLS, Config
 
-from serve.api.connection_limits import LimitedHttpProtocol
-from serve.api.proxy import ProxyErrorMiddleware, proxy_middleware
+from serve import telemetry
+from serve.api.proxy import ProxyErrorMiddleware
+from tests.metrics import RecordedMetrics
 
 
 async def no_response(scope: Scope, receive: Receive, send: Send) -> None:
@@ -25,8 +25,11 @@ async def get(app: ASGIApp, path: str = "/v1/predictions") -> httpx.Response:
 @pytest.mark.parametrize(
     ("path", "key"), [("/v1/predictions", "title"), ("/predictions", "detail"), ("/v1/images/generations", "error")]
 )
-async def test_lost_ingress_is_503_with_retry_after_in_the_form_of_each_api(path: str, key: str) -> None:
+async def test_lost_ingress_is_503_with_retry_after_in_the_form_of_each_api(
+    path: str, key: str, metrics: RecordedMetrics
+) -> None:
     response = await get(no_response, path)
+    assert metrics.value(telemetry.INGRESS_LOST) == 1
     assert response.status_code == 503
     assert int(response.headers["Retry-After"]) >= 1
     assert key in response.json()
@@ -48,8 +51,9 @@ async def test_text_errors_of_the_proxy_become_errors_of_the_api(own: int, statu
         Response(status_code=499),
     ],
 )
-async def test_responses_of_the_ingress_pass_unchanged(response: Response) -> None:
+async def test_responses_of_the_ingress_pass_unchanged(response: Response, metrics: RecordedMetrics) -> None:
     passed = await get(response)
+    assert metrics.value(telemetry.INGRESS_LOST) == 0
     assert (passed.status_code, passed.content) == (response.status_code, response.body)
 
 
@@ -80,13 +84,3 @@ async def test_websockets_pass_unchanged() -> None:
     unused: Any = None
     await ProxyErrorMiddleware(app)({"type": "websocket", "path": "/"}, unused, unused)
     assert scopes
-
-
-def test_servers_of_the_proxy_limit_connections(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setitem(HTTP_PROTOCOLS, "auto", HTTP_PROTOCOLS["auto"])
-    (middleware,) = proxy_middleware()
-    added: object = middleware.cls
-    assert added is ProxyErrorMiddleware
-    config = Config(no_response, log_config=None)
-    config.load()
-    assert config.http_protocol_class is LimitedHttpProtocol

@@ -54,3 +54,16 @@ def test_start_error_has_the_output_of_the_service(fake_service: FakeService) ->
         subprocess_service.local_service(),
     ):
         pass
+
+
+@pytest.mark.parametrize(
+    ("line", "message"),
+    [
+        ('{"levelname": "INFO", "message": "ready: http://127.0.0.1:8000"}\n', "ready: http://127.0.0.1:8000"),
+        ("ready: http://127.0.0.1:8000\n", "ready: http://127.0.0.1:8000\n"),
+        ("{not JSON\n", "{not JSON\n"),
+        ("8000\n", "8000\n"),
+    ],
+)
+def test_lines_of_the_service_may_be_json(line: str, message: str) -> None:
+    assert subprocess_service._message(line) == message

@@ -8,6 +8,7 @@ import asyncio
 import pytest
 from sqlalchemy import delete
 
+from serve import telemetry
 from serve.database.connection import Database
 from serve.database.tables import predictions
 from serve.database.times import to_us
@@ -18,6 +19,7 @@ from serve.webhooks import delivery_rows as rows
 from serve.webhooks.deliverer import LEASE_MARGIN_S, WebhookDeliverer
 from serve.webhooks.retries import MAX_ATTEMPTS, MAX_DELAY_S
 from tests.fakes import NOON, FakeClock
+from tests.metrics import RecordedMetrics
 from tests.unit.webhooks.helpers import (
     SETTINGS,
     attempts,
@@ -237,7 +239,9 @@ async def test_process_that_cannot_renew_its_lease_sends_nothing(database: Datab
         await deliverer.aclose()
 
 
-async def test_last_failed_attempt_leaves_a_dead_delivery_that_can_be_replayed(database: Database) -> None:
+async def test_last_failed_attempt_leaves_a_dead_delivery_that_can_be_replayed(
+    database: Database, metrics: RecordedMetrics
+) -> None:
     clock = FakeClock()
     async with webhook_receiver([500]) as receiver:
         await make_ended(database, clock, receiver, A)
@@ -251,11 +255,19 @@ async def test_last_failed_attempt_leaves_a_dead_delivery_that_can_be_replayed(d
         assert (each.prediction_id, each.attempts) == (A, MAX_ATTEMPTS)
         assert "500" in each.error
         assert len(receiver.received) == MAX_ATTEMPTS
+        await deliverer.measure()
+        assert metrics.increased(telemetry.WEBHOOKS_UNDELIVERED) == {("dead",): 1}
+        assert metrics.values[telemetry.WEBHOOKS.name] == {
+            ("delivered",): 0,
+            ("failed",): MAX_ATTEMPTS - 1,
+            ("dead",): 1,
+        }
         receiver.statuses = [200]
         await database.write(lambda connection: rows.replay(connection, [A], to_us(clock.now())))
         async with running(deliverer):
             await all_delivered(database)
         assert await dead(database) == []
+        assert metrics.value(telemetry.WEBHOOKS, "delivered") == 1
 
 
 @pytest.mark.parametrize("status", [302, 404, 410, 429])

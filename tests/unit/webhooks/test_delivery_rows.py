@@ -101,6 +101,12 @@ async def test_released_deliveries_are_due_at_once(store: Database) -> None:
     assert A in {each.prediction_id for each in await read_due(store)}
 
 
+async def test_undelivered_webhooks_of_ended_predictions_are_counted(store: Database) -> None:
+    assert await store.read(rows.count_undelivered) == {"waiting": 1, "dead": 0}
+    await fail(store, await claim_id(store, A), None)
+    assert await store.read(rows.count_undelivered) == {"waiting": 0, "dead": 1}
+
+
 @pytest.mark.parametrize("ids", [[A], None])
 async def test_dead_delivery_is_listed_and_replayed(store: Database, ids: list[str] | None) -> None:
     await fail(store, await claim_id(store, A), None)
