@@ -16,6 +16,7 @@ from serve.api.error_responses import ErrorMiddleware, http_exception
 from serve.api.gzip_requests import GzipRequestMiddleware
 from serve.api.response_compression import ResponseCompressionMiddleware
 from serve.api.security_headers import SecurityHeadersMiddleware
+from serve.api.signs_of_life import SignsOfLifeMiddleware
 from serve.settings import Settings
 
 CORS_METHODS = ("GET", "POST", "PUT", "DELETE", "QUERY")
@@ -41,6 +42,7 @@ def http_application(
     app = Starlette(
         routes=routes,
         middleware=[
+            Middleware(SignsOfLifeMiddleware),
             Middleware(SecurityHeadersMiddleware),
             *_cors(settings),  # Outside of `AuthMiddleware`, as browsers send preflight requests without a token.
             Middleware(ResponseCompressionMiddleware),

@@ -3,6 +3,7 @@
 The environment variable `RAY_SERVE_HTTP_PROXY_CALLBACK_IMPORT_PATH` names `proxy_middleware`.
 """
 
+import asyncio
 from typing import Any
 
 from starlette.middleware import Middleware
@@ -10,6 +11,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from serve.api.connection_limits import limit_connections
 from serve.api.error_responses import error_response
+from serve.api.signs_of_life import ALIVE, REQUEST_HEADER, SILENCE_LIMIT_S
 from serve.errors import BodyTimedOut, IngressLost, NotReady, ServiceError
 
 
@@ -27,7 +29,8 @@ class ProxyErrorMiddleware:
     """ASGI middleware that replaces the proxy's own error responses, which are plain text, by those of the API.
 
     Without it, a request whose ingress is lost gets `500 Internal Server Error`, and a service without an ingress
-    responds with 404. It also removes `SERVE_HEADERS`.
+    responds with 404. Without an ingress that takes it, or if the ingress hangs, the request would wait without a
+    limit. It also removes `SERVE_HEADERS`.
     """
 
     def __init__(self, app: ASGIApp) -> None:
@@ -37,25 +40,39 @@ class ProxyErrorMiddleware:
         if scope["type"] != "http" or scope["path"].startswith("/-/"):
             await self._app(scope, receive, send)
             return
-        response = _Response(send)
         headers = [(name, value) for name, value in scope["headers"] if name not in SERVE_HEADERS]
-        await self._app({**scope, "headers": headers}, receive, response.send)
-        error = response.error or (None if response.started else IngressLost())
+        limit = asyncio.timeout(SILENCE_LIMIT_S)
+        response = _Response(send, limit)
+        try:
+            async with limit:
+                await self._app({**scope, "headers": [*headers, (REQUEST_HEADER, b"1")]}, receive, response.send)
+        except TimeoutError:
+            if not limit.expired():
+                raise
+        lost = limit.expired() or not response.started
+        error = IngressLost() if lost else response.error
         if error is not None:
             await error_response(error, scope)(scope, receive, send)
 
 
 class _Response:
-    """Passes a response on, unless it is an error of the proxy."""
+    """Passes a response on, unless it is an error of the proxy. It may begin until `limit` has expired."""
 
-    def __init__(self, send: Send) -> None:
+    def __init__(self, send: Send, limit: asyncio.Timeout) -> None:
         self._send = send
+        self._limit = limit
         self.started = False
         self.error: ServiceError | None = None
 
     async def send(self, message: Message) -> None:
+        if self._limit.expired():
+            return  # The proxy's own answer to the cancellation.
+        if message["type"] == ALIVE["type"]:
+            self._limit.reschedule(asyncio.get_running_loop().time() + SILENCE_LIMIT_S)
+            return
         if message["type"] == "http.response.start":
             self.started = True
+            self._limit.reschedule(None)
             self.error = _proxy_error(message)
         if self.error is None:
             await self._send(message)
