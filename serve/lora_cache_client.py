@@ -1,8 +1,11 @@
 """The client of the LoRA cache, which starts the cache's actor if necessary."""
 
 import asyncio
+import contextvars
 import hashlib
 import logging
+import math
+import time
 from collections.abc import Awaitable, Callable, Collection, Mapping
 from contextlib import AbstractAsyncContextManager
 from pathlib import Path
@@ -27,6 +30,12 @@ NAMESPACE = "flux-serve"
 HEARTBEAT_PERIOD_S = 60.0
 ATTEMPTS = 5
 BACKOFF_S = 0.2
+CHECK_PERIOD_S = 5.0
+"""During a call, which may take as long as a download, the cache is asked for a sign of life this often."""
+CHECK_TIMEOUT_S = 20.0
+"""A cache that gives no sign of life for this long has hung."""
+MAX_HANGS = 2
+"""A call fails if this many caches have hung."""
 MAX_CONCURRENCY = 10_000
 CONCURRENT_SENDS = 2
 """Each upload that is being sent to the cache takes its size of the object store."""
@@ -34,6 +43,10 @@ CONCURRENT_SENDS = 2
 Result = TypeVar("Result")
 
 log = logging.getLogger(__name__)
+
+
+class CacheHung(Exception):
+    """The cache gives no sign of life."""
 
 
 class LoraCacheClient:
@@ -52,8 +65,12 @@ class LoraCacheClient:
         """By key of the reference."""
         self._sends = asyncio.Semaphore(CONCURRENT_SENDS)
         self._actor_name = f"{application}-loras-{_fingerprint(settings)}"
-        self._connect_lock = asyncio.Lock()
+        self._starting: asyncio.Task[ActorHandle[Any]] | None = None
+        self._check_lock = asyncio.Lock()
+        self._checked_s = -math.inf
         self._actor: ActorHandle[Any] | None = None
+        self._hung: ActorHandle[Any] | None = None
+        """The last one that was killed because it had hung."""
 
     async def get(
         self, references: Mapping[str, Reference], pool: str, lost_handle_ids: Collection[str] = ()
@@ -111,16 +128,21 @@ class LoraCacheClient:
             return await self._call(lambda actor: actor.get.remote(reference, *arguments, content))
 
     async def _call(self, method: Callable[[Any], Awaitable[Result]]) -> Result:
-        """Calls the actor, or a new one if it dies."""
+        """Calls the actor, or a new one if it dies or hangs."""
+        hangs = 0
         for attempt in range(ATTEMPTS):
             try:
-                return await method(await self._connect())
+                return await self._answer(await self._connect(), method)
             except RayTaskError as error:
                 # The message of Ray's wrapper is a traceback with addresses; `cause` is what the actor raised.
                 if isinstance(error.cause, ServiceError | ContentMissing):
                     raise error.cause from None
                 log.error("LoRA cache failed: %s", error)
                 raise EngineFailed("the LoRA cache failed; the operator's log has the cause") from None
+            except CacheHung:
+                hangs += 1
+                if hangs == MAX_HANGS:
+                    raise EngineFailed("the LoRA cache does not answer; try again later") from None
             except (RayActorError, ValueError) as error:
                 # ValueError: if two clients create the actor at once, one of them may not find it.
                 log.warning("LoRA cache lost: %s", type(error).__name__)
@@ -128,11 +150,49 @@ class LoraCacheClient:
                 await asyncio.sleep(BACKOFF_S * 2**attempt)
         raise EngineFailed("the LoRA cache is not available; the operator's log has the cause")
 
+    async def _answer(self, actor: "ActorHandle[Any]", method: Callable[[Any], Awaitable[Result]]) -> Result:
+        """The result of a call, for which there is no limit as long as the actor lives. Raises `CacheHung`."""
+        call = asyncio.ensure_future(method(actor))
+        try:
+            while not call.done():
+                await asyncio.wait({call}, timeout=CHECK_PERIOD_S)
+                if not call.done():
+                    await self._check(actor)
+            return call.result()
+        finally:
+            call.cancel()
+
+    async def _check(self, actor: "ActorHandle[Any]") -> None:
+        """Asks for a sign of life, once for all calls. Without one, kills the actor and raises `CacheHung`."""
+        async with self._check_lock:
+            if actor is self._hung:
+                raise CacheHung
+            if time.monotonic() - self._checked_s < CHECK_PERIOD_S:
+                return
+            try:
+                async with asyncio.timeout(CHECK_TIMEOUT_S):
+                    await actor.heartbeat.remote()
+            except TimeoutError:
+                log.error("LoRA cache hung: no sign of life for %g s; another one starts", CHECK_TIMEOUT_S)
+                self._actor, self._hung = None, actor
+                await asyncio.to_thread(self._kill, actor)
+                raise CacheHung from None
+            self._checked_s = time.monotonic()
+
     async def _connect(self) -> "ActorHandle[Any]":
-        async with self._connect_lock:
-            if self._actor is None:
-                self._actor = await self._start()
-        return self._actor
+        """The actor, which starts once for all calls."""
+        if self._actor is not None:
+            return self._actor
+        if self._starting is None:
+            # A call may be cancelled, and Ray cancels everything that was called from the context of its request.
+            self._starting = asyncio.get_running_loop().create_task(self._start(), context=contextvars.Context())
+            self._starting.add_done_callback(self._on_started)
+        return await asyncio.shield(self._starting)
+
+    def _on_started(self, starting: "asyncio.Task[ActorHandle[Any]]") -> None:
+        self._starting = None
+        if not starting.cancelled() and starting.exception() is None:
+            self._actor = starting.result()
 
     async def _start(self) -> "ActorHandle[Any]":
         """A running actor. Raises `EngineFailed` if it does not start, for example if no node has its resources."""
@@ -143,6 +203,8 @@ class LoraCacheClient:
                 await actor.heartbeat.remote()
         except TimeoutError:
             log.error("LoRA cache did not start within %g s: check that a node has lora.cache.resources", timeout_s)
+            # It may be an older one that has hung.
+            await asyncio.to_thread(self._kill, actor)
             raise EngineFailed("the LoRA cache did not start; the operator's log has the cause") from None
         return actor
 
@@ -159,6 +221,9 @@ class LoraCacheClient:
             runtime_env={"env_vars": {"OMP_NUM_THREADS": "1", "OMP_WAIT_POLICY": "PASSIVE"}},
         )
         return actor_class.remote(self._settings)
+
+    def _kill(self, actor: "ActorHandle[Any]") -> None:
+        ray.kill(actor)
 
 
 def _put_file(path: Path, max_bytes: int, display_name: str) -> "ray.ObjectRef[Any]":

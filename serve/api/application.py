@@ -18,6 +18,7 @@ from serve.api.gzip_requests import GzipRequestMiddleware
 from serve.api.request_spans import RequestSpanMiddleware
 from serve.api.response_compression import ResponseCompressionMiddleware
 from serve.api.security_headers import SecurityHeadersMiddleware
+from serve.api.signs_of_life import SignsOfLifeMiddleware
 from serve.settings import Settings
 
 CORS_METHODS = ("GET", "POST", "PUT", "DELETE", "QUERY")
@@ -44,6 +45,7 @@ def http_application(
         routes=routes,
         middleware=[
             *((Middleware(RequestSpanMiddleware),) if tracing.is_on() else ()),
+            Middleware(SignsOfLifeMiddleware),
             Middleware(SecurityHeadersMiddleware),
             *_cors(settings),  # Outside of `AuthMiddleware`, as browsers send preflight requests without a token.
             Middleware(ResponseCompressionMiddleware),

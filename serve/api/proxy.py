@@ -1,11 +1,13 @@
 """Middleware of Serve's HTTP proxy."""
 
+import asyncio
 from typing import Any
 
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from serve import telemetry
 from serve.api.error_responses import error_response
+from serve.api.signs_of_life import ALIVE, REQUEST_HEADER, SILENCE_LIMIT_S
 from serve.errors import BodyTimedOut, IngressLost, NotReady, ServiceError
 
 SERVE_HEADERS = frozenset({b"x-request-timeout-seconds", b"x-request-disconnect-disabled"})
@@ -16,7 +18,8 @@ class ProxyErrorMiddleware:
     """ASGI middleware that replaces the proxy's own error responses, which are plain text, by those of the API.
 
     Without it, a request whose ingress is lost gets `500 Internal Server Error`, and a service without an ingress
-    responds with 404. It also removes `SERVE_HEADERS`.
+    responds with 404. Without an ingress that takes it, or if the ingress hangs, the request would wait without a
+    limit. It also removes `SERVE_HEADERS`.
     """
 
     def __init__(self, app: ASGIApp) -> None:
@@ -26,11 +29,17 @@ class ProxyErrorMiddleware:
         if scope["type"] != "http" or scope["path"].startswith("/-/"):
             await self._app(scope, receive, send)
             return
-        response = _Response(send)
         headers = [(name, value) for name, value in scope["headers"] if name not in SERVE_HEADERS]
-        await self._app({**scope, "headers": headers}, receive, response.send)
+        limit = asyncio.timeout(SILENCE_LIMIT_S)
+        response = _Response(send, limit)
+        try:
+            async with limit:
+                await self._app({**scope, "headers": [*headers, (REQUEST_HEADER, b"1")]}, receive, response.send)
+        except TimeoutError:
+            if not limit.expired():
+                raise
         error = response.error
-        if error is None and not response.started:
+        if limit.expired() or not response.started:
             telemetry.INGRESS_LOST.add()
             error = IngressLost()
         if error is not None:
@@ -38,16 +47,23 @@ class ProxyErrorMiddleware:
 
 
 class _Response:
-    """Passes a response on, unless it is an error of the proxy."""
+    """Passes a response on, unless it is an error of the proxy. It may begin until `limit` has expired."""
 
-    def __init__(self, send: Send) -> None:
+    def __init__(self, send: Send, limit: asyncio.Timeout) -> None:
         self._send = send
+        self._limit = limit
         self.started = False
         self.error: ServiceError | None = None
 
     async def send(self, message: Message) -> None:
+        if self._limit.expired():
+            return  # The proxy's own answer to the cancellation.
+        if message["type"] == ALIVE["type"]:
+            self._limit.reschedule(asyncio.get_running_loop().time() + SILENCE_LIMIT_S)
+            return
         if message["type"] == "http.response.start":
             self.started = True
+            self._limit.reschedule(None)
             self.error = _proxy_error(message)
         if self.error is None:
             await self._send(message)

@@ -70,6 +70,8 @@ class Prediction(BaseModel):
     started_at: AwareDatetime | None = None
     completed_at: AwareDatetime | None = None
     status: Status = "starting"
+    is_generated: bool = False
+    """Whether a replica has begun to generate it since a process took it up."""
     outputs: tuple[Output, ...] = ()
     """By index; withheld images are missing."""
     progress: tuple[Progress, ...] = ()
@@ -105,7 +107,9 @@ class Prediction(BaseModel):
 
     def started(self, at: datetime) -> Self:
         """The prediction with status `processing`; the first denoising step is about to run."""
-        return self._changed(status="processing", started_at=at) if self.status == "starting" else self
+        if self.status == "starting":
+            return self._changed(status="processing", started_at=at, is_generated=True)
+        return self if self.is_generated else self._changed(is_generated=True)
 
     def with_log_lines(self, *lines: str) -> Self:
         return self._changed(logs=self.logs + "".join(f"{line}\n" for line in lines))
@@ -127,6 +131,10 @@ class Prediction(BaseModel):
 
     def with_metrics(self, metrics: Mapping[str, Any]) -> Self:
         return self._changed(metrics=self.metrics | dict(metrics))
+
+    def claimed(self) -> Self:
+        """The prediction when another process has its lease. Callers see no change."""
+        return self.model_copy(update={"is_generated": False})
 
     def resumed(self) -> Self:
         """The prediction when another process takes it up: its images are generated again, from the same seeds."""

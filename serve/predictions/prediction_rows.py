@@ -150,24 +150,30 @@ async def renew(
 async def claim(
     connection: AsyncConnection, owner: str, pools: Collection[str], now_us: int, expires_us: int, limit: int
 ) -> list[Claim]:
-    """Takes up to `limit` predictions whose leases have expired or were given back, the oldest first."""
+    """Takes up to `limit` predictions whose leases have expired or were given back, the oldest first.
+
+    Those that were lost before come last, so that one that causes the losses does not fail another one.
+    """
     is_free = or_(predictions.c.lease_owner.is_(None), predictions.c.lease_expires_us < now_us)
     query = (
         select(predictions)
         .where(predictions.c.ended_us.is_(None), is_active, is_free, predictions.c.pool.in_(pools))
-        .order_by(predictions.c.created_us, predictions.c.id)
+        .order_by(predictions.c.losses, predictions.c.created_us, predictions.c.id)
         .limit(limit)
     )
     claims = []
     for row in (await connection.execute(query)).all():
         prediction = Prediction.model_validate_json(row.record)
-        was_lost = row.lease_owner is not None and prediction.status == "processing"
+        # Those that only waited in a replica did not cause the loss.
+        was_lost = row.lease_owner is not None and prediction.is_generated
+        prediction = prediction.claimed()
         lease, losses = Lease(row.id, owner, row.lease_number + 1), row.losses + was_lost
         values = {
             "lease_owner": owner,
             "lease_number": lease.number,
             "lease_expires_us": expires_us,
             "losses": losses,
+            "record": prediction.model_dump_json(),
         }
         unchanged = and_(predictions.c.lease_number == row.lease_number, is_free)
         if await _update_one(connection, values, _is_unfinished(row.id), unchanged):

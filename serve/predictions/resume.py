@@ -57,9 +57,9 @@ class Resumer:
         else:
             record_retry(prediction.plan.pool, "process")
             log.warning("%s: its process was lost; it starts again", prediction.log_id, extra=prediction.log_fields)
-            self._tasks.start(prediction, self._run(prediction))
+            self._tasks.start(prediction, self._run(prediction, claim.losses))
 
-    async def _run(self, prediction: Prediction) -> None:
+    async def _run(self, prediction: Prediction, losses: int) -> None:
         try:
             raw_inputs = await self._input_store.load(prediction)
             uploads = await self._own_files.find(raw_inputs, OPERATOR)
@@ -74,7 +74,7 @@ class Resumer:
             await self._store.finish(prediction.id, lambda each: each.failed(self._clock(), text), release=True)
             return
         await self._store.update(prediction.id, lambda each: each.resumed())
-        await self._runner.run(prediction.id, images, request.references)
+        await self._runner.run(prediction.id, images, request.references, losses)
 
 
 def resume_request(

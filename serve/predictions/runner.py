@@ -4,7 +4,7 @@ import asyncio
 import logging
 import time
 from collections.abc import AsyncGenerator, Awaitable, Callable, Collection, Mapping, Sequence
-from contextlib import aclosing
+from contextlib import aclosing, nullcontext
 from datetime import datetime
 from typing import Any, Protocol, TypeVar
 
@@ -25,7 +25,9 @@ from serve.predictions.store import PredictionStore
 
 CALL_ATTEMPTS = 5
 """Calls of the pool per prediction: replicas, and the weights of LoRAs, can be lost when a node dies."""
-MAX_LOSSES = 2
+SUSPECT_LOSSES = 2
+"""A process generates those that were lost this often one after another: one that causes the losses fails alone."""
+MAX_LOSSES = 4
 """A prediction fails if this many processes or replicas were lost while they generated it."""
 LOST_TOO_OFTEN = f"{MAX_LOSSES} processes were lost while they generated this prediction; try again with other inputs"
 
@@ -88,24 +90,35 @@ class PredictionRunner:
         self._outputs = outputs
         self._uploads = uploads
         self._clock = clock
+        self._suspect_lock = asyncio.Lock()
 
     async def run(
-        self, prediction_id: str, images: LoadedImages | UnfetchedImages, references: Mapping[str, Reference]
+        self,
+        prediction_id: str,
+        images: LoadedImages | UnfetchedImages,
+        references: Mapping[str, Reference],
+        losses: int = 0,
     ) -> None:
         """Runs one prediction. `references` are the LoRAs of its plan, by the input that names them.
+
+        `losses` is the number of processes and replicas that were lost while they generated it.
 
         Raises only `CancelledError`. To cancel a prediction, end its record before cancelling its task.
         """
         with tracing.span("prediction", _attributes(images.plan)):
-            await self._run(prediction_id, images, references)
+            await self._run(prediction_id, images, references, losses)
 
     async def _run(
-        self, prediction_id: str, images: LoadedImages | UnfetchedImages, references: Mapping[str, Reference]
+        self,
+        prediction_id: str,
+        images: LoadedImages | UnfetchedImages,
+        references: Mapping[str, Reference],
+        losses: int,
     ) -> None:
         try:
             if not (await self._store.get(prediction_id)).ended:
                 loaded, loras = await self._prepare(prediction_id, images, references)
-                await self._generate(prediction_id, loaded, loras, references)
+                await self._generate(prediction_id, loaded, loras, references, losses)
         except asyncio.CancelledError:
             # Also raised if the pool's call was cancelled elsewhere: then the record still has to end.
             await self._fail(
@@ -167,14 +180,20 @@ class PredictionRunner:
         return loras
 
     async def _generate(
-        self, prediction_id: str, images: LoadedImages, loras: ResolvedLoras, references: Mapping[str, Reference]
+        self,
+        prediction_id: str,
+        images: LoadedImages,
+        loras: ResolvedLoras,
+        references: Mapping[str, Reference],
+        losses: int,
     ) -> None:
         plan = images.plan
         log_id = (await self._store.get(prediction_id)).log_id
         recorder = EventRecorder(prediction_id, plan, self._store, self._outputs, self._uploads, self._clock)
         for attempt in range(1, CALL_ATTEMPTS + 1):
             try:
-                await self._call_pool(images, loras, recorder, log_id)
+                async with self._suspect_lock if losses >= SUSPECT_LOSSES else nullcontext():
+                    await self._call_pool(images, loras, recorder, log_id)
                 break
             except LorasMissing as missing:
                 if attempt == CALL_ATTEMPTS:
@@ -185,7 +204,8 @@ class PredictionRunner:
                 loras = await self._resolve(references, plan.pool, lost)
             except ReplicaLost as error:
                 # Those that only waited in a replica did not cause its death.
-                losses = await self._store.count_loss(prediction_id) if error.started else 0
+                if error.started:
+                    losses = await self._store.count_loss(prediction_id)
                 if losses >= MAX_LOSSES or attempt == CALL_ATTEMPTS:
                     raise EngineFailed(LOST_TOO_OFTEN) from None
                 record_retry(plan.pool, "replica")

@@ -35,6 +35,8 @@ from serve.settings import Settings
 
 ServiceState = Literal["starting", "ready", "full", "failed", "closing"]
 
+OPEN_TIMEOUT_S = 3.0
+"""How long the creation of a prediction waits for a process that starts."""
 RENEW_PERIOD_S = 2.0
 MAX_CLAIMS = 16
 """Predictions that are taken up at once, so that several processes share those of a lost one."""
@@ -69,6 +71,7 @@ class PredictionService:
         self._tasks = RunningTasks(self._release)
         self._resumer = Resumer(settings, store, runner, input_images, input_store, own_files, self._tasks, clock)
         export_pools(settings.pools)
+        self._opened = asyncio.Event()
         self._closing = False
         self._setup_failed = False
         self.created_at = clock()
@@ -88,6 +91,7 @@ class PredictionService:
 
     def open(self) -> None:
         self.opened_at = self._clock()
+        self._opened.set()
 
     @record_refusals
     async def create(
@@ -102,7 +106,7 @@ class PredictionService:
             return await self._create(raw_inputs, served, options)
 
     async def _create(self, raw_inputs: Mapping[str, Any], served: ServedVersion, options: CreateOptions) -> Prediction:
-        self._check_ready()
+        await self._wait_until_open()
         key, caller = options.idempotency, options.caller
         if key and (earlier := await with_patience(lambda: self._store.find_earlier(key, caller.owner))):
             return earlier
@@ -114,7 +118,7 @@ class PredictionService:
         images = await self._input_images.load(request.inputs, request.plan)
         if request.inputs.image is not None:
             stages_ms["fetch"] = elapsed_ms(start_s) - stages_ms["plan"]
-        self._check_ready()
+        self._check_not_closing()
         new = request.new_prediction(images.plan, self._clock(), request_id.get(), options)
         prediction = new.with_stage_times(stages_ms)
         await self._input_store.save(prediction, raw_inputs)
@@ -218,11 +222,20 @@ class PredictionService:
 
         await self._tasks.close(grace_s, release)
 
-    def _check_ready(self) -> None:
+    async def _wait_until_open(self) -> None:
+        """A new ingress replica gets requests a moment before it knows that the pools are healthy."""
+        self._check_not_closing()
+        if not self._opened.is_set():
+            try:
+                async with asyncio.timeout(0 if self._setup_failed else OPEN_TIMEOUT_S):
+                    await self._opened.wait()
+            except TimeoutError:
+                raise NotReady("the service is starting; try again soon") from None
+            self._check_not_closing()
+
+    def _check_not_closing(self) -> None:
         if self._closing:
             raise NotReady("the service is stopping")
-        if self.opened_at is None:
-            raise NotReady("the service is starting; try again soon")
 
     async def _release(self, prediction: Prediction) -> None:
         """Frees the place in the pool. Until it succeeds, the lease expires and another process frees it."""

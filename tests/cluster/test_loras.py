@@ -17,6 +17,7 @@ from serve.lora.reference import ReplicateModel
 from tests.cluster.client import connect, contents, create, finish, predict, until
 from tests.cluster.fake_lora_providers import FakeProviders, run_fake_providers
 from tests.cluster.probe import Probe
+from tests.cluster.processes import processes
 from tests.unit.lora.archives import tar_of, zip_of
 from tests.unit.lora.fake_providers import (
     PublishedFile,
@@ -50,6 +51,7 @@ SETTINGS = (
     "lora.aliases={style: 's3://bucket/style.safetensors'}",
     "lora.failure_ttl_s=0.1",
 )
+CACHE_TITLE = "ray::LoraCacheActor"
 Generate = Callable[..., bytes]
 """Returns the PNG file of a prediction with these inputs in addition to `INPUTS`."""
 
@@ -174,6 +176,17 @@ def test_predictions_survive_a_cache_crash_during_a_download(
     providers.loop.call_soon_threadsafe(may_continue.set)
     assert [finish(service, prediction["id"])["error"] for prediction in created] == [None] * 4
     assert file_host.requested_paths.count("/slow.safetensors") == 2
+
+
+@pytest.mark.slow_cluster
+def test_predictions_survive_a_hung_cache(service: LocalService, generate: Generate, styled_image: bytes) -> None:
+    (cache,) = processes(service, CACHE_TITLE)
+    cache.suspend()
+    prediction = predict(service, **INPUTS, replicate_weights="huggingface.co/me/style/sub/lora.safetensors")
+    assert contents(prediction)[0] == styled_image
+    cache.wait(60)
+    (successor,) = processes(service, CACHE_TITLE)
+    assert successor.pid != cache.pid
 
 
 def test_loras_are_read_from_disk_after_a_cache_crash(

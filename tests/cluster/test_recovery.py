@@ -1,19 +1,30 @@
 """Predictions survive the loss of the ingress, of replicas, and of the whole service."""
 
-from contextlib import suppress
+import random
+import time
+from concurrent.futures import Future
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 import httpx
-import psutil
 import pytest
 
-from serve.launch.subprocess_service import LocalService, local_service
-from tests.cluster.client import SMALL, contents, create, finish, get, until
+from serve.launch.subprocess_service import LocalService, free_port, local_service
+from tests.cluster.client import SMALL, connect, contents, create, finish, get, until
+from tests.cluster.processes import kill_all, processes
+from tests.cluster.retrying_client import Crowd, Outcome
 
 INPUTS: dict[str, Any] = SMALL | {"num_inference_steps": 4, "aspect_ratio": "custom", "width": 256, "height": 256}
 COUNT = 8
+CROWD_COUNT = 200
+CROWD_SIZE = 80
+"""More than the pool accepts at once, so that some clients are told to come back."""
+KILLS = 10
+SEED = 19
+PAUSES_S = (1.0, 14.0)
+"""Between two losses."""
+CROWD_TIMEOUT_S = 400.0
 
 
 @pytest.fixture(params=[1, pytest.param(3, marks=pytest.mark.slow_cluster)])
@@ -46,25 +57,6 @@ def images_of(service: LocalService, ids: list[str]) -> list[bytes]:
     return [contents(get(service, each))[0] for each in ids]
 
 
-def processes(service: LocalService, title: str) -> list[psutil.Process]:
-    """The workers of the service whose process title contains `title`."""
-    return [
-        process
-        for process in psutil.Process(service.process_id).children(recursive=True)
-        if process.is_running() and title in " ".join(process.cmdline())
-    ]
-
-
-def kill_all(service: LocalService) -> None:
-    """Kills every process of the service, as a power failure would."""
-    root = psutil.Process(service.process_id)
-    tree = [root, *root.children(recursive=True)]
-    for process in tree:
-        with suppress(psutil.NoSuchProcess):
-            process.kill()
-    psutil.wait_procs(tree, 30)
-
-
 def test_no_prediction_is_lost(settings: tuple[str, ...], environment: dict[str, str]) -> None:
     with local_service(*settings, environment=environment) as service:
         expected = images_of(service, create_all(service))
@@ -83,3 +75,65 @@ def test_no_prediction_is_lost(settings: tuple[str, ...], environment: dict[str,
         assert images_of(service, [finished]) == expected[:1]
         assert images_of(service, unfinished) == expected
         finish(service, create(service, prompt="a red sailboat", **INPUTS)["id"])
+
+
+def requests(run: str) -> list[tuple[str, dict[str, Any]]]:
+    """The idempotency key and the inputs of each request of a run."""
+    inputs = INPUTS | {"prompt": "a red sailboat", "num_inference_steps": 2}
+    return [(f"{run}-{seed}", inputs | {"seed": seed}) for seed in range(CROWD_COUNT)]
+
+
+def outcomes(futures: "list[Future[Outcome]]") -> list[Outcome]:
+    deadline_s = time.monotonic() + CROWD_TIMEOUT_S
+    return [future.result(deadline_s - time.monotonic()) for future in futures]
+
+
+def all_ids(service: LocalService) -> list[str]:
+    """The ids of all recorded predictions."""
+    ids, path = [], "/v1/predictions"
+    with connect(service) as client:
+        while path:
+            page = client.get(path).raise_for_status().json()
+            ids += [each["id"] for each in page["results"]]
+            path = page["next"]
+    return ids
+
+
+def kill_ingresses(service: LocalService, rng: random.Random, count: int) -> None:
+    """Kills an ingress at each of `count` random moments."""
+    for _ in range(count):
+        time.sleep(rng.uniform(*PAUSES_S))
+        victims = until(lambda: processes(service, "flux:ingress"), bool)
+        rng.choice(victims).kill()
+
+
+@pytest.mark.slow_cluster
+def test_clients_get_the_images_of_an_undisturbed_run(
+    settings: tuple[str, ...], environment: dict[str, str], capsys: pytest.CaptureFixture[str]
+) -> None:
+    rng = random.Random(SEED)
+    arguments = (*settings, "--port", str(free_port()))
+    kills_before = rng.randrange(1, KILLS)
+    with local_service(*arguments, environment=environment) as service, Crowd(service.url, CROWD_SIZE) as crowd:
+        undisturbed = outcomes(crowd.start(requests("undisturbed")))
+        futures = crowd.start(requests("disturbed"))
+        kill_ingresses(service, rng, kills_before)
+        outage_start_s = time.monotonic()
+        kill_all(service)
+        with local_service(*arguments, environment=environment) as successor:
+            outage_end_s = time.monotonic()
+            kill_ingresses(successor, rng, KILLS - kills_before)
+            assert not all(future.done() for future in futures)
+            disturbed = outcomes(futures)
+            ids = all_ids(successor)
+
+    extra_s = max(late.wait_s - early.wait_s for early, late in zip(undisturbed, disturbed, strict=True))
+    with capsys.disabled():
+        print(f"\nseed {SEED}: {crowd.summary()}, outage {outage_end_s - outage_start_s:.0f} s")
+        longest_s = max(each.wait_s for each in undisturbed)
+        print(f"longest wait: {longest_s:.0f} s undisturbed; up to {extra_s:.0f} s more disturbed")
+    assert [each.error for each in undisturbed + disturbed if each.error] == []
+    assert [each.images for each in disturbed] == [each.images for each in undisturbed]
+    assert sorted(ids) == sorted(each.prediction_id for each in undisturbed + disturbed)
+    assert crowd.silences_s == []
+    assert all(outage_start_s <= error_s <= outage_end_s for error_s in crowd.connection_errors_s)

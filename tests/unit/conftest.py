@@ -14,6 +14,7 @@ from serve.database.connection import Database
 from serve.database.tables import metadata
 from serve.launch import subprocess_service
 from serve.media.object_store import ObjectStore
+from serve.predictions import service as prediction_service
 from tests import s3_server
 from tests.fake_service import FakeService
 from tests.metrics import RecordedMetrics
@@ -26,6 +27,11 @@ def fake_service(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> FakeService
     service = FakeService(tmp_path / "service")
     monkeypatch.setattr(subprocess_service, "ROOT", service.folder)
     return service
+
+
+@pytest.fixture(autouse=True)
+def short_wait_for_the_start(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(prediction_service, "OPEN_TIMEOUT_S", 0.01)
 
 
 @pytest.fixture

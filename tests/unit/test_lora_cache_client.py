@@ -50,6 +50,7 @@ class ClientWithFakeActors(LoraCacheClient):
         self._actors = list(actors)
         self.uploads = Path()
         self.requested_files: list[str] = []
+        self.killed: list[FakeActor] = []
 
     @asynccontextmanager
     async def local_copy(self, file_id: str) -> AsyncGenerator[Path, None]:
@@ -58,6 +59,9 @@ class ClientWithFakeActors(LoraCacheClient):
 
     def _get_or_create_actor(self) -> Any:
         return self._actors.pop(0)
+
+    def _kill(self, actor: Any) -> None:
+        self.killed.append(actor)
 
     async def get_one(self, reference: Reference = REFERENCE, lost: tuple[str, ...] = ()) -> ResolvedLora[Any]:
         return (await self.get({"key": reference}, "dev-fp8", lost))["key"]
@@ -111,7 +115,7 @@ async def test_unexpected_error_does_not_reveal_its_message() -> None:
     assert "10.0.0.1" not in str(caught.value)
 
 
-async def test_actor_that_does_not_start_is_an_error() -> None:
+async def test_actor_that_does_not_start_is_an_error_for_all_calls() -> None:
     actor = FakeActor(RESOLVED)
 
     async def wait_forever() -> None:
@@ -119,8 +123,10 @@ async def test_actor_that_does_not_start_is_an_error() -> None:
 
     actor.heartbeat.remote = wait_forever  # type: ignore[method-assign]
     settings = Settings.model_validate({"lora": {"cache": {"start_timeout_s": 0.01}}})
-    with pytest.raises(EngineFailed, match="did not start"):
-        await ClientWithFakeActors(actor, settings=settings).get_one()
+    client = ClientWithFakeActors(actor, settings=settings)
+    results = await asyncio.gather(*(client.get_one() for _ in range(20)), return_exceptions=True)
+    assert {type(each) for each in results} == {EngineFailed}
+    assert client.killed == [actor]
 
 
 async def test_concurrent_calls_create_one_actor() -> None:
@@ -235,3 +241,70 @@ def test_actor_name_depends_on_the_settings() -> None:
     changed = Settings.model_validate({"lora": {"max_rank": 8}})
     names = {ClientWithFakeActors(settings=settings)._actor_name for settings in (Settings(), Settings(), changed)}
     assert len(names) == 2
+
+
+class HangingMethod(FakeMethod):
+    """An actor method that never returns."""
+
+    async def remote(self, *arguments: Any) -> Any:
+        self.calls.append(arguments)
+        await asyncio.Event().wait()
+
+
+class HungActor(FakeActor):
+    """Answers the first heartbeat, of its start, and nothing after."""
+
+    def __init__(self) -> None:
+        super().__init__(None)
+        self.get = HangingMethod()
+        self.heartbeat = FirstOnly()
+
+
+class FirstOnly(HangingMethod):
+    async def remote(self, *arguments: Any) -> Any:
+        if self.calls:
+            await super().remote(*arguments)
+        self.calls.append(arguments)
+
+
+@pytest.fixture
+def short_checks(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(lora_cache_client, "CHECK_PERIOD_S", 0.001)
+    monkeypatch.setattr(lora_cache_client, "CHECK_TIMEOUT_S", 0.01)
+
+
+@pytest.mark.usefixtures("short_checks")
+async def test_hung_actor_is_killed_once_and_replaced_for_all_calls() -> None:
+    hung, healthy = HungActor(), FakeActor(RESOLVED)
+    client = ClientWithFakeActors(hung, healthy)
+    assert await asyncio.gather(*(client.get_one() for _ in range(20))) == [RESOLVED] * 20
+    assert client.killed == [hung]
+    assert len(hung.get.calls) == len(healthy.get.calls) == 20
+
+
+@pytest.mark.usefixtures("short_checks")
+async def test_second_hung_actor_is_an_error() -> None:
+    actors = [HungActor() for _ in range(lora_cache_client.MAX_HANGS)]
+    client = ClientWithFakeActors(*actors)
+    with pytest.raises(EngineFailed, match="answer"):
+        await client.get_one()
+    assert client.killed == actors
+
+
+@pytest.mark.usefixtures("short_checks")
+async def test_long_download_is_not_a_hang() -> None:
+    actor, may_end = FakeActor(RESOLVED), asyncio.Event()
+
+    class Download(FakeMethod):
+        async def remote(self, *arguments: Any) -> Any:
+            await may_end.wait()
+            return await super().remote(*arguments)
+
+    actor.get = Download(RESOLVED)
+    client = ClientWithFakeActors(actor)
+    resolving = asyncio.create_task(client.get_one())
+    while len(actor.heartbeat.calls) < 5:
+        await asyncio.sleep(0)
+    may_end.set()
+    assert await resolving == RESOLVED
+    assert client.killed == []

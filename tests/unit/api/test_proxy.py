@@ -1,14 +1,17 @@
 """What the service adds to Serve's proxy."""
 
+import asyncio
 from typing import Any
 
 import httpx
 import pytest
 from starlette.responses import JSONResponse, PlainTextResponse, Response
-from starlette.types import ASGIApp, Receive, Scope, Send
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from serve import telemetry
+from serve.api import proxy
 from serve.api.proxy import ProxyErrorMiddleware
+from serve.api.signs_of_life import ALIVE, REQUEST_HEADER
 from tests.metrics import RecordedMetrics
 
 
@@ -33,6 +36,49 @@ async def test_lost_ingress_is_503_with_retry_after_in_the_form_of_each_api(
     assert response.status_code == 503
     assert int(response.headers["Retry-After"]) >= 1
     assert key in response.json()
+
+
+async def wait_forever(scope: Scope, receive: Receive, send: Send) -> None:
+    """As Serve's proxy does if no ingress takes the request, or if the ingress hangs."""
+    await asyncio.Event().wait()
+
+
+async def wait_and_respond_to_the_cancellation(scope: Scope, receive: Receive, send: Send) -> None:
+    try:
+        await wait_forever(scope, receive, send)
+    except asyncio.CancelledError:
+        await PlainTextResponse("Internal Server Error", 500)(scope, receive, send)
+
+
+@pytest.mark.parametrize("app", [wait_forever, wait_and_respond_to_the_cancellation])
+async def test_silent_ingress_is_503_with_retry_after(monkeypatch: pytest.MonkeyPatch, app: ASGIApp) -> None:
+    monkeypatch.setattr(proxy, "SILENCE_LIMIT_S", 0.01)
+    response = await get(app)
+    assert response.status_code == 503
+    assert int(response.headers["Retry-After"]) >= 1
+    assert "title" in response.json()
+
+
+async def test_ingress_that_shows_signs_of_life_may_respond_late(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(proxy, "SILENCE_LIMIT_S", 0.2)
+    received: list[str] = []
+
+    async def app(scope: Scope, receive: Receive, send: Send) -> None:
+        assert (REQUEST_HEADER, b"1") in scope["headers"]
+        for _ in range(4):
+            await asyncio.sleep(0.1)
+            await send(ALIVE)
+        await PlainTextResponse("late")(scope, receive, send)
+
+    async def send(message: Message) -> None:
+        received.append(message["type"])
+        # The limit is that of the beginning of a response.
+        await asyncio.sleep(0.15)
+
+    unused: Any = None
+    scope = {"type": "http", "method": "GET", "path": "/", "headers": []}
+    await ProxyErrorMiddleware(app)(scope, unused, send)
+    assert received == ["http.response.start", "http.response.body"]
 
 
 @pytest.mark.parametrize(("own", "status"), [(404, 503), (503, 503), (429, 503), (500, 503), (408, 408)])

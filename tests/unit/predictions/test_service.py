@@ -31,6 +31,7 @@ from serve.predictions.idempotency import IdempotencyKey
 from serve.predictions.input_store import InputStore
 from serve.predictions.prediction import Prediction
 from serve.predictions.prediction_rows import read_prediction
+from serve.predictions.runner import MAX_LOSSES, SUSPECT_LOSSES
 from serve.predictions.store import PredictionStore
 from serve.settings import PoolSettings, Settings
 from tests.app_factory import AppUnderTest, make_app
@@ -207,6 +208,24 @@ async def test_cancelling_a_watcher_does_not_cancel_the_prediction() -> None:
     assert (await app.service.wait(prediction.id)).status == "succeeded"
 
 
+async def test_creation_waits_until_the_process_has_started(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(service, "OPEN_TIMEOUT_S", 5)
+    app = make_app(FakePool(ONE_IMAGE), opened=False)
+    creating = asyncio.create_task(app.create(CAT))
+    await asyncio.sleep(0.01)
+    assert not creating.done()
+    app.service.open()
+    assert (await creating).status == "starting"
+
+
+async def test_creation_does_not_wait_for_a_pool_that_cannot_start(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(service, "OPEN_TIMEOUT_S", 1000)
+    app = make_app(FakePool(ONE_IMAGE), opened=False)
+    app.service.fail_setup()
+    with pytest.raises(NotReady):
+        await app.create(CAT)
+
+
 async def test_predictions_are_accepted_only_between_open_and_close() -> None:
     app = make_app(FakePool(ONE_IMAGE), opened=False)
     states = [await app.service.state()]
@@ -359,9 +378,9 @@ async def test_process_that_lost_its_lease_stops_its_work() -> None:
     assert (await app.service.wait(prediction.id, timeout_s=30)).status == "succeeded"
 
 
-async def is_stored_as_processing(app: AppUnderTest, prediction_id: str) -> bool:
+async def is_stored_as_generated(app: AppUnderTest, prediction_id: str) -> bool:
     record = await app.database.read(lambda connection: read_prediction(connection, prediction_id))
-    return record is not None and record.status == "processing"
+    return record is not None and record.is_generated
 
 
 class HangingPool(FakePool):
@@ -372,13 +391,12 @@ class HangingPool(FakePool):
         await asyncio.Event().wait()
 
 
-async def test_prediction_whose_process_is_lost_twice_while_generating_fails() -> None:
+async def test_prediction_whose_processes_are_lost_too_often_while_generating_fails() -> None:
     apps = [make_app(HangingPool(()))]
     prediction = await apps[0].create(CAT)
-    for _ in range(2):
-        while (await apps[-1].service.get(prediction.id)).status != "processing":
-            await asyncio.sleep(0.01)
-        while not await is_stored_as_processing(apps[-1], prediction.id):
+    for _ in range(MAX_LOSSES):
+        assert not (await apps[-1].service.get(prediction.id)).ended
+        while not await is_stored_as_generated(apps[-1], prediction.id):
             await asyncio.sleep(0.01)
         await expire_leases(apps[0])
         apps.append(make_app(HangingPool(()), state=apps[0].state))
@@ -386,6 +404,29 @@ async def test_prediction_whose_process_is_lost_twice_while_generating_fails() -
     last = await apps[-1].service.get(prediction.id)
     assert last.status == "failed"
     assert "lost" in (last.error or "")
+
+
+async def count_losses(app: AppUnderTest, prediction_id: str, losses: int) -> None:
+    statement = update(predictions).where(predictions.c.id == prediction_id).values(losses=losses)
+    await app.database.write(lambda connection: connection.execute(statement))
+
+
+async def test_predictions_that_were_lost_twice_are_generated_one_after_another() -> None:
+    app, pool = make_app(FakePool(ONE_IMAGE, may_start=False)), FakePool(ONE_IMAGE, may_start=False)
+    suspects = [await app.create(CAT) for _ in range(3)]
+    others = [await app.create(CAT) for _ in range(3)]
+    for each in suspects:
+        await count_losses(app, each.id, SUSPECT_LOSSES)
+    await expire_leases(app)
+    successor = make_app(pool, state=app.state)
+    await successor.service.renew_leases()
+    while len(pool.calls) < len(others) + 1:
+        await asyncio.sleep(0.01)
+    await asyncio.sleep(0.05)
+    assert len(pool.calls) == len(others) + 1
+    pool.may_start.set()
+    for each in suspects + others:
+        assert (await asyncio.wait_for(successor.service.wait(each.id), 5)).status == "succeeded"
 
 
 async def test_prediction_is_canceled_after_its_deadline() -> None:

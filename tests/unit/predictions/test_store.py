@@ -227,7 +227,32 @@ async def test_loss_of_a_process_that_generates_is_counted(database: Database) -
         clock.elapsed_s += LEASE_S + 1
         (claim,) = await store.claim(10)
         assert (claim.losses, claim.attached) == (number, True)
+        await store.update(A, lambda each: each.started(NOON))
+        while not (await stored(database, A)).is_generated:
+            await asyncio.sleep(0.01)
     assert await stores[2].count_loss(A) == 3
+
+
+async def test_loss_of_a_process_in_which_the_prediction_waited_again_is_not_counted(database: Database) -> None:
+    clock = FakeClock()
+    stores = [make_store(database, clock) for _ in range(3)]
+    await stores[0].create(prediction(A).started(NOON), attached=False)
+    for store in stores[1:]:
+        clock.elapsed_s += LEASE_S + 1
+        (claim,) = await store.claim(10)
+        assert claim.losses == 1
+        assert claim.prediction.status == "processing"
+
+
+async def test_predictions_that_were_lost_before_are_claimed_last(database: Database) -> None:
+    clock = FakeClock()
+    owner, other = make_store(database, clock), make_store(database, clock)
+    await owner.create(prediction(A).started(NOON), attached=False)
+    await owner.create(prediction(B), attached=False)
+    clock.elapsed_s += LEASE_S + 1
+    assert [claim.losses for claim in await other.claim(1)] == [1]
+    clock.elapsed_s += LEASE_S + 1
+    assert [claim.prediction.id for claim in await owner.claim(10)] == [B, A]
 
 
 async def test_prediction_that_was_given_back_is_claimed_at_once_without_a_loss(database: Database) -> None:
