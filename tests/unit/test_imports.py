@@ -46,12 +46,14 @@ ALLOWED_UNITS = {
     "lora_cache_client": BASE | {"__init__", "aio", "lora", "lora_cache_actor"},
     "predictions": REQUEST | {"access", "aio", "database", "events", "logs", "lora", "media", "telemetry"},
     "webhooks": BASE | {"database", "net", "predictions"},
-    "api": BASE | {"access", "inputs", "logs", "media", "net", "output_sizes", "predictions", "webhooks"},
+    "api": BASE
+    | {"access", "inputs", "generation_plan", "logs", "media", "net", "output_sizes", "predictions", "webhooks"},
     "owner_death": set[str](),
     "pool_client": BASE | {"events", "lora", "generation_plan", "owner_death"},
     "model_replica": BASE
     | {"engine", "events", "generation_plan", "logs", "lora", "lora_cache_actor", "media", "stage_times"}
-    | {"owner_death", "ray_metrics", "replica_metrics"},
+    | {"owner_death", "preview_encoder", "ray_metrics", "replica_metrics"},
+    "preview_encoder": {"engine", "events", "media"},
     "handle_api": BASE | {"api", "inputs", "media", "owner_death", "predictions"},
     "ingress": BASE
     | {"access", "api", "database", "handle_api", "logs", "lora", "lora_cache_client", "media", "net", "owner_death"}
