@@ -24,6 +24,16 @@ class StepDone:
 
 
 @dataclass(frozen=True, slots=True)
+class Preview:
+    """A small preview of image `index`, as it was predicted after `step` of its `total` steps: a webp file."""
+
+    index: int
+    step: int
+    total: int
+    content: bytes
+
+
+@dataclass(frozen=True, slots=True)
 class ImageFinished:
     """Image `image` passed the safety check and is encoded in the planned format."""
 
@@ -57,4 +67,4 @@ class Alive:
 
 ALIVE_PERIOD_S = 5.0
 
-Event = Alive | Started | StepDone | ImageFinished | ImageFlagged | Finished
+Event = Alive | Started | StepDone | Preview | ImageFinished | ImageFlagged | Finished

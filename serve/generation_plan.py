@@ -51,6 +51,8 @@ class GenerationPlan(BaseModel):
     output_quality: int
     check_safety: bool
     max_megapixels: float
+    previews: int = 0
+    """Of each unfinished image, at most."""
     loras: tuple[PlannedLora, ...] = ()
     """A LoRA may be listed twice: `LoraManager` adds its scales."""
     notes: tuple[str, ...] = ()

@@ -12,9 +12,18 @@ from typing import TYPE_CHECKING
 from ray.exceptions import RayError
 
 from serve import tracing
-from serve.engine.request import Completed, EngineEvent, Failed, GenerationRequest, ImageReady, Interval, LoraRequest
+from serve.engine.request import (
+    Completed,
+    EngineEvent,
+    Failed,
+    GenerationRequest,
+    ImageReady,
+    Interval,
+    LoraRequest,
+    PreviewReady,
+)
 from serve.errors import EngineFailed, LorasMissing
-from serve.events import ALIVE_PERIOD_S, Alive, Event, Finished, ImageFinished, ImageFlagged, Started, StepDone
+from serve.events import ALIVE_PERIOD_S, Alive, Event, Finished, ImageFinished, ImageFlagged, Preview, Started, StepDone
 from serve.generation_plan import GenerationPlan
 from serve.logs import prediction_fields
 from serve.lora.resolved_lora import ResolvedLora
@@ -22,6 +31,7 @@ from serve.lora_cache_actor import BlockRef
 from serve.media.image_codec import encode_image
 from serve.model_specs import ImageArray, MaskArray
 from serve.owner_death import Owner, OwnerReference
+from serve.preview_encoder import PreviewEncoder
 from serve.ray_logs import use_serve_log
 from serve.ray_metrics import use_ray_metrics
 from serve.replica_metrics import ReplicaMetrics
@@ -62,6 +72,7 @@ class ModelReplica:
         checkpoint = load_checkpoint(settings.models[pool_settings.model], pool_settings, hf_token)
         times.end("checkpoint")
         self._checker = build_checker(settings.safety, hf_token)
+        self._safety = settings.safety
         self._postprocessors = ThreadPoolExecutor(POSTPROCESSING_THREADS, thread_name_prefix="postprocess")
         times.end("safety checker")
         self._engine = Engine(checkpoint, pool_settings)
@@ -104,14 +115,23 @@ class ModelReplica:
         tracing.continue_from(trace)
         yield Alive()
         log.info("%s: arrived, %d images of %s in %d steps", log_id, len(plan.seeds), plan.size, plan.steps)
+        checker = self._checker if plan.check_safety and self._safety.checker != "none" else None
+        previews = PreviewEncoder(self._postprocessors, checker, self._safety.checks_previews)
+        plan = plan if previews.is_allowed else plan.model_copy(update={"previews": 0})
         with tracing.detached_span("generate") as span:
             request = _engine_request(plan, image, mask, await self._read_weights(loras))
-            async with aclosing(self._generate(plan, request, log_id, Owner(owner), span)) as events:
+            async with aclosing(self._generate(plan, request, previews, log_id, Owner(owner), span)) as events:
                 async for event in events:
                     yield event
 
     async def _generate(
-        self, plan: GenerationPlan, request: GenerationRequest, log_id: str, caller: Owner, span: tracing.Span
+        self,
+        plan: GenerationPlan,
+        request: GenerationRequest,
+        previews: PreviewEncoder,
+        log_id: str,
+        caller: Owner,
+        span: tracing.Span,
     ) -> AsyncGenerator[Event, None]:
         events = self._engine.stream(request)
         outcome = "stopped"
@@ -126,6 +146,8 @@ class ModelReplica:
                     match event:
                         case ImageReady():
                             postprocessing.append(asyncio.create_task(self._postprocess(event, plan, stages_ms, span)))
+                        case PreviewReady():
+                            previews.start(event, events.add)
                         case Completed():
                             for finished in asyncio.as_completed(postprocessing):
                                 yield await finished
@@ -136,9 +158,10 @@ class ModelReplica:
                         case Failed():
                             outcome = "failed"
                             raise event.error
-                        case Alive() | Started() | StepDone():
+                        case Alive() | Started() | StepDone() | Preview():
                             yield event
         finally:
+            previews.cancel()
             for task in postprocessing:
                 task.cancel()
             await events.cancel()
@@ -210,10 +233,12 @@ class ModelReplica:
             raise RuntimeError(f"the engine has stopped or hangs: {health}")
 
 
-async def _with_signs_of_life(events: AsyncIterable[EngineEvent]) -> AsyncGenerator[EngineEvent | Alive, None]:
+async def _with_signs_of_life(
+    events: AsyncIterable[EngineEvent | Preview],
+) -> AsyncGenerator[EngineEvent | Preview | Alive, None]:
     """The events, and `Alive` whenever none comes for `ALIVE_PERIOD_S`."""
     iterator = aiter(events)
-    upcoming: asyncio.Future[EngineEvent | None] | None = None
+    upcoming: asyncio.Future[EngineEvent | Preview | None] | None = None
     try:
         while True:
             upcoming = upcoming or asyncio.ensure_future(anext(iterator, None))
@@ -243,6 +268,7 @@ def _engine_request(
         strength=plan.strength,
         image=image,
         mask=mask,
+        previews=plan.previews,
         loras=tuple(LoraRequest(lora.weights_key, lora.scale) for lora in plan.loras if lora.weights_key is not None),
         lora_weights=weights,
     )

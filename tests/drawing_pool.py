@@ -9,7 +9,7 @@ from numpy import bool_, uint8
 from numpy.typing import NDArray
 from PIL import Image, ImageDraw
 
-from serve.events import Event, Finished, ImageFinished, ImageFlagged, Started, StepDone
+from serve.events import Event, Finished, ImageFinished, ImageFlagged, Preview, Started, StepDone
 from serve.generation_plan import GenerationPlan
 from serve.lora.resolved_lora import ResolvedLora
 
@@ -49,8 +49,10 @@ class DrawingPool:
             await self.may_start.wait()
             yield Started()
             for step in range(1, plan.steps + 1):
-                for index in range(len(plan.seeds)):
+                for index, seed in enumerate(plan.seeds):
                     yield StepDone(index, step, plan.steps)
+                    if plan.previews and step % (plan.steps // (plan.previews + 1)) == 0 and step < plan.steps:
+                        yield Preview(index, step, plan.steps, draw((32, 32), seed))
                 if step == plan.steps // 2:
                     await self.may_finish.wait()
             for index, seed in enumerate(plan.seeds):

@@ -28,14 +28,16 @@ from serve.api.webhook_fields import WEBHOOK_KEYS, parse_webhook
 from serve.errors import FieldError
 from serve.media.links import PREFIX, LinkSigner
 from serve.media.output_store import OutputStore
+from serve.predictions.create_options import NO_PREVIEWS, PreviewOptions
 from serve.predictions.prediction import Prediction, rfc3339, timestamps
 from serve.predictions.request import ServedVersion, resolve_deployment, resolve_model, resolve_version
 from serve.predictions.service import PredictionService
 from serve.settings import Settings
 
 KEYS: dict[str, type] = {"input": dict, "version": str, "stream": bool} | WEBHOOK_KEYS
-"""`stream` is ignored: every prediction has `urls.stream`."""
+"""Every prediction has `urls.stream`; with `stream`, its events of progress have previews."""
 MODEL_KEYS: dict[str, type] = {"input": dict, "stream": bool} | WEBHOOK_KEYS
+STREAM_PREVIEWS = PreviewOptions(max_per_image=8, steps_between=3)
 FLAGS = {"true": True, "false": False}
 UNSUPPORTED_KEYS = frozenset({"webhook_completed"})
 
@@ -106,9 +108,9 @@ class ReplicateApi:
         position = Position() if last_id is None else Position.parse(last_id, prediction)
         if position.ended:
             return Response(status_code=204)
-        with_progress = _parse_flag(request, "progress")
+        read_previews = self._service.previews if _parse_flag(request, "progress") else None
         updates = self._service.watch(prediction.id)
-        return EventStream(aclosing(prediction_events(updates, self._outputs, position, with_progress)))
+        return EventStream(aclosing(prediction_events(updates, self._outputs, position, read_previews)))
 
     async def _create_for(self, request: Request, served: ServedVersion) -> Response:
         body = await read_json_object(request, self._settings.max_body_bytes)
@@ -118,7 +120,9 @@ class ReplicateApi:
     async def _create(self, request: Request, body: dict[str, Any], served: ServedVersion) -> Response:
         webhook = parse_webhook(body, "replicate")
         preference = parse_prefer(request.headers.getlist("prefer"), self._settings.max_wait_s)
-        options = replace(parse_create_options(request, body), caller=caller_of(request), webhook=webhook)
+        previews = STREAM_PREVIEWS if body.get("stream") else NO_PREVIEWS
+        headers = parse_create_options(request, body)
+        options = replace(headers, caller=caller_of(request), webhook=webhook, previews=previews)
         prediction = await self._service.create(served.rename_inputs(body["input"]), served, options)
         if preference.wait_s is not None:
             prediction = await self._service.wait(prediction.id, preference.wait_s)

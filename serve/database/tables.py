@@ -3,7 +3,21 @@
 Columns with names that end with `_us` have times as `times` encodes them.
 """
 
-from sqlalchemy import BigInteger, Boolean, Column, Float, Index, Integer, MetaData, String, Table, Text, and_, or_
+from sqlalchemy import (
+    BigInteger,
+    Boolean,
+    Column,
+    Float,
+    Index,
+    Integer,
+    LargeBinary,
+    MetaData,
+    String,
+    Table,
+    Text,
+    and_,
+    or_,
+)
 
 metadata = MetaData()
 
@@ -57,6 +71,17 @@ Index(
     predictions.c.output_bytes,
     sqlite_where=has_data,
     postgresql_where=has_data,
+)
+
+previews = Table(
+    "previews",
+    metadata,
+    # A row exists while the prediction runs and the image is not finished: the newest preview of the image.
+    Column("prediction_id", String(64), primary_key=True),
+    Column("image", Integer, primary_key=True, autoincrement=False),
+    Column("step", Integer, nullable=False),
+    # A small webp file.
+    Column("content", LargeBinary, nullable=False),
 )
 
 files = Table(

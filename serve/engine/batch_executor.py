@@ -13,6 +13,8 @@ from serve.engine import device
 from serve.engine.batching import BatchCandidate
 from serve.engine.checkpoint import Checkpoint
 from serve.engine.denoiser import Denoiser
+from serve.engine.latent_preview import LatentPreviewer, QueuedPreview
+from serve.engine.request import PreviewReady
 from serve.engine.request_state import BatchKey, ImageState, RequestState
 from serve.engine.step_costs import StepCosts
 from serve.engine.watchdog import Watchdog, WorkItem
@@ -52,6 +54,7 @@ class Pass:
     queued_s: float
     start: device.DeviceEvent
     end: device.DeviceEvent
+    previews: Sequence[QueuedPreview]
 
 
 class BatchExecutor:
@@ -65,6 +68,7 @@ class BatchExecutor:
         self,
         checkpoint: Checkpoint,
         denoiser: Denoiser,
+        previewer: LatentPreviewer,
         pool: PoolSettings,
         watchdog: Watchdog,
         order: WorkOrder,
@@ -72,6 +76,7 @@ class BatchExecutor:
         clock: Callable[[], float],
     ) -> None:
         self.denoiser = denoiser
+        self.previewer = previewer
         self._device = checkpoint.device
         self._run_ahead = pool.run_ahead and device.is_asynchronous(checkpoint.device)
         self._batch_across_loras = pool.batch_across_loras
@@ -171,6 +176,7 @@ class BatchExecutor:
             with self._watchdog.track(work):
                 start = device.record_event(self._device)
                 latents = self.denoiser.step([image for _, image in members])
+                previews = self.previewer.queue(members, latents)
                 if not self._run_ahead:
                     device.synchronize(self._device)
                 end = device.record_event(self._device)
@@ -180,7 +186,7 @@ class BatchExecutor:
             return False
         self._queue_times_s.append(self._clock() - queued_s)
         steps = _advance([image for _, image in members], latents)
-        self._passes.append(Pass(members, steps, work, image.grid.tokens, queued_s, start, end))
+        self._passes.append(Pass(members, steps, work, image.grid.tokens, queued_s, start, end, previews))
         return True
 
     def _finish(self, count: int) -> list[RequestState]:
@@ -223,6 +229,9 @@ class BatchExecutor:
             request.record_batch(len(each.members))
         for request, image, step in running:
             request.emit(StepDone(image.index, step, image.schedule.steps))
+        for request, image, step, pixels in each.previews:
+            if not request.ended:
+                request.emit(PreviewReady(image.index, step, image.schedule.steps, pixels.numpy()))
 
 
 def _advance(images: Sequence[ImageState], latents: Sequence[Tensor]) -> list[int]:

@@ -129,6 +129,11 @@ def from_host(values: Sequence[Any], dtype: torch.dtype, device: torch.device) -
     return torch.tensor(values, dtype=dtype, pin_memory=device.type == "cuda").to(device, non_blocking=True)
 
 
+def queue_to_host(values: Tensor) -> Tensor:
+    """A copy on the host, in pinned memory. From a GPU, it is complete after an event that is recorded from now on."""
+    return values.to("cpu", non_blocking=True)
+
+
 def to_host(image: Tensor) -> ImageArray:
     """The image as an array. From a GPU it is copied on a stream of its own, beside the work of other streams."""
     if image.device.type != "cuda":

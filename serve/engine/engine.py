@@ -87,6 +87,8 @@ class Engine:
                 self._run_to_end(_warm_up_request(size, self._guidance_embeds, self._scheduler.denoiser.warm_up_steps))
             self.run_on_device(self._scheduler.costs.clear).result()
             times.end("first runs")
+        self.run_on_device(self._scheduler.executor.previewer.fit).result()
+        times.end("previews")
         with self._watchdog.measure():
             for size in sizes:
                 self._run_to_end(_warm_up_request(size, self._guidance_embeds, steps=1))

@@ -8,7 +8,7 @@ from typing import Protocol
 
 from serve.engine.request import EngineEvent, FinalEvent, GenerationRequest, Listener
 from serve.engine.request_state import CancelToken
-from serve.events import StepDone
+from serve.events import Preview, StepDone
 
 STEP_EVENT_PERIOD_S = 1.0
 
@@ -28,7 +28,7 @@ class EventStream:
         self._engine = engine
         self._loop = asyncio.get_running_loop()
         self._throttle = StepThrottle()
-        self._events: asyncio.Queue[EngineEvent] = asyncio.Queue()
+        self._events: asyncio.Queue[EngineEvent | Preview] = asyncio.Queue()
         self._ended = asyncio.Event()
         self._cancel_token = engine.submit(request, self._on_event)
 
@@ -37,12 +37,17 @@ class EventStream:
         if not isinstance(event, StepDone) or self._throttle.should_emit(event):
             self._loop.call_soon_threadsafe(self._put, event)
 
+    def add(self, preview: Preview) -> None:
+        """Adds a preview to the events, unless the final one was there before. Called on the event loop."""
+        if not self._ended.is_set():
+            self._events.put_nowait(preview)
+
     def _put(self, event: EngineEvent) -> None:
         self._events.put_nowait(event)
         if isinstance(event, FinalEvent):
             self._ended.set()
 
-    async def __aiter__(self) -> AsyncIterator[EngineEvent]:
+    async def __aiter__(self) -> AsyncIterator[EngineEvent | Preview]:
         """The events up to the final one, with throttled steps. Iterate once."""
         while not (self._ended.is_set() and self._events.empty()):
             yield await self._events.get()

@@ -6,6 +6,7 @@ from torch import Tensor
 
 from serve.engine.checkpoint import Checkpoint
 from serve.engine.denoiser import Denoiser
+from serve.engine.latent_preview import LatentPreviewer, preview_steps
 from serve.engine.latents import LatentSpace, add_noise, paste_kept_pixels
 from serve.engine.prompt_encoder import PromptEncoder
 from serve.engine.request_state import ImageState, InpaintLatents, RequestState
@@ -20,6 +21,7 @@ class ImageProcessor:
     def __init__(self, checkpoint: Checkpoint, pool: PoolSettings, denoiser: Denoiser) -> None:
         self.prompt_encoder = PromptEncoder(checkpoint, pool.prompt_cache_entries)
         self.latent_space = LatentSpace(checkpoint)
+        self.previewer = LatentPreviewer(self.latent_space)
         self._denoiser = denoiser
         self._noise_scheduler_config = checkpoint.noise_scheduler_config
 
@@ -71,6 +73,7 @@ class ImageProcessor:
                 grid=grid,
                 latents=noise if sample is None else add_noise(sample, noise, sigmas.sigmas[0]),
                 active_loras=request.active_loras,
+                preview_steps=preview_steps(sigmas.steps, parameters.previews),
             )
             if sample is not None and mask is not None:
                 image.inpaint = InpaintLatents(sample, noise, mask)

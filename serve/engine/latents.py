@@ -33,28 +33,34 @@ class LatentSpace:
 
     def __init__(self, checkpoint: Checkpoint) -> None:
         self._vae = checkpoint.vae
-        self._device = checkpoint.device
-        self._stride = checkpoint.pixel_stride
+        self.device = checkpoint.device
+        self.pixel_stride = checkpoint.pixel_stride
+        """Pixels per side of a token."""
         self._channels = checkpoint.vae.config.latent_channels
         self._dtype = checkpoint.transformer.dtype
         self._scaling_factor = checkpoint.vae.config.scaling_factor
         self._shift_factor = checkpoint.vae.config.shift_factor
 
+    @property
+    def pixels_per_latent(self) -> int:
+        """On each side."""
+        return self.pixel_stride // PATCH_SIZE
+
     def grid(self, size: Size) -> LatentGrid:
         """The tokens that cover `size`."""
         width, height = size
-        return LatentGrid(rows=-(-height // self._stride), columns=-(-width // self._stride))
+        return LatentGrid(rows=-(-height // self.pixel_stride), columns=-(-width // self.pixel_stride))
 
     def img_ids(self, grid: LatentGrid) -> Tensor:
         """[tokens, 3]: zero, row and column of each token. Follows `FluxPipeline._prepare_latent_image_ids`."""
         rows, columns = torch.meshgrid(torch.arange(grid.rows), torch.arange(grid.columns), indexing="ij")
         ids = torch.stack((torch.zeros_like(rows), rows, columns), dim=-1).reshape(grid.tokens, 3)
-        return ids.to(self._device, self._dtype)
+        return ids.to(self.device, self._dtype)
 
     def noise(self, generator: torch.Generator, grid: LatentGrid) -> Tensor:
         """Packed noise, [1, tokens, channels], generated in float32 by a CPU generator, in the transformer's dtype."""
         shape = (1, self._channels, grid.rows * PATCH_SIZE, grid.columns * PATCH_SIZE)
-        noise = randn_tensor(shape, generator=generator, device=self._device, dtype=torch.float32)
+        noise = randn_tensor(shape, generator=generator, device=self.device, dtype=torch.float32)
         return pack(noise.to(self._dtype))
 
     def encode(self, image: ImageArray) -> DiagonalGaussianDistribution:
@@ -62,19 +68,22 @@ class LatentSpace:
         values = 2.0 * (self._pad(image).astype(np.float32) / 255.0) - 1.0
         # Convolutions choose their order of summation by the strides, so the strides are those of diffusers too.
         pixels = torch.from_numpy(values).unsqueeze(0).permute(0, 3, 1, 2)
-        posterior: DiagonalGaussianDistribution = self._vae.encode(pixels.to(self._device, self._vae.dtype)).latent_dist
+        posterior: DiagonalGaussianDistribution = self._vae.encode(pixels.to(self.device, self._vae.dtype)).latent_dist
         return posterior
 
     def sample(self, posterior: DiagonalGaussianDistribution, generator: torch.Generator) -> Tensor:
         """Packed latents of an encoded image, [1, tokens, channels]."""
-        latents = (posterior.sample(generator) - self._shift_factor) * self._scaling_factor
-        return pack(latents.to(self._dtype))
+        return pack(self._scaled(posterior.sample(generator)).to(self._dtype))
+
+    def mean(self, posterior: DiagonalGaussianDistribution) -> Tensor:
+        """The mean of an encoded image's latents, not packed: [1, channels, rows * 2, columns * 2]."""
+        return self._scaled(posterior.mode())
 
     def pack_mask(self, mask: MaskArray) -> Tensor:
         """1 where latents are repainted and 0 where they are kept, packed: [1, tokens, channels]."""
-        pixels_per_latent = self._stride // PATCH_SIZE
-        latents = torch.from_numpy(self._pad(mask)[::pixels_per_latent, ::pixels_per_latent] >= MASK_THRESHOLD)
-        return pack(latents.to(self._device, self._dtype).expand(1, self._channels, -1, -1))
+        stride = self.pixels_per_latent
+        latents = torch.from_numpy(self._pad(mask)[::stride, ::stride] >= MASK_THRESHOLD)
+        return pack(latents.to(self.device, self._dtype).expand(1, self._channels, -1, -1))
 
     def decode(self, latents: Tensor, grid: LatentGrid, size: Size) -> Tensor:
         """The image of packed latents: uint8 [height, width, 3] on the device."""
@@ -85,9 +94,14 @@ class LatentSpace:
         pixels: Tensor = (values[0].permute(1, 2, 0)[:height, :width] * 255).round().to(torch.uint8).contiguous()
         return pixels
 
+    def _scaled(self, latents: Tensor) -> Tensor:
+        """Latents of the VAE as the transformer takes them."""
+        scaled: Tensor = (latents - self._shift_factor) * self._scaling_factor
+        return scaled
+
     def _pad(self, image: np.ndarray) -> np.ndarray:
         height, width = image.shape[:2]
-        padding = [(0, -height % self._stride), (0, -width % self._stride)] + [(0, 0)] * (image.ndim - 2)
+        padding = [(0, -height % self.pixel_stride), (0, -width % self.pixel_stride)] + [(0, 0)] * (image.ndim - 2)
         return np.pad(image, padding, mode="edge")
 
 

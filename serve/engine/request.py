@@ -45,6 +45,8 @@ class GenerationRequest:
     """[height, width], of the request's size."""
     loras: tuple[LoraRequest, ...] = ()
     """The scales of a LoRA that is listed twice add up."""
+    previews: int = 0
+    """Of each unfinished image, at most."""
     lora_weights: "Mapping[str, LoraWeights]" = field(default_factory=dict, repr=False)
     """By key. LoRAs that are resident may be missing, at the risk of `LorasMissing` if they are evicted meanwhile."""
 
@@ -76,6 +78,17 @@ class ImageReady:
 
 
 @dataclass(frozen=True, slots=True)
+class PreviewReady:
+    """A small preview of image `index`, as it was predicted after `step` of its `total` steps."""
+
+    index: int
+    step: int
+    total: int
+    pixels: ImageArray = field(repr=False)
+    """[height, width, 3]."""
+
+
+@dataclass(frozen=True, slots=True)
 class Completed:
     """Every image was emitted. The fields are those of `serve.events.Finished`."""
 
@@ -99,6 +112,6 @@ class Canceled:
 
 
 FinalEvent = Completed | Failed | Canceled
-EngineEvent = Started | StepDone | ImageReady | FinalEvent
+EngineEvent = Started | StepDone | PreviewReady | ImageReady | FinalEvent
 Listener = Callable[[EngineEvent], None]
 """Called on the engine's thread, so it must return at once."""

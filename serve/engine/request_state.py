@@ -65,6 +65,8 @@ class ImageState:
     inpaint: InpaintLatents | None = None
     step: int = 0
     """Number of steps done."""
+    preview_steps: frozenset[int] = frozenset()
+    """Steps, counted from 1, after which a preview is made."""
 
     @property
     def finished(self) -> bool:

@@ -55,7 +55,9 @@ class Scheduler:
         self.denoiser = Denoiser(checkpoint, pool)
         self._images = ImageProcessor(checkpoint, pool, self.denoiser)
         self._order = make_work_order(pool, self.costs, self._images.latent_space.grid)
-        self.executor = BatchExecutor(checkpoint, self.denoiser, pool, watchdog, self._order, self.costs, clock)
+        self.executor = BatchExecutor(
+            checkpoint, self.denoiser, self._images.previewer, pool, watchdog, self._order, self.costs, clock
+        )
         self.loras = LoraManager(checkpoint.lora_slots)
         self.lora_stager: LoraStager | None = None
         """Without it, LoRAs are converted when they are loaded."""

@@ -103,6 +103,13 @@ def _to_mode(image: Image.Image, mode: str) -> Image.Image:
     return image if image.mode == mode else image.convert(mode)
 
 
+def enlarge_image(content: bytes, size: Size, file_format: ImageFormat, quality: int) -> bytes:
+    """Scales an RGB image file of this service to `size`, and encodes it as `encode_image` does."""
+    with Image.open(BytesIO(content)) as image:
+        enlarged = image.convert("RGB").resize(size, Image.Resampling.BICUBIC)
+    return encode_image(np.asarray(enlarged), file_format, quality)
+
+
 def encode_image(pixels: ImageArray, file_format: ImageFormat, quality: int) -> bytes:
     """Encodes RGB `pixels` of [height, width, 3] as a file.
 

@@ -1,6 +1,8 @@
 // One control of the form for each kind of input.
 
-import { html, IconButton } from './ui.js';
+import { useState } from './vendor/hooks.mjs';
+import { uploadFile } from './api.js';
+import { html, Icon, IconButton } from './ui.js';
 
 const MAX_SEGMENTS = 4;
 
@@ -53,14 +55,32 @@ function Text({ id, shown, described, invalid, disabled, onChange }) {
     aria-invalid=${String(invalid)} onInput=${(event) => onChange(event.target.value)} />`;
 }
 
-function LoraInput({ id, shown, described, invalid, suggestions, onChange }) {
+function LoraInput({ id, field, shown, described, invalid, suggestions, onChange }) {
+  const [note, setNote] = useState(null);
+  const upload = async (input) => {
+    const [file] = input.files;
+    input.value = '';
+    setNote(`Uploading ${file.name}`);
+    try {
+      onChange(await uploadFile(file, file.name));
+      setNote(`${file.name} is uploaded`);
+    } catch (error) {
+      setNote(`${file.name} was not uploaded: ${error.message}`);
+    }
+  };
   return html`<div class="with-button">
     <input id=${id} type="text" value=${shown ?? ''} list=${`${id}-list`} autocomplete="off" spellcheck="false"
       placeholder="None" aria-describedby=${described} aria-invalid=${String(invalid)}
       onInput=${(event) => onChange(event.target.value)} />
     ${shown && html`<${IconButton} icon="close" label="Remove the LoRA" onClick=${() => onChange('')} />`}
+    <label class="button quiet icon-only" title="Upload a LoRA file">
+      <span class="visually-hidden">Upload a LoRA file</span><${Icon} name="upload" />
+      <input class="visually-hidden" type="file" accept=".safetensors,.tar,.tgz,.gz,.zip" data-test=${`file-${field.name}`}
+        onChange=${(event) => event.target.files[0] && upload(event.target)} />
+    </label>
     <datalist id=${`${id}-list`}>${suggestions.map((each) => html`<option value=${each} />`)}</datalist>
   </div>
+  ${note && html`<p class="hint" role="status">${note}</p>`}
   ${!shown && suggestions.length > 0 &&
   html`<div class="chips">${suggestions.slice(0, 6).map(
     (each) => html`<button type="button" class="chip" onClick=${() => onChange(each)}>${each}</button>`,

@@ -16,7 +16,7 @@ const listeners = new Set();
 let openStreams = 0;
 
 /** What is shown before a record was read. */
-const UNKNOWN = { record: null, progress: {}, outputs: [], stages: [], ahead: null, missing: false };
+const UNKNOWN = { record: null, progress: {}, previews: {}, outputs: [], stages: [], ahead: null, missing: false };
 
 export const hasEnded = (state) => state.missing || ENDED.includes(state.record?.status);
 
@@ -40,7 +40,7 @@ export function usePrediction(id) {
 }
 
 export async function createPrediction(fullName, input) {
-  const record = await sendJson(`v1/models/${fullName}/predictions`, { method: 'POST', body: { input } });
+  const record = await sendJson(`v1/models/${fullName}/predictions`, { method: 'POST', body: { input, stream: true } });
   // The clocks of the browser and of the service may differ.
   change(record.id, { record, createdMs: Date.now() });
   remember(record.id);
@@ -114,8 +114,12 @@ function stream(id, url) {
   // The response to the creation has the first logs, which the stream sends again.
   patch({ logs: '' });
   source.addEventListener('progress', (event) => {
-    const { image, step, total } = JSON.parse(event.data);
-    change(id, { progress: { ...states.get(id).progress, [image]: { step, total } } });
+    const { image, step, total, preview } = JSON.parse(event.data);
+    const { progress, previews } = states.get(id);
+    change(id, {
+      progress: { ...progress, [image]: { step, total } },
+      previews: preview ? { ...previews, [image]: preview } : previews,
+    });
     patch({ status: 'processing' });
   });
   source.addEventListener('output', (event) => {

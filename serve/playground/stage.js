@@ -114,7 +114,7 @@ function Tile({ index, state, aspect, withheld, actions, onZoom, compare, single
   const style = single ? {} : { aspectRatio: `${width} / ${height}` };
   if (uri === undefined)
     return html`<figure class="tile" style=${style}>
-      <${Pending} name=${name} progress=${state.progress[index]} ended=${hasEnded(state)} status=${record.status} withheld=${withheld} />
+      <${Pending} name=${name} progress=${state.progress[index]} preview=${state.previews[index]} ended=${hasEnded(state)} status=${record.status} withheld=${withheld} />
     </figure>`;
   return html`<figure class=${`tile done${comparing ? ' comparing' : ''}`}>
     ${comparing && compare
@@ -140,7 +140,7 @@ function fileName(record, index, uri) {
   return `${record.id}-${index}.${(type ?? 'webp').replace('jpeg', 'jpg')}`;
 }
 
-function Pending({ name, progress, ended, status, withheld }) {
+function Pending({ name, progress, preview, ended, status, withheld }) {
   if (withheld)
     return html`<div class="pending"><p data-test="withheld">${name} was withheld: the safety checker flagged it.</p></div>`;
   if (ended) return html`<div class="pending"><p>${status === 'canceled' ? 'Canceled' : 'No image'}</p></div>`;
@@ -148,7 +148,8 @@ function Pending({ name, progress, ended, status, withheld }) {
   const text = progress
     ? progress.step === progress.total ? 'Decoding' : `Step ${progress.step} of ${progress.total}`
     : 'Waiting';
-  return html`<div class="pending">
+  return html`<div class=${`pending${preview ? ' with-preview' : ''}`}>
+    ${preview && html`<img src=${preview} alt=${`${name}: preview`} data-test="preview" />`}
     <div class="progress" role="progressbar" aria-label=${name} aria-valuemin="0" aria-valuemax="100"
       aria-valuenow=${Math.round(share * 100)} aria-valuetext=${text}>
       <div class="progress-bar" style=${{ transform: `scaleX(${share})` }}></div>

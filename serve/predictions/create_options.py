@@ -9,6 +9,22 @@ from serve.predictions.webhook import Webhook
 
 
 @dataclass(frozen=True, slots=True)
+class PreviewOptions:
+    """How many previews of each unfinished image are made."""
+
+    max_per_image: int = 0
+    steps_between: int = 1
+    """At least, between two previews."""
+
+    def count(self, steps: int) -> int:
+        """Of an image that is generated in `steps`."""
+        return min(self.max_per_image, steps // self.steps_between)
+
+
+NO_PREVIEWS = PreviewOptions()
+
+
+@dataclass(frozen=True, slots=True)
 class CreateOptions:
     caller: Caller = ANONYMOUS
     attached: bool = False
@@ -22,6 +38,7 @@ class CreateOptions:
     """The id of the prediction, if the client chose it."""
     upload_url: str | None = None
     """Images are sent there with PUT."""
+    previews: PreviewOptions = NO_PREVIEWS
 
 
 NO_OPTIONS = CreateOptions()

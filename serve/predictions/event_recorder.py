@@ -10,12 +10,12 @@ from tqdm import tqdm
 
 from serve import telemetry, tracing
 from serve.errors import AllImagesFlagged, EngineFailed
-from serve.events import Alive, Event, Finished, ImageFinished, ImageFlagged, Started, StepDone
+from serve.events import Alive, Event, Finished, ImageFinished, ImageFlagged, Preview, Started, StepDone
 from serve.generation_plan import GenerationPlan, PlannedLora
 from serve.lora.reference import Reference
 from serve.lora.resolved_lora import ResolvedLora
 from serve.media.output_store import OutputStore, file_name, media_type
-from serve.predictions.prediction import Output, Progress, elapsed_ms
+from serve.predictions.prediction import Output, elapsed_ms
 from serve.predictions.store import PredictionStore, PredictionUpdate
 
 MAX_LISTED_TENSORS = 3
@@ -64,18 +64,21 @@ class EventRecorder:
         if self._first_event_ms is None:
             await self._start(event)
         match event:
-            case ImageFinished(image) | ImageFlagged(image) if image in self._saved | self._flagged:
-                # A replica was lost, and another one generates the same images again.
+            case ImageFinished(image) | ImageFlagged(image) | Preview(image) if image in self._saved | self._flagged:
+                # A replica was lost, and another one generates the same images again; or a preview was late.
                 return
             case StepDone(index, step, total):
                 bar = self._progress.update(event) if self._progress else None
-                progress, lines = Progress(index=index, step=step, total=total), (bar,) if bar else ()
-                await self._update(lambda prediction: prediction.with_progress(progress).with_log_lines(*lines))
+                lines = (bar,) if bar else ()
+                await self._update(lambda each: each.with_progress(index, step, total).with_log_lines(*lines))
+            case Preview():
+                self._store.add_preview(self._id, event)
             case ImageFinished():
                 with tracing.span("store"):
                     await self._save_image(event)
             case ImageFlagged(image):
                 self._flagged.add(image)
+                self._store.drop_preview(self._id, image)
                 telemetry.FLAGGED.add(pool=self._plan.pool)
                 line = f"Image {image} was withheld: the safety checker flagged it"
                 await self._update(lambda prediction: prediction.with_log_lines(line))
@@ -116,6 +119,7 @@ class EventRecorder:
         output = Output(index=event.index, name=name, size_bytes=len(event.content), url=url)
         stages_ms = {"store": elapsed_ms(start_s)}
         self._saved.add(event.index)
+        self._store.drop_preview(self._id, event.index)
         telemetry.IMAGES.add(pool=self._plan.pool)
         telemetry.OUTPUT_BYTES.add(output.size_bytes, pool=self._plan.pool)
         await self._update(lambda prediction: prediction.with_output(output).with_stage_times(stages_ms))

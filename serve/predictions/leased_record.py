@@ -7,17 +7,19 @@ the database out of the way; the end of a prediction is stored before anyone see
 import asyncio
 import contextvars
 import logging
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 
 from sqlalchemy.ext.asyncio import AsyncConnection
 
 from serve.database.connection import Database
 from serve.errors import DatabaseUnavailable
+from serve.events import Preview
 from serve.predictions import prediction_rows as rows
 from serve.predictions.change_notifier import ChangeNotifier
 from serve.predictions.lease import Lease
 from serve.predictions.prediction import Prediction
 from serve.predictions.prediction_metrics import record_end
+from serve.predictions.preview_rows import StoredPreview, write_previews
 
 STORE_PERIOD_S = 1.0
 RETRY_S = 0.5
@@ -45,6 +47,10 @@ class LeasedRecord:
         self._lock = asyncio.Lock()
         self._is_ending = False
         self._is_lost = False
+        self.previews: dict[int, StoredPreview] = {}
+        """The newest one of each unfinished image."""
+        self.unstored_previews: dict[int, StoredPreview | None] = {}
+        """Changes of `previews` that the database does not have yet; None for a preview that is removed."""
 
     @property
     def is_running(self) -> bool:
@@ -56,6 +62,22 @@ class LeasedRecord:
         if prediction is not self.prediction:
             self.prediction = prediction
             self._writer.add(self)
+
+    def add_preview(self, preview: Preview) -> None:
+        """Replaces the preview of an image, and stores it soon, with the record."""
+        stored = StoredPreview(preview.step, preview.content)
+        self.previews[preview.index] = self.unstored_previews[preview.index] = stored
+        self.change(self.prediction.with_preview(preview.index, preview.step, preview.total))
+
+    def drop_preview(self, image: int) -> None:
+        if self.previews.pop(image, None) is not None:
+            self.unstored_previews[image] = None
+            self.change(self.prediction.without_preview(image))
+
+    def mark_stored(self, previews: Mapping[int, StoredPreview | None]) -> None:
+        for image, stored in previews.items():
+            if self.unstored_previews.get(image) is stored:
+                self.unstored_previews.pop(image, None)
 
     async def end(self, change: Callable[[Prediction], Prediction], release: bool) -> bool:
         """Stores the end of the prediction, and waits for the database if it is away. False if it has ended before."""
@@ -73,6 +95,7 @@ class LeasedRecord:
                 self.lose()
                 return False
             self.prediction = ended
+            self.previews.clear()
         self._writer.notify(ended.id)
         log_end(ended)
         return True
@@ -136,19 +159,23 @@ class RecordWriter:
                 self._changed.update(changed)
 
     async def _store(self, records: Sequence[LeasedRecord]) -> None:
-        states = [(record, record.prediction) for record in records]
+        states = [(record, record.prediction, dict(record.unstored_previews)) for record in records]
 
         async def work(connection: AsyncConnection) -> list[LeasedRecord]:
-            return [
-                record
-                for record, prediction in states
-                if not await self._write(connection, record.lease, prediction, release=False)
-            ]
+            lost = []
+            for record, prediction, previews in states:
+                if not await self._write(connection, record.lease, prediction, release=False):
+                    lost.append(record)
+                elif previews:
+                    await write_previews(connection, prediction.id, previews)
+            return lost
 
         if states:
             for record in await self._database.write(work):
                 if record.is_running:
                     record.lose()
+            for record, _, previews in states:
+                record.mark_stored(previews)
 
     async def _write(self, connection: AsyncConnection, lease: Lease, prediction: Prediction, release: bool) -> bool:
         written = await rows.write_leased(connection, lease, prediction, release)

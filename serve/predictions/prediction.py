@@ -41,6 +41,8 @@ class Progress(BaseModel):
     index: int
     step: int
     total: int
+    preview_step: int = 0
+    """The step of the newest preview of the unfinished image; 0 without one."""
 
 
 class Prediction(BaseModel):
@@ -120,9 +122,19 @@ class Prediction(BaseModel):
     def with_output(self, output: Output) -> Self:
         return self._changed(outputs=tuple(sorted((*self.outputs, output), key=lambda each: each.index)))
 
-    def with_progress(self, progress: Progress) -> Self:
-        others = (each for each in self.progress if each.index != progress.index)
-        return self._changed(progress=tuple(sorted((*others, progress), key=lambda each: each.index)))
+    def with_progress(self, index: int, step: int, total: int) -> Self:
+        before = self._progress_of(index)
+        return self._with(before.model_copy(update={"step": step, "total": total}))
+
+    def with_preview(self, index: int, step: int, total: int) -> Self:
+        """The prediction with a preview, which may be of an earlier step than the last one."""
+        before = self._progress_of(index)
+        changes = {"step": max(step, before.step), "total": total, "preview_step": step}
+        return self._with(before.model_copy(update=changes))
+
+    def without_preview(self, index: int) -> Self:
+        """The prediction when image `index` is finished, or was withheld."""
+        return self._with(self._progress_of(index).model_copy(update={"preview_step": 0}))
 
     def with_stage_times(self, stages_ms: Mapping[str, float]) -> Self:
         """Adds milliseconds to stages."""
@@ -155,6 +167,14 @@ class Prediction(BaseModel):
         plan = self.plan.model_copy(update={"prompt": ""})
         changes = {"inputs": {}, "outputs": (), "logs": "", "plan": plan, "data_removed": True}
         return self.model_copy(update={**changes, "revision": self.revision + 1})
+
+    def _progress_of(self, index: int) -> Progress:
+        no_progress = Progress(index=index, step=0, total=0)
+        return next((each for each in self.progress if each.index == index), no_progress)
+
+    def _with(self, progress: Progress) -> Self:
+        others = (each for each in self.progress if each.index != progress.index)
+        return self._changed(progress=tuple(sorted((*others, progress), key=lambda each: each.index)))
 
     def _end(self, status: Status, at: datetime, error: str | None = None) -> Self:
         times_s = {"total_time": (at - self.created_at).total_seconds()}

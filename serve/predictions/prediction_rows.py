@@ -12,6 +12,7 @@ from serve.predictions.admission import PoolLoad
 from serve.predictions.idempotency import IdempotencyKey
 from serve.predictions.lease import Claim, Lease
 from serve.predictions.prediction import Prediction
+from serve.predictions.preview_rows import delete_previews
 
 SECOND_US = 1_000_000
 RECENT_PREDICTIONS = 32
@@ -115,13 +116,17 @@ async def read_prediction(connection: AsyncConnection, prediction_id: str) -> Pr
 async def write_leased(connection: AsyncConnection, lease: Lease, prediction: Prediction, release: bool) -> bool:
     """Stores a change by the holder of a lease. Returns False if the lease is lost or the prediction has ended."""
     values = _changed_values(prediction) | ({"lease_owner": None} if release else {})
-    return await _update_one(connection, values, _is_unfinished(lease.prediction_id), _is_held(lease))
+    written = await _update_one(connection, values, _is_unfinished(lease.prediction_id), _is_held(lease))
+    await _delete_old_previews(connection, prediction, written)
+    return written
 
 
 async def write_unleased(connection: AsyncConnection, prediction: Prediction, seen_revision: int) -> bool:
     """Stores a change by another process. Returns False if there was another change since `seen_revision`."""
     unchanged = predictions.c.revision == seen_revision
-    return await _update_one(connection, _changed_values(prediction), _is_unfinished(prediction.id), unchanged)
+    written = await _update_one(connection, _changed_values(prediction), _is_unfinished(prediction.id), unchanged)
+    await _delete_old_previews(connection, prediction, written)
+    return written
 
 
 async def release(connection: AsyncConnection, lease: Lease) -> None:
@@ -221,6 +226,12 @@ async def delete_old(connection: AsyncConnection, ended_before_us: int, limit: i
 async def _read_records(connection: AsyncConnection, query: Select[Any]) -> list[Prediction]:
     records = (await connection.execute(query)).scalars().all()
     return [Prediction.model_validate_json(record) for record in records]
+
+
+async def _delete_old_previews(connection: AsyncConnection, prediction: Prediction, written: bool) -> None:
+    """Deletes the previews of a prediction that has ended."""
+    if written and prediction.ended and prediction.plan.previews:
+        await delete_previews(connection, prediction.id)
 
 
 def _changed_values(prediction: Prediction) -> dict[str, object]:

@@ -1,16 +1,16 @@
 """Turns raw inputs into a `PreparedRequest`: served model, validated inputs, LoRA references and plan."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import datetime
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, Self
 
 from serve.errors import FieldError, InvalidInput, NotFound, UnknownVersion
 from serve.generation_plan import LORA_SCALE_FIELDS, GenerationPlan, make_plan
 from serve.inputs import Inputs, validate_inputs
 from serve.lora.parse_reference import parse_reference
 from serve.lora.reference import InvalidReference, Reference
-from serve.predictions.create_options import NO_OPTIONS, CreateOptions
+from serve.predictions.create_options import NO_OPTIONS, CreateOptions, PreviewOptions
 from serve.predictions.own_files import NO_UPLOADS, UploadedInputs
 from serve.predictions.prediction import Prediction, new_id
 from serve.settings import DeploymentSettings, ServedModel, Settings, is_same_id
@@ -55,6 +55,9 @@ class PreparedRequest:
     """Without a size if there is an input image."""
     references: Mapping[str, Reference]
     """The LoRAs of the plan, by the input that names them."""
+
+    def with_previews(self, options: PreviewOptions) -> Self:
+        return replace(self, plan=self.plan.model_copy(update={"previews": options.count(self.plan.steps)}))
 
     def new_prediction(
         self, plan: GenerationPlan, at: datetime, request_id: str = "", options: CreateOptions = NO_OPTIONS

@@ -26,6 +26,7 @@ from serve.predictions.own_files import OwnFiles
 from serve.predictions.prediction import Prediction, elapsed_ms, utc_now
 from serve.predictions.prediction_metrics import export_pools, record_refusals
 from serve.predictions.prediction_pages import PageQuery
+from serve.predictions.preview_rows import StoredPreview
 from serve.predictions.request import ServedVersion, prepare_request
 from serve.predictions.resume import Resumer
 from serve.predictions.runner import PredictionRunner
@@ -112,7 +113,8 @@ class PredictionService:
             return earlier
         start_s = time.perf_counter()
         uploads = await with_patience(lambda: self._own_files.find(raw_inputs, caller))
-        request = prepare_request(raw_inputs, served, self._settings, secrets.randbits(32), uploads)
+        prepared = prepare_request(raw_inputs, served, self._settings, secrets.randbits(32), uploads)
+        request = prepared.with_previews(options.previews)
         await with_patience(lambda: self._store.check_capacity(request.plan.pool, caller))
         stages_ms = {"plan": elapsed_ms(start_s)}
         images = await self._input_images.load(request.inputs, request.plan)
@@ -168,6 +170,13 @@ class PredictionService:
         while not current.ended:
             current = await self._store.wait_for_change(current)
             yield current
+
+    async def previews(self, prediction_id: str) -> dict[int, StoredPreview]:
+        """The newest preview of each unfinished image, by index; empty while the database is away."""
+        try:
+            return await self._store.previews(prediction_id)
+        except DatabaseUnavailable:
+            return {}
 
     async def cancel(self, prediction_id: str, caller: Caller = ANONYMOUS) -> Prediction:
         """Ends the prediction as canceled; its replica stops within one step. An ended prediction is not changed."""

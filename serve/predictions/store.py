@@ -11,6 +11,7 @@ from serve.access.caller import ANONYMOUS, Caller
 from serve.database.connection import Database
 from serve.database.times import to_us
 from serve.errors import NotFound
+from serve.events import Preview
 from serve.predictions import prediction_rows as rows
 from serve.predictions.admission import work_of
 from serve.predictions.capacity import Capacity
@@ -21,6 +22,7 @@ from serve.predictions.lease import Claim, Lease
 from serve.predictions.leased_record import LeasedRecord, RecordWriter, log_end
 from serve.predictions.prediction import Prediction, utc_now
 from serve.predictions.prediction_pages import PageQuery, read_page
+from serve.predictions.preview_rows import StoredPreview, read_previews
 
 LEASE_S = 8.0
 """A process that does not renew its leases for this long loses them. The clocks of all nodes must agree within seconds;
@@ -130,6 +132,22 @@ class PredictionStore:
             return await self.get(prediction_id)
         held.change(change(held.prediction))
         return held.prediction
+
+    def add_preview(self, prediction_id: str, preview: Preview) -> None:
+        """Replaces the preview of an image. Without the lease, nothing changes."""
+        if held := self._held.get(prediction_id):
+            held.add_preview(preview)
+
+    def drop_preview(self, prediction_id: str, image: int) -> None:
+        """Removes the preview of an image, if there is one."""
+        if held := self._held.get(prediction_id):
+            held.drop_preview(image)
+
+    async def previews(self, prediction_id: str) -> dict[int, StoredPreview]:
+        """The newest preview of each unfinished image, by index; empty for an unknown prediction."""
+        if held := self._held.get(prediction_id):
+            return dict(held.previews)
+        return await self._database.read(lambda connection: read_previews(connection, prediction_id))
 
     async def finish(self, prediction_id: str, change: PredictionUpdate, release: bool = False) -> bool:
         """Applies a change that ends the record. Returns False if it had ended or was removed before.

@@ -17,5 +17,11 @@ class SafetySettings(StrictModel):
     concept_model: str = "CompVis/stable-diffusion-safety-checker"
     classifier_model: str = "Falconsai/nsfw_image_detection"
     device: Device = "cpu"
+    checks_previews: bool = True
+    """Whether requests that are checked may have previews, each of which is checked too.
+
+    The checker may pass a blurred preview of an image that it withholds later. Without this, only requests that are not
+    checked have previews.
+    """
     allow_disabling: bool = True
     """Whether requests may set `disable_safety_checker`."""

@@ -49,13 +49,15 @@ ALLOWED_UNITS = {
     "predictions": REQUEST | {"access", "aio", "database", "events", "logs", "lora", "media", "telemetry", "tracing"},
     "webhooks": BASE | {"database", "logs", "net", "predictions", "telemetry"},
     "api": BASE
-    | {"access", "inputs", "logs", "media", "net", "output_sizes", "predictions", "telemetry", "tracing", "webhooks"},
+    | {"access", "inputs", "generation_plan", "logs", "media", "net", "output_sizes", "predictions", "telemetry"}
+    | {"tracing", "webhooks"},
     "http_proxy": {"api", "ray_metrics", "telemetry"},
     "owner_death": set[str](),
     "pool_client": BASE | {"events", "lora", "generation_plan", "logs", "owner_death", "tracing"},
     "model_replica": BASE
     | {"engine", "events", "generation_plan", "logs", "lora", "lora_cache_actor", "media", "stage_times"}
-    | {"owner_death", "ray_logs", "ray_metrics", "replica_metrics", "tracing"},
+    | {"owner_death", "preview_encoder", "ray_logs", "ray_metrics", "replica_metrics", "tracing"},
+    "preview_encoder": {"engine", "events", "media"},
     "handle_api": BASE | {"api", "inputs", "media", "owner_death", "predictions"},
     "ingress": BASE
     | {"access", "api", "database", "handle_api", "lora", "lora_cache_client", "media", "net", "owner_death"}

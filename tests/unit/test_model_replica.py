@@ -15,7 +15,7 @@ from ray.exceptions import ObjectLostError, OwnerDiedError
 from serve import model_replica, owner_death, telemetry
 from serve.engine.checkpoint_files import read_geometry
 from serve.errors import EngineFailed, LorasMissing
-from serve.events import Alive, Event, Finished, ImageFinished, ImageFlagged, Started, StepDone
+from serve.events import Alive, Event, Finished, ImageFinished, ImageFlagged, Preview, Started, StepDone
 from serve.generation_plan import GenerationPlan, PlannedLora, make_plan
 from serve.inputs import validate_inputs
 from serve.lora.resolved_lora import CacheHandle, LoraMetadata, ResolvedLora
@@ -23,7 +23,7 @@ from serve.lora.weights import Block, LoraWeights, LowRank, pack
 from serve.model_replica import ModelReplica
 from serve.model_specs import ImageArray
 from serve.replica_metrics import ReplicaMetrics
-from serve.settings import Settings
+from serve.settings import SafetySettings, Settings
 from tests.logs import Logs
 from tests.metrics import RecordedMetrics
 from tests.spans import Spans
@@ -174,6 +174,58 @@ async def test_checker_on_the_device_runs_in_the_thread_of_the_engine(
     monkeypatch.setattr(replica, "_checker", OnDevice())
     assert [event async for event in replica.generate(plan())]
     assert threads == {"engine"}
+
+
+def with_previews(plan: GenerationPlan, previews: int = 3) -> GenerationPlan:
+    return plan.model_copy(update={"previews": previews})
+
+
+async def test_previews_are_small_images_between_the_steps(replica: ModelReplica) -> None:
+    events = [event async for event in replica.generate(with_previews(plan(steps=4)))]
+    previews = [event for event in events if isinstance(event, Preview)]
+    assert {(each.index, each.total) for each in previews} == {(0, 4), (1, 4)}
+    assert {each.step for each in previews} <= {1, 2, 3}
+    with Image.open(io.BytesIO(previews[0].content)) as image:
+        assert (image.size, image.format) == ((12, 8), "WEBP")
+    finished = [event for event in events if isinstance(event, ImageFinished)]
+    without = [event async for event in replica.generate(plan(steps=4)) if isinstance(event, ImageFinished)]
+    assert sorted(finished, key=lambda each: each.index) == sorted(without, key=lambda each: each.index)
+
+
+class Checker:
+    """Flags previews, which are smaller than images."""
+
+    def __init__(self, on_device: bool = False) -> None:
+        self.on_device = on_device
+
+    def is_flagged(self, image: ImageArray) -> bool:
+        return image.shape[0] < 64
+
+
+@pytest.mark.parametrize(
+    ("checker", "checked", "safety", "has_previews"),
+    [
+        (Checker(), True, {}, False),
+        (Checker(), False, {}, True),
+        (Checker(), True, {"checker": "none"}, True),
+        (FlagsFirstImage(), False, {"checks_previews": False}, True),
+        (FlagsFirstImage(), True, {"checks_previews": False}, False),
+        (Checker(on_device=True), True, {}, False),
+        (Checker(on_device=True), False, {}, True),
+    ],
+)
+async def test_previews_are_not_sent_unless_the_checker_passes_them(
+    replica: ModelReplica,
+    monkeypatch: pytest.MonkeyPatch,
+    checker: Any,
+    checked: bool,
+    safety: dict[str, Any],
+    has_previews: bool,
+) -> None:
+    monkeypatch.setattr(replica, "_checker", checker)
+    monkeypatch.setattr(replica, "_safety", SafetySettings.model_validate(safety))
+    events = [event async for event in replica.generate(with_previews(plan(steps=4, checked=checked)))]
+    assert any(isinstance(event, Preview) for event in events) == has_previews
 
 
 @pytest.mark.parametrize("method", ["closed", "cancelled"])

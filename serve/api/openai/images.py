@@ -17,14 +17,14 @@ from serve.api.event_stream import Events, EventStream
 from serve.api.http_messages import read_json_object
 from serve.api.openai.edit_form import EditForm, read_edit_form
 from serve.api.openai.errors import check_ended
-from serve.api.openai.previews import Watch
+from serve.api.openai.previews import PreviewWatcher
 from serve.api.openai.request import ImageRequest, parse_request
 from serve.api.openai.responses import ResponseWriter
 from serve.api.openai.stream import image_events
 from serve.errors import FieldError, InvalidImage, InvalidInput
 from serve.media.edit_files import convert_edit
 from serve.media.output_store import OutputStore
-from serve.predictions.create_options import CreateOptions
+from serve.predictions.create_options import CreateOptions, PreviewOptions
 from serve.predictions.prediction import Prediction
 from serve.predictions.service import PredictionService
 from serve.settings import Settings
@@ -35,11 +35,8 @@ CONCURRENT_CONVERSIONS = 2
 PredictionInputs = Sequence[Mapping[str, Any]]
 
 
-def routes(
-    service: PredictionService, outputs: OutputStore, settings: Settings, watch: Watch | None = None
-) -> list[Route]:
-    """The routes. `watch` gives updates with previews; without it, streams have no partial images."""
-    api = ImagesApi(service, outputs, settings, watch)
+def routes(service: PredictionService, outputs: OutputStore, settings: Settings) -> list[Route]:
+    api = ImagesApi(service, outputs, settings)
     return [
         Route("/v1/images/generations", api.generate, methods=["POST"]),
         Route("/v1/images/edits", api.edit, methods=["POST"]),
@@ -49,13 +46,11 @@ def routes(
 class ImagesApi:
     """A prediction is cancelled if its client disconnects, as there is no endpoint to collect its images later."""
 
-    def __init__(
-        self, service: PredictionService, outputs: OutputStore, settings: Settings, watch: Watch | None = None
-    ) -> None:
+    def __init__(self, service: PredictionService, outputs: OutputStore, settings: Settings) -> None:
         self._service = service
         self._outputs = outputs
         self._settings = settings
-        self._watch: Watch = watch or (lambda prediction_id, _: service.watch(prediction_id))
+        self._watch = PreviewWatcher(service)
         self._converters = asyncio.Semaphore(CONCURRENT_CONVERSIONS)
 
     async def generate(self, request: Request) -> Response:
@@ -102,7 +97,9 @@ class ImagesApi:
         self, image_request: ImageRequest, inputs: PredictionInputs, caller: Caller
     ) -> AsyncGenerator[list[Prediction], None]:
         """Creates the predictions, and cancels those that have not ended when the block is left."""
-        options = CreateOptions(caller)
+        parameters = image_request.parameters
+        previews = PreviewOptions(parameters.partial_images if parameters.stream else 0)
+        options = CreateOptions(caller, previews=previews)
         async with AsyncExitStack() as stack:
             try:
                 predictions = [

@@ -59,7 +59,10 @@ def test_generation_gives_the_image_of_a_prediction(service: LocalService, clien
     assert response.data is not None
     assert image_of(response.data[0].b64_json) == expected
     assert response.size == SIZE
-    [event] = list(client.images.generate(prompt="a cat", size=SIZE, stream=True, partial_images=2, extra_body=OWN))
+    *partial, event = client.images.generate(prompt="a cat", size=SIZE, stream=True, partial_images=2, extra_body=OWN)
+    assert {each.type for each in partial} <= {"image_generation.partial_image"}
+    for each in partial:
+        assert size_of(image_of(each.b64_json)) == (512, 512)
     assert event.type == "image_generation.completed"
     assert image_of(event.b64_json) == expected
 

@@ -2,9 +2,9 @@
 
 import asyncio
 import json
-from collections.abc import AsyncIterator
+from collections.abc import AsyncGenerator, AsyncIterator
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 from urllib.parse import urlsplit
 
 import httpx
@@ -12,11 +12,13 @@ import pytest
 
 from serve.api.event_stream import encode_text_event
 from serve.api.prediction_stream import Position
-from serve.events import Event, ImageFlagged, Started, StepDone
+from serve.events import Event, ImageFlagged, Preview, Started, StepDone
+from serve.predictions import leased_record
+from serve.predictions.preview_rows import StoredPreview
 from serve.settings import OutputSettings, Settings
 from tests.app_factory import AppUnderTest, make_app
 from tests.fakes import DONE, FakePool, image_finished, prediction
-from tests.unit.predictions.helpers import run_to_end
+from tests.unit.predictions.helpers import CAT, run_to_end
 
 URL = "https://flux.example"
 SETTINGS = Settings(outputs=OutputSettings(public_url=URL))
@@ -230,3 +232,107 @@ async def test_logs_that_were_lost_with_a_process_do_not_hide_later_ones() -> No
     ended = await run_to_end(app, TWO_CATS)
     lost = Position(len(ended.logs) + 100).event_id(ended)
     assert [event.name for event in await events_of(app, ended.id, lost)] == ["output", "output", "done"]
+
+
+PREVIEW = "data:image/webp;base64,cHJldmlldw=="
+PREVIEWED: tuple[Event, ...] = (Started(), StepDone(0, 1, 4), Preview(0, 1, 4, b"preview"), StepDone(0, 2, 4))
+
+
+class PausingPool(FakePool):
+    """Waits after its events, until `may_stop` is set, and then finishes the image."""
+
+    def __init__(self) -> None:
+        super().__init__(PREVIEWED, slow_to_stop=True)
+
+    async def generate(self, *arguments: Any) -> AsyncGenerator[Event, None]:
+        self.calls.append(arguments[:3])
+        for event in self.events:
+            yield event
+        await self.may_stop.wait()
+        yield image_finished(0)
+        yield DONE
+
+
+async def create_streaming(app: AppUnderTest, **body: Any) -> str:
+    async with app.http as client:
+        response = await client.post("/v1/predictions", json={"input": CAT | {"num_inference_steps": 4}} | body)
+    assert response.status_code == 201
+    prediction_id: str = response.json()["id"]
+    return prediction_id
+
+
+async def progress_until_preview(app: AppUnderTest, prediction_id: str) -> list[dict[str, Any]]:
+    """The data of the events of progress, up to the first one with a preview."""
+    found: list[dict[str, Any]] = []
+    path = f"/v1/predictions/{prediction_id}/stream?progress=true"
+    async with (
+        app.listening() as base,
+        httpx.AsyncClient(base_url=base) as client,
+        asyncio.timeout(10),
+        client.stream("GET", path) as response,
+    ):
+        async for line in response.aiter_lines():
+            if line.startswith('data: {"step"'):
+                found.append(json.loads(line.removeprefix("data: ")))
+                if "preview" in found[-1]:
+                    break
+    return found
+
+
+async def test_progress_has_previews_if_the_prediction_was_created_with_stream() -> None:
+    pool = PausingPool()
+    app = make_app(pool, SETTINGS)
+    prediction_id = await create_streaming(app, stream=True)
+    *_, last = await progress_until_preview(app, prediction_id)
+    assert (last["image"], last["total"], last["preview"]) == (0, 4, PREVIEW)
+    pool.may_stop.set()
+    await app.service.wait(prediction_id, 5)
+    assert "preview" not in "".join(event.data for event in await events_of(app, prediction_id, query="?progress=true"))
+
+
+async def test_previews_are_streamed_by_another_process(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(leased_record, "STORE_PERIOD_S", 0.01)
+    pool = PausingPool()
+    app = make_app(pool, SETTINGS)
+    other = make_app(FakePool(()), SETTINGS, state=app.state)
+    prediction_id = await create_streaming(app, stream=True)
+    async with asyncio.timeout(5):
+        while not await other.service.previews(prediction_id):
+            await asyncio.sleep(0.01)
+    *_, last = await progress_until_preview(other, prediction_id)
+    assert last == {"step": 2, "total": 4, "image": 0, "preview": PREVIEW}
+    pool.may_stop.set()
+    await app.service.wait(prediction_id, 5)
+    assert await other.service.previews(prediction_id) == {}
+
+
+async def test_previews_are_read_only_for_streams_with_progress(monkeypatch: pytest.MonkeyPatch) -> None:
+    pool, reads = PausingPool(), []
+    app = make_app(pool, SETTINGS)
+
+    async def previews(prediction_id: str) -> dict[int, StoredPreview]:
+        reads.append(prediction_id)
+        return {}
+
+    monkeypatch.setattr(app.service, "previews", previews)
+    prediction_id = await create_streaming(app, stream=True)
+    pool.may_stop.set()
+    await events_of(app, prediction_id)
+    assert reads == []
+
+
+@pytest.mark.parametrize(
+    ("body", "steps", "previews"),
+    [
+        ({}, 28, 0),
+        ({"stream": False}, 28, 0),
+        ({"stream": True}, 28, 8),
+        ({"stream": True}, 4, 1),
+        ({"stream": True}, 2, 0),
+    ],
+)
+async def test_stream_asks_the_pool_for_previews(body: dict[str, Any], steps: int, previews: int) -> None:
+    pool = FakePool(TWO_IMAGES, may_start=False)
+    app = make_app(pool, SETTINGS)
+    prediction_id = await create_streaming(app, **body, input=CAT | {"num_inference_steps": steps})
+    assert (await app.service.get(prediction_id)).plan.previews == previews

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from serve.media.image_codec import encode_image
+from serve.media.image_codec import encode_image, enlarge_image
 from serve.model_specs import ImageArray, ImageFormat
 
 
@@ -52,3 +52,15 @@ def test_same_pixels_give_same_bytes(pixels: ImageArray, file_format: ImageForma
 def test_noise_at_best_quality_can_be_encoded(file_format: ImageFormat) -> None:
     noise = np.random.default_rng(0).integers(0, 256, (512, 512, 3), np.uint8)
     assert encode_image(noise, file_format, 100)[0]
+
+
+@pytest.mark.parametrize(("file_format", "name"), [("webp", "WEBP"), ("jpg", "JPEG"), ("png", "PNG")])
+def test_enlarged_image_has_the_requested_size_format_and_colours(file_format: ImageFormat, name: str) -> None:
+    halves = np.zeros((8, 16, 3), np.uint8)
+    halves[:, 8:] = 200
+    content = enlarge_image(encode_image(halves, "webp", 90), (160, 80), file_format, 90)
+    with Image.open(BytesIO(content)) as image:
+        assert (image.format, image.size) == (name, (160, 80))
+        values = np.asarray(image.convert("L")).astype(int)
+    assert values[:, :60].max() < 20
+    assert values[:, 100:].min() > 180

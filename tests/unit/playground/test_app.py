@@ -1,17 +1,19 @@
 """The page in a real browser: its form, progress, errors, the token, and narrow windows."""
 
+from pathlib import Path
 from typing import Any
 
 import pytest
 
 from serve.inputs import Inputs
+from serve.media.object_store import ObjectStore
 from serve.settings import Settings
 from tests.app_factory import AppUnderTest, make_app
 from tests.browser import KEYS, PHONE, Browser
 from tests.drawing_pool import DrawingPool
 
 OUTPUT, GENERATE, STEPS = "[data-test=output]", "[data-test=generate]", "[data-test=number-num_inference_steps]"
-PROMPT = "#input-prompt"
+PROMPT, PREVIEW = "#input-prompt", "[data-test=preview]"
 WIDTHS = "return [document.documentElement.scrollWidth, window.innerWidth]"
 
 
@@ -76,6 +78,108 @@ async def test_images_appear_after_live_progress(browser: Browser) -> None:
     (plan,) = pool.plans
     assert (plan.prompt, plan.steps, len(plan.seeds)) == ("a blue house", 8, 2)
     assert str(plan.seeds[0]) == await browser.text("[data-test=seed]")
+
+
+async def test_previews_are_shown_until_the_images_are_there(browser: Browser) -> None:
+    pool = DrawingPool()
+    pool.may_finish.clear()
+    async with make_app(pool).listening() as url:
+        await browser.open(url + "/playground")
+        await browser.type(STEPS, "12")
+        await browser.type("[data-test=number-num_outputs]", "2")
+        await browser.click(GENERATE)
+        shown = f"[...document.querySelectorAll('{PREVIEW}')].filter((each) => each.naturalWidth == 32)"
+        await browser.wait_for(f"{shown}.length == 2")
+        first, second = await browser.script(f"return {shown}.map((each) => each.src)")
+        assert first.startswith("data:image/webp;base64,")
+        assert first != second
+        pool.may_finish.set()
+        await browser.wait_for(f"document.querySelectorAll('{OUTPUT}').length == 2")
+        assert await browser.count(PREVIEW) == 0
+        assert await browser.problems() == []
+    assert [plan.previews for plan in pool.plans] == [4]
+
+
+async def test_preview_is_removed_if_the_prediction_is_canceled_or_withheld(browser: Browser) -> None:
+    pool = DrawingPool(flagged=(0,))
+    pool.may_finish.clear()
+    async with make_app(pool).listening() as url:
+        await browser.open(url + "/playground")
+        await browser.type("[data-test=number-num_outputs]", "2")
+        await browser.click(GENERATE)
+        await browser.find(PREVIEW)
+        pool.may_finish.set()
+        await browser.find("[data-test=withheld]")
+        await browser.wait_for_text("[data-test=status]", "Done")
+        assert await browser.count(PREVIEW) == 0
+        pool.may_finish.clear()
+        await browser.click(GENERATE)
+        await browser.find(PREVIEW)
+        await browser.click("[data-test=cancel]")
+        await browser.wait_for_text("[data-test=status]", "Canceled")
+        assert await browser.count(PREVIEW) == 0
+
+
+async def test_images_in_a_bucket_are_shown_without_a_request_to_its_host(
+    browser: Browser, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async def presigned_url(store: ObjectStore, key: str, max_age_s: float) -> str:
+        return f"https://bucket.s3.amazonaws.com/prefix/{key}?X-Amz-Signature=1"
+
+    monkeypatch.setattr(ObjectStore, "presigned_url", presigned_url)
+    outputs = Settings().outputs.model_copy(update={"public_url": "https://flux.example"})
+    async with make_app(DrawingPool(), Settings(outputs=outputs)).listening() as url:
+        await browser.open(url + "/playground")
+        await browser.click(GENERATE)
+        await browser.wait_for(f"document.querySelector('{OUTPUT}')?.naturalWidth == 512")
+        assert (await browser.script(f"return document.querySelector('{OUTPUT}').src")).startswith(f"blob:{url}")
+        assert await browser.problems() == []
+
+
+async def test_position_in_the_queue_and_a_wait_for_a_replica_are_shown(browser: Browser) -> None:
+    pool = DrawingPool()
+    pool.may_start.clear()
+    app = make_app(pool)
+    async with app.listening() as url:
+        older = await fill_pool(app)
+        await browser.open(url + "/playground")
+        await browser.click(GENERATE)
+        await browser.wait_for_text(".status", "1 ahead")
+        await app.service.cancel(older)
+        await browser.wait_for_text(".status", "replica")
+        assert "ahead" not in await browser.text(".status")
+        pool.may_start.set()
+        await browser.find(OUTPUT)
+        assert "replica" not in await browser.text(".status")
+
+
+async def test_notice_is_shown_while_the_service_starts(browser: Browser) -> None:
+    app = make_app(DrawingPool(), opened=False)
+    async with app.listening() as url:
+        await browser.open(url + "/playground")
+        await browser.wait_for_text(".notice", "starting")
+        app.service.open()
+        await browser.wait_for("!document.querySelector('.notice')")
+        await browser.click(GENERATE)
+        await browser.find(OUTPUT)
+
+
+async def test_lora_file_is_uploaded_and_used(browser: Browser, tmp_path: Path) -> None:
+    file = tmp_path / "sketch.safetensors"
+    file.write_bytes(b"weights")
+    pool = DrawingPool()
+    app = make_app(pool)
+    async with app.listening() as url:
+        await browser.open(url + "/playground")
+        await browser.find(GENERATE)
+        await browser.choose_file("[data-test=file-replicate_weights]", file)
+        value = "document.querySelector('#input-replicate_weights').value"
+        assert "/v1/files/" in await browser.wait_for(f"{value}.includes('/v1/files/') && {value}")
+        await browser.click(GENERATE)
+        await browser.find(OUTPUT)
+        assert await browser.problems() == []
+    (plan,) = pool.plans
+    assert len(plan.loras) == 1
 
 
 async def test_images_are_shown_if_outputs_are_links(browser: Browser) -> None:

@@ -2,13 +2,14 @@
 
 import asyncio
 import time
+from collections.abc import AsyncGenerator
 from typing import Any
 
 import pytest
 from replicate.prediction import Prediction as ClientPrediction
 
 from serve.errors import AllImagesFlagged, EngineFailed
-from serve.events import Event, ImageFlagged, Started, StepDone
+from serve.events import Event, ImageFlagged, Preview, Started, StepDone
 from serve.generation_plan import PlannedLora
 from serve.lora.reference import ReplicateModel
 from serve.lora.resolved_lora import CacheHandle, LoraMetadata, ResolvedLora
@@ -32,6 +33,50 @@ async def test_progress_of_each_image_is_recorded() -> None:
     events = (Started(), StepDone(0, 1, 4), StepDone(1, 1, 4), StepDone(0, 2, 4))
     last = await run_to_end(make_app(FakePool(events)), CAT | {"num_outputs": 2})
     assert [(each.index, each.step, each.total) for each in last.progress] == [(0, 2, 4), (1, 1, 4)]
+
+
+class PausingPool(FakePool):
+    """Waits at each `None` among its events until the test continues it."""
+
+    def __init__(self, *events: Event | None) -> None:
+        super().__init__([])
+        self._script = events
+        self.pauses: asyncio.Queue[asyncio.Event] = asyncio.Queue()
+
+    async def generate(self, *_: Any) -> AsyncGenerator[Event, None]:
+        for event in self._script:
+            if event is not None:
+                yield event
+                continue
+            pause = asyncio.Event()
+            self.pauses.put_nowait(pause)
+            await pause.wait()
+
+
+async def test_newest_preview_is_kept_until_its_image_is_finished_or_withheld() -> None:
+    pool = PausingPool(
+        *(
+            Started(),
+            StepDone(0, 1, 4),
+            Preview(0, 1, 4, b"old"),
+            Preview(0, 2, 4, b"new"),
+            Preview(1, 1, 4, b"b"),
+            None,
+        ),
+        *(image_finished(0), None, Preview(0, 3, 4, b"late"), ImageFlagged(1), None, DONE),
+    )
+    app = make_app(pool)
+    created = await app.create(CAT | {"num_outputs": 2})
+    seen = []
+    for _ in range(3):
+        pause = await asyncio.wait_for(pool.pauses.get(), 5)
+        contents = {image: each.content for image, each in (await app.service.previews(created.id)).items()}
+        progress = (await app.service.get(created.id)).progress
+        seen.append((contents, {each.index: each.preview_step for each in progress}))
+        pause.set()
+    assert seen == [({0: b"new", 1: b"b"}, {0: 2, 1: 1}), ({1: b"b"}, {0: 0, 1: 1}), ({}, {0: 0, 1: 0})]
+    ended = await asyncio.wait_for(app.service.wait(created.id), 5)
+    assert (ended.status, await app.service.previews(created.id)) == ("succeeded", {})
 
 
 async def test_notes_of_the_engine_are_logged_once_if_a_replica_is_replaced() -> None:

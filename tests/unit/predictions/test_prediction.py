@@ -4,7 +4,7 @@ from datetime import UTC, datetime, timedelta, timezone
 
 import pytest
 
-from serve.predictions.prediction import Output, Prediction, new_id, rfc3339, timestamps
+from serve.predictions.prediction import Output, Prediction, Progress, new_id, rfc3339, timestamps
 from tests.fakes import NOON, prediction
 
 STARTED_AT = NOON + timedelta(seconds=2)
@@ -96,3 +96,11 @@ def test_missing_timestamps_are_null() -> None:
         "started_at": "2026-01-01T12:00:02.000Z",
         "completed_at": None,
     }
+
+
+def test_progress_and_previews_of_an_image_do_not_replace_each_other() -> None:
+    running = prediction().with_progress(0, 2, 8).with_preview(0, 2, 8).with_progress(0, 5, 8)
+    assert running.progress == (Progress(index=0, step=5, total=8, preview_step=2),)
+    # A preview that was encoded slowly is older than the last step.
+    assert running.with_preview(0, 4, 8).progress == (Progress(index=0, step=5, total=8, preview_step=4),)
+    assert running.without_preview(0).progress == (Progress(index=0, step=5, total=8),)

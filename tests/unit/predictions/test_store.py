@@ -10,6 +10,7 @@ from sqlalchemy.ext.asyncio import AsyncConnection
 from serve.access.caller import NO_OWNER, Caller
 from serve.database.connection import Database
 from serve.errors import DatabaseUnavailable, IdempotencyKeyReused, NotFound, PoolFull, TooManyPredictions
+from serve.events import Preview
 from serve.predictions import leased_record
 from serve.predictions import prediction_rows as rows
 from serve.predictions.change_notifier import ChangeNotifier
@@ -17,8 +18,10 @@ from serve.predictions.idempotency import IdempotencyKey
 from serve.predictions.lease import Lease
 from serve.predictions.prediction import Prediction
 from serve.predictions.prediction_pages import PageQuery
+from serve.predictions.preview_rows import StoredPreview, read_previews
 from serve.predictions.store import LEASE_S, PredictionStore
 from tests.fakes import NOON, FakeClock, plan, prediction
+from tests.unit.predictions.helpers import recorded_statements
 
 A, B, C = (letter * 26 for letter in "abc")
 POOL = prediction(A).plan.pool
@@ -457,3 +460,90 @@ async def test_processes_together_keep_the_limit_of_an_owner(database: Database)
         return_exceptions=True,
     )
     assert sorted(type(result).__name__ for result in results) == ["Prediction", "TooManyPredictions"]
+
+
+def with_previews(prediction_id: str) -> Prediction:
+    record = prediction(prediction_id)
+    return record.model_copy(update={"plan": record.plan.model_copy(update={"previews": 3})})
+
+
+async def make_previewed(database: Database, monkeypatch: pytest.MonkeyPatch) -> PredictionStore:
+    """A store that runs A, with a preview of two images."""
+    monkeypatch.setattr(leased_record, "STORE_PERIOD_S", 0.01)
+    store = make_store(database)
+    await store.create(with_previews(A), attached=False)
+    for image in (0, 1):
+        store.add_preview(A, Preview(image, 2, 4, b"image %d" % image))
+    return store
+
+
+async def stored_previews(database: Database, number: int) -> dict[int, StoredPreview]:
+    """The rows of A as soon as there are this many."""
+    async with asyncio.timeout(5):
+        while len(rows := await database.read(lambda connection: read_previews(connection, A))) != number:
+            await asyncio.sleep(0.01)
+    return rows
+
+
+async def test_previews_are_there_at_once_and_soon_in_other_processes(
+    database: Database, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    store = await make_previewed(database, monkeypatch)
+    expected = {0: StoredPreview(2, b"image 0"), 1: StoredPreview(2, b"image 1")}
+    assert await store.previews(A) == expected
+    assert [(each.index, each.step, each.preview_step) for each in (await store.get(A)).progress] == [
+        (0, 2, 2),
+        (1, 2, 2),
+    ]
+    await stored_previews(database, 2)
+    other = make_store(database)
+    assert await other.previews(A) == expected
+    assert (await other.get(A)).progress == (await store.get(A)).progress
+    store.add_preview(A, Preview(0, 3, 4, b"newer"))
+    async with asyncio.timeout(5):
+        while (await other.previews(A))[0] != StoredPreview(3, b"newer"):
+            await asyncio.sleep(0.01)
+
+
+async def test_preview_of_a_finished_image_is_removed(database: Database, monkeypatch: pytest.MonkeyPatch) -> None:
+    store = await make_previewed(database, monkeypatch)
+    await stored_previews(database, 2)
+    store.drop_preview(A, 0)
+    assert set(await store.previews(A)) == {1}
+    assert set(await stored_previews(database, 1)) == {1}
+    assert [each.preview_step for each in (await stored(database, A)).progress] == [0, 2]
+
+
+@pytest.mark.parametrize("ended_by", ["its process", "another process"])
+async def test_previews_are_removed_when_the_prediction_ends(
+    database: Database, monkeypatch: pytest.MonkeyPatch, ended_by: str
+) -> None:
+    store = await make_previewed(database, monkeypatch)
+    await stored_previews(database, 2)
+    await (store if ended_by == "its process" else make_store(database)).finish(A, cancel)
+    assert await stored_previews(database, 0) == {}
+    assert await make_store(database).previews(A) == {}
+
+
+async def test_previews_of_a_lost_lease_are_not_stored(database: Database, monkeypatch: pytest.MonkeyPatch) -> None:
+    clock = FakeClock()
+    monkeypatch.setattr(leased_record, "STORE_PERIOD_S", 0.01)
+    slow, other = make_store(database, clock), make_store(database, clock)
+    await slow.create(with_previews(A), attached=False)
+    clock.elapsed_s = LEASE_S + 1
+    await other.claim(1)
+    lost: list[str] = []
+    slow.on_lost = lost.append
+    slow.add_preview(A, Preview(0, 2, 4, b"of the slow process"))
+    async with asyncio.timeout(5):
+        while not lost:
+            await asyncio.sleep(0.01)
+    assert await other.previews(A) == {}
+    assert await stored_previews(database, 0) == {}
+
+
+async def test_predictions_without_previews_cost_no_statement(database: Database) -> None:
+    store = await make_running(database, A)
+    with recorded_statements() as statements:
+        await store.finish(A, succeed, release=True)
+    assert not [sql for sql, _ in statements if "previews" in sql]

@@ -6,6 +6,7 @@ import io
 from collections.abc import AsyncGenerator
 from contextlib import asynccontextmanager
 from pathlib import Path
+from typing import Any
 
 import openai
 import pytest
@@ -13,8 +14,10 @@ from openai import AsyncOpenAI
 from PIL import Image
 
 from serve.events import ImageFinished, ImageFlagged, Started
+from serve.predictions.runner import Pool
 from serve.settings import PoolSettings, Settings
 from tests.app_factory import make_app
+from tests.drawing_pool import DrawingPool
 from tests.fakes import DONE, ONE_IMAGE, WEBP, FakePool, image_finished
 from tests.images import png
 from tests.markdown import blocks
@@ -26,7 +29,7 @@ IMAGE = png(320, 256)
 
 @asynccontextmanager
 async def client(
-    pool: FakePool, settings: Settings | None = None, token: str = "a token"
+    pool: Pool, settings: Settings | None = None, token: str = "a token"
 ) -> AsyncGenerator[AsyncOpenAI, None]:
     app = make_app(pool, settings, token="a token")
     async with (
@@ -117,6 +120,50 @@ async def test_generations_and_edits_are_streamed() -> None:
     assert generated[0].type == "image_generation.completed"
     assert base64.b64decode(generated[0].b64_json) == WEBP
     assert generated[0].usage.total_tokens > 0
+
+
+@pytest.mark.parametrize(("partial_images", "expected"), [(0, 0), (1, 1), (3, 3)])
+async def test_partial_images_are_streamed(partial_images: int, expected: int) -> None:
+    pool = DrawingPool()
+    pool.may_finish.clear()
+    async with client(pool) as openai_client:
+        stream = await openai_client.images.generate(
+            prompt="a cat",
+            stream=True,
+            partial_images=partial_images,
+            size="512x256",
+            output_format="jpeg",
+            extra_body={"num_inference_steps": 8},
+        )
+        events: list[Any] = []
+        if not expected:
+            pool.may_finish.set()
+        async for event in stream:
+            events.append(event)
+            pool.may_finish.set()
+    *partial, completed = events
+    assert pool.plans[0].previews == expected
+    assert completed.type == "image_generation.completed"
+    assert {event.type for event in partial} <= {"image_generation.partial_image"}
+    # Several quick previews may be sent as one.
+    assert bool(partial) == bool(expected)
+    assert [event.partial_image_index for event in partial] == list(range(len(partial)))
+    for event in partial:
+        assert (event.output_format, event.size, event.background) == ("jpeg", "512x256", "opaque")
+        with Image.open(io.BytesIO(base64.b64decode(event.b64_json))) as image:
+            assert (image.format, image.size) == ("JPEG", (512, 256))
+
+
+async def test_partial_images_of_an_edit_are_streamed() -> None:
+    pool = DrawingPool()
+    pool.may_finish.clear()
+    async with client(pool) as openai_client:
+        stream = await openai_client.images.edit(image=IMAGE, prompt="a cat", stream=True, partial_images=1)
+        types = []
+        async for event in stream:
+            types.append(event.type)
+            pool.may_finish.set()
+    assert types == ["image_edit.partial_image", "image_edit.completed"]
 
 
 async def test_error_in_a_stream_is_raised() -> None:
