@@ -3,7 +3,7 @@
 from typing import Any
 
 from serve.api.openai.parameters import OWN_INPUTS, Parameters
-from serve.api.openapi import BOUNDS, Schema
+from serve.api.openapi import BOUNDS, Schema, reference
 
 TEXT: Schema = {"type": "string"}
 INTEGER: Schema = {"type": "integer"}
@@ -29,6 +29,8 @@ SCHEMAS: dict[str, dict[str, Schema]] = {
             },
         },
     },
+    # The data is JSON.
+    "ImagesEvent": {"event": TEXT, "data": TEXT},
     "ImagesError": {
         "error": {
             "type": "object",
@@ -41,6 +43,7 @@ SCHEMAS: dict[str, dict[str, Schema]] = {
         }
     },
 }
+ERROR: Schema = {"description": "Error", "content": {"application/json": {"schema": reference("ImagesError")}}}
 FILES: dict[str, Schema] = {"image": FILE, "mask": FILE}
 
 
@@ -75,17 +78,11 @@ def _operation(operation_id: str, media_type: str, body: Schema) -> Schema:
             "200": {
                 "description": "Successful Response",
                 "content": {
-                    "application/json": {"schema": _reference("ImagesResponse")},
-                    "text/event-stream": {"schema": TEXT},
+                    "application/json": {"schema": reference("ImagesResponse")},
+                    "text/event-stream": {"schema": reference("ImagesEvent")},
                 },
             },
-            "default": {
-                "description": "Error",
-                "content": {"application/json": {"schema": _reference("ImagesError")}},
-            },
+            "4XX": ERROR,
+            "5XX": ERROR,
         },
     }
-
-
-def _reference(name: str) -> Schema:
-    return {"$ref": f"#/components/schemas/{name}"}
