@@ -131,9 +131,14 @@ class CogApi:
         inputs = _with_defaults(self._served.rename_inputs(body["input"]), self._served)
         validate_inputs(inputs, self._settings.max_prompt_chars)
         existing = await self._find(options)
-        if existing is not None:
-            return await self._respond(existing, 200 if existing.ended else 202)
-        return await self._create(request, body, options)
+        if existing is None:
+            try:
+                return await self._create(request, body, options)
+            except PredictionExists:  # Another request with this id was faster.
+                existing = await self._find(options)
+                if existing is None:
+                    raise
+        return await self._respond(existing, 200 if existing.ended else 202)
 
     async def shutdown(self, request: Request) -> Response:
         return JSONResponse({}, background=BackgroundTask(self._shut_down))

@@ -121,9 +121,8 @@ class PredictionService:
                 await self._input_store.try_delete(prediction)
             raise
         if not is_same_creation(stored, prediction):
-            if stored.id != prediction.id:
-                await self._input_store.try_delete(prediction)
-            if not caller.may_see(stored.owner):
+            await self._input_store.try_delete(prediction)
+            if key is None:
                 raise PredictionExists(stored.id)
             return stored
         log.info("%s: accepted for %s", prediction.log_id, prediction.plan.pool)
