@@ -104,6 +104,7 @@ class PredictionService:
         start_s = time.perf_counter()
         uploads = await with_patience(lambda: self._own_files.find(raw_inputs, caller))
         request = prepare_request(raw_inputs, served, self._settings, secrets.randbits(32), uploads)
+        # Before images are decoded and stored. Only the check of `PredictionStore.create` is exact.
         await with_patience(lambda: self._store.check_capacity(request.plan.pool, caller))
         stages_ms = {"plan": elapsed_ms(start_s)}
         images = await self._input_images.load(request.inputs, request.plan)
