@@ -45,6 +45,7 @@ from serve.media.object_store import ObjectStore
 from serve.media.output_store import OutputStore
 from serve.net.http_client import HttpClient
 from serve.net.output_uploads import OutputUploads
+from serve.net.presigned_urls import PresignedUrls
 from serve.net.url_fetcher import UrlFetcher
 from serve.owner_death import own_reference
 from serve.pool_client import PoolClient
@@ -103,7 +104,9 @@ class Ingress(HandleApi):
         limits = {name: pool.max_in_flight for name, pool in settings.pools.items()}
         self._pool_metrics = PoolMetrics(self._database, limits)
         store = PredictionStore(self._database, self._notifier, limits)
-        own_files = OwnFiles(self._files, self._outputs, store, self._links, settings.outputs.public_url)
+        self._bucket_urls = PresignedUrls(settings.fetch)
+        public_url = settings.outputs.public_url
+        own_files = OwnFiles(self._files, self._outputs, store, self._links, public_url, self._bucket_urls)
         self._http_client = HttpClient(settings.fetch)
         fetcher = OwnFilesFirst(own_files, UrlFetcher(settings.fetch, self._http_client), settings.fetch.max_bytes)
         input_images = InputImages(settings, fetcher)
@@ -184,6 +187,7 @@ class Ingress(HandleApi):
         await self._files.aclose()
         await self._database.aclose()
         self._http_client.close()
+        self._bucket_urls.close()
         await asyncio.to_thread(tracing.shut_down)
 
     async def _start(self) -> None:

@@ -152,8 +152,7 @@ class ModelReplica:
                             for finished in asyncio.as_completed(postprocessing):
                                 yield await finished
                             outcome = "finished"
-                            for stage, (start_s, end_s) in event.intervals_s.items():
-                                span.record(stage, start_s, end_s)
+                            _record(event.intervals_s, span)
                             yield Finished(event.stages_ms | stages_ms, event.mean_batch, self._engine.compute_dtype)
                         case Failed():
                             outcome = "failed"
@@ -194,7 +193,7 @@ class ModelReplica:
         )
         for stage, (start_s, end_s) in intervals_s.items():
             stages_ms[stage] = stages_ms.get(stage, 0.0) + 1000 * (end_s - start_s)
-            span.record(stage, start_s, end_s)
+        _record(intervals_s, span)
         return event
 
     def _check_and_encode(
@@ -253,6 +252,12 @@ async def _with_signs_of_life(
     finally:
         if upcoming is not None:
             upcoming.cancel()
+
+
+def _record(intervals_s: Mapping[str, Interval], span: tracing.Span) -> None:
+    """Adds the stages to the span as children."""
+    for stage, (start_s, end_s) in intervals_s.items():
+        span.record(stage, start_s, end_s)
 
 
 def _engine_request(

@@ -41,6 +41,7 @@ from serve.media.object_store import ObjectStore
 from serve.media.output_store import OutputStore
 from serve.net.http_client import HttpClient
 from serve.net.output_uploads import OutputUploads
+from serve.net.presigned_urls import PresignedUrls
 from serve.predictions.change_notifier import ChangeNotifier
 from serve.predictions.create_options import NO_OPTIONS, CreateOptions
 from serve.predictions.idempotency import IdempotencyKey
@@ -62,10 +63,10 @@ from tests.local_server import EMPTY_TRUST_STORE
 
 
 class SqliteForTests(Database):
-    """Has all tables. It keeps no connections, so it need not be closed."""
+    """Has all tables. Unless it is `pooled`, it keeps no connections, so it need not be closed."""
 
-    def __init__(self, path: Path) -> None:
-        super().__init__(f"sqlite:///{path}", pooled=False)
+    def __init__(self, path: Path, pooled: bool = False) -> None:
+        super().__init__(f"sqlite:///{path}", pooled)
         metadata.create_all(create_engine(f"sqlite:///{path}", poolclass=NullPool))
 
 
@@ -110,6 +111,7 @@ def make_app(
     opened: bool = True,
     token: str | None = None,
     state: Path | None = None,
+    pooled: bool = False,
 ) -> AppUnderTest:
     """Builds the application with `pool` as every pool.
 
@@ -131,14 +133,14 @@ def make_app(
             return stored
 
     settings, folder = settings or Settings(), state or Path(tempfile.mkdtemp(prefix="flux-serve-test-"))
-    database = SqliteForTests(folder / "predictions.db")
+    database = SqliteForTests(folder / "predictions.db", pooled)
     limits = {name: each.max_in_flight for name, each in settings.pools.items()}
     store = RecordingStore(database, ChangeNotifier(database), limits)
     stored = ObjectStore(folder.as_uri())
     links = LinkSigner(lambda: signing_key(database, "links"), settings.outputs.link_max_age_s)
     outputs = OutputStore(settings.outputs, stored, links)
     file_store = FileStore(settings.files, database, stored)
-    own_files = OwnFiles(file_store, outputs, store, links, settings.outputs.public_url)
+    own_files = OwnFiles(file_store, outputs, store, links, settings.outputs.public_url, PresignedUrls(settings.fetch))
     fetcher = OwnFilesFirst(own_files, fetcher or FakeFetcher({}), settings.fetch.max_bytes)
     input_images = InputImages(settings, fetcher)
     runner = PredictionRunner(

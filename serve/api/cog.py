@@ -23,7 +23,7 @@ from serve.api.http_messages import (
 from serve.api.openapi import COG_VERSION
 from serve.api.openapi_replicate import service_document
 from serve.errors import FieldError, NotFound, PredictionExists
-from serve.inputs import Inputs
+from serve.inputs import Inputs, validate_inputs
 from serve.media.output_store import OutputStore
 from serve.predictions.create_options import CreateOptions
 from serve.predictions.prediction import Prediction, rfc3339, timestamps
@@ -128,10 +128,17 @@ class CogApi:
             message = "prediction ID must match the ID supplied in the URL"
             raise InvalidBody((FieldError("id", message, "value_error"),))
         options = create_options(body | {"id": prediction_id}, caller_of(request), self._settings)
+        inputs = _with_defaults(self._served.rename_inputs(body["input"]), self._served)
+        validate_inputs(inputs, self._settings.max_prompt_chars)
         existing = await self._find(options)
-        if existing is not None:
-            return await self._respond(existing, 200 if existing.ended else 202)
-        return await self._create(request, body, options)
+        if existing is None:
+            try:
+                return await self._create(request, body, options)
+            except PredictionExists:  # Another request with this id was faster.
+                existing = await self._find(options)
+                if existing is None:
+                    raise
+        return await self._respond(existing, 200 if existing.ended else 202)
 
     async def shutdown(self, request: Request) -> Response:
         return JSONResponse({}, background=BackgroundTask(self._shut_down))
@@ -184,10 +191,9 @@ async def prediction_response(
 
     `with_unfinished` is as for `output_uris`.
     """
-    given = {key: value for key, value in prediction.inputs.items() if value is not None}
-    inputs = {} if prediction.data_removed else Inputs.model_validate(served.model.default_inputs | given).model_dump()
+    inputs = _with_defaults(prediction.inputs, served)
     return {
-        "input": inputs,
+        "input": {} if prediction.data_removed else Inputs.model_validate(inputs).model_dump(),
         "output": await output_uris(prediction, outputs, with_unfinished),
         "id": prediction.id,
         "version": prediction.version,
@@ -197,6 +203,11 @@ async def prediction_response(
         "status": prediction.status,
         "metrics": prediction.metrics,
     }
+
+
+def _with_defaults(inputs: Mapping[str, Any], served: ServedVersion) -> dict[str, Any]:
+    """The inputs that are not null, and the defaults of the served model."""
+    return served.model.default_inputs | {key: value for key, value in inputs.items() if value is not None}
 
 
 def _short_envelope(body: Mapping[str, Any]) -> dict[str, Any]:

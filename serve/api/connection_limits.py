@@ -1,7 +1,8 @@
-"""Bounds the connections of Serve's HTTP proxy: their number, the time and size of request heads, and idle ones."""
+"""Bounds the connections of Serve's HTTP proxy: their number, slow and large heads, idle ones, and unread responses."""
 
 import asyncio
 import resource
+import socket
 from typing import Any, ClassVar, Protocol
 
 from uvicorn.config import HTTP_PROTOCOLS
@@ -9,6 +10,8 @@ from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 
 HEAD_TIMEOUT_S = 20.0
 """Time in which a client must send the head of a request: its first line and headers."""
+SEND_TIMEOUT_S = 60.0
+"""A client that reads nothing for this long, while there is something to send, is disconnected."""
 MAX_HEAD_BYTES = 64 * 2**10
 HEAD_TOO_LARGE = b"HTTP/1.1 431 Request Header Fields Too Large\r\nconnection: close\r\ncontent-length: 0\r\n\r\n"
 MAX_FILES = 2**16
@@ -95,6 +98,7 @@ class LimitedHttpProtocol(HttpToolsProtocol):
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
         super().connection_made(transport)
         self.address = self.client[0] if self.client else ""
+        _limit_send_time(transport)
         if self.open_connections.add(self):
             self._start_timer()
         else:
@@ -151,6 +155,13 @@ class LimitedHttpProtocol(HttpToolsProtocol):
         if self._timer is not None:
             self._timer.cancel()
             self._timer = None
+
+
+def _limit_send_time(transport: asyncio.Transport) -> None:
+    """Disconnects clients that do not read. They could keep a connection for ever, even after the server closes it."""
+    if hasattr(socket, "TCP_USER_TIMEOUT"):  # not on macOS
+        connection = transport.get_extra_info("socket")
+        connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT, int(1000 * SEND_TIMEOUT_S))
 
 
 def limit_connections() -> None:

@@ -3,7 +3,9 @@
 from typing import Any
 
 from serve.api.openai.parameters import OWN_INPUTS, Parameters
-from serve.api.openapi import BOUNDS, Schema
+from serve.api.openapi import BOUNDS, Schema, reference
+from serve.api.openapi_schemas import nullable
+from serve.inputs import Inputs
 
 TEXT: Schema = {"type": "string"}
 INTEGER: Schema = {"type": "integer"}
@@ -29,6 +31,8 @@ SCHEMAS: dict[str, dict[str, Schema]] = {
             },
         },
     },
+    # The data is JSON.
+    "ImagesEvent": {"event": TEXT, "data": TEXT},
     "ImagesError": {
         "error": {
             "type": "object",
@@ -41,6 +45,7 @@ SCHEMAS: dict[str, dict[str, Schema]] = {
         }
     },
 }
+ERROR: Schema = {"description": "Error", "content": {"application/json": {"schema": reference("ImagesError")}}}
 FILES: dict[str, Schema] = {"image": FILE, "mask": FILE}
 
 
@@ -49,13 +54,24 @@ def add_images_api(document: Schema) -> None:
     schemas = document["components"]["schemas"]
     for name, properties in SCHEMAS.items():
         schemas[name] = {"title": name, "type": "object", "properties": properties}
-    own_inputs = {name: schema for name, schema in schemas["Input"]["properties"].items() if name in OWN_INPUTS}
+    # Those that are not inputs are aliases of the model.
+    own_inputs = {
+        name: schema
+        for name, schema in schemas["Input"]["properties"].items()
+        if name in OWN_INPUTS or name not in Inputs.model_fields
+    }
     fields = {name: _parameter(field) for name, field in Parameters.model_json_schema()["properties"].items()}
-    generation: Schema = {"type": "object", "properties": fields | own_inputs, "required": ["prompt"]}
-    edit: Schema = generation | {"properties": FILES | fields | own_inputs, "required": ["image", "prompt"]}
+    parameters = fields | own_inputs
+    optional = {name: nullable(schema) for name, schema in parameters.items() if name != "prompt"}
+    generation = _body(parameters | optional, required=["prompt"])
+    edit = _body(FILES | parameters, required=["image", "prompt"])
     paths = document["paths"]
     paths["/v1/images/generations"] = {"post": _operation("post_v1_images_generations", "application/json", generation)}
     paths["/v1/images/edits"] = {"post": _operation("post_v1_images_edits", "multipart/form-data", edit)}
+
+
+def _body(properties: dict[str, Schema], required: list[str]) -> Schema:
+    return {"type": "object", "properties": properties, "required": required, "additionalProperties": False}
 
 
 def _parameter(field: Schema) -> Schema:
@@ -75,17 +91,11 @@ def _operation(operation_id: str, media_type: str, body: Schema) -> Schema:
             "200": {
                 "description": "Successful Response",
                 "content": {
-                    "application/json": {"schema": _reference("ImagesResponse")},
-                    "text/event-stream": {"schema": TEXT},
+                    "application/json": {"schema": reference("ImagesResponse")},
+                    "text/event-stream": {"schema": reference("ImagesEvent")},
                 },
             },
-            "default": {
-                "description": "Error",
-                "content": {"application/json": {"schema": _reference("ImagesError")}},
-            },
+            "4XX": ERROR,
+            "5XX": ERROR,
         },
     }
-
-
-def _reference(name: str) -> Schema:
-    return {"$ref": f"#/components/schemas/{name}"}

@@ -1,7 +1,18 @@
 """The schemas of the Replicate API in the OpenAPI document."""
 
-from serve.api.openapi import Schema
+from serve.api.openapi import Schema, reference
 from serve.predictions.webhook import WEBHOOK_EVENTS
+
+
+def nullable(schema: Schema) -> Schema:
+    """`schema` with null. OpenAPI 3.0 ignores keys beside `$ref`."""
+    return {"allOf": [schema], "nullable": True} if "$ref" in schema else schema | {"nullable": True}
+
+
+def parameter(place: str, name: str, schema: Schema, required: bool = False) -> Schema:
+    """A parameter in the path, the query or a header."""
+    return {"name": name, "in": place, "required": required, "schema": schema}
+
 
 TEXT: Schema = {"type": "string"}
 TIME: Schema = {"type": "string", "format": "date-time"}
@@ -17,10 +28,9 @@ SCHEMAS: dict[str, dict[str, Schema]] = {
         "id": TEXT,
         "model": TEXT,
         "version": TEXT,
-        "status": {"$ref": "#/components/schemas/Status"},
+        "status": reference("Status"),
         "input": OBJECT,
-        # OpenAPI 3.0 ignores keys beside $ref.
-        "output": {"allOf": [{"$ref": "#/components/schemas/Output"}], "nullable": True},
+        "output": nullable(reference("Output")),
         "error": TEXT_OR_NULL,
         "logs": TEXT,
         "metrics": OBJECT,
@@ -59,7 +69,7 @@ SCHEMAS: dict[str, dict[str, Schema]] = {
         "run_count": {"type": "integer"},
         "cover_image_url": TEXT_OR_NULL,
         "default_example": OBJECT | {"nullable": True},
-        "latest_version": {"$ref": "#/components/schemas/Version"},
+        "latest_version": reference("Version"),
     },
     "Deployment": {
         "owner": TEXT,
@@ -71,7 +81,7 @@ SCHEMAS: dict[str, dict[str, Schema]] = {
                 "model": TEXT,
                 "version": TEXT,
                 "created_at": TIME,
-                "created_by": {"$ref": "#/components/schemas/Account"},
+                "created_by": reference("Account"),
                 "configuration": OBJECT,
             },
         },
@@ -82,15 +92,20 @@ SCHEMAS: dict[str, dict[str, Schema]] = {
         "name": TEXT,
         "description": TEXT,
         "full_description": TEXT_OR_NULL,
-        "models": {"type": "array", "items": {"$ref": "#/components/schemas/Model"}},
+        "models": {"type": "array", "items": reference("Model")},
     },
     "SearchResults": {
         "query": TEXT,
         "models": {"type": "array", "items": OBJECT},
-        "collections": {"type": "array", "items": {"$ref": "#/components/schemas/Collection"}},
+        "collections": {"type": "array", "items": reference("Collection")},
         "pages": {"type": "array", "items": OBJECT},
     },
     "WebhookSecret": {"key": TEXT},
+    "PredictionEvent": {
+        "event": {"type": "string", "enum": ["logs", "progress", "output", "error", "done"]},
+        "id": TEXT,
+        "data": TEXT,
+    },
     "Readiness": {"status": TEXT},
     "Account": {"type": TEXT, "username": TEXT, "name": TEXT, "github_url": TEXT_OR_NULL},
     "Problem": {
@@ -110,18 +125,22 @@ UPLOAD: Schema = {
         "type": TEXT,
     },
     "required": ["content"],
+    "additionalProperties": False,
 }
-WEBHOOK_FIELDS: dict[str, Schema] = {
-    "webhook": {"type": "string", "format": "uri"},
-    "webhook_events_filter": {"type": "array", "items": {"type": "string", "enum": list(WEBHOOK_EVENTS)}},
+WEB_URL: Schema = TEXT | {"format": "uri", "pattern": "^https?://"}
+MODEL_PREDICTION_FIELDS: dict[str, Schema] = {
+    "input": reference("PredictionInput"),
+    "stream": nullable({"type": "boolean"}),
+    "webhook": nullable(WEB_URL),
+    "webhook_events_filter": nullable(
+        {"type": "array", "items": {"type": "string", "enum": list(WEBHOOK_EVENTS)}},
+    ),
 }
-PREDICTION_BODY: Schema = {
-    "type": "object",
-    "properties": {"input": {"$ref": "#/components/schemas/Input"}, "version": TEXT} | WEBHOOK_FIELDS,
-    "required": ["input"],
-}
-MODEL_PREDICTION_BODY: Schema = {
-    "type": "object",
-    "properties": {"input": {"$ref": "#/components/schemas/Input"}} | WEBHOOK_FIELDS,
-    "required": ["input"],
-}
+
+
+def _prediction_body(fields: dict[str, Schema]) -> Schema:
+    return {"type": "object", "properties": fields, "required": ["input"], "additionalProperties": False}
+
+
+MODEL_PREDICTION_BODY = _prediction_body(MODEL_PREDICTION_FIELDS)
+PREDICTION_BODY = _prediction_body(MODEL_PREDICTION_FIELDS | {"version": TEXT_OR_NULL})

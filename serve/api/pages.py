@@ -5,7 +5,7 @@ from datetime import UTC, datetime
 from typing import Any
 from urllib.parse import urlencode
 
-from serve.api.http_messages import InvalidBody
+from serve.api.http_messages import InvalidQuery
 from serve.errors import FieldError
 from serve.predictions.prediction_pages import PageQuery
 
@@ -64,5 +64,5 @@ def _parse_time(name: str, text: str | None) -> datetime | None:
     try:
         moment = datetime.fromisoformat(text)
     except ValueError:
-        raise InvalidBody((FieldError(name, f"{text[:50]!r} is not a time such as 2026-01-31T12:00:00Z"),)) from None
+        raise InvalidQuery((FieldError(name, f"{text[:50]!r} is not a time such as 2026-01-31T12:00:00Z"),)) from None
     return moment if moment.tzinfo else moment.replace(tzinfo=UTC)

@@ -64,7 +64,7 @@ def _open(content: bytes, field: str, max_megapixels: float) -> ImageFile.ImageF
     try:
         image = Image.open(BytesIO(content), formats=FORMATS)
     except UnidentifiedImageError as error:
-        what = "image file is truncated, damaged or" if _readers(content) else "file is not an image"
+        what = "image file is truncated, damaged or" if _readers(content) else "file is not an image or is"
         formats = ", ".join(FORMATS)
         raise InvalidImage(field, f"the {what} in an unsupported format; send one of {formats}") from error
     except Image.DecompressionBombError:

@@ -5,9 +5,9 @@ import logging
 import shutil
 import tempfile
 from collections.abc import AsyncGenerator, AsyncIterator, Iterator
-from contextlib import asynccontextmanager, contextmanager
+from contextlib import asynccontextmanager, contextmanager, suppress
 from dataclasses import dataclass
-from datetime import timedelta
+from datetime import datetime, timedelta
 from pathlib import Path
 from typing import Any
 from urllib.parse import unquote, urlsplit
@@ -97,6 +97,21 @@ class ObjectStore:
             async for batch in obstore.list(self._store, f"{prefix}/"):
                 await obstore.delete_async(self._store, [meta["path"] for meta in batch])
 
+    async def folders(self, parent: str, older_than: datetime) -> list[str]:
+        """The names of the folders in `parent` in which nothing was stored since `older_than`.
+
+        Raises `StorageUnavailable`.
+        """
+        with _read_errors(parent):
+            if self.folder is not None:
+                return await asyncio.to_thread(_local_folders, self.folder / parent, older_than.timestamp())
+            newest: dict[str, datetime] = {}
+            async for batch in obstore.list(self._store, f"{parent}/"):
+                for meta in batch:
+                    name = meta["path"].removeprefix(f"{parent}/").partition("/")[0]
+                    newest[name] = max(meta["last_modified"], newest.get(name, meta["last_modified"]))
+        return [name for name, modified_at in newest.items() if modified_at < older_than]
+
     @asynccontextmanager
     async def local_copy(self, key: str) -> AsyncGenerator[Path, None]:
         """A local file with the content, which must not be changed. It may be deleted when the block ends."""
@@ -116,6 +131,16 @@ class ObjectStore:
         if self.folder is not None:
             return None
         return {"Content-Type": media_type, "Content-Disposition": f'inline; filename="{file_name}"'}
+
+
+def _local_folders(parent: Path, older_than_s: float) -> list[str]:
+    """Includes those that have only the incomplete files of a process that was killed."""
+    names = []
+    for path in parent.iterdir() if parent.exists() else ():
+        with suppress(FileNotFoundError):  # It was deleted meanwhile.
+            if path.stat().st_mtime < older_than_s:
+                names.append(path.name)
+    return names
 
 
 async def _chunks(key: str, result: Any) -> AsyncGenerator[bytes, None]:

@@ -68,8 +68,12 @@ class OutputStore:
         if self._settings.uses_data_uris:
             content, kind = await self.read(prediction_id, name)
             return f"data:{kind};base64,{base64.b64encode(content).decode('ascii')}"
-        presigned = await self._store.presigned_url(key, self._settings.link_max_age_s)
+        presigned = await self.presigned_url(key)
         return presigned or f"{self._settings.base_url}{PREFIX}{await self._links.ticket(key)}/{key}"
+
+    async def presigned_url(self, key: str) -> str | None:
+        """The URL of an output in a bucket; None for a local folder."""
+        return await self._store.presigned_url(key, self._settings.link_max_age_s)
 
     def key(self, prediction_id: str, name: str) -> str:
         """The key of an output. Raises `NotFound` for invalid ids and names."""

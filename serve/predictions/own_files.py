@@ -6,7 +6,7 @@ A request to itself would need the service's token, and an exception from the SS
 import re
 from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import dataclass
-from typing import Any, TypeVar
+from typing import Any, Protocol, TypeVar
 from urllib.parse import urlsplit
 
 from serve.access.caller import ANONYMOUS, Caller
@@ -50,6 +50,11 @@ class UploadedInputs:
 NO_UPLOADS = UploadedInputs({})
 
 
+class BucketUrls(Protocol):
+    async def is_valid(self, url: str) -> bool:
+        """Whether a URL of the bucket can be read. Raises `StorageUnavailable`."""
+
+
 class OwnFiles:
     """Uploaded files and outputs by their URLs.
 
@@ -64,18 +69,21 @@ class OwnFiles:
         predictions: PredictionStore,
         links: LinkSigner,
         public_url: str,
+        bucket: BucketUrls,
     ) -> None:
         self._files = files
         self._outputs = outputs
         self._predictions = predictions
         self._links = links
+        self._bucket = bucket
         origin, path = _origin_and_path(public_url)
         self._base = origin, path.rstrip("/")
 
     async def find(self, inputs: Mapping[str, Any], caller: Caller = ANONYMOUS) -> UploadedInputs:
         """The uploaded files among the raw inputs of a request.
 
-        Files and outputs that the caller may not see are errors, unless their URLs are signed links.
+        Files and outputs that the caller may not see are errors, unless their URLs are signed: links of this service,
+        or presigned URLs of its bucket. Raises `StorageUnavailable` if the bucket cannot be asked.
         """
         loras: dict[str, Reference] = {}
         errors = []
@@ -130,8 +138,19 @@ class OwnFiles:
             key = self._outputs.key(prediction.id, match["name"])
         except NotFound:
             return
-        if not caller.may_see(prediction.owner) and not await self._is_link(url, _OUTPUT, key):
+        if caller.may_see(prediction.owner) or await self._is_link(url, _OUTPUT, key):
+            return
+        if not await self._is_presigned(url, key):
             raise self._outputs.not_found()
+
+    async def _is_presigned(self, url: str, key: str) -> bool:
+        """Whether `url` is a valid presigned URL of what has this key in the bucket."""
+        own = await self._outputs.presigned_url(key)
+        return (
+            own is not None
+            and _origin_and_path(url) == _origin_and_path(own)
+            and await self._bucket.is_valid(url.strip())
+        )
 
     async def _is_link(self, url: str, pattern: re.Pattern[str], key: str) -> bool:
         """Whether `url` is a valid link to what has this key, for anyone."""

@@ -223,6 +223,12 @@ async def delete_old(connection: AsyncConnection, ended_before_us: int, limit: i
     return int((await connection.execute(statement)).rowcount)
 
 
+async def creation_times(connection: AsyncConnection, prediction_ids: Collection[str]) -> dict[str, int]:
+    """The times of creation, in microseconds, of those predictions that exist, by id."""
+    query = select(predictions.c.id, predictions.c.created_us).where(predictions.c.id.in_(prediction_ids))
+    return {row.id: row.created_us for row in await connection.execute(query)}
+
+
 async def _read_records(connection: AsyncConnection, query: Select[Any]) -> list[Prediction]:
     records = (await connection.execute(query)).scalars().all()
     return [Prediction.model_validate_json(record) for record in records]

@@ -1,4 +1,7 @@
-"""Removes old predictions: first their data, and after a longer time their records, in small batches."""
+"""Removes old predictions: first their data, and after a longer time their records, in small batches.
+
+Inputs that belong to no prediction are removed too: a process stores them before the record, and may be killed between.
+"""
 
 import asyncio
 from collections.abc import Callable, Sequence
@@ -12,13 +15,17 @@ from serve.database.task_lease import TaskLease
 from serve.database.times import to_us
 from serve.media.output_store import OutputStore
 from serve.predictions import prediction_rows as rows
-from serve.predictions.input_store import InputStore
+from serve.predictions.input_store import InputStore, folder_name
 from serve.predictions.prediction import Prediction, utc_now
 from serve.settings import Settings
 
 BATCH = 200
 """Other writers wait for one batch at most."""
 CONCURRENT_DELETIONS = 8
+ORPHAN_AGE = timedelta(hours=1)
+"""Inputs that are older belong to no request that is still creating its prediction."""
+ORPHAN_PERIOD = timedelta(hours=1)
+"""The time between two lists of the stored inputs, which cost requests to a bucket."""
 
 
 class Retention:
@@ -41,6 +48,7 @@ class Retention:
         self._data_max_age = min(timedelta(seconds=settings.outputs.max_age_s), self._record_max_age)
         self._max_bytes = settings.outputs.max_bytes
         self._clock = clock
+        self._orphans_due_at = clock()
         self._deletions = asyncio.Semaphore(CONCURRENT_DELETIONS)
 
     async def sweep(self) -> None:
@@ -53,6 +61,20 @@ class Retention:
             pass
         while await self._lease.take() and await self._delete_records(record_limit_us):
             pass
+        if now >= self._orphans_due_at and await self._lease.take():
+            await self._remove_orphans(now)
+            self._orphans_due_at = now + ORPHAN_PERIOD
+
+    async def _remove_orphans(self, now: datetime) -> None:
+        names = await self._inputs.folders(now - ORPHAN_AGE)
+        for start in range(0, len(names), BATCH):
+            batch = names[start : start + BATCH]
+            ids = [name.partition(".")[0] for name in batch]
+            created_us = await self._database.read(lambda connection, ids=ids: rows.creation_times(connection, ids))
+            known = {folder_name(prediction_id, created) for prediction_id, created in created_us.items()}
+            for name in batch:
+                if name not in known:
+                    await self._inputs.delete_folder(name)
 
     async def _remove_old_data(self, ended_before_us: int) -> bool:
         """Whether there may be more."""

@@ -115,6 +115,7 @@ class PredictionService:
         uploads = await with_patience(lambda: self._own_files.find(raw_inputs, caller))
         prepared = prepare_request(raw_inputs, served, self._settings, secrets.randbits(32), uploads)
         request = prepared.with_previews(options.previews)
+        # Before images are decoded and stored. Only the check of `PredictionStore.create` is exact.
         await with_patience(lambda: self._store.check_capacity(request.plan.pool, caller))
         stages_ms = {"plan": elapsed_ms(start_s)}
         images = await self._input_images.load(request.inputs, request.plan)
@@ -133,9 +134,8 @@ class PredictionService:
                 await self._input_store.try_delete(prediction)
             raise
         if not is_same_creation(stored, prediction):
-            if stored.id != prediction.id:
-                await self._input_store.try_delete(prediction)
-            if not caller.may_see(stored.owner):
+            await self._input_store.try_delete(prediction)
+            if key is None:
                 raise PredictionExists(stored.id)
             return stored
         log.info("%s: accepted for %s", prediction.log_id, prediction.plan.pool, extra=prediction.log_fields)

@@ -83,7 +83,7 @@ def test_errors_table_matches_the_error_classes() -> None:
 
 
 def all_subclasses(error: type[errors.ServiceError]) -> set[type[errors.ServiceError]]:
-    direct = {subclass for subclass in error.__subclasses__() if subclass.__module__ == "serve.errors"}
+    direct = {subclass for subclass in error.__subclasses__() if subclass.__module__.startswith("serve.errors.")}
     return direct.union(*(all_subclasses(subclass) for subclass in direct))
 
 

@@ -1,5 +1,6 @@
 """What Cog's own tests expect of its HTTP API, as far as it applies to this model."""
 
+import asyncio
 from collections.abc import Sequence
 from typing import Any
 
@@ -10,6 +11,8 @@ from starlette.responses import Response
 from starlette.routing import Route
 
 from serve.events import Started
+from serve.predictions.prediction import Prediction
+from serve.predictions.store import PredictionStore
 from serve.settings import CogSettings, FetchSettings, Settings
 from tests.app_factory import make_app
 from tests.asgi_server import listening
@@ -61,6 +64,41 @@ async def test_id_with_other_characters_is_rejected() -> None:
     async with make_app(FakePool(ONE_IMAGE)).http as client:
         response = await client.put("/predictions/a.b", json=BODY)
     assert (response.status_code, response.json()["detail"][0]["loc"]) == (422, ["body", "id"])
+
+
+async def test_repeated_put_with_invalid_inputs_is_rejected() -> None:
+    async with make_app(FakePool(ONE_IMAGE)).http as client:
+        assert (await client.put("/predictions/p1", json=BODY)).status_code == 200
+        again = await client.put("/predictions/p1", json={"input": CAT | {"num_outputs": 9}})
+    assert again.status_code == 422
+    assert again.json()["detail"][0]["loc"] == ["body", "input", "num_outputs"]
+
+
+@pytest.mark.parametrize(
+    ("method", "path", "body", "second_status"),
+    [("PUT", "/predictions/p1", BODY, 202), ("POST", "/predictions", BODY | {"id": "p1"}, 409)],
+)
+async def test_two_requests_with_one_id_at_the_same_time_make_one_prediction(
+    method: str, path: str, body: dict[str, Any], second_status: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    create, both = PredictionStore.create, asyncio.Barrier(2)
+
+    async def create_at_once(store: PredictionStore, *arguments: Any) -> Prediction:
+        await both.wait()
+        return await create(store, *arguments)
+
+    monkeypatch.setattr(PredictionStore, "create", create_at_once)
+    pools = [FakePool(ONE_IMAGE, may_start=False) for _ in range(2)]
+    first = make_app(pools[0])
+    clients = [first.http, make_app(pools[1], state=first.state).http]
+    tasks = [asyncio.create_task(client.request(method, path, json=body)) for client in clients]
+    done, waiting = await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED, timeout=10)
+    assert [task.result().status_code for task in done] == [second_status]
+    for pool in pools:
+        pool.may_start.set()
+    response = await waiting.pop()
+    assert (response.status_code, response.json()["id"], response.json()["status"]) == (200, "p1", "succeeded")
+    assert sum(len(pool.calls) for pool in pools) == 1
 
 
 async def test_repeated_put_runs_once_and_responds_with_the_state() -> None:

@@ -4,6 +4,7 @@ import asyncio
 import socket
 from collections.abc import AsyncIterator
 from dataclasses import dataclass
+from typing import ClassVar
 
 import pytest
 import uvicorn
@@ -14,6 +15,9 @@ from starlette.types import Receive, Scope, Send
 from serve.api import connection_limits
 from serve.api.connection_limits import MAX_HEAD_BYTES, Connections, LimitedHttpProtocol
 
+CHUNK = bytes(100_000)
+MAX_UNREAD_BYTES = 20_000_000
+"""More than the buffers of both sockets, whose size the system chooses, and that of the server."""
 HEAD = b"GET / HTTP/1.1\r\nHost: service\r\n"
 
 
@@ -89,7 +93,34 @@ class Server:
         return content
 
 
+class Sent:
+    """What the server has sent for `/endless`, and whether it has lost the client."""
+
+    bytes: ClassVar[int] = 0
+    disconnected: ClassVar[asyncio.Event]
+
+
+async def send_endlessly(receive: Receive, send: Send) -> None:
+    """The response to `/endless`."""
+    Sent.bytes, Sent.disconnected = 0, asyncio.Event()
+    disconnect = asyncio.create_task(_wait_for_disconnect(receive))
+    await send({"type": "http.response.start", "status": 200, "headers": []})
+    while not disconnect.done():
+        await send({"type": "http.response.body", "body": CHUNK, "more_body": True})
+        Sent.bytes += len(CHUNK)
+        await asyncio.sleep(0)
+    Sent.disconnected.set()
+
+
+async def _wait_for_disconnect(receive: Receive) -> None:
+    while (await receive())["type"] != "http.disconnect":
+        pass
+
+
 async def app(scope: Scope, receive: Receive, send: Send) -> None:
+    if scope["path"] == "/endless":
+        await send_endlessly(receive, send)
+        return
     if scope["path"] == "/body":
         await Request(scope, receive).body()
     await PlainTextResponse("fine")(scope, receive, send)
@@ -98,6 +129,7 @@ async def app(scope: Scope, receive: Receive, send: Send) -> None:
 @pytest.fixture
 async def server(monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[Server]:
     monkeypatch.setattr(connection_limits, "HEAD_TIMEOUT_S", 0.1)
+    monkeypatch.setattr(connection_limits, "SEND_TIMEOUT_S", 0.2)
     monkeypatch.setattr(LimitedHttpProtocol, "open_connections", Connections(100), raising=False)
     with socket.create_server(("127.0.0.1", 0)) as listener:
         config = uvicorn.Config(app, log_level="critical", lifespan="off", http=LimitedHttpProtocol)
@@ -136,6 +168,18 @@ async def test_body_that_never_ends_after_its_response_is_closed(server: Server)
     reader, writer = await server.connect()
     writer.write(b"POST / HTTP/1.1\r\nHost: service\r\nContent-Length: 100\r\n\r\nx")
     assert (await asyncio.wait_for(reader.read(), 5)).endswith(b"fine")
+    writer.close()
+
+
+@pytest.mark.skipif(not hasattr(socket, "TCP_USER_TIMEOUT"), reason="this system has no such timeout")
+async def test_client_that_stops_reading_is_disconnected(server: Server) -> None:
+    _, writer = await server.connect()
+    writer.transport.pause_reading()  # type: ignore[attr-defined]
+    writer.write(b"GET /endless HTTP/1.1\r\nHost: service\r\n\r\n")
+    while not Sent.bytes:
+        await asyncio.sleep(0.001)
+    await asyncio.wait_for(Sent.disconnected.wait(), 10)
+    assert Sent.bytes < MAX_UNREAD_BYTES
     writer.close()
 
 

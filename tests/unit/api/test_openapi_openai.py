@@ -29,12 +29,14 @@ def body_schema(path: str, media_type: str) -> dict[str, Any]:
 )
 def test_bodies_have_every_parameter(path: str, media_type: str, files: set[str]) -> None:
     schema = body_schema(path, media_type)
-    assert schema["properties"].keys() == Parameters.model_fields.keys() | OWN_INPUTS | files
+    aliases = Settings().served_models[0].input_aliases.keys()
+    assert schema["properties"].keys() == Parameters.model_fields.keys() | OWN_INPUTS | aliases | files
+    assert schema["additionalProperties"] is False
     assert set(schema["required"]) == {"prompt"} | (files - {"mask"})
 
 
 def test_parameters_have_types_bounds_and_defaults() -> None:
-    properties = body_schema("/v1/images/generations", "application/json")["properties"]
+    properties = body_schema("/v1/images/edits", "multipart/form-data")["properties"]
     assert properties["n"] == {"type": "integer", "minimum": 1, "maximum": 10, "default": 1}
     assert properties["output_compression"] == {"type": "integer", "minimum": 0, "maximum": 100}
     assert properties["response_format"] == {"type": "string", "enum": ["url", "b64_json"]}

@@ -5,6 +5,7 @@ import errno
 import subprocess
 import sys
 from collections.abc import AsyncGenerator, Iterable
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from urllib.parse import urlsplit
 
@@ -55,6 +56,16 @@ async def test_missing_content_is_not_found(object_store: ObjectStore) -> None:
     for call in (object_store.read, object_store.head, lambda key: object_store.open(key, 0, 1)):
         with pytest.raises(FileNotFoundError):
             await call("outputs/p1/1/out-1.webp")
+
+
+async def test_folders_are_listed_by_age(object_store: ObjectStore) -> None:
+    start = datetime.now(UTC)
+    assert await object_store.folders("inputs", start) == []
+    for key in ("inputs/one/a", "inputs/one/b/c", "inputs/two/a", "outputs/three/a"):
+        await put(object_store, key)
+    # The clock of a bucket has seconds.
+    assert await object_store.folders("inputs", start - timedelta(seconds=2)) == []
+    assert sorted(await object_store.folders("inputs", start + timedelta(minutes=1))) == ["one", "two"]
 
 
 async def test_deletion_of_a_folder_keeps_others(object_store: ObjectStore) -> None:

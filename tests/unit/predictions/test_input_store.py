@@ -1,5 +1,7 @@
 """Storage of long inputs."""
 
+from datetime import timedelta
+
 import pytest
 
 from serve.errors import NotFound, StorageUnavailable
@@ -19,6 +21,15 @@ async def test_long_inputs_are_stored_until_they_are_deleted(object_store: Objec
     with pytest.raises(NotFound):
         await store.load(LONG)
     await store.delete(LONG)
+
+
+async def test_requests_with_the_same_id_have_inputs_of_their_own(object_store: ObjectStore) -> None:
+    store = InputStore(object_store)
+    other = LONG.model_copy(update={"created_at": LONG.created_at + timedelta(microseconds=1)})
+    await store.save(LONG, INPUTS)
+    await store.save(other, {"prompt": "other"})
+    await store.delete(other)
+    assert await store.load(LONG) == INPUTS
 
 
 async def test_short_inputs_are_in_the_record(object_store: ObjectStore) -> None:

@@ -1,6 +1,8 @@
 """Removal of old predictions and of what is stored for them."""
 
+import os
 from collections.abc import Sequence
+from datetime import timedelta
 from pathlib import Path
 
 import pytest
@@ -15,7 +17,7 @@ from serve.predictions import retention
 from serve.predictions.change_notifier import ChangeNotifier
 from serve.predictions.input_store import InputStore
 from serve.predictions.prediction import Output
-from serve.predictions.retention import Retention
+from serve.predictions.retention import ORPHAN_AGE, ORPHAN_PERIOD, Retention
 from serve.predictions.store import PredictionStore
 from serve.settings import Settings
 from tests.fakes import FakeClock, prediction
@@ -58,7 +60,16 @@ class RetentionHarness:
             await self.store.finish(each, lambda record: record.succeeded(self.clock.now()), release=True)
 
     def stored_ids(self, kind: str) -> Sequence[str]:
-        return sorted(path.name for path in (self.folder / kind).iterdir())
+        return sorted(path.name.partition(".")[0] for path in (self.folder / kind).iterdir())
+
+    async def store_orphans(self, ids: Sequence[str], age: timedelta) -> None:
+        """Stores inputs without a record."""
+        for each in ids:
+            record = prediction(each).model_copy(update={"has_shortened_inputs": True})
+            await self.inputs.save(record, {"prompt": "long"})
+        for path in (self.folder / "inputs").iterdir():
+            time_s = (self.clock.now() - age).timestamp()
+            os.utime(path, (time_s, time_s))
 
     async def removed_ids(self) -> Sequence[str]:
         return [each for each in IDS if (await self.store.get(each)).data_removed]
@@ -92,6 +103,29 @@ async def test_data_is_removed_first_and_then_the_record(harness: RetentionHarne
         with pytest.raises(NotFound):
             await store.get(each)
     assert not (await store.get(IDS[-1])).ended
+
+
+async def test_inputs_of_requests_that_became_no_prediction_are_removed(harness: RetentionHarness) -> None:
+    await harness.store_orphans(["x", "y", "z"], ORPHAN_AGE - timedelta(seconds=1))
+    await harness.retention.sweep()
+    assert harness.stored_ids("inputs") == [*IDS, "x", "y", "z"]
+    # The next sweep does not list them again.
+    harness.clock.elapsed_s += 30
+    await harness.retention.sweep()
+    assert harness.stored_ids("inputs")[-3:] == ["x", "y", "z"]
+    harness.clock.elapsed_s += ORPHAN_PERIOD.total_seconds()
+    await harness.retention.sweep()
+    assert harness.stored_ids("inputs") == IDS[-1:]
+
+
+async def test_inputs_of_a_second_request_with_the_id_of_a_prediction_are_removed(harness: RetentionHarness) -> None:
+    record = prediction(IDS[-1]).model_copy(update={"has_shortened_inputs": True})
+    second = record.model_copy(update={"created_at": record.created_at + timedelta(seconds=1)})
+    await harness.inputs.save(second, {"prompt": "second"})
+    await harness.store_orphans([], ORPHAN_AGE + timedelta(seconds=1))
+    await harness.retention.sweep()
+    assert harness.stored_ids("inputs") == IDS
+    assert await harness.inputs.load(record) == {"prompt": "long"}
 
 
 @pytest.mark.parametrize(("max_bytes", "removed"), [(400, 0), (399, 1), (150, 3), (10, 4)])

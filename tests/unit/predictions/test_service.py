@@ -474,9 +474,10 @@ async def test_prediction_and_request_are_in_the_log_of_the_process_and_in_the_c
     assert pool.log_ids == [log_id]
 
 
-async def test_id_that_another_token_takes_at_the_same_time_is_refused() -> None:
+@pytest.mark.parametrize("owners", [("a", "b"), ("a", "a")])
+async def test_id_that_another_request_takes_at_the_same_time_is_refused(owners: tuple[str, str]) -> None:
     app = make_app(FakePool(ONE_IMAGE))
-    first, second = (CreateOptions(Caller(owner), id="p1") for owner in ("a", "b"))
+    first, second = (CreateOptions(Caller(owner), id="p1") for owner in owners)
     await app.create(CAT, first)
     with pytest.raises(PredictionExists):
         await app.create(CAT, second)
