@@ -6,6 +6,7 @@ Inputs that belong to no prediction are removed too: a process stores them befor
 import asyncio
 from collections.abc import Callable, Sequence
 from datetime import datetime, timedelta
+from functools import partial
 
 from sqlalchemy.ext.asyncio import AsyncConnection
 
@@ -70,7 +71,7 @@ class Retention:
         for start in range(0, len(names), BATCH):
             batch = names[start : start + BATCH]
             ids = [name.partition(".")[0] for name in batch]
-            created_us = await self._database.read(lambda connection, ids=ids: rows.creation_times(connection, ids))
+            created_us = await self._database.read(partial(rows.creation_times, prediction_ids=ids))
             known = {folder_name(prediction_id, created) for prediction_id, created in created_us.items()}
             for name in batch:
                 if name not in known:

@@ -13,7 +13,7 @@ import pytest
 from serve.launch.subprocess_service import LocalService, free_port, local_service
 from tests.cluster.client import SMALL, connect, contents, create, finish, get, until
 from tests.cluster.processes import kill_all, processes
-from tests.cluster.retrying_client import Crowd, Outcome
+from tests.cluster.retrying_client import ANSWER_LIMIT_S, Crowd, Outcome
 
 INPUTS: dict[str, Any] = SMALL | {"num_inference_steps": 4, "aspect_ratio": "custom", "width": 256, "height": 256}
 COUNT = 8
@@ -75,6 +75,18 @@ def test_no_prediction_is_lost(settings: tuple[str, ...], environment: dict[str,
         assert images_of(service, [finished]) == expected[:1]
         assert images_of(service, unfinished) == expected
         finish(service, create(service, prompt="a red sailboat", **INPUTS)["id"])
+
+
+@pytest.mark.slow_cluster
+def test_requests_are_answered_while_the_ingress_hangs(settings: tuple[str, ...], environment: dict[str, str]) -> None:
+    with local_service(*settings, environment=environment) as service:
+        url = f"{service.url}/v1/predictions"
+        for ingress in processes(service, "flux:ingress"):
+            ingress.suspend()
+        response = httpx.get(url, timeout=ANSWER_LIMIT_S)
+        assert response.status_code == 503
+        assert int(response.headers["Retry-After"]) >= 1
+        until(lambda: httpx.get(url, timeout=ANSWER_LIMIT_S).status_code, lambda status: status == 200, 300)
 
 
 def requests(run: str) -> list[tuple[str, dict[str, Any]]]:

@@ -10,7 +10,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from serve import telemetry
 from serve.api import proxy
-from serve.api.proxy import ProxyErrorMiddleware
+from serve.api.proxy import ProxyErrorMiddleware, _Response
 from serve.api.signs_of_life import ALIVE, REQUEST_HEADER
 from tests.metrics import RecordedMetrics
 
@@ -59,26 +59,31 @@ async def test_silent_ingress_is_503_with_retry_after(monkeypatch: pytest.Monkey
     assert "title" in response.json()
 
 
-async def test_ingress_that_shows_signs_of_life_may_respond_late(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(proxy, "SILENCE_LIMIT_S", 0.2)
-    received: list[str] = []
-
+async def test_signs_of_life_are_not_sent_to_the_client() -> None:
     async def app(scope: Scope, receive: Receive, send: Send) -> None:
         assert (REQUEST_HEADER, b"1") in scope["headers"]
-        for _ in range(4):
-            await asyncio.sleep(0.1)
-            await send(ALIVE)
-        await PlainTextResponse("late")(scope, receive, send)
+        await send(ALIVE)
+        await JSONResponse("late")(scope, receive, send)
+
+    assert (await get(app)).json() == "late"
+
+
+async def test_sign_of_life_extends_the_limit_of_the_beginning_of_a_response() -> None:
+    sent: list[Message] = []
 
     async def send(message: Message) -> None:
-        received.append(message["type"])
-        # The limit is that of the beginning of a response.
-        await asyncio.sleep(0.15)
+        sent.append(message)
 
-    unused: Any = None
-    scope = {"type": "http", "method": "GET", "path": "/", "headers": []}
-    await ProxyErrorMiddleware(app)(scope, unused, send)
-    assert received == ["http.response.start", "http.response.body"]
+    async with asyncio.timeout(1) as limit:
+        response, before_s = _Response(send, limit), limit.when()
+        await response.send(ALIVE)
+        extended_s = limit.when()
+        await response.send({"type": "http.response.start", "status": 200, "headers": []})
+        assert before_s is not None
+        assert extended_s is not None
+        assert extended_s > before_s
+        assert limit.when() is None
+    assert [message["type"] for message in sent] == ["http.response.start"]
 
 
 @pytest.mark.parametrize(("own", "status"), [(404, 503), (503, 503), (429, 503), (500, 503), (408, 408)])
