@@ -63,7 +63,7 @@ class LeasedRecord:
             self._writer.add(self)
 
     def add_preview(self, preview: Preview) -> None:
-        """Replaces the preview of an image, and stores it soon, with the record. Nothing if the prediction has ended."""
+        """Replaces the preview of an image, and stores it soon, with the record. Not after its end."""
         if self.prediction.ended:
             return
         stored = StoredPreview(preview.step, preview.content)
