@@ -174,7 +174,7 @@ class Checker:
         self.on_device = on_device
 
     def is_flagged(self, image: ImageArray) -> bool:
-        return image.shape[0] < 64
+        return bool(image.shape[0] < 64)
 
 
 @pytest.mark.parametrize(

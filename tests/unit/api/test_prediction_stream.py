@@ -246,7 +246,7 @@ class PausingPool(FakePool):
 
     async def generate(self, *arguments: Any) -> AsyncGenerator[Event, None]:
         self.calls.append(arguments[:3])
-        for event in self.events:
+        for event in PREVIEWED:
             yield event
         await self.may_stop.wait()
         yield image_finished(0)
