@@ -64,7 +64,9 @@ class LeasedRecord:
             self._writer.add(self)
 
     def add_preview(self, preview: Preview) -> None:
-        """Replaces the preview of an image, and stores it soon, with the record."""
+        """Replaces the preview of an image, and stores it soon, with the record. Not after its end."""
+        if self.prediction.ended:
+            return
         stored = StoredPreview(preview.step, preview.content)
         self.previews[preview.index] = self.unstored_previews[preview.index] = stored
         self.change(self.prediction.with_preview(preview.index, preview.step, preview.total))

@@ -525,6 +525,13 @@ async def test_previews_are_removed_when_the_prediction_ends(
     assert await make_store(database).previews(A) == {}
 
 
+async def test_preview_after_the_end_is_dropped(database: Database, monkeypatch: pytest.MonkeyPatch) -> None:
+    store = await make_previewed(database, monkeypatch)
+    await store.finish(A, cancel)
+    store.add_preview(A, Preview(0, 3, 4, b"late"))
+    assert await store.previews(A) == {}
+
+
 async def test_previews_of_a_lost_lease_are_not_stored(database: Database, monkeypatch: pytest.MonkeyPatch) -> None:
     clock = FakeClock()
     monkeypatch.setattr(leased_record, "STORE_PERIOD_S", 0.01)
