@@ -6,7 +6,6 @@ Inputs that belong to no prediction are removed too: a process stores them befor
 import asyncio
 from collections.abc import Callable, Sequence
 from datetime import datetime, timedelta
-from functools import partial
 
 from sqlalchemy.ext.asyncio import AsyncConnection
 
@@ -70,12 +69,14 @@ class Retention:
         names = await self._inputs.folders(now - ORPHAN_AGE)
         for start in range(0, len(names), BATCH):
             batch = names[start : start + BATCH]
-            ids = [name.partition(".")[0] for name in batch]
-            created_us = await self._database.read(partial(rows.creation_times, prediction_ids=ids))
-            known = {folder_name(prediction_id, created) for prediction_id, created in created_us.items()}
-            for name in batch:
-                if name not in known:
-                    await self._inputs.delete_folder(name)
+            for name in set(batch) - await self._folders_of_predictions(batch):
+                await self._inputs.delete_folder(name)
+
+    async def _folders_of_predictions(self, names: Sequence[str]) -> set[str]:
+        """Those folders of inputs that belong to a prediction."""
+        ids = [name.partition(".")[0] for name in names]
+        created_us = await self._database.read(lambda connection: rows.creation_times(connection, ids))
+        return {folder_name(prediction_id, created) for prediction_id, created in created_us.items()}
 
     async def _remove_old_data(self, ended_before_us: int) -> bool:
         """Whether there may be more."""

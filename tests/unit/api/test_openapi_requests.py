@@ -4,20 +4,27 @@ import asyncio
 import json
 import subprocess
 import sys
+from collections.abc import AsyncGenerator, Sequence
 from pathlib import Path
+from typing import Any
 
 import httpx
 import jsonschema
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from numpy import uint8
+from numpy.typing import NDArray
 
 from serve.api.openapi_replicate import service_document
+from serve.events import Event, Started
+from serve.generation_plan import GenerationPlan
+from serve.lora.resolved_lora import ResolvedLora
 from serve.predictions.create_options import CreateOptions
 from serve.settings import DeploymentSettings, FetchSettings, OutputSettings, Settings
 from tests.app_factory import make_app
 from tests.asgi_server import listen, url_of
-from tests.fakes import ONE_IMAGE, FakePool
+from tests.fakes import DONE, FakePool, image_finished
 from tests.openapi_schemas import strict
 
 CONFIG = Path(__file__).parents[2] / "data" / "schemathesis.toml"
@@ -25,6 +32,23 @@ PREDICTION_ID = "stored"
 """`CONFIG` has it among the ids that requests name."""
 DEPLOYMENT = DeploymentSettings(owner="studio", name="fast", model="black-forest-labs/flux-schnell")
 TIMEOUT_S = 1800
+
+
+class QuickPool(FakePool):
+    """A pool that yields one image for each seed, without steps."""
+
+    async def generate(
+        self,
+        plan: GenerationPlan,
+        image: NDArray[uint8] | None,
+        mask: NDArray[uint8] | None,
+        loras: Sequence[ResolvedLora[Any]],
+        log_id: str,
+    ) -> AsyncGenerator[Event, None]:
+        yield Started()
+        for index in range(len(plan.seeds)):
+            yield image_finished(index)
+        yield DONE
 
 
 def run_schemathesis(url: str, folder: Path, arguments: list[str]) -> str:
@@ -53,7 +77,7 @@ def run_schemathesis(url: str, folder: Path, arguments: list[str]) -> str:
 async def test_responses_conform_to_the_openapi_document(arguments: list[str], tmp_path: Path) -> None:
     listener = listen()
     app = make_app(
-        FakePool(ONE_IMAGE),
+        QuickPool(()),
         Settings(
             outputs=OutputSettings(public_url=url_of(listener)),
             deployments=(DEPLOYMENT,),
@@ -82,5 +106,5 @@ async def test_searches_with_the_method_query_conform_to_the_openapi_document() 
         response = httpx.request("QUERY", f"{url}/v1/models", content=body)
         validators[response.status_code].validate(response.json())
 
-    async with make_app(FakePool(ONE_IMAGE)).listening() as url:
+    async with make_app(QuickPool(())).listening() as url:
         await asyncio.to_thread(search, url)
