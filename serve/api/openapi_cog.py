@@ -4,17 +4,7 @@ from serve.api.openapi import Schema, reference
 from serve.api.openapi_schemas import OBJECT, TEXT, TEXT_OR_NULL, TIME, TIME_OR_NULL, WEB_URL, nullable, parameter
 
 INPUT = "PredictionInput"
-INDEX_URLS = (
-    "docs_url",
-    "openapi_url",
-    "shutdown_url",
-    "healthcheck_url",
-    "predictions_url",
-    "predictions_idempotent_url",
-    "predictions_cancel_url",
-)
 SCHEMAS: dict[str, dict[str, Schema]] = {
-    "CogIndex": {"cog_version": TEXT, **dict.fromkeys(INDEX_URLS, TEXT)},
     "CogHealth": {
         "status": {"type": "string", "enum": ["STARTING", "READY", "BUSY", "SETUP_FAILED", "DEFUNCT"]},
         "setup": {
@@ -34,7 +24,11 @@ ERROR: Schema = {"description": "Error", "content": {"application/json": {"schem
 
 def add_cog_api(document: Schema) -> None:
     """Adds the schemas, and replaces the operations. `document` is that of a Cog container."""
-    schemas, paths = document["components"]["schemas"], document["paths"]
+    _add_schemas(document["components"]["schemas"])
+    _replace_operations(document["paths"])
+
+
+def _add_schemas(schemas: dict[str, Schema]) -> None:
     for name, properties in SCHEMAS.items():
         schemas[name] = {"title": name, "type": "object", "properties": properties}
     inputs = _nullable_values(schemas["Input"]) | {"title": INPUT}
@@ -47,7 +41,7 @@ def add_cog_api(document: Schema) -> None:
         fields[name] = fields[name] | WEB_URL
     schemas["PredictionRequest"] = request | {"properties": fields}
     response = schemas["PredictionResponse"]["properties"] | {
-        # Without defaults if its data was removed.
+        # Empty if its data was removed.
         "input": OBJECT,
         "output": nullable(reference("Output")),
         "started_at": TIME_OR_NULL,
@@ -55,7 +49,10 @@ def add_cog_api(document: Schema) -> None:
         "error": TEXT_OR_NULL,
     }
     schemas["PredictionResponse"] = {"title": "PredictionResponse", "type": "object", "properties": response}
-    _add_responses(paths["/"]["get"], {"200": reference("CogIndex")})
+
+
+def _replace_operations(paths: dict[str, Schema]) -> None:
+    _add_responses(paths["/"]["get"], {"200": OBJECT | {"additionalProperties": TEXT}})
     _add_responses(paths["/health-check"]["get"], {"200": reference("CogHealth")})
     prediction = reference("PredictionResponse")
     for operation in (paths["/predictions"]["post"], paths["/predictions/{prediction_id}"]["put"]):

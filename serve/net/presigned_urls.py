@@ -27,7 +27,9 @@ class PresignedUrls:
         except InvalidUrl:
             return False
         except RequestFailed as error:
-            raise StorageUnavailable from error
+            if error.retryable:
+                raise StorageUnavailable from error
+            return False
         if status >= INTERNAL_SERVER_ERROR:
             raise StorageUnavailable
         return status in (OK, PARTIAL_CONTENT)
