@@ -73,7 +73,7 @@ class Engine:
             self._thread.join()
 
     def warm_up(self, sizes: Sequence[Size]) -> None:
-        """Generates an image of each size through every stage, and measures how long each kind of work takes.
+        """Generates an image of each size through every stage, measures each kind of work, and prepares previews.
 
         What only first runs do, such as compiling, is done before and not measured. Raises the error that a caller
         would get.
@@ -87,12 +87,12 @@ class Engine:
                 self._run_to_end(_warm_up_request(size, self._guidance_embeds, self._scheduler.denoiser.warm_up_steps))
             self.run_on_device(self._scheduler.costs.clear).result()
             times.end("first runs")
-        self.run_on_device(self._scheduler.executor.previewer.fit).result()
-        times.end("previews")
         with self._watchdog.measure():
             for size in sizes:
                 self._run_to_end(_warm_up_request(size, self._guidance_embeds, steps=1))
         times.end("measuring")
+        self.run_on_device(self._scheduler.executor.previewer.fit).result()
+        times.end("previews")
         _log.info("warm-up of %d sizes: %s", len(sizes), times)
 
     def submit(self, request: GenerationRequest, listener: Listener) -> CancelToken:
