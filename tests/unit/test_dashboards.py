@@ -10,6 +10,7 @@ import pytest
 import yaml
 
 from serve import errors, telemetry
+from serve.errors import failures
 from serve.predictions.prediction_metrics import FAULTS
 from tests.markdown import ROOT
 from tests.prometheus import (
@@ -93,7 +94,7 @@ def test_operations_have_a_row_for_every_alert_with_existing_panels() -> None:
 
 
 def test_only_faults_of_the_service_count_as_failures() -> None:
-    ends = {each for each in errors.PredictionFailed.__subclasses__() if each.__module__ == errors.__name__}
+    ends = {each for each in errors.PredictionFailed.__subclasses__() if each.__module__ == failures.__name__}
     due_to_inputs = ends - set(FAULTS)
     matched = [text for each in expressions().values() for text in re.findall(r'reason!~"([^"]+)"', each)]
     assert len(matched) == 2
