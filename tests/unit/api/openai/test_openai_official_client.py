@@ -126,7 +126,7 @@ async def test_generations_and_edits_are_streamed() -> None:
 async def test_partial_images_are_streamed(partial_images: int, expected: int) -> None:
     pool = DrawingPool()
     pool.may_finish.clear()
-    async with client(pool) as openai_client:
+    async with client(pool) as openai_client, asyncio.timeout(30):
         stream = await openai_client.images.generate(
             prompt="a cat",
             stream=True,
@@ -157,7 +157,7 @@ async def test_partial_images_are_streamed(partial_images: int, expected: int) -
 async def test_partial_images_of_an_edit_are_streamed() -> None:
     pool = DrawingPool()
     pool.may_finish.clear()
-    async with client(pool) as openai_client:
+    async with client(pool) as openai_client, asyncio.timeout(30):
         stream = await openai_client.images.edit(image=IMAGE, prompt="a cat", stream=True, partial_images=1)
         types = []
         async for event in stream:
