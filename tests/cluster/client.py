@@ -3,7 +3,7 @@
 import base64
 import io
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any, TypeVar
 
 import httpx
@@ -15,6 +15,11 @@ Value = TypeVar("Value")
 
 SMALL = {"megapixels": "0.25", "num_inference_steps": 2, "output_format": "png", "disable_safety_checker": True}
 """Inputs for tests that do not depend on the image size: as fast as the API allows, and lossless."""
+
+
+def as_arguments(assignments: Mapping[str, object]) -> tuple[str, ...]:
+    """The arguments of the service for settings by their names."""
+    return tuple(part for key, value in assignments.items() for part in ("--set", f"{key}={value}"))
 
 
 def connect(service: LocalService, timeout_s: float = 120) -> httpx.Client:

@@ -1,31 +1,35 @@
 """Several ingress replicas: each answers for the predictions, images and files of all."""
 
 from collections.abc import Iterator
-from pathlib import Path
 from urllib.parse import urlsplit
 
 import pytest
 
 from serve.launch.subprocess_service import LocalService, local_service
-from tests.cluster.client import SMALL, connect, predict, white_png
+from tests.cluster.client import SMALL, as_arguments, connect, predict, white_png
+from tests.cluster.databases import database_settings
 
 REPLICAS = 3
 ATTEMPTS = 24
 """Serve's proxy chooses a replica for each request: all of them are asked with near certainty."""
 
 
-@pytest.fixture(scope="module")
-def service(environment: dict[str, str], tmp_path_factory: pytest.TempPathFactory) -> Iterator[LocalService]:
-    folder: Path = tmp_path_factory.mktemp("state")
-    assignments = {
-        "state_folder": str(folder),
-        "ingress_replicas": str(REPLICAS),
-        "ingress_num_cpus": "0.1",
-        "outputs.delivery": "url",
-    }
-    settings = [part for key, value in assignments.items() for part in ("--set", f"{key}={value}")]
-    with local_service(*settings, environment=environment) as running_service:
-        yield running_service
+@pytest.fixture(scope="module", params=["sqlite", "postgresql"])
+def service(
+    request: pytest.FixtureRequest, environment: dict[str, str], tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[LocalService]:
+    with database_settings(request.param) as assignments:
+        settings = as_arguments(
+            {
+                **assignments,
+                "state_folder": str(tmp_path_factory.mktemp("state")),
+                "ingress_replicas": str(REPLICAS),
+                "ingress_num_cpus": "0.1",
+                "outputs.delivery": "url",
+            }
+        )
+        with local_service(*settings, environment=environment) as running_service:
+            yield running_service
 
 
 def statuses(service: LocalService, method: str, path: str) -> set[int]:

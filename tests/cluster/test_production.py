@@ -8,7 +8,7 @@ import pytest
 from serve.launch.subprocess_service import ROOT, LocalService, local_service
 from test_checkpoints.checkpoint import ensure
 from test_checkpoints.networks import Geometry
-from tests.cluster.client import SMALL, connect, predict, size_of, white_png
+from tests.cluster.client import SMALL, as_arguments, connect, predict, size_of, white_png
 from tests.cluster.probe import Probe
 from tests.images import data_uri
 from tests.safety_checkpoints import FLAGS_NONE, make_classifier, make_concepts
@@ -29,7 +29,7 @@ def service(environment: dict[str, str], tmp_path_factory: pytest.TempPathFactor
         "safety.classifier_model": make_classifier(folder / "classifier", normal=9.0),
     }
     devices = {f"pools.{pool}.device": "cpu" for pool in POOLS}
-    assignments = [part for key, value in (models | devices).items() for part in ("--set", f"{key}={value}")]
+    assignments = as_arguments(models | devices)
     cluster_options = ("--host", "127.0.0.1", "--num-gpus", "3", "--num-cpus", "16")
     with local_service(
         str(ROOT / "serve_config.yaml"), *cluster_options, *assignments, environment=environment, start_timeout_s=600

@@ -2,6 +2,7 @@
 
 import random
 import time
+from collections.abc import Iterator
 from concurrent.futures import Future
 from functools import partial
 from pathlib import Path
@@ -11,7 +12,8 @@ import httpx
 import pytest
 
 from serve.launch.subprocess_service import LocalService, free_port, local_service
-from tests.cluster.client import SMALL, connect, contents, create, finish, get, until
+from tests.cluster.client import SMALL, as_arguments, connect, contents, create, finish, get, until
+from tests.cluster.databases import database_settings
 from tests.cluster.processes import kill_all, processes
 from tests.cluster.retrying_client import ANSWER_LIMIT_S, Crowd, Outcome
 
@@ -27,16 +29,27 @@ PAUSES_S = (1.0, 14.0)
 CROWD_TIMEOUT_S = 400.0
 
 
-@pytest.fixture(params=[1, pytest.param(3, marks=pytest.mark.slow_cluster)])
-def settings(request: pytest.FixtureRequest, tmp_path: Path) -> tuple[str, ...]:
-    """With one and with several ingress replicas."""
-    assignments = {
-        "state_folder": str(tmp_path / "state"),
-        "ingress_replicas": str(request.param),
-        "pools.dev-fp8.scaling.min_replicas": "0",
-        "pools.schnell.scaling.min_replicas": "0",
-    }
-    return tuple(part for key, value in assignments.items() for part in ("--set", f"{key}={value}"))
+@pytest.fixture(
+    params=[
+        ("sqlite", 1),
+        pytest.param(("sqlite", 3), marks=pytest.mark.slow_cluster),
+        pytest.param(("postgresql", 3), marks=pytest.mark.slow_cluster),
+    ],
+    ids="{0[0]}-{0[1]}".format,
+)
+def settings(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[tuple[str, ...]]:
+    """With a database, and one or several ingress replicas."""
+    database, replicas = request.param
+    with database_settings(database) as assignments:
+        yield as_arguments(
+            {
+                **assignments,
+                "state_folder": str(tmp_path / "state"),
+                "ingress_replicas": str(replicas),
+                "pools.dev-fp8.scaling.min_replicas": "0",
+                "pools.schnell.scaling.min_replicas": "0",
+            }
+        )
 
 
 def create_all(service: LocalService) -> list[str]:

@@ -6,7 +6,7 @@ from typing import Any
 import pytest
 
 from serve.launch.subprocess_service import LocalService, local_service
-from tests.cluster.client import SMALL, cancel, contents, create, finish, predict, until
+from tests.cluster.client import SMALL, as_arguments, cancel, contents, create, finish, predict, until
 from tests.cluster.probe import Probe
 
 ROUNDS = 3
@@ -36,7 +36,7 @@ def service(environment: dict[str, str]) -> Iterator[LocalService]:
     }
     settings |= {f"pools.{pool}.warmup_sizes": "[[512, 512]]" for pool in bounds}
     settings |= {f"pools.{pool}.num_cpus": 0.2 for pool in bounds}
-    assignments = [part for key, value in settings.items() for part in ("--set", f"{key}={value}")]
+    assignments = as_arguments(settings)
     with local_service(*assignments, environment=environment) as running_service:
         yield running_service
 
