@@ -137,7 +137,6 @@ function Cell({ cell, label, onOpen }) {
   if (cell?.error) return html`<p class="field-error">${cell.error}</p>`;
   if (!cell || state.record === null) return html`<div class="cell-empty"></div>`;
   if (src) return html`<button type="button" class="image-button" onClick=${() => onOpen(cell.id)} aria-label=${`Open ${label}`}><img src=${src} alt=${label} data-test="grid-image" /></button>`;
-  if (state.previews[0] && !hasEnded(state)) return html`<img src=${state.previews[0]} alt=${`Preview of ${label}`} data-test="grid-preview" />`;
   const progress = state.progress[0];
   const text = hasEnded(state) ? state.record.error ?? state.record.status : progress ? `${progress.step} / ${progress.total}` : 'waiting';
   return html`<div class="cell-empty"><span class="muted number">${text}</span></div>`;

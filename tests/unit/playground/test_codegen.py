@@ -64,7 +64,8 @@ def image(tmp_path: Path) -> Path:
 
 
 def check_same_calls(pool: DrawingPool, count: int) -> None:
-    first, *others = pool.plans
+    # Only the page asks for previews, which change nothing in the images.
+    first, *others = (plan.model_copy(update={"previews": 0}) for plan in pool.plans)
     assert len(others) == count
     assert [plan for plan in others if plan != first] == []
     image, mask = pool.edit(0)
