@@ -13,13 +13,14 @@ from serve.launch.subprocess_service import ROOT, LocalService, local_service
 from tests.cluster.client import until
 from tests.cluster.probe import Probe, start_probe
 
+pytestmark = pytest.mark.slow_cluster
+
 STEPS, IMAGES = 50, 4
 
 CALL = """
 import sys, ray
 from ray import serve
 
-pytestmark = pytest.mark.slow_cluster
 ray.init(address=sys.argv[1], logging_level="ERROR", log_to_driver=False)
 inputs = {"prompt": "lost", "num_inference_steps": int(sys.argv[2]), "num_outputs": int(sys.argv[3])}
 states = serve.get_app_handle("flux").options(stream=True).stream.remote(inputs)
