@@ -202,7 +202,7 @@ def elapsed_ms(start_s: float) -> float:
 
 def rfc3339(moment: datetime) -> str:
     """`2026-01-31T12:00:00.000Z`, as clients of Replicate's API expect it."""
-    return moment.astimezone(UTC).isoformat(timespec="milliseconds").replace("+00:00", "Z")
+    return moment.astimezone(UTC).replace(tzinfo=None).isoformat(timespec="milliseconds") + "Z"
 
 
 def timestamps(prediction: Prediction) -> dict[str, str | None]:
