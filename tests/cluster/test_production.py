@@ -29,7 +29,7 @@ def service(environment: dict[str, str], tmp_path_factory: pytest.TempPathFactor
         "safety.classifier_model": make_classifier(folder / "classifier", normal=9.0),
     }
     devices = {f"pools.{pool}.device": "cpu" for pool in POOLS}
-    assignments = as_arguments(models | devices)
+    assignments = as_arguments({**models, **devices})
     cluster_options = ("--host", "127.0.0.1", "--num-gpus", "3", "--num-cpus", "16")
     with local_service(
         str(ROOT / "serve_config.yaml"), *cluster_options, *assignments, environment=environment, start_timeout_s=600
