@@ -16,8 +16,5 @@ class ServiceError(Exception):
 
     status = 500
     title = "Internal server error"
-
-    @property
-    def retry_after_s(self) -> float | None:
-        """Seconds after which a retry makes sense, or None."""
-        return None
+    retry_after_s: float | None = None
+    """Seconds after which a retry makes sense, or None."""

@@ -143,36 +143,28 @@ class PoolFull(ServiceError):
     status = 429
     title = "Too many requests"
 
-    def __init__(self, pool: str, retry_after: float) -> None:
-        super().__init__(pool, retry_after)
+    def __init__(self, pool: str, retry_after_s: float) -> None:
+        super().__init__(pool, retry_after_s)
         self.pool = pool
-        self.retry_after = retry_after
-
-    @property
-    def retry_after_s(self) -> float:
-        return self.retry_after
+        self.retry_after_s: float = retry_after_s
 
     def __str__(self) -> str:
-        return f"the pool {self.pool!r} is full; try again in {self.retry_after:g} s"
+        return f"the pool {self.pool!r} is full; try again in {self.retry_after_s:g} s"
 
 
 class TooManyPredictions(ServiceError):
     status = 429
     title = "Too many requests"
 
-    def __init__(self, limit: int, retry_after: float) -> None:
-        super().__init__(limit, retry_after)
+    def __init__(self, limit: int, retry_after_s: float) -> None:
+        super().__init__(limit, retry_after_s)
         self.limit = limit
-        self.retry_after = retry_after
-
-    @property
-    def retry_after_s(self) -> float:
-        return self.retry_after
+        self.retry_after_s: float = retry_after_s
 
     def __str__(self) -> str:
         return (
             f"this token may have {self.limit} unfinished predictions at once; cancel one, or try again in"
-            f" {self.retry_after:g} s"
+            f" {self.retry_after_s:g} s"
         )
 
 
@@ -180,17 +172,13 @@ class RateLimited(ServiceError):
     status = 429
     title = "Too many requests"
 
-    def __init__(self, limit: int, retry_after: float) -> None:
-        super().__init__(limit, retry_after)
+    def __init__(self, limit: int, retry_after_s: float) -> None:
+        super().__init__(limit, retry_after_s)
         self.limit = limit
-        self.retry_after = retry_after
-
-    @property
-    def retry_after_s(self) -> float:
-        return self.retry_after
+        self.retry_after_s: float = retry_after_s
 
     def __str__(self) -> str:
-        return f"this token may send {self.limit} requests a minute; try again in {math.ceil(self.retry_after)} s"
+        return f"this token may send {self.limit} requests a minute; try again in {math.ceil(self.retry_after_s)} s"
 
 
 class UploadsFull(ServiceError):

@@ -2,26 +2,22 @@
 
 from serve.errors.base import ServiceError
 
+RETRY_AFTER_S = 5.0
+
 
 class NotReady(ServiceError):
     status = 503
     title = "Service unavailable"
-
-    @property
-    def retry_after_s(self) -> float:
-        return 5.0
+    retry_after_s = RETRY_AFTER_S
 
 
 class IngressLost(ServiceError):
     status = 503
     title = "Service unavailable"
+    retry_after_s = RETRY_AFTER_S
 
     def __init__(self) -> None:
         super().__init__()
-
-    @property
-    def retry_after_s(self) -> float:
-        return 5.0
 
     def __str__(self) -> str:
         return "the process that handled this request was lost; accepted predictions go on; try again in 5 s"
@@ -32,14 +28,11 @@ class DatabaseUnavailable(ServiceError):
 
     status = 503
     title = "Service unavailable"
+    retry_after_s = RETRY_AFTER_S
 
     def __init__(self, cause: str) -> None:
         super().__init__(cause)
         self.cause = cause
-
-    @property
-    def retry_after_s(self) -> float:
-        return 5.0
 
     def __str__(self) -> str:
         return f"the records of predictions cannot be reached; try again in {self.retry_after_s:g} s"
@@ -48,13 +41,10 @@ class DatabaseUnavailable(ServiceError):
 class StorageUnavailable(ServiceError):
     status = 503
     title = "Service unavailable"
+    retry_after_s = RETRY_AFTER_S
 
     def __init__(self) -> None:
         super().__init__()
-
-    @property
-    def retry_after_s(self) -> float:
-        return 5.0
 
     def __str__(self) -> str:
         return f"stored files cannot be reached; try again in {self.retry_after_s:g} s"
