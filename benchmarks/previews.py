@@ -15,8 +15,8 @@ from typing import Any
 
 import httpx
 
-from benchmarks.report import report
-from benchmarks.service import SETTINGS, run_requests
+from benchmarks.report import report, stop_on_sigterm
+from benchmarks.service import SETTINGS, finish, predict, run_requests
 from serve.launch.subprocess_service import local_service
 
 WATCHED_PARTS = (False, True)
@@ -34,19 +34,12 @@ class Client:
 
     async def generate(self, inputs: dict[str, Any]) -> float:
         """The mean batch of a prediction. Raises RuntimeError if it fails."""
-        is_watched = self._watches and inputs["seed"] % self._in_flight == 0
-        if is_watched:
-            response = await self._http.post("/v1/predictions", json={"input": inputs, "stream": True})
-            prediction = response.raise_for_status().json()
-            await self._watch(prediction["id"])
-        else:
-            response = await self._http.post("/v1/predictions", json={"input": inputs}, headers={"Prefer": "wait=55"})
-            prediction = response.raise_for_status().json()
-        while prediction["status"] in ("starting", "processing"):
-            prediction = (await self._http.get(f"/v1/predictions/{prediction['id']}")).raise_for_status().json()
-        if prediction["status"] != "succeeded":
-            raise RuntimeError(prediction["error"])
-        return float(prediction["metrics"]["mean_batch"])
+        if not self._watches or inputs["seed"] % self._in_flight:
+            return await predict(self._http, inputs)
+        response = await self._http.post("/v1/predictions", json={"input": inputs, "stream": True})
+        prediction = response.raise_for_status().json()
+        await self._watch(prediction["id"])
+        return await finish(self._http, prediction)
 
     async def _watch(self, prediction_id: str) -> None:
         path = f"/v1/predictions/{prediction_id}/stream"
@@ -87,6 +80,7 @@ def main() -> None:
     parser.add_argument("--steps", type=int, default=12, help="denoising steps of each image")
     parser.add_argument("--rounds", type=int, default=4, help="rounds of each side")
     options = parser.parse_args()
+    stop_on_sigterm()
     question = "how does the throughput with a client that watches previews compare with that without?"
     report(question, vars(options), measure(options))
 

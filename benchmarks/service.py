@@ -15,6 +15,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Awaitable, Callable
+from functools import partial
 from typing import Any
 
 import httpx
@@ -58,19 +59,24 @@ def _inputs(number: int, steps: int) -> dict[str, Any]:
     return {"prompt": f"boat number {number}", "seed": number, "megapixels": "0.25", "num_inference_steps": steps}
 
 
+async def predict(http: httpx.AsyncClient, inputs: dict[str, Any]) -> float:
+    """The mean batch of a prediction. Raises RuntimeError if it fails."""
+    response = await http.post("/v1/predictions", json={"input": inputs}, headers={"Prefer": "wait=55"})
+    return await finish(http, response.raise_for_status().json())
+
+
+async def finish(http: httpx.AsyncClient, prediction: dict[str, Any]) -> float:
+    """The mean batch of a prediction, when it has ended. Raises RuntimeError if it fails."""
+    while prediction["status"] in ("starting", "processing"):
+        prediction = (await http.get(f"/v1/predictions/{prediction['id']}")).raise_for_status().json()
+    if prediction["status"] != "succeeded":
+        raise RuntimeError(prediction["error"])
+    return float(prediction["metrics"]["mean_batch"])
+
+
 async def run_over_http(service: LocalService, options: argparse.Namespace) -> dict[str, float]:
     async with httpx.AsyncClient(base_url=service.url, timeout=600) as client:
-
-        async def generate(inputs: dict[str, Any]) -> float:
-            response = await client.post("/v1/predictions", json={"input": inputs}, headers={"Prefer": "wait=60"})
-            prediction = response.raise_for_status().json()
-            while prediction["status"] in ("starting", "processing"):
-                prediction = (await client.get(f"/v1/predictions/{prediction['id']}")).json()
-            if prediction["status"] != "succeeded":
-                raise RuntimeError(prediction["error"])
-            return float(prediction["metrics"]["mean_batch"])
-
-        return await run_requests(generate, options.requests, options.in_flight, options.steps)
+        return await run_requests(partial(predict, client), options.requests, options.in_flight, options.steps)
 
 
 async def run_replica(rounds: int, options: argparse.Namespace) -> None:

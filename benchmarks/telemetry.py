@@ -13,6 +13,7 @@ import statistics
 import tempfile
 import time
 from collections.abc import AsyncGenerator, Callable, Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 from unittest import mock
@@ -23,8 +24,8 @@ from opentelemetry.sdk.trace import ReadableSpan
 from opentelemetry.sdk.trace.export import BatchSpanProcessor, SpanExporter, SpanExportResult
 
 from benchmarks.api.ingress_process import ray_replacements
-from benchmarks.report import print_progress, report
-from benchmarks.service import POOL, run_requests
+from benchmarks.report import print_progress, report, stop_on_sigterm
+from benchmarks.service import POOL, predict, run_requests
 from serve import ingress, telemetry, tracing
 from serve.events import Event
 from serve.generation_plan import GenerationPlan
@@ -124,19 +125,13 @@ async def run_rounds(
     """Images per second of each variant, by round."""
     images_per_s: dict[str, list[float]] = {variant: [] for variant in VARIANTS}
     async with httpx.AsyncClient(transport=transport, base_url="http://service", timeout=600) as client:
-
-        async def generate(inputs: dict[str, Any]) -> float:
-            response = await client.post("/v1/predictions", json={"input": inputs}, headers={"Prefer": "wait=55"})
-            prediction = response.raise_for_status().json()
-            while prediction["status"] in ("starting", "processing"):
-                prediction = (await client.get(f"/v1/predictions/{prediction['id']}")).json()
-            return float(prediction["metrics"]["mean_batch"])
-
         for number in range(options.rounds):
             for variant in order_of(number):
                 print_progress(f"round {number + 1} of {options.rounds}: {variant}")
                 variants.use(variant)
-                result = await run_requests(generate, options.requests, options.in_flight, options.steps)
+                result = await run_requests(
+                    partial(predict, client), options.requests, options.in_flight, options.steps
+                )
                 images_per_s[variant].append(result["images_per_s"])
     return images_per_s
 
@@ -148,6 +143,7 @@ def main() -> None:
     parser.add_argument("--steps", type=int, default=8, help="denoising steps of each image")
     parser.add_argument("--rounds", type=int, default=6, help="rounds of each variant")
     options = parser.parse_args()
+    stop_on_sigterm()
     with tempfile.TemporaryDirectory(prefix="flux-", ignore_cleanup_errors=True) as folder:
         ray.init(address="local", num_cpus=1, include_dashboard=False, logging_level="ERROR", log_to_driver=False)
         try:
