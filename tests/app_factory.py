@@ -63,10 +63,10 @@ from tests.local_server import EMPTY_TRUST_STORE
 
 
 class SqliteForTests(Database):
-    """Has all tables. Unless it is `pooled`, it keeps no connections, so it need not be closed."""
+    """Has all tables."""
 
-    def __init__(self, path: Path, pooled: bool = False) -> None:
-        super().__init__(f"sqlite:///{path}", pooled)
+    def __init__(self, path: Path) -> None:
+        super().__init__(f"sqlite:///{path}")
         metadata.create_all(create_engine(f"sqlite:///{path}", poolclass=NullPool))
 
 
@@ -111,7 +111,6 @@ def make_app(
     opened: bool = True,
     token: str | None = None,
     state: Path | None = None,
-    pooled: bool = False,
 ) -> AppUnderTest:
     """Builds the application with `pool` as every pool.
 
@@ -133,7 +132,7 @@ def make_app(
             return stored
 
     settings, folder = settings or Settings(), state or Path(tempfile.mkdtemp(prefix="flux-serve-test-"))
-    database = SqliteForTests(folder / "predictions.db", pooled)
+    database = SqliteForTests(folder / "predictions.db")
     limits = {name: each.max_in_flight for name, each in settings.pools.items()}
     store = RecordingStore(database, ChangeNotifier(database), limits)
     stored = ObjectStore(folder.as_uri())

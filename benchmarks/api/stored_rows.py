@@ -3,14 +3,13 @@
 import hashlib
 import random
 import sqlite3
-from collections.abc import Awaitable, Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from typing import Any, TypeVar
 
 import asyncpg
-from sqlalchemy import make_url, select, text
-from sqlalchemy.ext.asyncio import AsyncConnection
+from sqlalchemy import Connection, make_url, select, text
 
 from serve.database.connection import Database
 from serve.database.tables import predictions
@@ -61,9 +60,9 @@ class StoredPredictions:
 async def read_row(database_url: str, prediction_id: str) -> Row:
     """The row of a prediction, by column."""
 
-    async def work(connection: AsyncConnection) -> Row:
+    def work(connection: Connection) -> Row:
         query = select(predictions).where(predictions.c.id == prediction_id)
-        return dict((await connection.execute(query)).one()._mapping)
+        return dict(connection.execute(query).one()._mapping)
 
     return await _read(database_url, work)
 
@@ -71,15 +70,15 @@ async def read_row(database_url: str, prediction_id: str) -> Row:
 async def read_version(database_url: str) -> str:
     """The version of the database."""
 
-    async def work(connection: AsyncConnection) -> str:
+    def work(connection: Connection) -> str:
         is_sqlite = connection.dialect.name == "sqlite"
         query = text("SELECT sqlite_version()" if is_sqlite else "SHOW server_version")
-        return str((await connection.execute(query)).scalar_one())
+        return str(connection.execute(query).scalar_one())
 
     return await _read(database_url, work)
 
 
-async def _read(database_url: str, work: Callable[[AsyncConnection], Awaitable[Result]]) -> Result:
+async def _read(database_url: str, work: Callable[[Connection], Result]) -> Result:
     database = Database(database_url)
     try:
         return await database.read(work)
@@ -133,6 +132,6 @@ async def _copy_to_postgres(database_url: str, columns: Sequence[str], rows: Ite
             predictions.name, records=rows, columns=list(columns), timeout=COPY_TIMEOUT_S
         )
         # PostgreSQL would do this a minute later, during the measurement.
-        await connection.execute("VACUUM ANALYZE", timeout=COPY_TIMEOUT_S)
+        connection.execute("VACUUM ANALYZE", timeout=COPY_TIMEOUT_S)
     finally:
         await connection.close()

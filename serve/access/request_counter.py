@@ -10,7 +10,7 @@ import time
 from collections import Counter
 from collections.abc import Callable
 
-from sqlalchemy.ext.asyncio import AsyncConnection
+from sqlalchemy import Connection
 
 from serve.access.request_rate import WINDOW_S, RateState, check_rate
 from serve.access.token_rows import Counts, add_requests, delete_requests, read_requests
@@ -60,13 +60,13 @@ class RequestCounter:
             self._stored, self._pending = {}, Counter()
             return
 
-        async def read(connection: AsyncConnection) -> Counts:
-            return await read_requests(connection, token_ids, previous)
+        def read(connection: Connection) -> Counts:
+            return read_requests(connection, token_ids, previous)
 
-        async def exchange(connection: AsyncConnection) -> Counts:
-            await add_requests(connection, added)
-            await delete_requests(connection, previous)
-            return await read(connection)
+        def exchange(connection: Connection) -> Counts:
+            add_requests(connection, added)
+            delete_requests(connection, previous)
+            return read(connection)
 
         self._stored = await (self._database.write(exchange) if added else self._database.read(read))
         self._pending = Counter({key: number for key, number in (self._pending - added).items() if key[1] >= previous})

@@ -4,8 +4,7 @@ from collections.abc import Collection, Mapping
 from datetime import datetime
 from typing import Any
 
-from sqlalchemy import Row, delete, insert, select, update
-from sqlalchemy.ext.asyncio import AsyncConnection
+from sqlalchemy import Connection, Row, delete, insert, select, update
 
 from serve.access.token import Token
 from serve.database.tables import request_counts, tokens
@@ -16,7 +15,7 @@ Counts = Mapping[tuple[str, int], int]
 """Numbers of requests by the id of the token and the minute since 1970."""
 
 
-async def insert_token(connection: AsyncConnection, token: Token) -> None:
+def insert_token(connection: Connection, token: Token) -> None:
     values = {
         "id": token.id,
         "digest": token.digest,
@@ -26,28 +25,28 @@ async def insert_token(connection: AsyncConnection, token: Token) -> None:
         "max_in_flight": token.max_in_flight,
         "created_us": to_us(token.created_at),
     }
-    await connection.execute(insert(tokens).values(values))
+    connection.execute(insert(tokens).values(values))
 
 
-async def read_token(connection: AsyncConnection, token_id: str) -> Token | None:
-    row = (await connection.execute(select(tokens).where(tokens.c.id == token_id))).one_or_none()
+def read_token(connection: Connection, token_id: str) -> Token | None:
+    row = connection.execute(select(tokens).where(tokens.c.id == token_id)).one_or_none()
     return None if row is None else _token(row)
 
 
-async def read_tokens(connection: AsyncConnection) -> list[Token]:
+def read_tokens(connection: Connection) -> list[Token]:
     """All tokens, also revoked ones, the oldest first."""
     query = select(tokens).order_by(tokens.c.created_us, tokens.c.id)
-    return [_token(row) for row in await connection.execute(query)]
+    return [_token(row) for row in connection.execute(query)]
 
 
-async def revoke_token(connection: AsyncConnection, token_id: str, at: datetime) -> bool:
+def revoke_token(connection: Connection, token_id: str, at: datetime) -> bool:
     """Returns False if there is no such token, or it was revoked before."""
     is_valid = tokens.c.revoked_us.is_(None)
     statement = update(tokens).where(tokens.c.id == token_id, is_valid).values(revoked_us=to_us(at))
-    return (await connection.execute(statement)).rowcount == 1
+    return connection.execute(statement).rowcount == 1
 
 
-async def add_requests(connection: AsyncConnection, counts: Counts) -> None:
+def add_requests(connection: Connection, counts: Counts) -> None:
     """Adds to the numbers of requests."""
     statement = insert_into(connection, request_counts)
     statement = statement.on_conflict_do_update(
@@ -60,18 +59,18 @@ async def add_requests(connection: AsyncConnection, counts: Counts) -> None:
         for (token_id, minute), number in sorted(counts.items())
     ]
     if rows:
-        await connection.execute(statement, rows)
+        connection.execute(statement, rows)
 
 
-async def read_requests(connection: AsyncConnection, token_ids: Collection[str], from_minute: int) -> Counts:
+def read_requests(connection: Connection, token_ids: Collection[str], from_minute: int) -> Counts:
     query = select(request_counts).where(
         request_counts.c.token_id.in_(token_ids), request_counts.c.minute >= from_minute
     )
-    return {(row.token_id, row.minute): row.requests for row in await connection.execute(query)}
+    return {(row.token_id, row.minute): row.requests for row in connection.execute(query)}
 
 
-async def delete_requests(connection: AsyncConnection, before_minute: int) -> None:
-    await connection.execute(delete(request_counts).where(request_counts.c.minute < before_minute))
+def delete_requests(connection: Connection, before_minute: int) -> None:
+    connection.execute(delete(request_counts).where(request_counts.c.minute < before_minute))
 
 
 def _token(row: Row[Any]) -> Token:

@@ -4,8 +4,7 @@ import secrets
 import time
 from collections.abc import Callable
 
-from sqlalchemy import or_
-from sqlalchemy.ext.asyncio import AsyncConnection
+from sqlalchemy import Connection, or_
 
 from serve.database.connection import Database
 from serve.database.tables import task_leases
@@ -34,10 +33,10 @@ class TaskLease:
         }
         is_free = or_(task_leases.c.owner == self._owner, task_leases.c.expires_us <= int(now_s * SECOND_US))
 
-        async def work(connection: AsyncConnection) -> bool:
+        def work(connection: Connection) -> bool:
             statement = insert_into(connection, task_leases).values(values)
             changes = {"owner": self._owner, "expires_us": values["expires_us"]}
             taken = statement.on_conflict_do_update(index_elements=["name"], set_=changes, where=is_free)
-            return (await connection.execute(taken.returning(task_leases.c.owner))).one_or_none() is not None
+            return connection.execute(taken.returning(task_leases.c.owner)).one_or_none() is not None
 
         return await self._database.write(work)

@@ -5,8 +5,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from sqlalchemy import ColumnElement, Row, and_, delete, func, insert, literal, or_, select, update
-from sqlalchemy.ext.asyncio import AsyncConnection
+from sqlalchemy import ColumnElement, Connection, Row, and_, delete, func, insert, literal, or_, select, update
 
 from serve.database.tables import files
 from serve.errors import UploadsFull
@@ -37,13 +36,13 @@ class StoredFile:
     expires_s: float
 
 
-async def lock(connection: AsyncConnection) -> None:
+def lock(connection: Connection) -> None:
     """Makes other changes of files wait for the end of the transaction. SQLite has one writer anyway."""
     if connection.dialect.name == "postgresql":
-        await connection.execute(select(func.pg_advisory_xact_lock(func.hashtext(literal("files")))))
+        connection.execute(select(func.pg_advisory_xact_lock(func.hashtext(literal("files")))))
 
 
-async def insert_upload(connection: AsyncConnection, file_id: str, size_bytes: int, now_s: float, end_s: float) -> None:
+def insert_upload(connection: Connection, file_id: str, size_bytes: int, now_s: float, end_s: float) -> None:
     """Stores an upload in progress, which is taken for lost at `end_s`."""
     values = {
         "id": file_id,
@@ -52,39 +51,39 @@ async def insert_upload(connection: AsyncConnection, file_id: str, size_bytes: i
         "created_us": _to_us(now_s),
         "expires_us": _to_us(end_s),
     }
-    await connection.execute(insert(files).values(values))
+    connection.execute(insert(files).values(values))
 
 
-async def update_upload(connection: AsyncConnection, file_id: str, size_bytes: int, end_s: float) -> bool:
+def update_upload(connection: Connection, file_id: str, size_bytes: int, end_s: float) -> bool:
     """Returns False if the upload was taken for lost."""
     values = {"size_bytes": size_bytes, "expires_us": _to_us(end_s)}
-    return (await connection.execute(update(files).where(_is_uploading(file_id)).values(values))).rowcount == 1
+    return connection.execute(update(files).where(_is_uploading(file_id)).values(values)).rowcount == 1
 
 
-async def make_room(connection: AsyncConnection, settings: FileSettings, now_s: float) -> list[str]:
+def make_room(connection: Connection, settings: FileSettings, now_s: float) -> list[str]:
     """Marks the oldest files as removed until the rest and the uploads are within the limits. Returns their ids.
 
     Raises `UploadsFull` if the uploads alone are over a limit.
     """
     uploading = and_(files.c.state == "uploading", files.c.expires_us > _to_us(now_s))
     query = select(func.count(), func.coalesce(func.sum(files.c.size_bytes), 0)).where(uploading)
-    count, size_bytes = (await connection.execute(query)).one()
+    count, size_bytes = connection.execute(query).one()
     if count > settings.max_files or size_bytes > settings.max_bytes:
         raise UploadsFull
     removed: list[str] = []
     newest_first = select(files.c.id, files.c.size_bytes).where(files.c.state == "stored")
-    for row in await connection.execute(newest_first.order_by(files.c.created_us.desc(), files.c.id.desc())):
+    for row in connection.execute(newest_first.order_by(files.c.created_us.desc(), files.c.id.desc())):
         count += 1
         size_bytes += row.size_bytes
         # All files that are older than one without room are removed, too.
         if removed or count > settings.max_files or size_bytes > settings.max_bytes:
             removed.append(row.id)
     if removed:
-        await _mark_removed(connection, files.c.id.in_(removed))
+        _mark_removed(connection, files.c.id.in_(removed))
     return removed
 
 
-async def write_stored(connection: AsyncConnection, file: StoredFile) -> bool:
+def write_stored(connection: Connection, file: StoredFile) -> bool:
     """Ends an upload. Returns False if it was taken for lost."""
     values = {
         "owner": file.owner,
@@ -97,17 +96,17 @@ async def write_stored(connection: AsyncConnection, file: StoredFile) -> bool:
         "metadata": json.dumps(dict(file.description.metadata)),
         "sha256": file.sha256,
     }
-    return (await connection.execute(update(files).where(_is_uploading(file.id)).values(values))).rowcount == 1
+    return connection.execute(update(files).where(_is_uploading(file.id)).values(values)).rowcount == 1
 
 
-async def read_file(connection: AsyncConnection, file_id: str, now_s: float) -> StoredFile | None:
+def read_file(connection: Connection, file_id: str, now_s: float) -> StoredFile | None:
     """A file that has not expired."""
-    row = (await connection.execute(select(files).where(_is_readable(now_s), files.c.id == file_id))).one_or_none()
+    row = connection.execute(select(files).where(_is_readable(now_s), files.c.id == file_id)).one_or_none()
     return None if row is None else _from_row(row)
 
 
-async def read_page(
-    connection: AsyncConnection, older_than: StoredFile | None, limit: int, now_s: float, owner: str | None
+def read_page(
+    connection: Connection, older_than: StoredFile | None, limit: int, now_s: float, owner: str | None
 ) -> list[StoredFile]:
     """Up to `limit` files of `owner`, or of all, that have not expired, the newest first."""
     query = select(files).where(_is_readable(now_s))
@@ -119,30 +118,30 @@ async def read_page(
             files.c.created_us < created_us, and_(files.c.created_us == created_us, files.c.id < older_than.id)
         )
         query = query.where(is_older)
-    rows = await connection.execute(query.order_by(files.c.created_us.desc(), files.c.id.desc()).limit(limit))
+    rows = connection.execute(query.order_by(files.c.created_us.desc(), files.c.id.desc()).limit(limit))
     return [_from_row(row) for row in rows]
 
 
-async def mark_removed(connection: AsyncConnection, file_id: str) -> None:
-    await _mark_removed(connection, files.c.id == file_id)
+def mark_removed(connection: Connection, file_id: str) -> None:
+    _mark_removed(connection, files.c.id == file_id)
 
 
-async def mark_expired(connection: AsyncConnection, now_s: float) -> None:
+def mark_expired(connection: Connection, now_s: float) -> None:
     """Marks files that are too old, and uploads of lost processes, as removed."""
-    await _mark_removed(connection, and_(files.c.state != "removed", files.c.expires_us <= _to_us(now_s)))
+    _mark_removed(connection, and_(files.c.state != "removed", files.c.expires_us <= _to_us(now_s)))
 
 
-async def removed_ids(connection: AsyncConnection, limit: int) -> Sequence[str]:
+def removed_ids(connection: Connection, limit: int) -> Sequence[str]:
     query = select(files.c.id).where(files.c.state == "removed").limit(limit)
-    return (await connection.execute(query)).scalars().all()
+    return connection.execute(query).scalars().all()
 
 
-async def delete_rows(connection: AsyncConnection, file_ids: Sequence[str]) -> None:
-    await connection.execute(delete(files).where(files.c.id.in_(file_ids)))
+def delete_rows(connection: Connection, file_ids: Sequence[str]) -> None:
+    connection.execute(delete(files).where(files.c.id.in_(file_ids)))
 
 
-async def _mark_removed(connection: AsyncConnection, condition: ColumnElement[bool]) -> None:
-    await connection.execute(update(files).where(condition).values(state="removed"))
+def _mark_removed(connection: Connection, condition: ColumnElement[bool]) -> None:
+    connection.execute(update(files).where(condition).values(state="removed"))
 
 
 def _is_uploading(file_id: str) -> ColumnElement[bool]:

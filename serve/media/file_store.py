@@ -15,7 +15,7 @@ from contextlib import asynccontextmanager, suppress
 from pathlib import Path
 from typing import IO
 
-from sqlalchemy.ext.asyncio import AsyncConnection
+from sqlalchemy import Connection
 
 from serve.database.connection import Database
 from serve.errors import DatabaseUnavailable, NotFound, StorageUnavailable, UploadTimedOut
@@ -97,13 +97,13 @@ class FileStore:
         now_s, size_bytes, is_new = self._now(), upload.received_bytes, upload.recorded_bytes is None
         end_s = now_s + self._settings.upload_timeout_s + SAVE_TIME_S
 
-        async def work(connection: AsyncConnection) -> list[str]:
-            await rows.lock(connection)
+        def work(connection: Connection) -> list[str]:
+            rows.lock(connection)
             if is_new:
-                await rows.insert_upload(connection, upload.id, size_bytes, now_s, end_s)
-            elif not await rows.update_upload(connection, upload.id, size_bytes, end_s):
+                rows.insert_upload(connection, upload.id, size_bytes, now_s, end_s)
+            elif not rows.update_upload(connection, upload.id, size_bytes, end_s):
                 raise UploadTimedOut(self._settings.upload_timeout_s)
-            return await rows.make_room(connection, self._settings, now_s)
+            return rows.make_room(connection, self._settings, now_s)
 
         # Before the call, because a transaction is committed even if its caller is cancelled.
         upload.recorded_bytes = size_bytes

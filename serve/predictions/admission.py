@@ -1,6 +1,7 @@
 """Estimates when a full pool accepts a prediction again. Pure."""
 
 import math
+import threading
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from datetime import datetime
@@ -67,17 +68,22 @@ def _busy_s(finished: Sequence[tuple[float, float, float]]) -> float:
 
 
 class RetryEstimates:
-    """Gives each rejected caller a place in an imagined queue, so that not all of them come back for the next place."""
+    """Gives each rejected caller a place in an imagined queue, so that not all of them come back for the next place.
+
+    Several threads may use one object.
+    """
 
     def __init__(self, clock: Callable[[], datetime]) -> None:
         self._clock = clock
+        self._lock = threading.Lock()
         self._promised_s: dict[str, list[float]] = {}
         """By pool, the times at which rejected callers were told to come back."""
 
     def retry_after_s(self, pool: str, load: PoolLoad) -> float:
         now_s = self._clock().timestamp()
-        promised_s = [at_s for at_s in self._promised_s.get(pool, ()) if at_s > now_s]
-        place = len(promised_s) + 1
-        wait_s = _bounded_s(place * seconds_per_place(load))
-        self._promised_s[pool] = [*promised_s, now_s + wait_s]
+        place_s = seconds_per_place(load)
+        with self._lock:
+            promised_s = [at_s for at_s in self._promised_s.get(pool, ()) if at_s > now_s]
+            wait_s = _bounded_s((len(promised_s) + 1) * place_s)
+            self._promised_s[pool] = [*promised_s, now_s + wait_s]
         return wait_s

@@ -3,7 +3,7 @@
 from collections.abc import Callable, Mapping
 from datetime import datetime
 
-from sqlalchemy.ext.asyncio import AsyncConnection
+from sqlalchemy import Connection
 
 from serve.access.caller import Caller
 from serve.database.times import to_us
@@ -20,24 +20,24 @@ class Capacity:
         self._clock = clock
         self._estimates = RetryEstimates(clock)
 
-    async def lock(self, connection: AsyncConnection, pool: str, caller: Caller) -> None:
+    def lock(self, connection: Connection, pool: str, caller: Caller) -> None:
         """Makes other admissions with the same limits wait for the end of the transaction."""
         if caller.max_in_flight is not None:
-            await rows.lock_owner(connection, caller.owner)
-        await rows.lock_pool(connection, pool)
+            rows.lock_owner(connection, caller.owner)
+        rows.lock_pool(connection, pool)
 
-    async def check(self, connection: AsyncConnection, pool: str, caller: Caller) -> None:
+    def check(self, connection: Connection, pool: str, caller: Caller) -> None:
         """Raises `TooManyPredictions` or `PoolFull` if there is no place for one more prediction."""
         if caller.max_in_flight is not None:
-            own = await rows.count_active_of_owner(connection, caller.owner)
+            own = rows.count_active_of_owner(connection, caller.owner)
             if own >= caller.max_in_flight:
-                load = await rows.read_load(connection, pool, to_us(self._clock()))
+                load = rows.read_load(connection, pool, to_us(self._clock()))
                 raise TooManyPredictions(caller.max_in_flight, own_retry_after_s(load, own))
-        if await rows.count_active(connection, pool) >= self._limits[pool]:
-            load = await rows.read_load(connection, pool, to_us(self._clock()))
+        if rows.count_active(connection, pool) >= self._limits[pool]:
+            load = rows.read_load(connection, pool, to_us(self._clock()))
             raise PoolFull(pool, self._estimates.retry_after_s(pool, load))
 
-    async def is_full(self, connection: AsyncConnection) -> bool:
+    def is_full(self, connection: Connection) -> bool:
         """Whether every pool is full."""
-        counts = await rows.count_active_by_pool(connection)
+        counts = rows.count_active_by_pool(connection)
         return all(counts.get(pool, 0) >= limit for pool, limit in self._limits.items())

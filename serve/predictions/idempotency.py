@@ -2,8 +2,7 @@
 
 from dataclasses import dataclass
 
-from sqlalchemy import and_, select
-from sqlalchemy.ext.asyncio import AsyncConnection
+from sqlalchemy import Connection, and_, select
 
 from serve.database.tables import predictions
 from serve.errors import IdempotencyKeyReused
@@ -19,14 +18,14 @@ class IdempotencyKey:
     """Of everything that the request asks for."""
 
 
-async def find_earlier(connection: AsyncConnection, idempotency: IdempotencyKey, owner: str) -> Prediction | None:
+def find_earlier(connection: Connection, idempotency: IdempotencyKey, owner: str) -> Prediction | None:
     """The prediction that a request of the same owner with the same key has created.
 
     Raises `IdempotencyKeyReused` if that was another request.
     """
     query = select(predictions.c.record, predictions.c.request_hash)
     is_same = and_(predictions.c.owner == owner, predictions.c.idempotency_key == idempotency.key)
-    row = (await connection.execute(query.where(is_same))).one_or_none()
+    row = connection.execute(query.where(is_same)).one_or_none()
     if row is None:
         return None
     if row.request_hash != idempotency.request_hash:

@@ -9,14 +9,14 @@ import contextvars
 import logging
 from collections.abc import Callable, Mapping, Sequence
 
-from sqlalchemy.ext.asyncio import AsyncConnection
+from sqlalchemy import Connection
 
 from serve.database.connection import Database
 from serve.errors import DatabaseUnavailable
 from serve.events import Preview
-from serve.predictions import prediction_rows as rows
 from serve.predictions.change_notifier import ChangeNotifier
 from serve.predictions.lease import Lease
+from serve.predictions.lease_rows import write_leased
 from serve.predictions.prediction import Prediction
 from serve.predictions.prediction_metrics import record_end
 from serve.predictions.preview_rows import StoredPreview, write_previews
@@ -163,13 +163,13 @@ class RecordWriter:
     async def _store(self, records: Sequence[LeasedRecord]) -> None:
         states = [(record, record.prediction, dict(record.unstored_previews)) for record in records]
 
-        async def work(connection: AsyncConnection) -> list[LeasedRecord]:
+        def work(connection: Connection) -> list[LeasedRecord]:
             lost = []
             for record, prediction, previews in states:
-                if not await self._write(connection, record.lease, prediction, release=False):
+                if not self._write(connection, record.lease, prediction, release=False):
                     lost.append(record)
                 elif previews:
-                    await write_previews(connection, prediction.id, previews)
+                    write_previews(connection, prediction.id, previews)
             return lost
 
         if states:
@@ -179,8 +179,8 @@ class RecordWriter:
             for record, _, previews in states:
                 record.mark_stored(previews)
 
-    async def _write(self, connection: AsyncConnection, lease: Lease, prediction: Prediction, release: bool) -> bool:
-        written = await rows.write_leased(connection, lease, prediction, release)
+    def _write(self, connection: Connection, lease: Lease, prediction: Prediction, release: bool) -> bool:
+        written = write_leased(connection, lease, prediction, release)
         if written:
-            await self._notifier.publish(connection, prediction.id)
+            self._notifier.publish(connection, prediction.id)
         return written

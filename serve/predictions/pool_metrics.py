@@ -6,8 +6,7 @@ from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from datetime import datetime
 
-from sqlalchemy import case, func, select
-from sqlalchemy.ext.asyncio import AsyncConnection
+from sqlalchemy import Connection, case, func, select
 
 from serve import telemetry
 from serve.database.connection import Database
@@ -67,7 +66,7 @@ class PoolMetrics:
             telemetry.OUTSTANDING_SECONDS.set(state.outstanding_s, pool=pool)
 
 
-async def read_states(connection: AsyncConnection, pools: Iterable[str], now_us: int) -> dict[str, PoolState]:
+def read_states(connection: Connection, pools: Iterable[str], now_us: int) -> dict[str, PoolState]:
     is_waiting = predictions.c.status == "starting"
     query = (
         select(
@@ -79,10 +78,10 @@ async def read_states(connection: AsyncConnection, pools: Iterable[str], now_us:
         .where(is_active)
         .group_by(predictions.c.pool)
     )
-    counts = {row.pool: row for row in await connection.execute(query)}
+    counts = {row.pool: row for row in connection.execute(query)}
     states = dict.fromkeys(pools, PoolState())
     for pool in states.keys() & counts.keys():
-        row, load = counts[pool], await rows.read_load(connection, pool, now_us)
+        row, load = counts[pool], rows.read_load(connection, pool, now_us)
         states[pool] = PoolState(
             waiting=int(row.waiting),
             running=row.unfinished - int(row.waiting),

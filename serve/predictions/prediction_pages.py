@@ -4,8 +4,7 @@ from dataclasses import dataclass
 from datetime import datetime
 from typing import Any
 
-from sqlalchemy import ColumnElement, literal, select, tuple_
-from sqlalchemy.ext.asyncio import AsyncConnection
+from sqlalchemy import ColumnElement, Connection, literal, select, tuple_
 
 from serve.database.tables import predictions
 from serve.database.times import to_us
@@ -25,8 +24,8 @@ class PageQuery:
     """None means the predictions of all owners."""
 
 
-async def read_page(
-    connection: AsyncConnection, query: PageQuery, older_than: Prediction | None, newer_than: Prediction | None
+def read_page(
+    connection: Connection, query: PageQuery, older_than: Prediction | None, newer_than: Prediction | None
 ) -> list[Prediction]:
     key = tuple_(predictions.c.created_us, predictions.c.id)
     statement = select(predictions.c.record)
@@ -47,7 +46,7 @@ async def read_page(
     # The page before a prediction has its nearest neighbours, so it is read backwards.
     backwards = newer_than is not None
     statement = statement.order_by(*(oldest_first if backwards else newest_first)).limit(query.limit)
-    found = [Prediction.model_validate_json(record) for record in (await connection.execute(statement)).scalars()]
+    found = [Prediction.model_validate_json(record) for record in connection.execute(statement).scalars()]
     return found[::-1] if backwards else found
 
 

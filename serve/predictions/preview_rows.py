@@ -3,8 +3,7 @@
 from collections.abc import Mapping
 from typing import NamedTuple
 
-from sqlalchemy import delete, select
-from sqlalchemy.ext.asyncio import AsyncConnection
+from sqlalchemy import Connection, delete, select
 
 from serve.database.tables import previews
 from serve.database.upsert import insert_into
@@ -18,27 +17,25 @@ class StoredPreview(NamedTuple):
     """A webp file."""
 
 
-async def write_previews(
-    connection: AsyncConnection, prediction_id: str, changes: Mapping[int, StoredPreview | None]
-) -> None:
+def write_previews(connection: Connection, prediction_id: str, changes: Mapping[int, StoredPreview | None]) -> None:
     """Replaces the previews of images, or deletes those that are None."""
     for image, preview in changes.items():
         if preview is None:
             is_its = (previews.c.prediction_id == prediction_id) & (previews.c.image == image)
-            await connection.execute(delete(previews).where(is_its))
+            connection.execute(delete(previews).where(is_its))
             continue
         values = preview._asdict()
         statement = insert_into(connection, previews).values(prediction_id=prediction_id, image=image, **values)
-        await connection.execute(
+        connection.execute(
             statement.on_conflict_do_update(index_elements=[previews.c.prediction_id, previews.c.image], set_=values)
         )
 
 
-async def read_previews(connection: AsyncConnection, prediction_id: str) -> dict[int, StoredPreview]:
+def read_previews(connection: Connection, prediction_id: str) -> dict[int, StoredPreview]:
     """By image."""
     query = select(previews).where(previews.c.prediction_id == prediction_id)
-    return {row.image: StoredPreview(row.step, row.content) for row in await connection.execute(query)}
+    return {row.image: StoredPreview(row.step, row.content) for row in connection.execute(query)}
 
 
-async def delete_previews(connection: AsyncConnection, prediction_id: str) -> None:
-    await connection.execute(delete(previews).where(previews.c.prediction_id == prediction_id))
+def delete_previews(connection: Connection, prediction_id: str) -> None:
+    connection.execute(delete(previews).where(previews.c.prediction_id == prediction_id))

@@ -7,14 +7,14 @@ import asyncio
 from collections.abc import Callable, Sequence
 from datetime import datetime, timedelta
 
-from sqlalchemy.ext.asyncio import AsyncConnection
+from sqlalchemy import Connection
 
 from serve.aio import first_error_task_group
 from serve.database.connection import Database
 from serve.database.task_lease import TaskLease
 from serve.database.times import to_us
 from serve.media.output_store import OutputStore
-from serve.predictions import prediction_rows as rows
+from serve.predictions import retention_rows as rows
 from serve.predictions.input_store import InputStore, folder_name
 from serve.predictions.prediction import Prediction, utc_now
 from serve.settings import Settings
@@ -105,9 +105,9 @@ class Retention:
             for prediction in removed:
                 group.create_task(self._delete_files(prediction))
 
-        async def change(connection: AsyncConnection) -> None:
+        def change(connection: Connection) -> None:
             for prediction in removed:
-                await rows.remove_data(connection, prediction.without_data())
+                rows.remove_data(connection, prediction.without_data())
 
         if removed:
             await self._database.write(change)

@@ -4,14 +4,15 @@ import secrets
 from collections.abc import Callable, Collection, Mapping
 from datetime import datetime
 
+from sqlalchemy import Connection
 from sqlalchemy.exc import IntegrityError
-from sqlalchemy.ext.asyncio import AsyncConnection
 
 from serve.access.caller import ANONYMOUS, Caller
 from serve.database.connection import Database
 from serve.database.times import to_us
 from serve.errors import NotFound
 from serve.events import Preview
+from serve.predictions import lease_rows
 from serve.predictions import prediction_rows as rows
 from serve.predictions.admission import work_of
 from serve.predictions.capacity import Capacity
@@ -88,12 +89,12 @@ class PredictionStore:
         pool, lease = prediction.plan.pool, Lease(prediction.id, self._owner, 1)
         work, expires_us = work_of(prediction.plan), self._expires_us()
 
-        async def insert(connection: AsyncConnection) -> Prediction:
-            await self._capacity.lock(connection, pool, caller)
-            if earlier := await _find_attempt(connection, prediction, idempotency):
+        def insert(connection: Connection) -> Prediction:
+            self._capacity.lock(connection, pool, caller)
+            if earlier := _find_attempt(connection, prediction, idempotency):
                 return earlier
-            await self._capacity.check(connection, pool, caller)
-            await rows.insert_prediction(connection, prediction, lease, expires_us, work, attached, idempotency)
+            self._capacity.check(connection, pool, caller)
+            rows.insert_prediction(connection, prediction, lease, expires_us, work, attached, idempotency)
             return prediction
 
         try:
@@ -168,7 +169,7 @@ class PredictionStore:
         held = self._held.pop(prediction_id, None)
         if held is not None:
             held.abandon()
-            await self._database.write(lambda connection: rows.release(connection, held.lease))
+            await self._database.write(lambda connection: lease_rows.release(connection, held.lease))
 
     def lease_number(self, prediction_id: str) -> int:
         """The number of this process' lease; 0 if it has lost the lease, so that nothing it does is recorded."""
@@ -178,7 +179,7 @@ class PredictionStore:
     async def count_loss(self, prediction_id: str) -> int:
         """Counts a replica that was lost while it generated this prediction. Returns the number of all losses."""
         held = self._held[prediction_id]
-        return await self._database.write(lambda connection: rows.count_loss(connection, held.lease))
+        return await self._database.write(lambda connection: lease_rows.count_loss(connection, held.lease))
 
     async def wait_for_change(self, seen: Prediction) -> Prediction:
         """The record once it is newer than `seen` or has ended."""
@@ -196,7 +197,7 @@ class PredictionStore:
             return []
         expires_us = self._expires_us()
         numbers = await self._database.write(
-            lambda connection: rows.renew(connection, self._owner, before.keys(), expires_us)
+            lambda connection: lease_rows.renew(connection, self._owner, before.keys(), expires_us)
         )
         lost = [
             prediction_id
@@ -211,9 +212,9 @@ class PredictionStore:
         """Takes up to `limit` predictions whose processes were lost or stopped."""
         now_us, expires_us = to_us(self._clock()), self._expires_us()
 
-        async def work(connection: AsyncConnection) -> list[Claim]:
-            await rows.free_abandoned_places(connection, now_us)
-            return await rows.claim(connection, self._owner, self._pools, now_us, expires_us, limit)
+        def work(connection: Connection) -> list[Claim]:
+            lease_rows.free_abandoned_places(connection, now_us)
+            return lease_rows.claim(connection, self._owner, self._pools, now_us, expires_us, limit)
 
         claims = await self._database.write(work)
         for each in claims:
@@ -234,15 +235,15 @@ class PredictionStore:
         self.on_lost(prediction_id)
 
     async def _finish_elsewhere(self, prediction_id: str, change: PredictionUpdate) -> bool:
-        async def work(connection: AsyncConnection) -> Prediction | bool | None:
+        def work(connection: Connection) -> Prediction | bool | None:
             """The ended prediction; False if it had ended before; None if there was another change at the same time."""
-            seen = await rows.read_prediction(connection, prediction_id)
+            seen = rows.read_prediction(connection, prediction_id)
             if seen is None or seen.ended:
                 return False
             ended = change(seen)
-            if not await rows.write_unleased(connection, ended, seen.revision):
+            if not rows.write_unleased(connection, ended, seen.revision):
                 return None
-            await self._notifier.publish(connection, prediction_id)
+            self._notifier.publish(connection, prediction_id)
             return ended
 
         while (finished := await self._database.write(work)) is None:
@@ -260,13 +261,13 @@ def unknown_prediction(prediction_id: str) -> NotFound:
     return NotFound(f"there is no prediction {prediction_id[:64]!r}; it may have expired")
 
 
-async def _find_attempt(
-    connection: AsyncConnection, prediction: Prediction, idempotency: IdempotencyKey | None
+def _find_attempt(
+    connection: Connection, prediction: Prediction, idempotency: IdempotencyKey | None
 ) -> Prediction | None:
     """What an earlier attempt has stored: a request with the same key, or a transaction whose answer was lost."""
     if idempotency is not None:
-        return await find_earlier(connection, idempotency, prediction.owner)
-    return await rows.read_prediction(connection, prediction.id)
+        return find_earlier(connection, idempotency, prediction.owner)
+    return rows.read_prediction(connection, prediction.id)
 
 
 def is_same_creation(stored: Prediction, prediction: Prediction) -> bool:

@@ -10,7 +10,7 @@ from contextlib import suppress
 from dataclasses import dataclass
 from datetime import datetime, timedelta
 
-from sqlalchemy.ext.asyncio import AsyncConnection
+from sqlalchemy import Connection
 
 from serve import telemetry
 from serve.database.connection import Database
@@ -122,8 +122,8 @@ class WebhookDeliverer:
         if not chosen:
             return
 
-        async def work(connection: AsyncConnection) -> list[tuple[rows.DueDelivery, Lease]]:
-            leases = [(each, await rows.claim(connection, each, self._owner, now_us, expires_us)) for each in chosen]
+        def work(connection: Connection) -> list[tuple[rows.DueDelivery, Lease]]:
+            leases = [(each, rows.claim(connection, each, self._owner, now_us, expires_us)) for each in chosen]
             return [(each, lease) for each, lease in leases if lease is not None]
 
         for each, lease in await self._database.write(work):
@@ -148,8 +148,8 @@ class WebhookDeliverer:
         """Removes dead deliveries that are too old, in small batches."""
         before_us = to_us(self._clock() - self._dead_max_age)
 
-        async def work(connection: AsyncConnection) -> int:
-            return await rows.delete_dead(connection, before_us, SWEEP_BATCH)
+        def work(connection: Connection) -> int:
+            return rows.delete_dead(connection, before_us, SWEEP_BATCH)
 
         while await self._database.write(work) == SWEEP_BATCH:
             pass

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from datetime import datetime, timedelta
 from typing import TypeVar
 
-from sqlalchemy.ext.asyncio import AsyncConnection
+from sqlalchemy import Connection
 
 from serve import telemetry
 from serve.database.connection import Database
@@ -169,7 +169,7 @@ class DeliveryRunner:
     async def _finish(self, delivery: ClaimedDelivery) -> None:
         await self._write(lambda connection: rows.finish(connection, delivery.lease))
 
-    async def _write(self, work: Callable[[AsyncConnection], Awaitable[None]]) -> None:
+    async def _write(self, work: Callable[[Connection], None]) -> None:
         await _patiently(lambda: self._database.write(work))
 
 

@@ -3,8 +3,7 @@
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 
-from sqlalchemy import ColumnElement, and_, delete, exists, func, or_, select, update
-from sqlalchemy.ext.asyncio import AsyncConnection
+from sqlalchemy import ColumnElement, Connection, and_, delete, exists, func, or_, select, update
 
 from serve.database.tables import is_open, predictions
 from serve.database.tables import webhook_deliveries as deliveries
@@ -35,9 +34,7 @@ class DeadDelivery:
     error: str
 
 
-async def read_due(
-    connection: AsyncConnection, now_us: int, excluded_hosts: Collection[str], limit: int
-) -> list[DueDelivery]:
+def read_due(connection: Connection, now_us: int, excluded_hosts: Collection[str], limit: int) -> list[DueDelivery]:
     """Deliveries that may be claimed, the first due one first."""
     query = (
         select(deliveries, predictions.c.id.label("id"), predictions.c.ended_us)
@@ -50,96 +47,92 @@ async def read_due(
         DueDelivery(
             row.prediction_id, row.host, row.lease_number, row.attempts, row.id is None or row.ended_us is not None
         )
-        for row in await connection.execute(query)
+        for row in connection.execute(query)
     ]
 
 
-async def claim(
-    connection: AsyncConnection, due: DueDelivery, owner: str, now_us: int, expires_us: int
-) -> Lease | None:
+def claim(connection: Connection, due: DueDelivery, owner: str, now_us: int, expires_us: int) -> Lease | None:
     """Takes the lease of a delivery, or returns None if another process was faster."""
     lease = Lease(due.prediction_id, owner, due.lease_number + 1)
     unchanged = and_(
         deliveries.c.prediction_id == due.prediction_id, deliveries.c.lease_number == due.lease_number, _is_due(now_us)
     )
     values = {"lease_owner": owner, "lease_number": lease.number, "lease_expires_us": expires_us}
-    changed = await connection.execute(update(deliveries).where(unchanged).values(values))
+    changed = connection.execute(update(deliveries).where(unchanged).values(values))
     return lease if changed.rowcount == 1 else None
 
 
-async def renew(
-    connection: AsyncConnection, owner: str, prediction_ids: Collection[str], expires_us: int
-) -> dict[str, int]:
+def renew(connection: Connection, owner: str, prediction_ids: Collection[str], expires_us: int) -> dict[str, int]:
     """Extends leases of a process. Returns the numbers of those that it still has, by prediction."""
     is_owned = and_(deliveries.c.prediction_id.in_(prediction_ids), deliveries.c.lease_owner == owner)
-    await connection.execute(update(deliveries).where(is_open, is_owned).values(lease_expires_us=expires_us))
+    connection.execute(update(deliveries).where(is_open, is_owned).values(lease_expires_us=expires_us))
     query = select(deliveries.c.prediction_id, deliveries.c.lease_number).where(is_open, is_owned)
-    return {row.prediction_id: row.lease_number for row in await connection.execute(query)}
+    return {row.prediction_id: row.lease_number for row in connection.execute(query)}
 
 
-async def release_all(connection: AsyncConnection, owner: str) -> None:
+def release_all(connection: Connection, owner: str) -> None:
     """Gives all leases of a process back."""
     is_owned = deliveries.c.lease_owner == owner
-    await connection.execute(update(deliveries).where(is_open, is_owned).values(lease_owner=None))
+    connection.execute(update(deliveries).where(is_open, is_owned).values(lease_owner=None))
 
 
-async def finish(connection: AsyncConnection, lease: Lease) -> None:
+def finish(connection: Connection, lease: Lease) -> None:
     """Removes a delivery that has nothing left to send."""
-    await connection.execute(delete(deliveries).where(_is_held(lease)))
+    connection.execute(delete(deliveries).where(_is_held(lease)))
 
 
-async def postpone(connection: AsyncConnection, lease: Lease, due_us: int) -> None:
+def postpone(connection: Connection, lease: Lease, due_us: int) -> None:
     """Gives the lease back without an attempt."""
     values = {"lease_owner": None, "due_us": due_us}
-    await connection.execute(update(deliveries).where(_is_held(lease)).values(values))
+    connection.execute(update(deliveries).where(_is_held(lease)).values(values))
 
 
-async def record_failure(
-    connection: AsyncConnection, lease: Lease, attempts: int, error: str, now_us: int, due_us: int | None
+def record_failure(
+    connection: Connection, lease: Lease, attempts: int, error: str, now_us: int, due_us: int | None
 ) -> None:
     """Gives the lease back after a failed attempt. Without a time for the next one, the delivery is dead."""
     values: dict[str, object] = {"lease_owner": None, "attempts": attempts, "error": error}
     values |= {"dead_us": now_us} if due_us is None else {"due_us": due_us}
-    await connection.execute(update(deliveries).where(_is_held(lease)).values(values))
+    connection.execute(update(deliveries).where(_is_held(lease)).values(values))
 
 
-async def read_dead(connection: AsyncConnection, limit: int) -> list[DeadDelivery]:
+def read_dead(connection: Connection, limit: int) -> list[DeadDelivery]:
     """Dead deliveries, the newest first."""
     query = (
         select(deliveries).where(deliveries.c.dead_us.is_not(None)).order_by(deliveries.c.dead_us.desc()).limit(limit)
     )
     return [
         DeadDelivery(row.prediction_id, row.host, row.attempts, row.dead_us, row.error)
-        for row in await connection.execute(query)
+        for row in connection.execute(query)
     ]
 
 
-async def count_undelivered(connection: AsyncConnection) -> dict[str, int]:
+def count_undelivered(connection: Connection) -> dict[str, int]:
     """The numbers of deliveries of ended predictions with more attempts (`waiting`), and without (`dead`)."""
     has_ended = exists().where(predictions.c.id == deliveries.c.prediction_id, predictions.c.ended_us.is_not(None))
     waiting = select(func.count()).select_from(deliveries).where(is_open, has_ended)
     dead = select(func.count()).select_from(deliveries).where(~is_open)
     return {
-        "waiting": (await connection.execute(waiting)).scalar_one(),
-        "dead": (await connection.execute(dead)).scalar_one(),
+        "waiting": connection.execute(waiting).scalar_one(),
+        "dead": connection.execute(dead).scalar_one(),
     }
 
 
-async def replay(connection: AsyncConnection, prediction_ids: Sequence[str] | None, now_us: int) -> int:
+def replay(connection: Connection, prediction_ids: Sequence[str] | None, now_us: int) -> int:
     """Makes dead deliveries due, all of them if `prediction_ids` is None. Returns their number."""
     values = {"dead_us": None, "due_us": now_us, "attempts": 0}
     statement = update(deliveries).where(deliveries.c.dead_us.is_not(None)).values(values)
     if prediction_ids is not None:
         statement = statement.where(deliveries.c.prediction_id.in_(prediction_ids))
-    return int((await connection.execute(statement)).rowcount)
+    return int(connection.execute(statement).rowcount)
 
 
-async def delete_dead(connection: AsyncConnection, dead_before_us: int, limit: int) -> int:
+def delete_dead(connection: Connection, dead_before_us: int, limit: int) -> int:
     """Deletes up to `limit` dead deliveries that are old, or whose predictions were removed. Returns their number."""
     is_orphan = ~exists().where(predictions.c.id == deliveries.c.prediction_id)
     is_old = and_(deliveries.c.dead_us.is_not(None), or_(deliveries.c.dead_us < dead_before_us, is_orphan))
     old = select(deliveries.c.prediction_id).where(is_old).limit(limit).scalar_subquery()
-    return int((await connection.execute(delete(deliveries).where(deliveries.c.prediction_id.in_(old)))).rowcount)
+    return int(connection.execute(delete(deliveries).where(deliveries.c.prediction_id.in_(old))).rowcount)
 
 
 def _is_due(now_us: int) -> ColumnElement[bool]:

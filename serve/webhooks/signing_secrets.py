@@ -3,8 +3,7 @@
 from collections.abc import Callable
 from datetime import datetime, timedelta
 
-from sqlalchemy import delete, func, insert, literal, or_, select, update
-from sqlalchemy.ext.asyncio import AsyncConnection
+from sqlalchemy import Connection, delete, func, insert, literal, or_, select, update
 
 from serve.database.connection import Database
 from serve.database.tables import webhook_secrets
@@ -28,39 +27,39 @@ class SigningSecrets:
     async def rotate(self, owner: str, overlap: timedelta) -> str:
         """Makes a new secret and returns it. The one before signs too, until `overlap` has passed."""
 
-        async def work(connection: AsyncConnection) -> str:
-            await _lock(connection, owner)
+        def work(connection: Connection) -> str:
+            _lock(connection, owner)
             is_own, is_replaced = webhook_secrets.c.owner == owner, webhook_secrets.c.expires_us.is_not(None)
             expires_us = to_us(self._clock() + overlap)
             # At most two are valid at once.
-            await connection.execute(delete(webhook_secrets).where(is_own, is_replaced))
-            await connection.execute(update(webhook_secrets).where(is_own).values(expires_us=expires_us))
-            return await self._insert(connection, owner)
+            connection.execute(delete(webhook_secrets).where(is_own, is_replaced))
+            connection.execute(update(webhook_secrets).where(is_own).values(expires_us=expires_us))
+            return self._insert(connection, owner)
 
         return await self._database.write(work)
 
-    async def _create_first(self, connection: AsyncConnection, owner: str) -> tuple[str, ...]:
-        await _lock(connection, owner)
+    def _create_first(self, connection: Connection, owner: str) -> tuple[str, ...]:
+        _lock(connection, owner)
         # Another process may have made one in the meantime.
-        return await self._read(connection, owner) or (await self._insert(connection, owner),)
+        return self._read(connection, owner) or (self._insert(connection, owner),)
 
-    async def _read(self, connection: AsyncConnection, owner: str) -> tuple[str, ...]:
+    def _read(self, connection: Connection, owner: str) -> tuple[str, ...]:
         expires_us = webhook_secrets.c.expires_us
         is_valid = or_(expires_us.is_(None), expires_us > to_us(self._clock()))
         query = select(webhook_secrets.c.secret).where(webhook_secrets.c.owner == owner, is_valid)
-        return tuple((await connection.execute(query.order_by(webhook_secrets.c.number.desc()))).scalars())
+        return tuple(connection.execute(query.order_by(webhook_secrets.c.number.desc())).scalars())
 
-    async def _insert(self, connection: AsyncConnection, owner: str) -> str:
+    def _insert(self, connection: Connection, owner: str) -> str:
         newest = select(func.max(webhook_secrets.c.number)).where(webhook_secrets.c.owner == owner)
-        last = (await connection.execute(newest)).scalar_one()
+        last = connection.execute(newest).scalar_one()
         secret, created_us = new_secret(), to_us(self._clock())
         values = {"owner": owner, "number": (last or 0) + 1, "secret": secret, "created_us": created_us}
-        await connection.execute(insert(webhook_secrets).values(values))
+        connection.execute(insert(webhook_secrets).values(values))
         return secret
 
 
-async def _lock(connection: AsyncConnection, owner: str) -> None:
+def _lock(connection: Connection, owner: str) -> None:
     """Makes other changes of the owner's secrets wait for the end of the transaction. SQLite has one writer anyway."""
     if connection.dialect.name == "postgresql":
         name = literal(f"webhook secrets {owner}")
-        await connection.execute(select(func.pg_advisory_xact_lock(func.hashtext(name))))
+        connection.execute(select(func.pg_advisory_xact_lock(func.hashtext(name))))

@@ -5,8 +5,7 @@ from collections.abc import AsyncGenerator, Iterator
 from pathlib import Path
 
 import pytest
-from sqlalchemy import text
-from sqlalchemy.ext.asyncio import AsyncConnection
+from sqlalchemy import Connection, text
 
 from benchmarks.api.postgres import PostgresServer, find_binaries, postgres_server
 from serve import telemetry
@@ -71,9 +70,9 @@ async def database(database_url: str) -> AsyncGenerator[Database, None]:
     """An empty database with all tables."""
     database = Database(database_url)
 
-    async def create_tables(connection: AsyncConnection) -> None:
-        await connection.run_sync(metadata.drop_all)
-        await connection.run_sync(metadata.create_all)
+    def create_tables(connection: Connection) -> None:
+        metadata.drop_all(connection)
+        metadata.create_all(connection)
 
     await database.write(create_tables)
     yield database
@@ -84,9 +83,9 @@ async def database(database_url: str) -> AsyncGenerator[Database, None]:
 async def migrated(database: Database) -> AsyncGenerator[Database, None]:
     """An empty database with the tables and the version of the migrations."""
 
-    async def drop_tables(connection: AsyncConnection) -> None:
-        await connection.run_sync(metadata.drop_all)
-        await connection.execute(text("DROP TABLE IF EXISTS alembic_version"))
+    def drop_tables(connection: Connection) -> None:
+        metadata.drop_all(connection)
+        connection.execute(text("DROP TABLE IF EXISTS alembic_version"))
 
     await database.write(drop_tables)
     await database.migrate()

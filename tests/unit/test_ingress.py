@@ -9,8 +9,7 @@ from types import SimpleNamespace
 import httpx
 import pytest
 from ray import serve
-from sqlalchemy import select
-from sqlalchemy.ext.asyncio import AsyncConnection
+from sqlalchemy import Connection, select
 from starlette.applications import Starlette
 
 from serve import ingress
@@ -82,9 +81,9 @@ async def test_leases_are_kept_while_a_stopping_service_waits_for_predictions(
     async def read_row() -> tuple[str, int]:
         """The status of the prediction, and when its lease expires."""
 
-        async def read(connection: AsyncConnection) -> tuple[str, int]:
+        def read(connection: Connection) -> tuple[str, int]:
             query = select(predictions.c.status, predictions.c.lease_expires_us)
-            status, lease_expires_us = (await connection.execute(query)).one()
+            status, lease_expires_us = connection.execute(query).one()
             return str(status), int(lease_expires_us)
 
         return await database.read(read)

@@ -53,7 +53,7 @@ async def test_idle_streams_share_reads_and_leave_the_service_responsive(
 ) -> None:
     runner = make_app(FakePool(ONE_IMAGE, may_start=False), SETTINGS)
     ids = [(await runner.create(CAT)).id for _ in range(PREDICTIONS)]
-    app = make_app(FakePool(ONE_IMAGE), SETTINGS, state=runner.state, pooled=True)
+    app = make_app(FakePool(ONE_IMAGE), SETTINGS, state=runner.state)
     reads, process = ReadCounter(app, monkeypatch), psutil.Process()
     async with app.listening() as url, app.http as http:
         assert (await http.post("/predictions", json={"input": CAT})).status_code == 200

@@ -3,7 +3,7 @@
 from pathlib import Path
 
 import pytest
-from sqlalchemy.ext.asyncio import AsyncConnection
+from sqlalchemy import Connection
 
 from serve.__main__ import main
 from serve.access.caller import NO_OWNER
@@ -33,11 +33,11 @@ async def dead_database(migrated: Database) -> Database:
         await store.create(with_webhook(prediction_id, "https://me.example/path"), attached=False)
     now_us = to_us(NOON)
 
-    async def kill(connection: AsyncConnection) -> None:
-        for due in await rows.read_due(connection, now_us, (), 10):
-            lease = await rows.claim(connection, due, "me", now_us, now_us)
+    def kill(connection: Connection) -> None:
+        for due in rows.read_due(connection, now_us, (), 10):
+            lease = rows.claim(connection, due, "me", now_us, now_us)
             assert lease is not None
-            await rows.record_failure(connection, lease, 20, "refused", now_us, None)
+            rows.record_failure(connection, lease, 20, "refused", now_us, None)
 
     await migrated.write(kill)
     return migrated

@@ -4,7 +4,7 @@ from datetime import timedelta
 from itertools import product
 
 import pytest
-from sqlalchemy.ext.asyncio import AsyncConnection
+from sqlalchemy import Connection
 
 from serve.database.connection import Database
 from serve.predictions import prediction_rows as rows
@@ -23,9 +23,9 @@ STORED = [
 
 @pytest.fixture
 async def filled(database: Database) -> Database:
-    async def work(connection: AsyncConnection) -> None:
+    def work(connection: Connection) -> None:
         for each in STORED:
-            await rows.insert_prediction(connection, each, Lease(each.id, "x", 1), 0, 1.0, attached=False)
+            rows.insert_prediction(connection, each, Lease(each.id, "x", 1), 0, 1.0, attached=False)
 
     await database.write(work)
     return database

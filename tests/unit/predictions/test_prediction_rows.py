@@ -3,20 +3,21 @@
 SQLite chooses its plans by rules unless it has statistics, so an empty table shows those of a large one.
 """
 
-from collections.abc import AsyncGenerator, Awaitable, Callable
+from collections.abc import AsyncGenerator, Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
-from sqlalchemy.ext.asyncio import AsyncConnection
+from sqlalchemy import Connection
 
 from serve.database.connection import Database
 from serve.predictions import prediction_rows as rows
+from serve.predictions import retention_rows
 from serve.predictions.prediction_pages import PageQuery, read_page
 from tests.fakes import NOON, prediction
 from tests.unit.predictions.helpers import Statement, recorded_statements
 
-Work = Callable[[AsyncConnection], Awaitable[object]]
+Work = Callable[[Connection], object]
 PREDICTION = prediction()
 OWNED: dict[str, Any] = {"owner": "x"}
 TIMES: dict[str, Any] = {"created_after": NOON, "created_before": NOON}
@@ -52,10 +53,10 @@ def page(older: bool = False, newer: bool = False, **filters: Any) -> Work:
         (page(**OWNED, **TIMES), "predictions_by_owner"),
         (lambda connection: rows.count_active(connection, "x"), "predictions_active"),
         (rows.count_active_by_pool, "predictions_active"),
-        (lambda connection: rows.with_old_data(connection, 0, 100), "predictions_with_data"),
-        (rows.count_output_bytes, "predictions_with_data"),
-        (lambda connection: rows.oldest_with_outputs(connection, 100), "predictions_with_data"),
-        (lambda connection: rows.delete_old(connection, 0, 100), "predictions_ended"),
+        (lambda connection: retention_rows.with_old_data(connection, 0, 100), "predictions_with_data"),
+        (retention_rows.count_output_bytes, "predictions_with_data"),
+        (lambda connection: retention_rows.oldest_with_outputs(connection, 100), "predictions_with_data"),
+        (lambda connection: retention_rows.delete_old(connection, 0, 100), "predictions_ended"),
     ],
 )
 async def test_statement_uses_its_index_and_sorts_nothing(migrated: Database, work: Work, index: str) -> None:
@@ -67,6 +68,6 @@ async def test_statement_uses_its_index_and_sorts_nothing(migrated: Database, wo
     assert not [step for step in plan if "TEMP B-TREE" in step or step == "SCAN predictions"], plan
 
 
-async def _explain(connection: AsyncConnection, statement: Statement) -> list[str]:
+def _explain(connection: Connection, statement: Statement) -> list[str]:
     sql, parameters = statement
-    return [row[-1] for row in await connection.exec_driver_sql(f"EXPLAIN QUERY PLAN {sql}", parameters)]
+    return [row[-1] for row in connection.exec_driver_sql(f"EXPLAIN QUERY PLAN {sql}", parameters)]

@@ -1,11 +1,12 @@
 """The prediction store, with SQLite and PostgreSQL. Two stores on one database stand for two processes."""
 
 import asyncio
+import threading
 from datetime import timedelta
 from typing import Any
 
 import pytest
-from sqlalchemy.ext.asyncio import AsyncConnection
+from sqlalchemy import Connection
 
 from serve.access.caller import NO_OWNER, Caller
 from serve.database.connection import Database
@@ -21,6 +22,7 @@ from serve.predictions.prediction_pages import PageQuery
 from serve.predictions.preview_rows import StoredPreview, read_previews
 from serve.predictions.store import LEASE_S, PredictionStore
 from tests.fakes import NOON, FakeClock, plan, prediction
+from tests.transactions import wait_in_transaction
 from tests.unit.predictions.helpers import recorded_statements
 
 A, B, C = (letter * 26 for letter in "abc")
@@ -403,12 +405,12 @@ async def test_only_the_holder_reports_an_overdue_prediction(database: Database)
 
 async def test_key_that_another_process_stores_at_the_same_time_is_found(database: Database) -> None:
     """The lock of a pool does not help, as the pools differ."""
-    may_commit = asyncio.Event()
+    may_commit = threading.Event()
     other = prediction(B).model_copy(update={"plan": plan(pool=OTHER_POOL)})
 
-    async def insert(connection: AsyncConnection) -> None:
-        await rows.insert_prediction(connection, other, Lease(B, "another process", 1), 2**50, 1.0, False, KEY)
-        await may_commit.wait()
+    def insert(connection: Connection) -> None:
+        rows.insert_prediction(connection, other, Lease(B, "another process", 1), 2**50, 1.0, False, KEY)
+        wait_in_transaction(connection, may_commit)
 
     inserting = asyncio.create_task(database.write(insert))
     await asyncio.sleep(0.1)

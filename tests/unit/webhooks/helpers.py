@@ -6,8 +6,7 @@ from collections.abc import AsyncGenerator, Awaitable, Callable, Mapping
 from contextlib import asynccontextmanager
 from typing import Any
 
-from sqlalchemy import select
-from sqlalchemy.ext.asyncio import AsyncConnection
+from sqlalchemy import Connection, select
 
 from serve.database.connection import Database
 from serve.database.tables import is_open, webhook_deliveries
@@ -70,8 +69,8 @@ async def open_ids(database: Database) -> list[str]:
     """The predictions whose deliveries have not ended and are not dead."""
     query = select(webhook_deliveries.c.prediction_id).where(is_open)
 
-    async def work(connection: AsyncConnection) -> list[str]:
-        return sorted((await connection.execute(query)).scalars())
+    def work(connection: Connection) -> list[str]:
+        return sorted(connection.execute(query).scalars())
 
     return await database.read(work)
 
@@ -80,8 +79,8 @@ async def attempts(database: Database, prediction_id: str) -> int:
     """The failed attempts to deliver the last event."""
     query = select(webhook_deliveries.c.attempts).where(webhook_deliveries.c.prediction_id == prediction_id)
 
-    async def work(connection: AsyncConnection) -> int:
-        return int((await connection.execute(query)).scalar_one())
+    def work(connection: Connection) -> int:
+        return int(connection.execute(query).scalar_one())
 
     return await database.read(work)
 
