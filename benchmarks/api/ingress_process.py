@@ -5,6 +5,7 @@
 `SETTINGS` is JSON. What the ingress asks Ray is replaced, so that the rest is that of the service.
 """
 
+import gc
 import sys
 from collections.abc import AsyncGenerator
 from types import SimpleNamespace
@@ -69,6 +70,9 @@ def main() -> None:
     port, settings = int(sys.argv[1]), Settings.model_validate_json(sys.argv[2])
     with mock.patch.multiple(ingress, **ray_replacements(port)):
         app = ingress.Ingress(settings, dict.fromkeys(settings.pools))
+        # As Ray Serve does when a replica has started.
+        gc.collect()
+        gc.freeze()
         uvicorn.run(app.__serve_build_asgi_app__(), host="127.0.0.1", port=port, log_level="warning", access_log=False)
 
 

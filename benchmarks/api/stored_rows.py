@@ -101,7 +101,8 @@ def _copy(row: dict[str, Any], stored: StoredPrediction) -> tuple[Any, ...]:
     created_us = to_us(stored.created_at)
     created_text = stored.created_at.isoformat(timespec="microseconds").replace("+00:00", "Z")
     record = row["record"].replace(PLACEHOLDER_ID, stored.id).replace(PLACEHOLDER_TEXT, created_text)
-    values = {"id": stored.id, "created_us": created_us, "ended_us": created_us, "record": record}
+    times = dict.fromkeys(("created_us", "started_us", "ended_us"), created_us)
+    values = {"id": stored.id, "record": record} | times
     return tuple((row | values).values())
 
 
@@ -132,6 +133,6 @@ async def _copy_to_postgres(database_url: str, columns: Sequence[str], rows: Ite
             predictions.name, records=rows, columns=list(columns), timeout=COPY_TIMEOUT_S
         )
         # PostgreSQL would do this a minute later, during the measurement.
-        connection.execute("VACUUM ANALYZE", timeout=COPY_TIMEOUT_S)
+        await connection.execute("VACUUM ANALYZE", timeout=COPY_TIMEOUT_S)
     finally:
         await connection.close()

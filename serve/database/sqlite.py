@@ -65,9 +65,8 @@ class SqliteEngine:
         """Nothing to do: others see that the database has changed."""
 
     async def aclose(self) -> None:
-        for executor in (self._writer, self._readers):
-            await asyncio.to_thread(executor.shutdown)
-        self._engine.dispose()
+        # In a thread, as the last connection writes the log of changes back into the database.
+        await asyncio.get_running_loop().run_in_executor(self._writer, self._engine.dispose)
 
     def _read(self, work: Callable[[Connection], Result]) -> Result:
         with self._engine.connect() as connection:

@@ -26,6 +26,8 @@ predictions = Table(
     metadata,
     Column("id", String(64), primary_key=True),
     Column("created_us", BigInteger, nullable=False),
+    # When a replica began to generate the prediction.
+    Column("started_us", BigInteger),
     Column("ended_us", BigInteger),
     # The id of the token that created the prediction; empty if it was created without one.
     Column("owner", String(16), nullable=False, server_default=""),

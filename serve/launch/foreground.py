@@ -82,7 +82,9 @@ def _wait_until_stopped(application: str, stop: threading.Event) -> None:
         if not any(node["Alive"] for node in ray.nodes()):
             raise ServiceLost("Ray has stopped, and the service with it; start it again")
         with contextlib.suppress(RayError):  # The controller starts again after a loss.
-            if application not in serve.status().applications:
+            # `serve.status` takes 25 ms of CPU here, as it builds the whole configuration.
+            status = _get_global_client().get_serve_status(application).app_status.status
+            if status == ApplicationStatus.NOT_STARTED:
                 return
 
 

@@ -12,6 +12,8 @@ MEGAPIXEL = 1e6
 DECODE_STEPS = 3
 """The VAE and the text encoders take about as long as this many steps."""
 MIN_RETRY_AFTER_S = 1.0
+UNKNOWN_RETRY_AFTER_S = 10.0
+"""The minimum until a prediction of the pool has succeeded, while the time that one takes is unknown."""
 MAX_RETRY_AFTER_S = 3600.0
 
 
@@ -20,7 +22,7 @@ class PoolLoad:
     """What a pool has done lately and has still to do. Work is in steps of one megapixel; times are in seconds."""
 
     finished: Sequence[tuple[float, float, float]]
-    """When each of the last predictions that succeeded was created and ended, and its work."""
+    """When each of the last predictions that succeeded was started and ended, and its work."""
     active_work: Sequence[float]
     """Of each prediction that takes a place in the pool."""
     oldest_age_s: float
@@ -51,18 +53,19 @@ def seconds_per_place(load: PoolLoad) -> float:
 def own_retry_after_s(load: PoolLoad, own_count: int) -> float:
     """The time in which the pool ends one of a caller's `own_count` predictions on average."""
     share = max(1, len(load.active_work)) / max(1, own_count)
-    return _bounded_s(max(1.0, share) * seconds_per_place(load))
+    return _bounded_s(max(1.0, share) * seconds_per_place(load), load)
 
 
-def _bounded_s(wait_s: float) -> float:
-    return float(math.ceil(min(max(wait_s, MIN_RETRY_AFTER_S), MAX_RETRY_AFTER_S)))
+def _bounded_s(wait_s: float, load: PoolLoad) -> float:
+    minimum_s = MIN_RETRY_AFTER_S if load.finished else UNKNOWN_RETRY_AFTER_S
+    return float(math.ceil(min(max(wait_s, minimum_s), MAX_RETRY_AFTER_S)))
 
 
 def _busy_s(finished: Sequence[tuple[float, float, float]]) -> float:
-    """The time in which at least one of the predictions was in the pool."""
+    """The time in which at least one of the predictions was being generated."""
     busy_s, until_s = 0.0, -math.inf
-    for created_s, ended_s, _ in sorted(finished):
-        busy_s += max(0.0, ended_s - max(created_s, until_s))
+    for started_s, ended_s, _ in sorted(finished):
+        busy_s += max(0.0, ended_s - max(started_s, until_s))
         until_s = max(until_s, ended_s)
     return busy_s
 
@@ -84,6 +87,6 @@ class RetryEstimates:
         place_s = seconds_per_place(load)
         with self._lock:
             promised_s = [at_s for at_s in self._promised_s.get(pool, ()) if at_s > now_s]
-            wait_s = _bounded_s((len(promised_s) + 1) * place_s)
+            wait_s = _bounded_s((len(promised_s) + 1) * place_s, load)
             self._promised_s[pool] = [*promised_s, now_s + wait_s]
         return wait_s

@@ -79,8 +79,8 @@ def claim(
     claims = []
     for row in connection.execute(_CLAIMABLE, parameters).all():
         prediction = Prediction.model_validate_json(row.record)
-        # Those that only waited in a replica did not cause the loss.
-        was_lost = row.lease_owner is not None and prediction.is_generated
+        # Those that only waited in a replica did not cause the loss. A process may die of an image that it decodes.
+        was_lost = row.lease_owner is not None and (prediction.is_generated or not prediction.is_fetched)
         prediction = prediction.claimed()
         lease, losses = Lease(row.id, owner, row.lease_number + 1), row.losses + was_lost
         values = {

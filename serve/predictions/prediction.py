@@ -94,6 +94,11 @@ class Prediction(BaseModel):
         return self.status in FINAL_STATUSES
 
     @property
+    def is_fetched(self) -> bool:
+        """Whether its input images are loaded, which the size of its images may depend on."""
+        return self.plan.size is not None
+
+    @property
     def log_id(self) -> str:
         """The beginning of log lines about the prediction."""
         request = f" (request {self.request_id})" if self.request_id else ""
@@ -202,7 +207,7 @@ def elapsed_ms(start_s: float) -> float:
 
 def rfc3339(moment: datetime) -> str:
     """`2026-01-31T12:00:00.000Z`, as clients of Replicate's API expect it."""
-    return moment.astimezone(UTC).replace(tzinfo=None).isoformat(timespec="milliseconds") + "Z"
+    return moment.astimezone(UTC).isoformat(timespec="milliseconds").removesuffix("+00:00") + "Z"
 
 
 def timestamps(prediction: Prediction) -> dict[str, str | None]:

@@ -58,13 +58,16 @@ def count_active_by_pool(connection: Connection) -> dict[str, int]:
 def read_load(connection: Connection, pool: str, now_us: int) -> PoolLoad:
     of_pool = predictions.c.pool == pool
     finished = (
-        select(predictions.c.created_us, predictions.c.ended_us, predictions.c.work)
+        select(predictions.c.started_us, predictions.c.created_us, predictions.c.ended_us, predictions.c.work)
         .where(of_pool, predictions.c.status == "succeeded")
         .order_by(predictions.c.ended_us.desc())
         .limit(RECENT_PREDICTIONS)
     )
     active = select(predictions.c.work, predictions.c.created_us).where(of_pool, is_active)
-    recent = [(row.created_us / SECOND_US, row.ended_us / SECOND_US, row.work) for row in connection.execute(finished)]
+    recent = [
+        ((row.started_us or row.created_us) / SECOND_US, row.ended_us / SECOND_US, row.work)
+        for row in connection.execute(finished)
+    ]
     unfinished = connection.execute(active).all()
     oldest_us = min((row.created_us for row in unfinished), default=now_us)
     return PoolLoad(recent, [row.work for row in unfinished], (now_us - oldest_us) / SECOND_US)
@@ -132,11 +135,13 @@ def delete_old_previews(connection: Connection, prediction: Prediction, written:
 
 
 def changed_values(prediction: Prediction) -> dict[str, object]:
+    started_us = None if prediction.started_at is None else to_us(prediction.started_at)
     ended_us = None if prediction.completed_at is None else to_us(prediction.completed_at)
     return {
         "status": prediction.status,
         "revision": prediction.revision,
         "record": prediction.model_dump_json(),
+        "started_us": started_us,
         "ended_us": ended_us,
         "output_bytes": sum(output.size_bytes for output in prediction.outputs),
     }

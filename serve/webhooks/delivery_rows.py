@@ -3,11 +3,28 @@
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 
-from sqlalchemy import ColumnElement, Connection, and_, delete, exists, func, or_, select, update
+from sqlalchemy import ColumnElement, Connection, and_, bindparam, delete, exists, func, or_, select, update
 
 from serve.database.tables import is_open, predictions
 from serve.database.tables import webhook_deliveries as deliveries
 from serve.predictions.lease import Lease
+
+# Built once, as processes look for due deliveries all the time; see `prediction_rows`.
+_IS_DUE = and_(
+    is_open,
+    deliveries.c.due_us <= bindparam("_now_us"),
+    or_(deliveries.c.lease_owner.is_(None), deliveries.c.lease_expires_us < bindparam("_now_us")),
+)
+_READ_DUE = (
+    select(deliveries, predictions.c.id.label("id"), predictions.c.ended_us)
+    .outerjoin(predictions, predictions.c.id == deliveries.c.prediction_id)
+    .where(_IS_DUE, deliveries.c.host.not_in(bindparam("_excluded_hosts", expanding=True)))
+    .order_by(deliveries.c.due_us)
+    .limit(bindparam("_limit"))
+)
+_CLAIM = update(deliveries).where(
+    deliveries.c.prediction_id == bindparam("_id"), deliveries.c.lease_number == bindparam("_number"), _IS_DUE
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -36,29 +53,21 @@ class DeadDelivery:
 
 def read_due(connection: Connection, now_us: int, excluded_hosts: Collection[str], limit: int) -> list[DueDelivery]:
     """Deliveries that may be claimed, the first due one first."""
-    query = (
-        select(deliveries, predictions.c.id.label("id"), predictions.c.ended_us)
-        .outerjoin(predictions, predictions.c.id == deliveries.c.prediction_id)
-        .where(_is_due(now_us), deliveries.c.host.not_in(excluded_hosts))
-        .order_by(deliveries.c.due_us)
-        .limit(limit)
-    )
+    parameters = {"_now_us": now_us, "_excluded_hosts": list(excluded_hosts), "_limit": limit}
     return [
         DueDelivery(
             row.prediction_id, row.host, row.lease_number, row.attempts, row.id is None or row.ended_us is not None
         )
-        for row in connection.execute(query)
+        for row in connection.execute(_READ_DUE, parameters)
     ]
 
 
 def claim(connection: Connection, due: DueDelivery, owner: str, now_us: int, expires_us: int) -> Lease | None:
     """Takes the lease of a delivery, or returns None if another process was faster."""
     lease = Lease(due.prediction_id, owner, due.lease_number + 1)
-    unchanged = and_(
-        deliveries.c.prediction_id == due.prediction_id, deliveries.c.lease_number == due.lease_number, _is_due(now_us)
-    )
     values = {"lease_owner": owner, "lease_number": lease.number, "lease_expires_us": expires_us}
-    changed = connection.execute(update(deliveries).where(unchanged).values(values))
+    unchanged = {"_id": due.prediction_id, "_number": due.lease_number, "_now_us": now_us}
+    changed = connection.execute(_CLAIM, values | unchanged)
     return lease if changed.rowcount == 1 else None
 
 
@@ -133,11 +142,6 @@ def delete_dead(connection: Connection, dead_before_us: int, limit: int) -> int:
     is_old = and_(deliveries.c.dead_us.is_not(None), or_(deliveries.c.dead_us < dead_before_us, is_orphan))
     old = select(deliveries.c.prediction_id).where(is_old).limit(limit).scalar_subquery()
     return int(connection.execute(delete(deliveries).where(deliveries.c.prediction_id.in_(old))).rowcount)
-
-
-def _is_due(now_us: int) -> ColumnElement[bool]:
-    is_free = or_(deliveries.c.lease_owner.is_(None), deliveries.c.lease_expires_us < now_us)
-    return and_(is_open, deliveries.c.due_us <= now_us, is_free)
 
 
 def _is_held(lease: Lease) -> ColumnElement[bool]:

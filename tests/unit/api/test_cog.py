@@ -164,7 +164,7 @@ async def test_full_pool_responds_with_429_and_health_is_busy() -> None:
     assert (await get(app, "/health-check"))["status"] == "READY"
     await post(app, {"input": CAT}, {"Prefer": "respond-async"})
     full = await post(app, {"input": CAT})
-    assert (full.status_code, full.headers["Retry-After"]) == (429, "1")
+    assert (full.status_code, full.headers["Retry-After"]) == (429, "10")
     assert full.json().keys() == {"detail"}
     assert "dev-bf16" in full.json()["detail"]
     assert (await get(app, "/health-check"))["status"] == "BUSY"

@@ -349,8 +349,8 @@ async def test_full_pool_responds_with_429_and_retry_after() -> None:
     app = make_app(FakePool(ONE_IMAGE, may_start=False), settings)
     await post(app, {"input": CAT})
     full = await post(app, {"input": CAT})
-    assert (full.status_code, full.headers["Content-Type"], full.headers["Retry-After"]) == (429, PROBLEM, "1")
-    assert (full.json()["title"], full.json()["retry_after"]) == ("Too many requests", 1)
+    assert (full.status_code, full.headers["Content-Type"], full.headers["Retry-After"]) == (429, PROBLEM, "10")
+    assert (full.json()["title"], full.json()["retry_after"]) == ("Too many requests", 10)
 
 
 async def test_service_that_is_not_open_responds_with_503() -> None:

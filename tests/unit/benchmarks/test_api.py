@@ -123,10 +123,12 @@ async def test_copies_are_rows_as_the_service_writes_them(app: AppUnderTest) -> 
 
 async def test_copies_are_listed_by_their_times(app: AppUnderTest) -> None:
     row, stored = await _row_of_a_prediction(app), StoredPredictions(250, datetime.now(UTC))
+    await app.database.aclose()
     await insert_rows(str(app.database.url), tuple(row), make_copies(row, stored))
+    reader = make_app(FakePool(ONE_IMAGE), state=app.state)
     ids, query = [], ""
     while query is not None:
-        page = (await app.http.get(f"/v1/predictions{query}")).raise_for_status().json()
+        page = (await reader.http.get(f"/v1/predictions{query}")).raise_for_status().json()
         ids += [each["id"] for each in page["results"]]
         query = page["next"] and "?" + page["next"].partition("?")[2]
     assert ids == [row["id"], *(key.id for key in reversed(list(stored)))]

@@ -4,6 +4,7 @@ import pytest
 
 from serve.predictions.admission import (
     MAX_RETRY_AFTER_S,
+    UNKNOWN_RETRY_AFTER_S,
     PoolLoad,
     RetryEstimates,
     own_retry_after_s,
@@ -64,6 +65,12 @@ def test_own_retry_time_is_that_of_a_place_by_the_callers_share() -> None:
     assert own_retry_after_s(load(10, places=4), own_count=1) == 40
     assert own_retry_after_s(load(10, places=1), own_count=3) == 10
     assert own_retry_after_s(load(0.01), own_count=1) == 1
+
+
+def test_retry_time_is_not_short_while_the_speed_of_the_pool_is_unknown() -> None:
+    unknown = PoolLoad([], [1.0] * 64, oldest_age_s=0.5)
+    assert RetryEstimates(FakeClock().now).retry_after_s("pool", unknown) == UNKNOWN_RETRY_AFTER_S
+    assert own_retry_after_s(unknown, own_count=64) == UNKNOWN_RETRY_AFTER_S
 
 
 def test_retry_time_is_a_whole_number_of_seconds_within_bounds() -> None:

@@ -44,8 +44,8 @@ async def test_load_is_that_of_unfinished_predictions(
 ) -> None:
     for letter, seconds in (("a", 10.0), ("b", 20.0), ("c", 70.0), ("d", 95.0)):
         await store.create(created(letter, seconds), attached=False)
-    ended = NOON + timedelta(seconds=40)
-    await store.finish("a" * 26, lambda each: each.started(NOON).succeeded(ended), release=True)
+    started, ended = NOON + timedelta(seconds=20), NOON + timedelta(seconds=50)
+    await store.finish("a" * 26, lambda each: each.started(started).succeeded(ended), release=True)
     await store.update("b" * 26, lambda each: each.started(NOON))
     await store._writer._store([store._held["b" * 26]])
     await PoolMetrics(database, LIMITS, clock.now).update()

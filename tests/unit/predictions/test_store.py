@@ -249,6 +249,16 @@ async def test_loss_of_a_process_in_which_the_prediction_waited_again_is_not_cou
         assert claim.prediction.status == "processing"
 
 
+async def test_loss_of_a_process_that_loads_input_images_is_counted(database: Database) -> None:
+    clock = FakeClock()
+    owner, other = make_store(database, clock), make_store(database, clock)
+    unfetched = plan().model_copy(update={"size": None})
+    await owner.create(prediction(A).with_plan(unfetched), attached=False)
+    await owner.create(prediction(B).with_plan(plan()), attached=False)
+    clock.elapsed_s += LEASE_S + 1
+    assert {claim.prediction.id: claim.losses for claim in await other.claim(10)} == {A: 1, B: 0}
+
+
 async def test_predictions_that_were_lost_before_are_claimed_last(database: Database) -> None:
     clock = FakeClock()
     owner, other = make_store(database, clock), make_store(database, clock)
