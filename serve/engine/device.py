@@ -2,6 +2,8 @@
 
 import logging
 import os
+import sys
+import threading
 import time
 from collections.abc import Sequence
 from pathlib import Path
@@ -14,6 +16,7 @@ from serve.model_specs import ImageArray
 
 _CPU_QUOTA = Path("/sys/fs/cgroup/cpu.max")
 """Of a container, by the kernel's cgroup v2: microseconds of CPU time in each period, or `max`, and the period."""
+_ENGINE_NICENESS = int(os.environ.get("X_NICE", "5"))
 _log = logging.getLogger(__name__)
 
 
@@ -25,6 +28,15 @@ def available_cpus(quota_file: Path = _CPU_QUOTA) -> int:
     except (OSError, ValueError):
         return cpus
     return cpus if quota == "max" else max(1, min(cpus, int(quota) // int(period)))
+
+
+def yield_to_other_threads() -> None:
+    """Lets other threads run first when they need this thread's CPU, and the CPUs of threads that it starts from now on.
+
+    A step on a CPU occupies all cores for seconds, and an ingress or proxy on the same machine must answer meanwhile.
+    """
+    if sys.platform == "linux":  # Elsewhere, this would concern the whole process.
+        os.setpriority(os.PRIO_PROCESS, threading.get_native_id(), _ENGINE_NICENESS)
 
 
 def synchronize(device: torch.device) -> None:

@@ -164,6 +164,8 @@ class Engine:
             raise NotReady("the image engine is not running")
 
     def _run(self) -> None:
+        if self._device.type == "cpu":
+            device.yield_to_other_threads()
         torch.set_num_threads(self._num_threads)
         while self._wait_for_work():
             try:

@@ -1,6 +1,9 @@
 """Liveness and memory of devices, tensors of numbers, and the number of CPUs."""
 
 import os
+import sys
+import threading
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
@@ -33,6 +36,22 @@ def test_fault_while_the_cache_is_emptied_is_logged(monkeypatch: pytest.MonkeyPa
     monkeypatch.setattr(torch.cuda, "empty_cache", fail)
     device.empty_cache(torch.device("cuda"))
     assert len(logs.errors) == 1
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="threads have no niceness of their own")
+def test_thread_yields_to_other_threads_with_the_threads_that_it_starts() -> None:
+    def niceness() -> int:
+        return os.getpriority(os.PRIO_PROCESS, threading.get_native_id())
+
+    def run() -> tuple[int, int]:
+        device.yield_to_other_threads()
+        with ThreadPoolExecutor(1) as own:
+            return niceness(), own.submit(niceness).result()
+
+    before = niceness()
+    with ThreadPoolExecutor(1) as executor:
+        assert executor.submit(run).result() == (device._ENGINE_NICENESS, device._ENGINE_NICENESS)
+    assert niceness() == before < device._ENGINE_NICENESS
 
 
 @pytest.mark.parametrize(("values", "dtype"), [([3, 1], torch.int64), ([[0.5, 2.0]], torch.float32)])
