@@ -91,3 +91,8 @@ export function formatSeconds(seconds) {
   if (seconds < 60) return `${Math.round(seconds)} s`;
   return `${Math.floor(seconds / 60)} min ${Math.round(seconds % 60)} s`;
 }
+
+/** Shows the results, which are below the form in a narrow window, after the next rendering. */
+export function scrollToStage() {
+  setTimeout(() => document.querySelector('.stage')?.scrollIntoView({ block: 'start' }));
+}
