@@ -5,15 +5,26 @@ from typing import Any
 
 import pytest
 
+from serve.api.playground import FIRST_INPUTS
 from serve.inputs import Inputs
 from serve.media.object_store import ObjectStore
 from serve.settings import Settings
 from tests.app_factory import AppUnderTest, make_app
 from tests.browser import KEYS, PHONE, Browser
-from tests.drawing_pool import DrawingPool
+from tests.drawing_pool import DrawingPool, draw
 
 OUTPUT, GENERATE, STEPS = "[data-test=output]", "[data-test=generate]", "[data-test=number-num_inference_steps]"
 PROMPT, PREVIEW = "#input-prompt", "[data-test=preview]"
+MEGAPIXELS = "document.querySelector('#input-megapixels input:checked').value"
+FOCUSED = """
+    const element = document.activeElement;
+    // Radio buttons show their focus on the text beside them.
+    const outlined = element.type == 'radio' ? element.nextElementSibling : element;
+    const {test, tab} = element.dataset;
+    const place = [...document.querySelectorAll('*')].indexOf(element);
+    return [element.id || test || tab || element.value, place, getComputedStyle(outlined).outlineStyle];
+"""
+"""The name of the element with the focus, its place in the document, and the style of its outline."""
 WIDTHS = "return [document.documentElement.scrollWidth, window.innerWidth]"
 
 
@@ -30,6 +41,11 @@ async def fill_pool(app: AppUnderTest) -> str:
 async def field_names(browser: Browser) -> set[str]:
     script = "return [...document.querySelectorAll('[data-field]')].map((each) => each.dataset.field)"
     return set(await browser.script(script))
+
+
+async def top_of(browser: Browser, selector: str) -> float:
+    script = "return document.querySelector(arguments[0]).getBoundingClientRect().top"
+    return float(await browser.script(script, selector))
 
 
 async def test_form_has_every_input_of_the_schema_once(browser: Browser) -> None:
@@ -286,6 +302,75 @@ async def test_token_is_asked_for_once_and_kept_for_the_tab(browser: Browser) ->
         assert "secret" in await browser.script("return Object.values({...sessionStorage})")
 
 
+async def test_reset_restores_the_opening_example(browser: Browser) -> None:
+    state = f"[document.querySelector('{PROMPT}').value, document.querySelector('{STEPS}').value, {MEGAPIXELS}]"
+    pool = DrawingPool()
+    async with make_app(pool).listening() as url:
+        await browser.open(url + "/playground")
+        await browser.find(GENERATE)
+        opening = await browser.script(f"return {state}")
+        assert opening == [FIRST_INPUTS["prompt"], "28", FIRST_INPUTS["megapixels"]]
+        await browser.type(PROMPT, "a green tree")
+        await browser.type(STEPS, "99")
+        await browser.click("#input-megapixels input[value='1']")
+        await browser.click(GENERATE)
+        await browser.find(".field-error")
+        await browser.click("[data-test=reset]")
+        assert await browser.script(f"return {state}") == opening
+        assert await browser.count(".field-error") == 0
+        await browser.click(GENERATE)
+        await browser.find(OUTPUT)
+    (plan,) = pool.plans
+    assert (plan.prompt, plan.size) == (FIRST_INPUTS["prompt"], (512, 512))
+
+
+async def test_reset_of_other_models_restores_their_defaults(browser: Browser) -> None:
+    settings = Settings()
+    models = {name: model.model_copy(update={"source": "org/flux"}) for name, model in settings.models.items()}
+    async with make_app(DrawingPool(), settings.model_copy(update={"models": models})).listening() as url:
+        await browser.open(url + "/playground")
+        await browser.type(PROMPT, "a green tree")
+        await browser.click("#input-megapixels input[value='0.25']")
+        await browser.click("[data-test=reset]")
+        state = f"[document.querySelector('{PROMPT}').value, {MEGAPIXELS}]"
+        assert await browser.script(f"return {state}") == ["", "1"]
+
+
+async def test_page_requests_only_its_own_service(browser: Browser) -> None:
+    async with make_app(DrawingPool()).listening() as url:
+        await browser.open(url + "/playground")
+        await browser.find(GENERATE)
+        entries = await browser.script("return performance.getEntriesByType('resource').map((e) => e.toJSON())")
+        page = await browser.script("return performance.getEntriesByType('navigation')[0].toJSON()")
+        files = [each for each in entries if "/playground/" in each["name"]]
+        assert len(files) > 20
+        assert all(each["name"].startswith(f"{url}/") for each in entries)
+        assert sum(each["decodedBodySize"] for each in [page, *files]) < 150_000
+
+
+async def test_controls_are_reached_and_used_by_keyboard(browser: Browser) -> None:
+    async with make_app(DrawingPool()).listening() as url:
+        await browser.open(url + "/playground")
+        await browser.find(GENERATE)
+        places: list[int] = []
+        names: list[str] = []
+        while "generate" not in names:
+            await browser.press("Tab")
+            name, place, outline = await browser.script(FOCUSED)
+            assert outline != "none", name
+            names.append(name)
+            places.append(place)
+        assert places == sorted(set(places))
+        assert {"create", "served-model", "input-prompt", "number-num_inference_steps", "input-seed"} <= set(names)
+        await browser.press("Enter")
+        await browser.find(OUTPUT)
+        while (await browser.script(FOCUSED))[0] != "result":
+            await browser.press("Tab")
+        await browser.press("ArrowRight")
+        assert (await browser.script(FOCUSED))[0] == "code"
+        await browser.find("[data-test=code]")
+
+
 async def test_page_fits_a_phone(browser: Browser) -> None:
     async with make_app(DrawingPool()).listening() as url:
         await browser.resize(PHONE)
@@ -297,18 +382,55 @@ async def test_page_fits_a_phone(browser: Browser) -> None:
         await browser.find(OUTPUT)
         assert await browser.script(WIDTHS) == [PHONE[0], PHONE[0]]
         # The result is in view.
-        box = await browser.script(f"return document.querySelector('{OUTPUT}').getBoundingClientRect().top")
-        assert 0 < box < PHONE[1]
+        assert 0 < await top_of(browser, OUTPUT) < PHONE[1] / 2
 
 
-async def test_controls_have_names_and_headings_are_in_order(browser: Browser) -> None:
+async def test_answers_to_a_tap_are_in_view_on_a_phone(browser: Browser, tmp_path: Path) -> None:
+    image, pool = tmp_path / "image.webp", DrawingPool()
+    image.write_bytes(draw((512, 512), seed=3))
+    pool.may_start.clear()
+    app = make_app(pool, limited(1))
+    async with app.listening() as url:
+        await fill_pool(app)
+        await browser.resize(PHONE)
+        await browser.open(url + "/playground")
+        await browser.find(GENERATE)
+        top = "document.querySelector(arguments[0]).getBoundingClientRect().top"
+        in_view = f"document.querySelector(arguments[0]) && {top} >= 0 && {top} < {PHONE[1] / 2}"
+        await browser.click(GENERATE)
+        await browser.wait_for(in_view, "[data-test=retry]")
+        await browser.choose_file("[data-test=image-file]", image)
+        await browser.wait_for(in_view, ".mask-overlay")
+        await browser.click("[data-tab=grid]")
+        await browser.wait_for(in_view, "[data-test=grid-prompts]")
+        await browser.click("[data-tab=create]")
+        await browser.wait_for(in_view, PROMPT)
+        await browser.script("document.querySelector('#group-image').open = true")
+        await browser.click(".thumbnail-actions button")
+        await browser.wait_for(in_view, ".mask-overlay")
+        assert await browser.script(WIDTHS) == [PHONE[0], PHONE[0]]
+
+
+@pytest.mark.parametrize(
+    ("clicked", "shown"),
+    [
+        (GENERATE, OUTPUT),
+        ("[aria-label^=Edit]", ".mask-overlay"),
+        ("[data-tab=code]", "[data-test=code]"),
+        ("[data-tab=grid]", "[data-test=grid-run]"),
+    ],
+)
+async def test_controls_have_names(browser: Browser, clicked: str, shown: str) -> None:
     async with make_app(DrawingPool()).listening() as url:
         await browser.open(url + "/playground")
         await browser.click(GENERATE)
         await browser.find(OUTPUT)
+        await browser.click(clicked)
+        await browser.find(shown)
         await browser.script("document.querySelectorAll('details').forEach((each) => (each.open = true))")
         tree = await browser.cdp("Accessibility.getFullAXTree")
     interactive = {"button", "textbox", "slider", "combobox", "switch", "radio", "spinbutton", "tab", "link", "image"}
+    interactive |= {"DisclosureTriangle", "application", "radiogroup", "tablist", "toolbar", "dialog", "progressbar"}
     nodes = [node for node in tree["nodes"] if not node["ignored"] and node["role"]["value"] in interactive]
     assert len(nodes) > 50
     assert not [node for node in nodes if not node.get("name", {}).get("value")]

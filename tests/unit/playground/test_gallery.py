@@ -2,6 +2,7 @@
 
 from pathlib import Path
 
+from serve.api.playground import FIRST_INPUTS
 from tests.app_factory import make_app
 from tests.browser import Browser
 from tests.drawing_pool import DrawingPool, draw
@@ -48,9 +49,9 @@ async def test_every_setting_is_recalled_with_its_image_and_mask(browser: Browse
         await browser.choose_file("[data-test=image-file]", image)
         await browser.drag(".mask-overlay", (0.3, 0.3), (0.6, 0.3))
         await generate(browser, 1)
-        await browser.click(".run-bar .quiet")
+        await browser.click("[data-test=reset]")
         await browser.wait_for("document.querySelector('.thumbnail') === null")
-        assert await value(browser, PROMPT) == ""
+        assert await value(browser, PROMPT) == FIRST_INPUTS["prompt"]
         await browser.click(ENTRY)
         await browser.click("[data-test=recall]")
         await browser.wait_for("document.querySelector('.thumbnail') !== null")
