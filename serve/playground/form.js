@@ -11,19 +11,21 @@ const ALWAYS_OPEN = ['prompt'];
 const OPEN_AT_FIRST = ['size', 'model'];
 /** The width at which the style sheet shows the form above the result. */
 const NARROW = '(max-width: 860px)';
-/** Inputs of the size, which an input image decides. */
+/** Inputs of the shape, which an input image decides. */
 const SIZE_INPUTS = ['aspect_ratio', 'width', 'height'];
 
 /** `size` is that of the images, or null; `hidden` has the names of inputs that are not shown. */
 export function Form({ model, values, errors, config, source, mask, size, hidden, onValue, onFile, onEdit, onRemoveImage }) {
   const hasImage = source !== null || Boolean(values.image);
+  const isDecided = ({ name }) => hasImage && SIZE_INPUTS.includes(name);
   const fieldProps = (field) => ({
     key: field.name,
     field,
     value: values[field.name],
     error: errors[field.name],
     suggestions: config.loras,
-    disabled: hasImage && SIZE_INPUTS.includes(field.name),
+    disabled: isDecided(field),
+    note: isDecided(field) && 'The images have the shape of the input image.',
     onChange: (value) => onValue(field.name, value),
   });
   const isShown = ({ name }) => {
