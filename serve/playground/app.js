@@ -72,9 +72,12 @@ function Playground({ models, config }) {
     const fields = error instanceof ApiError ? error.fields : {};
     setErrors(fields);
     const known = Object.keys(fields).length > 0 && Object.keys(fields).every((name) => model.fields.some((each) => each.name === name));
-    setNotice(known ? null : noticeOf(error));
     if (known) focusField(Object.keys(fields)[0]);
-    else scrollToStage();
+    else report(error);
+  };
+  const report = (error) => {
+    setNotice(noticeOf(error));
+    scrollToStage();
   };
   const attempt = async (action) => {
     retry.current = action;
@@ -112,6 +115,7 @@ function Playground({ models, config }) {
     setMask(EMPTY_MASK);
     setValue('image', undefined);
     setValue('mask', undefined);
+    setNotice(null);
     if (next !== null) showTab('image');
   };
   const reset = () => {
@@ -119,9 +123,8 @@ function Playground({ models, config }) {
     setImage(null);
     setTab('result');
     setErrors({});
-    setNotice(null);
   };
-  const takeFile = (file) => readSource(file, file.name || 'the image').then(setImage, (error) => setNotice(noticeOf(error)));
+  const takeFile = (file) => readSource(file, file.name || 'the image').then(setImage, report);
   useImageFiles(takeFile);
 
   /** Sets the form to the input of a prediction. */
@@ -141,13 +144,13 @@ function Playground({ models, config }) {
     } catch {
       setValue('image', /^https?:/.test(image) ? image : undefined);
       setValue('mask', /^https?:/.test(maskUri ?? '') ? maskUri : undefined);
-      setNotice({ text: 'The input image of this prediction is no longer here, or is on another server.', retryAt: null });
+      report(new Error('The input image of this prediction is no longer here, or is on another server.'));
     }
   };
   const actions = {
-    cancel: (id) => cancelPrediction(id).catch((error) => setNotice(noticeOf(error))),
+    cancel: (id) => cancelPrediction(id).catch(report),
     recall,
-    edit: (uri, name) => readSourceFrom(uri, name).then(setImage, (error) => setNotice(noticeOf(error))),
+    edit: (uri, name) => readSourceFrom(uri, name).then(setImage, report),
     link: (record) => `${baseUrl}/playground#prediction=${record.id}`,
     otherLora: async (record, index) => {
       await recall(record, { seed: record.metrics.seed + index, num_outputs: 1 });

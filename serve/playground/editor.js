@@ -75,7 +75,7 @@ function CropControls({ source, size, megapixels, config, locked, mode, onMode, 
       <${IconButton} icon="swap" text="Move" label="Move the crop by dragging" pressed=${mode === 'crop'}
         onClick=${() => onMode(mode === 'crop' ? 'brush' : 'crop')} />
     </fieldset>
-    ${locked && html`<span class="hint">Clear the mask to change the crop.</span>`}
+    ${locked && html`<span class="hint">Clear the mask to crop.</span>`}
     <span class="spacer"></span>
     <button type="button" class="button quiet" onClick=${onRemove}>Remove image</button>
   </div>`;

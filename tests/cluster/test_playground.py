@@ -70,7 +70,7 @@ async def test_newcomer_generates_inpaints_and_compares_loras(service: LocalServ
             await browser.find(f"td {PREVIEW}")
             await save_screenshot(browser, tmp_path / "comparison-preview.webp")
             await browser.wait_for("document.querySelectorAll('[data-test=grid-image]').length == 6")
-            await browser.script("document.querySelector('.table-frame').scrollIntoView()")
+            await browser.script("document.querySelector('.table-frame').scrollIntoView({block: 'center'})")
             await save_screenshot(browser, tmp_path / "comparison.webp")
             assert await browser.problems() == []
     print(f"the session took {time.perf_counter() - start_s:.0f} s; screenshots are in {tmp_path}")
