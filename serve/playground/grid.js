@@ -58,6 +58,7 @@ export function Grid({ model, input, size, config, hasImage, disabled, onStart, 
   const [note, setNote] = useState(null);
   const run = useRef(null);
   const planned = plan(texts, input, hasLoras);
+  const endedCount = Object.values(cells).filter(({ ended, error }) => ended || error).length;
   const invalid = planned.seeds.some((seed) => !Number.isInteger(seed)) || planned.count === 0 || planned.count > MAX_CELLS;
 
   const start = async (images) => {
@@ -92,7 +93,8 @@ export function Grid({ model, input, size, config, hasImage, disabled, onStart, 
       <p class="hint">${hasImage ? 'The input image and all other settings are those of the form.' : 'All other settings are those of the form.'}</p>
       <div class="grid-actions">
         ${run.current
-          ? html`<button type="button" class="button" onClick=${stop}>Cancel all</button>`
+          ? html`<span class="muted number" role="status" data-test="grid-progress">${endedCount} of ${shown.count} images</span>
+              <button type="button" class="button" onClick=${stop}>Cancel all</button>`
           : html`<button class="button primary" disabled=${invalid || disabled} data-test="grid-run">Generate ${planned.count} ${planned.count === 1 ? 'image' : 'images'}</button>`}
         ${planned.count > MAX_CELLS && html`<span class="field-error">At most ${MAX_CELLS} images; use fewer prompts, LoRAs or seeds.</span>`}
         ${note && html`<span class="muted" role="status">${note}</span>`}
@@ -116,6 +118,7 @@ async function work(run, fullName, setCells, setNote) {
       update({ id });
       await whenEnded(id);
       run.running.delete(id);
+      update({ id, ended: true });
     } catch (error) {
       if (error instanceof ApiError && error.status === 429 && !run.stopped) {
         run.queue.unshift(next);

@@ -102,6 +102,22 @@ async def test_reason_of_a_failed_prediction_is_shown_in_its_cell(browser: Brows
         await browser.wait_for("[...document.querySelectorAll('td')].every((e) => e.textContent.includes('NSFW'))")
 
 
+async def test_rejected_input_is_reported_in_its_cell_and_counted(browser: Browser) -> None:
+    pool = DrawingPool()
+    pool.may_finish.clear()
+    async with make_app(pool).listening() as url:
+        await browser.open(url + "/playground")
+        await browser.click("[data-tab=grid]")
+        await browser.type(LORAS, "none\nno lora at all")
+        await browser.type(SEEDS, "1")
+        await browser.click(RUN)
+        await browser.wait_for_text("td .field-error", "huggingface")
+        await browser.wait_for_text("[data-test=grid-progress]", "1 of 2")
+        pool.may_finish.set()
+        await browser.find(IMAGE)
+        await browser.find(RUN)
+
+
 async def test_comparison_starts_from_the_form(browser: Browser) -> None:
     async with make_app(DrawingPool()).listening() as url:
         await browser.open(url + "/playground")
