@@ -13,9 +13,17 @@ from PIL import Image
 from serve.launch.subprocess_service import LocalService, local_service
 from tests.browser import Browser, missing_programs, open_browser, open_session
 
-GENERATE, PREVIEW, DONE = "[data-test=generate]", "[data-test=preview]", "[data-test=status]"
-LATE_PREVIEW = f"document.querySelector('{PREVIEW} ~ .number')?.textContent.match(/Step (18|19|2\\d)/)"
-"""A preview after most of the 28 steps."""
+GENERATE, DONE, OUTPUT = "[data-test=generate]", "[data-test=status]", "[data-test=output]"
+PREVIEW, GRID_IMAGE = "[data-test=preview]", "[data-test=grid-image]"
+LATE_PREVIEW = f"document.querySelector('{PREVIEW} ~ .number')?.textContent.match(/Step 2\\d/)"
+"""A preview after step 20 of 28."""
+COLLECT_PREVIEWS = f"""
+    window.previews = new Set();
+    const collect = () => document.querySelectorAll('{PREVIEW}').forEach((each) => previews.add(each.src));
+    new MutationObserver(collect).observe(document.body, {{attributes: true, childList: true, subtree: true}});
+"""
+MASK = [(x, y + step) for y in (0.28, 0.44, 0.6) for x, step in ((0.2, 0), (0.8, 0), (0.8, 0.08), (0.2, 0.08))]
+"""A line over all of the middle of the image, as shares of its width and height."""
 TIMEOUT_S = 180
 SIZE = (1280, 860)
 """The size of the window, and of the screenshots in README."""
@@ -48,14 +56,16 @@ async def test_newcomer_generates_inpaints_and_compares_loras(service: LocalServ
             await browser.open(service.url)
             await browser.find(GENERATE)
             await save_screenshot(browser, tmp_path / "form.webp")
+            await browser.script(COLLECT_PREVIEWS)
             await browser.click(GENERATE)
-            await browser.wait_for(LATE_PREVIEW)
+            await browser.wait_for(f"{LATE_PREVIEW} || document.querySelector('{OUTPUT}')")
             await save_screenshot(browser, tmp_path / "preview.webp")
             await wait_for_entries(browser, 1)
+            assert await browser.script("return previews.size") > 1
             await save_screenshot(browser, tmp_path / "result.webp")
 
             await browser.click("[aria-label^=Edit]")
-            await browser.drag(".mask-overlay", (0.2, 0.4), (0.8, 0.4), (0.8, 0.5), (0.2, 0.5), (0.2, 0.6), (0.8, 0.6))
+            await browser.drag(".mask-overlay", *MASK)
             await browser.type("#input-prompt", "a blue house")
             await save_screenshot(browser, tmp_path / "mask.webp")
             await browser.click(GENERATE)
@@ -66,11 +76,13 @@ async def test_newcomer_generates_inpaints_and_compares_loras(service: LocalServ
 
             await browser.click("[data-test=reset]")
             await browser.click("[data-tab=grid]")
+            await browser.script("window.previews.clear()")
             await browser.click("[data-test=grid-run]")
-            await browser.find(f"td {PREVIEW}")
+            await browser.wait_for(f"document.querySelector('td {PREVIEW}, {GRID_IMAGE}')")
             await save_screenshot(browser, tmp_path / "comparison-preview.webp")
-            await browser.wait_for("document.querySelectorAll('[data-test=grid-image]').length == 6")
-            await browser.script("document.querySelector('.table-frame').scrollIntoView({block: 'center'})")
+            await browser.wait_for(f"document.querySelectorAll('{GRID_IMAGE}').length == 6")
+            assert await browser.script("return previews.size") > 6
+            await browser.script("document.querySelector('.table-frame').scrollIntoView(); scrollBy(0, -12)")
             await save_screenshot(browser, tmp_path / "comparison.webp")
             assert await browser.problems() == []
     print(f"the session took {time.perf_counter() - start_s:.0f} s; screenshots are in {tmp_path}")
