@@ -194,6 +194,7 @@ function Playground({ models, config }) {
     });
   const isPrediction = tab === 'code' && state.record !== null && !state.missing;
   return html`<header class="top">
+      <h1 class="visually-hidden">flux-serve playground</h1>
       <a class="brand" href=${`${baseUrl}/playground`}><img src=${`${baseUrl}/playground/favicon.svg`} alt="" /><span>flux-serve</span></a>
       <${Tabs} label="View" panel="view" selected=${view} onSelect=${selectView} tabs=${[['create', 'Create'], ['grid', 'Compare']]} />
       <span class="spacer"></span>

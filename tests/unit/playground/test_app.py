@@ -213,13 +213,15 @@ async def test_controls_are_reached_and_used_by_keyboard(browser: Browser) -> No
         ("[data-tab=grid]", "[data-test=grid-run]"),
     ],
 )
-async def test_controls_have_names(browser: Browser, clicked: str, shown: str) -> None:
+async def test_controls_have_names_and_headings_are_in_order(browser: Browser, clicked: str, shown: str) -> None:
     async with make_app(DrawingPool()).listening() as url:
         await browser.open(url + "/playground")
         await browser.click(GENERATE)
         await browser.find(OUTPUT)
         await browser.click(clicked)
         await browser.find(shown)
+        headings = "[...document.querySelectorAll('h1, h2')].filter((each) => each.checkVisibility())"
+        assert await browser.script(f"return {headings}.map((each) => each.localName)") == ["h1", "h2"]
         await browser.script("document.querySelectorAll('details').forEach((each) => (each.open = true))")
         tree = await browser.cdp("Accessibility.getFullAXTree")
     interactive = {"button", "textbox", "slider", "combobox", "switch", "radio", "spinbutton", "tab", "link", "image"}

@@ -104,6 +104,15 @@ async def test_link_shows_the_prediction_and_its_settings(browser: Browser) -> N
         assert (await value(browser, PROMPT), await value(browser, SEED)) == ("a blue key", "5")
 
 
+async def test_entry_names_its_prompt_status_and_count(browser: Browser) -> None:
+    async with make_app(DrawingPool()).listening() as url:
+        await browser.open(url + "/playground")
+        await browser.type("[data-test=number-num_outputs]", "2")
+        await generate(browser, 1)
+        name = await browser.script(f"return document.querySelector('{ENTRY}').ariaLabel")
+    assert name == f"{FIRST_INPUTS['prompt']} (succeeded, 2 images)"
+
+
 async def test_removed_prediction_leaves_the_gallery(browser: Browser) -> None:
     async with make_app(DrawingPool()).listening() as url:
         await browser.open(url + "/playground")
