@@ -109,7 +109,8 @@ async def test_entry_names_its_prompt_status_and_count(browser: Browser) -> None
         await browser.open(url + "/playground")
         await browser.type("[data-test=number-num_outputs]", "2")
         await generate(browser, 1)
-        name = await browser.script(f"return document.querySelector('{ENTRY}').ariaLabel")
+        label = f"document.querySelector('{ENTRY}').ariaLabel"
+        name = await browser.wait_for(f"{label}.includes('succeeded') && {label}")
     assert name == f"{FIRST_INPUTS['prompt']} (succeeded, 2 images)"
 
 
