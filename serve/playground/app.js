@@ -16,7 +16,7 @@ import { cancelPrediction, createPrediction, load, usePrediction } from './predi
 import { buildInput, describeModel, fittingValues, plannedSize, sizeOf, valueOf } from './schema.js';
 import { Stage } from './stage.js';
 import { TokenDialog } from './token.js';
-import { html, scrollToStage, Tabs } from './ui.js';
+import { html, scrollToForm, scrollToStage, Tabs } from './ui.js';
 
 const LINK = /^#prediction=([\w-]+)$/;
 const VARIATIONS = 4;
@@ -103,7 +103,7 @@ function Playground({ models, config }) {
   const selectView = (name) => {
     setView(name);
     if (name === 'grid') scrollToStage();
-    else scrollTo(0, 0);
+    else scrollToForm();
   };
   const generate = () =>
     attempt(async () => {
@@ -149,7 +149,7 @@ function Playground({ models, config }) {
   };
   const actions = {
     cancel: (id) => cancelPrediction(id).catch(report),
-    recall,
+    recall: (record) => recall(record).then(scrollToForm),
     edit: (uri, name) => readSourceFrom(uri, name).then(setImage, report),
     link: (record) => `${baseUrl}/playground#prediction=${record.id}`,
     otherLora: async (record, index) => {

@@ -92,7 +92,10 @@ export function formatSeconds(seconds) {
   return `${Math.floor(seconds / 60)} min ${Math.round(seconds % 60)} s`;
 }
 
-/** Shows the results, which are below the form in a narrow window, after the next rendering. */
-export function scrollToStage() {
-  setTimeout(() => document.querySelector('.stage')?.scrollIntoView({ block: 'start' }));
+/** Shows the form or the results, which are one below the other in a narrow window, after the next rendering. */
+export const scrollToForm = () => scrollTo('.panel');
+export const scrollToStage = () => scrollTo('.stage');
+
+function scrollTo(selector) {
+  setTimeout(() => document.querySelector(selector)?.scrollIntoView({ block: 'start' }));
 }
