@@ -22,7 +22,7 @@ function parseLora(line) {
   return { label: `${match[1]} at ${match[2]}`, input: { replicate_weights: match[1], lora_scale: Number(match[2]) } };
 }
 
-/** What is compared at first: the prompt and the LoRA of the form. Its changes are followed until the user sets another text. */
+/** What is compared until the user sets other texts: the prompt, the LoRA and the seed of the form. */
 function initialTexts(input, config) {
   const loras = new Set(['none', input.replicate_weights, ...config.loras].filter(Boolean));
   return {
