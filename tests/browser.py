@@ -17,7 +17,7 @@ from tests.asgi_server import listen, url_of
 PROGRAMS = ("chromium", "chromedriver")
 ELEMENT = "element-6066-11e4-a52e-4f735466cecf"
 """The key with which WebDriver marks references to elements."""
-KEYS = {"Control": "\ue009", "Enter": "\ue007", "ArrowRight": "\ue014"}
+KEYS = {"Tab": "\ue004", "Enter": "\ue007", "Control": "\ue009", "ArrowRight": "\ue014"}
 SELECT_ALL = f"{KEYS['Control']}a\ue000"
 """The last character releases the key Control."""
 TIMEOUT_S = 20.0
@@ -89,6 +89,11 @@ class Browser:
         # WebDriver's own command to clear an element sends no `input` event, which the page listens to.
         keys = SELECT_ALL + text if clear else text
         await self.command("POST", f"/element/{element}/value", text=keys)
+
+    async def press(self, key: str) -> None:
+        """Presses a key of `KEYS` for the element that has the focus."""
+        strokes = [{"type": kind, "value": KEYS[key]} for kind in ("keyDown", "keyUp")]
+        await self.command("POST", "/actions", actions=[{"type": "key", "id": "keyboard", "actions": strokes}])
 
     async def select(self, selector: str, value: str) -> None:
         """Chooses an option of a `select` element."""

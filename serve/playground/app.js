@@ -7,16 +7,16 @@ import { Code } from './code.js';
 import { Editor } from './editor.js';
 import { focusField, Form } from './form.js';
 import { Gallery } from './gallery.js';
-import { Grid } from './grid.js';
-import { forgetUploads, readSource, readSourceFrom, sourceProblem, targetSize, uploadSource } from './image.js';
-import { coverage, EMPTY_MASK, readMaskFrom, uploadMask } from './mask.js';
+import { COMPARED_INPUTS, Grid } from './grid.js';
+import { forgetUploads, readSource, readSourceFrom, targetSize } from './image.js';
+import { EMPTY_MASK, readMaskFrom, uploadInputs } from './mask.js';
 import { Notice, noticeOf } from './notice.js';
 import { useImageFiles, useStarting } from './page_hooks.js';
 import { cancelPrediction, createPrediction, load, usePrediction } from './predictions.js';
-import { buildInput, describeModel, fittingValues, plannedSize, valueOf } from './schema.js';
+import { buildInput, describeModel, fittingValues, plannedSize, sizeOf, valueOf } from './schema.js';
 import { Stage } from './stage.js';
 import { TokenDialog } from './token.js';
-import { html, Tabs } from './ui.js';
+import { html, scrollToForm, scrollToStage, Tabs } from './ui.js';
 
 const LINK = /^#prediction=([\w-]+)$/;
 const VARIATIONS = 4;
@@ -58,7 +58,10 @@ function Playground({ models, config }) {
   const state = usePrediction(shown);
   const model = models.find((each) => each.fullName === modelName);
   const megapixels = valueOf(model, values, 'megapixels');
+  const input = buildInput(model, values);
+  const size = source ? targetSize(source, megapixels, config) : plannedSize(model, input, config);
   const tabShown = tab === 'image' && source === null ? 'result' : tab;
+  const comparing = view === 'grid';
 
   const setValue = (name, value) => {
     setValues((before) => ({ ...before, [name]: value }));
@@ -69,8 +72,12 @@ function Playground({ models, config }) {
     const fields = error instanceof ApiError ? error.fields : {};
     setErrors(fields);
     const known = Object.keys(fields).length > 0 && Object.keys(fields).every((name) => model.fields.some((each) => each.name === name));
-    setNotice(known ? null : noticeOf(error));
     if (known) focusField(Object.keys(fields)[0]);
+    else report(error);
+  };
+  const report = (error) => {
+    setNotice(noticeOf(error));
+    scrollToStage();
   };
   const attempt = async (action) => {
     retry.current = action;
@@ -86,32 +93,38 @@ function Playground({ models, config }) {
   };
   const open = (id) => {
     setShown(id);
+    showTab('result');
+  };
+  const showTab = (name) => {
     setView('create');
-    setTab('result');
-    document.querySelector('.stage')?.scrollIntoView({ block: 'start' });
+    setTab(name);
+    scrollToStage();
+  };
+  const selectView = (name) => {
+    setView(name);
+    if (name === 'grid') scrollToStage();
+    else scrollToForm();
   };
   const generate = () =>
     attempt(async () => {
-      const input = { ...buildInput(model, values), ...(await uploadInputs()) };
-      open(await createPrediction(model.fullName, input));
+      const images = await uploadInputs(source, mask, size, config);
+      open(await createPrediction(model.fullName, { ...input, ...images }));
     });
-  const uploadInputs = async () => {
-    if (source === null) return {};
-    const problem = source.ratio === 'original' && sourceProblem(source, config);
-    if (problem) throw new ApiError(422, { title: problem, invalid_fields: [{ field: 'image', description: problem }] });
-    const size = targetSize(source, megapixels, config);
-    const image = await uploadSource(source, size);
-    return coverage(mask) === 0 ? { image } : { image, mask: await uploadMask(mask, size) };
-  };
   const setImage = (next) => {
     setSource(next);
     setMask(EMPTY_MASK);
     setValue('image', undefined);
     setValue('mask', undefined);
-    setTab(next === null ? 'result' : 'image');
-    setView('create');
+    setNotice(null);
+    if (next !== null) showTab('image');
   };
-  const takeFile = (file) => readSource(file, file.name || 'the image').then(setImage, (error) => setNotice(noticeOf(error)));
+  const reset = () => {
+    setValues(fittingValues(model, config.first_inputs));
+    setImage(null);
+    setTab('result');
+    setErrors({});
+  };
+  const takeFile = (file) => readSource(file, file.name || 'the image').then(setImage, report);
   useImageFiles(takeFile);
 
   /** Sets the form to the input of a prediction. */
@@ -131,13 +144,13 @@ function Playground({ models, config }) {
     } catch {
       setValue('image', /^https?:/.test(image) ? image : undefined);
       setValue('mask', /^https?:/.test(maskUri ?? '') ? maskUri : undefined);
-      setNotice({ text: 'The input image of this prediction is no longer here, or is on another server.', retryAt: null });
+      report(new Error('The input image of this prediction is no longer here, or is on another server.'));
     }
   };
   const actions = {
-    cancel: (id) => cancelPrediction(id).catch((error) => setNotice(noticeOf(error))),
-    recall,
-    edit: (uri, name) => readSourceFrom(uri, name).then(setImage, (error) => setNotice(noticeOf(error))),
+    cancel: (id) => cancelPrediction(id).catch(report),
+    recall: (record) => recall(record).then(scrollToForm),
+    edit: (uri, name) => readSourceFrom(uri, name).then(setImage, report),
     link: (record) => `${baseUrl}/playground#prediction=${record.id}`,
     otherLora: async (record, index) => {
       await recall(record, { seed: record.metrics.seed + index, num_outputs: 1 });
@@ -167,22 +180,28 @@ function Playground({ models, config }) {
     setValues((before) => fittingValues(next, before));
     setErrors({});
   };
-  const onKeyDown = (event) => {
-    if (event.key === 'Enter' && (event.ctrlKey || event.metaKey)) {
-      event.preventDefault();
-      generate();
-    }
+  const submit = (event) => {
+    event.preventDefault();
+    if (comparing) document.querySelector('.grid-form').requestSubmit();
+    else generate();
   };
+  const onKeyDown = (event) => {
+    if (event.key === 'Enter' && (event.ctrlKey || event.metaKey)) submit(event);
+  };
+  const compare = (run) =>
+    attempt(async () => {
+      run(await uploadInputs(source, mask, size, config));
+    });
   const isPrediction = tab === 'code' && state.record !== null && !state.missing;
-  const input = buildInput(model, values);
   return html`<header class="top">
+      <h1 class="visually-hidden">flux-serve playground</h1>
       <a class="brand" href=${`${baseUrl}/playground`}><img src=${`${baseUrl}/playground/favicon.svg`} alt="" /><span>flux-serve</span></a>
-      <${Tabs} label="View" panel="view" selected=${view} onSelect=${setView} tabs=${[['create', 'Create'], ['grid', 'Compare']]} />
+      <${Tabs} label="View" panel="view" selected=${view} onSelect=${selectView} tabs=${[['create', 'Create'], ['grid', 'Compare']]} />
       <span class="spacer"></span>
       <a class="button quiet" href=${`${baseUrl}/openapi.json`}>API</a>
     </header>
-    <main class="layout" id="view">
-      <form class="panel" noValidate onSubmit=${(event) => { event.preventDefault(); generate(); }} onKeyDown=${onKeyDown}>
+    <main class="layout" id="view" onKeyDown=${onKeyDown}>
+      <form class="panel" noValidate onSubmit=${submit}>
         <div class="panel-scroll">
           <div class="field model-field">
             <label class="label" for="served-model">Model</label>
@@ -191,26 +210,27 @@ function Playground({ models, config }) {
             </select>
             <p class="description">${model.description}</p>
           </div>
-          <${Form} model=${model} values=${values} errors=${errors} config=${config} source=${source} mask=${mask}
-            onValue=${setValue} onFile=${takeFile} onEdit=${() => { setView('create'); setTab('image'); }} onRemoveImage=${() => setImage(null)} />
+          <${Form} model=${model} values=${values} errors=${errors} config=${config} source=${source} mask=${mask} size=${size}
+            hidden=${comparing ? COMPARED_INPUTS : []} onValue=${setValue} onFile=${takeFile} onEdit=${() => showTab('image')} onRemoveImage=${() => setImage(null)} />
         </div>
-        <div class="run-bar">
+        ${!comparing && html`<div class="run-bar">
           <button class="button primary" disabled=${sending} data-test="generate">${sending ? 'Sending' : 'Generate'}</button>
-          <button type="button" class="button quiet" onClick=${() => { setValues({}); setImage(null); setErrors({}); }}>Reset</button>
-        </div>
+          <button type="button" class="button quiet" data-test="reset" onClick=${reset}>Reset</button>
+        </div>`}
       </form>
       <div class="stage">
         ${starting && html`<div class="notice info" role="status">The service is starting: it loads the models.</div>`}
         ${notice && html`<${Notice} notice=${notice} onRetry=${() => attempt(retry.current)} onClose=${() => setNotice(null)} />`}
-        <div class="stage-view" hidden=${view !== 'grid'}>
-          <${Grid} key=${modelName} model=${model} input=${input} config=${config} onOpen=${open} />
+        <div class="stage-view" hidden=${!comparing}>
+          <${Grid} model=${model} input=${input} size=${size} config=${config} hasImage=${source !== null || Boolean(input.image)}
+            disabled=${sending} onStart=${compare} onOpen=${open} />
         </div>
-        ${view === 'create' && html`<div class="stage-view">
+        ${!comparing && html`<div class="stage-view">
           <${Tabs} label="Stage" panel="stage-panel" selected=${tabShown} onSelect=${setTab}
             tabs=${[['result', 'Result'], ...(source ? [['image', 'Image and mask']] : []), ['code', 'Code']]} />
           <div id="stage-panel" role="tabpanel">
             ${tabShown === 'result' && html`<${Stage} state=${state} actions=${actions}
-              aspect=${aspectOf(state.record, models, config)} />`}
+              aspect=${sizeOf(state.record, models, config)} />`}
             ${tabShown === 'image' && html`<${Editor} source=${source} mask=${mask} megapixels=${megapixels} config=${config}
               onSource=${setSource} onMask=${setMask} onRemove=${() => setImage(null)} />`}
             ${tabShown === 'code' && html`<${Code} isPrediction=${isPrediction} needsUpload=${!isPrediction && source !== null}
@@ -222,11 +242,6 @@ function Playground({ models, config }) {
         <${Gallery} selected=${shown} onSelect=${open} />
       </div>
     </main>`;
-}
-
-function aspectOf(record, models, config) {
-  const model = models.find((each) => each.fullName === record?.model);
-  return model && !record.input.image ? plannedSize(model, record.input, config) : null;
 }
 
 render(html`<${App} />`, document.getElementById('app'));

@@ -23,6 +23,7 @@ export function Editor({ source, mask, megapixels, config, onSource, onMask, onR
     if (step) setBrush(Math.min(BRUSH_SIZES.maximum, Math.max(BRUSH_SIZES.minimum, brush + step)));
   };
   return html`<section class="editor" aria-label="Image and mask" onKeyDown=${onKeyDown}>
+    <p>Paint over the part to change, describe its new content in the prompt, and press <b>Generate</b>.</p>
     <div class="toolbar" role="toolbar" aria-label="Mask">
       <${IconButton} icon="brush" text="Brush" label="Brush: paint what to change" pressed=${mode === 'brush'}
         onClick=${() => setMode('brush')} />
@@ -51,7 +52,7 @@ export function Editor({ source, mask, megapixels, config, onSource, onMask, onR
       mode=${mode} onMode=${setMode} onSource=${onSource} onRemove=${onRemove} />
     <p class="hint" aria-live="polite" data-test="sent-as">
       Sent as ${size[0]} × ${size[1]} pixels.
-      ${covered > 0 ? ` The mask covers ${Math.max(1, Math.round(covered * 100))} % of it; the rest is kept unchanged.` : ' Paint over what to change, or leave it unpainted to change all of it.'}
+      ${covered > 0 ? ` The mask covers ${Math.max(1, Math.round(covered * 100))} % of it; the rest is kept unchanged.` : ' Without paint, all of it changes.'}
     </p>
   </section>`;
 }
@@ -74,7 +75,7 @@ function CropControls({ source, size, megapixels, config, locked, mode, onMode, 
       <${IconButton} icon="swap" text="Move" label="Move the crop by dragging" pressed=${mode === 'crop'}
         onClick=${() => onMode(mode === 'crop' ? 'brush' : 'crop')} />
     </fieldset>
-    ${locked && html`<span class="hint">Clear the mask to change the crop.</span>`}
+    ${locked && html`<span class="hint">Clear the mask to crop.</span>`}
     <span class="spacer"></span>
     <button type="button" class="button quiet" onClick=${onRemove}>Remove image</button>
   </div>`;

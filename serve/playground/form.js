@@ -2,42 +2,46 @@
 
 import { useEffect, useRef, useState } from './vendor/hooks.mjs';
 import { Field } from './fields.js';
-import { createCanvas, drawCrop, targetSize } from './image.js';
+import { createCanvas, drawCrop } from './image.js';
 import { coverage, drawMask } from './mask.js';
-import { plannedSize, valueOf } from './schema.js';
+import { valueOf } from './schema.js';
 import { html, IconButton } from './ui.js';
 
 const ALWAYS_OPEN = ['prompt'];
 const OPEN_AT_FIRST = ['size', 'model'];
 /** The width at which the style sheet shows the form above the result. */
 const NARROW = '(max-width: 860px)';
-/** Inputs of the size, which an input image decides. */
+/** Inputs of the shape, which an input image decides. */
 const SIZE_INPUTS = ['aspect_ratio', 'width', 'height'];
 
-export function Form({ model, values, errors, config, source, mask, onValue, onFile, onEdit, onRemoveImage }) {
+/** `size` is that of the images, or null; `hidden` has the names of inputs that are not shown. */
+export function Form({ model, values, errors, config, source, mask, size, hidden, onValue, onFile, onEdit, onRemoveImage }) {
   const hasImage = source !== null || Boolean(values.image);
+  const isDecided = ({ name }) => hasImage && SIZE_INPUTS.includes(name);
   const fieldProps = (field) => ({
     key: field.name,
     field,
     value: values[field.name],
     error: errors[field.name],
     suggestions: config.loras,
-    disabled: hasImage && SIZE_INPUTS.includes(field.name),
+    disabled: isDecided(field),
+    note: isDecided(field) && 'The images have the shape of the input image.',
     onChange: (value) => onValue(field.name, value),
   });
   const isShown = ({ name }) => {
     if (name === 'width' || name === 'height') return valueOf(model, values, 'aspect_ratio') === 'custom' || errors[name];
-    if (name === 'mask') return false;
+    if (name === 'mask' || hidden.includes(name)) return false;
     if (name === 'prompt_strength') return hasImage || errors[name];
     return true;
   };
   return model.groups.map((group) => {
     const fields = group.fields.filter(isShown);
+    if (fields.length === 0) return null;
     const content = fields.map((field) =>
       field.kind === 'image'
         ? html`<${ImageField} key=${field.name} error=${errors.image || errors.mask} source=${source} mask=${mask}
-            url=${values.image} megapixels=${valueOf(model, values, 'megapixels')} config=${config} onFile=${onFile}
-            onEdit=${onEdit} onRemove=${onRemoveImage} onUrl=${(url) => onValue('image', url)} />`
+            url=${values.image} size=${size} onFile=${onFile} onEdit=${onEdit}
+            onRemove=${onRemoveImage} onUrl=${(url) => onValue('image', url)} />`
         : html`<${Field} ...${fieldProps(field)} />`,
     );
     if (ALWAYS_OPEN.includes(group.id))
@@ -47,7 +51,7 @@ export function Form({ model, values, errors, config, source, mask, onValue, onF
           (example) => html`<button type="button" class="chip" onClick=${() => onValue('prompt', example)}>${example}</button>`,
         )}</div>`}
       </div>`;
-    return html`<${Group} key=${`${group.id} ${model.fullName}`} group=${group} summary=${summary(group, model, values, config, source, mask)}
+    return html`<${Group} key=${`${group.id} ${model.fullName}`} group=${group} summary=${summary(group, model, values, size, source, mask)}
       forced=${group.fields.some(({ name }) => errors[name])}>${content}<//>`;
   });
 }
@@ -64,13 +68,11 @@ function Group({ group, summary: text, forced, children }) {
 }
 
 /** What a closed group contains. */
-function summary({ id, fields }, model, values, config, source, mask) {
+function summary({ id, fields }, model, values, size, source, mask) {
   const value = (name) => valueOf(model, values, name);
   switch (id) {
-    case 'size': {
-      const size = source ? targetSize(source, value('megapixels'), config) : plannedSize(model, values, config);
+    case 'size':
       return size ? `${size[0]} × ${size[1]}` : '';
-    }
     case 'model':
       return `${value('model')}, ${value('num_inference_steps')} steps`;
     case 'loras': {
@@ -86,10 +88,10 @@ function summary({ id, fields }, model, values, config, source, mask) {
   }
 }
 
-function ImageField({ source, mask, url, error, megapixels, config, onFile, onEdit, onRemove, onUrl }) {
+function ImageField({ source, mask, url, error, size, onFile, onEdit, onRemove, onUrl }) {
   return html`<div class=${`field kind-image${error ? ' has-error' : ''}`} data-field="image">
     ${source
-      ? html`<${Thumbnail} source=${source} mask=${mask} size=${targetSize(source, megapixels, config)} onEdit=${onEdit} onRemove=${onRemove} />`
+      ? html`<${Thumbnail} source=${source} mask=${mask} size=${size} onEdit=${onEdit} onRemove=${onRemove} />`
       : html`<label class="drop-zone">
             <svg class="icon" viewBox="0 0 24 24" aria-hidden="true"><path d="M12 16V5m0 0L8 9m4-4l4 4M5 20h14" /></svg>
             <span><b>Choose an image</b>, drop or paste one</span>

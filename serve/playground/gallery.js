@@ -30,12 +30,13 @@ function Entry({ id, selected, onSelect }) {
   const { record } = state;
   const src = useImageUrl(state.outputs.find(Boolean));
   if (state.missing) return null;
-  const label = record ? `${record.input.prompt ?? ''} (${record.status})` : 'Loading';
+  const count = imageCount(record);
+  const label = record ? `${record.input.prompt ?? ''} (${record.status}${count > 1 ? `, ${count} images` : ''})` : 'Loading';
   return html`<li>
     <button type="button" class=${`entry is-${record?.status ?? 'loading'}`} aria-current=${selected ? 'true' : undefined}
       aria-label=${label} title=${record?.input.prompt} data-test="entry" onClick=${() => onSelect(id)}>
-      ${src ? html`<img src=${src} alt="" loading="lazy" />` : html`<span>${record && hasEnded(state) ? record.status : '…'}</span>`}
-      ${imageCount(record) > 1 && html`<span class="badge">${imageCount(record)}</span>`}
+      ${src ? html`<img src=${src} alt="" loading="lazy" />` : html`<span aria-hidden="true">${record && hasEnded(state) ? record.status : '…'}</span>`}
+      ${count > 1 && html`<span class="badge" aria-hidden="true">${count}</span>`}
     </button>
   </li>`;
 }

@@ -1,7 +1,7 @@
 // The mask as a list of operations, which can be undone, repeated and drawn at any size.
 
-import { readBlob } from './api.js';
-import { createCanvas, readSource, uploadOnce } from './image.js';
+import { ApiError, readBlob } from './api.js';
+import { createCanvas, readSource, sourceProblem, uploadOnce, uploadSource } from './image.js';
 
 export const EMPTY_MASK = { operations: [], undone: [] };
 const COLOUR = '#e5484d';
@@ -92,11 +92,20 @@ export function exportMask(mask, size) {
 
 const maskImageIds = new WeakMap();
 
-export async function uploadMask(mask, size) {
+async function uploadMask(mask, size) {
   const key = JSON.stringify(mask.operations, (name, value) =>
     name === 'canvas' ? (maskImageIds.get(value) ?? 0) : value,
   );
   return uploadOnce(`mask ${size} ${key}`, () => exportMask(mask, size), 'mask.png');
+}
+
+/** The inputs `image` and `mask` of a request: the URLs of the uploaded files. */
+export async function uploadInputs(source, mask, size, config) {
+  if (source === null) return {};
+  const problem = source.ratio === 'original' && sourceProblem(source, config);
+  if (problem) throw new ApiError(422, { title: problem, invalid_fields: [{ field: 'image', description: problem }] });
+  const image = await uploadSource(source, size);
+  return coverage(mask) === 0 ? { image } : { image, mask: await uploadMask(mask, size) };
 }
 
 /** A mask from an image in white on black. */

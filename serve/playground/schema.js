@@ -90,12 +90,19 @@ export function buildInput(model, values) {
   return Object.fromEntries(entries);
 }
 
-/** The size that the plan will use without an input image, or null while it is incomplete. */
+/** The size that the plan will use, or null while it is incomplete or if the size of the input image is not known. */
 export function plannedSize(model, values, config) {
+  if (values.image) return null;
   const ratio = valueOf(model, values, 'aspect_ratio');
   if (ratio !== 'custom') return config.sizes[valueOf(model, values, 'megapixels')]?.[ratio] ?? null;
   const sides = ['width', 'height'].map((name) => Number(values[name]));
   return sides.every((side) => side > 0) ? sides.map((side) => nearestMultiple(side, config.size_multiple)) : null;
+}
+
+/** The planned size of a prediction's images, or null. */
+export function sizeOf(record, models, config) {
+  const model = models.find((each) => each.fullName === record?.model);
+  return model ? plannedSize(model, record.input, config) : null;
 }
 
 /** The size at which the service processes an input image. Follows `input_image_size` of the service. */

@@ -84,7 +84,7 @@ function useElapsedS({ record, createdMs }, ended) {
   return Math.max(0, (now - (createdMs ?? Date.parse(record.created_at))) / 1000);
 }
 
-const TITLES = { succeeded: 'Done', failed: 'Failed', canceled: 'Canceled', processing: 'Generating', starting: 'Waiting' };
+export const TITLES = { succeeded: 'Done', failed: 'Failed', canceled: 'Canceled', processing: 'Generating', starting: 'Waiting' };
 
 function Status({ state, onCancel }) {
   const { record, ahead } = state;
@@ -96,9 +96,9 @@ function Status({ state, onCancel }) {
     <span class="status-dot" aria-hidden="true"></span>
     <span role="status" data-test="status">${TITLES[record.status]}</span>
     ${seconds !== undefined && html`<span class="muted number">${formatSeconds(seconds)}</span>`}
-    ${waits && ahead > 0 && html`<span class="muted">${ahead} ahead of it in the queue</span>`}
+    ${waits && ahead > 0 && html`<span class="muted">${ahead} ahead in the queue</span>`}
     ${waits && !ahead && elapsedS > COLD_START_AFTER_S &&
-    html`<span class="muted">It waits for a replica. A pool that was idle may take minutes to start.</span>`}
+    html`<span class="muted">Waiting for a replica. A pool that was idle may take minutes to start.</span>`}
     <span class="spacer"></span>
     ${!ended && html`<button type="button" class="button" data-test="cancel" onClick=${onCancel}>Cancel</button>`}
   </div>`;
@@ -111,10 +111,9 @@ function Tile({ index, state, aspect, withheld, actions, onZoom, compare, single
   const { record } = state;
   const name = `Image ${index + 1}`;
   const [width, height] = aspect ?? [1, 1];
-  const style = single ? {} : { aspectRatio: `${width} / ${height}` };
   if (uri === undefined)
-    return html`<figure class="tile" style=${style}>
-      <${Pending} name=${name} progress=${state.progress[index]} preview=${state.previews[index]} ended=${hasEnded(state)} status=${record.status} withheld=${withheld} />
+    return html`<figure class="tile" style=${{ aspectRatio: `${width} / ${height}` }}>
+      <${Pending} name=${name} state=${state} index=${index} withheld=${withheld} />
     </figure>`;
   return html`<figure class=${`tile done${comparing ? ' comparing' : ''}`}>
     ${comparing && compare
@@ -123,7 +122,7 @@ function Tile({ index, state, aspect, withheld, actions, onZoom, compare, single
           <img src=${src} alt=${`${name}: ${record.input.prompt ?? ''}`} data-test="output" />
         </button>`}
     <figcaption class="tile-actions" aria-label=${`Actions for ${name}`}>
-      ${compare && html`<${IconButton} icon="compare" label="Compare with the input image" pressed=${comparing} onClick=${() => setComparing(!comparing)} />`}
+      ${compare && html`<${IconButton} icon="compare" text=${single ? 'Compare' : undefined} label="Compare with the input image" pressed=${comparing} onClick=${() => setComparing(!comparing)} />`}
       <${IconButton} icon="moreImages" text=${single ? 'Variations' : undefined} label="Variations: the same settings with the next seeds" onClick=${() => actions.vary(record, index)} />
       <${IconButton} icon="edit" text=${single ? 'Edit' : undefined} label="Edit: use as the input image" onClick=${() => actions.edit(uri, `image ${index + 1}`)} />
       <${IconButton} icon="swap" text=${single ? 'Other LoRA' : undefined} label="Same seed, other LoRA" onClick=${() => actions.otherLora(record, index)} />
@@ -140,10 +139,12 @@ function fileName(record, index, uri) {
   return `${record.id}-${index}.${(type ?? 'webp').replace('jpeg', 'jpg')}`;
 }
 
-function Pending({ name, progress, preview, ended, status, withheld }) {
+/** One image of a prediction before it is there: its progress and its newest preview. */
+export function Pending({ name, state, index, withheld = false }) {
+  const [progress, preview] = [state.progress[index], state.previews[index]];
   if (withheld)
     return html`<div class="pending"><p data-test="withheld">${name} was withheld: the safety checker flagged it.</p></div>`;
-  if (ended) return html`<div class="pending"><p>${status === 'canceled' ? 'Canceled' : 'No image'}</p></div>`;
+  if (hasEnded(state)) return html`<div class="pending"><p>${state.record.status === 'canceled' ? 'Canceled' : 'No image'}</p></div>`;
   const share = progress ? progress.step / progress.total : 0;
   const text = progress
     ? progress.step === progress.total ? 'Decoding' : `Step ${progress.step} of ${progress.total}`

@@ -21,7 +21,7 @@ const ICONS = {
   erase: 'M9 20h11M4 15l9-9 6 6-8 8H8z',
   invert: 'M12 3a9 9 0 1 0 0 18zM12 3a9 9 0 0 1 0 18',
   fill: 'M5 5h14v14H5zM5 10l5-5M5 15L15 5M6 19L19 6M11 19l8-8M16 19l3-3',
-  dice: 'M5 5h14v14H5zM9 9h.01M15 15h.01M15 9h.01M9 15h.01',
+  dice: 'M5 5h14v14H5zM8.7 9h.6M14.7 15h.6M14.7 9h.6M8.7 15h.6',
   close: 'M6 6l12 12M18 6L6 18',
 };
 
@@ -90,4 +90,12 @@ export function formatSeconds(seconds) {
   if (seconds < 10) return `${seconds.toFixed(1)} s`;
   if (seconds < 60) return `${Math.round(seconds)} s`;
   return `${Math.floor(seconds / 60)} min ${Math.round(seconds % 60)} s`;
+}
+
+/** Shows the form or the results, which are one below the other in a narrow window, after the next rendering. */
+export const scrollToForm = () => scrollTo('.panel');
+export const scrollToStage = () => scrollTo('.stage');
+
+function scrollTo(selector) {
+  setTimeout(() => document.querySelector(selector)?.scrollIntoView({ block: 'start' }));
 }

@@ -4,10 +4,15 @@ import json
 import re
 import shutil
 import subprocess
+from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 import yaml
+from grafana_foundation_sdk.cog.encoder import JSONEncoder
+from grafana_foundation_sdk.cog.plugins import register_default_plugins
+from grafana_foundation_sdk.models.dashboard import Dashboard
 
 from serve import errors, telemetry
 from serve.errors import failures
@@ -33,6 +38,18 @@ SCENARIOS = ROOT / "tests" / "data" / "rules_test.yaml"
 
 def without_suffix(name: str) -> str:
     return re.sub("_(bucket|count|sum)$", "", name)
+
+
+def leaves(value: Any, path: str = "") -> Iterator[tuple[str, Any]]:
+    """The numbers, texts and empty containers in a JSON value, each with its path."""
+    if isinstance(value, dict) and value:
+        for name, each in value.items():
+            yield from leaves(each, f"{path}.{name}")
+    elif isinstance(value, list) and value:
+        for index, each in enumerate(value):
+            yield from leaves(each, f"{path}[{index}]")
+    else:
+        yield path, value
 
 
 def test_metrics_exist_in_this_project_or_in_ray_serve() -> None:
@@ -70,6 +87,14 @@ def test_panels_have_a_description_and_do_not_overlap() -> None:
                 assert column < 24
                 assert (row, column) not in cells, panel["title"]
                 cells.add((row, column))
+
+
+def test_fields_are_those_of_grafana() -> None:
+    # Grafana's models of dashboards, panels and queries read only the fields that they know.
+    register_default_plugins()
+    dashboard = json.loads(DASHBOARD.read_text())
+    read = dict(leaves(json.loads(JSONEncoder().encode(Dashboard.from_json(dashboard)))))
+    assert not [(path, value) for path, value in leaves(dashboard) if read.get(path, "missing") != value]
 
 
 def test_dashboard_asks_for_its_data_source() -> None:

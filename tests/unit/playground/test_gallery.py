@@ -2,6 +2,7 @@
 
 from pathlib import Path
 
+from serve.api.playground import FIRST_INPUTS
 from tests.app_factory import make_app
 from tests.browser import Browser
 from tests.drawing_pool import DrawingPool, draw
@@ -48,9 +49,9 @@ async def test_every_setting_is_recalled_with_its_image_and_mask(browser: Browse
         await browser.choose_file("[data-test=image-file]", image)
         await browser.drag(".mask-overlay", (0.3, 0.3), (0.6, 0.3))
         await generate(browser, 1)
-        await browser.click(".run-bar .quiet")
+        await browser.click("[data-test=reset]")
         await browser.wait_for("document.querySelector('.thumbnail') === null")
-        assert await value(browser, PROMPT) == ""
+        assert await value(browser, PROMPT) == FIRST_INPUTS["prompt"]
         await browser.click(ENTRY)
         await browser.click("[data-test=recall]")
         await browser.wait_for("document.querySelector('.thumbnail') !== null")
@@ -101,6 +102,16 @@ async def test_link_shows_the_prediction_and_its_settings(browser: Browser) -> N
         await browser.find(OUTPUT)
         await browser.wait_for(f"document.querySelector('{STEPS}').value == '9'")
         assert (await value(browser, PROMPT), await value(browser, SEED)) == ("a blue key", "5")
+
+
+async def test_entry_names_its_prompt_status_and_count(browser: Browser) -> None:
+    async with make_app(DrawingPool()).listening() as url:
+        await browser.open(url + "/playground")
+        await browser.type("[data-test=number-num_outputs]", "2")
+        await generate(browser, 1)
+        label = f"document.querySelector('{ENTRY}').ariaLabel"
+        name = await browser.wait_for(f"{label}.includes('succeeded') && {label}")
+    assert name == f"{FIRST_INPUTS['prompt']} (succeeded, 2 images)"
 
 
 async def test_removed_prediction_leaves_the_gallery(browser: Browser) -> None:
