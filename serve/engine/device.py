@@ -16,7 +16,7 @@ from serve.model_specs import ImageArray
 
 _CPU_QUOTA = Path("/sys/fs/cgroup/cpu.max")
 """Of a container, by the kernel's cgroup v2: microseconds of CPU time in each period, or `max`, and the period."""
-_ENGINE_NICENESS = int(os.environ.get("X_NICE", "5"))
+_ENGINE_NICENESS = 10
 _log = logging.getLogger(__name__)
 
 
