@@ -35,6 +35,7 @@ class OutputStore:
         clock: Callable[[], datetime] = _utc_now,
     ) -> None:
         self._settings = settings
+        self._max_age = timedelta(seconds=settings.max_age_s)
         self._store = store
         self._links = links
         self._clock = clock
@@ -83,7 +84,7 @@ class OutputStore:
 
     def is_kept(self, ended_at: datetime | None) -> bool:
         """Whether the outputs of a prediction that ended at this time are not too old."""
-        return ended_at is None or self._clock() - ended_at < timedelta(seconds=self._settings.max_age_s)
+        return ended_at is None or self._clock() - ended_at < self._max_age
 
     async def delete(self, prediction_id: str) -> None:
         """Deletes all outputs of a prediction, of all leases. Raises `StorageUnavailable`."""

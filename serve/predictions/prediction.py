@@ -207,7 +207,8 @@ def elapsed_ms(start_s: float) -> float:
 
 def rfc3339(moment: datetime) -> str:
     """`2026-01-31T12:00:00.000Z`, as clients of Replicate's API expect it."""
-    return moment.astimezone(UTC).isoformat(timespec="milliseconds").removesuffix("+00:00") + "Z"
+    utc = moment.astimezone(UTC) if moment.utcoffset() else moment
+    return utc.replace(tzinfo=None).isoformat(timespec="milliseconds") + "Z"
 
 
 def timestamps(prediction: Prediction) -> dict[str, str | None]:
