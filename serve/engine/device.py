@@ -31,7 +31,7 @@ def available_cpus(quota_file: Path = _CPU_QUOTA) -> int:
 
 
 def yield_to_other_threads() -> None:
-    """Lets other threads run first when they need this thread's CPU, and the CPUs of threads that it starts from now on.
+    """Lets other threads run first when they need the CPU of this thread, or of a thread that it starts from now on.
 
     A step on a CPU occupies all cores for seconds, and an ingress or proxy on the same machine must answer meanwhile.
     """
