@@ -4,6 +4,7 @@
 
 One process has the application of the ingress and a model replica, with Ray's instruments for the metrics. The variants
 run in turns, so a change of the machine's speed affects all of them. Spans are created and batched, and then dropped.
+As the speed of a machine may vary by more than telemetry costs, the times of its calls are summed up too.
 """
 
 import argparse
@@ -31,7 +32,7 @@ from serve.events import Event
 from serve.generation_plan import GenerationPlan
 from serve.model_replica import ModelReplica
 from serve.settings import Settings
-from serve.telemetry import NoBackend
+from serve.telemetry import Backend, Metric, NoBackend
 from serve.tracing import Tracer
 
 OFF, METRICS, TRACES = "off", "metrics", "metrics and traces"
@@ -63,16 +64,30 @@ class LocalPool:
             yield event
 
 
+class TimedBackend:
+    """Adds up the time that another backend takes to record values."""
+
+    def __init__(self, backend: Backend, clock: Callable[[], float] = time.perf_counter) -> None:
+        self._backend = backend
+        self._clock = clock
+        self.seconds = 0.0
+
+    def record(self, metric: Metric, value: float, labels: Mapping[str, str]) -> None:
+        start_s = self._clock()
+        self._backend.record(metric, value, labels)
+        self.seconds += self._clock() - start_s
+
+
 class Variants:
     """Turns telemetry on and off."""
 
     def __init__(self) -> None:
         self.exporter = CountingExporter()
-        self._backend = telemetry.use_backend(NoBackend())
+        self.backend = TimedBackend(telemetry.use_backend(NoBackend()))
         self._tracer = Tracer(BatchSpanProcessor(self.exporter))
 
     def use(self, variant: str) -> None:
-        telemetry.use_backend(NoBackend() if variant == OFF else self._backend)
+        telemetry.use_backend(NoBackend() if variant == OFF else self.backend)
         tracing.use_tracer(self._tracer if variant == TRACES else None)
 
 
@@ -113,10 +128,15 @@ async def measure(options: argparse.Namespace, folder: Path) -> dict[str, Any]:
         app = service.__serve_build_asgi_app__()
         async with app.router.lifespan_context(app):
             await service.wait_until_open()
+            variants.backend.seconds = 0.0
             images_per_s = await run_rounds(httpx.ASGITransport(app), variants, options)
     spans = variants.exporter.count / (options.rounds * options.requests)
-    share = spans * seconds_per_span_off(CALLS) * statistics.median(images_per_s[OFF])
-    return ratios(images_per_s) | {"images_per_s": images_per_s, "spans": spans, "share_of_spans_off": share}
+    recorded_s = sum(options.requests / each for variant in (METRICS, TRACES) for each in images_per_s[variant])
+    shares = {
+        "share_of_metrics": variants.backend.seconds / recorded_s,
+        "share_of_spans_off": spans * seconds_per_span_off(CALLS) * statistics.median(images_per_s[OFF]),
+    }
+    return ratios(images_per_s) | {"images_per_s": images_per_s, "spans": spans} | shares
 
 
 async def run_rounds(
