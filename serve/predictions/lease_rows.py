@@ -37,7 +37,10 @@ _CLAIMABLE = (
     .limit(bindparam("_limit"))
 )
 _FREE_ABANDONED = update(predictions).where(
-    predictions.c.ended_us.is_not(None), is_active, predictions.c.lease_expires_us < bindparam("_now_us")
+    # With the plain column, SQLite would read the index of all ended predictions while it holds the write lock.
+    (predictions.c.ended_us + 0).is_not(None),
+    is_active,
+    predictions.c.lease_expires_us < bindparam("_now_us"),
 )
 
 

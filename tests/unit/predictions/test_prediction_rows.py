@@ -11,8 +11,8 @@ import pytest
 from sqlalchemy import Connection
 
 from serve.database.connection import Database
+from serve.predictions import lease_rows, retention_rows
 from serve.predictions import prediction_rows as rows
-from serve.predictions import retention_rows
 from serve.predictions.prediction_pages import PageQuery, read_page
 from tests.fakes import NOON, prediction
 from tests.unit.predictions.helpers import Statement, recorded_statements
@@ -53,6 +53,7 @@ def page(older: bool = False, newer: bool = False, **filters: Any) -> Work:
         (page(**OWNED, **TIMES), "predictions_by_owner"),
         (lambda connection: rows.count_active(connection, "x"), "predictions_active"),
         (rows.count_active_by_pool, "predictions_active"),
+        (lambda connection: lease_rows.free_abandoned_places(connection, 0), "predictions_active"),
         (lambda connection: retention_rows.with_old_data(connection, 0, 100), "predictions_with_data"),
         (retention_rows.count_output_bytes, "predictions_with_data"),
         (lambda connection: retention_rows.oldest_with_outputs(connection, 100), "predictions_with_data"),
