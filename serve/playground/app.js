@@ -55,6 +55,7 @@ function Playground({ models, config }) {
   const [sending, setSending] = useState(false);
   const starting = useStarting();
   const retry = useRef(null);
+  const busy = useRef(false);
   const state = usePrediction(shown);
   const model = models.find((each) => each.fullName === modelName);
   const megapixels = valueOf(model, values, 'megapixels');
@@ -80,6 +81,9 @@ function Playground({ models, config }) {
     scrollToStage();
   };
   const attempt = async (action) => {
+    // `sending` disables the button only after the next rendering.
+    if (busy.current) return;
+    busy.current = true;
     retry.current = action;
     setNotice(null);
     setErrors({});
@@ -89,6 +93,7 @@ function Playground({ models, config }) {
     } catch (error) {
       fail(error);
     }
+    busy.current = false;
     setSending(false);
   };
   const open = (id) => {

@@ -33,6 +33,19 @@ async def test_images_appear_after_live_progress(browser: Browser) -> None:
     assert str(plan.seeds[0]) == await browser.text("[data-test=seed]")
 
 
+async def test_keys_that_are_pressed_twice_send_one_request(browser: Browser) -> None:
+    pool = DrawingPool()
+    async with make_app(pool).listening() as url:
+        await browser.open(url + "/playground")
+        await browser.type(STEPS, "2")
+        press = "new KeyboardEvent('keydown', {key: 'Enter', ctrlKey: true, bubbles: true})"
+        field = f"document.querySelector('{PROMPT}')"
+        await browser.script(f"{field}.dispatchEvent({press}); {field}.dispatchEvent({press})")
+        await browser.wait_for_text("[data-test=status]", "Done")
+        assert await browser.count("[data-test=entry]") == 1
+    assert len(pool.plans) == 1
+
+
 async def test_previews_are_shown_until_the_images_are_there(browser: Browser) -> None:
     pool = DrawingPool()
     pool.may_finish.clear()
