@@ -61,13 +61,16 @@ class Database:
         """The result of `work`, which runs in a transaction that is committed if it raises nothing."""
         return await self._finish(self._engine.write(work))
 
-    async def watch(self, channel: str, on_message: Callable[[str], None], on_any: Callable[[], None]) -> None:
+    async def watch(
+        self, channel: str, on_message: Callable[[str], None], on_any: Callable[[], None], needed: asyncio.Event
+    ) -> None:
         """Reports changes by other connections until it is cancelled or the connection is lost.
 
         Calls `on_message` with each message that was sent to `channel`, or `on_any` if any messages may have been sent.
+        While `needed` is not set, changes may be reported later.
         """
         with _translated_errors():
-            await self._engine.watch(channel, on_message, on_any)
+            await self._engine.watch(channel, on_message, on_any, needed)
 
     def send(self, connection: Connection, channel: str, message: str) -> None:
         """Sends a message to those who `watch` when the transaction of `connection` is committed."""

@@ -39,7 +39,9 @@ class PostgresqlEngine:
         async with self._engine.begin() as connection:
             return await connection.run_sync(work)
 
-    async def watch(self, channel: str, on_message: Callable[[str], None], on_any: Callable[[], None]) -> None:
+    async def watch(
+        self, channel: str, on_message: Callable[[str], None], on_any: Callable[[], None], needed: asyncio.Event
+    ) -> None:
         """Listens on a connection of its own."""
         async with self._engine.connect() as connection:
             raw = (await connection.get_raw_connection()).driver_connection

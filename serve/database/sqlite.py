@@ -47,13 +47,16 @@ class SqliteEngine:
     async def write(self, work: Callable[[Connection], Result]) -> Result:
         return await asyncio.get_running_loop().run_in_executor(self._writer, self._write, work)
 
-    async def watch(self, channel: str, on_message: Callable[[str], None], on_any: Callable[[], None]) -> None:
-        """Asks every `WATCH_PERIOD_S` whether another connection has changed the database."""
+    async def watch(
+        self, channel: str, on_message: Callable[[str], None], on_any: Callable[[], None], needed: asyncio.Event
+    ) -> None:
+        """Asks every `WATCH_PERIOD_S`, while `needed` is set, whether another connection has changed the database."""
         loop = asyncio.get_running_loop()
         connection = await loop.run_in_executor(self._readers, self._engine.raw_connection)
         try:
             version = None
             while True:
+                await needed.wait()
                 before, version = version, await loop.run_in_executor(self._readers, _data_version, connection)
                 if version != before:
                     on_any()

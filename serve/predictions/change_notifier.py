@@ -22,6 +22,7 @@ class ChangeNotifier:
     def __init__(self, database: Database) -> None:
         self._database = database
         self._waiters: dict[str, set[asyncio.Event]] = {}
+        self._has_waiters = asyncio.Event()
 
     @contextmanager
     def subscription(self, prediction_id: str) -> Iterator[asyncio.Event]:
@@ -29,12 +30,15 @@ class ChangeNotifier:
         changed = asyncio.Event()
         waiters = self._waiters.setdefault(prediction_id, set())
         waiters.add(changed)
+        self._has_waiters.set()
         try:
             yield changed
         finally:
             waiters.discard(changed)
             if not waiters and self._waiters.get(prediction_id) is waiters:
                 del self._waiters[prediction_id]
+            if not self._waiters:
+                self._has_waiters.clear()
 
     def notify(self, prediction_id: str) -> None:
         for changed in self._waiters.get(prediction_id, ()):
@@ -52,7 +56,7 @@ class ChangeNotifier:
         """Follows other processes until it is cancelled, also while the database is away."""
         while True:
             try:
-                await self._database.watch(CHANNEL, self.notify, self.notify_all)
+                await self._database.watch(CHANNEL, self.notify, self.notify_all, self._has_waiters)
             except DatabaseUnavailable as error:
                 log.warning("changes of other processes are not seen: %s", error.cause)
             await asyncio.sleep(RECONNECT_S)
