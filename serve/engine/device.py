@@ -16,7 +16,8 @@ from serve.model_specs import ImageArray
 
 _CPU_QUOTA = Path("/sys/fs/cgroup/cpu.max")
 """Of a container, by the kernel's cgroup v2: microseconds of CPU time in each period, or `max`, and the period."""
-_ENGINE_NICENESS = 10
+_LOWEST_PRIORITY = 19
+"""The highest niceness. Ray gives its workers 15, and only root may lower a niceness."""
 _log = logging.getLogger(__name__)
 
 
@@ -36,7 +37,7 @@ def yield_to_other_threads() -> None:
     A step on a CPU occupies all cores for seconds, and an ingress or proxy on the same machine must answer meanwhile.
     """
     if sys.platform == "linux":  # Elsewhere, this would concern the whole process.
-        os.setpriority(os.PRIO_PROCESS, threading.get_native_id(), _ENGINE_NICENESS)
+        os.setpriority(os.PRIO_PROCESS, threading.get_native_id(), _LOWEST_PRIORITY)
 
 
 def synchronize(device: torch.device) -> None:

@@ -39,19 +39,22 @@ def test_fault_while_the_cache_is_emptied_is_logged(monkeypatch: pytest.MonkeyPa
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="threads have no niceness of their own")
-def test_thread_yields_to_other_threads_with_the_threads_that_it_starts() -> None:
+@pytest.mark.parametrize("of_process", [0, 15], ids=["plain process", "Ray worker"])
+def test_thread_yields_to_other_threads_with_the_threads_that_it_starts(of_process: int) -> None:
     def niceness() -> int:
         return os.getpriority(os.PRIO_PROCESS, threading.get_native_id())
 
     def run() -> tuple[int, int]:
+        os.setpriority(os.PRIO_PROCESS, threading.get_native_id(), max(of_process, niceness()))
         device.yield_to_other_threads()
         with ThreadPoolExecutor(1) as own:
             return niceness(), own.submit(niceness).result()
 
     before = niceness()
     with ThreadPoolExecutor(1) as executor:
-        assert executor.submit(run).result() == (device._ENGINE_NICENESS, device._ENGINE_NICENESS)
-    assert niceness() == before < device._ENGINE_NICENESS
+        own, of_started = executor.submit(run).result()
+    assert own == of_started > max(of_process, before)
+    assert niceness() == before
 
 
 @pytest.mark.parametrize(("values", "dtype"), [([3, 1], torch.int64), ([[0.5, 2.0]], torch.float32)])
