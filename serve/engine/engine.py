@@ -164,6 +164,18 @@ class Engine:
             raise NotReady("the image engine is not running")
 
     def _run(self) -> None:
+        error = EngineFailed()
+        try:
+            self._run_until_stopped()
+            error = EngineFailed("the service is stopping; send the request again")
+        except Exception:
+            _log.exception("the engine has stopped; all requests fail")
+        with self._condition:
+            self._running = False
+            self._take_new_work()
+        self._scheduler.fail_all(error)
+
+    def _run_until_stopped(self) -> None:
         if self._device.type == "cpu":
             device.yield_to_other_threads()
         torch.set_num_threads(self._num_threads)
@@ -173,7 +185,6 @@ class Engine:
             except Exception:
                 _log.exception("an iteration of the engine failed; all requests fail")
                 self._scheduler.fail_all(EngineFailed())
-        self._scheduler.fail_all(EngineFailed("the service is stopping; send the request again"))
 
     def _wait_for_work(self) -> bool:
         """Waits until there is work and passes new work to the scheduler. Returns False if the engine stops.
@@ -184,9 +195,12 @@ class Engine:
             self._condition.wait_for(lambda: self._should_wake or self._scheduler.can_work)
             while not self._should_wake and (wait_s := self._scheduler.wait_s) > 0:
                 self._condition.wait(wait_s)
-            self._scheduler.add(self._new_requests, self._new_device_calls)
-            self._new_requests, self._new_device_calls = [], []
+            self._take_new_work()
             return self._running
+
+    def _take_new_work(self) -> None:
+        self._scheduler.add(self._new_requests, self._new_device_calls)
+        self._new_requests, self._new_device_calls = [], []
 
     @property
     def _should_wake(self) -> bool:

@@ -89,7 +89,7 @@ def _wait_until_ready(
         try:
             line = lines.get(timeout=remaining_s)
         except queue.Empty:
-            break
+            continue
         if line is None:
             break
         message = _message(line)
@@ -97,7 +97,9 @@ def _wait_until_ready(
             return message
         output.append(line)
         on_line(line.rstrip())
-    raise ServiceStartError("".join(output).strip() or f"no output within {timeout_s:g} s")
+    else:
+        output.append(f"it was not ready after {timeout_s:g} s\n")
+    raise ServiceStartError("".join(output).strip() or "it printed nothing")
 
 
 def _message(line: str) -> str:

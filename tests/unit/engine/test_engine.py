@@ -29,6 +29,7 @@ from serve.events import Started, StepDone
 from serve.lora.weights import LoraWeights
 from serve.model_specs import Size
 from serve.settings import PoolSettings
+from tests.logs import Logs
 from tests.unit.engine.checkpoints import Checkpoints
 from tests.unit.engine.faults import Faulty, first_call, observed
 from tests.unit.engine.loras import lora_requests, make_lora
@@ -450,3 +451,20 @@ def test_stop_waits_for_a_busy_device_and_fails_its_requests(checkpoint: Checkpo
     assert busy_device.done.is_set()
     assert isinstance(client.final_event(), Failed)
     assert not engine.health.alive
+
+
+def test_requests_fail_when_the_thread_of_the_engine_fails(
+    checkpoint: Checkpoint, monkeypatch: pytest.MonkeyPatch, logs: Logs
+) -> None:
+    def fail() -> None:
+        raise PermissionError
+
+    monkeypatch.setattr(device, "yield_to_other_threads", fail)
+    engine = Engine(checkpoint, PoolSettings(model=""))
+    engine.start()
+    with pytest.raises((EngineFailed, NotReady)):
+        engine.warm_up([(64, 64)])
+    engine.stop()
+    assert len(logs.errors) == 1
+    with pytest.raises(NotReady):
+        Client(engine, make_request(steps=1))
