@@ -58,7 +58,7 @@ def test_start_error_has_the_output_of_the_service(fake_service: FakeService) ->
 
 def test_start_error_says_how_long_the_service_had(fake_service: FakeService) -> None:
     with (
-        pytest.raises(subprocess_service.ServiceStartError, match="it was not ready after 0 s$"),
+        pytest.raises(subprocess_service.ServiceStartError, match="it was not ready after 0 s"),
         subprocess_service.local_service(start_timeout_s=0),
     ):
         pass
