@@ -9,6 +9,7 @@ lasts until the k-th prediction of the burst ends, which makes a place for it.
 import argparse
 import asyncio
 import contextlib
+import itertools
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -26,7 +27,9 @@ WARM_UP_PREDICTIONS = 4
 POLL_INTERVAL_S = 5.0
 """Long, so that the clients of a burst do not take the processor from the service."""
 MAX_FACTOR = 2.0
-"""An estimate is good if it is at most this many times too long or too short."""
+ROUNDING_S = 1.0
+"""An estimate is good if it is at most `MAX_FACTOR` times too long or too short, or as near as `Retry-After` can be,
+which has whole seconds."""
 
 
 @dataclass
@@ -77,25 +80,31 @@ async def _create(client: httpx.AsyncClient, inputs: dict[str, Any], result: Cli
 
 
 def summarise(results: Sequence[ClientResult]) -> dict[str, Any]:
-    """The outcomes, the requests, and how many estimates were within `MAX_FACTOR` of the true wait."""
+    """The outcomes, the requests, and how many estimates were good."""
     ends_s = sorted(result.ended_at_s for result in results)
     refusals = sorted(
         (result.refused_at_s, result.retry_after_s) for result in results if result.refused_at_s is not None
     )
-    true_waits_s = [end_s - refused_at_s for end_s, (refused_at_s, _) in zip(ends_s, refusals, strict=False)]
-    factors = [
-        retry_after_s / true_s for (_, retry_after_s), true_s in zip(refusals, true_waits_s, strict=True) if true_s > 0
+    waits_s = [
+        (retry_after_s, end_s - refused_at_s)
+        for end_s, (refused_at_s, retry_after_s) in zip(ends_s, refusals, strict=False)
     ]
+    factors = [estimate_s / true_s for estimate_s, true_s in waits_s if true_s > 0]
     answers_s = [answer_s for result in results for answer_s in result.answer_s]
     return {
         "outcomes": {outcome: sum(r.outcome == outcome for r in results) for outcome in {r.outcome for r in results}},
         "posts": len(answers_s),
         "refused": len(refusals),
-        "good_estimates": sum(1 / MAX_FACTOR <= factor <= MAX_FACTOR for factor in factors),
+        "good_estimates": sum(itertools.starmap(_is_good, waits_s)),
         "estimate_by_true_wait": percentiles(factors, ""),
-        "true_wait": percentiles(true_waits_s),
+        "true_wait": percentiles([true_s for _, true_s in waits_s]),
         "post": percentiles(answers_s) | {"max_s": round(max(answers_s), 4)},
     }
+
+
+def _is_good(estimate_s: float, true_s: float) -> bool:
+    is_near = abs(estimate_s - true_s) <= ROUNDING_S
+    return is_near or true_s / MAX_FACTOR <= estimate_s <= true_s * MAX_FACTOR
 
 
 async def _measure(url: str, inputs: dict[str, Any], count: int, timeout_s: float) -> dict[str, Any]:

@@ -40,3 +40,19 @@ def test_true_wait_of_a_refusal_ends_with_the_prediction_of_its_rank() -> None:
     assert summary["true_wait"] == {"p50_s": 10, "p95_s": 19, "p99_s": 19}
     assert summary["estimate_by_true_wait"]["p99"] == 1.5
     assert summary["post"]["max_s"] == 0.5
+
+
+@pytest.mark.parametrize(
+    ("estimate_s", "true_s", "is_good"),
+    [
+        (10, 20, True),
+        (10, 21, False),
+        (20, 10, True),
+        (21, 10, False),
+        (1, 0.2, True),
+        (2, 0.2, False),
+        (2, -0.5, False),
+    ],
+)
+def test_estimate_within_a_factor_of_two_or_a_second_is_good(estimate_s: float, true_s: float, is_good: bool) -> None:
+    assert burst._is_good(estimate_s, true_s) is is_good
