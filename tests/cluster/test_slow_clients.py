@@ -14,6 +14,7 @@ from serve.api.connection_limits import MAX_HEAD_BYTES
 from serve.launch.subprocess_service import LocalService, local_service
 from serve.launch.tokens_command import manage_tokens
 from tests.cluster.client import SMALL, until
+from tests.open_files import allow_sockets
 
 ENDLESS_BODIES = 1300
 BODY_TIMEOUT_S = 10
@@ -77,6 +78,7 @@ async def answers_beside_endless_posts(url: str, token: str) -> tuple[list[int],
 
 
 def test_endless_bodies_hold_up_nobody(service: LocalService, token: str) -> None:
+    allow_sockets(ENDLESS_BODIES)
     statuses, endless = asyncio.run(answers_beside_endless_posts(service.url, token))
     assert statuses == [201, 200] * 3
     assert all(b" 408 " in answer for answer in endless)

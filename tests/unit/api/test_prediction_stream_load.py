@@ -1,7 +1,6 @@
 """Thousands of clients that follow unfinished predictions of another process."""
 
 import asyncio
-import resource
 import sys
 import time
 from collections.abc import Awaitable, Callable
@@ -15,9 +14,9 @@ from serve.settings import PoolSettings, Settings
 from tests import stream_clients
 from tests.app_factory import AppUnderTest, make_app
 from tests.fakes import ONE_IMAGE, FakePool
+from tests.open_files import allow_sockets
 
 PREDICTIONS = 20
-OWN_FILES = 500
 SETTINGS = Settings(pools={"dev-bf16": PoolSettings(model="dev", max_in_flight=2 * PREDICTIONS)})
 CAT = {"prompt": "a cat", "num_inference_steps": 2}
 MAX_STREAM_BYTES = 200_000
@@ -27,10 +26,7 @@ MAX_STREAM_BYTES = 200_000
 def streams(request: pytest.FixtureRequest) -> int:
     """The number of streams, if this process may open so many sockets."""
     count: int = request.param
-    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
-    if hard < count + OWN_FILES:
-        pytest.skip(f"{count} streams need {count + OWN_FILES} open files; the hard limit is {hard}")
-    resource.setrlimit(resource.RLIMIT_NOFILE, (max(soft, count + OWN_FILES), hard))
+    allow_sockets(count)
     return count
 
 
