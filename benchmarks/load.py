@@ -121,13 +121,18 @@ def summarise(results: Sequence[RequestResult], elapsed_s: float) -> dict[str, A
 
 def service_client(url: str, timeout_s: float) -> httpx.AsyncClient:
     """A client that sends the operator's token, over as many connections as it has requests."""
-    token = read_secrets().api_token
     return httpx.AsyncClient(
         base_url=url,
         timeout=timeout_s,
-        headers={"Authorization": f"Bearer {token.get_secret_value()}"} if token else {},
+        headers=auth_headers(),
         limits=httpx.Limits(max_connections=None, max_keepalive_connections=None),
     )
+
+
+def auth_headers() -> dict[str, str]:
+    """The operator's token, if there is one."""
+    token = read_secrets().api_token
+    return {"Authorization": f"Bearer {token.get_secret_value()}"} if token else {}
 
 
 def parse_inputs(texts: Sequence[str]) -> dict[str, Any]:

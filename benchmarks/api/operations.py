@@ -13,8 +13,8 @@ from typing import Any, Protocol
 import httpx
 
 from benchmarks.api.stored_rows import StoredPrediction, StoredPredictions
+from benchmarks.load import auth_headers
 from benchmarks.report import percentiles
-from serve.settings import read_secrets
 
 WARM_UP_REQUESTS = 8
 """To each process, before the measured ones."""
@@ -110,7 +110,7 @@ async def measure(
     """Each client sends one request at a time, to all processes in turn."""
     generator = random.Random(0)
     make_request = OPERATIONS[operation]
-    async with httpx.AsyncClient(timeout=REQUEST_TIMEOUT_S, headers=_auth_headers()) as http:
+    async with httpx.AsyncClient(timeout=REQUEST_TIMEOUT_S, headers=auth_headers()) as http:
 
         async def send(number: int) -> None:
             request = make_request(stored.choose(generator))
@@ -152,14 +152,9 @@ async def _run_clients(
 
 async def create_prediction(url: str) -> str:
     """Creates a prediction, waits until it has succeeded, and returns its id."""
-    async with httpx.AsyncClient(base_url=url, timeout=REQUEST_TIMEOUT_S, headers=_auth_headers()) as http:
+    async with httpx.AsyncClient(base_url=url, timeout=REQUEST_TIMEOUT_S, headers=auth_headers()) as http:
         response = await http.post(PATH, json={"input": INPUTS}, headers={"Prefer": "wait"})
     prediction = response.raise_for_status().json()
     if prediction["status"] != "succeeded":
         raise RuntimeError(prediction["error"])
     return str(prediction["id"])
-
-
-def _auth_headers() -> dict[str, str]:
-    token = read_secrets().api_token
-    return {"Authorization": f"Bearer {token.get_secret_value()}"} if token else {}

@@ -2,8 +2,9 @@
 
 from datetime import UTC, datetime
 
-import httpx
 import pytest
+from aiohttp import ClientSession, web
+from aiohttp.test_utils import RawTestServer
 
 from benchmarks import burst
 from benchmarks.burst import ClientResult, run_burst, summarise
@@ -15,14 +16,17 @@ async def test_refused_client_sends_its_request_again_after_the_time_it_was_told
     monkeypatch.setattr(burst, "POLL_INTERVAL_S", 0)
     responses = iter(
         [
-            httpx.Response(429, headers={"Retry-After": "0.25"}),
-            httpx.Response(201, json={"id": "a", "status": "starting"}),
-            httpx.Response(200, json={"id": "a", "status": "succeeded", "completed_at": "2026-01-31T12:00:00.500Z"}),
+            web.json_response({}, status=429, headers={"Retry-After": "0.25"}),
+            web.json_response({"id": "a", "status": "starting"}, status=201),
+            web.json_response({"id": "a", "status": "succeeded", "completed_at": "2026-01-31T12:00:00.500Z"}),
         ]
     )
-    transport = httpx.MockTransport(lambda _: next(responses))
-    async with httpx.AsyncClient(transport=transport, base_url="http://service") as client:
-        (result,) = await run_burst(client, {}, 1)
+
+    async def respond(_: web.BaseRequest) -> web.Response:
+        return next(responses)
+
+    async with RawTestServer(respond) as server, ClientSession(server.make_url("/")) as session:
+        (result,) = await run_burst(session, {}, 1)
     assert (len(result.answer_s), result.retry_after_s, result.outcome) == (2, 0.25, "succeeded")
     assert result.ended_at_s == datetime(2026, 1, 31, 12, 0, 0, 500_000, UTC).timestamp()
 
